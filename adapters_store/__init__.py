@@ -1,0 +1,1 @@
+"""Adapters at rest: immutable versions in safetensors files. Knows no server."""

@@ -1,0 +1,111 @@
+"""What an adapter says about itself, and how it is named."""
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any
+
+from adapters_store.errors import AdapterCorrupt, InvalidName
+
+FORMAT_VERSION = 1
+_NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9._-]{0,63}")
+
+
+def check_name(kind: str, value: str) -> str:
+    """Return `value` if it may name a folder on any system; raise InvalidName otherwise."""
+    if not _NAME.fullmatch(value) or value.endswith("."):
+        raise InvalidName(
+            f"{kind} {value!r} is not a name: use 1 to 64 letters, digits, '.', '_' or '-', "
+            "beginning with a letter or digit"
+        )
+    return value
+
+
+@dataclass(frozen=True, order=True)
+class AdapterRef:
+    """One immutable version of one owner's adapter; `str()` gives the id that users write."""
+
+    owner: str
+    name: str
+    version: int
+
+    def __post_init__(self) -> None:
+        check_name("owner", self.owner)
+        check_name("adapter", self.name)
+        if self.version < 1:
+            raise InvalidName(f"version {self.version} of {self.name!r} is not 1 or more")
+
+    def __str__(self) -> str:
+        return f"{self.name}@{self.version}"
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """The header of an adapter file.
+
+    `targets` are full module paths of the base, sorted; `scale` is the method's one number per
+    adapter (VeRA: 1). `options` hold what only one method reads; `provenance` says where it came
+    from (job, file, figures), for people.
+    """
+
+    method: str
+    rank: int
+    scale: float
+    seed: int
+    basis_spec: str
+    basis_sha256: str
+    base_name: str
+    base_fingerprint: str
+    targets: tuple[str, ...]
+    created_at: int
+    options: Mapping[str, str] = field(default_factory=dict)
+    provenance: Mapping[str, str] = field(default_factory=dict)
+    format_version: int = FORMAT_VERSION
+
+    def to_header(self) -> dict[str, str]:
+        """As safetensors metadata, whose values are strings: one JSON value per field."""
+        return {key: json.dumps(value, sort_keys=True) for key, value in asdict(self).items()}
+
+    @classmethod
+    def from_header(cls, header: Mapping[str, str]) -> "Manifest":
+        """Read a header back. Raises AdapterCorrupt naming the field at fault."""
+        values: dict[str, Any] = {}
+        for spec in fields(cls):
+            if spec.name not in header:
+                raise AdapterCorrupt(f"the header has no {spec.name!r}: not a Verandah adapter")
+            values[spec.name] = _decode(spec.name, header[spec.name])
+        if values["format_version"] != FORMAT_VERSION:
+            raise AdapterCorrupt(
+                f"format version {values['format_version']} is not {FORMAT_VERSION}, the one that "
+                "this build reads; upgrade Verandah"
+            )
+        values["targets"] = tuple(values["targets"])
+        return cls(**values)
+
+
+_KINDS: Mapping[str, type | tuple[type, ...]] = {
+    "method": str,
+    "rank": int,
+    "scale": (int, float),
+    "seed": int,
+    "basis_spec": str,
+    "basis_sha256": str,
+    "base_name": str,
+    "base_fingerprint": str,
+    "targets": list,
+    "created_at": int,
+    "options": dict,
+    "provenance": dict,
+    "format_version": int,
+}
+
+
+def _decode(name: str, text: str) -> Any:
+    try:
+        value = json.loads(text)
+    except ValueError as error:
+        raise AdapterCorrupt(f"the header's {name!r} is not JSON: {text[:80]!r}") from error
+    if not isinstance(value, _KINDS[name]) or isinstance(value, bool):
+        raise AdapterCorrupt(f"the header's {name!r} has the wrong type: {text[:80]!r}")
+    return value

@@ -1,0 +1,1 @@
+"""Adapters in device memory: methods, banks, slots; the plain reference beside every fast path."""

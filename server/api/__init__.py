@@ -1,0 +1,1 @@
+"""HTTP shapes only; no decisions."""

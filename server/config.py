@@ -1,0 +1,73 @@
+"""Settings, read once. Only `server.__main__` and `server.app` import them; below, plain values."""
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, SecretStr, model_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+
+class Settings(BaseSettings):
+    """Every option of the command line; each is also the environment variable `VERANDAH_<NAME>`."""
+
+    model_config = SettingsConfigDict(env_prefix="VERANDAH_", frozen=True, extra="forbid")
+
+    home: Path = Field(Path("~/.verandah"), description="folder of adapters, files, and database")
+    database_url: str = Field("", description="SQLAlchemy URL; empty: SQLite under the home")
+    host: str = Field("127.0.0.1", description="address to listen on")
+    port: int = Field(8000, ge=0, le=65535, description="port to listen on; 0 takes a free one")
+    api_key: SecretStr | None = Field(None, description="require this key as a bearer token")
+    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="verbosity")
+
+    model: str = Field("porch", description="base model: porch, a folder, or a hub id")
+    served_name: str = Field("base", description="the id under which users ask for the base model")
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where the model runs")
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        "auto", description="number format of the weights; auto: float32 on a CPU, else as stored"
+    )
+    threads: int = Field(0, ge=0, description="CPU threads for the engine; 0: torch's choice")
+
+    max_context: int = Field(0, ge=0, description="tokens of context; 0: all that the model has")
+    max_batch_rows: int = Field(64, ge=1, le=4096, description="sequences that run at once")
+    max_step_tokens: int = Field(512, ge=1, description="tokens of one step; longer prompts chunk")
+    kv_memory_mb: int = Field(512, ge=1, description="memory for keys and values, MiB")
+    kv_block_tokens: int = Field(
+        16, ge=1, le=1024, description="tokens in one block of that memory"
+    )
+    max_waiting: int = Field(512, ge=1, description="requests that may wait; more get a 429")
+    request_timeout_s: float = Field(600, gt=0, description="deadline of one request, seconds")
+    drain_timeout_s: float = Field(20, ge=0, description="seconds for running requests at shutdown")
+
+    max_rank: int = Field(256, ge=1, le=1024, description="largest rank that can be served")
+    adapter_slots: int = Field(1024, ge=1, description="adapters resident at most")
+    adapter_memory_mb: int = Field(512, ge=1, description="memory for resident adapters, MiB")
+    host_cache_mb: int = Field(512, ge=0, description="memory for adapters waiting in RAM, MiB")
+    pinned: tuple[str, ...] = Field((), description="adapters that are never evicted")
+
+    max_body_mb: float = Field(8, gt=0, description="largest JSON request body, MiB")
+    max_file_mb: float = Field(100, gt=0, description="largest uploaded file, MiB")
+
+    worker: bool = Field(True, description="serve also starts and supervises a training worker")
+    worker_threads: int = Field(0, ge=0, description="CPU threads for training; 0: torch's choice")
+    worker_poll_s: float = Field(0.5, gt=0, description="seconds between looks for a waiting job")
+    lease_s: float = Field(30, gt=0, description="seconds without a heartbeat that lose a job")
+    checkpoint_every_s: float = Field(20, gt=0, description="seconds between training checkpoints")
+
+    @model_validator(mode="after")
+    def _a_step_holds_every_row(self) -> "Settings":
+        if self.max_step_tokens < self.max_batch_rows:
+            raise ValueError(
+                f"max_step_tokens={self.max_step_tokens} is below max_batch_rows="
+                f"{self.max_batch_rows}: each running sequence needs one token of every step"
+            )
+        return self
+
+    @property
+    def home_path(self) -> Path:
+        """The home folder, absolute."""
+        return self.home.expanduser().absolute()
+
+    @property
+    def database(self) -> str:
+        """The database's SQLAlchemy URL."""
+        return self.database_url or f"sqlite:///{self.home_path / 'verandah.db'}"

@@ -1,0 +1,1 @@
+"""Sequences, KV memory, the forward pass, sampling: tokens in, tokens out."""

@@ -1,0 +1,135 @@
+"""What the engine runs: sequences and how to sample them. Knows no tensors and no HTTP."""
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from server.errors import InvalidRequest
+
+
+class FinishReason(StrEnum):
+    """Why a sequence ended, in the OpenAI API's words where it has one."""
+
+    STOP = "stop"
+    LENGTH = "length"
+    CANCELLED = "cancelled"
+    DEADLINE = "deadline"
+    ERROR = "error"
+
+
+def _within(name: str, value: float, low: float, high: float) -> None:
+    if not low <= value <= high:
+        raise InvalidRequest(f"{name}={value} is not between {low} and {high}", param=name)
+
+
+@dataclass(frozen=True)
+class SamplingParams:
+    """How one request wants its tokens drawn. Ranges are the OpenAI API's; vLLM's for the rest.
+
+    Raises:
+        InvalidRequest: a value is out of range; `param` names it.
+    """
+
+    max_tokens: int = 16
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0  # 0: all
+    min_p: float = 0.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    repetition_penalty: float = 1.0
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    seed: int | None = None
+    stop: tuple[str, ...] = ()
+    stop_token_ids: frozenset[int] = frozenset()
+    ignore_eos: bool = False
+    top_logprobs: int | None = None  # None: no logprobs; k: the sampled token's and the k best
+    prompt_logprobs: bool = False
+
+    def __post_init__(self) -> None:
+        _within("max_tokens", self.max_tokens, 0, 2**31)
+        _within("temperature", self.temperature, 0.0, 2.0)
+        _within("top_p", self.top_p, 0.0, 1.0)
+        _within("top_k", self.top_k, 0, 2**31)
+        _within("min_p", self.min_p, 0.0, 1.0)
+        _within("presence_penalty", self.presence_penalty, -2.0, 2.0)
+        _within("frequency_penalty", self.frequency_penalty, -2.0, 2.0)
+        _within("repetition_penalty", self.repetition_penalty, 0.01, 100.0)
+        _within("top_logprobs", self.top_logprobs or 0, 0, 20)
+        for _, bias in self.logit_bias:
+            _within("logit_bias", bias, -100.0, 100.0)
+        if any(not text for text in self.stop):
+            raise InvalidRequest("stop holds an empty string; leave it out", param="stop")
+
+
+@dataclass(frozen=True)
+class TokenLogprob:
+    """Natural-log probabilities of one token under the model's raw distribution (temperature 1)."""
+
+    token_id: int
+    logprob: float
+    top: tuple[tuple[int, float], ...] = ()  # (token id, logprob), best first
+
+
+@dataclass(eq=False)
+class Sequence:
+    """One prompt and the answer growing behind it. The scheduler owns it, the engine reads it.
+
+    `num_computed` counts the tokens whose keys and values are in the cache; pre-emption puts it
+    back to zero, and prompt and answer so far are then computed again. `slot` is the adapter's
+    place in the banks (0: the base model), held from admission until the sequence ends.
+    """
+
+    seq_id: int
+    prompt: tuple[int, ...]
+    params: SamplingParams
+    seed: int
+    slot: int = 0
+    output: list[int] = field(default_factory=list)
+    num_computed: int = 0
+    blocks: list[int] = field(default_factory=list)
+    finish: FinishReason | None = None
+
+    @property
+    def num_tokens(self) -> int:
+        return len(self.prompt) + len(self.output)
+
+    @property
+    def remaining(self) -> int:
+        """Tokens known but not yet computed; 1 while decoding."""
+        return self.num_tokens - self.num_computed
+
+    def tokens(self, start: int, stop: int) -> list[int]:
+        """Token ids of prompt and output at positions start..stop-1."""
+        split = len(self.prompt)
+        return [
+            *self.prompt[start:stop],
+            *self.output[max(start - split, 0) : max(stop - split, 0)],
+        ]
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Run the next `length` tokens of `sequence` in this step."""
+
+    sequence: Sequence
+    length: int
+
+    @property
+    def completes(self) -> bool:
+        """True when the chunk reaches the sequence's last token, so that a new one is sampled."""
+        return self.length == self.sequence.remaining
+
+
+@dataclass(frozen=True)
+class StepOutput:
+    """What one step gave one sequence.
+
+    `token_id` is None while the prompt is still being read. `logprob` is set when the request asked
+    for it; `prompt_logprobs` holds one entry for each prompt position that this chunk scored
+    (position p is scored by the logits at p - 1; the first token of a prompt has none).
+    """
+
+    sequence: Sequence
+    token_id: int | None = None
+    logprob: TokenLogprob | None = None
+    prompt_logprobs: tuple[TokenLogprob, ...] = ()

@@ -1,0 +1,1 @@
+"""Who runs next: pure policy, then the loop."""

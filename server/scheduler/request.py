@@ -1,0 +1,61 @@
+"""What the API hands to the serving loop, and what comes back. Knows no HTTP."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from adapters_store.manifest import AdapterRef
+from server.engine.sequence import FinishReason, SamplingParams, TokenLogprob
+
+
+@dataclass(frozen=True)
+class Generation:
+    """One request: a prompt, whose adapter (None: the base model) and how to sample `n` answers."""
+
+    request_id: str
+    owner: str
+    prompt: tuple[int, ...]
+    params: SamplingParams
+    adapter: AdapterRef | None = None
+    n: int = 1
+    timeout_s: float = 600.0
+
+
+@dataclass(frozen=True)
+class TokenPiece:
+    """A token with the text it showed; several tokens may show none until a character is whole."""
+
+    token_id: int
+    text: str
+    logprob: TokenLogprob | None = None
+
+
+@dataclass(frozen=True)
+class Delta:
+    """News of answer `index`: text ready to show, the tokens behind it, and perhaps its end.
+
+    `text` never splits a character and never holds a stop string, nor the start of one that may
+    yet complete. `error` is set when `finish` is ERROR or DEADLINE, or when the adapter could not be loaded.
+    """
+
+    index: int
+    text: str = ""
+    tokens: tuple[TokenPiece, ...] = ()
+    prompt_logprobs: tuple[TokenLogprob | None, ...] | None = None
+    finish: FinishReason | None = None
+    stop_reason: str | int | None = None
+    error: Exception | None = None
+
+
+Listener = Callable[[Delta], None]
+"""Called from the engine's thread; must return at once and never raise."""
+
+
+@dataclass(frozen=True)
+class LoopStats:
+    """A snapshot for /metrics and /health."""
+
+    running: int = 0
+    waiting: int = 0
+    kv_blocks_used: int = 0
+    kv_blocks_total: int = 0
+    by_adapter_running: dict[str, int] = field(default_factory=dict)

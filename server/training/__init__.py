@@ -1,0 +1,1 @@
+"""Examples and masks, the trainer, the worker process."""
