@@ -34,7 +34,8 @@ class Delta:
     """News of answer `index`: text ready to show, the tokens behind it, and perhaps its end.
 
     `text` never splits a character and never holds a stop string, nor the start of one that may
-    yet complete. `error` is set when `finish` is ERROR or DEADLINE, or when the adapter could not be loaded.
+    yet complete. `error` is set when `finish` is ERROR or DEADLINE, or when the adapter could not
+    be loaded.
     """
 
     index: int
