@@ -1,0 +1,83 @@
+"""What is counted and timed, under vLLM's names (prefix `verandah:`) where the meaning is the same.
+
+Knows neither who records nor who reads. No label grows with users, adapters or requests: figures
+per adapter are in `GET /v1/adapters`. Gauges are read from their owners when /metrics is asked for
+(`server.api.ops`), so nothing has to keep them up to date.
+"""
+
+from prometheus_client import CollectorRegistry, Counter, Histogram
+
+PREFIX = "verandah:"
+_SHORT_S = (0.001, 0.0025, 0.005, 0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.28, 2.56, 5.12, 10.24)
+_LONG_S = (0.01, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 20.0, 40.0, 80.0, 160.0, 320.0, 640.0)
+_TOKENS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768, 65536)
+
+
+class Metrics:
+    """One server's counters and histograms, in a registry of their own.
+
+    Every series carries `model_name`, the served id of the base model. Times are seconds.
+    """
+
+    def __init__(self, model_name: str) -> None:
+        self.model_name = model_name
+        self.registry = CollectorRegistry()
+
+        self.prompt_tokens = self._counter("prompt_tokens", "Prompt tokens computed.")
+        self.generation_tokens = self._counter("generation_tokens", "Tokens generated.")
+        self.num_preemptions = self._counter("num_preemptions", "Sequences put back for memory.")
+        self._request_success = self._family(
+            "request_success", "Requests ended, by why.", "finished_reason"
+        )
+        self._rejections = self._family(
+            "admission_rejections", "Requests refused before they ran, by why.", "reason"
+        )
+
+        self.time_to_first_token = self._histogram(
+            "time_to_first_token_seconds", "From submission to the first token.", _LONG_S
+        )
+        self.inter_token_latency = self._histogram(
+            "inter_token_latency_seconds", "Between two tokens of one answer.", _SHORT_S
+        )
+        self.e2e_request_latency = self._histogram(
+            "e2e_request_latency_seconds", "From submission to the last token.", _LONG_S
+        )
+        self.request_queue_time = self._histogram(
+            "request_queue_time_seconds", "From submission to the first step.", _LONG_S
+        )
+        self.request_prefill_time = self._histogram(
+            "request_prefill_time_seconds", "From the first step to the first token.", _LONG_S
+        )
+        self.request_decode_time = self._histogram(
+            "request_decode_time_seconds", "From the first token to the last.", _LONG_S
+        )
+        self.request_prompt_tokens = self._histogram(
+            "request_prompt_tokens", "Prompt tokens of one request.", _TOKENS
+        )
+        self.request_generation_tokens = self._histogram(
+            "request_generation_tokens", "Generated tokens of one request.", _TOKENS
+        )
+        self.iteration_tokens = self._histogram(
+            "iteration_tokens_total", "Tokens computed in one step of the engine.", _TOKENS
+        )
+
+    def finished(self, reason: str) -> None:
+        """Count one request that ended; `reason` is a FinishReason, so the label stays small."""
+        self._request_success.labels(self.model_name, reason).inc()
+
+    def rejected(self, reason: str) -> None:
+        """Count one request refused; `reason` is one word from a fixed set, such as queue_full."""
+        self._rejections.labels(self.model_name, reason).inc()
+
+    def _family(self, name: str, text: str, label: str) -> Counter:
+        return Counter(PREFIX + name, text, ("model_name", label), registry=self.registry)
+
+    def _counter(self, name: str, text: str) -> Counter:
+        family = Counter(PREFIX + name, text, ("model_name",), registry=self.registry)
+        return family.labels(self.model_name)
+
+    def _histogram(self, name: str, text: str, buckets: tuple[float, ...]) -> Histogram:
+        family = Histogram(
+            PREFIX + name, text, ("model_name",), buckets=buckets, registry=self.registry
+        )
+        return family.labels(self.model_name)
