@@ -1,0 +1,99 @@
+"""One answer under way: its sequence, its text, what its listener was told. Knows no tensors."""
+
+from dataclasses import dataclass, field
+
+from adapters_store.manifest import AdapterRef
+from server.engine.sequence import FinishReason, Sequence, StepOutput, TokenLogprob
+from server.scheduler.request import Delta, Generation, Listener, TokenPiece
+from server.scheduler.text import AnswerText
+
+
+@dataclass
+class Times:
+    """Moments of one answer, seconds on the loop's clock; None: not yet."""
+
+    submitted: float
+    deadline: float
+    started: float | None = None
+    first_token: float | None = None
+    last_token: float | None = None
+
+
+@dataclass(eq=False)
+class Answer:
+    """One of the `n` answers of a request, from submission to its last delta."""
+
+    request: Generation
+    index: int
+    arrival: int
+    sequence: Sequence
+    text: AnswerText
+    listener: Listener
+    times: Times
+    holds_slot: bool = False
+    preempted: bool = False
+    scored: list[TokenLogprob] = field(default_factory=list)
+    scores_told: bool = False
+
+    @property
+    def owner(self) -> str:
+        return self.request.owner
+
+    @property
+    def adapter(self) -> AdapterRef | None:
+        return self.request.adapter
+
+    def take(self, output: StepOutput, eos: frozenset[int], max_context: int) -> Delta | None:
+        """Take in what a step gave; the news for the listener, or None if there is none yet.
+
+        Sets `sequence.finish` when the answer is complete.
+        """
+        if not self.scores_told:
+            self.scored.extend(output.prompt_logprobs)
+        if output.token_id is None:
+            return None
+        if self.request.params.max_tokens == 0:
+            self.sequence.finish = FinishReason.LENGTH
+            return self._delta()
+        return self._append(output.token_id, output.logprob, eos, max_context)
+
+    def _append(
+        self, token_id: int, logprob: TokenLogprob | None, eos: frozenset[int], max_context: int
+    ) -> Delta:
+        params, sequence = self.request.params, self.sequence
+        sequence.output.append(token_id)
+        ends = token_id in params.stop_token_ids
+        if ends or (token_id in eos and not params.ignore_eos):
+            sequence.finish = FinishReason.STOP
+            token = TokenPiece(token_id, "", logprob)
+            return self._delta(
+                self.text.finish().text, (token,), stop_reason=token_id if ends else None
+            )
+        shown = self.text.push(token_id)
+        text, stop = shown.text, shown.stop
+        if stop is not None:
+            sequence.finish = FinishReason.STOP
+        elif len(sequence.output) >= params.max_tokens or sequence.num_tokens >= max_context:
+            sequence.finish = FinishReason.LENGTH
+            last = self.text.finish()
+            text, stop = text + last.text, last.stop
+        return self._delta(text, (TokenPiece(token_id, shown.piece, logprob),), stop_reason=stop)
+
+    def _delta(
+        self,
+        text: str = "",
+        tokens: tuple[TokenPiece, ...] = (),
+        *,
+        stop_reason: str | int | None = None,
+    ) -> Delta:
+        scores = None
+        if self.request.params.prompt_logprobs and not self.scores_told:
+            scores = (None, *self.scored)
+            self.scores_told = True
+        return Delta(self.index, text, tokens, scores, self.sequence.finish, stop_reason)
+
+    def restart(self) -> None:
+        """Pre-empted: prompt and answer so far will be computed again."""
+        self.preempted = True
+        if not self.scores_told:
+            self.scored.clear()

@@ -1,0 +1,292 @@
+"""The serving loop: one thread that admits, steps the engine and tells listeners. Knows no HTTP.
+
+Everything that touches the engine, the blocks or the adapters' slots happens on that thread; other
+threads leave requests and cancellations in an inbox and wake it.
+"""
+
+import logging
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable
+from collections.abc import Sequence as Seq
+from dataclasses import dataclass
+from typing import Protocol
+
+from adapters_store.errors import StoreError
+from adapters_store.manifest import AdapterRef
+from server.engine.sequence import Chunk, FinishReason, StepOutput
+from server.errors import DeadlineExceeded, Unavailable, VerandahError
+from server.scheduler.answer import Answer
+from server.scheduler.intake import Handle, Intake
+from server.scheduler.observer import Observer
+from server.scheduler.policy import Blocks, admission_order, plan_step
+from server.scheduler.request import Delta, Generation, Listener, LoopStats
+from server.scheduler.text import Decoder
+
+log = logging.getLogger(__name__)
+
+_IDLE_WAIT_S = 0.25  # how late a deadline may be noticed while nothing runs
+
+
+class Stepper(Protocol):
+    """The engine: `server.engine.runner.Runner`."""
+
+    def step(self, chunks: Seq[Chunk]) -> list[StepOutput]: ...
+
+
+class Slots(Protocol):
+    """Adapters in device memory: `server.adapters.residency.ResidentAdapters`."""
+
+    def prepare(self, ref: AdapterRef) -> None: ...
+
+    def acquire(self, ref: AdapterRef) -> int | None: ...
+
+    def release(self, ref: AdapterRef) -> None: ...
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What the loop may hold at once."""
+
+    max_rows: int
+    max_step_tokens: int
+    max_waiting: int
+    max_context: int
+    block_tokens: int
+
+
+class ServingLoop:
+    """Continuous batching: answers join and leave between any two steps."""
+
+    def __init__(
+        self,
+        engine: Stepper,
+        slots: Slots,
+        blocks: Blocks,
+        new_decoder: Callable[[], Decoder],
+        *,
+        eos: frozenset[int],
+        limits: Limits,
+        observer: Observer,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._engine = engine
+        self._slots = slots
+        self._blocks = blocks
+        self._eos = eos
+        self._limits = limits
+        self._observer = observer
+        self._clock = clock
+        self.max_context = min(limits.max_context, blocks.num_total * limits.block_tokens)
+        self._wake = threading.Event()
+        self._stop = threading.Event()
+        self._intake = Intake(
+            new_decoder,
+            self._wake.set,
+            capacity=limits.max_waiting + limits.max_rows,
+            max_context=self.max_context,
+            clock=clock,
+        )
+        self._waiting: list[Answer] = []
+        self._running: list[Answer] = []
+        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
+
+    # Called from any thread.
+
+    def start(self) -> None:
+        """Start the thread. A loop runs once: after `stop`, build another."""
+        self._thread.start()
+        self._intake.open = True
+
+    def stop(self, drain_timeout_s: float) -> None:
+        """Refuse new requests, let running ones finish until the timeout, cancel the rest."""
+        self._intake.close()
+        end = time.monotonic() + drain_timeout_s
+        while self._intake.queued and time.monotonic() < end and self._thread.is_alive():
+            time.sleep(0.02)
+        self._stop.set()
+        self.wake()
+        self._thread.join()
+
+    @property
+    def alive(self) -> bool:
+        """True while requests are accepted and the thread runs."""
+        return self._intake.open and self._thread.is_alive()
+
+    def wake(self) -> None:
+        """Look again now: an adapter was loaded, say."""
+        self._wake.set()
+
+    def submit(self, request: Generation, listener: Listener) -> Handle:
+        """Queue the `n` answers of a request; `listener` hears of each from the engine's thread.
+
+        Raises:
+            InvalidRequest: the prompt is empty.
+            ContextLengthExceeded: prompt plus `max_tokens` can never fit.
+            QueueFull: too many answers wait; says when to try again.
+            Unavailable: the loop is not running or is draining.
+        """
+        return self._intake.submit(request, listener)
+
+    def cancel(self, handle: Handle) -> None:
+        """Stop a request's answers; their memory is free before the next step."""
+        self._intake.cancel(handle)
+
+    def stats(self) -> LoopStats:
+        """A snapshot; numbers may be one step old."""
+        running = list(self._running)
+        names = Counter(str(answer.adapter or "base") for answer in running)
+        total = self._blocks.num_total
+        return LoopStats(
+            running=len(running),
+            waiting=max(self._intake.queued - len(running), 0),
+            kv_blocks_used=total - self._blocks.num_free,
+            kv_blocks_total=total,
+            by_adapter_running=dict(names),
+        )
+
+    # Called from the loop's own thread.
+
+    def _run(self) -> None:
+        while not self._stop.is_set():
+            self._take_inbox()
+            self._drop_late()
+            self._admit()
+            if self._running:
+                self._step()
+            else:
+                self._wake.wait(_IDLE_WAIT_S)
+                self._wake.clear()
+        self._take_inbox()
+        for answer in [*self._running, *self._waiting]:
+            self._end(answer, FinishReason.CANCELLED, Unavailable("the server is shutting down"))
+
+    def _take_inbox(self) -> None:
+        for answer in self._intake.take_submitted():
+            self._waiting.append(answer)
+            if answer.adapter is not None:
+                self._slots.prepare(answer.adapter)
+        for answer in self._intake.take_cancelled():
+            self._end(answer, FinishReason.CANCELLED)
+
+    def _drop_late(self) -> None:
+        now = self._clock()
+        for answer in [*self._running, *self._waiting]:
+            if now > answer.times.deadline:
+                limit = answer.request.timeout_s
+                error = DeadlineExceeded(
+                    f"the answer was not complete after {limit:g} s; ask for fewer tokens, or try "
+                    "again when the server is less busy"
+                )
+                self._end(answer, FinishReason.DEADLINE, error)
+
+    def _admit(self) -> None:
+        if not self._waiting or len(self._running) >= self._limits.max_rows:
+            return
+        promised = sum(
+            self._blocks.need(answer.sequence, answer.sequence.num_tokens)
+            for answer in self._running
+        )
+        owners = [answer.owner for answer in self._running]
+        for answer in admission_order(self._waiting, owners):
+            if len(self._running) >= self._limits.max_rows:
+                return
+            if not self._take_slot(answer):
+                continue
+            # One token beyond the prompt, or the first decode would pre-empt somebody at once.
+            need = self._blocks.need(answer.sequence, answer.sequence.num_tokens + 1)
+            if self._running and promised + need > self._blocks.num_free:
+                return
+            promised += need
+            self._start(answer)
+
+    def _take_slot(self, answer: Answer) -> bool:
+        """True when the answer's adapter is in a slot, held for it until the answer ends."""
+        if answer.adapter is None or answer.holds_slot:
+            return True
+        try:
+            slot = self._slots.acquire(answer.adapter)
+        except (VerandahError, StoreError) as error:
+            self._end(answer, FinishReason.ERROR, error)
+            return False
+        if slot is None:
+            return False
+        answer.sequence.slot = slot
+        answer.holds_slot = True
+        return True
+
+    def _start(self, answer: Answer) -> None:
+        self._waiting.remove(answer)
+        self._running.append(answer)
+        answer.preempted = False
+        if answer.times.started is None:
+            answer.times.started = self._clock()
+
+    def _step(self) -> None:
+        answers = {id(answer.sequence): answer for answer in self._running}
+        sequences = [answer.sequence for answer in self._running]
+        plan = plan_step(sequences, self._blocks, self._limits.max_step_tokens)
+        for sequence in plan.preempted:
+            self._preempt(answers[id(sequence)])
+        try:
+            outputs = self._engine.step(plan.chunks)
+        except Exception as error:  # whatever a kernel may raise: the loop must outlive it
+            log.exception("a step of %d chunks failed", len(plan.chunks))
+            failed = [answers[id(chunk.sequence)] for chunk in plan.chunks]
+            self._fail(failed, error)
+            return
+        self._observer.step(sum(chunk.length for chunk in plan.chunks))
+        for output in outputs:
+            self._deliver(answers[id(output.sequence)], output)
+
+    def _preempt(self, answer: Answer) -> None:
+        answer.restart()
+        self._running.remove(answer)
+        self._waiting.append(answer)
+        self._observer.preempted()
+
+    def _fail(self, answers: Iterable[Answer], error: Exception) -> None:
+        reason = Unavailable(f"the engine failed on this batch ({type(error).__name__}); try again")
+        for answer in answers:
+            self._end(answer, FinishReason.ERROR, reason)
+
+    def _deliver(self, answer: Answer, output: StepOutput) -> None:
+        delta = answer.take(output, self._eos, self.max_context)
+        if delta is None:
+            return
+        self._observer.token(answer.times, self._clock())
+        if delta.finish is None:
+            self._tell(answer, delta)
+        else:
+            self._end(answer, delta.finish, delta=delta)
+
+    def _tell(self, answer: Answer, delta: Delta) -> None:
+        try:
+            answer.listener(delta)
+        except Exception:  # a listener's fault must not stop the others' answers
+            log.exception("the listener of %s failed", answer.request.request_id)
+            self._intake.cancel(Handle((answer,)))
+
+    def _end(
+        self,
+        answer: Answer,
+        reason: FinishReason,
+        error: Exception | None = None,
+        *,
+        delta: Delta | None = None,
+    ) -> None:
+        """Give back all that the answer holds and tell its listener; twice does nothing."""
+        group = self._running if answer in self._running else self._waiting
+        if answer not in group:
+            return
+        group.remove(answer)
+        answer.sequence.finish = reason
+        self._blocks.free(answer.sequence)
+        if answer.holds_slot and answer.adapter is not None:
+            self._slots.release(answer.adapter)
+            answer.holds_slot = False
+        now = self._clock()
+        self._intake.ended(now)
+        self._observer.finished(answer.times, answer.sequence, now)
+        self._tell(answer, delta or Delta(answer.index, finish=reason, error=error))

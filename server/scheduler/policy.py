@@ -1,0 +1,98 @@
+"""Who runs next, as pure functions of what waits and what runs. Knows no threads or tensors."""
+
+from collections import Counter
+from collections.abc import Iterable
+from collections.abc import Sequence as Seq
+from dataclasses import dataclass
+from typing import Protocol, TypeVar
+
+from server.engine.sequence import Chunk, Sequence
+
+
+class Blocks(Protocol):
+    """The block bookkeeping of the KV cache: `server.engine.blocks.BlockPool`."""
+
+    @property
+    def num_free(self) -> int: ...
+
+    @property
+    def num_total(self) -> int: ...
+
+    def need(self, sequence: Sequence, num_tokens: int) -> int:
+        """Blocks that `sequence` still lacks to hold its first `num_tokens` tokens."""
+        ...
+
+    def grow(self, sequence: Sequence, num_tokens: int) -> bool:
+        """Give `sequence` the blocks it needs for `num_tokens`; False leaves all as it was."""
+        ...
+
+    def free(self, sequence: Sequence) -> None: ...
+
+
+class Waiting(Protocol):
+    """What the order of admission depends on."""
+
+    @property
+    def owner(self) -> str: ...
+
+    @property
+    def arrival(self) -> int: ...
+
+    @property
+    def preempted(self) -> bool: ...
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One step: what runs, and who had to give its memory back to make room."""
+
+    chunks: tuple[Chunk, ...]
+    preempted: tuple[Sequence, ...]
+
+
+W = TypeVar("W", bound=Waiting)
+
+
+def admission_order(waiting: Iterable[W], running_owners: Iterable[str]) -> list[W]:
+    """Pre-empted first, then the owners with the least running, then by arrival.
+
+    An owner's k-th waiting request counts the k - 1 before it as if they ran, so that two owners
+    alternate however many requests one of them has queued.
+    """
+    load = Counter(running_owners)
+    ranked: list[tuple[bool, int, int, W]] = []
+    for item in sorted(waiting, key=lambda item: item.arrival):
+        ranked.append((not item.preempted, load[item.owner], item.arrival, item))
+        load[item.owner] += 1
+    ranked.sort(key=lambda entry: entry[:3])
+    return [entry[3] for entry in ranked]
+
+
+def plan_step(running: Seq[Sequence], blocks: Blocks, max_step_tokens: int) -> Plan:
+    """Choose the chunks of one step. `running` is in order of admission, oldest first.
+
+    Every decoding sequence runs one token; what is left of `max_step_tokens` goes to prompts,
+    oldest first, in chunks. When blocks run out, the youngest sequence is pre-empted: it loses its
+    blocks and is computed again later. The oldest can always run, so the loop always advances.
+    """
+    queue = sorted(running, key=lambda sequence: sequence.remaining > 1)
+    alive = list(running)
+    chunks: list[Chunk] = []
+    preempted: list[Sequence] = []
+    budget = max_step_tokens
+    for sequence in queue:
+        if sequence in preempted or budget == 0:
+            continue
+        length = min(sequence.remaining, budget)
+        while not blocks.grow(sequence, sequence.num_computed + length):
+            victim = alive.pop()
+            blocks.free(victim)
+            victim.num_computed = 0
+            preempted.append(victim)
+            chunks = [chunk for chunk in chunks if chunk.sequence is not victim]
+            if victim is sequence:
+                break
+        else:
+            chunks.append(Chunk(sequence, length))
+            budget -= length
+    return Plan(tuple(chunks), tuple(preempted))
