@@ -1,0 +1,52 @@
+"""Tiny random causal models, one per architecture that the server promises to run."""
+
+from typing import Any, Literal, get_args
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+
+Kind = Literal["llama", "qwen2", "qwen3", "gpt2", "mistral", "phi"]
+KINDS: tuple[Kind, ...] = get_args(Kind)
+
+VOCAB = 300
+BOS, EOS = 1, 2
+
+_TOKENS = {"bos_token_id": BOS, "eos_token_id": EOS, "pad_token_id": None}
+_SHAPE = {
+    "vocab_size": VOCAB,
+    "hidden_size": 48,
+    "intermediate_size": 80,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 256,
+}
+_SHAPES: dict[Kind, dict[str, Any]] = {
+    "llama": _SHAPE,
+    "qwen2": _SHAPE,
+    "qwen3": {**_SHAPE, "head_dim": 16},
+    "gpt2": {"vocab_size": VOCAB, "n_embd": 48, "n_layer": 2, "n_head": 4, "n_positions": 256},
+    "mistral": {**_SHAPE, "sliding_window": 24},
+    "phi": _SHAPE,
+}
+
+
+def tiny_model(
+    kind: Kind, *, seed: int = 0, dtype: torch.dtype = torch.float32, **overrides: Any
+) -> PreTrainedModel:
+    """A random model of `kind` in evaluation mode on the CPU; `overrides` go to its config.
+
+    Every parameter is drawn, biases and norms too, so that a lost bias or a swapped norm shows;
+    the spread is large enough that greedy answers vary. The caller's random state is untouched.
+    """
+    config = AutoConfig.for_model(kind, **{**_TOKENS, **_SHAPES[kind], **overrides})
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=dtype)
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                is_gain = ("norm" in name or "ln_" in name) and name.endswith("weight")
+                spread = 0.1 if parameter.ndim == 1 else 0.2
+                parameter.copy_(torch.randn(parameter.shape) * spread + float(is_gain))
+    model.eval()
+    return model
