@@ -1,5 +1,6 @@
 """What the engine runs: sequences and how to sample them. Knows no tensors and no HTTP."""
 
+from collections import abc
 from dataclasses import dataclass, field
 from enum import StrEnum
 
@@ -61,6 +62,24 @@ class SamplingParams:
             raise InvalidRequest("stop holds an empty string; leave it out", param="stop")
 
 
+def check_token_ids(prompt: abc.Sequence[int], params: SamplingParams, vocab_size: int) -> None:
+    """Refuse token ids that the model does not have: on a GPU one of them would end the process.
+
+    Raises:
+        InvalidRequest: the prompt is empty, or an id of the prompt or of logit_bias is unknown.
+    """
+    if not prompt:
+        raise InvalidRequest("the prompt is empty; give at least one token", param="prompt")
+    if not 0 <= min(prompt) <= max(prompt) < vocab_size:
+        wrong = next(token for token in prompt if not 0 <= token < vocab_size)
+        raise InvalidRequest(f"token {wrong} is not in the {vocab_size} known", param="prompt")
+    for token, _ in params.logit_bias:
+        if not 0 <= token < vocab_size:
+            raise InvalidRequest(
+                f"logit_bias names token {token}, known are 0..{vocab_size - 1}", param="logit_bias"
+            )
+
+
 @dataclass(frozen=True)
 class TokenLogprob:
     """Natural-log probabilities of one token under the model's raw distribution (temperature 1)."""
@@ -75,8 +94,10 @@ class Sequence:
     """One prompt and the answer growing behind it. The scheduler owns it, the engine reads it.
 
     `num_computed` counts the tokens whose keys and values are in the cache; pre-emption puts it
-    back to zero, and prompt and answer so far are then computed again. `slot` is the adapter's
-    place in the banks (0: the base model), held from admission until the sequence ends.
+    back to zero, and prompt and answer so far are then computed again. `num_scored` counts the
+    prompt positions whose logprobs were handed out; pre-emption keeps it, so none comes twice.
+    `slot` is the adapter's place in the banks (0: the base model), held from admission until the
+    sequence ends.
     """
 
     seq_id: int
@@ -86,6 +107,7 @@ class Sequence:
     slot: int = 0
     output: list[int] = field(default_factory=list)
     num_computed: int = 0
+    num_scored: int = 1  # the first token of a prompt has no score
     blocks: list[int] = field(default_factory=list)
     finish: FinishReason | None = None
 
@@ -127,9 +149,11 @@ class StepOutput:
     `token_id` is None while the prompt is still being read. `logprob` is set when the request asked
     for it; `prompt_logprobs` holds one entry for each prompt position that this chunk scored
     (position p is scored by the logits at p - 1; the first token of a prompt has none).
+    `failure` says why the sequence cannot go on (its logits are not finite); no token comes with it.
     """
 
     sequence: Sequence
     token_id: int | None = None
     logprob: TokenLogprob | None = None
     prompt_logprobs: tuple[TokenLogprob, ...] = ()
+    failure: str | None = None
