@@ -36,7 +36,7 @@ class BlockPool:
         return max(self.blocks_for(sequence.num_computed + tokens) - len(sequence.blocks), 0)
 
     def grow(self, sequence: Sequence, tokens: int) -> bool:
-        """Give `sequence` room for its next `tokens` tokens; False, and nothing done, if too few."""
+        """Give `sequence` room for its next `tokens` tokens, or do nothing and say False."""
         need = self.need(sequence, tokens)
         if need > len(self._free):
             return False
@@ -46,7 +46,7 @@ class BlockPool:
         return True
 
     def release(self, sequence: Sequence) -> None:
-        """Take all blocks back; what was computed is gone, and is computed anew if it runs again."""
+        """Take all blocks back; to run again, the sequence computes all its tokens anew."""
         self._free += reversed(sequence.blocks)
         sequence.blocks.clear()
         sequence.num_computed = 0

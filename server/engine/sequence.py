@@ -149,7 +149,7 @@ class StepOutput:
     `token_id` is None while the prompt is still being read. `logprob` is set when the request asked
     for it; `prompt_logprobs` holds one entry for each prompt position that this chunk scored
     (position p is scored by the logits at p - 1; the first token of a prompt has none).
-    `failure` says why the sequence cannot go on (its logits are not finite); no token comes with it.
+    `failure` says why the sequence cannot go on (its logits are not finite); it gets no token then.
     """
 
     sequence: Sequence
