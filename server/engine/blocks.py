@@ -4,48 +4,38 @@ from server.engine.sequence import Sequence
 
 
 class BlockPool:
-    """`total` blocks of `block_tokens` tokens each, handed out whole and taken back whole.
+    """`num_total` blocks of `block_tokens` tokens each, handed out whole and taken back whole.
 
     A sequence owns its blocks through `Sequence.blocks`, in the order of its tokens: token `p`
     lives in `blocks[p // block_tokens]` at offset `p % block_tokens`.
     """
 
-    def __init__(self, total: int, block_tokens: int) -> None:
-        if total < 1 or block_tokens < 1:
-            raise ValueError(f"total={total} and block_tokens={block_tokens} must be at least 1")
-        self.total = total
+    def __init__(self, num_total: int, block_tokens: int) -> None:
+        if num_total < 1 or block_tokens < 1:
+            raise ValueError(f"{num_total} blocks of {block_tokens} tokens hold nothing")
+        self.num_total = num_total
         self.block_tokens = block_tokens
         # Taken from the end: the block freed last is the likeliest to be in a cache still.
-        self._free = list(range(total - 1, -1, -1))
+        self._free = list(range(num_total - 1, -1, -1))
 
     @property
-    def free(self) -> int:
+    def num_free(self) -> int:
         """Blocks that nobody holds."""
         return len(self._free)
 
-    @property
-    def used(self) -> int:
-        return self.total - len(self._free)
+    def need(self, sequence: Sequence, num_tokens: int) -> int:
+        """Blocks that `sequence` still lacks to hold its first `num_tokens` tokens."""
+        return max(-(-num_tokens // self.block_tokens) - len(sequence.blocks), 0)
 
-    def blocks_for(self, tokens: int) -> int:
-        """Blocks that hold `tokens` tokens; more than `total` means: can never run here."""
-        return -(-tokens // self.block_tokens)
-
-    def need(self, sequence: Sequence, tokens: int) -> int:
-        """Further blocks that `sequence` needs to compute its next `tokens` tokens."""
-        return max(self.blocks_for(sequence.num_computed + tokens) - len(sequence.blocks), 0)
-
-    def grow(self, sequence: Sequence, tokens: int) -> bool:
-        """Give `sequence` room for its next `tokens` tokens, or do nothing and say False."""
-        need = self.need(sequence, tokens)
+    def grow(self, sequence: Sequence, num_tokens: int) -> bool:
+        """Give `sequence` the blocks it needs for `num_tokens`; False leaves all as it was."""
+        need = self.need(sequence, num_tokens)
         if need > len(self._free):
             return False
-        if need:
-            sequence.blocks += self._free[: -need - 1 : -1]
-            del self._free[-need:]
+        sequence.blocks += (self._free.pop() for _ in range(need))
         return True
 
-    def release(self, sequence: Sequence) -> None:
+    def free(self, sequence: Sequence) -> None:
         """Take all blocks back; to run again, the sequence computes all its tokens anew."""
         self._free += reversed(sequence.blocks)
         sequence.blocks.clear()
