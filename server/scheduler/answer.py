@@ -6,17 +6,7 @@ from adapters_store.manifest import AdapterRef
 from server.engine.sequence import FinishReason, Sequence, StepOutput, TokenLogprob
 from server.scheduler.request import Delta, Generation, Listener, TokenPiece
 from server.scheduler.text import AnswerText
-
-
-@dataclass
-class Times:
-    """Moments of one answer, seconds on the loop's clock; None: not yet."""
-
-    submitted: float
-    deadline: float
-    started: float | None = None
-    first_token: float | None = None
-    last_token: float | None = None
+from server.scheduler.timing import Times
 
 
 @dataclass(eq=False)

@@ -9,9 +9,10 @@ from dataclasses import dataclass
 
 from server.engine.sequence import Sequence
 from server.errors import ContextLengthExceeded, InvalidRequest, QueueFull, Unavailable
-from server.scheduler.answer import Answer, Times
+from server.scheduler.answer import Answer
 from server.scheduler.request import Generation, Listener
 from server.scheduler.text import AnswerText, Decoder
+from server.scheduler.timing import Times
 
 _MASK_64 = (1 << 64) - 1
 _RECENT_S = 60.0

@@ -17,9 +17,9 @@ from adapters_store.errors import StoreError
 from adapters_store.manifest import AdapterRef
 from server.engine.sequence import Chunk, FinishReason, StepOutput
 from server.errors import DeadlineExceeded, Unavailable, VerandahError
+from server.metrics import Metrics
 from server.scheduler.answer import Answer
 from server.scheduler.intake import Handle, Intake
-from server.scheduler.observer import Observer
 from server.scheduler.policy import Blocks, admission_order, plan_step
 from server.scheduler.request import Delta, Generation, Listener, LoopStats
 from server.scheduler.text import Decoder
@@ -68,7 +68,7 @@ class ServingLoop:
         *,
         eos: frozenset[int],
         limits: Limits,
-        observer: Observer,
+        metrics: Metrics,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._engine = engine
@@ -76,7 +76,7 @@ class ServingLoop:
         self._blocks = blocks
         self._eos = eos
         self._limits = limits
-        self._observer = observer
+        self._metrics = metrics
         self._clock = clock
         self.max_context = min(limits.max_context, blocks.num_total * limits.block_tokens)
         self._wake = threading.Event()
@@ -149,18 +149,25 @@ class ServingLoop:
     # Called from the loop's own thread.
 
     def _run(self) -> None:
-        while not self._stop.is_set():
+        try:
+            while not self._stop.is_set():
+                self._turn()
+        finally:  # a fault of the loop itself must not leave listeners waiting for ever
+            self._intake.close()
             self._take_inbox()
-            self._drop_late()
-            self._admit()
-            if self._running:
-                self._step()
-            else:
-                self._wake.wait(_IDLE_WAIT_S)
-                self._wake.clear()
+            error = Unavailable("the engine has stopped; try again when the server is back")
+            for answer in [*self._running, *self._waiting]:
+                self._end(answer, FinishReason.CANCELLED, error)
+
+    def _turn(self) -> None:
         self._take_inbox()
-        for answer in [*self._running, *self._waiting]:
-            self._end(answer, FinishReason.CANCELLED, Unavailable("the server is shutting down"))
+        self._drop_late()
+        self._admit()
+        if self._running:
+            self._step()
+        else:
+            self._wake.wait(_IDLE_WAIT_S)
+            self._wake.clear()
 
     def _take_inbox(self) -> None:
         for answer in self._intake.take_submitted():
@@ -220,8 +227,7 @@ class ServingLoop:
         self._waiting.remove(answer)
         self._running.append(answer)
         answer.preempted = False
-        if answer.times.started is None:
-            answer.times.started = self._clock()
+        answer.times.start(self._clock(), self._metrics)
 
     def _step(self) -> None:
         answers = {id(answer.sequence): answer for answer in self._running}
@@ -236,7 +242,7 @@ class ServingLoop:
             failed = [answers[id(chunk.sequence)] for chunk in plan.chunks]
             self._fail(failed, error)
             return
-        self._observer.step(sum(chunk.length for chunk in plan.chunks))
+        self._metrics.iteration_tokens.observe(sum(chunk.length for chunk in plan.chunks))
         for output in outputs:
             self._deliver(answers[id(output.sequence)], output)
 
@@ -244,7 +250,7 @@ class ServingLoop:
         answer.restart()
         self._running.remove(answer)
         self._waiting.append(answer)
-        self._observer.preempted()
+        self._metrics.num_preemptions.inc()
 
     def _fail(self, answers: Iterable[Answer], error: Exception) -> None:
         reason = Unavailable(f"the engine failed on this batch ({type(error).__name__}); try again")
@@ -255,7 +261,7 @@ class ServingLoop:
         delta = answer.take(output, self._eos, self.max_context)
         if delta is None:
             return
-        self._observer.token(answer.times, self._clock())
+        answer.times.token(self._clock(), self._metrics)
         if delta.finish is None:
             self._tell(answer, delta)
         else:
@@ -288,5 +294,5 @@ class ServingLoop:
             answer.holds_slot = False
         now = self._clock()
         self._intake.ended(now)
-        self._observer.finished(answer.times, answer.sequence, now)
+        answer.times.end(answer.sequence, now, self._metrics)
         self._tell(answer, delta or Delta(answer.index, finish=reason, error=error))

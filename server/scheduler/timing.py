@@ -1,0 +1,45 @@
+"""The moments of one answer, and what the metrics learn from them."""
+
+from dataclasses import dataclass
+
+from server.engine.sequence import FinishReason, Sequence
+from server.metrics import Metrics
+
+
+@dataclass
+class Times:
+    """Seconds on the loop's clock; None: not yet."""
+
+    submitted: float
+    deadline: float
+    started: float | None = None
+    first_token: float | None = None
+    last_token: float | None = None
+
+    def start(self, now: float, metrics: Metrics) -> None:
+        """The answer was admitted; only the first admission counts."""
+        if self.started is None:
+            self.started = now
+            metrics.request_queue_time.observe(now - self.submitted)
+
+    def token(self, now: float, metrics: Metrics) -> None:
+        """A token came."""
+        metrics.generation_tokens.inc()
+        if self.first_token is None:
+            self.first_token = now
+            metrics.time_to_first_token.observe(now - self.submitted)
+            metrics.request_prefill_time.observe(now - (self.started or self.submitted))
+        elif self.last_token is not None:
+            metrics.inter_token_latency.observe(now - self.last_token)
+        self.last_token = now
+
+    def end(self, sequence: Sequence, now: float, metrics: Metrics) -> None:
+        """The answer ended; `sequence.finish` says how."""
+        reason = sequence.finish or FinishReason.ERROR
+        metrics.finished(reason.value)
+        metrics.e2e_request_latency.observe(now - self.submitted)
+        metrics.request_prompt_tokens.observe(len(sequence.prompt))
+        metrics.request_generation_tokens.observe(len(sequence.output))
+        if self.first_token is not None and self.last_token is not None:
+            metrics.prompt_tokens.inc(len(sequence.prompt))
+            metrics.request_decode_time.observe(self.last_token - self.first_token)

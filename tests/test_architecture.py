@@ -1,0 +1,111 @@
+"""The folders import one way, and torch stays where tensors are."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+# A part may import itself and parts on lower rows; parts of one row never meet.
+ROWS = [
+    {"server.__main__", "server.cli"},
+    {"server.app", "server.supervisor"},
+    {"server.api"},
+    {"server.tenancy"},
+    {"server.scheduler"},
+    {"server.engine", "server.training"},
+    {"server.adapters"},
+    {"server.bases"},
+    {"server.jobs"},
+    {"server.db"},
+    {"server.config", "server.errors", "server.metrics"},
+    {"adapters_store"},
+]
+LEVEL = {part: row for row, parts in enumerate(ROWS) for part in parts}
+SETTINGS_READERS = {"server.__main__", "server.cli", "server.app", "server.config"}
+TORCH_USERS = {"server.engine", "server.training", "server.adapters", "server.bases"}
+
+
+def modules() -> dict[str, Path]:
+    found = {}
+    for package in ("server", "adapters_store", "clients"):
+        for path in sorted((ROOT / package).rglob("*.py")):
+            name = ".".join(path.relative_to(ROOT).with_suffix("").parts)
+            found[name.removesuffix(".__init__")] = path
+    return found
+
+
+def part_of(module: str) -> str | None:
+    names = module.split(".")
+    if names[0] != "server":
+        return names[0]
+    return ".".join(names[:2]) if len(names) > 1 else None
+
+
+def imports(path: Path) -> set[str]:
+    """Full names imported anywhere in the file, functions included."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path} imports relatively"
+            module = node.module or ""
+            names.update(f"{module}.{alias.name}" for alias in node.names)
+    return names
+
+
+def ours(names: set[str]) -> set[str]:
+    parts = {part_of(name) for name in names if name.split(".")[0] in ("server", "adapters_store")}
+    return {part for part in parts if part is not None}
+
+
+@pytest.mark.parametrize("module", sorted(modules()))
+def test_imports_point_one_way(module: str) -> None:
+    part, names = part_of(module), imports(modules()[module])
+    if part is None:
+        assert not ours(names), f"{module} is only a docstring"
+        return
+    if part == "clients":
+        assert not ours(names), f"{module} imports {ours(names)}; clients import nothing of ours"
+        return
+    assert part in LEVEL, f"{module} belongs to no known part: add {part} to ROWS"
+    for other in ours(names) - {part}:
+        assert LEVEL[other] > LEVEL[part], f"{module} imports {other}, which is not below {part}"
+
+
+@pytest.mark.parametrize("module", sorted(modules()))
+def test_torch_stays_with_the_tensors(module: str) -> None:
+    part = part_of(module)
+    allowed = part in TORCH_USERS or module == "adapters_store.weights"
+    heavy = {name for name in imports(modules()[module]) if name.split(".")[0] == "torch"}
+    assert allowed or part in ("server.__main__", "server.cli") or not heavy
+
+
+@pytest.mark.parametrize("module", sorted(modules()))
+def test_only_the_wiring_reads_settings(module: str) -> None:
+    names = imports(modules()[module])
+    assert part_of(module) in SETTINGS_READERS or "server.config.Settings" not in names
+
+
+def test_files_stay_readable() -> None:
+    lengths = {name: len(path.read_text().splitlines()) for name, path in modules().items()}
+    assert {name: length for name, length in lengths.items() if length > 400} == {}
+
+
+def test_no_cycles_between_modules() -> None:
+    graph = {name: imports(path) for name, path in modules().items()}
+    edges = {
+        name: {other for other in graph if other != name and reaches(other, names)}
+        for name, names in graph.items()
+    }
+    done: set[str] = set()
+    while ready := {name for name in edges if name not in done and edges[name] <= done}:
+        done |= ready
+    assert set(edges) - done == set(), "these modules import each other in a circle"
+
+
+def reaches(module: str, names: set[str]) -> bool:
+    """True when `names` import `module` itself or something defined in it."""
+    return any(name == module or name.rpartition(".")[0] == module for name in names)
