@@ -1,0 +1,161 @@
+"""Turn tokens into text one at a time. Knows no model, no chat and no stop strings.
+
+A token is not a text: a byte-level BPE token may hold half of a character, and a SentencePiece
+token's leading space depends on what stands before it. `IncrementalDecoder` gives out a character
+as soon as it is whole and never earlier, at a cost per token that does not grow with the text.
+"""
+
+import codecs
+import json
+import re
+from collections.abc import Iterator, Mapping
+from functools import cache
+
+from transformers import PreTrainedTokenizerBase
+
+_REPLACEMENT = "\ufffd"
+_CONTEXT_TOKENS = 4  # enough for every decoder's look-back: leading spaces, joined word pieces
+_MAX_HELD_TOKENS = 8  # an unfinished character ends within 3 tokens; beyond that it is rubbish
+_BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
+
+
+@cache
+def _byte_level_alphabet() -> Mapping[str, int]:
+    """GPT-2's alphabet: printable bytes stand for themselves, the others for 256, 257, ..."""
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    hidden = [byte for byte in range(256) if byte not in printable]
+    shifted = {chr(256 + index): byte for index, byte in enumerate(hidden)}
+    return {chr(byte): byte for byte in printable} | shifted
+
+
+def _decoder_steps(tokenizer: PreTrainedTokenizerBase) -> tuple[str, ...]:
+    """The names of the tokenizer's decoding steps, such as ("Replace", "ByteFallback", "Fuse")."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None or backend.decoder is None:
+        return ()
+    return tuple(_step_names(json.loads(backend.decoder.__getstate__())))
+
+
+def _step_names(state: dict[str, object]) -> Iterator[str]:
+    children = state.get("decoders")
+    if not isinstance(children, list):
+        yield str(state["type"])
+        return
+    for child in children:
+        yield from _step_names(child)
+
+
+class Vocabulary:
+    """What each token of a tokenizer stands for. All its streams share one."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        self._tokenizer = tokenizer
+        steps = _decoder_steps(tokenizer)
+        self.byte_level = steps == ("ByteLevel",)
+        self._byte_fallback = "ByteFallback" in steps
+        self._bytes: dict[int, bytes | None] = {}
+        self.special_ids = frozenset(tokenizer.all_special_ids) | {
+            token_id for token_id, token in tokenizer.added_tokens_decoder.items() if token.special
+        }
+
+    def text(self, ids: list[int], *, skip_special: bool) -> str:
+        """Decode a whole list."""
+        return str(
+            self._tokenizer.decode(
+                ids, skip_special_tokens=skip_special, clean_up_tokenization_spaces=False
+            )
+        )
+
+    def token(self, token_id: int) -> str | None:
+        """The vocabulary's own spelling of a token; None if the id names none."""
+        if not 0 <= token_id < len(self._tokenizer):
+            return None
+        spelling = self._tokenizer.convert_ids_to_tokens(token_id)
+        return spelling if isinstance(spelling, str) else None
+
+    def raw(self, token_id: int) -> bytes | None:
+        """The bytes that the token stands for wherever it is; None if its text needs context.
+
+        An id that names no token stands for no bytes.
+        """
+        if token_id not in self._bytes:
+            self._bytes[token_id] = self._raw(token_id)
+        return self._bytes[token_id]
+
+    def _raw(self, token_id: int) -> bytes | None:
+        token = self.token(token_id)
+        if token is None:
+            return b""
+        if self.byte_level:
+            alphabet = _byte_level_alphabet()
+            if all(char in alphabet for char in token):
+                return bytes(alphabet[char] for char in token)
+            return token.encode()  # an added token, spelt as it is
+        match = _BYTE_TOKEN.fullmatch(token) if self._byte_fallback else None
+        return bytes.fromhex(match[1]) if match else None
+
+
+class IncrementalDecoder:
+    """The text of a growing list of tokens, piece by piece.
+
+    The pieces joined are `decode()` of the whole list. One exception: where a run of byte-fallback
+    tokens is not UTF-8, `decode()` gives up the whole run; here its whole characters stay.
+    """
+
+    def __init__(self, vocabulary: Vocabulary, *, skip_special: bool = True) -> None:
+        self._vocabulary = vocabulary
+        self._skip = vocabulary.special_ids if skip_special else frozenset()
+        self._utf8 = codecs.getincrementaldecoder("utf-8")(errors="replace")
+        self._window: list[int] = []  # the last tokens that need or give context
+        self._shown: int | None = 0  # characters of the window already given; None: all of them
+        self._held = 0
+
+    def push(self, token_id: int) -> str:
+        """Add a token; return the text that is now certain, often empty."""
+        if token_id in self._skip:
+            return ""
+        raw = self._vocabulary.raw(token_id)
+        if raw is None:
+            return self._utf8.decode(b"", final=True) + self._push_plain(token_id)
+        if not raw or self._vocabulary.byte_level:
+            return self._utf8.decode(raw)
+        held = self._take_held()
+        self._window.append(token_id)
+        self._shown = None
+        return held + self._utf8.decode(raw)
+
+    def flush(self) -> str:
+        """Return what is left at the end of the answer: a character cut short shows as U+FFFD."""
+        return self._utf8.decode(b"", final=True) + self._take_held()
+
+    def _push_plain(self, token_id: int) -> str:
+        if self._shown is None:
+            self._shown = len(self._text(self._window))
+        self._window.append(token_id)
+        text = self._text(self._window)
+        self._held += 1
+        # A tokenizer whose bytes we cannot see shows an unfinished character as U+FFFD: wait.
+        if text.endswith(_REPLACEMENT) and self._held < _MAX_HELD_TOKENS:
+            return ""
+        piece = text[self._shown :]
+        self._shrink(text)
+        return piece
+
+    def _shrink(self, text: str) -> None:
+        """Forget all but the last tokens; those kept must show text, or spaces would be lost."""
+        self._held = 0
+        self._shown = len(text)
+        tail = self._window[-_CONTEXT_TOKENS:]
+        if len(tail) < len(self._window) and (tail_text := self._text(tail)):
+            self._window, self._shown = tail, len(tail_text)
+
+    def _take_held(self) -> str:
+        if not self._held:
+            return ""
+        text = self._text(self._window)
+        piece = text[self._shown :]
+        self._shrink(text)
+        return piece
+
+    def _text(self, ids: list[int]) -> str:
+        return self._vocabulary.text(ids, skip_special=False)

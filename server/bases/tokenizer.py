@@ -1,0 +1,167 @@
+"""A base model's tokenizer with its chat template. Knows no tensors and no HTTP."""
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from jinja2 import TemplateError
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from server.bases.detokenizer import IncrementalDecoder, Vocabulary
+from server.errors import InvalidRequest, UnsupportedModel
+
+Message = Mapping[str, object]
+"""One chat message as it came over the wire: `role`, `content`, and whatever the template reads."""
+
+EMBEDDED = {"porch": Path(__file__).parent / "porch"}
+
+_GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
+
+# For tokenizers that bring no chat template. A line break closes each header, because tokenizers
+# cut there: the answer's first token is the same in training and when it is asked for.
+PLAIN_TEMPLATE = """{%- for message in messages -%}
+{%- if message['role'] == 'system' -%}{{- message['content'] + '\\n\\n' -}}
+{%- elif message['role'] == 'assistant' -%}
+{{- 'Assistant:\\n' -}}{%- generation -%}{{- message['content'] + eos -}}{%- endgeneration -%}
+{{- '\\n\\n' -}}
+{%- else -%}{{- message['role'].capitalize() + ':\\n' + message['content'] + '\\n\\n' -}}
+{%- endif -%}
+{%- endfor -%}
+{%- if add_generation_prompt -%}{{- 'Assistant:\\n' -}}{%- endif -%}"""
+
+
+class ChatTokenizer:
+    """Text and chats to token ids and back, for any Hugging Face tokenizer.
+
+    A tokenizer without a chat template gets PLAIN_TEMPLATE: `User:` and `Assistant:` headers on
+    lines of their own, each answer closed by the end-of-sequence token.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, *, name: str = "") -> None:
+        self.name = name or str(tokenizer.name_or_path)
+        self._tokenizer = tokenizer
+        self._vocabulary = Vocabulary(tokenizer)
+        self.eos_token_id: int | None = tokenizer.eos_token_id
+        self.special_ids: frozenset[int] = self._vocabulary.special_ids
+        own = tokenizer.chat_template
+        if isinstance(own, Mapping):
+            own = own.get("default")
+        self.has_chat_template = own is not None
+        self._template: str = own if own is not None else self._plain_template()
+
+    def __len__(self) -> int:
+        """Number of tokens, special ones included."""
+        return len(self._tokenizer)
+
+    def encode(self, text: str, add_special: bool = False) -> list[int]:
+        """Token ids of a text; `add_special` adds what the tokenizer itself puts around one."""
+        return list(self._tokenizer.encode(text, add_special_tokens=add_special))
+
+    def decode(self, ids: Sequence[int], skip_special: bool = True) -> str:
+        """The text of a list of ids."""
+        return self._vocabulary.text(list(ids), skip_special=skip_special)
+
+    def stream(self, *, skip_special: bool = True) -> IncrementalDecoder:
+        """A decoder for tokens that come one at a time."""
+        return IncrementalDecoder(self._vocabulary, skip_special=skip_special)
+
+    def token_text(self, token_id: int) -> str:
+        """One token as text, its leading space kept; the part of a character shows as U+FFFD."""
+        raw = self._vocabulary.raw(token_id)
+        return self._after_itself(token_id) if raw is None else raw.decode(errors="replace")
+
+    def token_bytes(self, token_id: int) -> bytes:
+        """One token as the bytes that it stands for inside a text."""
+        raw = self._vocabulary.raw(token_id)
+        return self._after_itself(token_id).encode() if raw is None else raw
+
+    def _after_itself(self, token_id: int) -> str:
+        """Decoders strip the space in front of a text: what the token adds to a text shows it."""
+        alone = self.decode([token_id], skip_special=False)
+        return self.decode([token_id, token_id], skip_special=False)[len(alone) :]
+
+    def chat(self, messages: Sequence[Message], add_generation_prompt: bool = True) -> list[int]:
+        """Token ids of a chat; with `add_generation_prompt`, up to where the answer begins.
+
+        Raises:
+            InvalidRequest: the template refuses the messages; the text says why.
+        """
+        text = self._apply_template(
+            messages, tokenize=False, add_generation_prompt=add_generation_prompt
+        )
+        return self.encode(text)
+
+    def chat_mask(self, messages: Sequence[Message]) -> tuple[list[int], list[bool]] | None:
+        """Token ids of a whole chat, and for each whether the assistant wrote it.
+
+        None if the template does not mark its answers with {% generation %}, or the tokenizer
+        cannot tell which characters a token covers.
+
+        Raises:
+            InvalidRequest: the template refuses the messages; the text says why.
+        """
+        if not self._tokenizer.is_fast or not _GENERATION.search(self._template):
+            return None
+        encoded = self._apply_template(
+            messages, tokenize=True, return_dict=True, return_assistant_tokens_mask=True
+        )
+        return list(encoded["input_ids"]), [bool(mark) for mark in encoded["assistant_masks"]]
+
+    def _apply_template(self, messages: Sequence[Message], **how: Any) -> Any:
+        if not messages:
+            raise InvalidRequest("messages is empty: send at least one", param="messages")
+        plain = [_plain_message(index, message) for index, message in enumerate(messages)]
+        eos = self._tokenizer.eos_token or ""
+        try:
+            return self._tokenizer.apply_chat_template(
+                plain, chat_template=self._template, eos=eos, **how
+            )
+        except (TemplateError, TypeError, ValueError, KeyError) as error:
+            raise InvalidRequest(
+                f"the chat template of {self.name} refuses these messages: {error}",
+                param="messages",
+            ) from error
+
+    def _plain_template(self) -> str:
+        """PLAIN_TEMPLATE after the token with which this tokenizer begins a text, if it has one."""
+        begin = self._tokenizer.bos_token_id
+        begins = begin is not None and self.encode("", add_special=True)[:1] == [begin]
+        return ("{{- bos_token -}}" if begins else "") + PLAIN_TEMPLATE
+
+
+def load_tokenizer(source: str | Path) -> ChatTokenizer:
+    """Load the tokenizer of a base model: "porch", a folder, or a hub id.
+
+    Raises:
+        UnsupportedModel: there is none, or it needs code that this server does not run.
+    """
+    place = EMBEDDED.get(str(source), source)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(place)
+    except Exception as error:  # transformers raises whatever its readers and the network raise
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
+        raise UnsupportedModel(f"no tokenizer can be loaded from {source}: {reason}") from error
+    return ChatTokenizer(tokenizer, name=str(source))
+
+
+def _plain_message(index: int, message: Message) -> dict[str, Any]:
+    """The message as templates expect it: fields without a value left out, text parts joined."""
+    plain = {key: value for key, value in message.items() if value is not None}
+    content = plain.get("content")
+    if isinstance(content, Sequence) and not isinstance(content, str):
+        plain["content"] = "".join(_part_text(index, part) for part in content)
+    plain.setdefault("content", "")
+    return plain
+
+
+def _part_text(index: int, part: object) -> str:
+    if isinstance(part, Mapping) and part.get("type") in ("text", "refusal"):
+        text = part.get(str(part["type"]))
+        if isinstance(text, str):
+            return text
+    kind = part.get("type") if isinstance(part, Mapping) else type(part).__name__
+    raise InvalidRequest(
+        f"message {index} holds a part of type {kind!r}: this model reads only text",
+        param="messages",
+    )
