@@ -5,6 +5,8 @@ from typing import Any, Literal, get_args
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
+from server.bases.model import BaseModel
+
 Kind = Literal["llama", "qwen2", "qwen3", "gpt2", "mistral", "phi"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 
@@ -50,3 +52,8 @@ def tiny_model(
                 parameter.copy_(torch.randn(parameter.shape) * spread + float(is_gain))
     model.eval()
     return model
+
+
+def tiny_base(kind: Kind, **overrides: Any) -> BaseModel:
+    """`tiny_model` as the server holds a base model."""
+    return BaseModel.of(tiny_model(kind, **overrides), f"tiny-{kind}")

@@ -1,0 +1,280 @@
+"""Load the frozen base model and name the linears that an adapter may change.
+
+Knows nothing of adapters, tokens or requests. Any causal language model that transformers can build
+without foreign code will do; what cannot be served is refused in one sentence.
+"""
+
+import hashlib
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import Final, Literal, cast
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from server.errors import UnsupportedModel
+
+PORCH: Final = "porch"
+
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
+_SAMPLES = 4096  # weights of one tensor that the fingerprint reads
+_GOLDEN = 2654435761  # 2**32 / golden ratio: its multiples spread evenly over any length
+
+
+@dataclass(frozen=True)
+class TargetLinear:
+    """One linear of the decoder: `module(x)` is `x @ W.T + bias`, `W` [out_features, in_features].
+
+    `module` is an `nn.Linear`, or GPT-2's `Conv1D`, which keeps `W` transposed.
+    """
+
+    path: str
+    module: nn.Module
+    in_features: int
+    out_features: int
+
+
+@dataclass(frozen=True, eq=False)
+class BaseModel:
+    """A frozen causal language model and the facts that other parts ask of it.
+
+    `fingerprint` names the weights, whatever dtype or device they were loaded in. `targets` maps
+    module paths to the decoder's linears; the output head and the embeddings are never among them.
+    `max_context` counts tokens; `eos_token_ids` end an answer.
+    """
+
+    model: PreTrainedModel
+    name: str
+    fingerprint: str
+    targets: Mapping[str, TargetLinear]
+    max_context: int
+    vocab_size: int
+    eos_token_ids: frozenset[int]
+    device: torch.device
+    dtype: torch.dtype
+    num_layers: int
+    num_kv_heads: int
+    head_dim: int
+
+    @classmethod
+    def of(cls, model: PreTrainedModel, name: str, fingerprint: str | None = None) -> "BaseModel":
+        """Describe a model that is already built, where it is, and freeze it.
+
+        Raises:
+            UnsupportedModel: the config lacks a figure that serving needs.
+        """
+        model.requires_grad_(False)
+        model.eval()
+        config = model.config.get_text_config(decoder=True)
+        heads = _figure(config, name, "num_attention_heads")
+        return cls(
+            model=model,
+            name=name,
+            fingerprint=fingerprint or fingerprint_of(model),
+            targets=MappingProxyType(_target_linears(model)),
+            max_context=_figure(config, name, "max_position_embeddings"),
+            vocab_size=_figure(config, name, "vocab_size"),
+            eos_token_ids=_eos_token_ids(model),
+            device=model.device,
+            dtype=model.dtype,
+            num_layers=_figure(config, name, "num_hidden_layers"),
+            num_kv_heads=getattr(config, "num_key_value_heads", None) or heads,
+            head_dim=getattr(config, "head_dim", None)
+            or _figure(config, name, "hidden_size") // heads,
+        )
+
+
+def load_base(
+    source: str | Path,
+    *,
+    device: torch.device | str,
+    dtype: torch.dtype | Literal["auto"] = "auto",
+    attention: str = "sdpa",
+) -> BaseModel:
+    """Load `source`: "porch" (the embedded model), a folder, or a hub id.
+
+    `dtype` "auto" is float32 on a CPU, which has no fast bfloat16, and as stored elsewhere.
+    `attention` is the name of an attention function that transformers knows.
+
+    Raises:
+        UnsupportedModel: the model cannot be found, built or served; one sentence says why.
+    """
+    place = _locate(source)
+    label = place.name if isinstance(place, Path) else place
+    # As stored first: the fingerprint must not see the rounding of the dtype that is served.
+    model = _build(place, label)
+    fingerprint = fingerprint_of(model)
+    _cast(model, _served_dtype(torch.device(device), dtype))
+    nn.Module.to(model, device)
+    _check_behaviour(model, label)
+    if attention != "sdpa":
+        model.set_attn_implementation(attention)
+    return BaseModel.of(model, label, fingerprint)
+
+
+def fingerprint_of(model: PreTrainedModel) -> str:
+    """Name the weights of a model: 32 hexadecimal digits.
+
+    SHA-256 over the model type and, for each parameter in order of name, its name, its shape and up
+    to 4096 of its entries rounded to bfloat16, so that a checkpoint and its bfloat16 copy are one
+    base. It tells checkpoints apart; it does not prove that no entry was touched.
+    """
+    digest = hashlib.sha256(f"{model.config.model_type}\n".encode())
+    for name, parameter in sorted(model.named_parameters()):
+        digest.update(f"{name} {list(parameter.shape)}\n".encode())
+        digest.update(_sampled_bytes(parameter.detach()))
+    return digest.hexdigest()[:32]
+
+
+def _sampled_bytes(weight: Tensor) -> bytes:
+    flat = weight.reshape(-1)
+    if flat.numel() > _SAMPLES:
+        places = torch.arange(_SAMPLES, device=flat.device) * _GOLDEN % flat.numel()
+        flat = flat[places]
+    return flat.to(torch.bfloat16).cpu().view(torch.int16).numpy().astype("<i2").tobytes()
+
+
+def _locate(source: str | Path) -> Path | str:
+    """The folder that `source` means, or the hub id as it is."""
+    if source == PORCH:
+        return Path(__file__).parent / PORCH
+    folder = Path(source).expanduser()
+    if folder.is_dir():
+        if not (folder / "config.json").is_file():
+            raise UnsupportedModel(
+                f"folder {str(folder)!r} has no config.json: give one that transformers saved"
+            )
+        return folder
+    if isinstance(source, str) and _HUB_ID.fullmatch(source) and not folder.exists():
+        return source
+    raise UnsupportedModel(
+        f"base model {str(source)!r} is not there: give 'porch', an existing folder, or a hub id"
+    )
+
+
+def _build(place: Path | str, label: str) -> PreTrainedModel:
+    """Build the model on the CPU, its weights as stored."""
+    try:
+        config = AutoConfig.from_pretrained(place, trust_remote_code=False)
+        _check_kind(config, label)
+        loaded = AutoModelForCausalLM.from_pretrained(
+            place,
+            config=config,
+            dtype="auto",
+            attn_implementation="sdpa",
+            trust_remote_code=False,
+            output_loading_info=True,
+        )
+    except UnsupportedModel:
+        raise
+    # Whatever the files hold, transformers may raise anything; one sentence is what we promise.
+    except Exception as error:
+        raise UnsupportedModel(f"cannot load base model {label!r}: {_reason(error)}") from error
+    model, report = cast(tuple[PreTrainedModel, dict[str, set[str]]], loaded)
+    if report["missing_keys"]:
+        missing = sorted(report["missing_keys"])
+        raise UnsupportedModel(
+            f"the files of base model {label!r} lack {len(missing)} weights, {missing[0]!r} first"
+        )
+    return model
+
+
+def _check_kind(config: PretrainedConfig, label: str) -> None:
+    if config.is_encoder_decoder:
+        raise UnsupportedModel(
+            f"base model {label!r} is an encoder-decoder ({config.model_type}): "
+            "give a causal language model"
+        )
+    if getattr(config, "quantization_config", None):
+        raise UnsupportedModel(
+            f"base model {label!r} is stored quantised: give its bfloat16 or float16 checkpoint"
+        )
+
+
+def _reason(error: Exception) -> str:
+    """One sentence from an exception of transformers, whose messages run to pages."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    if "trust_remote_code" in text:
+        return "it needs code of its own (trust_remote_code), which this server never runs"
+    if text.startswith("Unrecognized configuration class"):
+        return "it is not a causal language model"
+    if "couldn't connect" in text:
+        return "the hub is out of reach and no copy is in the local cache; give a folder instead"
+    return text.split(". ")[0][:300]
+
+
+def _served_dtype(device: torch.device, dtype: torch.dtype | Literal["auto"]) -> torch.dtype | None:
+    """The dtype to cast to; None: as stored."""
+    if dtype != "auto":
+        return dtype
+    return torch.float32 if device.type == "cpu" else None
+
+
+def _cast(model: PreTrainedModel, dtype: torch.dtype | None) -> None:
+    """Cast the weights, not the buffers: rotary frequencies must stay float32."""
+    if dtype is None:
+        return
+    for parameter in model.parameters():
+        if parameter.is_floating_point():
+            parameter.data = parameter.data.to(dtype)
+    model.config.dtype = dtype
+
+
+@torch.inference_mode()
+def _check_behaviour(model: PreTrainedModel, label: str) -> None:
+    """Refuse a model whose logits are not finite, or change when a later token does."""
+    prompt = torch.arange(1, 9, device=model.device).unsqueeze(0) % model.config.vocab_size
+    changed = prompt.clone()
+    changed[0, -1] = 0
+    try:
+        logits, others = (model(tokens).logits[0].float() for tokens in (prompt, changed))
+    except Exception as error:
+        raise UnsupportedModel(f"base model {label!r} cannot run: {_reason(error)}") from error
+    if not torch.isfinite(logits).all():
+        raise UnsupportedModel(
+            f"base model {label!r} gives logits that are not finite in {model.dtype}: "
+            "try bfloat16 or float32"
+        )
+    if (logits - others)[:-1].abs().max() > 1e-3 * logits.std():
+        raise UnsupportedModel(
+            f"base model {label!r} ({model.config.model_type}) is not causal: later tokens change "
+            "earlier ones; give a decoder"
+        )
+
+
+def _target_linears(model: PreTrainedModel) -> dict[str, TargetLinear]:
+    decoder = model.get_decoder()
+    prefix = next(path for path, module in model.named_modules() if module is decoder)
+    targets = {}
+    for inner, module in decoder.named_modules():
+        path = f"{prefix}.{inner}" if prefix else inner
+        if module is model.get_output_embeddings():
+            continue
+        if isinstance(module, nn.Linear):
+            targets[path] = TargetLinear(path, module, module.in_features, module.out_features)
+        elif isinstance(module, Conv1D):
+            targets[path] = TargetLinear(path, module, module.nx, module.nf)
+    return targets
+
+
+def _eos_token_ids(model: PreTrainedModel) -> frozenset[int]:
+    generation = model.generation_config
+    stops = generation.eos_token_id if generation else model.config.eos_token_id
+    if stops is None:
+        return frozenset()
+    return frozenset([stops] if isinstance(stops, int) else stops)
+
+
+def _figure(config: PretrainedConfig, label: str, field: str) -> int:
+    value = getattr(config, field, None)
+    if not isinstance(value, int):
+        raise UnsupportedModel(
+            f"the config of base model {label!r} ({config.model_type}) has no {field}: "
+            "this engine runs attention decoders only"
+        )
+    return value

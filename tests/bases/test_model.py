@@ -1,0 +1,202 @@
+"""Loading a base model: what it tells of itself, its fingerprint, and what is refused."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM, BertConfig, PreTrainedModel, T5Config
+from transformers.pytorch_utils import Conv1D
+
+from server.bases.model import BaseModel, fingerprint_of, load_base
+from server.errors import UnsupportedModel
+from tests.models import EOS, KINDS, VOCAB, Kind, tiny_base, tiny_model
+
+LINEARS: dict[Kind, int] = {
+    "llama": 7,
+    "qwen2": 7,
+    "qwen3": 7,
+    "mistral": 7,
+    "gpt2": 4,
+    "phi": 6,
+}
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> Path:
+    """The folder of a tiny Llama."""
+    tiny_model("llama").save_pretrained(tmp_path)
+    return tmp_path
+
+
+def _edit_config(folder: Path, **fields: Any) -> None:
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | fields))
+
+
+def _nudged(model: PreTrainedModel, name: str) -> PreTrainedModel:
+    with torch.no_grad():
+        model.get_parameter(name).mul_(1.01)
+    return model
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_names_every_linear_of_the_decoder_and_no_other(kind: Kind) -> None:
+    base = tiny_base(kind)
+    assert len(base.targets) == LINEARS[kind] * base.num_layers
+    assert not any("head" in path or "embed" in path for path in base.targets)
+    for path, target in base.targets.items():
+        assert base.model.get_submodule(path) is target.module
+        probe = torch.zeros(1, target.in_features)
+        assert target.module(probe).shape == (1, target.out_features)
+
+
+def test_gpt2_targets_are_conv1d() -> None:
+    assert all(isinstance(t.module, Conv1D) for t in tiny_base("gpt2").targets.values())
+
+
+@pytest.mark.parametrize(
+    ("kind", "kv_heads", "head_dim"),
+    [("llama", 2, 12), ("qwen3", 2, 16), ("gpt2", 4, 12), ("phi", 2, 12)],
+)
+def test_tells_the_shape_of_its_cache(kind: Kind, kv_heads: int, head_dim: int) -> None:
+    base = tiny_base(kind)
+    assert (base.num_layers, base.num_kv_heads, base.head_dim) == (2, kv_heads, head_dim)
+    assert (base.max_context, base.vocab_size, base.eos_token_ids) == (256, VOCAB, frozenset({EOS}))
+
+
+def test_is_frozen_and_in_evaluation_mode() -> None:
+    base = BaseModel.of(tiny_model("llama").train(), "tiny")
+    assert not base.model.training
+    assert not any(parameter.requires_grad for parameter in base.model.parameters())
+
+
+def test_loads_a_folder_and_answers_like_transformers(saved: Path) -> None:
+    base = load_base(saved, device="cpu")
+    plain = AutoModelForCausalLM.from_pretrained(saved, dtype=torch.float32)
+    tokens = torch.arange(3, 40).unsqueeze(0)
+    with torch.inference_mode():
+        assert torch.equal(base.model(tokens).logits, plain(tokens).logits)
+    assert (base.name, base.dtype, base.device.type) == (saved.name, torch.float32, "cpu")
+
+
+def test_auto_dtype_is_float32_on_a_cpu(tmp_path: Path) -> None:
+    tiny_model("llama", dtype=torch.bfloat16).save_pretrained(tmp_path)
+    assert load_base(tmp_path, device="cpu").dtype == torch.float32
+    assert load_base(tmp_path, device="cpu", dtype=torch.bfloat16).dtype == torch.bfloat16
+
+
+def test_rotary_frequencies_stay_float32_in_half_precision(saved: Path) -> None:
+    half = load_base(saved, device="cpu", dtype=torch.bfloat16).model
+    buffers = {name: value for name, value in half.named_buffers() if "inv_freq" in name}
+    assert buffers
+    assert {value.dtype for value in buffers.values()} == {torch.float32}
+
+
+def test_sets_the_attention_function_asked_for(saved: Path) -> None:
+    base = load_base(saved, device="cpu", attention="eager")
+    assert base.model.config._attn_implementation == "eager"
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_fingerprint_does_not_depend_on_the_dtype_served(saved: Path, dtype: torch.dtype) -> None:
+    served = load_base(saved, device="cpu", dtype=dtype)
+    assert served.fingerprint == fingerprint_of(tiny_model("llama"))
+
+
+def test_fingerprint_of_a_bfloat16_copy_is_the_same() -> None:
+    copy = tiny_model("qwen3", dtype=torch.bfloat16)
+    assert fingerprint_of(copy) == fingerprint_of(tiny_model("qwen3"))
+
+
+def test_fingerprints_tell_weights_shapes_and_kinds_apart() -> None:
+    models = [tiny_model(kind) for kind in KINDS]
+    models += [tiny_model("llama", seed=1), tiny_model("llama", vocab_size=VOCAB - 1)]
+    models += [_nudged(tiny_model("llama"), "model.layers.1.mlp.up_proj.weight")]
+    models += [_nudged(tiny_model("llama"), "model.norm.weight")]
+    assert len({fingerprint_of(model) for model in models}) == len(models)
+
+
+@pytest.mark.gpu
+def test_fingerprint_does_not_depend_on_the_device(saved: Path) -> None:
+    here, there = load_base(saved, device="cpu"), load_base(saved, device="cuda")
+    assert here.fingerprint == there.fingerprint
+    assert fingerprint_of(there.model) == here.fingerprint
+
+
+@pytest.mark.parametrize("source", ["/no/such/folder", "./nowhere", "not an id!", "a/b/c"])
+def test_a_missing_model_is_named(source: str) -> None:
+    with pytest.raises(UnsupportedModel, match="is not there") as refusal:
+        load_base(source, device="cpu")
+    assert source in str(refusal.value)
+
+
+def test_a_folder_without_a_config_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UnsupportedModel, match=r"no config\.json"):
+        load_base(tmp_path, device="cpu")
+
+
+@pytest.mark.parametrize(
+    ("fields", "reason"),
+    [
+        ({"model_type": "martian"}, "model type `martian`"),
+        (
+            {"model_type": "martian", "auto_map": {"AutoConfig": "c.C"}},
+            "trust_remote_code",
+        ),
+        ({"quantization_config": {"quant_method": "fp8"}}, "quantised"),
+    ],
+)
+def test_a_config_that_cannot_be_served_is_refused(
+    saved: Path, fields: dict[str, Any], reason: str
+) -> None:
+    _edit_config(saved, **fields)
+    with pytest.raises(UnsupportedModel, match=reason) as refusal:
+        load_base(saved, device="cpu")
+    assert "\n" not in str(refusal.value)
+
+
+def test_an_encoder_decoder_is_refused(tmp_path: Path) -> None:
+    T5Config().save_pretrained(tmp_path)
+    with pytest.raises(UnsupportedModel, match="encoder-decoder"):
+        load_base(tmp_path, device="cpu")
+
+
+@pytest.mark.filterwarnings("ignore:.*is_decoder")
+def test_an_encoder_is_refused(tmp_path: Path) -> None:
+    config = BertConfig(
+        vocab_size=50,
+        hidden_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=32,
+        initializer_range=0.2,
+    )
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
+    with pytest.raises(UnsupportedModel, match="not causal"):
+        load_base(tmp_path, device="cpu")
+
+
+def test_a_truncated_file_is_refused(saved: Path) -> None:
+    weights = saved / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    with pytest.raises(UnsupportedModel, match="cannot load"):
+        load_base(saved, device="cpu")
+
+
+def test_a_checkpoint_that_lacks_weights_is_refused(saved: Path) -> None:
+    weights = load_file(saved / "model.safetensors")
+    del weights["model.layers.0.mlp.up_proj.weight"]
+    save_file(weights, saved / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(UnsupportedModel, match="up_proj"):
+        load_base(saved, device="cpu")
+
+
+def test_weights_that_overflow_are_refused(saved: Path) -> None:
+    weights = load_file(saved / "model.safetensors")
+    weights["model.norm.weight"] = torch.full((48,), 1e9)
+    save_file(weights, saved / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(UnsupportedModel, match="not finite"):
+        load_base(saved, device="cpu", dtype=torch.float16)
