@@ -38,8 +38,7 @@ class Answer:
 
         Sets `sequence.finish` when the answer is complete.
         """
-        if not self.scores_told:
-            self.scored.extend(output.prompt_logprobs)
+        self.scored.extend(output.prompt_logprobs)
         if output.token_id is None:
             return None
         if self.request.params.max_tokens == 0:
@@ -81,9 +80,3 @@ class Answer:
             scores = (None, *self.scored)
             self.scores_told = True
         return Delta(self.index, text, tokens, scores, self.sequence.finish, stop_reason)
-
-    def restart(self) -> None:
-        """Pre-empted: prompt and answer so far will be computed again."""
-        self.preempted = True
-        if not self.scores_told:
-            self.scored.clear()

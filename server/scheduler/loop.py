@@ -4,6 +4,7 @@ Everything that touches the engine, the blocks or the adapters' slots happens on
 threads leave requests and cancellations in an inbox and wake it.
 """
 
+import itertools
 import logging
 import threading
 import time
@@ -53,7 +54,6 @@ class Limits:
     max_step_tokens: int
     max_waiting: int
     max_context: int
-    block_tokens: int
 
 
 class ServingLoop:
@@ -78,7 +78,7 @@ class ServingLoop:
         self._limits = limits
         self._metrics = metrics
         self._clock = clock
-        self.max_context = min(limits.max_context, blocks.num_total * limits.block_tokens)
+        self.max_context = min(limits.max_context, blocks.num_total * blocks.block_tokens)
         self._wake = threading.Event()
         self._stop = threading.Event()
         self._intake = Intake(
@@ -90,6 +90,8 @@ class ServingLoop:
         )
         self._waiting: list[Answer] = []
         self._running: list[Answer] = []
+        self._served: dict[str, int] = {}
+        self._admissions = itertools.count(1)
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
 
     # Called from any thread.
@@ -166,6 +168,8 @@ class ServingLoop:
         if self._running:
             self._step()
         else:
+            if not self._waiting:
+                self._served.clear()
             self._wake.wait(_IDLE_WAIT_S)
             self._wake.clear()
 
@@ -196,7 +200,7 @@ class ServingLoop:
             for answer in self._running
         )
         owners = [answer.owner for answer in self._running]
-        for answer in admission_order(self._waiting, owners):
+        for answer in admission_order(self._waiting, owners, self._served):
             if len(self._running) >= self._limits.max_rows:
                 return
             if not self._take_slot(answer):
@@ -228,6 +232,7 @@ class ServingLoop:
         self._running.append(answer)
         answer.preempted = False
         answer.times.start(self._clock(), self._metrics)
+        self._served[answer.owner] = next(self._admissions)
 
     def _step(self) -> None:
         answers = {id(answer.sequence): answer for answer in self._running}
@@ -247,7 +252,7 @@ class ServingLoop:
             self._deliver(answers[id(output.sequence)], output)
 
     def _preempt(self, answer: Answer) -> None:
-        answer.restart()
+        answer.preempted = True
         self._running.remove(answer)
         self._waiting.append(answer)
         self._metrics.num_preemptions.inc()

@@ -1,7 +1,7 @@
 """Who runs next, as pure functions of what waits and what runs. Knows no threads or tensors."""
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
@@ -18,6 +18,9 @@ class Blocks(Protocol):
     @property
     def num_total(self) -> int: ...
 
+    @property
+    def block_tokens(self) -> int: ...
+
     def need(self, sequence: Sequence, num_tokens: int) -> int:
         """Blocks that `sequence` still lacks to hold its first `num_tokens` tokens."""
         ...
@@ -26,7 +29,9 @@ class Blocks(Protocol):
         """Give `sequence` the blocks it needs for `num_tokens`; False leaves all as it was."""
         ...
 
-    def free(self, sequence: Sequence) -> None: ...
+    def free(self, sequence: Sequence) -> None:
+        """Take all blocks back; the sequence's tokens are then uncomputed."""
+        ...
 
 
 class Waiting(Protocol):
@@ -53,19 +58,24 @@ class Plan:
 W = TypeVar("W", bound=Waiting)
 
 
-def admission_order(waiting: Iterable[W], running_owners: Iterable[str]) -> list[W]:
-    """Pre-empted first, then the owners with the least running, then by arrival.
+def admission_order(
+    waiting: Iterable[W], running_owners: Iterable[str], last_served: Mapping[str, int]
+) -> list[W]:
+    """Pre-empted first, then owners with the least running, then the one served longest ago.
+
+    `last_served` counts admissions: the higher, the more recently that owner had one.
 
     An owner's k-th waiting request counts the k - 1 before it as if they ran, so that two owners
     alternate however many requests one of them has queued.
     """
     load = Counter(running_owners)
-    ranked: list[tuple[bool, int, int, W]] = []
+    ranked: list[tuple[bool, int, int, int, W]] = []
     for item in sorted(waiting, key=lambda item: item.arrival):
-        ranked.append((not item.preempted, load[item.owner], item.arrival, item))
+        served = last_served.get(item.owner, 0)
+        ranked.append((not item.preempted, load[item.owner], served, item.arrival, item))
         load[item.owner] += 1
-    ranked.sort(key=lambda entry: entry[:3])
-    return [entry[3] for entry in ranked]
+    ranked.sort(key=lambda entry: entry[:4])
+    return [entry[4] for entry in ranked]
 
 
 def plan_step(running: Seq[Sequence], blocks: Blocks, max_step_tokens: int) -> Plan:
@@ -87,7 +97,6 @@ def plan_step(running: Seq[Sequence], blocks: Blocks, max_step_tokens: int) -> P
         while not blocks.grow(sequence, sequence.num_computed + length):
             victim = alive.pop()
             blocks.free(victim)
-            victim.num_computed = 0
             preempted.append(victim)
             chunks = [chunk for chunk in chunks if chunk.sequence is not victim]
             if victim is sequence:

@@ -1,0 +1,65 @@
+"""Stand-ins at the loop's seams: an engine that counts, a decoder of bytes, slots that obey."""
+
+from collections.abc import Callable, Sequence
+
+from adapters_store.manifest import AdapterRef
+from server.engine.sequence import Chunk, StepOutput, TokenLogprob
+
+
+class CountingEngine:
+    """The next token of a sequence is its length, modulo `wrap`; steps are recorded."""
+
+    def __init__(self, wrap: int = 1000) -> None:
+        self.wrap = wrap
+        self.steps: list[list[tuple[int, int]]] = []
+        self.before_step: Callable[[], None] = lambda: None
+
+    def step(self, chunks: Sequence[Chunk]) -> list[StepOutput]:
+        self.before_step()
+        self.steps.append([(chunk.sequence.seq_id, chunk.length) for chunk in chunks])
+        return [self._run(chunk) for chunk in chunks]
+
+    def _run(self, chunk: Chunk) -> StepOutput:
+        sequence, completes = chunk.sequence, chunk.completes
+        sequence.num_computed += chunk.length
+        scores: list[TokenLogprob] = []
+        while sequence.num_scored < min(sequence.num_computed, len(sequence.prompt)):
+            scores.append(TokenLogprob(sequence.prompt[sequence.num_scored], -1.0))
+            sequence.num_scored += 1
+        token = sequence.num_tokens % self.wrap if completes else None
+        wanted = tuple(scores) if sequence.params.prompt_logprobs else ()
+        return StepOutput(sequence, token, prompt_logprobs=wanted)
+
+
+class NumberDecoder:
+    """Token 7 reads " 7"."""
+
+    def push(self, token_id: int) -> str:
+        return f" {token_id}"
+
+    def flush(self) -> str:
+        return ""
+
+
+class FakeSlots:
+    """Two-step loading: `acquire` gives None until the ref is put into `loaded`."""
+
+    def __init__(self) -> None:
+        self.loaded: set[AdapterRef] = set()
+        self.broken: dict[AdapterRef, Exception] = {}
+        self.prepared: list[AdapterRef] = []
+        self.in_use: list[AdapterRef] = []
+
+    def prepare(self, ref: AdapterRef) -> None:
+        self.prepared.append(ref)
+
+    def acquire(self, ref: AdapterRef) -> int | None:
+        if ref in self.broken:
+            raise self.broken[ref]
+        if ref not in self.loaded:
+            return None
+        self.in_use.append(ref)
+        return 1 + sorted(self.loaded).index(ref)
+
+    def release(self, ref: AdapterRef) -> None:
+        self.in_use.remove(ref)

@@ -1,0 +1,298 @@
+"""The loop with a fake engine: delivery, fairness, cancellation, deadlines, failure."""
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+
+import pytest
+
+from adapters_store.manifest import AdapterRef
+from server.engine.blocks import BlockPool
+from server.engine.sequence import FinishReason, SamplingParams
+from server.errors import (
+    ContextLengthExceeded,
+    DeadlineExceeded,
+    InvalidAdapter,
+    InvalidRequest,
+    QueueFull,
+    Unavailable,
+)
+from server.metrics import Metrics
+from server.scheduler.intake import Handle
+from server.scheduler.loop import Limits, ServingLoop
+from server.scheduler.request import Delta, Generation
+from tests.scheduler.fakes import CountingEngine, FakeSlots, NumberDecoder
+
+LIMITS = Limits(max_rows=4, max_step_tokens=16, max_waiting=8, max_context=64)
+
+
+@dataclass
+class Heard:
+    """Everything that a listener was told, and a way to wait for its end."""
+
+    answers: int = 1
+    deltas: list[Delta] = field(default_factory=list)
+    done: threading.Event = field(default_factory=threading.Event)
+
+    def __call__(self, delta: Delta) -> None:
+        self.deltas.append(delta)
+        if sum(each.finish is not None for each in self.deltas) == self.answers:
+            self.done.set()
+
+    def wait(self) -> "Heard":
+        assert self.done.wait(10), "the answer never ended"
+        return self
+
+    @property
+    def text(self) -> str:
+        return "".join(delta.text for delta in self.deltas)
+
+    @property
+    def last(self) -> Delta:
+        return self.deltas[-1]
+
+
+@dataclass
+class Rig:
+    engine: CountingEngine
+    slots: FakeSlots
+    pool: BlockPool
+    metrics: Metrics
+    loop: ServingLoop
+
+    def ask(self, prompt: int = 3, **changes: object) -> tuple[Heard, Handle]:
+        heard = Heard(answers=int(str(changes.get("n", 1))))
+        return heard, self.loop.submit(request(prompt, **changes), heard)
+
+    def metric(self, name: str, **labels: str) -> float:
+        found = self.metrics.registry.get_sample_value(
+            f"verandah:{name}", {"model_name": "base", **labels}
+        )
+        return found or 0.0
+
+
+def request(prompt: int = 3, **changes: object) -> Generation:
+    params = SamplingParams(max_tokens=4)
+    for name in ("max_tokens", "stop", "stop_token_ids", "ignore_eos", "prompt_logprobs"):
+        if name in changes:
+            params = replace(params, **{name: changes.pop(name)})  # type: ignore[arg-type]
+    made = Generation("r", "owner", tuple(range(1, prompt + 1)), params)
+    return replace(made, **changes)  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def make_rig() -> Iterator[Callable[..., Rig]]:
+    loops: list[ServingLoop] = []
+
+    def make(blocks: int = 32, eos: int = 999, limits: Limits = LIMITS) -> Rig:
+        engine, slots, pool, metrics = (
+            CountingEngine(),
+            FakeSlots(),
+            BlockPool(blocks, 4),
+            Metrics("base"),
+        )
+        loop = ServingLoop(
+            engine,
+            slots,
+            pool,
+            NumberDecoder,
+            eos=frozenset({eos}),
+            limits=limits,
+            metrics=metrics,
+        )
+        loop.start()
+        loops.append(loop)
+        return Rig(engine, slots, pool, metrics, loop)
+
+    yield make
+    for loop in loops:
+        loop.stop(0)
+
+
+@pytest.fixture
+def rig(make_rig: Callable[..., Rig]) -> Rig:
+    return make_rig()
+
+
+def test_an_answer_arrives_token_by_token(rig: Rig) -> None:
+    heard, _ = rig.ask()
+    heard.wait()
+    assert heard.text == " 3 4 5 6"
+    assert [delta.finish for delta in heard.deltas] == [None, None, None, FinishReason.LENGTH]
+    assert [piece.token_id for delta in heard.deltas for piece in delta.tokens] == [3, 4, 5, 6]
+    assert rig.pool.num_free == rig.pool.num_total
+    assert rig.metric("generation_tokens_total") == 4
+    assert rig.metric("prompt_tokens_total") == 3
+    assert rig.metric("request_success_total", finished_reason="length") == 1
+
+
+def test_end_of_text_ends_and_is_not_shown(make_rig: Callable[..., Rig]) -> None:
+    heard, _ = make_rig(eos=5).ask()
+    assert heard.wait().text == " 3 4"
+    assert heard.last.finish is FinishReason.STOP
+    assert heard.last.stop_reason is None
+
+
+def test_ignore_eos_goes_on(make_rig: Callable[..., Rig]) -> None:
+    heard, _ = make_rig(eos=5).ask(ignore_eos=True)
+    assert heard.wait().text == " 3 4 5 6"
+
+
+def test_a_stop_string_and_a_stop_token_say_which(rig: Rig) -> None:
+    text, _ = rig.ask(stop=("4 5",))
+    token, _ = rig.ask(stop_token_ids=frozenset({4}))
+    assert (text.wait().text, text.last.stop_reason) == (" 3 ", "4 5")
+    assert (token.wait().text, token.last.stop_reason) == (" 3", 4)
+
+
+def test_a_long_prompt_runs_in_chunks_beside_others(rig: Rig) -> None:
+    long, _ = rig.ask(prompt=50)
+    short, _ = rig.ask(prompt=2)
+    assert long.wait().text == " 50 51 52 53"
+    assert short.wait().text == " 2 3 4 5"
+    assert max(sum(length for _, length in step) for step in rig.engine.steps) <= 16
+
+
+def test_n_answers_come_back_by_index(rig: Rig) -> None:
+    heard, handle = rig.ask(n=3)
+    heard.wait()
+    assert {delta.index for delta in heard.deltas} == {0, 1, 2}
+    assert len({answer.sequence.seed for answer in handle.answers}) == 3
+
+
+def test_prompt_scores_come_once_and_whole(rig: Rig) -> None:
+    heard, _ = rig.ask(prompt=40, prompt_logprobs=True, max_tokens=0)
+    scores = heard.wait().last.prompt_logprobs
+    assert scores is not None
+    assert scores[0] is None
+    assert [score.token_id for score in scores[1:] if score] == list(range(2, 41))
+    assert heard.last.tokens == ()
+    assert heard.last.finish is FinishReason.LENGTH
+
+
+def test_preempted_answers_are_the_same_in_the_end(make_rig: Callable[..., Rig]) -> None:
+    rig = make_rig(blocks=8)
+    asked = [rig.ask(prompt=6, max_tokens=18)[0] for _ in range(4)]
+    expected = "".join(f" {number}" for number in range(6, 24))
+    assert [heard.wait().text for heard in asked] == [expected] * 4
+    assert rig.metric("num_preemptions_total") > 0
+    assert rig.pool.num_free == 8
+
+
+def test_a_cancelled_request_frees_its_memory(rig: Rig) -> None:
+    second_step, cancelled = threading.Event(), threading.Event()
+
+    def wait_for_the_cancellation() -> None:
+        if rig.engine.steps:
+            second_step.set()
+            assert cancelled.wait(5)
+
+    rig.engine.before_step = wait_for_the_cancellation
+    heard, handle = rig.ask(max_tokens=60)
+    assert second_step.wait(5)
+    rig.loop.cancel(handle)
+    cancelled.set()
+    assert heard.wait().last.finish is FinishReason.CANCELLED
+    assert len(rig.engine.steps) == 2
+    assert rig.pool.num_free == rig.pool.num_total
+    rig.loop.cancel(handle)
+    assert rig.ask()[0].wait().text == " 3 4 5 6"
+
+
+def test_a_deadline_ends_running_and_waiting_requests(rig: Rig) -> None:
+    rig.engine.before_step = lambda: time.sleep(0.02)
+    running, _ = rig.ask(max_tokens=60, timeout_s=0.05)
+    waiting, _ = rig.ask(adapter=AdapterRef("o", "slow", 1), timeout_s=0.05)
+    for heard in (running, waiting):
+        assert heard.wait().last.finish is FinishReason.DEADLINE
+        assert isinstance(heard.last.error, DeadlineExceeded)
+
+
+def test_waiting_for_an_adapter_blocks_nobody(rig: Rig) -> None:
+    ref = AdapterRef("o", "late", 1)
+    late, _ = rig.ask(adapter=ref)
+    assert rig.ask()[0].wait().last.finish is FinishReason.LENGTH
+    assert not late.deltas
+    rig.slots.loaded.add(ref)
+    rig.loop.wake()
+    assert late.wait().last.finish is FinishReason.LENGTH
+    assert rig.slots.prepared == [ref]
+    assert rig.slots.in_use == []
+
+
+def test_a_broken_adapter_ends_only_its_own_request(rig: Rig) -> None:
+    ref = AdapterRef("o", "broken", 1)
+    rig.slots.broken[ref] = InvalidAdapter("it is broken")
+    heard, _ = rig.ask(adapter=ref)
+    assert heard.wait().last.finish is FinishReason.ERROR
+    assert heard.last.error is rig.slots.broken[ref]
+    assert rig.ask()[0].wait().last.finish is FinishReason.LENGTH
+
+
+def test_a_failed_step_fails_its_rows_and_the_loop_lives(rig: Rig) -> None:
+    def explode() -> None:
+        rig.engine.before_step = lambda: None
+        raise RuntimeError("a kernel failed")
+
+    rig.engine.before_step = explode
+    heard, _ = rig.ask()
+    assert isinstance(heard.wait().last.error, Unavailable)
+    assert rig.ask()[0].wait().text == " 3 4 5 6"
+    assert rig.pool.num_free == rig.pool.num_total
+
+
+def test_a_listener_that_raises_loses_only_its_own_answer(rig: Rig) -> None:
+    def faulty(delta: Delta) -> None:
+        raise RuntimeError("the client broke")
+
+    rig.loop.submit(request(max_tokens=60), faulty)
+    assert rig.ask()[0].wait().text == " 3 4 5 6"
+
+
+def test_a_full_queue_says_when_to_come_back(rig: Rig) -> None:
+    ref = AdapterRef("o", "never", 1)
+    for _ in range(12):
+        rig.ask(adapter=ref)
+    with pytest.raises(QueueFull) as full:
+        rig.ask()
+    assert 1 <= full.value.retry_after_s <= 60
+
+
+def test_what_can_never_fit_is_refused(make_rig: Callable[..., Rig]) -> None:
+    rig = make_rig(blocks=5)
+    with pytest.raises(ContextLengthExceeded, match="above the context of 20"):
+        rig.ask(prompt=18, max_tokens=3)
+    with pytest.raises(InvalidRequest, match="no tokens"):
+        rig.ask(prompt=0)
+    assert rig.ask(prompt=18, max_tokens=2)[0].wait().text == " 18 19"
+
+
+def test_stop_drains_and_then_refuses(make_rig: Callable[..., Rig]) -> None:
+    rig = make_rig()
+    rig.engine.before_step = lambda: time.sleep(0.005)
+    heard, _ = rig.ask(max_tokens=10)
+    rig.loop.stop(drain_timeout_s=5)
+    assert heard.last.finish is FinishReason.LENGTH
+    assert not rig.loop.alive
+    with pytest.raises(Unavailable):
+        rig.ask()
+
+
+def test_stop_cancels_what_outlasts_the_drain(make_rig: Callable[..., Rig]) -> None:
+    rig = make_rig()
+    rig.engine.before_step = lambda: time.sleep(0.02)
+    heard, _ = rig.ask(max_tokens=60)
+    rig.loop.stop(drain_timeout_s=0.05)
+    assert heard.last.finish is FinishReason.CANCELLED
+
+
+def test_one_owner_cannot_starve_another(make_rig: Callable[..., Rig]) -> None:
+    rig = make_rig(limits=replace(LIMITS, max_rows=1, max_waiting=32))
+    rig.engine.before_step = lambda: time.sleep(0.002)
+    greedy = [rig.ask(owner="greedy")[0] for _ in range(12)]
+    modest, _ = rig.ask(owner="modest")
+    modest.wait()
+    assert sum(heard.done.is_set() for heard in greedy) <= 4
+    for heard in greedy:
+        heard.wait()

@@ -1,0 +1,94 @@
+"""Who runs next, without engine or threads."""
+
+from dataclasses import dataclass
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from server.engine.blocks import BlockPool
+from server.engine.sequence import SamplingParams, Sequence
+from server.scheduler.policy import admission_order, plan_step
+
+
+@dataclass
+class Item:
+    owner: str
+    arrival: int
+    preempted: bool = False
+
+
+def sequence(seq_id: int, prompt: int, computed: int = 0) -> Sequence:
+    made = Sequence(seq_id, tuple(range(1, prompt + 1)), SamplingParams(), seed=0)
+    made.num_computed = computed
+    return made
+
+
+def test_owners_alternate_however_many_requests_one_has() -> None:
+    greedy = [Item("greedy", arrival) for arrival in range(4)]
+    order = admission_order([*greedy, Item("modest", 10), Item("modest", 11)], [], {})
+    assert [item.owner for item in order[:4]] == ["greedy", "modest", "greedy", "modest"]
+
+
+def test_the_owner_with_less_running_goes_first() -> None:
+    order = admission_order([Item("a", 0), Item("b", 1)], ["a", "a"], {})
+    assert [item.owner for item in order] == ["b", "a"]
+
+
+def test_the_owner_served_longest_ago_goes_first() -> None:
+    order = admission_order([Item("a", 0), Item("b", 1)], [], {"a": 2, "b": 1})
+    assert [item.owner for item in order] == ["b", "a"]
+
+
+def test_the_preempted_go_before_everyone() -> None:
+    order = admission_order([Item("a", 0), Item("b", 5, preempted=True)], ["b"], {})
+    assert [item.owner for item in order] == ["b", "a"]
+
+
+def test_decodes_come_first_and_prompts_share_what_is_left() -> None:
+    pool = BlockPool(100, 4)
+    long_prompt, decoding, short_prompt = sequence(1, 20), sequence(2, 5, 4), sequence(3, 6)
+    plan = plan_step([long_prompt, decoding, short_prompt], pool, max_step_tokens=24)
+    ran = [(chunk.sequence.seq_id, chunk.length) for chunk in plan.chunks]
+    assert ran == [(2, 1), (1, 20), (3, 3)]
+    assert plan.preempted == ()
+
+
+def test_the_youngest_gives_its_memory_to_the_oldest() -> None:
+    pool = BlockPool(4, 4)
+    old, young = sequence(1, 9, 8), sequence(2, 8, 0)
+    assert pool.grow(old, 8)
+    assert pool.grow(young, 8)
+    young.num_computed = 7
+    plan = plan_step([old, young], pool, max_step_tokens=16)
+    assert [chunk.sequence.seq_id for chunk in plan.chunks] == [1]
+    assert plan.preempted == (young,)
+    assert (young.blocks, young.num_computed) == ([], 0)
+
+
+@given(
+    prompts=st.lists(st.integers(1, 30), min_size=1, max_size=8),
+    total=st.integers(10, 20),
+    budget=st.integers(8, 40),
+)
+def test_every_plan_fits_and_the_oldest_always_advances(
+    prompts: list[int], total: int, budget: int
+) -> None:
+    pool = BlockPool(total, 4)
+    running = [sequence(index, length) for index, length in enumerate(prompts)]
+    for _ in range(30):
+        plan = plan_step(running, pool, budget)
+        assert any(chunk.sequence is running[0] for chunk in plan.chunks)
+        assert sum(chunk.length for chunk in plan.chunks) <= budget
+        assert not {id(chunk.sequence) for chunk in plan.chunks} & {id(s) for s in plan.preempted}
+        for chunk in plan.chunks:
+            held = len(chunk.sequence.blocks) * pool.block_tokens
+            assert held >= chunk.sequence.num_computed + chunk.length
+            grows = chunk.completes and chunk.sequence.num_tokens < total * 4
+            chunk.sequence.num_computed += chunk.length
+            if grows:
+                chunk.sequence.output.append(1)
+        running = [s for s in running if s not in plan.preempted and s.remaining > 0]
+        held_blocks = sum(len(s.blocks) for s in running)
+        assert held_blocks + pool.num_free <= total
+        if not running:
+            return
