@@ -1,0 +1,1 @@
+"""One script per claim; each prints a small table with its hardware, versions and commit."""
