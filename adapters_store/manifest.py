@@ -104,8 +104,10 @@ _KINDS: Mapping[str, type | tuple[type, ...]] = {
 def _decode(name: str, text: str) -> Any:
     try:
         value = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise AdapterCorrupt(f"the header's {name!r} is not JSON: {text[:80]!r}") from error
-    if not isinstance(value, _KINDS[name]) or isinstance(value, bool):
+    held = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    fits = isinstance(value, _KINDS[name]) and not isinstance(value, bool)
+    if not fits or not all(isinstance(item, str) for item in held):
         raise AdapterCorrupt(f"the header's {name!r} has the wrong type: {text[:80]!r}")
     return value

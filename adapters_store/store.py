@@ -1,0 +1,304 @@
+"""The folder of adapters: immutable versions, published whole or not at all.
+
+    <root>/<owner>/<name>/<version>/adapter.safetensors
+    <root>/<owner>/<name>/latest      two numbers: the version that the bare name means, and the
+                                      highest version ever issued; replacing it is the commit
+    <root>/<owner>/.issued/<name>     the highest version of a name whose versions are all deleted
+    <root>/.staging, .trash           adapters on their way in, and on their way out
+    <root>/.lock, .staging.lock       held while names change, and while anything is being staged
+
+Knows no server, and nothing of what the tensors mean. The disk is the only truth: there is no
+table of versions. Any number of processes may read and write at once. Readers take no lock: a name
+appears with its first version complete, a version above the highest issued one is not there yet,
+and every change is one rename. Writers take the lock (flock, freed by the system when a process
+dies) for the renames only. Everything is synced to the disk before it becomes visible.
+"""
+
+import contextlib
+import fcntl
+import os
+import shutil
+import uuid
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor
+
+from adapters_store import weights
+from adapters_store.errors import AdapterCorrupt, AdapterNotFound
+from adapters_store.manifest import AdapterRef, Manifest, check_name
+
+FILE_NAME = "adapter.safetensors"
+
+
+@dataclass(frozen=True)
+class StoredAdapter:
+    """One version at rest; `sha256` is its content hash (see `adapters_store.weights`)."""
+
+    ref: AdapterRef
+    manifest: Manifest
+    path: Path
+    size_bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class _Pointer:
+    """The file `latest`: what the bare name means, and the highest version ever issued."""
+
+    latest: int
+    issued: int
+
+
+class AdapterStore:
+    """Adapters under `root`, which is made if it is missing; leftovers of crashes are swept."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+        self._staging = root / ".staging"
+        self._trash = root / ".trash"
+        for folder in (root, self._staging, self._trash):
+            folder.mkdir(parents=True, exist_ok=True)
+        self.sweep()
+
+    def publish(
+        self, owner: str, name: str, manifest: Manifest, tensors: Mapping[str, Tensor]
+    ) -> AdapterRef:
+        """Write the next version and make it the latest; on the disk when this returns.
+
+        Raises:
+            InvalidName: `owner` or `name` may not be a folder's name.
+            ValueError: no tensors, or one is not float32.
+        """
+        check_name("owner", owner)
+        check_name("adapter", name)
+        staged = self._staging / uuid.uuid4().hex
+        with self._staging_in_use():
+            try:
+                staged.mkdir()
+                weights.write(staged / FILE_NAME, manifest, tensors)
+                _sync(staged)
+                with self._writing():
+                    return self._commit(owner, name, staged)
+            finally:
+                shutil.rmtree(staged, ignore_errors=True)  # gone already, unless something failed
+
+    def resolve(self, owner: str, name: str, version: int | None = None) -> AdapterRef:
+        """Find a version (None: the latest) without opening it. One small read.
+
+        Raises:
+            AdapterNotFound: no such owner, name or version.
+            InvalidName: one of them cannot exist.
+        """
+        check_name("owner", owner)
+        check_name("adapter", name)
+        pointer = self._pointer(self._root / owner / name)
+        if pointer is None:
+            raise AdapterNotFound(f"{owner!r} has no adapter {name!r}")
+        ref = AdapterRef(owner, name, pointer.latest if version is None else version)
+        if version is not None and (version > pointer.issued or not self.path(ref).exists()):
+            raise AdapterNotFound(
+                f"adapter {name!r} has no version {version}; the latest is {pointer.latest}"
+            )
+        return ref
+
+    def open(self, ref: AdapterRef) -> StoredAdapter:
+        """Read a version's header. Raises AdapterNotFound or AdapterCorrupt."""
+        path = self.path(ref)
+        with _missing(ref):
+            header = weights.read_header(path)
+        return StoredAdapter(ref, header.manifest, path, header.size_bytes, header.sha256)
+
+    def load(self, ref: AdapterRef) -> tuple[Manifest, dict[str, Tensor], str]:
+        """Read a version whole and verified: manifest, tensors on the CPU, content hash.
+
+        Raises:
+            AdapterNotFound: no such version.
+            AdapterCorrupt: naming the path, and the field or tensor at fault.
+        """
+        with _missing(ref):
+            header, tensors = weights.read_all(self.path(ref))
+        return header.manifest, tensors, header.sha256
+
+    def owners(self) -> list[str]:
+        """Owners with at least one adapter, sorted."""
+        return [owner for owner in _folders(self._root) if _folders(self._root / owner)]
+
+    def names(self, owner: str) -> list[str]:
+        """The owner's adapters, sorted; empty for an unknown owner. One scan, no file opened."""
+        return _folders(self._root / check_name("owner", owner))
+
+    def versions(self, owner: str, name: str) -> list[int]:
+        """The versions that exist, ascending; empty for an unknown adapter."""
+        check_name("owner", owner)
+        folder = self._root / owner / check_name("adapter", name)
+        pointer = self._pointer(folder)
+        return [] if pointer is None else _versions(folder, pointer)
+
+    def delete(self, owner: str, name: str, version: int | None = None) -> None:
+        """Remove one version, or (None) all. The numbers are not issued again.
+
+        Whoever has the file open may read on; the latest falls back to the highest that is left.
+
+        Raises:
+            AdapterNotFound: there is no such adapter or version.
+        """
+        with self._staging_in_use(), self._writing():
+            ref = self.resolve(owner, name, version)
+            folder = self._root / owner / name
+            pointer = self._pointer(folder)
+            assert pointer is not None, "resolve found it, and writers hold the lock"
+            left = [v for v in _versions(folder, pointer) if version not in (None, v)]
+            if left:
+                if ref.version == pointer.latest:
+                    self._write(folder / "latest", f"{left[-1]} {pointer.issued}\n")
+                self._discard(folder / str(ref.version))
+            else:
+                self._issued(owner).mkdir(exist_ok=True)
+                _sync(folder.parent)
+                self._write(self._issued(owner) / name, f"{pointer.issued}\n")
+                self._discard(folder)
+        self.sweep()
+
+    def path(self, ref: AdapterRef) -> Path:
+        """Where the version's file is, if it exists."""
+        return self._root / ref.owner / ref.name / str(ref.version) / FILE_NAME
+
+    def sweep(self) -> None:
+        """Remove what crashed publishers and deletions left behind, unless one is at work now."""
+        _empty(self._trash)
+        exclusive = fcntl.LOCK_EX | fcntl.LOCK_NB
+        with contextlib.suppress(BlockingIOError), self._lock(".staging.lock", exclusive):
+            _empty(self._staging)
+
+    def _commit(self, owner: str, name: str, staged: Path) -> AdapterRef:
+        """Give the staged version its number and place. Needs the lock."""
+        folder = self._root / owner / name
+        pointer = self._pointer(folder)
+        if pointer is None:
+            return self._commit_first(owner, name, staged)
+        version = pointer.issued + 1
+        while (
+            folder / str(version)
+        ).exists():  # moved in by a publisher that died before its commit
+            self._discard(folder / str(version))
+            version += 1
+        os.rename(staged, folder / str(version))
+        _sync(folder)
+        self._write(folder / "latest", f"{version} {version}\n")
+        return AdapterRef(owner, name, version)
+
+    def _commit_first(self, owner: str, name: str, staged: Path) -> AdapterRef:
+        """Build the name's folder aside and move it in whole, so that none is without a version."""
+        with contextlib.suppress(FileExistsError):
+            (self._root / owner).mkdir()
+            _sync(self._root)
+        version = self._last_issued(owner, name) + 1
+        folder = self._staging / uuid.uuid4().hex
+        folder.mkdir()
+        os.rename(staged, folder / str(version))
+        self._write(folder / "latest", f"{version} {version}\n")
+        os.rename(folder, self._root / owner / name)
+        _sync(self._root / owner)
+        return AdapterRef(owner, name, version)
+
+    def _issued(self, owner: str) -> Path:
+        return self._root / owner / ".issued"
+
+    def _last_issued(self, owner: str, name: str) -> int:
+        path = self._issued(owner) / name
+        try:
+            return int(path.read_text())
+        except FileNotFoundError:
+            return 0
+        except ValueError as error:
+            raise AdapterCorrupt(f"{path}: not a version number; write the highest one") from error
+
+    def _pointer(self, folder: Path) -> _Pointer | None:
+        path = folder / "latest"
+        try:
+            text = path.read_text()
+        except FileNotFoundError:
+            return None
+        try:
+            latest, issued = map(int, text.split())
+        except ValueError as error:
+            raise AdapterCorrupt(
+                f"{path}: {text[:40]!r} is not two version numbers, the latest and the highest"
+            ) from error
+        return _Pointer(latest, issued)
+
+    def _write(self, path: Path, text: str) -> None:
+        """Replace a small file at once and wait for the disk."""
+        temporary = self._staging / uuid.uuid4().hex
+        with temporary.open("x") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+        _sync(path.parent)
+
+    def _discard(self, path: Path) -> None:
+        """Make it vanish at once; its bytes go with the next sweep."""
+        os.rename(path, self._trash / uuid.uuid4().hex)
+        _sync(path.parent)
+
+    def _writing(self) -> contextlib.AbstractContextManager[None]:
+        return self._lock(".lock", fcntl.LOCK_EX)
+
+    def _staging_in_use(self) -> contextlib.AbstractContextManager[None]:
+        """Shared among publishers; keeps `sweep` off what they stage."""
+        return self._lock(".staging.lock", fcntl.LOCK_SH)
+
+    @contextlib.contextmanager
+    def _lock(self, name: str, operation: int) -> Iterator[None]:
+        descriptor = os.open(self._root / name, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            fcntl.flock(descriptor, operation)
+            yield
+        finally:
+            os.close(descriptor)  # and with it goes the lock
+
+
+@contextlib.contextmanager
+def _missing(ref: AdapterRef) -> Iterator[None]:
+    try:
+        yield
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise AdapterNotFound(
+            f"{ref.owner!r} has no adapter {ref}: deleted or never made"
+        ) from error
+
+
+def _folders(path: Path) -> list[str]:
+    """Names of the folders in `path` that are not ours (those begin with a dot), sorted."""
+    try:
+        with os.scandir(path) as entries:
+            return sorted(e.name for e in entries if e.name[0] != "." and e.is_dir())
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+
+
+def _versions(folder: Path, pointer: _Pointer) -> list[int]:
+    numbers = (int(name) for name in _folders(folder) if name.isdecimal())
+    return sorted(number for number in numbers if number <= pointer.issued)
+
+
+def _sync(folder: Path) -> None:
+    """Wait until the entries of a folder are on the disk."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _empty(folder: Path) -> None:
+    """Remove all that is in a folder; another process may be doing the same."""
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.is_dir(follow_symlinks=False):
+                shutil.rmtree(entry.path, ignore_errors=True)
+            else:
+                Path(entry.path).unlink(missing_ok=True)

@@ -1,0 +1,228 @@
+"""Files: what is written is read back, and nothing else is."""
+
+import json
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from safetensors import safe_open
+from torch import Tensor
+
+from adapters_store import weights
+from adapters_store.errors import AdapterCorrupt
+from adapters_store.manifest import Manifest
+from tests.adapters_store.conftest import MakeManifest, MakeTensors
+
+Entries = dict[str, dict[str, object]]
+
+
+def _equal(left: dict[str, Tensor], right: dict[str, Tensor]) -> bool:
+    return left.keys() == right.keys() and all(torch.equal(left[k], right[k]) for k in left)
+
+
+@pytest.fixture
+def adapter(tmp_path: Path, make_manifest: MakeManifest, make_tensors: MakeTensors) -> Path:
+    path = tmp_path / "adapter.safetensors"
+    weights.write(path, make_manifest(), make_tensors())
+    return path
+
+
+def _rewrite(path: Path, change: Callable[[Entries], object]) -> None:
+    """Change the header, keep the data."""
+    raw = path.read_bytes()
+    length = int.from_bytes(raw[:8], "little")
+    entries = json.loads(raw[8 : 8 + length])
+    change(entries)
+    text = json.dumps(entries).encode()
+    path.write_bytes(len(text).to_bytes(8, "little") + text + raw[8 + length :])
+
+
+def test_a_file_reads_back(
+    adapter: Path, make_manifest: MakeManifest, make_tensors: MakeTensors
+) -> None:
+    manifest, tensors = weights.read(adapter)
+    header = weights.read_header(adapter)
+    assert manifest == make_manifest() == weights.read_manifest(adapter) == header.manifest
+    assert _equal(tensors, make_tensors())
+    assert header.size_bytes == adapter.stat().st_size
+    assert weights.read_all(adapter)[0] == header
+
+
+@settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    shapes=st.dictionaries(
+        st.text(min_size=1, max_size=12).filter(lambda name: name != "__metadata__"),
+        st.lists(st.integers(1, 5), max_size=3),
+        min_size=1,
+        max_size=5,
+    )
+)
+def test_the_safetensors_library_reads_the_same(
+    tmp_path: Path, make_manifest: MakeManifest, shapes: dict[str, list[int]]
+) -> None:
+    path = tmp_path / "any.safetensors"
+    path.unlink(missing_ok=True)
+    manifest = make_manifest(note="ünïcode \N{SNOWMAN}")
+    tensors = {name: torch.randn(shape) for name, shape in shapes.items()}
+    weights.write(path, manifest, tensors)
+    assert _equal(safetensors.torch.load_file(path), tensors)
+    with safe_open(path, "pt") as file:
+        assert Manifest.from_header(file.metadata()) == manifest
+    assert _equal(weights.read(path)[1], tensors)
+
+
+def test_the_same_content_has_the_same_bytes_and_any_other_has_another_hash(
+    tmp_path: Path, make_manifest: MakeManifest, make_tensors: MakeTensors
+) -> None:
+    tensors = make_tensors()
+    backwards = dict(reversed(tensors.items()))
+    for name, manifest, content in (
+        ("a", make_manifest(), tensors),
+        ("b", make_manifest(), backwards),
+        ("c", make_manifest(rank=5), tensors),
+        ("d", make_manifest(), make_tensors(seed=1)),
+    ):
+        weights.write(tmp_path / name, manifest, content)
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+    assert len({weights.read_header(tmp_path / name).sha256 for name in "acd"}) == 3
+
+
+def test_a_file_is_never_overwritten(
+    adapter: Path, make_manifest: MakeManifest, make_tensors: MakeTensors
+) -> None:
+    before = adapter.read_bytes()
+    with pytest.raises(FileExistsError):
+        weights.write(adapter, make_manifest(), make_tensors(seed=9))
+    assert adapter.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    "tensors", [{}, {"q.d": torch.zeros(3, dtype=torch.float64)}, {"q.d": torch.zeros(0)}]
+)
+def test_only_float32_is_written(
+    tmp_path: Path, make_manifest: MakeManifest, tensors: dict[str, Tensor]
+) -> None:
+    with pytest.raises(ValueError, match=r"tensors|float32"):
+        weights.write(tmp_path / "x", make_manifest(), tensors)
+    assert not (tmp_path / "x").exists()
+
+
+def test_every_truncation_is_refused(adapter: Path) -> None:
+    whole = adapter.read_bytes()
+    for length in range(0, len(whole), 7):
+        adapter.write_bytes(whole[:length])
+        for read in (weights.read, weights.read_header):
+            with pytest.raises(AdapterCorrupt, match=str(adapter)):
+                read(adapter)
+
+
+def test_a_truncated_tensor_is_named(adapter: Path) -> None:
+    adapter.write_bytes(adapter.read_bytes()[:-1])
+    with pytest.raises(
+        AdapterCorrupt, match=r"truncated: tensor .*layers\.1\.self_attn\.q_proj\.d"
+    ):
+        weights.read(adapter)
+
+
+def test_every_flipped_bit_is_refused(adapter: Path) -> None:
+    whole = adapter.read_bytes()
+    for index in range(0, len(whole), 3):
+        damaged = bytearray(whole)
+        damaged[index] ^= 1 << (index % 8)
+        adapter.write_bytes(damaged)
+        with pytest.raises(AdapterCorrupt, match=str(adapter)):
+            weights.read(adapter)
+
+
+def test_added_bytes_are_refused(adapter: Path) -> None:
+    adapter.write_bytes(adapter.read_bytes() + b"\0" * 4)
+    with pytest.raises(AdapterCorrupt, match="bytes of data"):
+        weights.read(adapter)
+
+
+Q0D = "model.layers.0.self_attn.q_proj.d"
+Q1B = "model.layers.1.self_attn.q_proj.b"
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("dtype", "F16", "F16"),
+        ("shape", [3], "does not fit"),
+        ("shape", [-4], "no valid shape"),
+        ("shape", [True, 4], "no valid shape"),
+        ("shape", None, "no valid shape"),
+        ("data_offsets", [0], "no valid shape"),
+        ("data_offsets", [24, 24], "does not fit"),
+        ("data_offsets", [28, 44], "begin where"),
+        ("data_offsets", [26, 42], "does not fit"),
+    ],
+)
+def test_a_misshapen_tensor_is_named(
+    adapter: Path, field: str, value: object, message: str
+) -> None:
+    def change(entries: Entries) -> None:
+        entries[Q0D][field] = value
+
+    _rewrite(adapter, change)
+    with pytest.raises(AdapterCorrupt, match=message) as raised:
+        weights.read_header(adapter)
+    assert str(adapter) in str(raised.value)
+    assert Q0D in str(raised.value)
+
+
+def test_a_tensor_missing_from_the_header_is_noticed(adapter: Path) -> None:
+    _rewrite(adapter, lambda entries: entries.pop(Q1B))
+    with pytest.raises(AdapterCorrupt, match="begin where"):
+        weights.read_header(adapter)
+
+
+def test_a_missing_manifest_field_is_named(adapter: Path) -> None:
+    _rewrite(adapter, lambda entries: entries["__metadata__"].pop("basis_spec"))
+    with pytest.raises(AdapterCorrupt, match="basis_spec") as raised:
+        weights.read_manifest(adapter)
+    assert str(adapter) in str(raised.value)
+
+
+@pytest.mark.parametrize("field", ["targets", "options", "rank", "created_at"])
+def test_a_manifest_field_of_the_wrong_type_is_named(adapter: Path, field: str) -> None:
+    def change(entries: Entries) -> None:
+        entries["__metadata__"][field] = '["a", 3]' if field == "targets" else '{"a": 3}'
+
+    _rewrite(adapter, change)
+    with pytest.raises(AdapterCorrupt, match=field):
+        weights.read_manifest(adapter)
+
+
+def test_a_foreign_safetensors_file_is_refused(tmp_path: Path, make_tensors: MakeTensors) -> None:
+    path = tmp_path / "foreign.safetensors"
+    safetensors.torch.save_file(make_tensors(), path)
+    with pytest.raises(AdapterCorrupt, match="__metadata__"):
+        weights.read(path)
+
+
+@pytest.mark.parametrize("body", [b"", b"{}", b"[]", b"\xff" * 40, b"[" * 200_000])
+def test_any_other_file_is_refused(tmp_path: Path, body: bytes) -> None:
+    path = tmp_path / "other"
+    path.write_bytes(len(body).to_bytes(8, "little") + body)
+    with pytest.raises(AdapterCorrupt, match="other"):
+        weights.read(path)
+
+
+def test_a_porch_sized_adapter_loads_in_milliseconds(
+    tmp_path: Path, make_manifest: MakeManifest, make_tensors: MakeTensors
+) -> None:
+    path = tmp_path / "porch.safetensors"
+    weights.write(path, make_manifest(), make_tensors(layers=62, rank=128, out=560))
+    times = []
+    for _ in range(21):
+        start = time.perf_counter()
+        weights.read_all(path)
+        times.append(time.perf_counter() - start)
+    assert statistics.median(times) < 0.010  # measured: about 0.6 ms; the rest is for slow machines
