@@ -1,0 +1,142 @@
+"""Where each token of a step stands, writes and reads. Built once a step, shared by all layers."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from server.engine.kv_cache import KVCache
+from server.engine.sequence import Chunk
+
+
+@dataclass(frozen=True)
+class Read:
+    """One call of attention: `rows` of the flat batch and the keys that they see.
+
+    A decoding read holds many sequences with one query token each, a prompt read one sequence with
+    many. `blocks` is int64 [sequences, n]; only the first `num_keys` keys of a row are used.
+    `mask` is added to the scores, [sequences, 1, query tokens, num_keys]; None: each query sees
+    the keys up to its own place, and there is one key for each query.
+    """
+
+    rows: slice
+    blocks: Tensor
+    num_keys: int
+    mask: Tensor | None
+
+    @property
+    def is_prompt(self) -> bool:
+        tokens: int = self.rows.stop - self.rows.start
+        return tokens > len(self.blocks)
+
+
+class Layout:
+    """A step's chunks flattened: single tokens first, shortest context first, then longer chunks.
+
+    Attributes:
+        chunks: in the order of the flat batch.
+        starts: the first flat row of each chunk.
+        token_ids, positions, write_at: int64 [tokens] on the cache's device.
+        slots: the adapter slot of each token.
+        windows: the attention windows that the model's layers asked for in this step.
+    """
+
+    def __init__(self, chunks: Sequence[Chunk], cache: KVCache) -> None:
+        singles = [chunk for chunk in chunks if chunk.length == 1]
+        singles.sort(key=lambda chunk: chunk.sequence.num_computed)
+        self.chunks = [*singles, *(chunk for chunk in chunks if chunk.length > 1)]
+        self.cache = cache
+        self._num_singles = len(singles)
+        self._reads: dict[int | None, list[Read]] = {}
+        self.starts: list[int] = []
+        self.slots: list[int] = []
+        token_ids: list[int] = []
+        positions: list[int] = []
+        write_at: list[int] = []
+        size = cache.block_tokens
+        for chunk in self.chunks:
+            sequence = chunk.sequence
+            places = range(sequence.num_computed, sequence.num_computed + chunk.length)
+            self.starts.append(len(positions))
+            self.slots += [sequence.slot] * chunk.length
+            token_ids += sequence.tokens(places.start, places.stop)
+            positions += places
+            write_at += [sequence.blocks[p // size] * size + p % size for p in places]
+        self._device = cache.layers[0].device
+        self._dtype = cache.layers[0].dtype
+        packed = torch.tensor([token_ids, positions, write_at], device=self._device)
+        self.token_ids, self.positions, self.write_at = packed.unbind()
+
+    @property
+    def windows(self) -> frozenset[int | None]:
+        return frozenset(self._reads)
+
+    def reads(self, window: int | None) -> list[Read]:
+        """The calls of attention for layers that see `window` tokens back (None: all)."""
+        if window not in self._reads:
+            self._reads[window] = [*self._decodes(window), *self._prompts(window)]
+        return self._reads[window]
+
+    def _decodes(self, window: int | None) -> list[Read]:
+        """Group single tokens so that at most half of what a group gathers is padding."""
+        reads: list[Read] = []
+        stop = self._num_singles
+        spans = [self._span(chunk, window) for chunk in self.chunks[:stop]]
+        while stop > 0:
+            widest = len(spans[stop - 1])
+            start = stop - 1
+            while start > 0 and 2 * len(spans[start - 1]) >= widest:
+                start -= 1
+            reads.append(self._decode(slice(start, stop), spans[start:stop], window))
+            stop = start
+        return reads
+
+    def _span(self, chunk: Chunk, window: int | None) -> range:
+        """Indices into the sequence's blocks that `chunk` reads."""
+        size = self.cache.block_tokens
+        position = chunk.sequence.num_computed
+        first = 0 if window is None else max(position + 1 - window, 0)
+        return range(first // size, (position + chunk.length - 1) // size + 1)
+
+    def _decode(self, rows: slice, spans: list[range], window: int | None) -> Read:
+        width = max(len(span) for span in spans)
+        # Padding reads the row's first block once more; the mask hides it.
+        blocks = [
+            [chunk.sequence.blocks[i] for i in span]
+            + chunk.sequence.blocks[:1] * (width - len(span))
+            for chunk, span in zip(self.chunks[rows], spans, strict=True)
+        ]
+        size = self.cache.block_tokens
+        offsets = torch.tensor([span.start * size for span in spans], device=self._device)
+        keys = offsets[:, None] + torch.arange(width * size, device=self._device)
+        queries = self.positions[rows][:, None]
+        mask = self._mask(queries, keys, window)[:, None, None]
+        return Read(rows, torch.tensor(blocks, device=self._device), width * size, mask)
+
+    def _prompts(self, window: int | None) -> list[Read]:
+        return [
+            self._prompt(chunk, start, window)
+            for chunk, start in zip(
+                self.chunks[self._num_singles :], self.starts[self._num_singles :], strict=True
+            )
+        ]
+
+    def _prompt(self, chunk: Chunk, start: int, window: int | None) -> Read:
+        span = self._span(chunk, window)
+        rows = slice(start, start + chunk.length)
+        blocks = torch.tensor(chunk.sequence.blocks[span.start : span.stop], device=self._device)
+        first_key = span.start * self.cache.block_tokens
+        num_keys = chunk.sequence.num_computed + chunk.length - first_key
+        if num_keys == chunk.length and (window is None or window >= chunk.length):
+            return Read(rows, blocks[None], num_keys, None)
+        keys = first_key + torch.arange(num_keys, device=self._device)
+        mask = self._mask(self.positions[rows][:, None], keys, window)
+        return Read(rows, blocks[None], num_keys, mask[None, None])
+
+    def _mask(self, queries: Tensor, keys: Tensor, window: int | None) -> Tensor:
+        hidden = keys > queries
+        if window is not None:
+            hidden |= keys <= queries - window
+        mask = torch.zeros(hidden.shape, dtype=self._dtype, device=self._device)
+        return mask.masked_fill_(hidden, -torch.inf)
