@@ -104,9 +104,18 @@ class ChatTokenizer:
         if not self._tokenizer.is_fast or not _GENERATION.search(self._template):
             return None
         encoded = self._apply_template(
-            messages, tokenize=True, return_dict=True, return_assistant_tokens_mask=True
+            messages,
+            tokenize=True,
+            return_dict=True,
+            return_assistant_tokens_mask=True,
+            tokenizer_kwargs={"return_offsets_mapping": True},
         )
-        return list(encoded["input_ids"]), [bool(mark) for mark in encoded["assistant_masks"]]
+        mask = [bool(mark) for mark in encoded["assistant_masks"]]
+        offsets = encoded["offset_mapping"]
+        # transformers marks only the first of several tokens that share an answer's last character.
+        for index in range(1, len(mask)):
+            mask[index] |= mask[index - 1] and offsets[index] == offsets[index - 1]
+        return list(encoded["input_ids"]), mask
 
     def _apply_template(self, messages: Sequence[Message], **how: Any) -> Any:
         if not messages:
@@ -138,7 +147,7 @@ def load_tokenizer(source: str | Path) -> ChatTokenizer:
     """
     place = EMBEDDED.get(str(source), source)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(place)
+        tokenizer = AutoTokenizer.from_pretrained(place, trust_remote_code=False)
     except Exception as error:  # transformers raises whatever its readers and the network raise
         reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
         raise UnsupportedModel(f"no tokenizer can be loaded from {source}: {reason}") from error

@@ -1,0 +1,53 @@
+"""Which examples a step reads, and how they lie in memory. Pure: no tensors, no state."""
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+_LENGTH_NOISE = 0.1  # neighbours in length change from epoch to epoch; padding stays small
+
+
+def steps_per_epoch(num_examples: int, batch_size: int) -> int:
+    """Optimizer steps of one pass over the examples; the last may be short."""
+    return math.ceil(num_examples / batch_size)
+
+
+def epoch_batches(
+    lengths: Sequence[int], batch_size: int, *, seed: int, epoch: int
+) -> list[list[int]]:
+    """One epoch's batches of example indices: every example once, like lengths together.
+
+    A pure function of its arguments, the same on every machine, so that a run that was cut short
+    goes on with exactly the batches that it would have seen.
+    """
+    # Raw words, not numpy's distributions: those may change from one release to the next.
+    words = np.random.Philox(key=np.array([seed % 2**64, epoch], np.uint64))
+    noise = 1 + _LENGTH_NOISE * (words.random_raw(len(lengths)) / 2.0**64)
+    order = np.argsort(np.asarray(lengths) * noise, kind="stable").tolist()
+    batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+    return [batches[i] for i in np.argsort(words.random_raw(len(batches)), kind="stable")]
+
+
+def micro_batches(
+    indices: Sequence[int], lengths: Sequence[int], max_tokens: int
+) -> list[list[int]]:
+    """Split a batch so that no part, padded to its longest member, is over `max_tokens`.
+
+    A single example longer than that is a part of its own.
+    """
+    parts: list[list[int]] = []
+    for index in sorted(indices, key=lambda i: (lengths[i], i)):
+        # Sorted by length: the newcomer is the longest, and pads all the others.
+        if parts and lengths[index] * (len(parts[-1]) + 1) <= max_tokens:
+            parts[-1].append(index)
+        else:
+            parts.append([index])
+    return parts
+
+
+def padding_share(parts: Sequence[Sequence[int]], lengths: Sequence[int]) -> float:
+    """The share of positions in these parts that hold no token."""
+    used = sum(lengths[i] for part in parts for i in part)
+    held = sum(max(lengths[i] for i in part) * len(part) for part in parts if part)
+    return 1 - used / held if held else 0.0

@@ -1,0 +1,97 @@
+"""Where a run stands, on disk. Knows files and tensors, and nothing of what they mean.
+
+    <folder>/step-00000120.safetensors     tensors, and the rest as one JSON text in the header
+
+A checkpoint is complete or absent: written aside, synced, renamed. Two processes may write to one
+folder (a worker that lost its lease and does not know it yet): both write the same bytes.
+"""
+
+import contextlib
+import json
+import os
+import re
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+_NAME = re.compile(r"step-(\d{8})\.safetensors")
+_STATE = "state"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A moment of a run: the step just done, its tensors, and its numbers (anything JSON holds)."""
+
+    step: int
+    tensors: Mapping[str, Tensor]
+    state: Mapping[str, object]
+
+
+class CheckpointFolder:
+    """The checkpoints of one run in `folder`; the newest `keep` stay."""
+
+    def __init__(self, folder: Path, *, keep: int = 2) -> None:
+        self._folder = folder
+        self._keep = keep
+
+    def save(self, checkpoint: Checkpoint) -> Path:
+        """Write one; it is on the disk when this returns."""
+        self._folder.mkdir(parents=True, exist_ok=True)
+        path = self._folder / f"step-{checkpoint.step:08d}.safetensors"
+        aside = self._folder / f".{uuid.uuid4().hex}"
+        try:
+            tensors = {
+                name: t.detach().cpu().contiguous() for name, t in checkpoint.tensors.items()
+            }
+            save_file(tensors, aside, {_STATE: json.dumps(dict(checkpoint.state))})
+            _sync(aside)
+            os.replace(aside, path)
+            _sync(self._folder)
+        finally:
+            aside.unlink(missing_ok=True)
+        for old in self._paths()[: -self._keep]:
+            old.unlink(missing_ok=True)
+        return path
+
+    def newest(self) -> Checkpoint | None:
+        """Read the newest that can be read whole; None if there is none."""
+        for path in reversed(self._paths()):
+            with contextlib.suppress(SafetensorError, OSError, ValueError, KeyError):
+                return _read(path)
+        return None
+
+    def clear(self) -> None:
+        """Remove all of them, and what a killed writer left; the folder too if it is then empty."""
+        with contextlib.suppress(FileNotFoundError):
+            for path in [*self._paths(), *self._folder.glob(".*")]:
+                path.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            self._folder.rmdir()
+
+    def _paths(self) -> list[Path]:
+        """Oldest first."""
+        if not self._folder.is_dir():
+            return []
+        return sorted(path for path in self._folder.iterdir() if _NAME.fullmatch(path.name))
+
+
+def _read(path: Path) -> Checkpoint:
+    match = _NAME.fullmatch(path.name)
+    assert match is not None
+    with safe_open(path, framework="pt") as file:
+        state = json.loads(file.metadata()[_STATE])
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    return Checkpoint(int(match[1]), tensors, state)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,168 @@
+"""Conversations to tokens and to the tokens that count: the assistant's. Knows no model.
+
+Loss counts on what the assistant wrote, its end-of-turn token included, so that the adapter learns
+to stop. Which tokens those are is asked of the chat template where it marks them, and found by
+rendering the chat up to each answer and through it where it does not.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from server.bases.tokenizer import ChatTokenizer, Message
+from server.errors import InvalidDataset, InvalidRequest, LineProblem
+
+
+@dataclass(frozen=True)
+class Example:
+    """One sequence: `counts[i]` says whether the prediction of `tokens[i]` is learnt from.
+
+    The last token always counts; the first never does, as nothing stands before it.
+    """
+
+    tokens: tuple[int, ...]
+    counts: tuple[bool, ...]
+
+    @classmethod
+    def of(cls, tokens: Sequence[int], spans: Iterable[tuple[int, int]]) -> "Example | None":
+        """Learn tokens[start:end] of each span, and drop what follows the last; None if nothing."""
+        counts = [False] * len(tokens)
+        for start, end in spans:
+            counts[start:end] = [True] * (end - start)
+        counts[:1] = [False] * len(counts[:1])
+        if True not in counts:
+            return None
+        end = len(counts) - counts[::-1].index(True)
+        return cls(tuple(tokens[:end]), tuple(counts[:end]))
+
+    @property
+    def num_targets(self) -> int:
+        return sum(self.counts)
+
+
+def build_examples(
+    records: Iterable[tuple[int, Mapping[str, object]]],
+    tokenizer: ChatTokenizer,
+    *,
+    max_tokens: int,
+) -> list[Example]:
+    """Encode (line number, record) pairs; a record may give several examples, or none.
+
+    Raises:
+        InvalidDataset: naming every line that the template refuses or that is over `max_tokens`.
+    """
+    examples: list[Example] = []
+    problems: list[LineProblem] = []
+    for line, record in records:
+        try:
+            found = encode_record(record, tokenizer)
+        except InvalidRequest as error:
+            problems.append(LineProblem(line, str(error)))
+            continue
+        longest = max((len(example.tokens) for example in found), default=0)
+        if longest > max_tokens:
+            reason = f"{longest} tokens are more than the {max_tokens} that the model can read"
+            problems.append(LineProblem(line, f"{reason}; shorten or split the conversation"))
+        examples.extend(found)
+    if problems:
+        raise InvalidDataset(f"{len(problems)} lines cannot be trained on", problems)
+    return examples
+
+
+def encode_record(record: Mapping[str, object], tokenizer: ChatTokenizer) -> list[Example]:
+    """The examples of one checked line: a chat (`messages`) or a `prompt` and its `completion`.
+
+    Raises:
+        InvalidRequest: the chat template refuses the messages.
+    """
+    messages = record.get("messages")
+    if isinstance(messages, Sequence):
+        return _chat_examples(messages, tokenizer)
+    return _completion_example(str(record["prompt"]), str(record["completion"]), tokenizer)
+
+
+def _completion_example(prompt: str, completion: str, tokenizer: ChatTokenizer) -> list[Example]:
+    asked = tokenizer.encode(prompt, add_special=True)
+    whole = tokenizer.encode(prompt + completion, add_special=True)
+    if whole[: len(asked)] != asked:  # the border's characters share a token: keep the prompt's
+        whole = asked + tokenizer.encode(completion)
+    if tokenizer.eos_token_id is not None:
+        whole.append(tokenizer.eos_token_id)
+    example = Example.of(whole, [(len(asked), len(whole))])
+    return [example] if example else []
+
+
+def _chat_examples(messages: Sequence[Message], tokenizer: ChatTokenizer) -> list[Example]:
+    chat = [{k: v for k, v in message.items() if k != "weight"} for message in messages]
+    answers = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
+    wanted = [i for i in answers if messages[i].get("weight") != 0]
+    if not wanted:
+        return []
+    marked = tokenizer.chat_mask(chat)
+    if marked is not None:
+        tokens, mask = marked
+        spans = _runs(mask)
+        if len(spans) == len(answers):  # else the template leaves an answer out, or joins two
+            chosen = [_with_end(tokens, spans[answers.index(i)], tokenizer) for i in wanted]
+            example = Example.of(tokens, chosen)
+            return [example] if example else []
+    return _by_difference(chat, wanted, tokenizer)
+
+
+def _by_difference(
+    chat: Sequence[Message], wanted: Sequence[int], tokenizer: ChatTokenizer
+) -> list[Example]:
+    """Find each answer as what the chat through it has beyond the prompt that asks for it.
+
+    A template may render an answer differently once more turns follow (some drop its reasoning).
+    Then each answer becomes an example of its own, rendered as the last turn.
+    """
+    tokens = tokenizer.chat(chat, add_generation_prompt=False)
+    turns = [_turn(chat, index, tokenizer) for index in wanted]
+    if all(tokens[: len(turn)] == turn for turn, _ in turns):
+        example = Example.of(tokens, [span for _, span in turns])
+        return [example] if example else []
+    alone = [Example.of(turn, [span]) for turn, span in turns]
+    return [example for example in alone if example]
+
+
+def _turn(
+    chat: Sequence[Message], index: int, tokenizer: ChatTokenizer
+) -> tuple[list[int], tuple[int, int]]:
+    """The chat through message `index`, and where in it that answer stands."""
+    asked = tokenizer.chat(chat[:index], add_generation_prompt=True) if index else []
+    through = tokenizer.chat(chat[: index + 1], add_generation_prompt=False)
+    start = _common(asked, through)
+    # The header's last token may have joined with the answer's first characters; no more than it.
+    if start < len(asked) - 1:
+        raise InvalidRequest(
+            f"the chat template of {tokenizer.name} renders message {index} differently from what "
+            "it asks the model to write; mark the answers in the template with {% generation %}"
+        )
+    end = len(through)
+    special = [i for i in range(start, end) if through[i] in tokenizer.special_ids]
+    return through, (start, special[-1] + 1 if special else end)
+
+
+def _with_end(
+    tokens: Sequence[int], span: tuple[int, int], tokenizer: ChatTokenizer
+) -> tuple[int, int]:
+    """Templates may close the marks before the end-of-turn token, which must be learnt too."""
+    start, end = span
+    closed = tokens[end - 1] in tokenizer.special_ids
+    if not closed and end < len(tokens) and tokens[end] in tokenizer.special_ids:
+        end += 1
+    return start, end
+
+
+def _runs(mask: Sequence[bool]) -> list[tuple[int, int]]:
+    """Start and end of each run of True."""
+    edges = [
+        i for i, (a, b) in enumerate(zip([False, *mask], [*mask, False], strict=True)) if a != b
+    ]
+    return list(zip(edges[::2], edges[1::2], strict=True))
+
+
+def _common(left: Sequence[int], right: Sequence[int]) -> int:
+    """Length of the common prefix."""
+    pairs = zip(left, right, strict=False)
+    return next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(left), len(right)))

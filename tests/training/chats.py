@@ -1,0 +1,46 @@
+"""A byte-per-token tokenizer and chat templates of every kind, for the tests of training."""
+
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+from server.bases.tokenizer import ChatTokenizer
+
+SPECIAL = ["<|end|>", "<|im_start|>", "<|im_end|>"]
+
+MARKED = (
+    "{%- for m in messages -%}{{- '<|im_start|>' + m['role'] + '\\n' -}}"
+    "{%- if m['role'] == 'assistant' -%}"
+    "{%- generation -%}{{- m['content'] + '<|im_end|>' -}}{%- endgeneration -%}"
+    "{%- else -%}{{- m['content'] + '<|im_end|>' -}}{%- endif -%}{{- '\\n' -}}{%- endfor -%}"
+    "{%- if add_generation_prompt -%}{{- '<|im_start|>assistant\\n' -}}{%- endif -%}"
+)
+UNMARKED = MARKED.replace("{%- generation -%}", "").replace("{%- endgeneration -%}", "")
+# Marks end before the end-of-turn token.
+MARKED_SHORT = MARKED.replace(
+    "{{- m['content'] + '<|im_end|>' -}}{%- endgeneration -%}",
+    "{{- m['content'] -}}{%- endgeneration -%}{{- '<|im_end|>' -}}",
+)
+# As Qwen3's: an answer is rendered with an empty thought only while it is the last turn.
+FORGETFUL = (
+    "{%- for m in messages -%}{{- '<|im_start|>' + m['role'] + '\\n' -}}"
+    "{%- if m['role'] == 'assistant' and loop.last -%}{{- '<think></think>' -}}{%- endif -%}"
+    "{{- m['content'] + '<|im_end|>\\n' -}}{%- endfor -%}"
+    "{%- if add_generation_prompt -%}{{- '<|im_start|>assistant\\n' -}}{%- endif -%}"
+)
+# What it asks for is not what it shows.
+CONTRARY = UNMARKED.replace("{{- '<|im_start|>assistant\\n' -}}", "{{- 'ANSWER NOW: ' -}}")
+
+
+def byte_tokenizer(chat_template: str | None = MARKED) -> ChatTokenizer:
+    """One token per byte: every position can be read off the text. 259 tokens."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocab = {piece: index for index, piece in enumerate([*SPECIAL, *alphabet])}
+    backend = Tokenizer(models.BPE(vocab, []))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    backend.add_special_tokens(SPECIAL)
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=backend, bos_token="<|end|>", eos_token="<|im_end|>"
+    )
+    tokenizer.chat_template = chat_template
+    return ChatTokenizer(tokenizer, name="bytes")
