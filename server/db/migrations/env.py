@@ -1,0 +1,13 @@
+"""Run by Alembic: migrate over the connection that `server.db.session` hands over."""
+
+from alembic import context
+
+from server.db.tables import Table
+
+context.configure(
+    connection=context.config.attributes["connection"],
+    target_metadata=Table.metadata,
+    transactional_ddl=True,  # SQLite too: a migration happens wholly or not at all
+)
+with context.begin_transaction():
+    context.run_migrations()

@@ -1,0 +1,148 @@
+"""The database: connections, transactions, migrations. Knows no tables but the owners'.
+
+SQLite in WAL mode by default, or PostgreSQL by URL (`postgresql://...`, which needs the psycopg
+package). Every commit is on the disk before it returns.
+"""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from alembic import command
+from alembic.config import Config
+from alembic.util import CommandError
+from sqlalchemy import Connection, Engine, create_engine, event, func, make_url, select
+from sqlalchemy.engine.interfaces import DBAPIConnection
+from sqlalchemy.exc import IntegrityError, OperationalError
+from sqlalchemy.orm import Session
+
+from server.db.tables import OwnerRow
+from server.errors import Unavailable
+
+_BUSY_TIMEOUT_MS = 15_000
+_MIGRATIONS_LOCK = 0x56455241  # any number that no other program locks in the same database
+
+
+class Database:
+    """One database, shared by threads. Another process opens its own.
+
+    Args:
+        url: SQLAlchemy URL.
+        clock: Unix seconds; None: the database server's own clock, so that all machines agree
+            (SQLite has none: there, this machine's).
+    """
+
+    def __init__(self, url: str, *, clock: Callable[[], float] | None = None) -> None:
+        self._engine = _engine(url)
+        self._sqlite = self._engine.dialect.name == "sqlite"
+        self._clock = time.time if clock is None and self._sqlite else clock
+
+    @contextmanager
+    def transaction(self) -> Iterator[Session]:
+        """Read and write; all or nothing. In SQLite, writers stand in line from the start.
+
+        Raises:
+            Unavailable: the database cannot be reached, is full, or was busy for too long.
+        """
+        session = Session(self._engine, expire_on_commit=False)
+        with _failing_clearly(self._engine), session, session.begin():
+            yield session
+
+    @contextmanager
+    def reading(self) -> Iterator[Session]:
+        """Only read, without waiting for writers. Raises Unavailable."""
+        engine = self._engine.execution_options(sqlite_begin="BEGIN")
+        session = Session(engine, expire_on_commit=False)
+        with _failing_clearly(self._engine), session, session.begin():
+            yield session
+
+    def now(self, session: Session) -> float:
+        """Unix seconds, by the clock that leases are kept by."""
+        if self._clock is not None:
+            return self._clock()
+        return float(session.scalar(select(func.extract("epoch", func.clock_timestamp()))) or 0)
+
+    def migrate(self) -> None:
+        """Bring the schema up to this build's. Several processes may do so at once.
+
+        Raises:
+            Unavailable: the database cannot be reached, or a newer Verandah made it.
+        """
+        with _failing_clearly(self._engine), self._engine.begin() as connection:
+            if not self._sqlite:  # SQLite's transaction holds its one lock already
+                connection.execute(select(func.pg_advisory_xact_lock(_MIGRATIONS_LOCK)))
+            try:
+                command.upgrade(migrations(connection), "head")
+            except CommandError as error:
+                raise Unavailable(
+                    f"the schema of {self._engine.url!r} is not one of this build's ({error}); "
+                    "a newer Verandah made it: upgrade, or name another database"
+                ) from error
+
+    def close(self) -> None:
+        """Close idle connections."""
+        self._engine.dispose()
+
+
+def ensure_owner(session: Session, owner: str, now: float) -> None:
+    """Make the owner's row if it is missing, so that others may refer to it."""
+    if session.get(OwnerRow, owner) is not None:
+        return
+    try:
+        with session.begin_nested():
+            session.add(OwnerRow(id=owner, created_at=int(now)))
+    except IntegrityError:  # somebody else made it since
+        return
+
+
+def migrations(connection: Connection) -> Config:
+    """Alembic's configuration, without a file: the packaged scripts, over this connection."""
+    config = Config()
+    folder = Path(__file__).with_name("migrations")
+    config.set_main_option("script_location", str(folder).replace("%", "%%"))
+    config.attributes["connection"] = connection
+    return config
+
+
+def _engine(address: str) -> Engine:
+    url = make_url(address)
+    if url.drivername == "postgresql":
+        url = url.set(drivername="postgresql+psycopg")
+    if url.get_backend_name() != "sqlite":
+        return create_engine(url, pool_pre_ping=True)
+    if url.database in (None, "", ":memory:"):
+        raise Unavailable(
+            f"{address!r} is a database in memory, which the worker's process cannot share; "
+            "name a file: sqlite:////path/to/verandah.db"
+        )
+    Path(str(url.database)).parent.mkdir(parents=True, exist_ok=True)
+    engine = create_engine(url)
+    event.listen(engine, "connect", _set_up_sqlite)
+    event.listen(engine, "begin", _begin_sqlite)
+    return engine
+
+
+def _set_up_sqlite(connection: DBAPIConnection, _record: object) -> None:
+    # The driver would begin transactions on its own, late and deferred: a reader that turns writer
+    # can then fail at once, whatever the timeout says.
+    connection.isolation_level = None
+    cursor = connection.cursor()
+    cursor.execute(f"PRAGMA busy_timeout = {_BUSY_TIMEOUT_MS}")
+    cursor.execute("PRAGMA journal_mode = WAL")
+    cursor.execute("PRAGMA synchronous = FULL")
+    cursor.execute("PRAGMA foreign_keys = ON")
+    cursor.close()
+
+
+def _begin_sqlite(connection: Connection) -> None:
+    how = connection.get_execution_options().get("sqlite_begin", "BEGIN IMMEDIATE")
+    connection.exec_driver_sql(how)
+
+
+@contextmanager
+def _failing_clearly(engine: Engine) -> Iterator[None]:
+    try:
+        yield
+    except OperationalError as error:
+        raise Unavailable(f"the database {engine.url!r} failed: {error.orig}") from error

@@ -1,0 +1,159 @@
+"""The tables, typed. Knows no queries; `server/db/migrations` makes them.
+
+Every row has an owner. `number` counts up in the order of insertion, so that paging by it is stable
+whatever clocks do; `id` is what users see. Times are Unix seconds.
+"""
+
+from typing import Any
+
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+    Boolean,
+    Double,
+    ForeignKey,
+    Index,
+    Integer,
+    MetaData,
+    String,
+    Text,
+)
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+
+# SQLite counts up only in a column of exactly this type.
+Counter = BigInteger().with_variant(Integer(), "sqlite")
+Name = String(64)
+
+
+class Table(DeclarativeBase):
+    """Base of all tables."""
+
+    metadata = MetaData(
+        naming_convention={
+            "ix": "ix_%(column_0_label)s",
+            "uq": "uq_%(table_name)s_%(column_0_name)s",
+            "fk": "fk_%(table_name)s_%(column_0_name)s_%(referred_table_name)s",
+            "pk": "pk_%(table_name)s",
+        }
+    )
+
+
+class OwnerRow(Table):
+    """Somebody to whom rows and adapters belong."""
+
+    __tablename__ = "owners"
+
+    id: Mapped[str] = mapped_column(Name, primary_key=True)
+    created_at: Mapped[int] = mapped_column(BigInteger)
+
+
+class KeyRow(Table):
+    """An API key, kept only as the SHA-256 of its text; `prefix` tells it apart to people."""
+
+    __tablename__ = "keys"
+
+    number: Mapped[int] = mapped_column(Counter, primary_key=True)
+    owner: Mapped[str] = mapped_column(ForeignKey("owners.id"), index=True)
+    sha256: Mapped[str] = mapped_column(String(64), unique=True)
+    prefix: Mapped[str] = mapped_column(String(16))
+    created_at: Mapped[int] = mapped_column(BigInteger)
+    revoked_at: Mapped[int | None] = mapped_column(BigInteger)
+
+
+class FileRow(Table):
+    """An uploaded file; its bytes lie in the folder of files, under its id."""
+
+    __tablename__ = "files"
+    __table_args__ = (Index("ix_files_owner", "owner", "number"),)
+
+    number: Mapped[int] = mapped_column(Counter, primary_key=True)
+    id: Mapped[str] = mapped_column(Name, unique=True)
+    owner: Mapped[str] = mapped_column(ForeignKey("owners.id"))
+    filename: Mapped[str] = mapped_column(String(255))
+    purpose: Mapped[str] = mapped_column(Name)
+    bytes: Mapped[int] = mapped_column(BigInteger)
+    sha256: Mapped[str] = mapped_column(String(64))
+    created_at: Mapped[int] = mapped_column(BigInteger)
+
+
+class JobRow(Table):
+    """A fine-tuning job. `server.jobs.queue` alone changes it:
+
+        queued  --claim-->  running                        attempt + 1, lease begins
+        running --claim, lease over-->  running            attempt + 1: the old worker is fenced
+        running --claim, lease over too often-->  failed   it kills its workers
+        running --finish / fail / stop-->  succeeded / failed / cancelled
+        queued  --cancel-->  cancelled
+        running --cancel-->  running, cancel_requested     the worker stops; or the next claim does
+
+    `step` is the furthest ever reached, `losses` the leases lost since it last grew.
+    """
+
+    __tablename__ = "jobs"
+    __table_args__ = (
+        Index("ix_jobs_owner", "owner", "number"),
+        Index("ix_jobs_owner_status", "owner", "status", "started_at"),
+        Index("ix_jobs_status", "status", "owner", "number"),  # what a claim looks through
+    )
+
+    number: Mapped[int] = mapped_column(Counter, primary_key=True)
+    id: Mapped[str] = mapped_column(Name, unique=True)
+    owner: Mapped[str] = mapped_column(ForeignKey("owners.id"))
+    status: Mapped[str] = mapped_column(Name)
+    model: Mapped[str] = mapped_column(Text)
+    # No foreign keys: once a job has ended its files may be deleted, and it still names them.
+    training_file: Mapped[str] = mapped_column(Name)
+    validation_file: Mapped[str | None] = mapped_column(Name)
+    suffix: Mapped[str | None] = mapped_column(Name)
+    seed: Mapped[int] = mapped_column(BigInteger)
+    hyperparameters: Mapped[str] = mapped_column(Text)
+    labels: Mapped[dict[str, str]] = mapped_column("metadata", JSON)
+    created_at: Mapped[int] = mapped_column(BigInteger)
+    started_at: Mapped[float | None] = mapped_column(Double)
+    finished_at: Mapped[int | None] = mapped_column(BigInteger)
+    estimated_finish: Mapped[int | None] = mapped_column(BigInteger)
+    fine_tuned_model: Mapped[str | None] = mapped_column(Text)
+    trained_tokens: Mapped[int | None] = mapped_column(BigInteger)
+    error_code: Mapped[str | None] = mapped_column(Text)
+    error_message: Mapped[str | None] = mapped_column(Text)
+    error_param: Mapped[str | None] = mapped_column(Text)
+    cancel_requested: Mapped[bool] = mapped_column(Boolean)
+    attempt: Mapped[int] = mapped_column(Integer)
+    worker: Mapped[str | None] = mapped_column(Text)
+    lease_s: Mapped[float | None] = mapped_column(Double)
+    lease_until: Mapped[float | None] = mapped_column(Double)
+    step: Mapped[int] = mapped_column(BigInteger)
+    losses: Mapped[int] = mapped_column(Integer)
+
+
+class EventRow(Table):
+    """Something that a job has to tell."""
+
+    __tablename__ = "events"
+    __table_args__ = (Index("ix_events_job", "job", "number"),)
+
+    number: Mapped[int] = mapped_column(Counter, primary_key=True)
+    id: Mapped[str] = mapped_column(Name, unique=True)
+    owner: Mapped[str] = mapped_column(ForeignKey("owners.id"))
+    job: Mapped[str] = mapped_column(ForeignKey("jobs.id"))
+    created_at: Mapped[int] = mapped_column(BigInteger)
+    level: Mapped[str] = mapped_column(Name)
+    type: Mapped[str] = mapped_column(Name)
+    message: Mapped[str] = mapped_column(Text)
+    data: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
+
+
+class CheckpointRow(Table):
+    """An adapter that a job published on its way, with its figures at that step."""
+
+    __tablename__ = "checkpoints"
+    __table_args__ = (Index("ix_checkpoints_job", "job", "number"),)
+
+    number: Mapped[int] = mapped_column(Counter, primary_key=True)
+    id: Mapped[str] = mapped_column(Name, unique=True)
+    owner: Mapped[str] = mapped_column(ForeignKey("owners.id"))
+    job: Mapped[str] = mapped_column(ForeignKey("jobs.id"))
+    created_at: Mapped[int] = mapped_column(BigInteger)
+    step: Mapped[int] = mapped_column(BigInteger)
+    model: Mapped[str] = mapped_column(Text)
+    metrics: Mapped[dict[str, Any]] = mapped_column(JSON)

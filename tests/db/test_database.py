@@ -1,0 +1,144 @@
+"""Migrations make the tables, transactions hold, writers wait for each other."""
+
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+from alembic.autogenerate import compare_metadata
+from alembic.runtime.migration import MigrationContext
+from sqlalchemy import create_engine, select, text
+from sqlalchemy.exc import IntegrityError
+
+from server.db.session import Database, ensure_owner
+from server.db.tables import FileRow, OwnerRow, Table
+from server.errors import Unavailable
+
+
+def _owners(database: Database) -> list[str]:
+    with database.reading() as session:
+        return list(session.scalars(select(OwnerRow.id).order_by(OwnerRow.id)))
+
+
+def test_the_migrations_make_the_tables_as_typed(database: Database, url: str) -> None:
+    engine = create_engine(url)
+    with engine.connect() as connection:
+        context = MigrationContext.configure(connection, opts={"compare_type": True})
+        assert compare_metadata(context, Table.metadata) == []
+    engine.dispose()
+
+
+def test_migrating_again_changes_nothing(database: Database) -> None:
+    with database.transaction() as session:
+        session.add(OwnerRow(id="ann", created_at=1))
+    database.migrate()
+    assert _owners(database) == ["ann"]
+
+
+def test_several_may_migrate_at_once(url: str) -> None:
+    databases = [Database(url) for _ in range(3)]
+    with ThreadPoolExecutor() as pool:
+        for migrated in [pool.submit(database.migrate) for database in databases]:
+            migrated.result()
+    assert [_owners(database) for database in databases] == [[], [], []]
+    for database in databases:
+        database.close()
+
+
+def test_a_newer_schema_is_refused(database: Database) -> None:
+    with database.transaction() as session:
+        session.execute(text("UPDATE alembic_version SET version_num = 'from_the_future'"))
+    with pytest.raises(Unavailable, match="newer Verandah"):
+        database.migrate()
+
+
+def test_a_failed_transaction_leaves_nothing(database: Database) -> None:
+    with pytest.raises(RuntimeError, match="power cut"), database.transaction() as session:
+        session.add(OwnerRow(id="ann", created_at=1))
+        session.flush()
+        raise RuntimeError("power cut")
+    assert _owners(database) == []
+
+
+def test_a_row_needs_an_owner_that_exists(database: Database) -> None:
+    row = FileRow(
+        id="file-1", owner="nobody", filename="a", purpose="b", bytes=0, sha256="c", created_at=1
+    )
+    with pytest.raises(IntegrityError), database.transaction() as session:
+        session.add(row)
+
+
+def test_an_owner_is_made_once(database: Database) -> None:
+    def make(_: int) -> None:
+        with database.transaction() as session:
+            ensure_owner(session, "ann", 1.5)
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(make, range(16)))
+    assert _owners(database) == ["ann"]
+
+
+def test_writers_do_not_lose_each_others_changes(database: Database) -> None:
+    with database.transaction() as session:
+        session.add(OwnerRow(id="ann", created_at=0))
+
+    def count(_: int) -> None:
+        with database.transaction() as session:
+            row = session.get_one(OwnerRow, "ann", with_for_update=True)
+            row.created_at += 1
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(count, range(64)))
+    with database.reading() as session:
+        assert session.get_one(OwnerRow, "ann").created_at == 64
+
+
+def test_readers_do_not_wait_for_a_writer(database: Database) -> None:
+    writing, written = threading.Event(), threading.Event()
+
+    def write() -> None:
+        with database.transaction() as session:
+            session.add(OwnerRow(id="ann", created_at=0))
+            session.flush()
+            writing.set()
+            assert written.wait(30)
+
+    with ThreadPoolExecutor() as pool:
+        writer = pool.submit(write)
+        assert writing.wait(30)
+        assert _owners(database) == []
+        written.set()
+        writer.result()
+    assert _owners(database) == ["ann"]
+
+
+def test_now_is_a_clock(database: Database, url: str) -> None:
+    with database.reading() as session:
+        assert abs(database.now(session) - time.time()) < 60
+        assert database.now(session) <= database.now(session)
+        assert Database(url, clock=lambda: 7.5).now(session) == 7.5
+
+
+def test_sqlite_keeps_its_promises(database: Database) -> None:
+    with database.reading() as session:
+        if session.get_bind().dialect.name != "sqlite":
+            pytest.skip("SQLite's settings")
+        settings = [
+            session.scalar(text(f"PRAGMA {name}"))
+            for name in ("journal_mode", "synchronous", "foreign_keys")
+        ]
+    assert settings == ["wal", 2, 1]
+
+
+@pytest.mark.parametrize("url", ["sqlite://", "sqlite:///:memory:"])
+def test_a_database_in_memory_is_refused(url: str) -> None:
+    with pytest.raises(Unavailable, match="name a file"):
+        Database(url)
+
+
+def test_an_unreachable_database_is_unavailable() -> None:
+    pytest.importorskip("psycopg")
+    database = Database("postgresql://nobody:secret@127.0.0.1:1/none")
+    with pytest.raises(Unavailable, match="failed") as raised:
+        database.migrate()
+    assert "secret" not in str(raised.value)
