@@ -263,6 +263,9 @@ class ServingLoop:
             self._end(answer, FinishReason.ERROR, reason)
 
     def _deliver(self, answer: Answer, output: StepOutput) -> None:
+        if output.failure is not None:
+            self._end(answer, FinishReason.ERROR, Unavailable(output.failure))
+            return
         delta = answer.take(output, self._eos, self.max_context)
         if delta is None:
             return

@@ -13,6 +13,7 @@ class CountingEngine:
         self.wrap = wrap
         self.steps: list[list[tuple[int, int]]] = []
         self.before_step: Callable[[], None] = lambda: None
+        self.overflows: set[int] = set()  # seq_ids
 
     def step(self, chunks: Sequence[Chunk]) -> list[StepOutput]:
         self.before_step()
@@ -27,6 +28,8 @@ class CountingEngine:
             scores.append(TokenLogprob(sequence.prompt[sequence.num_scored], -1.0))
             sequence.num_scored += 1
         token = sequence.num_tokens % self.wrap if completes else None
+        if sequence.seq_id in self.overflows:
+            return StepOutput(sequence, failure="not finite")
         wanted = tuple(scores) if sequence.params.prompt_logprobs else ()
         return StepOutput(sequence, token, prompt_logprobs=wanted)
 

@@ -242,6 +242,15 @@ def test_a_failed_step_fails_its_rows_and_the_loop_lives(rig: Rig) -> None:
     assert rig.pool.num_free == rig.pool.num_total
 
 
+def test_a_row_that_overflows_ends_alone(rig: Rig) -> None:
+    rig.engine.overflows = {1}
+    bad, _ = rig.ask()
+    good, _ = rig.ask()
+    assert bad.wait().last.finish is FinishReason.ERROR
+    assert isinstance(bad.last.error, Unavailable)
+    assert good.wait().text == " 3 4 5 6"
+
+
 def test_a_listener_that_raises_loses_only_its_own_answer(rig: Rig) -> None:
     def faulty(delta: Delta) -> None:
         raise RuntimeError("the client broke")
