@@ -1,0 +1,1 @@
+"""What users call Verandah with. Imports nothing of the server."""

@@ -1,0 +1,235 @@
+"""The client: one class, synchronous, over httpx."""
+
+import json
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import httpx
+
+from clients.python.errors import ApiError, ConnectionFailed, JobFailed
+from clients.python.shapes import (
+    Adapter,
+    Event,
+    Job,
+    UploadedFile,
+    read_adapter,
+    read_event,
+    read_file,
+    read_job,
+)
+
+DEFAULT_URL = "http://127.0.0.1:8000"
+DEFAULT_TIMEOUT = httpx.Timeout(600.0, connect=10.0)
+_PAGE = 100
+
+Message = Mapping[str, str]
+
+
+class Client:
+    """Talks to one server; a context manager.
+
+    Every method raises ConnectionFailed when no server answers, and ApiError when it refuses.
+
+        with Client(api_key="...") as client:
+            job = client.train(client.upload(Path("pirate.jsonl")).id, suffix="pirate")
+            adapter = client.wait(job.id).fine_tuned_model
+            for piece in client.chat(adapter, [{"role": "user", "content": "Hello"}]):
+                print(piece, end="")
+    """
+
+    def __init__(
+        self,
+        base_url: str = DEFAULT_URL,
+        api_key: str | None = None,
+        *,
+        timeout: httpx.Timeout = DEFAULT_TIMEOUT,
+        transport: httpx.BaseTransport | None = None,
+    ) -> None:
+        headers = {} if api_key is None else {"authorization": f"Bearer {api_key}"}
+        self.base_url = base_url.rstrip("/").removesuffix("/v1")
+        self._http = httpx.Client(
+            base_url=self.base_url, headers=headers, timeout=timeout, transport=transport
+        )
+
+    def __enter__(self) -> "Client":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._http.close()
+
+    def ready(self) -> bool:
+        """True when the server would answer a question now."""
+        try:
+            return self._http.get("/ready").status_code == httpx.codes.OK
+        except httpx.TransportError:
+            return False
+
+    def models(self) -> list[str]:
+        """The ids that may be asked: the base model's first, then the adapters'."""
+        return [card["id"] for card in self._json("GET", "/v1/models")["data"]]
+
+    def chat(self, model: str, messages: Sequence[Message], **options: object) -> Iterator[str]:
+        """Ask, and yield the answer's text as it comes; `options` are fields of the request."""
+        body = {"model": model, "messages": list(messages), "stream": True, **options}
+        with self._stream("/v1/chat/completions", body) as response:
+            for chunk in _events(response):
+                for choice in chunk["choices"]:
+                    yield choice["delta"].get("content") or ""
+
+    def answer(self, model: str, messages: Sequence[Message], **options: object) -> str:
+        """Ask, and return the whole answer's text."""
+        body = {"model": model, "messages": list(messages), **options}
+        document = self._json("POST", "/v1/chat/completions", json=body)
+        return str(document["choices"][0]["message"]["content"])
+
+    def upload(self, path: Path) -> UploadedFile:
+        """Upload a training file."""
+        with path.open("rb") as file:
+            return read_file(
+                self._json(
+                    "POST",
+                    "/v1/files",
+                    data={"purpose": "fine-tune"},
+                    files={"file": (path.name, file, "application/jsonl")},
+                )
+            )
+
+    def train(
+        self,
+        training_file: str,
+        *,
+        model: str | None = None,
+        suffix: str | None = None,
+        seed: int | None = None,
+        hyperparameters: Mapping[str, object] | None = None,
+    ) -> Job:
+        """Create a job. `model` None: the server's base; `suffix` becomes the adapter's name."""
+        body = {
+            "model": model or self.models()[0],
+            "training_file": training_file,
+            "suffix": suffix,
+            "seed": seed,
+            "method": {
+                "type": "supervised",
+                "supervised": {"hyperparameters": dict(hyperparameters or {})},
+            },
+        }
+        return read_job(self._json("POST", "/v1/fine_tuning/jobs", json=body))
+
+    def job(self, job_id: str) -> Job:
+        """How a job is now."""
+        return read_job(self._json("GET", f"/v1/fine_tuning/jobs/{job_id}"))
+
+    def cancel(self, job_id: str) -> Job:
+        """Ask a job to stop."""
+        return read_job(self._json("POST", f"/v1/fine_tuning/jobs/{job_id}/cancel"))
+
+    def events(self, job_id: str) -> list[Event]:
+        """All that has happened in a job, oldest first."""
+        found: list[Event] = []
+        query: dict[str, str | int] = {"limit": _PAGE}
+        while True:
+            page = self._json("GET", f"/v1/fine_tuning/jobs/{job_id}/events", params=query)
+            found.extend(read_event(raw) for raw in page["data"])
+            if not page["has_more"]:
+                return found[::-1]
+            query["after"] = found[-1].id
+
+    def follow(self, job_id: str) -> Iterator[Event]:
+        """Yield a job's events, oldest first, as they happen, until it has ended."""
+        with self._stream(f"/v1/fine_tuning/jobs/{job_id}/events?stream=true", None) as response:
+            for raw in _events(response):
+                yield read_event(raw)
+
+    def wait(self, job_id: str, *, poll_s: float = 1.0) -> Job:
+        """Wait until a job has ended.
+
+        Raises:
+            JobFailed: it ended without an adapter; the message says why.
+        """
+        while not (job := self.job(job_id)).ended:
+            time.sleep(poll_s)
+        if job.fine_tuned_model is None:
+            reason = job.error["message"] if job.error else job.status
+            raise JobFailed(f"job {job.id} {job.status}: {reason}")
+        return job
+
+    def adapters(self) -> Iterator[Adapter]:
+        """Every adapter, by name, fetched page by page."""
+        query: dict[str, str | int] = {"limit": _PAGE}
+        while True:
+            page = self._json("GET", "/v1/adapters", params=query)
+            yield from (read_adapter(raw) for raw in page["data"])
+            if not page["has_more"]:
+                return
+            query["after"] = page["last_id"]
+
+    def adapter(self, adapter_id: str) -> Adapter:
+        """One adapter: NAME, or NAME@VERSION."""
+        return read_adapter(self._json("GET", f"/v1/adapters/{adapter_id}"))
+
+    def pin(self, adapter_id: str) -> Adapter:
+        """Keep an adapter resident."""
+        return read_adapter(self._json("POST", f"/v1/adapters/{adapter_id}/pin"))
+
+    def unpin(self, adapter_id: str) -> Adapter:
+        """Let an adapter be evicted again."""
+        return read_adapter(self._json("POST", f"/v1/adapters/{adapter_id}/unpin"))
+
+    def delete(self, adapter_id: str) -> None:
+        """Delete an adapter (NAME), or one version of it (NAME@VERSION)."""
+        self._json("DELETE", f"/v1/adapters/{adapter_id}")
+
+    def _json(self, method: str, path: str, **options: Any) -> Any:
+        try:
+            response = self._http.request(method, path, **options)
+        except httpx.TransportError as error:
+            raise self._unreachable(error) from error
+        if response.is_error:
+            raise ApiError.from_response(response)
+        return response.json()
+
+    @contextmanager
+    def _stream(self, path: str, body: Mapping[str, object] | None) -> Iterator[httpx.Response]:
+        method = "GET" if body is None else "POST"
+        try:
+            with self._http.stream(method, path, json=body) as response:
+                if response.is_error:
+                    response.read()
+                    raise ApiError.from_response(response)
+                yield response
+        except httpx.TransportError as error:
+            raise self._unreachable(error) from error
+
+    def _unreachable(self, error: httpx.TransportError) -> ConnectionFailed:
+        reason = str(error) or type(error).__name__
+        return ConnectionFailed(
+            f"no server answers at {self.base_url} ({reason}); start one with: verandah serve"
+        )
+
+
+def _events(response: httpx.Response) -> Iterator[Any]:
+    """The documents of a stream of server-sent events. Raises ApiError for an error's event."""
+    for line in response.iter_lines():
+        if not line.startswith("data: "):
+            continue
+        data = line.removeprefix("data: ")
+        if data == "[DONE]":
+            return
+        document = json.loads(data)
+        if isinstance(document, dict) and "error" in document and "object" not in document:
+            raise ApiError.from_body(response.status_code, document)
+        yield document

@@ -1,0 +1,105 @@
+"""What the server tells, as frozen records. Fields that are not listed here are left in `raw`."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+_ENDED = frozenset({"succeeded", "failed", "cancelled"})
+
+
+@dataclass(frozen=True)
+class UploadedFile:
+    """A file on the server."""
+
+    id: str
+    filename: str
+    bytes: int
+
+
+@dataclass(frozen=True)
+class Job:
+    """A training job. `fine_tuned_model` is the adapter's id once it has succeeded."""
+
+    id: str
+    status: str
+    model: str
+    fine_tuned_model: str | None
+    trained_tokens: int | None
+    error: Mapping[str, Any] | None
+    raw: Mapping[str, Any] = field(repr=False)
+
+    @property
+    def ended(self) -> bool:
+        return self.status in _ENDED
+
+
+@dataclass(frozen=True)
+class Event:
+    """Something that happened in a job; of type `metrics`, `data` holds figures."""
+
+    id: str
+    created_at: int
+    level: str
+    message: str
+    type: str
+    data: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """An adapter. `residency` says where it is now: slot, host, loading or stored."""
+
+    id: str
+    version: int
+    versions: tuple[int, ...]
+    residency: str
+    pinned: bool
+    method: str | None
+    rank: int | None
+    bytes: int | None
+    created_at: int | None
+    error: str | None
+    raw: Mapping[str, Any] = field(repr=False)
+
+
+def read_file(raw: Mapping[str, Any]) -> UploadedFile:
+    return UploadedFile(raw["id"], raw["filename"], raw["bytes"])
+
+
+def read_job(raw: Mapping[str, Any]) -> Job:
+    return Job(
+        id=raw["id"],
+        status=raw["status"],
+        model=raw["model"],
+        fine_tuned_model=raw["fine_tuned_model"],
+        trained_tokens=raw["trained_tokens"],
+        error=raw["error"],
+        raw=raw,
+    )
+
+
+def read_event(raw: Mapping[str, Any]) -> Event:
+    return Event(
+        id=raw["id"],
+        created_at=raw["created_at"],
+        level=raw["level"],
+        message=raw["message"],
+        type=raw.get("type") or "message",
+        data=raw.get("data") or {},
+    )
+
+
+def read_adapter(raw: Mapping[str, Any]) -> Adapter:
+    return Adapter(
+        id=raw["id"],
+        version=raw["version"],
+        versions=tuple(raw["versions"]),
+        residency=raw["residency"],
+        pinned=raw["pinned"],
+        method=raw.get("method"),
+        rank=raw.get("rank"),
+        bytes=raw.get("bytes"),
+        created_at=raw.get("created_at"),
+        error=raw.get("error"),
+        raw=raw,
+    )
