@@ -9,6 +9,7 @@
     ├── NotFound                   the thing named does not exist, or is not the caller's
     │   └── ModelNotFound          no base or adapter of that id
     ├── Conflict                   the thing is not in a state that allows this
+    │   └── LeaseLost              a worker speaks for a job that is no longer its own
     ├── QueueFull                  too many requests wait; `retry_after_s` says when to try again
     ├── DeadlineExceeded           the request's time ran out before it finished
     ├── Unavailable                the service is starting, draining, or has lost its engine
@@ -52,8 +53,10 @@ class LineProblem:
 class InvalidDataset(InvalidRequest):
     """Training lines are off; nothing was queued."""
 
-    def __init__(self, message: str, problems: Sequence[LineProblem]) -> None:
-        super().__init__(message, param="training_file")
+    def __init__(
+        self, message: str, problems: Sequence[LineProblem], *, param: str = "training_file"
+    ) -> None:
+        super().__init__(message, param=param)
         self.problems = tuple(problems)
 
 
@@ -75,6 +78,10 @@ class ModelNotFound(NotFound):
 
 class Conflict(VerandahError):
     """The thing is not in a state that allows this."""
+
+
+class LeaseLost(Conflict):
+    """A worker speaks for a job that is no longer its own; it must stop and publish nothing."""
 
 
 class QueueFull(VerandahError):

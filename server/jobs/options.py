@@ -1,0 +1,133 @@
+"""How a job is to train. Knows no trainer: None leaves a value to its measured default."""
+
+import json
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields
+
+from server.errors import InvalidRequest
+
+METHODS = ("vera",)
+TARGET_SETS = ("all-linear", "attention")
+SCHEDULES = ("cosine", "linear", "constant")
+MAX_SEED = 2**63 - 1  # what both databases hold
+_MODULE_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.]{0,127}")
+
+
+@dataclass(frozen=True)
+class TrainOptions:
+    """The wishes of one job, checked.
+
+    `learning_rate_multiplier`, the OpenAI API's, is times the default rate; `learning_rate` is the
+    rate itself. `targets` is a set by name, or suffixes of module paths (`q_proj`, `mlp.up_proj`).
+
+    Raises:
+        InvalidRequest: a value is out of range; `param` names it.
+    """
+
+    method: str = "vera"
+    rank: int | None = None
+    targets: str | tuple[str, ...] | None = None
+    learning_rate: float | None = None
+    learning_rate_multiplier: float | None = None
+    n_epochs: int | None = None
+    batch_size: int | None = None
+    warmup_ratio: float | None = None
+    schedule: str | None = None
+    max_grad_norm: float | None = None
+    weight_decay: float | None = None
+    d_initial: float | None = None
+    dropout: float | None = None
+    seed: int | None = None
+    validation_split: float | None = None
+    max_tokens_per_batch: int | None = None
+
+    def __post_init__(self) -> None:
+        self._one_of("method", METHODS)
+        self._one_of("schedule", SCHEDULES)
+        self._whole("rank", 1, 1024)
+        self._whole("n_epochs", 1, 1000)
+        self._whole("batch_size", 1, 1024)
+        self._whole("seed", 0, MAX_SEED)
+        self._whole("max_tokens_per_batch", 1, 2**24)
+        self._number("learning_rate", 1e-8, 1.0)
+        self._number("learning_rate_multiplier", 1e-3, 1e3)
+        self._number("warmup_ratio", 0.0, 1.0)
+        self._number("max_grad_norm", 1e-6, 1e6)
+        self._number("weight_decay", 0.0, 1.0)
+        self._number("d_initial", -10.0, 10.0)
+        self._number("dropout", 0.0, 0.9)
+        self._number("validation_split", 0.0, 0.5)
+        if self.learning_rate is not None and self.learning_rate_multiplier is not None:
+            raise InvalidRequest(
+                "learning_rate and learning_rate_multiplier exclude each other; give one",
+                param="learning_rate_multiplier",
+            )
+        if not isinstance(self.targets, str) and isinstance(self.targets, Sequence):
+            object.__setattr__(self, "targets", tuple(self.targets))
+        self._check_targets()
+
+    def to_json(self) -> str:
+        """What was asked for, as a JSON object; what was left open is not in it."""
+        asked = {key: value for key, value in asdict(self).items() if value is not None}
+        return json.dumps(asked, sort_keys=True)
+
+    @classmethod
+    def from_json(cls, text: str) -> "TrainOptions":
+        """Read a JSON object; "auto" and null leave a value open.
+
+        Raises:
+            InvalidRequest: not an object, an unknown key, or a value out of range.
+        """
+        try:
+            values = json.loads(text)
+        except (ValueError, RecursionError) as error:
+            raise InvalidRequest(
+                f"the hyperparameters are not JSON: {error}", param="hyperparameters"
+            ) from error
+        if not isinstance(values, dict):
+            raise InvalidRequest(
+                "the hyperparameters are not a JSON object", param="hyperparameters"
+            )
+        known = [field.name for field in fields(cls)]
+        for key in values:
+            if key not in known:
+                raise InvalidRequest(
+                    f"unknown hyperparameter {key!r}; known are {', '.join(known)}", param=key
+                )
+        return cls(**{key: value for key, value in values.items() if value not in ("auto", None)})
+
+    def _one_of(self, name: str, known: Sequence[str]) -> None:
+        value = getattr(self, name)
+        if value is not None and value not in known:
+            raise InvalidRequest(f"{name}={value!r} is not one of {', '.join(known)}", param=name)
+
+    def _whole(self, name: str, low: int, high: int) -> None:
+        value = getattr(self, name)
+        if value is not None and (type(value) is not int or not low <= value <= high):
+            raise InvalidRequest(
+                f"{name}={value!r} is not a whole number between {low} and {high}", param=name
+            )
+
+    def _number(self, name: str, low: float, high: float) -> None:
+        value = getattr(self, name)
+        if value is None:
+            return
+        if type(value) not in (int, float) or not math.isfinite(value) or not low <= value <= high:
+            raise InvalidRequest(
+                f"{name}={value!r} is not a number between {low:g} and {high:g}", param=name
+            )
+
+    def _check_targets(self) -> None:
+        if self.targets is None or self.targets in TARGET_SETS:
+            return
+        names = self.targets if isinstance(self.targets, tuple) else ()
+        if not 0 < len(names) <= 64 or not all(
+            isinstance(name, str) and _MODULE_NAME.fullmatch(name) for name in names
+        ):
+            raise InvalidRequest(
+                f"targets={str(self.targets)[:80]!r} is neither {' nor '.join(TARGET_SETS)}, "
+                "nor a list of 1 to 64 module names such as q_proj",
+                param="targets",
+            )

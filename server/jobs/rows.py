@@ -1,0 +1,60 @@
+"""Find rows by the ids that users see, and page through them. Knows no rules of jobs or files."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+from sqlalchemy import ColumnElement, select
+from sqlalchemy.orm import Session
+
+from server.db.tables import CheckpointRow, EventRow, FileRow, JobRow
+from server.errors import InvalidRequest
+
+T = TypeVar("T")
+Row = TypeVar("Row", FileRow, JobRow, EventRow, CheckpointRow)
+
+MAX_LIMIT = 10_000
+
+
+@dataclass(frozen=True)
+class Page(Generic[T]):
+    """Some items of a list, and whether more follow."""
+
+    items: tuple[T, ...]
+    has_more: bool
+
+
+def find(session: Session, table: type[Row], owner: str, row_id: str) -> Row | None:
+    """The owner's row of that id, held against changes until the transaction ends."""
+    if not row_id.isprintable():  # PostgreSQL takes no NUL, and no id of ours has one
+        return None
+    query = select(table).where(table.id == row_id, table.owner == owner)
+    return session.scalar(query.with_for_update())
+
+
+def page(
+    session: Session,
+    table: type[Row],
+    where: Sequence[ColumnElement[bool]],
+    *,
+    after: str | None,
+    limit: int,
+    newest_first: bool = True,
+) -> tuple[list[Row], bool]:
+    """Rows that follow the row of id `after`, and whether more follow them.
+
+    Raises:
+        InvalidRequest: `limit` is out of range, or `after` is not in the list.
+    """
+    if not 1 <= limit <= MAX_LIMIT:
+        raise InvalidRequest(f"limit={limit} is not between 1 and {MAX_LIMIT}", param="limit")
+    query = select(table).where(*where)
+    if after is not None:
+        known = select(table.number).where(table.id == after, *where)
+        number = session.scalar(known) if after.isprintable() else None
+        if number is None:
+            raise InvalidRequest(f"after={after!r} is not in this list", param="after")
+        query = query.where(table.number < number if newest_first else table.number > number)
+    order = table.number.desc() if newest_first else table.number
+    rows = list(session.scalars(query.order_by(order).limit(limit + 1)))
+    return rows[:limit], len(rows) > limit
