@@ -1,13 +1,10 @@
 """The learning rate as a function of the step. Pure."""
 
 import math
-from typing import Literal
-
-Decay = Literal["cosine", "linear", "constant"]
 
 
 def learning_rate(
-    step: int, *, peak: float, total_steps: int, warmup_steps: int, decay: Decay
+    step: int, *, peak: float, total_steps: int, warmup_steps: int, decay: str
 ) -> float:
     """The rate of update `step` (counted from 0): a straight climb to `peak`, then the decay.
 

@@ -1,0 +1,46 @@
+"""What a job trains with where its options leave it open: every default in one place."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any, Final
+
+from server.jobs.options import TrainOptions
+
+# One seed for all adapters: those that share random matrices share the matrix products of a batch.
+BASIS_SEED: Final = 0
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A job's options with nothing left open; the same plan and data give the same adapter."""
+
+    seed: int  # of the data's order, the held-out split and dropout
+    basis_seed: int = BASIS_SEED
+    method: str = "vera"
+    rank: int = 64
+    targets: str | Sequence[str] = "all-linear"
+    learning_rate: float = 1e-2
+    n_epochs: int = 10
+    batch_size: int = 8
+    warmup_ratio: float = 0.06
+    schedule: str = "cosine"
+    max_grad_norm: float = 1.0
+    weight_decay: float = 0.0
+    d_initial: float = 0.1
+    dropout: float = 0.0
+    validation_split: float = 0.1
+    max_tokens_per_batch: int = 2048  # positions of one forward pass; a larger batch takes several
+    evaluations: int = 10  # times that the held-out lines are scored during a run, at most
+
+
+def plan_for(options: TrainOptions, *, seed: int) -> Plan:
+    """Close what `options` leave open; `seed` is the job's, for when they name none."""
+    plan = Plan(seed=seed)
+    asked: dict[str, Any] = {
+        field.name: getattr(options, field.name)
+        for field in fields(plan)
+        if getattr(options, field.name, None) is not None
+    }
+    if options.learning_rate_multiplier is not None:
+        asked["learning_rate"] = plan.learning_rate * options.learning_rate_multiplier
+    return replace(plan, **asked)
