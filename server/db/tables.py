@@ -83,6 +83,7 @@ class JobRow(Table):
         running --claim, lease over-->  running            attempt + 1: the old worker is fenced
         running --claim, lease over too often-->  failed   it kills its workers
         running --finish / fail / stop-->  succeeded / failed / cancelled
+        running --release-->  queued                       the worker shuts down
         queued  --cancel-->  cancelled
         running --cancel-->  running, cancel_requested     the worker stops; or the next claim does
 
@@ -92,7 +93,7 @@ class JobRow(Table):
     __tablename__ = "jobs"
     __table_args__ = (
         Index("ix_jobs_owner", "owner", "number"),
-        Index("ix_jobs_owner_status", "owner", "status", "started_at"),
+        Index("ix_jobs_owner_started", "owner", "started_at"),
         Index("ix_jobs_status", "status", "owner", "number"),  # what a claim looks through
     )
 

@@ -27,7 +27,7 @@ _LEFTOVER_AGE_S = 24 * 3600
 
 @dataclass(frozen=True)
 class StoredFile:
-    """An uploaded file; `status` is the OpenAI API's, which has no other for a file that is here."""
+    """An uploaded file; the OpenAI API has one `status` for a file that is here."""
 
     id: str
     owner: str
@@ -48,7 +48,7 @@ class StoredFile:
 class Files:
     """The files of all owners; bytes lie in `folder`, which is made if it is missing."""
 
-    def __init__(self, database: Database, folder: Path, *, max_bytes: int) -> None:
+    def __init__(self, database: Database, folder: Path, max_bytes: int) -> None:
         self._database = database
         self._folder = folder
         self._uploads = folder / ".uploads"
@@ -129,7 +129,7 @@ class Files:
             Conflict: a job that has not ended needs it.
         """
         with self._database.transaction() as session:
-            row = rows.find(session, FileRow, owner, file_id)
+            row = rows.find_held(session, FileRow, owner, file_id)
             if row is None:
                 raise NotFound(f"there is no file {file_id!r}")
             needs = or_(JobRow.training_file == row.id, JobRow.validation_file == row.id)

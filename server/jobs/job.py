@@ -104,7 +104,7 @@ class Job:
 
 
 @dataclass(frozen=True)
-class JobEvent:
+class Event:
     """Something that a job had to tell."""
 
     id: str
@@ -116,13 +116,13 @@ class JobEvent:
     data: Figures | None
 
     @classmethod
-    def from_row(cls, row: EventRow) -> "JobEvent":
+    def from_row(cls, row: EventRow) -> "Event":
         level, kind = cast(Level, row.level), cast(EventType, row.type)
         return cls(row.id, row.job, row.created_at, level, kind, row.message, row.data)
 
 
 @dataclass(frozen=True)
-class JobCheckpoint:
+class Checkpoint:
     """An adapter that a job published on its way, with its figures at that step."""
 
     id: str
@@ -133,5 +133,5 @@ class JobCheckpoint:
     metrics: Figures
 
     @classmethod
-    def from_row(cls, row: CheckpointRow) -> "JobCheckpoint":
+    def from_row(cls, row: CheckpointRow) -> "Checkpoint":
         return cls(row.id, row.job, row.created_at, row.step, row.model, row.metrics)

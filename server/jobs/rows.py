@@ -2,9 +2,9 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
-from sqlalchemy import ColumnElement, select
+from sqlalchemy import ColumnElement, Select, select
 from sqlalchemy.orm import Session
 
 from server.db.tables import CheckpointRow, EventRow, FileRow, JobRow
@@ -25,11 +25,19 @@ class Page(Generic[T]):
 
 
 def find(session: Session, table: type[Row], owner: str, row_id: str) -> Row | None:
-    """The owner's row of that id, held against changes until the transaction ends."""
-    if not row_id.isprintable():  # PostgreSQL takes no NUL, and no id of ours has one
-        return None
-    query = select(table).where(table.id == row_id, table.owner == owner)
-    return session.scalar(query.with_for_update())
+    """The owner's row of that id."""
+    return session.scalar(_by_id(table, owner, row_id)) if row_id.isprintable() else None
+
+
+def find_held(session: Session, table: type[Row], owner: str, row_id: str) -> Row | None:
+    """The owner's row of that id, which nobody else changes before the transaction ends."""
+    query = _by_id(table, owner, row_id).with_for_update()
+    return session.scalar(query) if row_id.isprintable() else None
+
+
+def _by_id(table: type[Row], owner: str, row_id: str) -> Select[Any]:
+    """Only for ids that can be printed: PostgreSQL takes no NUL, and no id of ours has one."""
+    return select(table).where(table.id == row_id, table.owner == owner)
 
 
 def page(

@@ -65,7 +65,7 @@ def upgrade() -> None:
         sa.UniqueConstraint("id", name=op.f("uq_jobs_id")),
     )
     op.create_index("ix_jobs_owner", "jobs", ["owner", "number"], unique=False)
-    op.create_index("ix_jobs_owner_status", "jobs", ["owner", "status", "started_at"], unique=False)
+    op.create_index("ix_jobs_owner_started", "jobs", ["owner", "started_at"], unique=False)
     op.create_index("ix_jobs_status", "jobs", ["status", "owner", "number"], unique=False)
     op.create_table(
         "keys",

@@ -1,0 +1,143 @@
+"""What may become of a job's row, and what it then tells; each in its caller's transaction."""
+
+import math
+import secrets
+
+from sqlalchemy import case, func, or_, select, update
+from sqlalchemy.orm import Session, aliased
+
+from server.db.tables import EventRow, JobRow
+from server.errors import LeaseLost
+from server.jobs.job import EventType, Figures, Job, JobStatus, Level
+
+MAX_LOSSES = 5
+"""Leases lost in a row, without getting further, after which a job is held to kill its workers."""
+_CLOCK_SLACK_S = 1.0
+
+
+def hold(session: Session, job: Job) -> JobRow:
+    """The job's row, if it is this attempt's still; held until the transaction ends.
+
+    Raises:
+        LeaseLost: the job was taken over, or has ended.
+    """
+    row = session.scalar(select(JobRow).where(JobRow.id == job.id).with_for_update())
+    if row is None or row.attempt != job.attempt or row.status != JobStatus.RUNNING:
+        now = "gone" if row is None else f"{row.status}, attempt {row.attempt}"
+        raise LeaseLost(f"job {job.id} is no longer attempt {job.attempt}'s: it is {now}")
+    return row
+
+
+def tell(
+    session: Session,
+    row: JobRow,
+    now: float,
+    level: Level,
+    message: str,
+    type: EventType = "message",
+    data: Figures | None = None,
+) -> None:
+    """Add an event."""
+    event = EventRow(
+        id=f"ftevent-{secrets.token_hex(12)}",
+        owner=row.owner,
+        job=row.id,
+        created_at=int(now),
+        level=level,
+        type=type,
+        message=message.replace("\0", ""),  # which PostgreSQL does not take
+        data=None if data is None else finite(data),
+    )
+    session.add(event)
+    session.flush()  # so that events are numbered in the order in which they are told
+
+
+def end(session: Session, row: JobRow, now: float, status: JobStatus, message: str) -> Job:
+    """The last change of a job."""
+    row.status = status
+    row.finished_at = int(now)
+    row.worker = row.lease_until = row.estimated_finish = None
+    tell(session, row, now, "error" if status == JobStatus.FAILED else "info", message)
+    return Job.from_row(row)
+
+
+def fail(
+    session: Session, row: JobRow, now: float, code: str, message: str, param: str | None
+) -> Job:
+    """End a job with an error."""
+    text = message.replace("\0", "")
+    row.error_code, row.error_message, row.error_param = code, text, param
+    return end(session, row, now, JobStatus.FAILED, f"The job failed: {text}")
+
+
+def tidy(session: Session, now: float) -> None:
+    """Before a claim: end lost jobs that nobody may take over, and mend leases.
+
+    A clock that was set back has made the leases given before it longer than they were meant.
+    """
+    running = JobRow.status == JobStatus.RUNNING
+    session.execute(
+        update(JobRow)
+        .where(running, JobRow.lease_until > now + JobRow.lease_s + _CLOCK_SLACK_S)
+        .values(lease_until=now + JobRow.lease_s)
+    )
+    given_up = or_(JobRow.cancel_requested, JobRow.losses >= MAX_LOSSES)
+    lost = select(JobRow).where(running, JobRow.lease_until < now, given_up)
+    for row in session.scalars(lost.with_for_update(skip_locked=True)).all():
+        if row.cancel_requested:
+            end(session, row, now, JobStatus.CANCELLED, "The job was cancelled")
+            continue
+        fail(
+            session,
+            row,
+            now,
+            "worker_lost",
+            f"{row.losses + 1} workers in a row were lost without getting past step {row.step}; "
+            "see the worker's log",
+            None,
+        )
+
+
+def take_next(session: Session, worker: str, lease_s: float, now: float) -> JobRow | None:
+    """Pick the next job and give it to `worker`, in one statement.
+
+    The order is: lost jobs; the owner with the fewest running; the owner whose last start is
+    longest ago; the oldest job.
+    """
+    candidate, other = aliased(JobRow), aliased(JobRow)
+    waits = candidate.status == JobStatus.QUEUED
+    lost = (candidate.status == JobStatus.RUNNING) & (candidate.lease_until < now)
+    same_owner = other.owner == candidate.owner
+    running = select(func.count()).where(same_owner, other.status == JobStatus.RUNNING)
+    last_start = select(func.coalesce(func.max(other.started_at), 0.0)).where(same_owner)
+    chosen = (
+        select(candidate.number)
+        .where(or_(waits, lost))
+        .order_by(
+            case((waits, 1), else_=0),
+            running.scalar_subquery(),
+            last_start.scalar_subquery(),
+            candidate.number,
+        )
+        .limit(1)
+        .with_for_update(of=candidate, skip_locked=True)  # SQLite's transaction holds it anyway
+    )
+    statement = update(JobRow).where(JobRow.number == chosen.scalar_subquery())
+    taken = statement.values(
+        status=JobStatus.RUNNING,
+        attempt=JobRow.attempt + 1,
+        losses=case((JobRow.status == JobStatus.RUNNING, JobRow.losses + 1), else_=JobRow.losses),
+        worker=worker,
+        lease_s=lease_s,
+        lease_until=now + lease_s,
+        started_at=func.coalesce(JobRow.started_at, now),
+    )
+    return session.scalar(taken.returning(JobRow), execution_options={"synchronize_session": False})
+
+
+def finite(figures: Figures) -> dict[str, float | int | str | None]:
+    """Figures as JSON can hold them: NaN and infinities become null."""
+    return {
+        key: None if isinstance(value, float) and not math.isfinite(value) else value
+        for key, value in figures.items()
+    }

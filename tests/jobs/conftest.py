@@ -1,0 +1,71 @@
+"""Queues and files on a real database: SQLite always, PostgreSQL where a URL names one."""
+
+import io
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from server.db.session import Database
+from server.jobs.files import Files
+from server.jobs.queue import Job, JobQueue
+from tests.db.conftest import postgres_schema
+
+
+@dataclass
+class Clock:
+    """A clock that tests set."""
+
+    now: float = 1_000_000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@dataclass
+class Jobs:
+    """A queue with its clock, and jobs made in one call."""
+
+    queue: JobQueue
+    files: Files
+    clock: Clock
+    _uploaded: dict[str, str] = field(default_factory=dict)
+
+    def file(self, owner: str = "ann") -> str:
+        if owner not in self._uploaded:
+            source = io.BytesIO(b"{}")
+            self._uploaded[owner] = self.files.create(owner, "x.jsonl", "fine-tune", source).id
+        return self._uploaded[owner]
+
+    def create(self, owner: str = "ann", **more: Any) -> Job:
+        return self.queue.create(owner, "base", self.file(owner), **more)
+
+    def claim(self, worker: str = "w1", lease_s: float = 30.0) -> Job:
+        """Claim a job that must be there."""
+        job = self.queue.claim(worker, lease_s)
+        assert job is not None
+        return job
+
+    def messages(self, job: Job) -> list[str]:
+        """What it told, the oldest first."""
+        page = self.queue.events(job.owner, job.id, limit=1000)
+        return [event.message for event in reversed(page.items)]
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    if request.param == "sqlite":
+        yield f"sqlite:///{tmp_path / 'verandah.db'}"
+    else:
+        yield from postgres_schema()
+
+
+@pytest.fixture
+def jobs(url: str, tmp_path: Path) -> Iterator[Jobs]:
+    clock = Clock()
+    database = Database(url, clock=clock)
+    database.migrate()
+    yield Jobs(JobQueue(database), Files(database, tmp_path / "files", 1000), clock)
+    database.close()
