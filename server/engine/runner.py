@@ -48,7 +48,8 @@ class Runner(Generic[Batch]):
         self._adapters = adapters
         self._kv = kv
         check_config(base)
-        self._model.set_attn_implementation("sdpa")
+        if self._model.config._attn_implementation == attention.NAME:  # an earlier Runner's
+            self._model.set_attn_implementation("sdpa")
         trial = Trial(base, kv)
         attention.register()
         self._model.set_attn_implementation(attention.NAME)
