@@ -36,7 +36,8 @@ def find_held(session: Session, table: type[Row], owner: str, row_id: str) -> Ro
 
 
 def _by_id(table: type[Row], owner: str, row_id: str) -> Select[Any]:
-    """Only for ids that can be printed: PostgreSQL takes no NUL, and no id of ours has one."""
+    """For printable ids only: PostgreSQL takes no NUL, and no id of ours has one."""
+    # SQLAlchemy 2.0 and 2.1 differ in what the type holds, hence Any.
     return select(table).where(table.id == row_id, table.owner == owner)
 
 

@@ -3,7 +3,7 @@
 import math
 import secrets
 
-from sqlalchemy import case, func, or_, select, update
+from sqlalchemy import Double, Text, bindparam, case, func, or_, select, update
 from sqlalchemy.orm import Session, aliased
 
 from server.db.tables import EventRow, JobRow
@@ -13,6 +13,60 @@ from server.jobs.job import EventType, Figures, Job, JobStatus, Level
 MAX_LOSSES = 5
 """Leases lost in a row, without getting further, after which a job is held to kill its workers."""
 _CLOCK_SLACK_S = 1.0
+
+# The statements of a claim are built once: workers repeat them for as long as they wait.
+_NOW = bindparam("at", type_=Double)
+_LEASE = bindparam("lease", type_=Double)
+_RUNNING = JobRow.status == JobStatus.RUNNING.value
+_LOST = _RUNNING & (JobRow.lease_until < _NOW)
+
+_SHORTEN_LEASES = (
+    update(JobRow)
+    .where(_RUNNING, JobRow.lease_until > _NOW + JobRow.lease_s + _CLOCK_SLACK_S)
+    .values(lease_until=_NOW + JobRow.lease_s)
+)
+_HOPELESS = (
+    select(JobRow)
+    .where(_LOST, or_(JobRow.cancel_requested, JobRow.losses >= MAX_LOSSES))
+    .with_for_update(skip_locked=True)  # SQLite's transaction holds everything anyway
+)
+_other = aliased(JobRow)
+_OWNERS_RUNNING = (
+    select(func.count())
+    .where(_other.owner == JobRow.owner, _other.status == JobStatus.RUNNING.value)
+    .correlate(JobRow)
+    .scalar_subquery()
+)
+_OWNERS_LAST_START = (
+    select(func.coalesce(func.max(_other.started_at), 0.0))
+    .where(_other.owner == JobRow.owner)
+    .correlate(JobRow)
+    .scalar_subquery()
+)
+_WAITS = JobRow.status == JobStatus.QUEUED.value
+_NEXT = (
+    select(JobRow.number)
+    .where(or_(_WAITS, _LOST))
+    .order_by(case((_WAITS, 1), else_=0), _OWNERS_RUNNING, _OWNERS_LAST_START, JobRow.number)
+    .limit(1)
+    .with_for_update(skip_locked=True)
+    .correlate(None)
+    .scalar_subquery()
+)
+_TAKE_NEXT = (
+    update(JobRow)
+    .where(JobRow.number == _NEXT)
+    .values(
+        status=JobStatus.RUNNING.value,
+        attempt=JobRow.attempt + 1,
+        losses=case((_RUNNING, JobRow.losses + 1), else_=JobRow.losses),
+        worker=bindparam("by", type_=Text),
+        lease_s=_LEASE,
+        lease_until=_NOW + _LEASE,
+        started_at=func.coalesce(JobRow.started_at, _NOW),
+    )
+    .returning(JobRow)
+)
 
 
 def hold(session: Session, job: Job) -> JobRow:
@@ -75,15 +129,9 @@ def tidy(session: Session, now: float) -> None:
 
     A clock that was set back has made the leases given before it longer than they were meant.
     """
-    running = JobRow.status == JobStatus.RUNNING
-    session.execute(
-        update(JobRow)
-        .where(running, JobRow.lease_until > now + JobRow.lease_s + _CLOCK_SLACK_S)
-        .values(lease_until=now + JobRow.lease_s)
-    )
-    given_up = or_(JobRow.cancel_requested, JobRow.losses >= MAX_LOSSES)
-    lost = select(JobRow).where(running, JobRow.lease_until < now, given_up)
-    for row in session.scalars(lost.with_for_update(skip_locked=True)).all():
+    options = {"synchronize_session": False}
+    session.execute(_SHORTEN_LEASES, {"at": now}, execution_options=options)
+    for row in session.scalars(_HOPELESS, {"at": now}).all():
         if row.cancel_requested:
             end(session, row, now, JobStatus.CANCELLED, "The job was cancelled")
             continue
@@ -99,40 +147,9 @@ def tidy(session: Session, now: float) -> None:
 
 
 def take_next(session: Session, worker: str, lease_s: float, now: float) -> JobRow | None:
-    """Pick the next job and give it to `worker`, in one statement.
-
-    The order is: lost jobs; the owner with the fewest running; the owner whose last start is
-    longest ago; the oldest job.
-    """
-    candidate, other = aliased(JobRow), aliased(JobRow)
-    waits = candidate.status == JobStatus.QUEUED
-    lost = (candidate.status == JobStatus.RUNNING) & (candidate.lease_until < now)
-    same_owner = other.owner == candidate.owner
-    running = select(func.count()).where(same_owner, other.status == JobStatus.RUNNING)
-    last_start = select(func.coalesce(func.max(other.started_at), 0.0)).where(same_owner)
-    chosen = (
-        select(candidate.number)
-        .where(or_(waits, lost))
-        .order_by(
-            case((waits, 1), else_=0),
-            running.scalar_subquery(),
-            last_start.scalar_subquery(),
-            candidate.number,
-        )
-        .limit(1)
-        .with_for_update(of=candidate, skip_locked=True)  # SQLite's transaction holds it anyway
-    )
-    statement = update(JobRow).where(JobRow.number == chosen.scalar_subquery())
-    taken = statement.values(
-        status=JobStatus.RUNNING,
-        attempt=JobRow.attempt + 1,
-        losses=case((JobRow.status == JobStatus.RUNNING, JobRow.losses + 1), else_=JobRow.losses),
-        worker=worker,
-        lease_s=lease_s,
-        lease_until=now + lease_s,
-        started_at=func.coalesce(JobRow.started_at, now),
-    )
-    return session.scalar(taken.returning(JobRow), execution_options={"synchronize_session": False})
+    """Pick the next job and give it to `worker`, in one statement; None if nothing waits."""
+    values = {"by": worker, "lease": lease_s, "at": now}
+    return session.scalar(_TAKE_NEXT, values, execution_options={"synchronize_session": False})
 
 
 def finite(figures: Figures) -> dict[str, float | int | str | None]:
