@@ -1,0 +1,107 @@
+"""What makes an adapter fit to serve on this base: everything is looked at before it is loaded.
+
+Knows no files and no device.
+"""
+
+import math
+import threading
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from adapters_store.manifest import Manifest
+from server.adapters.method import Method
+from server.adapters.methods import method_named
+from server.bases.model import BaseModel
+from server.bases.seeded import Basis
+from server.errors import InvalidAdapter
+
+
+class AdapterChecks:
+    """Thread-safe; remembers the tile hashes of seeds, which cost a millisecond each."""
+
+    def __init__(self, base: BaseModel, max_rank: int) -> None:
+        self._base = base
+        self._max_rank = max_rank
+        self._known: set[tuple[str, int, str]] = set()
+        self._lock = threading.Lock()
+
+    def check(self, manifest: Manifest, tensors: Mapping[str, Tensor]) -> Method:
+        """Return the adapter's method if all is well.
+
+        Raises:
+            BasisMismatch: this build makes other matrices than those it was trained on.
+            InvalidAdapter: anything else, naming the value or tensor at fault.
+        """
+        method = method_named(manifest.method)
+        self._check_base(manifest)
+        self._check_numbers(manifest)
+        self._check_basis(manifest)
+        check_tensors(method, self._base, manifest.targets, manifest.rank, tensors)
+        return method
+
+    def _check_base(self, manifest: Manifest) -> None:
+        base = self._base
+        if manifest.base_fingerprint != base.fingerprint:
+            raise InvalidAdapter(
+                f"the adapter was trained on base {manifest.base_name!r} with fingerprint "
+                f"{manifest.base_fingerprint}, this server holds {base.name!r} with fingerprint "
+                f"{base.fingerprint}: serve that base, or train again on this one"
+            )
+
+    def _check_numbers(self, manifest: Manifest) -> None:
+        if not 1 <= manifest.rank <= self._max_rank:
+            raise InvalidAdapter(
+                f"rank {manifest.rank} is not between 1 and {self._max_rank}, the largest that "
+                "this server holds: raise max_rank to serve it"
+            )
+        if not math.isfinite(manifest.scale):
+            raise InvalidAdapter(f"scale {manifest.scale} is not finite")
+
+    def _check_basis(self, manifest: Manifest) -> None:
+        key = (manifest.basis_spec, manifest.seed, manifest.basis_sha256)
+        with self._lock:
+            if key in self._known:
+                return
+        try:
+            basis = Basis(manifest.seed, manifest.basis_spec)
+        except ValueError as error:
+            raise InvalidAdapter(str(error)) from error
+        basis.check(manifest.basis_sha256)
+        with self._lock:
+            self._known.add(key)
+
+
+def check_tensors(
+    method: Method,
+    base: BaseModel,
+    targets: tuple[str, ...],
+    rank: int,
+    tensors: Mapping[str, Tensor],
+) -> None:
+    """Every vector of every target and no other, in its shape, finite.
+
+    Raises:
+        InvalidAdapter: naming the first target or tensor at fault.
+    """
+    if not targets:
+        raise InvalidAdapter("the adapter targets no linear")
+    expected: dict[str, tuple[int, ...]] = {}
+    for path in targets:
+        if path not in base.targets:
+            raise InvalidAdapter(f"target {path!r} is not a linear of base {base.name!r}")
+        for name, shape in method.shapes(base.targets[path], rank).items():
+            expected[f"{path}.{name}"] = tuple(shape)
+    for name, shape in expected.items():
+        if name not in tensors:
+            raise InvalidAdapter(f"tensor {name!r} is missing")
+        if tuple(tensors[name].shape) != shape:
+            raise InvalidAdapter(
+                f"tensor {name!r} has shape {list(tensors[name].shape)}, not {list(shape)}"
+            )
+    for name in tensors:
+        if name not in expected:
+            raise InvalidAdapter(f"tensor {name!r} belongs to no target of the adapter")
+        if not torch.isfinite(tensors[name]).all():
+            raise InvalidAdapter(f"tensor {name!r} holds a value that is not finite")

@@ -1,0 +1,84 @@
+"""Random adapters of a base, and what the base must answer under one: the plain dense merge."""
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from transformers.pytorch_utils import Conv1D
+
+from adapters_store.manifest import Manifest
+from server.adapters.methods import METHODS
+from server.adapters.targets import resolve_targets
+from server.bases.model import BaseModel
+from server.bases.seeded import SPEC, Basis
+
+
+@dataclass(frozen=True)
+class Made:
+    """An adapter as the store gives it."""
+
+    manifest: Manifest
+    tensors: dict[str, Tensor]
+
+
+def make_adapter(
+    base: BaseModel,
+    *,
+    rank: int = 8,
+    seed: int = 7,
+    targets: str | Sequence[str] = "all-linear",
+    draw: int = 0,
+    scale: float = 1.0,
+) -> Made:
+    """A VeRA adapter that moves the logits about as much as training does."""
+    random = torch.Generator().manual_seed(draw)
+    paths = resolve_targets(base, targets)
+    tensors = {}
+    for path in paths:
+        linear = base.targets[path]
+        spread = 3 / (linear.in_features * rank) ** 0.5
+        tensors[f"{path}.d"] = torch.rand(rank, generator=random) * 2 - 1
+        tensors[f"{path}.b"] = torch.randn(linear.out_features, generator=random) * spread
+    manifest = Manifest(
+        method="vera",
+        rank=rank,
+        scale=scale,
+        seed=seed,
+        basis_spec=SPEC,
+        basis_sha256=Basis(seed).tile_hash(),
+        base_name=base.name,
+        base_fingerprint=base.fingerprint,
+        targets=paths,
+        created_at=0,
+    )
+    return Made(manifest, tensors)
+
+
+def merged_logits(base: BaseModel, adapter: Made | None, tokens: Tensor) -> Tensor:
+    """Logits [tokens, vocab] of a copy of `base` whose weights hold the adapter: W + delta."""
+    model = copy.deepcopy(base.model)
+    for module in model.modules():
+        module.__dict__.pop("forward", None)  # a deep copy of a wrapped model is wrapped as well
+    if adapter is not None:
+        _merge(base, model, adapter)
+    with torch.inference_mode():
+        logits: Tensor = model(tokens[None], use_cache=False).logits[0]
+    return logits
+
+
+def _merge(base: BaseModel, model: torch.nn.Module, adapter: Made) -> None:
+    manifest = adapter.manifest
+    method = METHODS[manifest.method]
+    for path in manifest.targets:
+        linear = base.targets[path]
+        vectors = {
+            name: adapter.tensors[f"{path}.{name}"] for name in method.shapes(linear, manifest.rank)
+        }
+        change = method.dense(linear, manifest.rank, Basis(manifest.seed), vectors, manifest.scale)
+        module = model.get_submodule(path)
+        weight = module.get_parameter("weight")
+        with torch.no_grad():
+            merged = weight.double() + (change.t() if isinstance(module, Conv1D) else change)
+            weight.copy_(merged)
