@@ -1,0 +1,124 @@
+"""Carries answers from the engine's thread to the event loop. Knows no JSON."""
+
+import asyncio
+import contextlib
+from collections import deque
+from collections.abc import Awaitable
+from dataclasses import dataclass
+from functools import partial
+from typing import TypeVar
+
+from fastapi import Request
+
+from server.api.seams import Engine
+from server.engine.sequence import FinishReason
+from server.errors import Unavailable
+from server.scheduler.intake import Handle
+from server.scheduler.request import Delta, Generation
+
+T = TypeVar("T")
+
+_GRACE_S = 10.0  # beyond a request's own deadline, which the engine keeps
+
+
+class ClientGone(Exception):
+    """The client closed its connection; there is nobody left to answer."""
+
+
+@dataclass(frozen=True)
+class News:
+    """A delta, and which of the request's prompts it belongs to."""
+
+    prompt: int
+    delta: Delta
+
+
+class Answers:
+    """The answers to one HTTP request; whoever makes one must `close` it.
+
+    With `ends_only` the event loop is woken only when an answer ends, which spares it a wake-up per
+    token when nobody reads them one by one.
+    """
+
+    def __init__(self, engine: Engine, *, ends_only: bool, timeout_s: float) -> None:
+        self._engine = engine
+        self._ends_only = ends_only
+        self._timeout_s = timeout_s + _GRACE_S
+        self._event_loop = asyncio.get_running_loop()
+        self._arrived = asyncio.Event()
+        self._waking = False
+        self._news: deque[News] = deque()
+        self._handles: list[Handle] = []
+        self._open = 0
+
+    def ask(self, generation: Generation) -> None:
+        """Submit one prompt's generation. Raises what `Engine.submit` raises."""
+        prompt = len(self._handles)
+        self._handles.append(self._engine.submit(generation, partial(self._hear, prompt)))
+        self._open += generation.n
+
+    @property
+    def complete(self) -> bool:
+        """True when every answer's end has been returned by `next`."""
+        return self._open == 0
+
+    async def next(self) -> list[News]:
+        """Wait for news; never empty.
+
+        Raises:
+            Exception: what an answer ended with instead of its last token.
+            Unavailable: the engine said nothing until long after the deadline.
+        """
+        try:
+            async with asyncio.timeout(self._timeout_s):
+                await self._arrived.wait()
+        except TimeoutError:
+            raise Unavailable("the engine does not answer; look at /ready") from None
+        self._arrived.clear()
+        self._waking = False  # before draining: what arrives from here on wakes again
+        batch = [self._news.popleft() for _ in range(len(self._news))]
+        for news in batch:
+            _raise_failure(news.delta)
+            self._open -= news.delta.finish is not None
+        return batch
+
+    def close(self) -> None:
+        """Cancel what still runs."""
+        if not self.complete:
+            for handle in self._handles:
+                self._engine.cancel(handle)
+
+    def _hear(self, prompt: int, delta: Delta) -> None:
+        """On the engine's thread."""
+        self._news.append(News(prompt, delta))
+        if self._waking or (self._ends_only and delta.finish is None and delta.error is None):
+            return
+        self._waking = True
+        with contextlib.suppress(RuntimeError):  # the event loop is closed: nobody waits any more
+            self._event_loop.call_soon_threadsafe(self._arrived.set)
+
+
+def _raise_failure(delta: Delta) -> None:
+    if delta.error is not None:
+        raise delta.error
+    if delta.finish in (FinishReason.CANCELLED, FinishReason.DEADLINE, FinishReason.ERROR):
+        raise Unavailable(f"the answer ended early ({delta.finish}); try again")
+
+
+async def unless_gone(request: Request, work: Awaitable[T]) -> T:
+    """Await `work`, or drop it and raise ClientGone when the client goes away first."""
+    task = asyncio.ensure_future(work)
+    watch = asyncio.ensure_future(_gone(request))
+    try:
+        await asyncio.wait((task, watch), return_when=asyncio.FIRST_COMPLETED)
+        if not task.done():
+            raise ClientGone
+        return task.result()
+    finally:
+        task.cancel()
+        watch.cancel()
+
+
+async def _gone(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass

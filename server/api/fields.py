@@ -1,0 +1,144 @@
+"""Fields that chat and plain completions share: how to sample, and what is refused.
+
+Fields of the OpenAI API that change nothing here are dropped; those that would change the answer
+and are not supported are refused by name, unless they hold a value that asks for nothing.
+"""
+
+from collections.abc import Mapping
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from server.engine.sequence import SamplingParams
+from server.errors import InvalidRequest
+
+_WITHOUT_EFFECT = frozenset(
+    {
+        "metadata",
+        "parallel_tool_calls",
+        "prediction",
+        "prompt_cache_key",
+        "prompt_cache_options",
+        "prompt_cache_retention",
+        "safety_identifier",
+        "service_tier",
+        "user",
+    }
+)
+
+# Refused, except for these values, which ask for what happens anyway.
+_UNSUPPORTED: Mapping[str, tuple[object, ...]] = {
+    "audio": (None,),
+    "best_of": (None, 1),
+    "function_call": (None, "none", "auto"),
+    "functions": (None, []),
+    "modalities": (None, ["text"]),
+    "moderation": (None,),
+    "reasoning_effort": (None, "none"),
+    "response_format": (None, {"type": "text"}),
+    "store": (None, False),
+    "suffix": (None, ""),
+    "tool_choice": (None, "none", "auto"),
+    "tools": (None, []),
+    "verbosity": (None, "medium"),
+    "web_search_options": (None,),
+}
+
+_MAX_CHOICES = 128
+
+
+class StreamOptions(BaseModel):
+    """`include_usage`: a last chunk with the counts. Obfuscation is never added."""
+
+    model_config = ConfigDict(strict=True, extra="forbid")
+
+    include_usage: bool = False
+    include_obfuscation: bool = False
+
+
+class GenerationFields(BaseModel):
+    """What both kinds of request may say about the answer. None stands for the default."""
+
+    model_config = ConfigDict(strict=True, extra="forbid")
+
+    model: str
+    n: int | None = Field(None, ge=1, le=_MAX_CHOICES)
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    stop: str | list[str] | None = None
+    seed: int | None = Field(None, ge=-(2**63), lt=2**63)
+    temperature: float | None = None
+    top_p: float | None = None
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
+    logit_bias: dict[str, float] | None = None
+
+    # Not OpenAI's; vLLM's names.
+    top_k: int | None = None
+    min_p: float | None = None
+    repetition_penalty: float | None = None
+    ignore_eos: bool | None = None
+    stop_token_ids: list[int] | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _drop_or_refuse(cls, data: object) -> object:
+        if not isinstance(data, dict):
+            return data
+        for name, harmless in _UNSUPPORTED.items():
+            if name in data and data[name] not in harmless:
+                raise InvalidRequest(f"{name} is not supported here; leave it out", param=name)
+        unwanted = _WITHOUT_EFFECT | _UNSUPPORTED.keys()
+        return {name: value for name, value in data.items() if name not in unwanted}
+
+    @property
+    def choices(self) -> int:
+        return self.n or 1
+
+    @property
+    def usage_chunk(self) -> bool | None:
+        """None: no stream. Else whether the stream ends with a chunk of counts."""
+        if not self.stream:
+            return None
+        return self.stream_options is not None and self.stream_options.include_usage
+
+    def sampling(
+        self, *, max_tokens: int, top_logprobs: int | None = None, prompt_logprobs: bool = False
+    ) -> SamplingParams:
+        """These fields as the engine's parameters.
+
+        Raises:
+            InvalidRequest: a value is out of range; `param` names it.
+        """
+        if self.stream_options is not None and not self.stream:
+            raise InvalidRequest(
+                "stream_options is for streams; send stream=true too", param="stream_options"
+            )
+        stops = [self.stop] if isinstance(self.stop, str) else self.stop or []
+        return SamplingParams(
+            max_tokens=max_tokens,
+            temperature=_or(self.temperature, 1.0),
+            top_p=_or(self.top_p, 1.0),
+            top_k=max(self.top_k or 0, 0),  # vLLM's -1 means all, as 0 does
+            min_p=_or(self.min_p, 0.0),
+            presence_penalty=_or(self.presence_penalty, 0.0),
+            frequency_penalty=_or(self.frequency_penalty, 0.0),
+            repetition_penalty=_or(self.repetition_penalty, 1.0),
+            logit_bias=_biases(self.logit_bias or {}),
+            seed=self.seed,
+            stop=tuple(stops),
+            stop_token_ids=frozenset(self.stop_token_ids or ()),
+            ignore_eos=bool(self.ignore_eos),
+            top_logprobs=top_logprobs,
+            prompt_logprobs=prompt_logprobs,
+        )
+
+
+def _or(value: float | None, default: float) -> float:
+    return default if value is None else value
+
+
+def _biases(biases: Mapping[str, float]) -> tuple[tuple[int, float], ...]:
+    for key in biases:
+        if not (key.isascii() and key.isdecimal()):
+            raise InvalidRequest(f"logit_bias: {key!r} is not a token id", param="logit_bias")
+    return tuple((int(key), bias) for key, bias in biases.items())

@@ -1,0 +1,135 @@
+"""What every request passes before a handler sees it: a name, a key, a size. Plain ASGI."""
+
+import logging
+import re
+import secrets
+from collections.abc import Callable
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from server.api.errors import Failure
+from server.errors import RequestTooLarge, Unauthorized
+from server.tenancy.keys import Keys
+
+log = logging.getLogger(__name__)
+
+_REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
+_DISCARD_FACTOR = 4  # of a body over its limit, this many limits more are read and thrown away
+
+Describe = Callable[[Exception], Failure]
+
+
+class RequestIds:
+    """Names each request in `x-request-id`, and answers for what nobody else caught."""
+
+    def __init__(self, app: ASGIApp, describe: Describe) -> None:
+        self._app = app
+        self._describe = describe
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return await self._app(scope, receive, send)
+        given = Headers(scope=scope).get("x-request-id", "")
+        request_id = given if _REQUEST_ID.fullmatch(given) else f"req_{secrets.token_hex(12)}"
+        scope["verandah.request_id"] = request_id
+        started = False
+
+        async def send_named(message: Message) -> None:
+            nonlocal started
+            if message["type"] == "http.response.start":
+                started = True
+                MutableHeaders(scope=message)["x-request-id"] = request_id
+            await send(message)
+
+        try:
+            await self._app(scope, receive, send_named)
+        except Exception as error:
+            log.exception("request %s failed", request_id)
+            if started:
+                raise  # the server closes the connection: half an answer must not look whole
+            await self._describe(error).response()(scope, receive, send_named)
+
+
+class KeyCheck:
+    """Lets only known keys into /v1, before the body is read."""
+
+    def __init__(self, app: ASGIApp, keys: Keys, describe: Describe) -> None:
+        self._app = app
+        self._keys = keys
+        self._describe = describe
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and scope["path"].startswith("/v1/"):
+            try:
+                scope["verandah.owner"] = self._keys.owner(
+                    Headers(scope=scope).get("authorization")
+                )
+            except Unauthorized as error:
+                return await self._describe(error).response()(scope, receive, send)
+        await self._app(scope, receive, send)
+
+
+class BodyLimit:
+    """Refuses bodies over a limit, told or not; uploads of files have a limit of their own."""
+
+    def __init__(
+        self, app: ASGIApp, describe: Describe, *, body_bytes: int, file_bytes: int
+    ) -> None:
+        self._app = app
+        self._describe = describe
+        self._body_bytes = body_bytes
+        # Multipart framing and the other fields come on top of the file itself.
+        self._upload_bytes = file_bytes + 64 * 1024
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return await self._app(scope, receive, send)
+        uploads = scope["path"] == "/v1/files"
+        limit = self._upload_bytes if uploads else self._body_bytes
+        kind = "file" if uploads else "request body"
+        error = RequestTooLarge(
+            f"the {kind} is over the limit of {limit} bytes; send less, or raise the server's "
+            f"{'max_file_mb' if uploads else 'max_body_mb'}",
+            param="file" if uploads else None,
+        )
+        declared = Headers(scope=scope).get("content-length", "0")
+        if declared.isdecimal() and int(declared) > limit:
+            await _discard(receive, _DISCARD_FACTOR * limit)
+            return await self._describe(error).response()(scope, receive, send)
+        counted = _Counted(receive, limit)
+        try:
+            await self._app(scope, counted, send)
+        except _OverLimit:
+            if not counted.complete:
+                await _discard(receive, _DISCARD_FACTOR * limit)
+            await self._describe(error).response()(scope, receive, send)
+
+
+class _OverLimit(BaseException):
+    """More came than was allowed. No Exception, so that no parser's `except` swallows it."""
+
+
+class _Counted:
+    def __init__(self, receive: Receive, limit: int) -> None:
+        self._receive = receive
+        self._left = limit
+        self.complete = False
+
+    async def __call__(self) -> Message:
+        message = await self._receive()
+        if message["type"] == "http.request":
+            self.complete = not message.get("more_body", False)
+            self._left -= len(message.get("body", b""))
+            if self._left < 0:
+                raise _OverLimit
+        return message
+
+
+async def _discard(receive: Receive, most: int) -> None:
+    """Read on: a client that is still sending would meet a reset connection, not the answer."""
+    while most > 0:
+        message = await receive()
+        if message["type"] != "http.request" or not message.get("more_body", False):
+            return
+        most -= len(message.get("body", b""))

@@ -1,0 +1,111 @@
+"""/health, /ready and /metrics: for whoever runs the server. No key is asked for."""
+
+from collections import Counter
+from collections.abc import Iterator
+
+from fastapi import APIRouter, Response
+from fastapi.responses import JSONResponse
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from server.api.deps import GivenParts
+from server.api.seams import Parts
+from server.errors import Unavailable
+from server.metrics import PREFIX
+
+router = APIRouter(tags=["operations"])
+
+
+@router.get("/health")
+async def health() -> dict[str, str]:
+    """The process is alive."""
+    return {"status": "ok"}
+
+
+@router.get("/ready")
+def ready(parts: GivenParts) -> JSONResponse:
+    """Whether a question would be answered now: 200, or 503 saying what is missing."""
+    checks = {"engine": parts.engine.alive, "database": _database_answers(parts)}
+    good = all(checks.values())
+    return JSONResponse(
+        {"status": "ready" if good else "not ready", "checks": checks, "model": parts.base.id},
+        200 if good else 503,
+    )
+
+
+@router.get("/metrics")
+def metrics(parts: GivenParts) -> Response:
+    """Prometheus's text format."""
+    return Response(generate_latest(parts.metrics.registry), media_type=CONTENT_TYPE_LATEST)
+
+
+class ServerGauges(Collector):
+    """What is read from its owner when somebody looks: queues, memory, residents, jobs."""
+
+    def __init__(self, parts: Parts) -> None:
+        self._parts = parts
+
+    def describe(self) -> Iterator[Metric]:
+        """Nothing: without this, registering would already read parts that have not started."""
+        yield from ()
+
+    def collect(self) -> Iterator[Metric]:
+        yield from self._engine()
+        yield from self._residency()
+        yield from self._training()
+
+    def _gauge(self, name: str, text: str, value: float) -> Metric:
+        family = GaugeMetricFamily(PREFIX + name, text, labels=["model_name"])
+        family.add_metric([self._parts.base.id], value)
+        return family
+
+    def _counter(self, name: str, text: str, value: float) -> Metric:
+        family = CounterMetricFamily(PREFIX + name, text, labels=["model_name"])
+        family.add_metric([self._parts.base.id], value)
+        return family
+
+    def _by(self, name: str, text: str, label: str, values: dict[str, int]) -> Metric:
+        family = GaugeMetricFamily(PREFIX + name, text, labels=["model_name", label])
+        for key, value in values.items():
+            family.add_metric([self._parts.base.id, key], value)
+        return family
+
+    def _engine(self) -> Iterator[Metric]:
+        stats = self._parts.engine.stats()
+        yield self._gauge("num_requests_running", "Answers that run.", stats.running)
+        yield self._gauge("num_requests_waiting", "Answers that wait.", stats.waiting)
+        used = stats.kv_blocks_used / max(stats.kv_blocks_total, 1)
+        yield self._gauge("kv_cache_usage_perc", "Share of KV blocks in use, 0 to 1.", used)
+        adapters = len([name for name in stats.by_adapter_running if "@" in name])
+        yield self._gauge("num_adapters_running", "Adapters with an answer running.", adapters)
+
+    def _residency(self) -> Iterator[Metric]:
+        residency = self._parts.residency
+        residents = list(residency.snapshot())
+        states = Counter(resident.state for resident in residents)
+        yield self._by("adapters_in_memory", "Adapters in memory, by where.", "state", states)
+        pinned = sum(resident.pinned for resident in residents)
+        yield self._gauge("adapters_pinned", "Adapters that are never evicted.", pinned)
+        yield self._gauge("adapter_slots", "Adapters resident at most.", residency.slots)
+        yield self._counter("adapter_loads", "Adapters read from the store.", residency.loads)
+        yield self._counter("adapter_evictions", "Adapters put out of a slot.", residency.evictions)
+        yield self._counter("adapter_hits", "Requests whose adapter had a slot.", residency.hits)
+
+    def _training(self) -> Iterator[Metric]:
+        jobs = {str(status): count for status, count in self._parts.jobs.counts().items()}
+        yield self._by("training_jobs", "Training jobs, by status.", "status", jobs)
+        worker = self._parts.worker
+        if worker is not None:
+            yield self._gauge("training_worker_up", "1 while the worker runs.", worker.alive)
+            yield self._counter(
+                "training_worker_restarts", "Times the worker was started again.", worker.restarts
+            )
+
+
+def _database_answers(parts: Parts) -> bool:
+    try:
+        parts.jobs.counts()
+    except Unavailable:
+        return False
+    return True

@@ -1,0 +1,132 @@
+"""Asks the engine and answers over HTTP, whole or as a stream. The two kinds of completion differ
+only in their `Shape`.
+"""
+
+from collections import defaultdict
+from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import Sequence as Seq
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from fastapi import Request, Response
+from fastapi.responses import JSONResponse
+
+from server.api.answers import Answers, ClientGone, News, unless_gone
+from server.api.asking import Asked, usage
+from server.api.seams import Parts
+from server.api.sse import DONE, EventStream, event
+from server.engine.sequence import FinishReason, TokenLogprob
+from server.scheduler.request import Delta, TokenPiece
+
+_CLIENT_CLOSED_REQUEST = 499  # nginx's status, for the log: nobody reads it
+
+
+@dataclass
+class Transcript:
+    """One whole answer."""
+
+    text: str = ""
+    tokens: list[TokenPiece] = field(default_factory=list)
+    prompt_logprobs: tuple[TokenLogprob | None, ...] | None = None
+    finish: FinishReason | None = None
+    stop_reason: str | int | None = None
+
+    def add(self, delta: Delta) -> None:
+        self.text += delta.text
+        self.tokens.extend(delta.tokens)
+        self.prompt_logprobs = self.prompt_logprobs or delta.prompt_logprobs
+        self.finish = delta.finish
+        self.stop_reason = delta.stop_reason
+
+
+class Shape(Protocol):
+    """How one kind of answer looks. A `choice` is an answer's place among all of the request's."""
+
+    document_kind: str
+    chunk_kind: str
+
+    def whole(self, choice: int, transcript: Transcript) -> Mapping[str, object]:
+        """A choice of the document."""
+
+    def chunks(self, choice: int, delta: Delta) -> Iterator[Mapping[str, object]]:
+        """The choices of the chunks that tell one delta, in order."""
+
+
+async def reply(
+    request: Request, parts: Parts, asked: Asked, shape: Shape, *, usage_chunk: bool | None
+) -> Response:
+    """Run what was asked and answer.
+
+    Args:
+        usage_chunk: None: one document. Else a stream, with or without a last chunk of counts.
+
+    Raises:
+        Exception: whatever the engine refused or failed with before the first token; the answer
+            then still has a status of its own. Later failures are an event in the stream.
+    """
+    answers = Answers(
+        parts.engine, ends_only=usage_chunk is None, timeout_s=parts.request_timeout_s
+    )
+    handed_on = False
+    try:
+        for generation in asked.generations:
+            answers.ask(generation)
+        if usage_chunk is None:
+            document = await unless_gone(request, _document(answers, asked, shape))
+            return JSONResponse(document)
+        first = await unless_gone(request, answers.next())
+        events = _events(parts, answers, first, asked, shape, usage_chunk)
+        handed_on = True
+        return EventStream(events, on_end=answers.close)
+    except ClientGone:
+        return Response(status_code=_CLIENT_CLOSED_REQUEST)
+    finally:
+        if not handed_on:
+            answers.close()
+
+
+def _choice(asked: Asked, news: News) -> int:
+    return news.prompt * asked.generations[news.prompt].n + news.delta.index
+
+
+async def _document(answers: Answers, asked: Asked, shape: Shape) -> dict[str, object]:
+    transcripts: dict[int, Transcript] = defaultdict(Transcript)
+    while not answers.complete:
+        for news in await answers.next():
+            transcripts[_choice(asked, news)].add(news.delta)
+    made = sum(len(transcript.tokens) for transcript in transcripts.values())
+    return {
+        **asked.labels(shape.document_kind),
+        "choices": [shape.whole(choice, transcripts[choice]) for choice in sorted(transcripts)],
+        "usage": usage(asked.prompt_tokens, made),
+    }
+
+
+async def _events(
+    parts: Parts, answers: Answers, batch: Seq[News], asked: Asked, shape: Shape, usage_chunk: bool
+) -> AsyncIterator[bytes]:
+    labels = asked.labels(shape.chunk_kind)
+    if usage_chunk:
+        labels["usage"] = None
+    made = 0
+    try:
+        while True:
+            made += sum(len(news.delta.tokens) for news in batch)
+            yield b"".join(_chunks(labels, batch, asked, shape))
+            if answers.complete:
+                break
+            batch = await answers.next()
+    except Exception as error:  # the status is sent: the stream itself must tell
+        yield event(parts.describe(error).body(), name="error")
+        return
+    if usage_chunk:
+        yield event({**labels, "choices": [], "usage": usage(asked.prompt_tokens, made)})
+    yield DONE
+
+
+def _chunks(
+    labels: Mapping[str, object], batch: Seq[News], asked: Asked, shape: Shape
+) -> Iterator[bytes]:
+    for news in batch:
+        for choice in shape.chunks(_choice(asked, news), news.delta):
+            yield event({**labels, "choices": [choice]})

@@ -1,0 +1,170 @@
+"""What the handlers are given: the parts behind HTTP, each as narrow as its use here.
+
+The parts are named by what they must be able to do, because the real ones import torch, which
+nothing under `server.api` does.
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Sequence as Seq
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from adapters_store.manifest import AdapterRef, Manifest
+from server.api.errors import Failure
+from server.jobs.files import Files
+from server.jobs.queue import JobQueue
+from server.metrics import Metrics
+from server.scheduler.intake import Handle
+from server.scheduler.request import Generation, Listener, LoopStats
+from server.scheduler.text import Decoder
+from server.tenancy.keys import Keys
+
+
+class Engine(Protocol):
+    """`server.scheduler.loop.ServingLoop`."""
+
+    @property
+    def alive(self) -> bool: ...
+
+    @property
+    def max_context(self) -> int: ...
+
+    def submit(self, request: Generation, listener: Listener) -> Handle: ...
+
+    def cancel(self, handle: Handle) -> None: ...
+
+    def stats(self) -> LoopStats: ...
+
+
+class Tokenizer(Protocol):
+    """`server.bases.tokenizer.ChatTokenizer`."""
+
+    def encode(self, text: str, add_special: bool = False) -> list[int]: ...
+
+    def chat(self, messages: Seq[Mapping[str, object]]) -> list[int]: ...
+
+    def stream(self) -> Decoder: ...
+
+    def token_text(self, token_id: int) -> str: ...
+
+    def token_bytes(self, token_id: int) -> bytes: ...
+
+
+class StoredAdapter(Protocol):
+    """`adapters_store.store.StoredAdapter`."""
+
+    @property
+    def ref(self) -> AdapterRef: ...
+
+    @property
+    def manifest(self) -> Manifest: ...
+
+    @property
+    def size_bytes(self) -> int: ...
+
+    @property
+    def sha256(self) -> str: ...
+
+
+class Adapters(Protocol):
+    """`adapters_store.store.AdapterStore`."""
+
+    def resolve(self, owner: str, name: str, version: int | None = None) -> AdapterRef: ...
+
+    def open(self, ref: AdapterRef) -> StoredAdapter: ...
+
+    def names(self, owner: str) -> Seq[str]: ...
+
+    def versions(self, owner: str, name: str) -> Seq[int]: ...
+
+    def delete(self, owner: str, name: str, version: int | None = None) -> None: ...
+
+    def path(self, ref: AdapterRef) -> Path: ...
+
+
+class Resident(Protocol):
+    """One adapter in memory: `server.adapters.residency.Resident`."""
+
+    @property
+    def ref(self) -> AdapterRef: ...
+
+    @property
+    def slot(self) -> int | None: ...
+
+    @property
+    def bytes(self) -> int: ...
+
+    @property
+    def in_use(self) -> int: ...
+
+    @property
+    def pinned(self) -> bool: ...
+
+    @property
+    def state(self) -> str: ...
+
+
+class Residency(Protocol):
+    """`server.adapters.residency.ResidentAdapters`, as other threads may use it."""
+
+    @property
+    def slots(self) -> int: ...
+
+    @property
+    def loads(self) -> int: ...
+
+    @property
+    def evictions(self) -> int: ...
+
+    @property
+    def hits(self) -> int: ...
+
+    def snapshot(self) -> Iterable[Resident]: ...
+
+    def pin(self, ref: AdapterRef) -> None: ...
+
+    def unpin(self, ref: AdapterRef) -> None: ...
+
+    def forget(self, ref: AdapterRef) -> None: ...
+
+
+class Worker(Protocol):
+    """`server.supervisor.Supervisor`."""
+
+    @property
+    def alive(self) -> bool: ...
+
+    @property
+    def restarts(self) -> int: ...
+
+
+@dataclass(frozen=True)
+class BaseCard:
+    """What users see of the base model. `name` is what it is; `id` is how they ask for it."""
+
+    id: str
+    name: str
+    fingerprint: str
+    vocab_size: int
+    created_at: int
+
+
+@dataclass(frozen=True)
+class Parts:
+    """All that the handlers work with, wired by `server.__main__`'s `serve`."""
+
+    base: BaseCard
+    engine: Engine
+    tokenizer: Tokenizer
+    adapters: Adapters
+    residency: Residency
+    files: Files
+    jobs: JobQueue
+    keys: Keys
+    metrics: Metrics
+    worker: Worker | None
+    describe: Callable[[Exception], Failure]
+    request_timeout_s: float
+    max_body_bytes: int
+    max_file_bytes: int

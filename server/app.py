@@ -1,0 +1,162 @@
+"""The HTTP application: routes, what every request passes, and which error is which status."""
+
+import itertools
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import cast
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+
+from adapters_store.errors import AdapterCorrupt, AdapterNotFound, InvalidName, StoreError
+from server.api import adapters, chat, completions, files, jobs, models, ops
+from server.api.errors import Failure
+from server.api.gate import BodyLimit, KeyCheck, RequestIds
+from server.api.seams import Parts
+from server.errors import (
+    Conflict,
+    ContextLengthExceeded,
+    DeadlineExceeded,
+    InvalidAdapter,
+    InvalidDataset,
+    InvalidRequest,
+    ModelNotFound,
+    NotFound,
+    QueueFull,
+    RequestTooLarge,
+    Unauthorized,
+    Unavailable,
+    VerandahError,
+)
+
+
+@dataclass(frozen=True)
+class _Kind:
+    status: int
+    code: str
+    type: str = "invalid_request_error"
+    hopeless: bool = False  # tell the OpenAI SDKs, which retry 409 and 5xx, that it would not help
+
+
+# The nearest class in an error's ancestry counts.
+_KINDS: Mapping[type[Exception], _Kind] = {
+    InvalidRequest: _Kind(400, "invalid_value"),
+    ContextLengthExceeded: _Kind(400, "context_length_exceeded"),
+    InvalidDataset: _Kind(400, "invalid_training_file"),
+    RequestTooLarge: _Kind(413, "request_too_large"),
+    Unauthorized: _Kind(401, "invalid_api_key"),
+    NotFound: _Kind(404, "not_found"),
+    ModelNotFound: _Kind(404, "model_not_found"),
+    Conflict: _Kind(409, "conflict", hopeless=True),
+    QueueFull: _Kind(429, "queue_full", "rate_limit_error"),
+    DeadlineExceeded: _Kind(504, "deadline_exceeded", "server_error", hopeless=True),
+    Unavailable: _Kind(503, "unavailable", "server_error"),
+    InvalidAdapter: _Kind(400, "invalid_adapter"),
+    AdapterNotFound: _Kind(404, "model_not_found"),
+    InvalidName: _Kind(400, "invalid_value"),
+    AdapterCorrupt: _Kind(500, "adapter_corrupt", "server_error", hopeless=True),
+}
+
+_HTTP_CODES = {404: "unknown_url", 405: "method_not_allowed"}
+
+
+def describe(error: Exception) -> Failure:
+    """How an error is told over HTTP. What is unknown here stays unsaid: it may hold internals."""
+    kind = next((_KINDS[kind] for kind in type(error).__mro__ if kind in _KINDS), None)
+    if kind is None:
+        return Failure(
+            500,
+            "server_error",
+            "internal_error",
+            "the server failed on this request; its log says why",
+        )
+    headers = {"x-should-retry": "false"} if kind.hopeless else {}
+    if isinstance(error, QueueFull):
+        headers["retry-after"] = str(math.ceil(error.retry_after_s))
+    if isinstance(error, Unauthorized):
+        headers["www-authenticate"] = "Bearer"
+    param = error.param if isinstance(error, InvalidRequest) else None
+    if kind.code == "model_not_found":
+        param = "model"
+    problems = error.problems if isinstance(error, InvalidDataset) else ()
+    return Failure(kind.status, kind.type, kind.code, str(error), param, headers, problems)
+
+
+def _known(_: Request, error: Exception) -> JSONResponse:
+    return describe(error).response()
+
+
+def _http(request: Request, error: Exception) -> JSONResponse:
+    failed = cast(HTTPException, error)
+    messages = {
+        404: f"there is no {request.method} {request.url.path}; GET /docs lists what there is",
+        405: f"{request.method} is not allowed on {request.url.path}",
+    }
+    return Failure(
+        failed.status_code,
+        "invalid_request_error",
+        _HTTP_CODES.get(failed.status_code, "invalid_request"),
+        messages.get(failed.status_code, str(failed.detail)),
+        headers=failed.headers or {},
+    ).response()
+
+
+_VALIDATION_CODES = {
+    "missing": "missing_required_parameter",
+    "extra_forbidden": "unknown_parameter",
+    "json_invalid": "invalid_json",
+}
+
+_MEMBERS = frozenset({"str", "int", "list[str]", "list[int]", "list[list[int]]"})
+
+
+def _invalid(_: Request, error: Exception) -> JSONResponse:
+    """Name the field at fault and what it should be."""
+    found = cast(RequestValidationError, error).errors()
+    first = found[0]
+    if first["type"] == "json_invalid":
+        message = f"the body is not JSON: {first['ctx']['error']} at character {first['loc'][-1]}"
+        return Failure(400, "invalid_request_error", "invalid_json", message).response()
+    param = _field(first["loc"])
+    reasons = dict.fromkeys(problem["msg"] for problem in found if _field(problem["loc"]) == param)
+    code = _VALIDATION_CODES.get(first["type"], "invalid_value")
+    message = f"{param or 'the body'}: {' or: '.join(reasons)}"
+    return Failure(400, "invalid_request_error", code, message, param or None).response()
+
+
+def _field(location: Sequence[str | int]) -> str:
+    """A pydantic location as users write it: messages[0].role, without its "body" and without what
+    follows the name of a union's member, which is no name of theirs.
+    """
+    path = itertools.takewhile(lambda part: part not in _MEMBERS, location[1:])
+    return "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path)[1:]
+
+
+def create_app(parts: Parts) -> FastAPI:
+    """Build the application around parts that somebody else starts and stops."""
+    app = FastAPI(
+        title="Verandah",
+        description="One base model, thousands of personal adapters. Speaks the OpenAI API.",
+        redirect_slashes=False,
+    )
+    app.state.parts = parts
+    for module in (chat, completions, models, adapters, files, jobs, ops):
+        app.include_router(module.router)
+    app.add_exception_handler(VerandahError, _known)
+    app.add_exception_handler(StoreError, _known)
+    app.add_exception_handler(HTTPException, _http)
+    app.add_exception_handler(RequestValidationError, _invalid)
+    # The last added is the outermost.
+    app.add_middleware(
+        BodyLimit,
+        describe=parts.describe,
+        body_bytes=parts.max_body_bytes,
+        file_bytes=parts.max_file_bytes,
+    )
+    app.add_middleware(KeyCheck, keys=parts.keys, describe=parts.describe)
+    app.add_middleware(RequestIds, describe=parts.describe)
+    parts.metrics.registry.register(ops.ServerGauges(parts))
+    return app

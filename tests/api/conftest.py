@@ -1,0 +1,112 @@
+"""Servers over fakes at the seams, a real store and a real database."""
+
+import shutil
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from adapters_store.manifest import AdapterRef, Manifest
+from adapters_store.store import AdapterStore
+from server.api.seams import BaseCard, Parts
+from server.app import create_app, describe
+from server.db.session import Database
+from server.jobs.files import Files
+from server.jobs.queue import JobQueue
+from server.metrics import Metrics
+from server.tenancy.keys import DEFAULT_OWNER, Keys
+from tests.api.fakes import VOCAB, ByteTokenizer, FakeLoop, FakeResidency
+from tests.api.running import Host, Publish, Running, Serve, hosting
+
+MAX_BODY = 20_000
+MAX_FILE = 30_000
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> AdapterStore:
+    return AdapterStore(tmp_path / "adapters")
+
+
+@pytest.fixture
+def publish(store: AdapterStore) -> Publish:
+    """Publishes a small adapter."""
+
+    def publish(name: str, owner: str = DEFAULT_OWNER) -> AdapterRef:
+        manifest = Manifest(
+            method="vera",
+            rank=4,
+            scale=1.0,
+            seed=7,
+            basis_spec="philox4x64-10/s8/v1",
+            basis_sha256="0" * 64,
+            base_name="tiny",
+            base_fingerprint="f" * 64,
+            targets=("model.layers.0.q_proj",),
+            created_at=1_700_000_000,
+            provenance={"job": "ftjob-1"},
+        )
+        return store.publish(owner, name, manifest, {"model.layers.0.q_proj.d": torch.ones(4)})
+
+    return publish
+
+
+@pytest.fixture(scope="session")
+def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A migrated database, to copy: migrating takes longer than most tests."""
+    path = tmp_path_factory.mktemp("database") / "empty.db"
+    database = Database(f"sqlite:///{path}")
+    database.migrate()
+    database.close()
+    return path
+
+
+@pytest.fixture
+def parts(tmp_path: Path, store: AdapterStore, empty_database: Path) -> Iterator[Parts]:
+    """Fakes where the engine would be; everything else is real."""
+    shutil.copy(empty_database, tmp_path / "verandah.db")
+    database = Database(f"sqlite:///{tmp_path / 'verandah.db'}")
+    yield Parts(
+        base=BaseCard("base", "tiny", "f" * 64, VOCAB, 1_600_000_000),
+        engine=FakeLoop(),
+        tokenizer=ByteTokenizer(),
+        adapters=store,
+        residency=FakeResidency(),
+        files=Files(database, tmp_path / "files", max_bytes=MAX_FILE),
+        jobs=JobQueue(database),
+        keys=Keys(),
+        metrics=Metrics("base"),
+        worker=None,
+        describe=describe,
+        request_timeout_s=5.0,
+        max_body_bytes=MAX_BODY,
+        max_file_bytes=MAX_FILE,
+    )
+    database.close()
+
+
+@pytest.fixture(scope="session")
+def host() -> Iterator[Host]:
+    with hosting() as host:
+        yield host
+
+
+@pytest.fixture
+def serve(host: Host, parts: Parts) -> Serve:
+    """Serves `parts` with some replaced."""
+
+    def serve(**changes: object) -> Running:
+        given = replace(parts, **changes)  # type: ignore[arg-type]
+        assert isinstance(given.engine, FakeLoop)
+        assert isinstance(given.residency, FakeResidency)
+        host.app = create_app(given)
+        return Running(host.url, given, given.engine, given.residency, host.sdk, host.http)
+
+    return serve
+
+
+@pytest.fixture
+def server(serve: Serve) -> Running:
+    """A server that asks for no key."""
+    return serve()

@@ -1,0 +1,176 @@
+"""Stand-ins for the parts behind HTTP: no model, no tensors, and every answer known beforehand."""
+
+import codecs
+import threading
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from adapters_store.manifest import AdapterRef
+from server.engine.sequence import FinishReason, TokenLogprob
+from server.errors import InvalidRequest
+from server.scheduler.intake import Handle
+from server.scheduler.request import Delta, Generation, Listener, LoopStats, TokenPiece
+
+EOS = 256
+VOCAB = 257
+
+
+class ByteStream:
+    """Bytes to text, whole characters only."""
+
+    def __init__(self) -> None:
+        self._utf8 = codecs.getincrementaldecoder("utf-8")(errors="replace")
+
+    def push(self, token_id: int) -> str:
+        return "" if token_id == EOS else self._utf8.decode(bytes([token_id]))
+
+    def flush(self) -> str:
+        return self._utf8.decode(b"", final=True)
+
+
+class ByteTokenizer:
+    """A token is a byte; a chat is `role: content` on lines of their own."""
+
+    def encode(self, text: str, add_special: bool = False) -> list[int]:
+        return list(text.encode())
+
+    def chat(self, messages: Sequence[Mapping[str, object]]) -> list[int]:
+        if any(message["content"] == "refuse me" for message in messages):
+            raise InvalidRequest("the chat template refuses these messages", param="messages")
+        return self.encode("".join(f"{m['role']}: {m['content']}\n" for m in messages))
+
+    def stream(self) -> ByteStream:
+        return ByteStream()
+
+    def token_text(self, token_id: int) -> str:
+        return self.token_bytes(token_id).decode(errors="replace")
+
+    def token_bytes(self, token_id: int) -> bytes:
+        return b"" if token_id == EOS else bytes([token_id])
+
+
+class FakeHandle(Handle):
+    """A submitted request: what was asked, and whether somebody gave up on it."""
+
+    def __init__(self, generation: Generation) -> None:
+        super().__init__(())
+        object.__setattr__(self, "generation", generation)
+        object.__setattr__(self, "cancelled", threading.Event())
+
+    generation: Generation
+    cancelled: threading.Event
+
+
+def score(token_id: int) -> TokenLogprob:
+    """A made-up score; the best alternative is the letter x."""
+    return TokenLogprob(token_id, -0.5, ((ord("x"), -0.25), (token_id, -0.5)))
+
+
+class FakeLoop:
+    """Answers everything with `text`, a token per byte, from threads as the engine does.
+
+    `pause_s` is waited between tokens, `hold` before the first; `failure` ends an answer after
+    `failure_after` tokens; `refusal` is raised by `submit`.
+    """
+
+    def __init__(self) -> None:
+        self.text = "Hé!"
+        self.pause_s = 0.0
+        self.hold: threading.Event | None = None
+        self.failure: Exception | None = None
+        self.failure_after = 0
+        self.refusal: Exception | None = None
+        self.alive = True
+        self.max_context = 256
+        self.handles: list[FakeHandle] = []
+
+    @property
+    def asked(self) -> list[Generation]:
+        return [handle.generation for handle in self.handles]
+
+    def submit(self, request: Generation, listener: Listener) -> FakeHandle:
+        if self.refusal is not None:
+            raise self.refusal
+        handle = FakeHandle(request)
+        self.handles.append(handle)
+        for index in range(request.n):
+            answer = threading.Thread(target=self._answer, args=(handle, index, listener))
+            answer.daemon = True
+            answer.start()
+        return handle
+
+    def cancel(self, handle: Handle) -> None:
+        assert isinstance(handle, FakeHandle)
+        handle.cancelled.set()
+
+    def stats(self) -> LoopStats:
+        return LoopStats(running=2, waiting=1, kv_blocks_used=3, kv_blocks_total=12)
+
+    def _answer(self, handle: FakeHandle, index: int, listener: Listener) -> None:
+        if self.hold is not None:
+            self.hold.wait(10)
+        for delta in self._deltas(handle.generation, index):
+            if handle.cancelled.wait(self.pause_s) if self.pause_s else handle.cancelled.is_set():
+                listener(Delta(index, finish=FinishReason.CANCELLED))
+                return
+            listener(delta)
+
+    def _deltas(self, asked: Generation, index: int) -> Iterable[Delta]:
+        params = asked.params
+        scores = None
+        if params.prompt_logprobs:
+            scores = (None, *(score(token_id) for token_id in asked.prompt[1:]))
+        if params.max_tokens == 0:
+            yield Delta(index, prompt_logprobs=scores, finish=FinishReason.LENGTH)
+            return
+        tokens = [*self.text.encode(), EOS][: params.max_tokens]
+        stream = ByteStream()
+        for place, token_id in enumerate(tokens):
+            if self.failure is not None and place == self.failure_after:
+                yield Delta(index, finish=FinishReason.ERROR, error=self.failure)
+                return
+            text = stream.push(token_id)
+            told = None if params.top_logprobs is None else score(token_id)
+            last = place == len(tokens) - 1
+            ended = FinishReason.STOP if token_id == EOS else FinishReason.LENGTH
+            yield Delta(
+                index,
+                text,
+                (TokenPiece(token_id, text, told),),
+                prompt_logprobs=scores if place == 0 else None,
+                finish=ended if last else None,
+            )
+
+
+@dataclass(frozen=True)
+class FakeResident:
+    """One adapter in memory."""
+
+    ref: AdapterRef
+    slot: int | None = 1
+    bytes: int = 4096
+    in_use: int = 0
+    pinned: bool = False
+    state: str = "slot"
+
+
+class FakeResidency:
+    """Remembers what it was told."""
+
+    def __init__(self) -> None:
+        self.residents: dict[AdapterRef, FakeResident] = {}
+        self.slots, self.loads, self.evictions, self.hits = 8, 5, 2, 9
+        self.forgotten: list[AdapterRef] = []
+
+    def snapshot(self) -> list[FakeResident]:
+        return list(self.residents.values())
+
+    def pin(self, ref: AdapterRef) -> None:
+        self.residents[ref] = FakeResident(ref, pinned=True)
+
+    def unpin(self, ref: AdapterRef) -> None:
+        self.residents[ref] = FakeResident(ref)
+
+    def forget(self, ref: AdapterRef) -> None:
+        self.forgotten.append(ref)
+        self.residents.pop(ref, None)

@@ -1,0 +1,113 @@
+"""What every request passes: ids, keys, sizes, and errors' one shape."""
+
+from collections.abc import Iterator
+
+import httpx
+import openai
+import pytest
+
+from server.tenancy.keys import Keys
+from tests.api.conftest import MAX_BODY, MAX_FILE
+from tests.api.running import Running, Serve
+
+
+def test_a_request_keeps_its_id(server: Running) -> None:
+    answer = server.http.get("/health", headers={"x-request-id": "mine-1"})
+    assert answer.headers["x-request-id"] == "mine-1"
+
+
+def test_a_request_without_a_usable_id_gets_one(server: Running) -> None:
+    first = server.http.get("/health").headers["x-request-id"]
+    second = server.http.get("/v1/nowhere", headers={"x-request-id": "a b"}).headers["x-request-id"]
+    assert first.startswith("req_") and second.startswith("req_") and first != second
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status", "code"),
+    [
+        ("GET", "/v1/nowhere", 404, "unknown_url"),
+        ("GET", "/nowhere", 404, "unknown_url"),
+        ("GET", "/v1/chat/completions", 405, "method_not_allowed"),
+        ("PUT", "/v1/files", 405, "method_not_allowed"),
+        ("GET", "/v1/models/", 404, "model_not_found"),
+    ],
+)
+def test_a_wrong_address_has_the_same_shape(
+    server: Running, method: str, path: str, status: int, code: str
+) -> None:
+    answer = server.http.request(method, path)
+    assert (answer.status_code, answer.json()["error"]["code"]) == (status, code)
+    assert set(answer.json()["error"]) == {"message", "type", "param", "code"}
+
+
+@pytest.mark.parametrize("body", [b"{", b"", b"[]", b"null", b'{"a": "\xff"}', b"[" * 5000])
+def test_a_body_that_is_not_an_object_is_refused(server: Running, body: bytes) -> None:
+    answer = server.http.post(
+        "/v1/chat/completions", content=body, headers={"content-type": "application/json"}
+    )
+    assert answer.status_code == 400
+    assert answer.json()["error"]["type"] == "invalid_request_error"
+
+
+class TestKeys:
+    @pytest.fixture
+    def locked(self, serve: Serve) -> Running:
+        return serve(keys=Keys("the key"))
+
+    @pytest.mark.parametrize("header", [None, "Bearer", "Basic the key", "Bearer x", "Bearer the"])
+    def test_a_wrong_key_is_refused(self, locked: Running, header: str | None) -> None:
+        headers = {} if header is None else {"authorization": header}
+        for path in ("/v1/models", "/v1/nowhere", "/v1/files"):
+            answer = locked.http.get(path, headers=headers)
+            assert answer.status_code == 401
+            assert answer.json()["error"]["code"] == "invalid_api_key"
+            assert answer.headers["www-authenticate"] == "Bearer"
+
+    def test_the_sdk_sees_an_authentication_error(self, locked: Running) -> None:
+        with pytest.raises(openai.AuthenticationError):
+            locked.sdk.models.list()
+
+    def test_the_key_opens(self, locked: Running) -> None:
+        sdk = locked.sdk.with_options(api_key="the key")
+        assert sdk.models.list().data[0].id == "base"
+
+    def test_the_operators_pages_ask_for_none(self, locked: Running) -> None:
+        for path in ("/health", "/ready", "/metrics"):
+            assert locked.http.get(path).status_code == 200
+
+
+class TestSizes:
+    def test_a_large_body_is_refused(self, server: Running) -> None:
+        with pytest.raises(openai.APIStatusError) as caught:
+            server.sdk.completions.create(model="base", prompt="a" * MAX_BODY)
+        assert caught.value.status_code == 413
+        assert caught.value.code == "request_too_large"
+
+    def test_a_large_body_of_untold_length_is_refused(self, server: Running) -> None:
+        def body() -> Iterator[bytes]:
+            for _ in range(40):
+                yield b" " * 1000
+
+        answer = server.http.post(
+            "/v1/chat/completions", content=body(), headers={"content-type": "application/json"}
+        )
+        assert answer.status_code == 413
+
+    def test_a_large_file_is_refused(self, server: Running) -> None:
+        with pytest.raises(openai.APIStatusError) as caught:
+            server.sdk.files.create(file=("big.jsonl", b"x" * (MAX_FILE + 1)), purpose="fine-tune")
+        assert caught.value.status_code == 413
+        assert server.sdk.files.list().data == []
+
+    def test_a_much_larger_file_is_refused(self, server: Running) -> None:
+        big = b"x" * (3 * MAX_FILE + 100_000)
+        with pytest.raises(openai.APIStatusError) as caught:
+            server.sdk.files.create(file=("big.jsonl", big), purpose="fine-tune")
+        assert caught.value.status_code == 413
+
+
+def test_the_server_goes_on_after_bad_requests(server: Running) -> None:
+    for _ in range(3):
+        server.http.post("/v1/chat/completions", content=b"{")
+    with httpx.Client(base_url=server.url) as other:
+        assert other.get("/v1/models").status_code == 200

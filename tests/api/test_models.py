@@ -1,0 +1,142 @@
+"""Models and adapters."""
+
+import time
+from pathlib import Path
+
+import openai
+import pytest
+
+from adapters_store.store import FILE_NAME, AdapterStore
+from server.tenancy.keys import DEFAULT_OWNER
+from tests.api.fakes import FakeResident
+from tests.api.running import Publish, Running
+
+
+def test_the_base_alone(server: Running) -> None:
+    models = server.sdk.models.list().data
+    assert [model.id for model in models] == ["base"]
+    card = models[0].model_dump()
+    assert card["parent"] is None
+    assert card["root"] == "tiny"
+    assert card["max_model_len"] == server.loop.max_context
+    assert server.sdk.models.retrieve("base").model_dump() == card
+
+
+def test_adapters_are_models_of_the_base(server: Running, publish: Publish) -> None:
+    publish("pirate")
+    publish("pirate")
+    publish("butler")
+    publish("secret", owner="somebody-else")
+    models = server.sdk.models.list().data
+    assert [model.id for model in models] == ["base", "butler", "pirate"]
+    assert all(model.model_dump()["parent"] == "base" for model in models[1:])
+    assert all(abs(model.created - time.time()) < 60 for model in models[1:])
+    assert server.sdk.models.retrieve("pirate").model_dump()["root"] == "pirate@2"
+    assert server.sdk.models.retrieve("pirate@1").model_dump()["root"] == "pirate@1"
+
+
+def test_pages_for_who_asks_for_them(server: Running, publish: Publish) -> None:
+    for name in ("a", "b", "c"):
+        publish(name)
+    first = server.http.get("/v1/models", params={"limit": 2}).json()
+    assert [card["id"] for card in first["data"]] == ["base", "a", "b"]
+    assert first["has_more"]
+    second = server.http.get("/v1/models", params={"limit": 2, "after": "b"}).json()
+    assert [card["id"] for card in second["data"]] == ["c"]
+    assert not second["has_more"]
+
+
+def test_ten_thousand_adapters(server: Running, store: AdapterStore, tmp_path: Path) -> None:
+    root = tmp_path / "adapters" / DEFAULT_OWNER
+    for number in range(10_000):
+        version = root / f"user-{number:05}" / "1"
+        version.mkdir(parents=True)
+        (version / FILE_NAME).touch()
+        (version.parent / "latest").write_text("1 1\n")
+    started = time.monotonic()
+    models = server.sdk.models.list().data
+    assert time.monotonic() - started < 10
+    assert len(models) == 10_001
+    assert models[-1].id == "user-09999"
+
+
+@pytest.mark.parametrize("model", ["nobody", "pirate@7", "a/b", "base@1"])
+def test_an_unknown_model(server: Running, publish: Publish, model: str) -> None:
+    publish("pirate")
+    with pytest.raises(openai.NotFoundError) as caught:
+        server.sdk.models.retrieve(model)
+    assert caught.value.code == "model_not_found"
+    with pytest.raises(openai.NotFoundError):
+        server.sdk.models.delete(model)
+
+
+def test_deleting_all_versions(server: Running, publish: Publish) -> None:
+    refs = [publish("pirate"), publish("pirate")]
+    gone = server.sdk.models.delete("pirate")
+    assert (gone.id, gone.deleted) == ("pirate", True)
+    assert [model.id for model in server.sdk.models.list().data] == ["base"]
+    assert server.residency.forgotten == refs
+
+
+def test_deleting_one_version(server: Running, publish: Publish) -> None:
+    publish("pirate")
+    second = publish("pirate")
+    server.sdk.models.delete("pirate@2")
+    assert server.sdk.models.retrieve("pirate").model_dump()["root"] == "pirate@1"
+    assert server.residency.forgotten == [second]
+
+
+def test_the_base_stays(server: Running) -> None:
+    with pytest.raises(openai.BadRequestError, match="base model cannot be deleted"):
+        server.sdk.models.delete("base")
+
+
+def test_adapters_tell_where_they_are(server: Running, publish: Publish) -> None:
+    publish("butler")
+    publish("pirate")
+    ref = publish("pirate")
+    server.residency.residents[ref] = FakeResident(ref, slot=3, in_use=2)
+    listing = server.http.get("/v1/adapters").json()
+    butler, pirate = listing["data"]
+    assert (butler["id"], butler["residency"], butler["versions"]) == ("butler", "stored", [1])
+    assert (pirate["version"], pirate["versions"]) == (2, [1, 2])
+    assert (pirate["residency"], pirate["slot"], pirate["in_use"]) == ("slot", 3, 2)
+    assert (pirate["method"], pirate["rank"]) == ("vera", 4)
+    assert pirate["bytes"] > 0 and len(pirate["sha256"]) == 64
+    assert listing["total"] == 2 and not listing["has_more"]
+
+
+def test_adapters_come_in_pages(server: Running, publish: Publish) -> None:
+    for name in ("a", "b", "c"):
+        publish(name)
+    first = server.http.get("/v1/adapters", params={"limit": 2}).json()
+    assert [entry["id"] for entry in first["data"]] == ["a", "b"]
+    assert first["has_more"] and first["last_id"] == "b"
+    rest = server.http.get("/v1/adapters", params={"limit": 2, "after": "b"}).json()
+    assert [entry["id"] for entry in rest["data"]] == ["c"]
+    assert server.http.get("/v1/adapters", params={"limit": 0}).status_code == 400
+
+
+def test_one_broken_file_hides_no_other(
+    server: Running, publish: Publish, store: AdapterStore
+) -> None:
+    store.path(publish("broken")).write_bytes(b"rubbish")
+    publish("pirate")
+    broken, pirate = server.http.get("/v1/adapters").json()["data"]
+    assert "error" in broken
+    assert pirate["method"] == "vera"
+
+
+def test_pinning(server: Running, publish: Publish) -> None:
+    publish("pirate")
+    assert server.http.post("/v1/adapters/pirate/pin").json()["pinned"]
+    assert server.http.get("/v1/adapters/pirate@1").json()["pinned"]
+    assert not server.http.post("/v1/adapters/pirate/unpin").json()["pinned"]
+    assert server.http.post("/v1/adapters/nobody/pin").status_code == 404
+    assert server.http.post("/v1/adapters/base/pin").status_code == 400
+
+
+def test_deleting_an_adapter(server: Running, publish: Publish) -> None:
+    publish("pirate")
+    assert server.http.delete("/v1/adapters/pirate").json()["deleted"]
+    assert server.http.get("/v1/adapters/pirate").status_code == 404
