@@ -1,0 +1,114 @@
+"""Keeps the training worker running: starts, restarts and stops it. Knows no jobs."""
+
+import logging
+import os
+import subprocess
+import threading
+import time
+from collections.abc import Mapping, Sequence
+
+log = logging.getLogger(__name__)
+
+_FIRST_PAUSE_S = 0.5
+_LONGEST_PAUSE_S = 30.0
+_STEADY_S = 60.0  # a worker that lived this long did not die of its start
+
+
+class Supervisor:
+    """Runs `command` as a child process until stopped.
+
+    The child's standard input is a pipe that ends when this process does, however it ends: a worker
+    that watches it is never left behind.
+
+    Args:
+        environment: the whole environment of the child.
+        stop_timeout_s: how long the child may take to end after SIGTERM before it is killed.
+    """
+
+    def __init__(
+        self, command: Sequence[str], environment: Mapping[str, str], *, stop_timeout_s: float = 10
+    ) -> None:
+        self._command = list(command)
+        self._environment = dict(environment)
+        self._stop_timeout_s = stop_timeout_s
+        self._stopping = threading.Event()
+        self._process: subprocess.Popen[bytes] | None = None
+        self._thread = threading.Thread(target=self._watch, name="supervisor", daemon=True)
+        self._lifeline = os.pipe()
+        self.restarts = 0
+
+    @property
+    def alive(self) -> bool:
+        """True while the child runs."""
+        process = self._process
+        return process is not None and process.poll() is None
+
+    @property
+    def pid(self) -> int | None:
+        """The child's process id while it runs."""
+        process = self._process
+        return process.pid if process is not None and process.poll() is None else None
+
+    def start(self) -> None:
+        """Start the child and watch it."""
+        self._launch()
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Ask the child to end, and end it if it does not. Twice does nothing."""
+        self._stopping.set()
+        if self._thread.is_alive():
+            self._thread.join()
+
+    def _watch(self) -> None:
+        pause = _FIRST_PAUSE_S
+        while not self._stopping.is_set():
+            started = time.monotonic()
+            code = self._wait()
+            if self._stopping.is_set():
+                break
+            if time.monotonic() - started > _STEADY_S:
+                pause = _FIRST_PAUSE_S
+            log.warning("the worker ended with status %s; starting it again in %g s", code, pause)
+            if self._stopping.wait(pause):
+                break
+            pause = min(pause * 2, _LONGEST_PAUSE_S)
+            self.restarts += 1
+            try:
+                self._launch()
+            except OSError:
+                log.exception("the worker could not be started")
+        self._end()
+        for end in self._lifeline:
+            os.close(end)
+
+    def _launch(self) -> None:
+        # In a session of its own, because Ctrl-C in a terminal would reach it before we stop it.
+        self._process = subprocess.Popen(
+            self._command,
+            env=self._environment,
+            stdin=self._lifeline[0],
+            start_new_session=True,
+        )
+
+    def _wait(self) -> int | None:
+        """Wait for the child's end, or for `stop`. Returns the child's status, if it ended."""
+        assert self._process is not None
+        while not self._stopping.is_set():
+            try:
+                return self._process.wait(timeout=0.2)
+            except subprocess.TimeoutExpired:
+                continue
+        return None
+
+    def _end(self) -> None:
+        process = self._process
+        if process is None or process.poll() is not None:
+            return
+        process.terminate()
+        try:
+            process.wait(timeout=self._stop_timeout_s)
+        except subprocess.TimeoutExpired:
+            log.warning("the worker did not end within %g s; killing it", self._stop_timeout_s)
+            process.kill()
+            process.wait()

@@ -1,0 +1,104 @@
+"""The worker is kept running and never outlives its parent. Children are one-line programs."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from server.supervisor import Supervisor
+
+SLEEP = "import time; time.sleep(60)"
+STUBBORN = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(60)"
+
+Supervise = Callable[..., Supervisor]
+
+
+@pytest.fixture
+def supervise() -> Iterator[Supervise]:
+    """Starts a supervisor of a one-line Python program; stops it in the end."""
+    made: list[Supervisor] = []
+
+    def start(program: str, *, stop_timeout_s: float = 5) -> Supervisor:
+        supervisor = Supervisor(
+            [sys.executable, "-c", program], os.environ, stop_timeout_s=stop_timeout_s
+        )
+        made.append(supervisor)
+        supervisor.start()
+        return supervisor
+
+    yield start
+    for supervisor in made:
+        supervisor.stop()
+
+
+def eventually(condition: Callable[[], bool], timeout_s: float = 10) -> bool:
+    end = time.monotonic() + timeout_s
+    while time.monotonic() < end:
+        if condition():
+            return True
+        time.sleep(0.02)
+    return False
+
+
+def gone(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return True
+    return False
+
+
+def test_a_killed_child_is_started_again(supervise: Supervise) -> None:
+    supervisor = supervise(SLEEP)
+    first = supervisor.pid
+    assert first is not None
+    os.kill(first, signal.SIGKILL)
+    assert eventually(lambda: supervisor.restarts == 1 and supervisor.alive)
+    assert supervisor.pid not in (None, first)
+
+
+def test_a_child_that_cannot_live_is_not_started_in_a_tight_loop(supervise: Supervise) -> None:
+    supervisor = supervise("raise SystemExit(3)")
+    assert eventually(lambda: supervisor.restarts == 1)
+    time.sleep(0.5)
+    assert supervisor.restarts <= 2
+
+
+def test_stopping_ends_the_child(supervise: Supervise) -> None:
+    supervisor = supervise(SLEEP)
+    pid = supervisor.pid
+    assert pid is not None
+    supervisor.stop()
+    assert gone(pid)
+    assert not supervisor.alive
+    assert supervisor.restarts == 0
+
+
+def test_a_child_that_will_not_end_is_killed(supervise: Supervise) -> None:
+    supervisor = supervise(STUBBORN, stop_timeout_s=0.3)
+    time.sleep(0.3)  # until it ignores the signal
+    pid = supervisor.pid
+    assert pid is not None
+    supervisor.stop()
+    assert gone(pid)
+
+
+def test_a_child_notices_that_its_parent_was_killed() -> None:
+    parent = (
+        "import os, sys, time\n"
+        "from server.supervisor import Supervisor\n"
+        "s = Supervisor([sys.executable, '-c', 'import sys; sys.stdin.read()'], os.environ)\n"
+        "s.start()\n"
+        "print(s.pid, flush=True)\n"
+        "time.sleep(60)\n"
+    )
+    process = subprocess.Popen([sys.executable, "-c", parent], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    child = int(process.stdout.readline())
+    process.kill()
+    process.communicate()
+    assert eventually(lambda: gone(child))
