@@ -5,7 +5,16 @@ from collections.abc import Sequence
 
 import numpy as np
 
+_HELD_OUT = 2**64 - 1  # no epoch's number
 _LENGTH_NOISE = 0.1  # neighbours in length change from epoch to epoch; padding stays small
+
+
+def held_out(count: int, share: float, *, seed: int) -> frozenset[int]:
+    """Which of `count` lines are only scored: about `share`, at least one, never all."""
+    if share == 0 or count < 2:
+        return frozenset()
+    words = _words(seed, _HELD_OUT).random_raw(count)
+    return frozenset(np.argsort(words, kind="stable")[: max(1, round(count * share))].tolist())
 
 
 def steps_per_epoch(num_examples: int, batch_size: int) -> int:
@@ -21,12 +30,16 @@ def epoch_batches(
     A pure function of its arguments, the same on every machine, so that a run that was cut short
     goes on with exactly the batches that it would have seen.
     """
-    # Raw words, not numpy's distributions: those may change from one release to the next.
-    words = np.random.Philox(key=np.array([seed % 2**64, epoch], np.uint64))
+    words = _words(seed, epoch)
     noise = 1 + _LENGTH_NOISE * (words.random_raw(len(lengths)) / 2.0**64)
     order = np.argsort(np.asarray(lengths) * noise, kind="stable").tolist()
     batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
     return [batches[i] for i in np.argsort(words.random_raw(len(batches)), kind="stable")]
+
+
+def _words(seed: int, stream: int) -> np.random.Philox:
+    """Raw words, not numpy's distributions: those may change from one release to the next."""
+    return np.random.Philox(key=np.array([seed, stream], np.uint64))
 
 
 def micro_batches(

@@ -34,12 +34,12 @@ class Plan:
 
 
 def plan_for(options: TrainOptions, *, seed: int) -> Plan:
-    """Close what `options` leave open; `seed` is the job's, for when they name none."""
+    """Close what `options` leave open. `seed` is the job's, which the queue took from them."""
     plan = Plan(seed=seed)
     asked: dict[str, Any] = {
         field.name: getattr(options, field.name)
         for field in fields(plan)
-        if getattr(options, field.name, None) is not None
+        if field.name != "seed" and getattr(options, field.name, None) is not None
     }
     if options.learning_rate_multiplier is not None:
         asked["learning_rate"] = plan.learning_rate * options.learning_rate_multiplier

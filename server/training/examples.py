@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from server.bases.tokenizer import ChatTokenizer, Message
 from server.errors import InvalidDataset, InvalidRequest, LineProblem
 
+_SHOWN_PROBLEMS = 20
+
 
 @dataclass(frozen=True)
 class Example:
@@ -44,28 +46,33 @@ def build_examples(
     tokenizer: ChatTokenizer,
     *,
     max_tokens: int,
-) -> list[Example]:
-    """Encode (line number, record) pairs; a record may give several examples, or none.
+    param: str = "training_file",
+) -> list[list[Example]]:
+    """Encode (line number, record) pairs. Each gives a list: one example, several, or none.
 
     Raises:
         InvalidDataset: naming every line that the template refuses or that is over `max_tokens`.
     """
-    examples: list[Example] = []
+    found: list[list[Example]] = []
     problems: list[LineProblem] = []
     for line, record in records:
         try:
-            found = encode_record(record, tokenizer)
+            examples = encode_record(record, tokenizer)
         except InvalidRequest as error:
             problems.append(LineProblem(line, str(error)))
             continue
-        longest = max((len(example.tokens) for example in found), default=0)
+        longest = max((len(example.tokens) for example in examples), default=0)
         if longest > max_tokens:
             reason = f"{longest} tokens are more than the {max_tokens} that the model can read"
             problems.append(LineProblem(line, f"{reason}; shorten or split the conversation"))
-        examples.extend(found)
+        found.append(examples)
     if problems:
-        raise InvalidDataset(f"{len(problems)} lines cannot be trained on", problems)
-    return examples
+        shown = "; ".join(f"line {p.line}: {p.reason}" for p in problems[:_SHOWN_PROBLEMS])
+        more = ", ..." if len(problems) > _SHOWN_PROBLEMS else ""
+        raise InvalidDataset(
+            f"{len(problems)} lines cannot be trained on: {shown}{more}", problems, param=param
+        )
+    return found
 
 
 def encode_record(record: Mapping[str, object], tokenizer: ChatTokenizer) -> list[Example]:

@@ -4,7 +4,13 @@ import random
 
 import pytest
 
-from server.training.batches import epoch_batches, micro_batches, padding_share, steps_per_epoch
+from server.training.batches import (
+    epoch_batches,
+    held_out,
+    micro_batches,
+    padding_share,
+    steps_per_epoch,
+)
 from server.training.schedule import learning_rate
 
 _draw = random.Random(1)
@@ -60,3 +66,16 @@ def test_the_rate_climbs_then_decays_and_is_never_zero(decay: str) -> None:
     assert rates[5:] == sorted(rates[5:], reverse=True)
     assert min(rates) > 0
     assert (rates[-1] < 0.01) == (decay != "constant")
+
+
+@pytest.mark.parametrize(("count", "share", "size"), [(60, 0.1, 6), (10, 0.01, 1), (2, 0.5, 1)])
+def test_held_out_lines_are_a_share_and_never_none(count: int, share: float, size: int) -> None:
+    chosen = held_out(count, share, seed=1)
+    assert len(chosen) == size
+    assert chosen <= set(range(count))
+    assert chosen == held_out(count, share, seed=1)
+
+
+def test_nothing_is_held_out_unless_asked() -> None:
+    assert held_out(60, 0, seed=1) == held_out(1, 0.5, seed=1) == frozenset()
+    assert held_out(60, 0.1, seed=1) != held_out(60, 0.1, seed=2)

@@ -89,6 +89,13 @@ def test_without_a_prompt_all_but_the_first_token_counts(tokenizer: ChatTokenize
     assert example.counts == (False, True, True, True)
 
 
+def test_one_list_per_line() -> None:
+    tokenizer = byte_tokenizer(FORGETFUL)
+    lines = [(1, {"messages": CHAT}), (2, {"messages": CHAT[:3]})]
+    found = build_examples(lines, tokenizer, max_tokens=1000)
+    assert [len(examples) for examples in found] == [2, 1]
+
+
 def test_every_bad_line_is_named(tokenizer: ChatTokenizer) -> None:
     good = {"messages": CHAT[:3]}
     long = {"prompt": "x" * 90, "completion": "y" * 20}

@@ -1,0 +1,90 @@
+"""What a job is to learn: its lines as examples, its options as a plan, and the trainer of both."""
+
+import time
+from dataclasses import dataclass
+
+from adapters_store.manifest import Manifest
+from server.adapters.trainable import TrainableAdapter
+from server.bases.model import BaseModel
+from server.bases.tokenizer import ChatTokenizer
+from server.jobs.datasets import validate
+from server.jobs.files import Files
+from server.jobs.job import Figures
+from server.jobs.queue import Job
+from server.training.batches import held_out
+from server.training.defaults import Plan, plan_for
+from server.training.examples import Example, build_examples
+from server.training.publish import JOB
+from server.training.trainer import Trainer
+
+_PROVENANCE = ("train_loss", "valid_loss", "base_valid_loss", "trained_tokens")
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """One job, ready to train."""
+
+    job: Job
+    plan: Plan
+    adapter: TrainableAdapter
+    trainer: Trainer
+    train: tuple[Example, ...]
+    valid: tuple[Example, ...]
+
+    def summary(self) -> str:
+        """What is about to happen, in a sentence."""
+        numbers = sum(parameter.numel() for parameter in self.adapter.parameters())
+        scored = f", scoring on {len(self.valid)}" if self.valid else ""
+        return (
+            f"Training {numbers} numbers ({self.plan.method}, rank {self.plan.rank}) on "
+            f"{len(self.train)} examples{scored}: {self.plan.n_epochs} epochs, "
+            f"{self.trainer.total_steps} steps"
+        )
+
+    def manifest(self, figures: Figures) -> Manifest:
+        """The header of the adapter; `figures` are the last that training gave."""
+        told = {key: str(figures[key]) for key in _PROVENANCE if key in figures}
+        return self.adapter.manifest(
+            created_at=int(time.time()),
+            provenance={JOB: self.job.id, "training_file": self.job.training_file, **told},
+        )
+
+
+def prepare(job: Job, files: Files, base: BaseModel, tokenizer: ChatTokenizer) -> Lesson:
+    """Read the job's files and build its trainer.
+
+    Raises:
+        InvalidDataset: lines that cannot be read or are too long, by number.
+        InvalidRequest: options that do not fit the base model.
+        NotFound: a file is gone.
+        TrainingFailed: no line holds anything to learn.
+    """
+    plan = plan_for(job.hyperparameters, seed=job.seed)
+    train = _examples(job, job.training_file, "training_file", files, base, tokenizer)
+    if job.validation_file is not None:
+        valid = _examples(job, job.validation_file, "validation_file", files, base, tokenizer)
+    else:
+        chosen = held_out(len(train), plan.validation_split, seed=plan.seed)
+        valid = [examples for index, examples in enumerate(train) if index in chosen]
+        train = [examples for index, examples in enumerate(train) if index not in chosen]
+    adapter = TrainableAdapter(
+        base,
+        plan.method,
+        rank=plan.rank,
+        seed=plan.basis_seed,
+        targets=plan.targets,
+        options={"d_initial": plan.d_initial, "dropout": plan.dropout},
+    )
+    flat_train = tuple(example for examples in train for example in examples)
+    flat_valid = tuple(example for examples in valid for example in examples)
+    trainer = Trainer(base, adapter, flat_train, flat_valid, plan)
+    return Lesson(job, plan, adapter, trainer, flat_train, flat_valid)
+
+
+def _examples(
+    job: Job, file_id: str, param: str, files: Files, base: BaseModel, tokenizer: ChatTokenizer
+) -> list[list[Example]]:
+    """One list per line of the file."""
+    with files.path(job.owner, file_id).open("rb") as lines:
+        dataset = validate(lines, min_examples=1, param=param)
+    return build_examples(dataset.records, tokenizer, max_tokens=base.max_context, param=param)

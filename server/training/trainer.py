@@ -1,0 +1,239 @@
+"""Train one adapter on a frozen base: a flat loop that yields its progress.
+
+Knows no queue, no files and no HTTP. Everything random is a pure function of (seed, step), so a run
+is its step, its vectors and its optimizer's moments: `Trainer.checkpoint()` between two yields and
+`restore()` in a new process go on to the same bits as a run that was never cut (CPU, float32, same
+number of threads).
+"""
+
+import hashlib
+import math
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from server.adapters.trainable import TrainableAdapter
+from server.bases.model import BaseModel
+from server.errors import TrainingFailed
+from server.training.batches import epoch_batches, micro_batches, steps_per_epoch
+from server.training.checkpoint import Checkpoint
+from server.training.defaults import Plan
+from server.training.examples import Example
+from server.training.loss import Score, Sums, counted_loss
+from server.training.schedule import learning_rate
+
+_VALUE = "value"  # of a parameter, beside its optimizer's moments
+
+
+@dataclass(frozen=True)
+class Progress:
+    """One step done. Step 0 comes before any update: its `valid` is the base model's own score."""
+
+    step: int
+    total_steps: int
+    epoch: float
+    trained_tokens: int
+    train: Score | None
+    valid: Score | None
+    learning_rate: float
+    tokens_per_s: float
+    seconds_left: float
+
+
+class Trainer:
+    """The state of one run.
+
+    Args:
+        train, valid: what to learn from, and what to be scored on (may be empty).
+    """
+
+    def __init__(
+        self,
+        base: BaseModel,
+        adapter: TrainableAdapter,
+        train: Sequence[Example],
+        valid: Sequence[Example],
+        plan: Plan,
+    ) -> None:
+        if not train:
+            raise TrainingFailed("no line of the file holds an answer to learn", code="no_examples")
+        self._base = base
+        self._adapter = adapter
+        self._train = train
+        self._valid = valid
+        self._plan = plan
+        self._lengths = [len(example.tokens) - 1 for example in train]  # the last is only a target
+        self._parameters = list(adapter.parameters())
+        self._optimizer = torch.optim.AdamW(
+            self._parameters,
+            lr=plan.learning_rate,
+            weight_decay=plan.weight_decay,
+            fused=True,
+        )
+        per_epoch = steps_per_epoch(len(train), plan.batch_size)
+        self._per_epoch = per_epoch
+        self.total_steps = per_epoch * plan.n_epochs
+        self._evaluate_every = max(per_epoch, math.ceil(self.total_steps / plan.evaluations))
+        self.step = 0
+        self.trained_tokens = 0
+
+    def run(self) -> Iterator[Progress]:
+        """Train to the end from wherever the state stands, yielding after each step.
+
+        Raises:
+            TrainingFailed: `diverged`, when the loss or its gradient is no longer finite.
+        """
+        clock = _Clock(self.total_steps - self.step)
+        if self.step == 0:
+            yield self._progress(None, self._score_valid(), 0.0, clock)
+        while self.step < self.total_steps:
+            rate = self._learning_rate()
+            batch = self._batch()
+            train = self._update(batch, rate)
+            tokens = sum(self._lengths[i] for i in batch)
+            self.step += 1
+            self.trained_tokens += tokens
+            clock.count(tokens)
+            last = self.step == self.total_steps
+            valid = self._score_valid() if last or self._evaluates() else None
+            yield self._progress(train, valid, rate, clock)
+
+    def score(self, examples: Sequence[Example]) -> Score | None:
+        """Score examples with the adapter as it is; None if there are none."""
+        if not examples:
+            return None
+        lengths = [len(example.tokens) - 1 for example in examples]
+        total = Sums()
+        with torch.no_grad(), self._adapter.active():
+            for part in micro_batches(
+                range(len(examples)), lengths, self._plan.max_tokens_per_batch
+            ):
+                total.add(*counted_loss(self._base, [examples[i] for i in part]))
+        return total.score()
+
+    def checkpoint(self) -> Checkpoint:
+        """Everything that the rest of the run depends on, and what it is a run of."""
+        tensors: dict[str, Tensor] = {}
+        for index, parameter in enumerate(self._parameters):
+            tensors[f"{index}/{_VALUE}"] = parameter.detach()
+            for name, moment in self._optimizer.state[parameter].items():
+                tensors[f"{index}/{name}"] = moment
+        state = {"run": self._run_id, "trained_tokens": self.trained_tokens}
+        return Checkpoint(self.step, tensors, state)
+
+    def fits(self, checkpoint: Checkpoint) -> bool:
+        """True if a run of this plan on these examples and this base made it."""
+        return checkpoint.state.get("run") == self._run_id
+
+    def restore(self, checkpoint: Checkpoint) -> None:
+        """Go on from `checkpoint`, which must fit."""
+        state: dict[int, dict[str, Tensor]] = {i: {} for i in range(len(self._parameters))}
+        for place, tensor in checkpoint.tensors.items():
+            number, name = place.split("/")
+            state[int(number)][name] = tensor
+        with torch.no_grad():
+            for index, parameter in enumerate(self._parameters):
+                parameter.copy_(state[index].pop(_VALUE))
+        groups = self._optimizer.state_dict()["param_groups"]
+        self._optimizer.load_state_dict({"state": state, "param_groups": groups})
+        self.step = checkpoint.step
+        self.trained_tokens = int(str(checkpoint.state["trained_tokens"]))
+
+    @cached_property
+    def _run_id(self) -> str:
+        facts = (self._base.fingerprint, self._plan, self._train, self._valid)
+        return hashlib.sha256(repr(facts).encode()).hexdigest()
+
+    def _learning_rate(self) -> float:
+        plan = self._plan
+        return learning_rate(
+            self.step,
+            peak=plan.learning_rate,
+            total_steps=self.total_steps,
+            warmup_steps=round(plan.warmup_ratio * self.total_steps),
+            decay=plan.schedule,
+        )
+
+    def _batch(self) -> list[int]:
+        epoch, place = divmod(self.step, self._per_epoch)
+        plan = self._plan
+        return epoch_batches(self._lengths, plan.batch_size, seed=plan.seed, epoch=epoch)[place]
+
+    def _update(self, batch: Sequence[int], rate: float) -> Score:
+        """One optimizer step on the mean loss of the batch's counted tokens."""
+        torch.manual_seed(self._plan.seed * 1_000_003 + self.step)  # dropout's
+        targets = sum(self._train[i].num_targets for i in batch)
+        total = Sums()
+        self._optimizer.zero_grad(set_to_none=True)
+        with self._adapter.active():
+            for part in micro_batches(batch, self._lengths, self._plan.max_tokens_per_batch):
+                examples = [self._train[i] for i in part]
+                loss, hits, count = counted_loss(self._base, examples)
+                torch.autograd.backward(loss / targets)
+                total.add(loss, hits, count)
+        norm = torch.nn.utils.clip_grad_norm_(self._parameters, self._plan.max_grad_norm)
+        score = total.score()
+        if not math.isfinite(score.loss) or not math.isfinite(norm.item()):
+            raise TrainingFailed(
+                f"the loss is no longer finite at step {self.step + 1}: train again with a "
+                f"learning_rate below {self._plan.learning_rate:g}, or check the data for "
+                "extremely long or garbled answers",
+                code="diverged",
+            )
+        for group in self._optimizer.param_groups:
+            group["lr"] = rate
+        self._optimizer.step()
+        return score
+
+    def _evaluates(self) -> bool:
+        return self.step % self._evaluate_every == 0
+
+    def _score_valid(self) -> Score | None:
+        return self.score(self._valid)
+
+    def _progress(
+        self, train: Score | None, valid: Score | None, rate: float, clock: "_Clock"
+    ) -> Progress:
+        return Progress(
+            step=self.step,
+            total_steps=self.total_steps,
+            epoch=self.step / self._per_epoch,
+            trained_tokens=self.trained_tokens,
+            train=train,
+            valid=valid,
+            learning_rate=rate,
+            tokens_per_s=clock.tokens_per_s,
+            seconds_left=clock.seconds_left,
+        )
+
+
+class _Clock:
+    """Speed of this process: tokens of training steps per second of wall time."""
+
+    def __init__(self, steps: int) -> None:
+        self._start = time.perf_counter()
+        self._steps_left = steps
+        self._steps = 0
+        self._tokens = 0
+
+    def count(self, tokens: int) -> None:
+        self._steps += 1
+        self._tokens += tokens
+
+    @property
+    def _elapsed(self) -> float:
+        return max(time.perf_counter() - self._start, 1e-9)
+
+    @property
+    def tokens_per_s(self) -> float:
+        return self._tokens / self._elapsed
+
+    @property
+    def seconds_left(self) -> float:
+        if not self._steps:
+            return 0.0
+        return self._elapsed / self._steps * (self._steps_left - self._steps)

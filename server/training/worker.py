@@ -1,0 +1,255 @@
+"""The worker: claim a job, train it, publish the adapter, finish. Knows no HTTP.
+
+A worker may be killed at any moment. What it had claimed is claimed again once its lease runs out,
+and goes on from the last checkpoint; a publish is found again by the job's id and not repeated.
+"""
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from adapters_store.errors import StoreError
+from adapters_store.manifest import AdapterRef
+from adapters_store.store import AdapterStore
+from server.bases.model import BaseModel
+from server.bases.tokenizer import ChatTokenizer
+from server.errors import (
+    InvalidRequest,
+    LeaseLost,
+    TrainingFailed,
+    Unavailable,
+    VerandahError,
+)
+from server.jobs.files import Files
+from server.jobs.job import Figures
+from server.jobs.queue import Job, JobQueue
+from server.training.checkpoint import CheckpointFolder
+from server.training.heartbeat import Heartbeat, JobCancelled
+from server.training.lesson import Lesson, prepare
+from server.training.publish import publish_once
+from server.training.trainer import Progress
+
+log = logging.getLogger(__name__)
+
+_EVENT_EVERY_S = 0.25
+
+Load = Callable[[], tuple[BaseModel, ChatTokenizer]]
+
+
+class _Stopped(Exception):
+    """The worker is to end; the job goes back to the queue."""
+
+
+@dataclass(frozen=True)
+class WorkerParts:
+    """What a worker works with.
+
+    `load` makes the base model, called at the first job; `served_name` is the id under which users
+    ask for it. `folder` holds one folder of checkpoints per job. A job whose worker has not been
+    heard of for `lease_s` seconds is another's.
+    """
+
+    queue: JobQueue
+    files: Files
+    store: AdapterStore
+    load: Load
+    served_name: str
+    folder: Path
+    worker_id: str
+    lease_s: float = 30
+    poll_s: float = 0.5
+    checkpoint_every_s: float = 20
+
+
+def run_worker(parts: WorkerParts, stop: threading.Event) -> None:
+    """Work through the queue until `stop` is set; then give back what is in hand, and return."""
+    worker = _Worker(parts, stop)
+    while not stop.is_set():
+        try:
+            job = parts.queue.claim(parts.worker_id, parts.lease_s)
+        except Unavailable as error:
+            log.warning("the queue cannot be reached: %s", error)
+            job = None
+        if job is None:
+            stop.wait(parts.poll_s)
+        else:
+            worker.attempt(job)
+
+
+class _Worker:
+    """Keeps the base model from job to job."""
+
+    def __init__(self, parts: WorkerParts, stop: threading.Event) -> None:
+        self._parts = parts
+        self._stop = stop
+        self._loaded: tuple[BaseModel, ChatTokenizer] | None = None
+
+    def attempt(self, job: Job) -> None:
+        """Work on one job until it ends one way or another. Raises nothing of the job's."""
+        log.info("job %s, attempt %d", job.id, job.attempt)
+        try:
+            with Heartbeat(self._parts.queue, job, self._parts.lease_s) as heart:
+                self._learn_or_say_why(job, heart)
+        except LeaseLost as error:
+            log.warning("%s", error)
+        except Unavailable as error:  # the lease runs out, and the job is claimed again
+            log.warning("job %s is left as it is: %s", job.id, error)
+
+    def _learn_or_say_why(self, job: Job, heart: Heartbeat) -> None:
+        queue = self._parts.queue
+        try:
+            self._learn(job, heart)
+        except (LeaseLost, Unavailable):
+            raise
+        except _Stopped:
+            queue.release(job)
+        except JobCancelled:
+            queue.stop(job)
+            self._checkpoints(job).clear()
+        except Exception as error:
+            code, message, param = _reason(error)
+            log.warning("job %s failed: %s", job.id, message, exc_info=code == "internal_error")
+            queue.fail(job, code, message, param)
+            self._checkpoints(job).clear()
+
+    def _learn(self, job: Job, heart: Heartbeat) -> None:
+        parts = self._parts
+        if job.model != parts.served_name:
+            raise InvalidRequest(
+                f"model {job.model!r} cannot be trained: this worker trains adapters of "
+                f"{parts.served_name!r} only, and does not go on from an existing adapter",
+                param="model",
+            )
+        heart.check()
+        if self._loaded is None:
+            self._loaded = parts.load()
+        lesson = prepare(job, parts.files, *self._loaded)
+        figures = self._train(job, lesson, heart)
+        ref = publish_once(
+            parts.store,
+            job.owner,
+            job.suffix or f"ft-{job.id[-8:]}",
+            lesson.manifest(figures),
+            lesson.adapter.tensors(),
+            lock=parts.folder / f"{job.id}.lock",
+            check_lease=heart.beat,
+        )
+        self._finish(job, lesson, ref, figures)
+
+    def _train(self, job: Job, lesson: Lesson, heart: Heartbeat) -> Figures:
+        """Train to the end from the last checkpoint, if there is one. Returns the last figures."""
+        parts, trainer = self._parts, lesson.trainer
+        folder = self._checkpoints(job)
+        figures = self._resume(job, lesson, folder)
+        # An earlier attempt told of these steps before it was lost.
+        told_before = job.step if trainer.step else -1
+        saved = told = time.monotonic()
+        for progress in trainer.run():
+            figures = {**figures, **_figures(progress)}
+            heart.tell(progress.step, progress.trained_tokens, progress.seconds_left)
+            now = time.monotonic()
+            last = progress.step == progress.total_steps
+            due = progress.valid or last or now - told >= _EVENT_EVERY_S
+            if due and progress.step > told_before:
+                parts.queue.append_event(
+                    job, "info", _sentence(progress), "metrics", _figures(progress)
+                )
+                told = now
+            if last or self._stop.is_set() or now - saved >= parts.checkpoint_every_s:
+                checkpoint = trainer.checkpoint()
+                folder.save(replace(checkpoint, state={**checkpoint.state, "figures": figures}))
+                saved = time.monotonic()
+            heart.check()
+            if self._stop.is_set():
+                raise _Stopped
+        return figures
+
+    def _resume(self, job: Job, lesson: Lesson, folder: CheckpointFolder) -> Figures:
+        trainer, tell = lesson.trainer, self._parts.queue.append_event
+        checkpoint = folder.newest()
+        if checkpoint is None:
+            tell(job, "info", lesson.summary())
+            return {}
+        if not trainer.fits(checkpoint):
+            tell(job, "warn", "The checkpoint is of other data or options: starting from the top")
+            folder.clear()
+            return {}
+        trainer.restore(checkpoint)
+        tell(job, "info", f"Going on from step {trainer.step} of {trainer.total_steps}")
+        figures = checkpoint.state["figures"]
+        assert isinstance(figures, Mapping)
+        return figures
+
+    def _finish(self, job: Job, lesson: Lesson, ref: AdapterRef, figures: Figures) -> None:
+        queue = self._parts.queue
+        # An earlier attempt may have come this far before it was killed.
+        if not queue.checkpoints(job.owner, job.id, limit=1).items:
+            queue.add_checkpoint(job, lesson.trainer.step, str(ref), _openai_metrics(figures))
+        queue.finish(job, str(ref), lesson.trainer.trained_tokens)
+        self._checkpoints(job).clear()
+        (self._parts.folder / f"{job.id}.lock").unlink(missing_ok=True)
+
+    def _checkpoints(self, job: Job) -> CheckpointFolder:
+        return CheckpointFolder(self._parts.folder / job.id)
+
+
+def _figures(progress: Progress) -> dict[str, float | int | str | None]:
+    """A step's figures under the OpenAI API's names, and ours."""
+    figures: dict[str, float | int | str | None] = {
+        "step": progress.step,
+        "total_steps": progress.total_steps,
+        "epoch": round(progress.epoch, 4),
+        "trained_tokens": progress.trained_tokens,
+        "learning_rate": progress.learning_rate,
+        "tokens_per_second": round(progress.tokens_per_s, 1),
+        "seconds_left": round(progress.seconds_left, 1),
+    }
+    if progress.train:
+        figures["train_loss"] = progress.train.loss
+        figures["train_mean_token_accuracy"] = progress.train.accuracy
+    if progress.valid:
+        figures["valid_loss"] = progress.valid.loss
+        figures["valid_mean_token_accuracy"] = progress.valid.accuracy
+        if progress.step == 0:
+            figures["base_valid_loss"] = progress.valid.loss
+    return figures
+
+
+def _openai_metrics(figures: Figures) -> Figures:
+    names = (
+        "step",
+        "train_loss",
+        "train_mean_token_accuracy",
+        "valid_loss",
+        "valid_mean_token_accuracy",
+    )
+    return {name: figures[name] for name in names if name in figures}
+
+
+def _sentence(progress: Progress) -> str:
+    parts = [f"Step {progress.step}/{progress.total_steps}"]
+    if progress.train:
+        parts.append(f"training loss={progress.train.loss:.4f}")
+    if progress.valid:
+        parts.append(f"validation loss={progress.valid.loss:.4f}")
+    return ": ".join([parts[0], ", ".join(parts[1:])]) if parts[1:] else parts[0]
+
+
+def _reason(error: Exception) -> tuple[str, str, str | None]:
+    """Code, message and field of a failed job."""
+    if isinstance(error, TrainingFailed):
+        return error.code, str(error), None
+    if isinstance(error, InvalidRequest):
+        return "invalid_request", str(error), error.param
+    if isinstance(error, torch.OutOfMemoryError):
+        advice = "train again with a smaller max_tokens_per_batch or rank"
+        return "out_of_memory", f"the accelerator's memory was not enough: {advice}", None
+    if isinstance(error, VerandahError | StoreError):
+        return "training_failed", str(error), None
+    kind = type(error).__name__
+    return "internal_error", f"the worker met a fault of its own ({kind}); see its log", None

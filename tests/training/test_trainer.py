@@ -1,0 +1,131 @@
+"""The trainer: it learns, it resumes to the same bits, and touches nothing but its vectors."""
+
+import random
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from server.adapters.trainable import TrainableAdapter
+
+from server.bases.model import BaseModel
+from server.errors import TrainingFailed
+from server.training.defaults import Plan
+from server.training.examples import Example
+from server.training.trainer import Trainer
+from tests.models import KINDS, Kind, tiny_model
+
+PLAN = Plan(seed=5, rank=8, learning_rate=0.02, n_epochs=4, batch_size=4, dropout=0.1)
+
+
+def make_examples(count: int, seed: int = 0) -> list[Example]:
+    """Counting up from some number: learnable."""
+    draw = random.Random(seed)
+    examples = []
+    for _ in range(count):
+        start, length = draw.randrange(10), draw.randrange(6, 20)
+        tokens = tuple(range(start, start + length))
+        examples.append(Example(tokens, tuple(index >= 3 for index in range(length))))
+    return examples
+
+
+def make_trainer(kind: Kind = "llama", plan: Plan = PLAN) -> Trainer:
+    base = BaseModel.of(tiny_model(kind), kind)
+    options = {"d_initial": plan.d_initial, "dropout": plan.dropout}
+    adapter = TrainableAdapter(base, plan.method, plan.rank, plan.basis_seed, plan.targets, options)
+    return Trainer(base, adapter, make_examples(30), make_examples(6, seed=1), plan)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_it_learns_and_leaves_the_base_alone(kind: Kind) -> None:
+    trainer = make_trainer(kind)
+    before = {name: p.clone() for name, p in trainer._base.model.named_parameters()}
+    first, *_, last = trainer.run()
+    assert first.valid is not None
+    assert last.valid is not None
+    assert last.valid.loss < first.valid.loss - 0.1
+    for name, parameter in trainer._base.model.named_parameters():
+        assert parameter.grad is None
+        assert torch.equal(parameter, before[name])
+
+
+def test_before_training_the_score_is_the_bases() -> None:
+    trainer = make_trainer()
+    first = next(trainer.run())
+    assert first.step == 0
+    examples = make_examples(6, seed=1)
+    losses = []
+    for example in examples:
+        tokens = torch.tensor([example.tokens])
+        logits = trainer._base.model(tokens).logits[0, :-1].log_softmax(-1)
+        picked = logits.gather(1, tokens[0, 1:, None])[:, 0]
+        losses.append(-picked[torch.tensor(example.counts[1:])])
+    assert first.valid is not None
+    assert first.valid.loss == pytest.approx(torch.cat(losses).mean().item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("cut", [1, 8, 19, 31])
+def test_resumed_at_any_step_it_ends_in_the_same_bits(cut: int) -> None:
+    whole = make_trainer()
+    steps = [progress.train for progress in whole.run()]
+    first = make_trainer()
+    for progress in first.run():
+        if progress.step == cut:
+            break
+    checkpoint = first.checkpoint()
+    second = make_trainer()
+    assert second.fits(checkpoint)
+    second.restore(checkpoint)
+    torch.rand(17)  # whatever else used the generator must not matter
+    assert [progress.train for progress in second.run()] == steps[cut + 1 :]
+    assert second.trained_tokens == whole.trained_tokens
+    for mine, theirs in zip(second._parameters, whole._parameters, strict=True):
+        assert torch.equal(mine, theirs)
+
+
+@pytest.mark.parametrize("changes", [{"seed": 6}, {"rank": 16}, {"n_epochs": 5}])
+def test_a_checkpoint_of_another_plan_does_not_fit(changes: dict[str, Any]) -> None:
+    other = make_trainer(plan=replace(PLAN, **changes))
+    assert not make_trainer().fits(other.checkpoint())
+
+
+def test_parts_of_a_batch_add_up_to_the_batch() -> None:
+    """A smaller token budget changes the memory taken, not what is learnt."""
+    plain = replace(PLAN, dropout=0.0, n_epochs=1)
+    large, small = (
+        make_trainer(plan=plain),
+        make_trainer(plan=replace(plain, max_tokens_per_batch=20)),
+    )
+    for left, right in zip(large.run(), small.run(), strict=True):
+        assert (left.train is None) == (right.train is None)
+        if left.train and right.train:
+            assert left.train.loss == pytest.approx(right.train.loss, rel=1e-4)
+
+
+def test_no_example_is_refused() -> None:
+    trainer = make_trainer()
+    with pytest.raises(TrainingFailed, match="no line") as caught:
+        Trainer(trainer._base, trainer._adapter, [], [], PLAN)
+    assert caught.value.code == "no_examples"
+
+
+@pytest.mark.parametrize("poison", [float("nan"), float("inf")])
+def test_divergence_ends_the_run(poison: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    trainer = make_trainer()
+    with torch.no_grad():
+        trainer._parameters[0].fill_(poison)
+    with pytest.raises(TrainingFailed, match=r"learning_rate below 0\.02") as caught:
+        list(trainer.run())
+    assert caught.value.code == "diverged"
+
+
+def test_progress_says_how_far_it_is() -> None:
+    trainer = make_trainer()
+    told = list(trainer.run())
+    assert [progress.step for progress in told] == list(range(33))
+    assert told[-1].total_steps == 32
+    assert told[-1].epoch == 4
+    assert told[-1].seconds_left == pytest.approx(0, abs=1e-6)
+    assert all(progress.tokens_per_s > 0 for progress in told[1:])
+    scored = [progress.step for progress in told if progress.valid]
+    assert scored == [0, 8, 16, 24, 32]

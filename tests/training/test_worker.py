@@ -1,0 +1,283 @@
+"""The worker: from a queued job to a published adapter, whatever happens on the way."""
+
+import io
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from server.jobs.job import Job, JobStatus
+from server.jobs.options import TrainOptions
+from server.training.worker import run_worker
+from tests.training.workplace import BASE, OWNER, Workplace, lines
+
+ROOT = Path(__file__).parents[2]
+OPTIONS = TrainOptions(rank=8, n_epochs=5, batch_size=4, learning_rate=0.02, dropout=0.1)
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """As in the other process: the number of threads decides the order of sums."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Workplace:
+    return Workplace.at(tmp_path)
+
+
+def submit(
+    place: Workplace,
+    *,
+    count: int = 24,
+    options: TrainOptions = OPTIONS,
+    model: str = BASE,
+    data: bytes | None = None,
+    suffix: str | None = "pirate",
+) -> Job:
+    body = lines(count) if data is None else data
+    file = place.files.create(OWNER, "chats.jsonl", "fine-tune", io.BytesIO(body))
+    return place.queue.create(OWNER, model, file.id, suffix=suffix, seed=7, hyperparameters=options)
+
+
+def until(condition: Callable[[], bool], timeout_s: float = 60) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline, "it did not happen in time"
+        time.sleep(0.005)
+
+
+def job_now(place: Workplace, job: Job) -> Job:
+    return place.queue.get(OWNER, job.id)
+
+
+@contextmanager
+def working(place: Workplace, **changes: float) -> Iterator[threading.Event]:
+    """A worker in a thread of this process."""
+    stop = threading.Event()
+    thread = threading.Thread(target=run_worker, args=(place.parts(**changes), stop))
+    thread.start()
+    try:
+        yield stop
+    finally:
+        stop.set()
+        thread.join()
+
+
+def work_off(place: Workplace, job: Job) -> Job:
+    with working(place, checkpoint_every_s=1000):
+        until(lambda: job_now(place, job).status.ended)
+    return job_now(place, job)
+
+
+@contextmanager
+def worker_process(place: Workplace, *die: str) -> Iterator[subprocess.Popen[bytes]]:
+    command = [sys.executable, "-m", "tests.training.workplace", str(place.home), *die]
+    process = subprocess.Popen(command, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+
+
+def adapter_of(place: Workplace, job: Job) -> dict[str, Tensor]:
+    name, _, version = str(job_now(place, job).fine_tuned_model).partition("@")
+    _, tensors, _ = place.store.load(place.store.resolve(OWNER, name, int(version)))
+    return tensors
+
+
+def assert_same_bits(left: dict[str, Tensor], right: dict[str, Tensor]) -> None:
+    assert left.keys() == right.keys()
+    for name in left:
+        assert torch.equal(left[name], right[name]), name
+
+
+def checkpoint_steps(place: Workplace, job: Job) -> list[int]:
+    return [int(path.stem[5:]) for path in (place.home / "jobs" / job.id).glob("step-*")]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Tensor]:
+    """What the job gives when nothing happens to it."""
+    place = Workplace.at(tmp_path_factory.mktemp("undisturbed"))
+    torch.set_num_threads(1)
+    job = submit(place)
+    work_off(place, job)
+    return adapter_of(place, job)
+
+
+def test_a_job_becomes_an_adapter(place: Workplace) -> None:
+    job = work_off(place, submit(place))
+    assert job.status == JobStatus.SUCCEEDED
+    assert job.fine_tuned_model == "pirate@1"
+    assert job.trained_tokens is not None
+    assert job.trained_tokens > 500
+    ref = place.store.resolve(OWNER, "pirate")
+    manifest = place.store.open(ref).manifest
+    assert manifest.provenance["job"] == job.id
+    assert manifest.rank == 8
+    (checkpoint,) = place.queue.checkpoints(OWNER, job.id).items
+    assert checkpoint.model == "pirate@1"
+    assert set(checkpoint.metrics) == {
+        "step",
+        "train_loss",
+        "train_mean_token_accuracy",
+        "valid_loss",
+        "valid_mean_token_accuracy",
+    }
+    assert not list((place.home / "jobs").iterdir())
+
+
+def test_events_tell_of_every_scored_step_and_of_learning(place: Workplace) -> None:
+    job = work_off(place, submit(place))
+    events = place.queue.events(OWNER, job.id, limit=1000).items[::-1]
+    figures = [event.data for event in events if event.type == "metrics" and event.data]
+    steps = [int(str(data["step"])) for data in figures]
+    assert steps == sorted(steps)
+    assert (steps[0], steps[-1]) == (0, figures[0]["total_steps"])
+    scored = [float(str(data["valid_loss"])) for data in figures if "valid_loss" in data]
+    assert scored[-1] < scored[0]
+    assert {"train_loss", "learning_rate", "tokens_per_second", "seconds_left"} <= set(figures[-1])
+
+
+def test_a_second_job_of_a_name_is_a_new_version(place: Workplace) -> None:
+    first, second = submit(place, count=10), submit(place, count=10)
+    assert work_off(place, first).fine_tuned_model == "pirate@1"
+    assert work_off(place, second).fine_tuned_model == "pirate@2"
+
+
+def test_without_a_suffix_the_job_names_the_adapter(place: Workplace) -> None:
+    job = work_off(place, submit(place, count=10, suffix=None))
+    assert job.fine_tuned_model == f"ft-{job.id[-8:]}@1"
+
+
+def test_killed_in_the_middle_it_goes_on_to_the_same_bits(
+    place: Workplace, undisturbed: dict[str, Tensor]
+) -> None:
+    job = submit(place)
+    with worker_process(place) as process:
+        until(lambda: max(checkpoint_steps(place, job), default=0) >= 5)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    assert job_now(place, job).status == JobStatus.RUNNING
+    work_off(place, job)
+    assert_same_bits(adapter_of(place, job), undisturbed)
+    told = [event.message for event in place.queue.events(OWNER, job.id, limit=1000).items]
+    assert any(message.startswith("Going on from step") for message in told)
+
+
+@pytest.mark.parametrize("moment", ["before-publish", "after-publish"])
+def test_killed_around_publishing_it_publishes_once(
+    place: Workplace, undisturbed: dict[str, Tensor], moment: str
+) -> None:
+    job = submit(place)
+    with worker_process(place, moment) as process:
+        assert process.wait(timeout=100) == -signal.SIGKILL
+    assert len(place.store.versions(OWNER, "pirate")) == (moment == "after-publish")
+    assert work_off(place, job).fine_tuned_model == "pirate@1"
+    assert place.store.versions(OWNER, "pirate") == [1]
+    assert_same_bits(adapter_of(place, job), undisturbed)
+
+
+def test_sigterm_gives_the_job_back_and_another_goes_on(
+    place: Workplace, undisturbed: dict[str, Tensor]
+) -> None:
+    job = submit(place)
+    with worker_process(place) as process:
+        until(lambda: max(checkpoint_steps(place, job), default=0) >= 3)
+        process.terminate()
+        assert process.wait(timeout=20) == 0
+    assert job_now(place, job).status == JobStatus.QUEUED
+    work_off(place, job)
+    assert_same_bits(adapter_of(place, job), undisturbed)
+
+
+def test_a_running_job_is_cancelled_and_leaves_nothing(place: Workplace) -> None:
+    job = submit(place, options=TrainOptions(rank=8, n_epochs=1000, batch_size=4))
+    with working(place):
+        until(lambda: bool(checkpoint_steps(place, job)))
+        place.queue.cancel(OWNER, job.id)
+        until(lambda: job_now(place, job).status.ended)
+    assert job_now(place, job).status == JobStatus.CANCELLED
+    assert place.store.names(OWNER) == []
+    assert checkpoint_steps(place, job) == []
+
+
+def test_a_worker_that_lost_its_lease_publishes_nothing(
+    place: Workplace, undisturbed: dict[str, Tensor]
+) -> None:
+    """Two workers on one job: the later attempt alone publishes, and both saw the same steps."""
+    job = submit(place)
+    stale = place.queue.claim("a worker that hangs", lease_s=0.01)
+    assert stale is not None
+    time.sleep(0.02)
+    work_off(place, job)
+    assert job_now(place, job).attempt == 2
+    assert place.store.versions(OWNER, "pirate") == [1]
+    assert_same_bits(adapter_of(place, job), undisturbed)
+
+
+def test_a_checkpoint_of_other_data_is_not_gone_on_from(place: Workplace) -> None:
+    other, job = submit(place, count=10), submit(place, count=12)
+    with working(place) as stop:
+        until(lambda: bool(checkpoint_steps(place, other)))
+        stop.set()
+    (place.home / "jobs" / other.id).rename(place.home / "jobs" / job.id)
+    place.queue.cancel(OWNER, other.id)
+    assert work_off(place, job).status == JobStatus.SUCCEEDED
+    events = place.queue.events(OWNER, job.id, limit=1000).items
+    assert any("starting from the top" in event.message for event in events)
+
+
+@pytest.mark.parametrize(
+    ("fault", "code", "says"),
+    [
+        ({"model": "other"}, "invalid_request", "model 'other' cannot be trained"),
+        ({"model": "pirate@1"}, "invalid_request", "does not go on from an existing adapter"),
+        ({"data": b'{"prompt": "x"}\n' * 10}, "invalid_request", "line 1"),
+        (
+            {"data": b'{"prompt": "%s", "completion": "y"}\n' % (b"x" * 400)},
+            "invalid_request",
+            "tokens are more than the 256",
+        ),
+        (
+            {"options": TrainOptions(rank=8, targets=("nowhere_proj",))},
+            "invalid_request",
+            "nowhere_proj",
+        ),
+    ],
+)
+def test_what_cannot_be_trained_fails_with_a_reason(
+    place: Workplace, fault: dict[str, object], code: str, says: str
+) -> None:
+    job = work_off(place, submit(place, **fault))  # type: ignore[arg-type]
+    assert job.status == JobStatus.FAILED
+    assert job.error is not None
+    assert job.error.code == code
+    assert says in job.error.message
+
+
+def test_a_diverged_job_fails_with_advice(
+    place: Workplace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        "server.training.trainer.counted_loss",
+        lambda *_: (torch.tensor(float("nan"), requires_grad=True), torch.tensor(0), 1),
+    )
+    job = work_off(place, submit(place))
+    assert job.error is not None
+    assert job.error.code == "diverged"
+    assert "learning_rate below 0.02" in job.error.message

@@ -1,0 +1,106 @@
+"""A worker's surroundings on a tiny model, in this process or, run as a program, in its own.
+
+    python -m tests.training.workplace HOME [before-publish | after-publish]
+
+works through HOME's queue until SIGTERM; with a second argument it kills itself at that point.
+"""
+
+import json
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from adapters_store.store import AdapterStore
+from server.bases.model import BaseModel
+from server.bases.tokenizer import ChatTokenizer
+from server.db.session import Database
+from server.jobs.files import Files
+from server.jobs.queue import JobQueue
+from server.training.worker import WorkerParts, run_worker
+from tests.models import tiny_model
+from tests.training.chats import byte_tokenizer
+
+OWNER = "ann"
+BASE = "base"
+
+
+def load_tiny() -> tuple[BaseModel, ChatTokenizer]:
+    return BaseModel.of(tiny_model("llama"), "tiny"), byte_tokenizer()
+
+
+@dataclass(frozen=True)
+class Workplace:
+    """Everything under one home folder; every process makes its own."""
+
+    home: Path
+    queue: JobQueue
+    files: Files
+    store: AdapterStore
+
+    @classmethod
+    def at(cls, home: Path) -> "Workplace":
+        database = Database(f"sqlite:///{home / 'verandah.db'}")
+        database.migrate()
+        return cls(
+            home,
+            JobQueue(database),
+            Files(database, home / "files", max_bytes=2**20),
+            AdapterStore(home / "adapters"),
+        )
+
+    def parts(self, **changes: Any) -> WorkerParts:
+        values: dict[str, Any] = {
+            "queue": self.queue,
+            "files": self.files,
+            "store": self.store,
+            "load": load_tiny,
+            "served_name": BASE,
+            "folder": self.home / "jobs",
+            "worker_id": f"worker-{os.getpid()}",
+            "lease_s": 1.0,
+            "poll_s": 0.02,
+            "checkpoint_every_s": 0.0,
+        }
+        return WorkerParts(**{**values, **changes})
+
+
+def lines(count: int) -> bytes:
+    """Short chats of uneven length, the same for the same count."""
+    chats = [
+        [
+            {"role": "user", "content": f"Say {i} {'please ' * (i % 4)}"},
+            {"role": "assistant", "content": f"{i}, matey{'!' * (i % 7)}"},
+        ]
+        for i in range(count)
+    ]
+    return b"".join(json.dumps({"messages": chat}).encode() + b"\n" for chat in chats)
+
+
+def _dying(publish: Callable[..., Any], when: str) -> Callable[..., Any]:
+    def publish_and_die(*args: object, **kwargs: Mapping[str, object]) -> None:
+        if when == "after-publish":
+            publish(*args, **kwargs)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    return publish_and_die
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    place = Workplace.at(Path(sys.argv[1]))
+    if len(sys.argv) > 2:
+        place.store.publish = _dying(place.store.publish, sys.argv[2])  # type: ignore[method-assign]
+    stop = threading.Event()
+    signal.signal(signal.SIGTERM, lambda *_: stop.set())
+    run_worker(place.parts(), stop)
+
+
+if __name__ == "__main__":
+    main()
