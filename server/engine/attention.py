@@ -58,48 +58,71 @@ def paged_attention(
     layer = module.layer_idx
     assert isinstance(layer, int)
     paged.cache.write(layer, key, value, paged.write_at)
-    queries = query[0].transpose(0, 1)
     if scaling is None:
         scaling = query.shape[-1] ** -0.5
-    output = torch.empty_like(queries)
+    _, heads, tokens, head_dim = query.shape
+    # Heads that share keys come together: [kv_heads, heads of each, tokens, head_dim].
+    queries = query.view(key.shape[1], -1, tokens, head_dim)
+    output = query.new_empty(tokens, heads, head_dim)
     for read in paged.reads(sliding_window):
-        keys, values = paged.cache.read(layer, read.blocks)
-        attend = _attend_prompt if read.is_prompt else _attend_decodes
-        output[read.rows] = attend(queries[read.rows], keys, values, read, scaling)
+        keys, values = paged.cache.read(layer, read.blocks, read.sequences)
+        attend = _attend_decodes if read.decodes else _attend_prompt
+        output[read.rows] = attend(queries[:, :, read.rows], keys, values, read, scaling)
     return output[None], None
 
 
 def _attend_decodes(
     queries: Tensor, keys: Tensor, values: Tensor, read: Read, scaling: float
 ) -> Tensor:
-    """One query token for each sequence.
+    """One query token for each sequence. Returns: [sequences, heads, head_dim].
 
     Args:
-        queries: [sequences, heads, head_dim]; keys, values: [sequences, kv_heads, keys, head_dim].
+        queries: [kv_heads, heads of each, sequences, head_dim].
+        keys, values: [kv_heads, sequences, num_keys, head_dim].
     """
-    # Heads that share keys stand as query rows of one head: nothing is repeated in memory.
-    grouped = queries.view(len(queries), keys.shape[1], -1, queries.shape[-1])
-    output = scaled_dot_product_attention(grouped, keys, values, attn_mask=read.mask, scale=scaling)
-    return output.flatten(1, 2)
+    # Heads that share keys are queries of one sequence here: no key is repeated in memory.
+    output = scaled_dot_product_attention(
+        queries.transpose(1, 2), keys, values, attn_mask=read.mask, scale=scaling
+    )
+    return output.transpose(0, 1).flatten(1, 2)
 
 
 def _attend_prompt(
     queries: Tensor, keys: Tensor, values: Tensor, read: Read, scaling: float
 ) -> Tensor:
-    """Many query tokens of one sequence.
+    """Many query tokens of one sequence. Returns: [tokens, heads, head_dim].
 
     Args:
-        queries: [tokens, heads, head_dim]; keys, values: [1, kv_heads, >= num_keys, head_dim].
+        queries: [kv_heads, heads of each, tokens, head_dim].
+        keys, values: [kv_heads, 1, at least num_keys, head_dim].
     """
-    grouped = queries.view(len(queries), keys.shape[1], -1, queries.shape[-1]).permute(1, 2, 0, 3)
-    # Key heads stand as the batch, so that those who share one see it through a stride of 0.
-    shape = (*grouped.shape[:2], read.num_keys, -1)
+    # Heads that share keys see them through a stride of 0.
+    shape = (*queries.shape[:2], read.num_keys, queries.shape[-1])
     output = scaled_dot_product_attention(
-        grouped,
-        keys[0, :, None, : read.num_keys].expand(shape),
-        values[0, :, None, : read.num_keys].expand(shape),
+        queries,
+        keys[:, :, : read.num_keys].expand(shape),
+        values[:, :, : read.num_keys].expand(shape),
         attn_mask=read.mask,
         is_causal=read.mask is None,
         scale=scaling,
     )
     return output.permute(2, 0, 1, 3).flatten(1, 2)
+
+
+def reference_attention(
+    query: Tensor, key: Tensor, value: Tensor, *, scaling: float, sliding_window: int | None
+) -> Tensor:
+    """What `paged_attention` computes for one whole sequence, written plainly.
+
+    Args:
+        query: [heads, tokens, head_dim]; key, value: [kv_heads, tokens, head_dim].
+
+    Returns: [tokens, heads, head_dim].
+    """
+    heads, tokens, _ = query.shape
+    key, value = (it.repeat_interleave(heads // it.shape[0], dim=0) for it in (key, value))
+    scores = query @ key.transpose(1, 2) * scaling
+    back = torch.arange(tokens)[:, None] - torch.arange(tokens)
+    hidden = (back < 0) | (back >= (sliding_window or tokens))
+    weights = scores.masked_fill(hidden.to(scores.device), -torch.inf).softmax(dim=-1)
+    return (weights @ value).transpose(0, 1)

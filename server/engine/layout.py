@@ -12,23 +12,24 @@ from server.engine.sequence import Chunk
 
 @dataclass(frozen=True)
 class Read:
-    """One call of attention: `rows` of the flat batch and the keys that they see.
+    """One call of attention: some rows of the flat batch and the keys that they see.
 
-    A decoding read holds many sequences with one query token each, a prompt read one sequence with
-    many. `blocks` is int64 [sequences, n]; only the first `num_keys` keys of a row are used.
-    `mask` is added to the scores, [sequences, 1, query tokens, num_keys]; None: each query sees
-    the keys up to its own place, and there is one key for each query.
+    Either many sequences with one token each, or one sequence with many. `blocks` is what
+    `KVCache.read` takes; a sequence's first `num_keys` keys are used. `mask` is added to the
+    scores, [1, sequences, query tokens of each, num_keys]; None: there is one key for each query,
+    and a query sees the keys up to its own place.
     """
 
     rows: slice
+    sequences: int
     blocks: Tensor
     num_keys: int
     mask: Tensor | None
 
     @property
-    def is_prompt(self) -> bool:
+    def decodes(self) -> bool:
         tokens: int = self.rows.stop - self.rows.start
-        return tokens > len(self.blocks)
+        return tokens == self.sequences
 
 
 class Layout:
@@ -37,7 +38,8 @@ class Layout:
     Attributes:
         chunks: in the order of the flat batch.
         starts: the first flat row of each chunk.
-        token_ids, positions, write_at: int64 [tokens] on the cache's device.
+        token_ids, positions: int64 [tokens], on the cache's device.
+        write_at: where keys and values go, for `KVCache.write`.
         slots: the adapter slot of each token.
         windows: the attention windows that the model's layers asked for in this step.
     """
@@ -53,20 +55,19 @@ class Layout:
         self.slots: list[int] = []
         token_ids: list[int] = []
         positions: list[int] = []
-        write_at: list[int] = []
+        places: list[int] = []
         size = cache.block_tokens
         for chunk in self.chunks:
             sequence = chunk.sequence
-            places = range(sequence.num_computed, sequence.num_computed + chunk.length)
+            span = range(sequence.num_computed, sequence.num_computed + chunk.length)
             self.starts.append(len(positions))
             self.slots += [sequence.slot] * chunk.length
-            token_ids += sequence.tokens(places.start, places.stop)
-            positions += places
-            write_at += [sequence.blocks[p // size] * size + p % size for p in places]
-        self._device = cache.layers[0].device
-        self._dtype = cache.layers[0].dtype
-        packed = torch.tensor([token_ids, positions, write_at], device=self._device)
-        self.token_ids, self.positions, self.write_at = packed.unbind()
+            token_ids += sequence.tokens(span.start, span.stop)
+            positions += span
+            places += [sequence.blocks[p // size] * size + p % size for p in span]
+        packed = torch.tensor([token_ids, positions, places], device=cache.device)
+        self.token_ids, self.positions, offsets = packed.unbind()
+        self.write_at = cache.places(offsets)
 
     @property
     def windows(self) -> frozenset[int | None]:
@@ -79,14 +80,14 @@ class Layout:
         return self._reads[window]
 
     def _decodes(self, window: int | None) -> list[Read]:
-        """Group single tokens so that at most half of what a group gathers is padding."""
+        """Group single tokens so that at most a quarter of what a row gathers is padding."""
         reads: list[Read] = []
         stop = self._num_singles
         spans = [self._span(chunk, window) for chunk in self.chunks[:stop]]
         while stop > 0:
             widest = len(spans[stop - 1])
             start = stop - 1
-            while start > 0 and 2 * len(spans[start - 1]) >= widest:
+            while start > 0 and 4 * len(spans[start - 1]) >= 3 * widest:
                 start -= 1
             reads.append(self._decode(slice(start, stop), spans[start:stop], window))
             stop = start
@@ -108,35 +109,34 @@ class Layout:
             for chunk, span in zip(self.chunks[rows], spans, strict=True)
         ]
         size = self.cache.block_tokens
-        offsets = torch.tensor([span.start * size for span in spans], device=self._device)
-        keys = offsets[:, None] + torch.arange(width * size, device=self._device)
-        queries = self.positions[rows][:, None]
-        mask = self._mask(queries, keys, window)[:, None, None]
-        return Read(rows, torch.tensor(blocks, device=self._device), width * size, mask)
+        first_keys = self._tensor([span.start * size for span in spans])
+        keys = first_keys[:, None] + torch.arange(width * size, device=self.cache.device)
+        mask = self._mask(self.positions[rows, None], keys, window)
+        read = self.cache.rows(self._tensor(blocks))
+        return Read(rows, len(spans), read, width * size, mask[None, :, None])
 
     def _prompts(self, window: int | None) -> list[Read]:
-        return [
-            self._prompt(chunk, start, window)
-            for chunk, start in zip(
-                self.chunks[self._num_singles :], self.starts[self._num_singles :], strict=True
-            )
-        ]
+        chunks = zip(self.chunks, self.starts, strict=True)
+        return [self._prompt(chunk, start, window) for chunk, start in chunks if chunk.length > 1]
 
     def _prompt(self, chunk: Chunk, start: int, window: int | None) -> Read:
         span = self._span(chunk, window)
         rows = slice(start, start + chunk.length)
-        blocks = torch.tensor(chunk.sequence.blocks[span.start : span.stop], device=self._device)
+        blocks = self.cache.rows(self._tensor(chunk.sequence.blocks[span.start : span.stop]))
         first_key = span.start * self.cache.block_tokens
         num_keys = chunk.sequence.num_computed + chunk.length - first_key
         if num_keys == chunk.length and (window is None or window >= chunk.length):
-            return Read(rows, blocks[None], num_keys, None)
-        keys = first_key + torch.arange(num_keys, device=self._device)
-        mask = self._mask(self.positions[rows][:, None], keys, window)
-        return Read(rows, blocks[None], num_keys, mask[None, None])
+            return Read(rows, 1, blocks, num_keys, None)
+        keys = first_key + torch.arange(num_keys, device=self.cache.device)
+        mask = self._mask(self.positions[rows, None], keys, window)
+        return Read(rows, 1, blocks, num_keys, mask[None, None])
 
     def _mask(self, queries: Tensor, keys: Tensor, window: int | None) -> Tensor:
         hidden = keys > queries
         if window is not None:
             hidden |= keys <= queries - window
-        mask = torch.zeros(hidden.shape, dtype=self._dtype, device=self._device)
+        mask = torch.zeros(hidden.shape, dtype=self.cache.dtype, device=self.cache.device)
         return mask.masked_fill_(hidden, -torch.inf)
+
+    def _tensor(self, numbers: list[int] | list[list[int]]) -> Tensor:
+        return torch.tensor(numbers, dtype=torch.int64, device=self.cache.device)

@@ -8,6 +8,7 @@ so equal tokens are kept or dropped together and no row needs an order among equ
 """
 
 from collections.abc import Sequence as Seq
+from itertools import chain
 
 import numpy as np
 import torch
@@ -15,7 +16,8 @@ from torch import Tensor
 
 from server.engine.sequence import SamplingParams, Sequence
 
-_HEAD = 256  # so many best tokens nearly always hold top_p's share; the rest need a whole sort
+_HEAD = 64  # so many best tokens mostly hold top_p's share; the others look at more
+_WIDER = 16
 _MAX_DRAWN = 1 << 23  # probabilities summed at a time, in float64: 64 MiB
 _COLDEST = 1e-6  # below it a quotient of logits leaves float32
 
@@ -80,7 +82,7 @@ def _least_kept(weights: Tensor, top_k: Tensor, top_p: Tensor, head: int = _HEAD
     Args:
         weights: float32 [rows, vocab], not negative.
         top_k: [rows], 0 for all. top_p: [rows].
-        head: how many of the best tokens to look at before sorting them all.
+        head: how many of the best tokens to look at; more for the rows that turn out to need more.
     """
     vocab = weights.shape[-1]
     head = min(head, vocab)
@@ -99,7 +101,7 @@ def _least_kept(weights: Tensor, top_k: Tensor, top_p: Tensor, head: int = _HEAD
     open_rows = (~settled).nonzero()[:, 0]
     if len(open_rows):
         least[open_rows] = _least_kept(
-            weights[open_rows], top_k[open_rows], top_p[open_rows], head=vocab
+            weights[open_rows], top_k[open_rows], top_p[open_rows], head * _WIDER
         )
     return least
 
@@ -141,11 +143,14 @@ def _with_penalties(logits: Tensor, sequences: Seq[Sequence]) -> Tensor:
 
 def _counts(logits: Tensor, tokens: Seq[Seq[int]]) -> Tensor:
     """How often each row's tokens hold each token of the vocabulary, like `logits`."""
-    rows = [row for row, ids in enumerate(tokens) for _ in ids]
-    places = torch.tensor([rows, [token for ids in tokens for token in ids]], dtype=torch.int64)
-    row, column = places.to(logits.device).unbind()
-    ones = torch.ones((), dtype=logits.dtype, device=logits.device)
-    return torch.zeros_like(logits).index_put_((row, column), ones, accumulate=True)
+    rows, vocab = logits.shape
+    starts = np.repeat(np.arange(rows) * vocab, [len(ids) for ids in tokens])
+    flat = starts + np.fromiter(chain.from_iterable(tokens), np.int64, len(starts))
+    places = torch.from_numpy(flat).to(logits.device)
+    counts = torch.zeros(rows * vocab, dtype=logits.dtype, device=logits.device)
+    return counts.scatter_add_(0, places, torch.ones_like(places, dtype=logits.dtype)).view(
+        rows, vocab
+    )
 
 
 def _with_bias(logits: Tensor, sequences: Seq[Sequence]) -> Tensor:

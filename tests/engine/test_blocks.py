@@ -47,7 +47,7 @@ def test_an_empty_pool_is_refused() -> None:
 def test_memory_is_what_was_asked_for() -> None:
     base = BaseModel.of(tiny_model("llama"), "tiny")
     cache = KVCache(base, memory_mb=3, block_tokens=8)
-    taken = sum(layer.nbytes for layer in cache.layers)
+    taken = sum(tensor.nbytes for layer in cache.layers for tensor in layer)
     block = taken // cache.num_blocks
     assert 0 <= (3 << 20) - taken < block
     with pytest.raises(ValueError, match="raise kv_memory_mb"):
