@@ -19,11 +19,9 @@ import fcntl
 import os
 import shutil
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-
-from torch import Tensor
 
 from adapters_store import weights
 from adapters_store.errors import AdapterCorrupt, AdapterNotFound
@@ -63,7 +61,7 @@ class AdapterStore:
         self.sweep()
 
     def publish(
-        self, owner: str, name: str, manifest: Manifest, tensors: Mapping[str, Tensor]
+        self, owner: str, name: str, manifest: Manifest, tensors: weights.Tensors
     ) -> AdapterRef:
         """Write the next version and make it the latest; on the disk when this returns.
 
@@ -110,7 +108,7 @@ class AdapterStore:
             header = weights.read_header(path)
         return StoredAdapter(ref, header.manifest, path, header.size_bytes, header.sha256)
 
-    def load(self, ref: AdapterRef) -> tuple[Manifest, dict[str, Tensor], str]:
+    def load(self, ref: AdapterRef) -> tuple[Manifest, weights.ReadTensors, str]:
         """Read a version whole and verified: manifest, tensors on the CPU, content hash.
 
         Raises:

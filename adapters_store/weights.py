@@ -23,6 +23,9 @@ from torch import Tensor
 from adapters_store.errors import AdapterCorrupt
 from adapters_store.manifest import Manifest
 
+Tensors = Mapping[str, Tensor]
+ReadTensors = dict[str, Tensor]
+
 CHECKSUM_FIELD = "content_sha256"
 _NO_CHECKSUM = "0" * 64
 _MAX_HEADER_BYTES = 64 * 2**20
@@ -38,7 +41,7 @@ class Header:
     size_bytes: int
 
 
-def write(path: Path, manifest: Manifest, tensors: Mapping[str, Tensor]) -> None:
+def write(path: Path, manifest: Manifest, tensors: Tensors) -> None:
     """Write a new file and wait until its bytes are on the disk.
 
     The entry in the folder is not synced: that is the caller's, who may still rename it.
@@ -101,7 +104,7 @@ def read_manifest(path: Path) -> Manifest:
     return read_header(path).manifest
 
 
-def read_all(path: Path) -> tuple[Header, dict[str, Tensor]]:
+def read_all(path: Path) -> tuple[Header, ReadTensors]:
     """Read a whole file and verify its checksum. The tensors, float32 on the CPU, share one buffer.
 
     Raises:
@@ -128,7 +131,7 @@ def read_all(path: Path) -> tuple[Header, dict[str, Tensor]]:
     }
 
 
-def read(path: Path) -> tuple[Manifest, dict[str, Tensor]]:
+def read(path: Path) -> tuple[Manifest, ReadTensors]:
     """`read_all`, without the hash."""
     header, tensors = read_all(path)
     return header.manifest, tensors

@@ -165,7 +165,7 @@ class JobQueue:
             row = take_next(session, worker, lease_s, now)
             if row is None:
                 return None
-            again = f", attempt {row.attempt}, from the last checkpoint" if row.attempt > 1 else ""
+            again = f", attempt {row.attempt}" if row.attempt > 1 else ""
             tell(session, row, now, "info", f"Fine-tuning job started{again}")
             return Job.from_row(row)
 

@@ -36,11 +36,16 @@ def test_migrating_again_changes_nothing(database: Database) -> None:
 
 
 def test_several_may_migrate_at_once(url: str) -> None:
-    databases = [Database(url) for _ in range(3)]
-    with ThreadPoolExecutor() as pool:
-        for migrated in [pool.submit(database.migrate) for database in databases]:
-            migrated.result()
-    assert [_owners(database) for database in databases] == [[], [], []]
+    databases = [Database(url) for _ in range(8)]
+    start = threading.Barrier(8)
+
+    def migrate(database: Database) -> list[str]:
+        start.wait(30)
+        database.migrate()
+        return _owners(database)
+
+    with ThreadPoolExecutor(8) as pool:
+        assert list(pool.map(migrate, databases)) == [[]] * 8
     for database in databases:
         database.close()
 
