@@ -1,0 +1,67 @@
+"""The same code on a CUDA device: exact in float32, near in bfloat16."""
+
+import random
+
+import pytest
+import torch
+
+from server.bases.model import BaseModel
+from server.engine.blocks import BlockPool
+from server.engine.kv_cache import KVCache
+from server.engine.runner import Runner
+from server.engine.sampler import sample
+from tests.engine.driving import Engine, generate, make_sequence, random_prompt
+from tests.models import KINDS, VOCAB, Kind, tiny_model
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
+]
+
+
+def make_cuda_engine(base: BaseModel, block_tokens: int) -> Engine:
+    kv = KVCache(base, memory_mb=16, block_tokens=block_tokens)
+    return Engine(Runner(base, None, kv), BlockPool(kv.num_blocks, block_tokens))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_float32_answers_equal_generate_in_any_company(kind: Kind) -> None:
+    rng = random.Random(kind)
+    model = tiny_model(kind)
+    prompts = [random_prompt(rng, rng.randint(1, 90), VOCAB) for _ in range(12)]
+    expected = [generate(model, prompt, 12) for prompt in prompts]
+    torch.nn.Module.to(model, "cuda")
+    engine = make_cuda_engine(BaseModel.of(model, "tiny"), rng.choice([3, 16]))
+    sequences = [make_sequence(i, prompt) for i, prompt in enumerate(prompts)]
+    assert engine.finish_mixed(sequences, rng) > 0
+    assert [it.output for it in sequences] == expected
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_passes_its_own_trial(kind: Kind, dtype: torch.dtype) -> None:
+    model = tiny_model(kind, dtype=dtype)
+    torch.nn.Module.to(model, "cuda")
+    engine = make_cuda_engine(BaseModel.of(model, "tiny"), 16)
+    sequences = [make_sequence(i, [5, 6, 7 + i], top_logprobs=2) for i in range(5)]
+    engine.finish_mixed(sequences, random.Random(0))
+    assert all(len(it.output) == 12 for it in sequences)
+
+
+def test_the_sampler_draws_as_on_the_cpu() -> None:
+    logits = torch.randn(64, 900, generator=torch.Generator().manual_seed(0)) * 3
+    rng = random.Random(0)
+    sequences = [
+        make_sequence(
+            row,
+            random_prompt(rng, 9, 900),
+            temperature=rng.choice([0.0, 0.7, 1.0]),
+            top_p=rng.choice([0.5, 1.0]),
+            top_k=rng.choice([0, 20]),
+            min_p=rng.choice([0.0, 0.05]),
+            repetition_penalty=rng.choice([1.0, 1.3]),
+            logit_bias=((3, 2.0),),
+        )
+        for row in range(64)
+    ]
+    assert sample(logits.cuda(), sequences) == sample(logits, sequences)
