@@ -27,6 +27,7 @@ from server.training.loss import Score, Sums, counted_loss
 from server.training.schedule import learning_rate
 
 _VALUE = "value"  # of a parameter, beside its optimizer's moments
+_LOGITS_BYTES = 2**31  # what one part's logits may take, with their gradient and softmax
 
 
 @dataclass(frozen=True)
@@ -66,6 +67,9 @@ class Trainer:
         self._train = train
         self._valid = valid
         self._plan = plan
+        self._part_tokens = min(
+            plan.max_tokens_per_batch, max(1, _LOGITS_BYTES // (3 * 4 * base.vocab_size))
+        )
         self._lengths = [len(example.tokens) - 1 for example in train]  # the last is only a target
         self._parameters = list(adapter.parameters())
         self._optimizer = torch.optim.AdamW(
@@ -109,9 +113,7 @@ class Trainer:
         lengths = [len(example.tokens) - 1 for example in examples]
         total = Sums()
         with torch.no_grad(), self._adapter.active():
-            for part in micro_batches(
-                range(len(examples)), lengths, self._plan.max_tokens_per_batch
-            ):
+            for part in micro_batches(range(len(examples)), lengths, self._part_tokens):
                 total.add(*counted_loss(self._base, [examples[i] for i in part]))
         return total.score()
 
@@ -170,7 +172,7 @@ class Trainer:
         total = Sums()
         self._optimizer.zero_grad(set_to_none=True)
         with self._adapter.active():
-            for part in micro_batches(batch, self._lengths, self._plan.max_tokens_per_batch):
+            for part in micro_batches(batch, self._lengths, self._part_tokens):
                 examples = [self._train[i] for i in part]
                 loss, hits, count = counted_loss(self._base, examples)
                 torch.autograd.backward(loss / targets)

@@ -13,8 +13,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from sqlalchemy import select
 from torch import Tensor
 
+from server.db.tables import JobRow
 from server.jobs.job import Job, JobStatus
 from server.jobs.options import TrainOptions
 from server.training.worker import run_worker
@@ -80,6 +82,11 @@ def work_off(place: Workplace, job: Job) -> Job:
     with working(place, checkpoint_every_s=1000):
         until(lambda: job_now(place, job).status.ended)
     return job_now(place, job)
+
+
+def beating() -> bool:
+    """True while a worker of this process has a job in hand."""
+    return any(thread.name == "heartbeat" for thread in threading.enumerate())
 
 
 @contextmanager
@@ -228,6 +235,18 @@ def test_a_worker_that_lost_its_lease_publishes_nothing(
     assert job_now(place, job).attempt == 2
     assert place.store.versions(OWNER, "pirate") == [1]
     assert_same_bits(adapter_of(place, job), undisturbed)
+
+
+def test_a_worker_whose_job_was_taken_over_drops_it(place: Workplace) -> None:
+    job = submit(place, options=TrainOptions(rank=8, n_epochs=1000, batch_size=4))
+    with working(place):
+        until(lambda: bool(checkpoint_steps(place, job)))
+        with place.database.transaction() as session:
+            row = session.scalars(select(JobRow)).one()
+            row.attempt, row.lease_until = row.attempt + 1, time.time() + 1000
+        until(lambda: place.queue.claim("idle again", 1.0) is None and not beating())
+    assert job_now(place, job).status == JobStatus.RUNNING
+    assert place.store.names(OWNER) == []
 
 
 def test_a_checkpoint_of_other_data_is_not_gone_on_from(place: Workplace) -> None:

@@ -40,6 +40,7 @@ class Workplace:
     """Everything under one home folder; every process makes its own."""
 
     home: Path
+    database: Database
     queue: JobQueue
     files: Files
     store: AdapterStore
@@ -50,6 +51,7 @@ class Workplace:
         database.migrate()
         return cls(
             home,
+            database,
             JobQueue(database),
             Files(database, home / "files", max_bytes=2**20),
             AdapterStore(home / "adapters"),
