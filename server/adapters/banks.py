@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from server.adapters.method import Method, Vectors
-from server.bases.model import BaseModel, TargetLinear
+from server.bases.model import TargetLinear
 
 _ALIGNMENT = 16  # entries: 32 or 64 bytes, so that every layer starts on a vector load
 BASE_SLOT: Final = 0
@@ -35,8 +35,9 @@ class RowLayout:
     def __init__(
         self, method: Method, targets: Mapping[str, TargetLinear], max_rank: int, dtype: torch.dtype
     ) -> None:
-        self.targets = targets
-        self.dtype = dtype
+        self._method = method
+        self._targets = targets
+        self._dtype = dtype
         self._places: dict[str, dict[str, _Place]] = {}
         end = 0
         for path, linear in targets.items():
@@ -49,11 +50,11 @@ class RowLayout:
 
     @property
     def row_bytes(self) -> int:
-        return self.width * self.dtype.itemsize
+        return self.width * self._dtype.itemsize
 
     def pack(self, layers: Mapping[str, Vectors], *, pinned: bool = False) -> Tensor:
         """One row on the CPU, zero wherever `layers` has nothing. Safe on any thread."""
-        row = torch.zeros(self.width, dtype=self.dtype, pin_memory=pinned)
+        row = torch.zeros(self.width, dtype=self._dtype, pin_memory=pinned)
         for path, vectors in layers.items():
             for name, place in self._places[path].items():
                 room = row[place.start : place.stop]
@@ -63,43 +64,51 @@ class RowLayout:
                 room[tuple(slice(size) for size in value.shape)].copy_(value)
         return row
 
-    def views(self, rows: Tensor, path: str) -> dict[str, Tensor]:
-        """One layer's part of `rows` [n, width]: each vector as [n, *room]."""
+    def views(self, rows: Tensor, path: str, rank: int) -> dict[str, Tensor]:
+        """One layer's part of `rows` [n, at least width]: each vector as [n, *shape at rank]."""
+        shapes = self._method.shapes(self._targets[path], rank)
         return {
-            name: rows[:, place.start : place.stop].unflatten(1, place.shape)
+            name: rows[:, place.start : place.stop].unflatten(1, place.shape)[
+                (slice(None), *(slice(size) for size in shapes[name]))
+            ]
             for name, place in self._places[path].items()
         }
 
 
 class Bank:
-    """The rows of one method's adapters: slot 0 is zeros, the base model; 1 to `slots` are theirs.
+    """Rows of device memory: slot 0 is zeros, the base model; 1 to `slots` are adapters'.
 
-    Only the engine's thread touches a bank. Memory of a slot that was never written is whatever it
-    was; a slot is overwritten from end to end before it is read.
+    All methods share the memory: a row is read only through the layout of the method that wrote it.
+    A slot that was never written holds whatever the memory held; it is written before it is read.
+    Only the engine's thread touches a bank.
     """
 
-    def __init__(self, method: Method, layout: RowLayout, slots: int, device: torch.device) -> None:
-        self.method = method
-        self._layout = layout
-        self._rows = torch.empty(slots + 1, layout.width, dtype=layout.dtype, device=device)
+    def __init__(
+        self, layouts: Mapping[str, RowLayout], slots: int, dtype: torch.dtype, device: torch.device
+    ) -> None:
+        self._layouts = layouts
+        width = max(layout.width for layout in layouts.values())
+        self._rows = torch.empty(slots + 1, width, dtype=dtype, device=device)
         self._rows[BASE_SLOT].zero_()
-        self._views: dict[tuple[str, int], dict[str, Tensor]] = {}
+        self._views: dict[tuple[str, str, int], dict[str, Tensor]] = {}
+
+    @property
+    def row_bytes(self) -> int:
+        """Memory of one slot."""
+        return self._rows.shape[1] * self._rows.itemsize
 
     def write(self, slot: int, row: Tensor) -> None:
         """Replace a slot's row. On CUDA the copy is queued behind the steps that read the old."""
         if slot == BASE_SLOT:
             raise ValueError("slot 0 is the base model's and stays zero")
-        self._rows[slot].copy_(row, non_blocking=True)
+        self._rows[slot, : len(row)].copy_(row, non_blocking=True)
 
-    def layer(self, path: str, rank: int) -> dict[str, Tensor]:
+    def layer(self, method: str, path: str, rank: int) -> dict[str, Tensor]:
         """One layer's vectors [slots + 1, *shape at rank]: views."""
-        views = self._views.get((path, rank))
+        views = self._views.get((method, path, rank))
         if views is None:
-            shapes = self.method.shapes(self._layout.targets[path], rank)
-            views = self._views[path, rank] = {
-                name: view[(slice(None), *(slice(size) for size in shapes[name]))]
-                for name, view in self._layout.views(self._rows, path).items()
-            }
+            views = self._layouts[method].views(self._rows, path, rank)
+            self._views[method, path, rank] = views
         return views
 
 
@@ -128,8 +137,3 @@ class BankRows:
             if self._keep:
                 self._kept[name] = gathered
         return gathered
-
-
-def row_layout(method: Method, base: BaseModel, max_rank: int) -> RowLayout:
-    """The rows of a bank over every target of `base`."""
-    return RowLayout(method, base.targets, max_rank, base.dtype)

@@ -4,26 +4,17 @@ Knows no store and no requests. Tokens are grouped by what shares matrix product
 basis seed); rows of other groups and of the base model read slot 0 there, which adds zero.
 """
 
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from server.adapters.banks import BASE_SLOT, Bank, BankRows
+from server.adapters.facts import AdapterFacts
 from server.adapters.method import BasisPair, Delta
+from server.adapters.methods import METHODS
 from server.bases.model import TargetLinear
-
-
-@dataclass(frozen=True)
-class SlotFacts:
-    """What a batch must know of the adapter in a slot."""
-
-    method: str
-    seed: int
-    rank: int
-    group: Hashable
-    targets: frozenset[str]
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,10 +38,10 @@ class _Group:
 
 def mixed_batch(
     slots: Sequence[int],
-    facts: Mapping[int, SlotFacts],
+    facts: Mapping[int, AdapterFacts],
     targets: Mapping[str, TargetLinear],
-    bank: Callable[[str], Bank],
-    basis: Callable[[int], BasisPair],
+    bank: Bank,
+    bases: Mapping[int, BasisPair],
     *,
     device: torch.device,
     keep: bool,
@@ -59,28 +50,32 @@ def mixed_batch(
 
     Args:
         facts: of every slot that occurs, but 0.
-        bank: by method name. basis: by seed.
+        bases: by seed.
         keep: hold what is gathered, for steps to come with the same slots.
     """
     deltas: dict[str, list[Delta]] = {}
     for group in _groups(slots, facts):
-        rows_of = _token_slots(slots, group.slots, device)
-        source = bank(group.method)
+        token_slots = _token_slots(slots, group.slots, device)
         layers = {
-            path: (linear, BankRows(source.layer(path, group.rank), rows_of, keep=keep))
+            path: (
+                linear,
+                BankRows(bank.layer(group.method, path, group.rank), token_slots, keep=keep),
+            )
             for path, linear in targets.items()
             if path in group.targets
         }
-        made = source.method.deltas(layers, group.rank, basis(group.seed))
+        made = METHODS[group.method].deltas(layers, group.rank, bases[group.seed])
         for path, delta in made.items():
             deltas.setdefault(path, []).append(delta)
     return MixedBatch(tuple(slots), deltas)
 
 
-def _groups(slots: Sequence[int], facts: Mapping[int, SlotFacts]) -> list[_Group]:
+def _groups(slots: Sequence[int], facts: Mapping[int, AdapterFacts]) -> list[_Group]:
     groups: dict[Hashable, _Group] = {}
     for slot in sorted(set(slots) - {BASE_SLOT}):
-        fact = facts[slot]
+        fact = facts.get(slot)
+        if fact is None:
+            raise ValueError(f"slot {slot} holds no adapter: acquire one first")
         group = groups.setdefault((fact.method, fact.group), _Group(fact.method, fact.seed))
         group.rank = max(group.rank, fact.rank)
         group.slots.add(slot)

@@ -1,0 +1,163 @@
+"""Read, check and pack adapters on threads of their own, so that no step waits for a disk.
+
+Knows no slots and no device memory. Thread-safe.
+"""
+
+import threading
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+
+import torch
+
+from adapters_store.errors import StoreError
+from adapters_store.manifest import AdapterRef
+from adapters_store.store import AdapterStore
+from server.adapters.banks import RowLayout
+from server.adapters.basis_pairs import HostPairs
+from server.adapters.checks import AdapterChecks
+from server.adapters.facts import AdapterFacts
+from server.adapters.host_cache import HostCache, LoadedAdapter
+from server.adapters.method import BasisPair
+from server.bases.model import BaseModel
+from server.errors import InvalidAdapter, Unavailable, VerandahError
+
+_MAX_FAILURES = 1024  # remembered until the adapter's next `prepare`
+
+
+class AdapterLoader:
+    """Adapters on their way from the store into host memory.
+
+    `on_loaded` is called from a loader thread whenever a load ended, well or not.
+    """
+
+    def __init__(
+        self,
+        base: BaseModel,
+        store: AdapterStore,
+        layouts: Mapping[str, RowLayout],
+        checks: AdapterChecks,
+        cache: HostCache,
+        pairs: HostPairs,
+        threads: int,
+    ) -> None:
+        self._base = base
+        self._store = store
+        self._layouts = layouts
+        self._checks = checks
+        self._cache = cache
+        self._pairs = pairs
+        self._lock = threading.Lock()
+        self._loading: dict[AdapterRef, object] = {}
+        self._failed: dict[AdapterRef, Exception] = {}
+        self._threads = ThreadPoolExecutor(threads, thread_name_prefix="adapter-loader")
+        self.on_loaded: Callable[[], None] | None = None
+
+    def prepare(self, ref: AdapterRef) -> None:
+        """Start to load it unless it is here or on its way; try again if it failed before."""
+        with self._lock:
+            self._failed.pop(ref, None)
+            if self._ready(ref) is None:
+                self._start(ref)
+
+    def fetch(self, ref: AdapterRef) -> tuple[LoadedAdapter, BasisPair] | None:
+        """The adapter with its matrices, or None while it loads, which this starts if need be.
+
+        Raises:
+            InvalidAdapter, StoreError, Unavailable: the last load failed.
+        """
+        with self._lock:
+            failure = self._failed.get(ref)
+            if failure is not None:
+                raise failure.with_traceback(None)
+            ready = self._ready(ref)
+            if ready is None:
+                self._start(ref)
+            return ready
+
+    def forget(self, ref: AdapterRef) -> None:
+        """Drop it; a load under way will leave nothing behind."""
+        with self._lock:
+            self._loading.pop(ref, None)
+            self._failed.pop(ref, None)
+            self._cache.drop(ref)
+
+    def loading(self) -> list[AdapterRef]:
+        """Adapters on their way, in the order they were asked for."""
+        with self._lock:
+            return list(self._loading)
+
+    def close(self) -> None:
+        """Stop the threads; loads under way end first."""
+        self._threads.shutdown(wait=True, cancel_futures=True)
+
+    def _ready(self, ref: AdapterRef) -> tuple[LoadedAdapter, BasisPair] | None:
+        loaded = self._cache.get(ref)
+        if loaded is None:
+            return None
+        pair = self._pairs.get(loaded.facts.seed, loaded.facts.basis)
+        return None if pair is None else (loaded, pair)
+
+    def _start(self, ref: AdapterRef) -> None:
+        if ref in self._loading:
+            return
+        ticket = object()
+        try:
+            self._threads.submit(self._load, ref, ticket)
+        except RuntimeError as error:
+            raise Unavailable(f"adapter {ref} cannot be loaded: the server is stopping") from error
+        self._loading[ref] = ticket
+
+    def _load(self, ref: AdapterRef, ticket: object) -> None:
+        loaded, failure = self._try(ref)
+        with self._lock:
+            if self._loading.get(ref) is ticket:
+                del self._loading[ref]
+                if loaded is not None:
+                    self._cache.put(loaded)
+                if failure is not None:
+                    self._remember(ref, failure)
+        if self.on_loaded is not None:
+            self.on_loaded()
+
+    def _try(self, ref: AdapterRef) -> tuple[LoadedAdapter | None, Exception | None]:
+        try:
+            loaded = self._cache.get(ref) or self._read(ref)
+            self._pairs.ensure(loaded.facts.seed, loaded.facts.basis)
+        except (VerandahError, StoreError) as error:
+            return None, error
+        # Whatever else a disk or a driver may raise must reach the request, not die in a thread.
+        except Exception as error:
+            failure = Unavailable(f"adapter {ref} could not be loaded: {error!r}")
+            failure.__cause__ = error
+            return None, failure
+        return loaded, None
+
+    def _read(self, ref: AdapterRef) -> LoadedAdapter:
+        manifest, tensors, sha256 = self._store.load(ref)
+        method = self._checks.check(manifest, tensors)
+        layers = {}
+        for path in manifest.targets:
+            names = method.shapes(self._base.targets[path], manifest.rank)
+            vectors = {name: tensors[f"{path}.{name}"] for name in names}
+            layers[path] = method.fold(vectors, manifest.scale)
+        pinned = self._base.device.type == "cuda"
+        row = self._layouts[method.name].pack(layers, pinned=pinned)
+        if not torch.isfinite(row).all():
+            raise InvalidAdapter(f"adapter {ref} holds values too large for {self._base.dtype}")
+        facts = AdapterFacts(
+            ref=ref,
+            method=method.name,
+            seed=manifest.seed,
+            rank=manifest.rank,
+            group=method.group(manifest.seed, manifest.rank),
+            basis=method.basis_size(manifest.rank),
+            targets=frozenset(manifest.targets),
+            bytes=row.nbytes,
+            sha256=sha256,
+        )
+        return LoadedAdapter(facts, row)
+
+    def _remember(self, ref: AdapterRef, failure: Exception) -> None:
+        self._failed[ref] = failure
+        while len(self._failed) > _MAX_FAILURES:
+            del self._failed[next(iter(self._failed))]
