@@ -82,6 +82,7 @@ class Trainer:
         self._per_epoch = per_epoch
         self.total_steps = per_epoch * plan.n_epochs
         self._evaluate_every = max(per_epoch, math.ceil(self.total_steps / plan.evaluations))
+        self._order: tuple[int, list[list[int]]] | None = None  # an epoch and its batches
         self.step = 0
         self.trained_tokens = 0
 
@@ -162,12 +163,14 @@ class Trainer:
 
     def _batch(self) -> list[int]:
         epoch, place = divmod(self.step, self._per_epoch)
-        plan = self._plan
-        return epoch_batches(self._lengths, plan.batch_size, seed=plan.seed, epoch=epoch)[place]
+        if self._order is None or self._order[0] != epoch:
+            size, seed = self._plan.batch_size, self._plan.seed
+            self._order = epoch, epoch_batches(self._lengths, size, seed=seed, epoch=epoch)
+        return self._order[1][place]
 
     def _update(self, batch: Sequence[int], rate: float) -> Score:
         """One optimizer step on the mean loss of the batch's counted tokens."""
-        torch.manual_seed(self._plan.seed * 1_000_003 + self.step)  # dropout's
+        torch.manual_seed((self._plan.seed * 1_000_003 + self.step) % 2**63)  # dropout's
         targets = sum(self._train[i].num_targets for i in batch)
         total = Sums()
         self._optimizer.zero_grad(set_to_none=True)

@@ -6,10 +6,11 @@ from typing import Any
 
 import pytest
 import torch
-from server.adapters.trainable import TrainableAdapter
 
+from server.adapters.trainable import TrainableAdapter
 from server.bases.model import BaseModel
 from server.errors import TrainingFailed
+from server.jobs.options import MAX_SEED
 from server.training.defaults import Plan
 from server.training.examples import Example
 from server.training.trainer import Trainer
@@ -29,8 +30,14 @@ def make_examples(count: int, seed: int = 0) -> list[Example]:
     return examples
 
 
-def make_trainer(kind: Kind = "llama", plan: Plan = PLAN) -> Trainer:
-    base = BaseModel.of(tiny_model(kind), kind)
+def make_trainer(
+    kind: Kind = "llama",
+    plan: Plan = PLAN,
+    *,
+    device: str = "cpu",
+    dtype: torch.dtype = torch.float32,
+) -> Trainer:
+    base = BaseModel.of(tiny_model(kind, dtype=dtype).to(device), kind)  # type: ignore[arg-type]
     options = {"d_initial": plan.d_initial, "dropout": plan.dropout}
     adapter = TrainableAdapter(base, plan.method, plan.rank, plan.basis_seed, plan.targets, options)
     return Trainer(base, adapter, make_examples(30), make_examples(6, seed=1), plan)
@@ -47,6 +54,23 @@ def test_it_learns_and_leaves_the_base_alone(kind: Kind) -> None:
     for name, parameter in trainer._base.model.named_parameters():
         assert parameter.grad is None
         assert torch.equal(parameter, before[name])
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_it_learns_on_a_gpu_and_resumes_there(dtype: torch.dtype) -> None:
+    whole = make_trainer(device="cuda", dtype=dtype)
+    first, *_, last = whole.run()
+    assert first.valid is not None
+    assert last.valid is not None
+    assert last.valid.loss < first.valid.loss - 0.1
+    half = make_trainer(device="cuda", dtype=dtype)
+    next(progress for progress in half.run() if progress.step == 16)
+    rest = make_trainer(device="cuda", dtype=dtype)
+    rest.restore(half.checkpoint())
+    *_, end = rest.run()
+    assert end.valid is not None
+    assert end.valid.loss == pytest.approx(last.valid.loss, rel=0.05)
 
 
 def test_before_training_the_score_is_the_bases() -> None:
@@ -100,6 +124,11 @@ def test_parts_of_a_batch_add_up_to_the_batch() -> None:
         assert (left.train is None) == (right.train is None)
         if left.train and right.train:
             assert left.train.loss == pytest.approx(right.train.loss, rel=1e-4)
+
+
+def test_the_largest_seed_will_do() -> None:
+    trainer = make_trainer(plan=replace(PLAN, seed=MAX_SEED, basis_seed=2**64 - 1, n_epochs=1))
+    assert [progress.step for progress in trainer.run()] == list(range(9))
 
 
 def test_no_example_is_refused() -> None:
