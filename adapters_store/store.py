@@ -177,12 +177,11 @@ class AdapterStore:
         if pointer is None:
             return self._commit_first(owner, name, staged)
         version = pointer.issued + 1
-        while (
-            folder / str(version)
-        ).exists():  # moved in by a publisher that died before its commit
-            self._discard(folder / str(version))
+        # What is there already was moved in by a publisher that died before its commit.
+        while (target := folder / str(version)).exists():
+            self._discard(target)
             version += 1
-        os.rename(staged, folder / str(version))
+        os.rename(staged, target)
         _sync(folder)
         self._write(folder / "latest", f"{version} {version}\n")
         return AdapterRef(owner, name, version)
