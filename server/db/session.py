@@ -1,7 +1,7 @@
 """The database: connections, transactions, migrations. Knows no tables but the owners'.
 
-SQLite in WAL mode by default, or PostgreSQL by URL (`postgresql://...`, which needs the psycopg
-package). Every commit is on the disk before it returns.
+SQLite in WAL mode by default, or PostgreSQL by URL (`postgresql://...`, with the extra
+`postgres`). Every commit is on the disk before it returns.
 """
 
 import sqlite3
@@ -111,7 +111,12 @@ def _engine(address: str) -> Engine:
     if url.drivername == "postgresql":
         url = url.set(drivername="postgresql+psycopg")
     if url.get_backend_name() != "sqlite":
-        return create_engine(url, pool_pre_ping=True)
+        try:
+            return create_engine(url, pool_pre_ping=True)
+        except ModuleNotFoundError as error:
+            raise Unavailable(
+                f"{url!r} needs the package {error.name}; PostgreSQL's is in verandah[postgres]"
+            ) from error
     if url.database in (None, "", ":memory:"):
         raise Unavailable(
             f"{address!r} is a database in memory, which the worker's process cannot share; "

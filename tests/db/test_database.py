@@ -1,5 +1,6 @@
 """Migrations make the tables, transactions hold, writers wait for each other."""
 
+import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -146,4 +147,11 @@ def test_an_unreachable_database_is_unavailable() -> None:
     database = Database("postgresql://nobody:secret@127.0.0.1:1/none")
     with pytest.raises(Unavailable, match="failed") as raised:
         database.migrate()
+    assert "secret" not in str(raised.value)
+
+
+def test_a_missing_driver_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "psycopg", None)
+    with pytest.raises(Unavailable, match="needs the package psycopg") as raised:
+        Database("postgresql://ann:secret@127.0.0.1/none")
     assert "secret" not in str(raised.value)
