@@ -33,9 +33,15 @@ class Plan:
     evaluations: int = 10  # times that the held-out lines are scored during a run, at most
 
 
-def plan_for(options: TrainOptions, *, seed: int) -> Plan:
-    """Close what `options` leave open. `seed` is the job's, which the queue took from them."""
+def plan_for(options: TrainOptions, *, seed: int, max_rank: int) -> Plan:
+    """Close what `options` leave open.
+
+    Args:
+        seed: the job's, which the queue took from the options, or drew.
+        max_rank: the largest that is served; a default above it would train for nothing.
+    """
     plan = Plan(seed=seed)
+    plan = replace(plan, rank=min(plan.rank, max_rank))
     asked: dict[str, Any] = {
         field.name: getattr(options, field.name)
         for field in fields(plan)

@@ -50,8 +50,10 @@ class Lesson:
         )
 
 
-def prepare(job: Job, files: Files, base: BaseModel, tokenizer: ChatTokenizer) -> Lesson:
-    """Read the job's files and build its trainer.
+def prepare(
+    job: Job, files: Files, base: BaseModel, tokenizer: ChatTokenizer, *, max_rank: int
+) -> Lesson:
+    """Read the job's files and build its trainer; `max_rank` is the largest that is served.
 
     Raises:
         InvalidDataset: lines that cannot be read or are too long, by number.
@@ -59,7 +61,7 @@ def prepare(job: Job, files: Files, base: BaseModel, tokenizer: ChatTokenizer) -
         NotFound: a file is gone.
         TrainingFailed: no line holds anything to learn.
     """
-    plan = plan_for(job.hyperparameters, seed=job.seed)
+    plan = plan_for(job.hyperparameters, seed=job.seed, max_rank=max_rank)
     train = _examples(job, job.training_file, "training_file", files, base, tokenizer)
     if job.validation_file is not None:
         valid = _examples(job, job.validation_file, "validation_file", files, base, tokenizer)

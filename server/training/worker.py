@@ -50,8 +50,8 @@ class WorkerParts:
     """What a worker works with.
 
     `load` makes the base model, called at the first job; `served_name` is the id under which users
-    ask for it. `folder` holds one folder of checkpoints per job. A job whose worker has not been
-    heard of for `lease_s` seconds is another's.
+    ask for it. `folder` holds one folder of checkpoints per job. `max_rank` is the largest that the
+    server serves. A job whose worker has not been heard of for `lease_s` seconds is another's.
     """
 
     queue: JobQueue
@@ -61,6 +61,7 @@ class WorkerParts:
     served_name: str
     folder: Path
     worker_id: str
+    max_rank: int = 1024
     lease_s: float = 30
     poll_s: float = 0.5
     checkpoint_every_s: float = 20
@@ -128,7 +129,7 @@ class _Worker:
         heart.check()
         if self._loaded is None:
             self._loaded = parts.load()
-        lesson = prepare(job, parts.files, *self._loaded)
+        lesson = prepare(job, parts.files, *self._loaded, max_rank=parts.max_rank)
         figures = self._train(job, lesson, heart)
         ref = publish_once(
             parts.store,
