@@ -108,6 +108,9 @@ class AdapterLoader:
         self._loading[ref] = ticket
 
     def _load(self, ref: AdapterRef, ticket: object) -> None:
+        with self._lock:
+            if self._loading.get(ref) is not ticket:
+                return  # forgotten while it stood in line
         loaded, failure = self._try(ref)
         with self._lock:
             if self._loading.get(ref) is ticket:
