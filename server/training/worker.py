@@ -91,15 +91,33 @@ class _Worker:
         self._loaded: tuple[BaseModel, ChatTokenizer] | None = None
 
     def attempt(self, job: Job) -> None:
-        """Work on one job until it ends one way or another. Raises nothing of the job's."""
+        """Work on one job until it ends one way or another.
+
+        Raises nothing of the job's; what the base model raises when it cannot be loaded, after
+        giving the job back.
+        """
         log.info("job %s, attempt %d", job.id, job.attempt)
         try:
             with Heartbeat(self._parts.queue, job, self._parts.lease_s) as heart:
+                self._load_or_give_back(job)
                 self._learn_or_say_why(job, heart)
         except LeaseLost as error:
             log.warning("%s", error)
         except Unavailable as error:  # the lease runs out, and the job is claimed again
             log.warning("job %s is left as it is: %s", job.id, error)
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()  # the server may be on the same device
+
+    def _load_or_give_back(self, job: Job) -> None:
+        if self._loaded is not None:
+            return
+        try:
+            self._loaded = self._parts.load()
+        except Exception as error:
+            told = f"The base model cannot be loaded: {error}"
+            self._parts.queue.append_event(job, "error", told)
+            self._parts.queue.release(job)
+            raise
 
     def _learn_or_say_why(self, job: Job, heart: Heartbeat) -> None:
         queue = self._parts.queue
@@ -126,9 +144,8 @@ class _Worker:
                 f"{parts.served_name!r} only, and does not go on from an existing adapter",
                 param="model",
             )
+        assert self._loaded is not None
         heart.check()
-        if self._loaded is None:
-            self._loaded = parts.load()
         lesson = prepare(job, parts.files, *self._loaded, max_rank=parts.max_rank)
         figures = self._train(job, lesson, heart)
         ref = publish_once(

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 import torch
@@ -17,6 +18,7 @@ from sqlalchemy import select
 from torch import Tensor
 
 from server.db.tables import JobRow
+from server.errors import UnsupportedModel
 from server.jobs.job import Job, JobStatus
 from server.jobs.options import TrainOptions
 from server.training.worker import run_worker
@@ -287,6 +289,18 @@ def test_what_cannot_be_trained_fails_with_a_reason(
     assert job.error is not None
     assert job.error.code == code
     assert says in job.error.message
+
+
+def test_a_base_that_cannot_be_loaded_ends_the_worker_and_not_the_job(place: Workplace) -> None:
+    def load() -> NoReturn:
+        raise UnsupportedModel("no base here")
+
+    job = submit(place)
+    with pytest.raises(UnsupportedModel):
+        run_worker(place.parts(load=load), threading.Event())
+    assert job_now(place, job).status == JobStatus.QUEUED
+    events = place.queue.events(OWNER, job.id).items
+    assert any("no base here" in event.message for event in events)
 
 
 def test_a_diverged_job_fails_with_advice(
