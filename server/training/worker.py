@@ -13,18 +13,11 @@ from pathlib import Path
 
 import torch
 
-from adapters_store.errors import StoreError
 from adapters_store.manifest import AdapterRef
 from adapters_store.store import AdapterStore
 from server.bases.model import BaseModel
 from server.bases.tokenizer import ChatTokenizer
-from server.errors import (
-    InvalidRequest,
-    LeaseLost,
-    TrainingFailed,
-    Unavailable,
-    VerandahError,
-)
+from server.errors import InvalidRequest, LeaseLost, Unavailable
 from server.jobs.files import Files
 from server.jobs.job import Figures
 from server.jobs.queue import Job, JobQueue
@@ -32,7 +25,7 @@ from server.training.checkpoint import CheckpointFolder
 from server.training.heartbeat import Heartbeat, JobCancelled
 from server.training.lesson import Lesson, prepare
 from server.training.publish import publish_once
-from server.training.trainer import Progress
+from server.training.report import checkpoint_metrics, comparison, figures_of, reason_of, sentence
 
 log = logging.getLogger(__name__)
 
@@ -131,7 +124,7 @@ class _Worker:
             queue.stop(job)
             self._checkpoints(job).clear()
         except Exception as error:
-            code, message, param = _reason(error)
+            code, message, param = reason_of(error)
             log.warning("job %s failed: %s", job.id, message, exc_info=code == "internal_error")
             queue.fail(job, code, message, param)
             self._checkpoints(job).clear()
@@ -168,14 +161,14 @@ class _Worker:
         told_before = job.step if trainer.step else -1
         saved = told = time.monotonic()
         for progress in trainer.run():
-            figures = {**figures, **_figures(progress)}
+            figures = {**figures, **figures_of(progress)}
             heart.tell(progress.step, progress.trained_tokens, progress.seconds_left)
             now = time.monotonic()
             last = progress.step == progress.total_steps
             due = progress.valid or last or now - told >= _EVENT_EVERY_S
             if due and progress.step > told_before:
                 parts.queue.append_event(
-                    job, "info", _sentence(progress), "metrics", _figures(progress)
+                    job, "info", sentence(progress), "metrics", figures_of(progress)
                 )
                 told = now
             if last or self._stop.is_set() or now - saved >= parts.checkpoint_every_s:
@@ -207,67 +200,12 @@ class _Worker:
         queue = self._parts.queue
         # An earlier attempt may have come this far before it was killed.
         if not queue.checkpoints(job.owner, job.id, limit=1).items:
-            queue.add_checkpoint(job, lesson.trainer.step, str(ref), _openai_metrics(figures))
+            queue.add_checkpoint(job, lesson.trainer.step, str(ref), checkpoint_metrics(figures))
+            if "base_valid_loss" in figures:
+                queue.append_event(job, "info", comparison(figures))
         queue.finish(job, str(ref), lesson.trainer.trained_tokens)
         self._checkpoints(job).clear()
         (self._parts.folder / f"{job.id}.lock").unlink(missing_ok=True)
 
     def _checkpoints(self, job: Job) -> CheckpointFolder:
         return CheckpointFolder(self._parts.folder / job.id)
-
-
-def _figures(progress: Progress) -> dict[str, float | int | str | None]:
-    """A step's figures under the OpenAI API's names, and ours."""
-    figures: dict[str, float | int | str | None] = {
-        "step": progress.step,
-        "total_steps": progress.total_steps,
-        "epoch": round(progress.epoch, 4),
-        "trained_tokens": progress.trained_tokens,
-        "learning_rate": progress.learning_rate,
-        "tokens_per_second": round(progress.tokens_per_s, 1),
-        "seconds_left": round(progress.seconds_left, 1),
-    }
-    if progress.train:
-        figures["train_loss"] = progress.train.loss
-        figures["train_mean_token_accuracy"] = progress.train.accuracy
-    if progress.valid:
-        figures["valid_loss"] = progress.valid.loss
-        figures["valid_mean_token_accuracy"] = progress.valid.accuracy
-        if progress.step == 0:
-            figures["base_valid_loss"] = progress.valid.loss
-    return figures
-
-
-def _openai_metrics(figures: Figures) -> Figures:
-    names = (
-        "step",
-        "train_loss",
-        "train_mean_token_accuracy",
-        "valid_loss",
-        "valid_mean_token_accuracy",
-    )
-    return {name: figures[name] for name in names if name in figures}
-
-
-def _sentence(progress: Progress) -> str:
-    parts = [f"Step {progress.step}/{progress.total_steps}"]
-    if progress.train:
-        parts.append(f"training loss={progress.train.loss:.4f}")
-    if progress.valid:
-        parts.append(f"validation loss={progress.valid.loss:.4f}")
-    return ": ".join([parts[0], ", ".join(parts[1:])]) if parts[1:] else parts[0]
-
-
-def _reason(error: Exception) -> tuple[str, str, str | None]:
-    """Code, message and field of a failed job."""
-    if isinstance(error, TrainingFailed):
-        return error.code, str(error), None
-    if isinstance(error, InvalidRequest):
-        return "invalid_request", str(error), error.param
-    if isinstance(error, torch.OutOfMemoryError):
-        advice = "train again with a smaller max_tokens_per_batch or rank"
-        return "out_of_memory", f"the accelerator's memory was not enough: {advice}", None
-    if isinstance(error, VerandahError | StoreError):
-        return "training_failed", str(error), None
-    kind = type(error).__name__
-    return "internal_error", f"the worker met a fault of its own ({kind}); see its log", None

@@ -159,6 +159,9 @@ def test_events_tell_of_every_scored_step_and_of_learning(place: Workplace) -> N
     assert (steps[0], steps[-1]) == (0, figures[0]["total_steps"])
     scored = [float(str(data["valid_loss"])) for data in figures if "valid_loss" in data]
     assert scored[-1] < scored[0]
+    assert events[-3].message == (
+        f"Validation loss: {scored[0]:.4f} of the base model, {scored[-1]:.4f} of the adapter"
+    )
     assert {"train_loss", "learning_rate", "tokens_per_second", "seconds_left"} <= set(figures[-1])
 
 
