@@ -6,11 +6,11 @@ given and tokens are appended by the scheduler.
 
 from collections.abc import Sequence as Seq
 from contextlib import AbstractContextManager, nullcontext
-from typing import Generic, Protocol, TypeVar
 
 import torch
 from torch import Tensor
 
+from server.adapters.residency import ResidentAdapters
 from server.bases.model import BaseModel
 from server.engine import attention
 from server.engine.kv_cache import KVCache
@@ -20,21 +20,11 @@ from server.engine.sampler import sample
 from server.engine.sequence import Chunk, Sequence, StepOutput, TokenLogprob
 from server.engine.support import Trial, check_config
 
-Batch = TypeVar("Batch")
-
 NOT_FINITE = "the model's logits are not finite: the adapter or the base overflows in this dtype"
 
 
-class Adapters(Protocol[Batch]):
-    """Adapters in device memory: `server.adapters.residency.ResidentAdapters`."""
-
-    def batch(self, slots: Seq[int], /) -> Batch: ...
-
-    def use(self, batch: Batch, /) -> AbstractContextManager[object]: ...
-
-
-class Runner(Generic[Batch]):
-    """Runs steps of `base` with `adapters`, keys and values in `kv`.
+class Runner:
+    """Runs steps of `base` with `adapters` (None: of the base alone), keys and values in `kv`.
 
     From here on the model's attention is the engine's: it no longer runs without a `Runner`.
     Construction runs a short prompt through the model as it was and through the engine.
@@ -43,7 +33,7 @@ class Runner(Generic[Batch]):
         UnsupportedModel: the engine cannot run this model exactly.
     """
 
-    def __init__(self, base: BaseModel, adapters: Adapters[Batch] | None, kv: KVCache) -> None:
+    def __init__(self, base: BaseModel, adapters: ResidentAdapters | None, kv: KVCache) -> None:
         self._model = base.model
         self._adapters = adapters
         self._kv = kv
@@ -89,7 +79,7 @@ class Runner(Generic[Batch]):
         logits: Tensor = output.logits[0]
         return logits
 
-    def _adapted(self, slots: Seq[int]) -> AbstractContextManager[object]:
+    def _adapted(self, slots: Seq[int]) -> AbstractContextManager[None]:
         if self._adapters is not None:
             return self._adapters.use(self._adapters.batch(slots))
         if any(slots):

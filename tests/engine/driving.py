@@ -9,6 +9,7 @@ from typing import Any, cast
 import torch
 from transformers import PreTrainedModel
 
+from server.adapters.residency import ResidentAdapters
 from server.bases.model import BaseModel
 from server.engine.blocks import BlockPool
 from server.engine.kv_cache import KVCache
@@ -20,7 +21,7 @@ from server.engine.sequence import Chunk, SamplingParams, Sequence, StepOutput
 class Engine:
     """A runner with its blocks."""
 
-    runner: Runner[Any]
+    runner: Runner
     pool: BlockPool
     outputs: dict[int, list[StepOutput]] = field(default_factory=dict)
 
@@ -65,7 +66,11 @@ class Engine:
 
 
 def make_engine(
-    model: PreTrainedModel, *, block_tokens: int = 16, memory_mb: int = 4, adapters: Any = None
+    model: PreTrainedModel,
+    *,
+    block_tokens: int = 16,
+    memory_mb: int = 4,
+    adapters: ResidentAdapters | None = None,
 ) -> Engine:
     base = BaseModel.of(model, "tiny")
     kv = KVCache(base, memory_mb=memory_mb, block_tokens=block_tokens)
