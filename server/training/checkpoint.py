@@ -10,6 +10,8 @@ import contextlib
 import json
 import os
 import re
+import shutil
+import time
 import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -78,6 +80,16 @@ class CheckpointFolder:
         if not self._folder.is_dir():
             return []
         return sorted(path for path in self._folder.iterdir() if _NAME.fullmatch(path.name))
+
+
+def sweep(folder: Path, *, older_than_s: float) -> None:
+    """Remove what no run under `folder` has touched for so long: those of jobs that were cancelled
+    while no worker had them. A run that does come back starts from the top."""
+    oldest = time.time() - older_than_s
+    for entry in folder.iterdir() if folder.is_dir() else ():
+        with contextlib.suppress(FileNotFoundError):
+            if entry.stat().st_mtime < oldest:
+                shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
 
 
 def _read(path: Path) -> Checkpoint:

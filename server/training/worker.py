@@ -21,7 +21,7 @@ from server.errors import InvalidRequest, LeaseLost, Unavailable
 from server.jobs.files import Files
 from server.jobs.job import Figures
 from server.jobs.queue import Job, JobQueue
-from server.training.checkpoint import CheckpointFolder
+from server.training.checkpoint import CheckpointFolder, sweep
 from server.training.heartbeat import Heartbeat, JobCancelled
 from server.training.lesson import Lesson, prepare
 from server.training.publish import publish_once
@@ -30,6 +30,7 @@ from server.training.report import checkpoint_metrics, comparison, figures_of, r
 log = logging.getLogger(__name__)
 
 _EVENT_EVERY_S = 0.25
+_LEFTOVER_AGE_S = 7 * 24 * 3600
 
 Load = Callable[[], tuple[BaseModel, ChatTokenizer]]
 
@@ -62,6 +63,7 @@ class WorkerParts:
 
 def run_worker(parts: WorkerParts, stop: threading.Event) -> None:
     """Work through the queue until `stop` is set; then give back what is in hand, and return."""
+    sweep(parts.folder, older_than_s=_LEFTOVER_AGE_S)
     worker = _Worker(parts, stop)
     while not stop.is_set():
         try:

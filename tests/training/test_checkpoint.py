@@ -1,11 +1,13 @@
 """Checkpoints: whole or absent, the newest two, bit for bit."""
 
+import os
+import time
 from pathlib import Path
 
 import pytest
 import torch
 
-from server.training.checkpoint import Checkpoint, CheckpointFolder
+from server.training.checkpoint import Checkpoint, CheckpointFolder, sweep
 
 
 def make(step: int) -> Checkpoint:
@@ -58,3 +60,13 @@ def test_clear_leaves_nothing(tmp_path: Path) -> None:
     (tmp_path / "job" / ".half-written").write_bytes(b"x")
     folder.clear()
     assert not (tmp_path / "job").exists()
+
+
+def test_sweep_removes_what_nobody_touched_for_long(tmp_path: Path) -> None:
+    sweep(tmp_path / "not made yet", older_than_s=100)
+    for name, age_s in (("old", 200), ("new", 50)):
+        CheckpointFolder(tmp_path / name).save(make(1))
+        touched = time.time() - age_s
+        os.utime(tmp_path / name, (touched, touched))
+    sweep(tmp_path, older_than_s=100)
+    assert [path.name for path in tmp_path.iterdir()] == ["new"]
