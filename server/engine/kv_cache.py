@@ -14,7 +14,8 @@ class KVCache:
 
     What one head reads for one sequence lies in runs of whole blocks, so that a gather copies long
     pieces and attention's products walk memory in order: on a CPU that halves their time against
-    heads side by side. All memory is taken here, at the start, and never grows.
+    heads side by side. All memory is taken here, at the start, and never grows (on a CPU the system
+    still hands its pages over as they are first written).
 
     Raises:
         ValueError: `memory_mb` holds less than two blocks, or more than the device has.

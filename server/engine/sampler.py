@@ -46,7 +46,8 @@ def uniform(sequence: Sequence) -> float:
     It depends on the seed and on the token's place in the answer alone, so that a seed gives the
     same answer whatever else is in the batch and however often the sequence is computed again.
     """
-    bits = np.random.Philox(key=sequence.seed, counter=len(sequence.output)).random_raw()
+    key = sequence.seed % (1 << 64)  # a seed may be any whole number, and negative too
+    bits = np.random.Philox(key=key, counter=len(sequence.output)).random_raw()
     return float((bits >> 12) * 2.0**-52)  # 52 bits: u * total is always below total
 
 
@@ -148,9 +149,8 @@ def _counts(logits: Tensor, tokens: Seq[Seq[int]]) -> Tensor:
     flat = starts + np.fromiter(chain.from_iterable(tokens), np.int64, len(starts))
     places = torch.from_numpy(flat).to(logits.device)
     counts = torch.zeros(rows * vocab, dtype=logits.dtype, device=logits.device)
-    return counts.scatter_add_(0, places, torch.ones_like(places, dtype=logits.dtype)).view(
-        rows, vocab
-    )
+    counts.scatter_add_(0, places, torch.ones_like(places, dtype=logits.dtype))
+    return counts.view(rows, vocab)
 
 
 def _with_bias(logits: Tensor, sequences: Seq[Sequence]) -> Tensor:

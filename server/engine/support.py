@@ -115,7 +115,7 @@ class Trial:
 
     @torch.inference_mode()
     def _run(self, forward: Forward) -> tuple[list[Tensor], frozenset[int | None]]:
-        """Both prompts side by side, in a long chunk, a single token and another long chunk."""
+        """Run both prompts side by side, in chunks and single tokens that meet in every mix."""
         pool = BlockPool(self._kv.num_blocks, self._kv.block_tokens)
         sequences = [
             Sequence(number, tuple(prompt.tolist()), SamplingParams(), seed=0)
@@ -132,7 +132,8 @@ class Trial:
             for chunk in chunks:
                 assert pool.grow(chunk.sequence, chunk.sequence.num_computed + chunk.length)
             layout = Layout(chunks, self._kv)
-            logits = forward(layout, range(len(layout.slots)))
+            # Backwards, to see that the model gives the rows that were asked for.
+            logits = forward(layout, range(len(layout.slots))[::-1]).flip(0)
             for chunk, start in zip(layout.chunks, layout.starts, strict=True):
                 got[chunk.sequence.seq_id].append(logits[start : start + chunk.length])
                 chunk.sequence.num_computed += chunk.length

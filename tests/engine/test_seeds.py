@@ -28,3 +28,9 @@ def test_seeds_differ() -> None:
         for seed in range(1, 6)
     }
     assert len(answers) == 5
+
+
+def test_any_whole_number_is_a_seed() -> None:
+    engine = make_engine(tiny_model("llama"))
+    for seed in (-1, 2**63, 2**80):
+        assert len(engine.finish(make_sequence(0, [5], temperature=1.0, seed=seed))) == 12

@@ -43,6 +43,18 @@ def test_a_window_that_the_model_keeps_to_itself_is_noticed(
         make_engine(model)
 
 
+def test_a_model_that_gives_other_rows_than_asked_is_noticed() -> None:
+    model = tiny_model("llama")
+    plain = model.forward
+
+    def all_rows(*args: Any, logits_to_keep: object = None, **others: Any) -> object:
+        return plain(*args, **others)
+
+    model.forward = all_rows
+    with pytest.raises(UnsupportedModel, match="other logits"):
+        make_engine(model)
+
+
 def test_a_model_that_breaks_inside_is_refused_in_one_sentence(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
