@@ -1,13 +1,14 @@
 """A small typed client over httpx for what the OpenAI SDK lacks, and for our own command line."""
 
 from clients.python.client import Client
-from clients.python.errors import ApiError, ConnectionFailed, JobFailed
+from clients.python.errors import ApiError, ClientError, ConnectionFailed, JobFailed
 from clients.python.shapes import Adapter, Event, Job, UploadedFile
 
 __all__ = [
     "Adapter",
     "ApiError",
     "Client",
+    "ClientError",
     "ConnectionFailed",
     "Event",
     "Job",

@@ -149,7 +149,10 @@ class Client:
             query["after"] = found[-1].id
 
     def follow(self, job_id: str) -> Iterator[Event]:
-        """Yield a job's events, oldest first, as they happen, until it has ended."""
+        """Yield a job's events, oldest first, as they happen, until it has ended.
+
+        A server that stops ends them early; `wait` tells.
+        """
         with self._stream(f"/v1/fine_tuning/jobs/{job_id}/events?stream=true", None) as response:
             for raw in _events(response):
                 yield read_event(raw)

@@ -47,7 +47,7 @@ class Event:
 
 @dataclass(frozen=True)
 class Adapter:
-    """An adapter. `residency` says where it is now: slot, host, loading or stored."""
+    """An adapter. `residency` says where it is: resident, host, loading or stored."""
 
     id: str
     version: int

@@ -107,7 +107,7 @@ def delete(adapter_id: str, parts: GivenParts, owner: CurrentOwner) -> Entry:
 
 @router.post("/{adapter_id}/pin")
 def pin(adapter_id: str, parts: GivenParts, owner: CurrentOwner) -> Entry:
-    """Load a version now and keep it resident until it is unpinned or deleted."""
+    """Load a version now; from its first use on it keeps its place until unpinned or deleted."""
     ref = _find(parts, owner, adapter_id)
     parts.residency.pin(ref)
     return _entry(parts, adapter_id, ref, _residents(parts))

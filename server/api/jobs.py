@@ -143,6 +143,15 @@ def _check_model(parts: Parts, model: str) -> None:
         )
 
 
+def _check_rank(parts: Parts, options: TrainOptions) -> None:
+    if options.rank is not None and options.rank > parts.max_rank:
+        raise InvalidRequest(
+            f"rank={options.rank} is above {parts.max_rank}, the largest that this server serves "
+            "(its max_rank)",
+            param="rank",
+        )
+
+
 def _check_lines(parts: Parts, owner: str, file_id: str, param: str, min_examples: int) -> None:
     try:
         path = parts.files.path(owner, file_id)
@@ -157,6 +166,7 @@ def create_job(body: JobRequest, parts: GivenParts, owner: CurrentOwner) -> Docu
     """Check every line of the files, then queue. A bad file queues nothing and names its lines."""
     _check_model(parts, body.model)
     options = body.train_options()
+    _check_rank(parts, options)
     _check_lines(parts, owner, body.training_file, "training_file", MIN_EXAMPLES)
     if body.validation_file is not None:
         _check_lines(parts, owner, body.validation_file, "validation_file", 1)
@@ -240,6 +250,8 @@ async def _follow(parts: Parts, job: Job) -> AsyncIterator[bytes]:
             yield event(_event(told))
         if ended:
             break
+        if not parts.engine.alive:
+            return  # the server stops; without [DONE], the client knows that there may be more
         if polls % _KEEP_ALIVE_POLLS == 0:
             yield b": still running\n\n"
         await asyncio.sleep(_FOLLOW_POLL_S)

@@ -165,6 +165,7 @@ class Parts:
     metrics: Metrics
     worker: Worker | None
     describe: Callable[[Exception], Failure]
+    max_rank: int
     request_timeout_s: float
     max_body_bytes: int
     max_file_bytes: int

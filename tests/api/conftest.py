@@ -79,6 +79,7 @@ def parts(tmp_path: Path, store: AdapterStore, empty_database: Path) -> Iterator
         metrics=Metrics("base"),
         worker=None,
         describe=describe,
+        max_rank=64,
         request_timeout_s=5.0,
         max_body_bytes=MAX_BODY,
         max_file_bytes=MAX_FILE,

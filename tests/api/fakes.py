@@ -151,7 +151,7 @@ class FakeResident:
     bytes: int = 4096
     in_use: int = 0
     pinned: bool = False
-    state: str = "slot"
+    state: str = "resident"
 
 
 class FakeResidency:

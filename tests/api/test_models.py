@@ -100,7 +100,7 @@ def test_adapters_tell_where_they_are(server: Running, publish: Publish) -> None
     butler, pirate = listing["data"]
     assert (butler["id"], butler["residency"], butler["versions"]) == ("butler", "stored", [1])
     assert (pirate["version"], pirate["versions"]) == (2, [1, 2])
-    assert (pirate["residency"], pirate["slot"], pirate["in_use"]) == ("slot", 3, 2)
+    assert (pirate["residency"], pirate["slot"], pirate["in_use"]) == ("resident", 3, 2)
     assert (pirate["method"], pirate["rank"]) == ("vera", 4)
     assert pirate["bytes"] > 0 and len(pirate["sha256"]) == 64
     assert listing["total"] == 2 and not listing["has_more"]

@@ -54,7 +54,7 @@ def test_metrics_have_vllms_names(server: Running, publish: Publish) -> None:
     assert families["verandah:num_requests_running"].samples[0].value == 2
     assert families["verandah:kv_cache_usage_perc"].samples[0].value == 0.25
     resident = families["verandah:adapters_in_memory"].samples[0]
-    assert (resident.labels["state"], resident.value) == ("slot", 1)
+    assert (resident.labels["state"], resident.value) == ("resident", 1)
 
 
 def test_no_label_names_an_adapter(server: Running, publish: Publish) -> None:

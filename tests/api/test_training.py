@@ -143,6 +143,7 @@ class TestCreating:
             ({"suffix": "a" * 65}, 400, "suffix"),
             ({"seed": -1}, 400, "seed"),
             ({"hyperparameters": {"rank": 5000}}, 400, "rank"),
+            ({"hyperparameters": {"rank": 65}}, 400, "rank"),
             ({"hyperparameters": {"rnak": 5}}, 400, "rnak"),
             ({"method": {"type": "dpo"}}, 400, "method.type"),
             ({"integrations": [{"type": "wandb"}]}, 400, "integrations"),

@@ -1,0 +1,68 @@
+"""`verandah`, or `python -m server`: which command, with which options. Commands do the work."""
+
+import argparse
+import importlib
+import logging
+import sys
+from collections.abc import Sequence
+
+from adapters_store.errors import StoreError
+from clients.python.errors import ClientError
+from server.cli.options import BadOption
+from server.errors import VerandahError
+
+_COMMANDS = {
+    "serve": "serve the base model and its adapters, and train new ones",
+    "worker": "train waiting jobs, without serving",
+    "demo": "train two adapters and compare their answers, all in one go",
+    "train": "train an adapter from a file, on a running server",
+    "chat": "talk to a model of a running server",
+    "adapters": "list, show, pin and delete the adapters of a running server",
+}
+
+_EXAMPLES = """examples:
+  verandah demo                          see it work, from nothing to three answers
+  verandah serve --port 8000             then, in another terminal:
+  verandah train examples/pirate.jsonl
+  verandah chat --model pirate
+
+`verandah COMMAND --help` shows each command's options and more examples.
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command. Returns the process's status: 0 done, 1 failed, 2 misused."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    parser = argparse.ArgumentParser(
+        "verandah",
+        description="One base model, thousands of personal adapters.",
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    wanted = arguments[0] if arguments else None
+    for name, summary in _COMMANDS.items():
+        command = commands.add_parser(
+            name,
+            help=summary,
+            description=summary[0].upper() + summary[1:] + ".",
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        if name == wanted:  # the others are not imported: only some need seconds for it
+            module = importlib.import_module(f"server.cli.{name}")
+            command.epilog = module.EXAMPLES
+            module.add_options(command)
+            command.set_defaults(run=module.run)
+    options = parser.parse_args(arguments)
+    logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    try:
+        return int(options.run(options))
+    except (VerandahError, StoreError, ClientError, BadOption, OSError) as error:
+        print(f"verandah: {error}", file=sys.stderr)
+        return 2 if isinstance(error, BadOption) else 1
+    except KeyboardInterrupt:
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())

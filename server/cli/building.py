@@ -1,0 +1,193 @@
+"""Wires the parts of a server together, from the settings alone. The only place that knows all."""
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import transformers
+
+from adapters_store.errors import StoreError
+from adapters_store.manifest import AdapterRef
+from adapters_store.store import AdapterStore
+from server.adapters.residency import ResidentAdapters
+from server.api.seams import BaseCard, Parts, Worker
+from server.app import describe
+from server.bases.model import BaseModel, load_base
+from server.bases.tokenizer import ChatTokenizer, load_tokenizer
+from server.cli.options import BadOption
+from server.config import Settings
+from server.db.session import Database
+from server.engine.blocks import BlockPool
+from server.engine.kv_cache import KVCache
+from server.engine.runner import Runner
+from server.jobs.files import Files
+from server.jobs.queue import JobQueue
+from server.metrics import Metrics
+from server.scheduler.loop import Limits, ServingLoop
+from server.tenancy.keys import DEFAULT_OWNER, Keys
+
+_MIB = 2**20
+_DTYPES = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+}
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Records:
+    """What is on disk: shared by server and worker."""
+
+    database: Database
+    store: AdapterStore
+    files: Files
+    jobs: JobQueue
+
+
+@dataclass(frozen=True)
+class Engine:
+    """The base model and what runs it."""
+
+    base: BaseModel
+    tokenizer: ChatTokenizer
+    adapters: ResidentAdapters
+    loop: ServingLoop
+
+
+@contextmanager
+def open_records(settings: Settings) -> Iterator[Records]:
+    """Open the home, making and migrating what is missing; closes the database in the end."""
+    home = settings.home_path
+    home.mkdir(parents=True, exist_ok=True)
+    database = Database(settings.database)
+    try:
+        database.migrate()
+        max_bytes = int(settings.max_file_mb * _MIB)
+        files = Files(database, home / "files", max_bytes=max_bytes)
+        yield Records(database, AdapterStore(home / "adapters"), files, JobQueue(database))
+    finally:
+        database.close()
+
+
+def load_model(settings: Settings, threads: int) -> tuple[BaseModel, ChatTokenizer]:
+    """The base model on its device, and its tokenizer. Raises UnsupportedModel."""
+    if threads:
+        torch.set_num_threads(threads)
+    if not sys.stderr.isatty():
+        transformers.utils.logging.disable_progress_bar()
+    base = load_base(settings.model, device=_device(settings), dtype=_dtype(settings))
+    return base, load_tokenizer(settings.model)
+
+
+@contextmanager
+def running_engine(
+    settings: Settings, records: Records, metrics: Metrics, say: Say
+) -> Iterator[Engine]:
+    """The base model loaded, and a loop over it that runs; stopped in the end."""
+    say(f"loading the base model {settings.model}")
+    started = time.monotonic()
+    base, tokenizer = load_model(settings, settings.threads)
+    say(f"loaded {base.name} on {base.device} in {time.monotonic() - started:.1f} s")
+    adapters = ResidentAdapters(
+        base,
+        records.store,
+        max_rank=settings.max_rank,
+        slots=settings.adapter_slots,
+        memory_mb=settings.adapter_memory_mb,
+        host_cache_mb=settings.host_cache_mb,
+    )
+    loop = _loop(settings, base, tokenizer, adapters, metrics)
+    adapters.on_loaded = loop.wake
+    for name in settings.pinned:
+        adapters.pin(_pinned(records.store, name))
+    loop.start()
+    try:
+        yield Engine(base, tokenizer, adapters, loop)
+    finally:
+        loop.stop(0)
+        adapters.close()
+
+
+def wire(
+    settings: Settings,
+    records: Records,
+    engine: Engine,
+    metrics: Metrics,
+    worker: Worker | None,
+) -> Parts:
+    """What the HTTP application is made of."""
+    key = settings.api_key
+    return Parts(
+        base=BaseCard(
+            id=settings.served_name,
+            name=engine.base.name,
+            fingerprint=engine.base.fingerprint,
+            vocab_size=engine.base.vocab_size,
+            created_at=int(time.time()),
+        ),
+        engine=engine.loop,
+        tokenizer=engine.tokenizer,
+        adapters=records.store,
+        residency=engine.adapters,
+        files=records.files,
+        jobs=records.jobs,
+        keys=Keys(None if key is None else key.get_secret_value()),
+        metrics=metrics,
+        worker=worker,
+        describe=describe,
+        max_rank=settings.max_rank,
+        request_timeout_s=settings.request_timeout_s,
+        max_body_bytes=int(settings.max_body_mb * _MIB),
+        max_file_bytes=int(settings.max_file_mb * _MIB),
+    )
+
+
+def _loop(
+    settings: Settings,
+    base: BaseModel,
+    tokenizer: ChatTokenizer,
+    adapters: ResidentAdapters,
+    metrics: Metrics,
+) -> ServingLoop:
+    try:
+        kv = KVCache(base, memory_mb=settings.kv_memory_mb, block_tokens=settings.kv_block_tokens)
+    except ValueError as error:
+        raise BadOption(str(error)) from error
+    return ServingLoop(
+        Runner(base, adapters, kv),
+        adapters,
+        BlockPool(kv.num_blocks, kv.block_tokens),
+        tokenizer.stream,
+        eos=base.eos_token_ids,
+        limits=Limits(
+            max_rows=settings.max_batch_rows,
+            max_step_tokens=settings.max_step_tokens,
+            max_waiting=settings.max_waiting,
+            max_context=min(settings.max_context or base.max_context, base.max_context),
+        ),
+        metrics=metrics,
+    )
+
+
+def _pinned(store: AdapterStore, name: str) -> AdapterRef:
+    plain, _, version = name.partition("@")
+    try:
+        return store.resolve(DEFAULT_OWNER, plain, int(version) if version else None)
+    except (StoreError, ValueError) as error:
+        raise BadOption(f"--pinned {name}: {error}") from error
+
+
+def _device(settings: Settings) -> str:
+    if settings.device != "auto":
+        return settings.device
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def _dtype(settings: Settings) -> torch.dtype | Literal["auto"]:
+    return "auto" if settings.dtype == "auto" else _DTYPES[settings.dtype]

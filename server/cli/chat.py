@@ -1,0 +1,101 @@
+"""`verandah chat`: a conversation in the terminal, streamed."""
+
+import argparse
+import sys
+
+from clients.python import ApiError, Client
+from server.cli.remote import add_server, connect
+
+EXAMPLES = """examples:
+  verandah chat                                    talks to the base model
+  verandah chat --model pirate                     talks to an adapter's latest version
+  verandah chat --model pirate@2 "Who are you?"    asks once
+  echo "Who are you?" | verandah chat --model pirate
+
+In a conversation, /model NAME changes the model, /new forgets what was said, Ctrl-D ends.
+"""
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("message", nargs="?", help="ask this once and end")
+    parser.add_argument("--model", help="the base model or an adapter; default: the base model")
+    parser.add_argument("--system", help="a system message to begin with")
+    parser.add_argument("--temperature", type=float, help="0: always the likeliest token")
+    parser.add_argument("--max-tokens", type=int, help="length of an answer at most")
+    parser.add_argument("--seed", type=int, help="makes answers repeatable")
+    add_server(parser)
+
+
+def run(options: argparse.Namespace) -> int:
+    with connect(options) as client:
+        talk = Conversation(client, options)
+        if options.message is not None:
+            talk.ask(options.message)
+        elif sys.stdin.isatty():
+            talk.loop()
+        else:
+            talk.ask(sys.stdin.read().strip())
+    return 0
+
+
+class Conversation:
+    """What was said so far, and to whom."""
+
+    def __init__(self, client: Client, options: argparse.Namespace) -> None:
+        self._client = client
+        self._model = options.model or client.models()[0]
+        self._system = options.system
+        named = ("temperature", "max_tokens", "seed")
+        values = {name: getattr(options, name) for name in named}
+        self._sampling = {name: value for name, value in values.items() if value is not None}
+        self._start()
+
+    def loop(self) -> None:
+        """Read lines and answer them until the input ends."""
+        print(f"Talking to {self._model}. /model NAME, /new, Ctrl-D to end.")
+        while (line := _read_line()) is not None:
+            command, _, rest = line.partition(" ")
+            if command == "/model":
+                self._model = rest.strip() or self._model
+                print(f"Talking to {self._model}.")
+            elif command == "/new":
+                self._start()
+            elif line:
+                self._ask_on(line)
+
+    def ask(self, text: str) -> None:
+        """Print the answer as it comes. What was said is remembered once it is complete."""
+        self._said.append({"role": "user", "content": text})
+        pieces = []
+        try:
+            for piece in self._client.chat(self._model, self._said, **self._sampling):
+                pieces.append(piece)
+                print(piece, end="", flush=True)
+        except BaseException:
+            self._said.pop()
+            raise
+        finally:
+            print()
+        self._said.append({"role": "assistant", "content": "".join(pieces)})
+
+    def _ask_on(self, text: str) -> None:
+        """`ask`, but a refusal or Ctrl-C ends only this answer."""
+        try:
+            self.ask(text)
+        except ApiError as error:
+            print(f"({error})")
+        except KeyboardInterrupt:
+            print("(stopped)")
+
+    def _start(self) -> None:
+        self._said: list[dict[str, str]] = []
+        if self._system:
+            self._said.append({"role": "system", "content": self._system})
+
+
+def _read_line() -> str | None:
+    try:
+        return input("> ").strip()
+    except (EOFError, KeyboardInterrupt):
+        print()
+        return None

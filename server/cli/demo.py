@@ -1,0 +1,204 @@
+"""`verandah demo`: a server, two users' files, two adapters trained, three answers side by side."""
+
+import argparse
+import contextlib
+import signal
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import TypeVar
+
+from rich.columns import Columns
+from rich.console import Console
+from rich.panel import Panel
+from rich.text import Text
+
+from clients.python import Client, ClientError
+from server.cli.itself import command, environment
+from server.cli.options import add_settings, read_settings
+from server.cli.progress import TrainingBars
+from server.config import Settings
+
+EXAMPLES = """examples:
+  verandah demo                          in a temporary home, which is removed in the end
+  verandah demo --home ./demo            keeps it: verandah serve --home ./demo serves it again
+  verandah demo --device cuda --model Qwen/Qwen3-0.6B
+"""
+
+FILES = (
+    Path(__file__).parents[2] / "examples" / "pirate.jsonl",
+    Path(__file__).parents[2] / "examples" / "butler.jsonl",
+)
+QUESTIONS = (  # none is in the files
+    "What should I do on a rainy day?",
+    "How do I make soup?",
+    "Where can I see the stars?",
+)
+T = TypeVar("T")
+
+_SAMPLING = {"temperature": 0, "max_tokens": 60}
+_STOP_TIMEOUT_S = 30.0
+_LOG = "demo.log"
+
+
+class DemoFailed(ClientError):
+    """The demo's server did not come up."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What one model said."""
+
+    model: str
+    text: str
+    seconds: float
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    add_settings(parser)
+
+
+def run(options: argparse.Namespace) -> int:
+    started = time.monotonic()
+    signal.signal(signal.SIGTERM, _end)
+    console = Console()
+    for path in FILES:
+        if not path.is_file():
+            raise DemoFailed(f"the example file {path} is missing; run from a full checkout")
+    with _home(options) as home:
+        options.home, options.port, options.host = home, 0, "127.0.0.1"
+        settings = read_settings(options)
+        with _server(settings, console) as url, Client(url, _key(settings)) as client:
+            base = client.models()[0]
+            models = [base, *_train(client, console)]
+            for question in QUESTIONS:
+                _show(console, question, _ask(client, models, question))
+            _explain(console, client, models[1:], time.monotonic() - started)
+    return 0
+
+
+@contextlib.contextmanager
+def _home(options: argparse.Namespace) -> Iterator[str]:
+    """The home that was asked for, or one that goes again."""
+    if options.home is not None:
+        yield options.home
+        return
+    with tempfile.TemporaryDirectory(prefix="verandah-demo-") as folder:
+        yield folder
+
+
+@contextlib.contextmanager
+def _server(settings: Settings, console: Console) -> Iterator[str]:
+    """`verandah serve` on a free port; yields its address."""
+    settings.home_path.mkdir(parents=True, exist_ok=True)
+    path = settings.home_path / _LOG
+    with path.open("w") as log:
+        process = subprocess.Popen(
+            command("serve"),
+            env=environment(settings),
+            stdout=subprocess.PIPE,
+            stderr=log,
+            text=True,
+            start_new_session=True,
+        )
+    try:
+        with console.status(f"starting a server of {settings.model}"):
+            url = _address(process, path)
+        console.print(Text(f"A server of {settings.model} runs at {url}."))
+        yield url
+    finally:
+        process.terminate()
+        try:
+            process.communicate(timeout=_STOP_TIMEOUT_S)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.communicate()
+
+
+def _address(process: subprocess.Popen[str], log: Path) -> str:
+    """Wait for the server's one line of output, which says where it listens."""
+    assert process.stdout is not None
+    line = process.stdout.readline()
+    if not line.startswith("serving at "):
+        process.wait()
+        said = log.read_text().strip().splitlines()
+        raise DemoFailed(f"the server did not start: {said[-1] if said else 'it said nothing'}")
+    return line.removeprefix("serving at ").strip()
+
+
+def _train(client: Client, console: Console) -> list[str]:
+    """Train an adapter from each file; returns their ids."""
+    jobs = {}
+    for path in FILES:
+        uploaded = client.upload(path)
+        jobs[path.stem] = client.train(uploaded.id, suffix=path.stem).id
+    console.print(Text(f"Training {len(jobs)} adapters, one for each user's file:"))
+    with TrainingBars(console) as bars:
+        for name in jobs:
+            bars.add(name)
+
+        def watch(name: str) -> str:
+            for event in client.follow(jobs[name]):
+                bars.show(name, event)
+            job = client.wait(jobs[name])
+            bars.finish(name, f"trained on {job.trained_tokens} tokens")
+            return str(job.fine_tuned_model)
+
+        return _together(watch, list(jobs))
+
+
+def _ask(client: Client, models: Sequence[str], question: str) -> list[Answer]:
+    """Ask all models at once: the server answers them in one batch."""
+
+    def ask(model: str) -> Answer:
+        began = time.monotonic()
+        text = client.answer(model, [{"role": "user", "content": question}], **_SAMPLING)
+        return Answer(model, text.strip(), time.monotonic() - began)
+
+    return _together(ask, models)
+
+
+def _together(work: Callable[[str], T], items: Sequence[str]) -> list[T]:
+    """Do the work for all items at once; results in their order."""
+    threads = ThreadPoolExecutor(len(items))
+    try:
+        return list(threads.map(work, items))
+    finally:
+        # Without waiting: after Ctrl-C they end only once the server has been stopped.
+        threads.shutdown(wait=False, cancel_futures=True)
+
+
+def _show(console: Console, question: str, answers: Sequence[Answer]) -> None:
+    console.print()
+    console.print(Text(question, style="bold"))
+    if not console.is_terminal:
+        for answer in answers:
+            console.print(Text(f"  {answer.model}: {answer.text}"), soft_wrap=True)
+        return
+    width = max(console.width // len(answers) - 1, 20)
+    panels = [Panel(Text(answer.text), title=Text(answer.model), width=width) for answer in answers]
+    console.print(Columns(panels))
+
+
+def _explain(console: Console, client: Client, adapters: Sequence[str], seconds: float) -> None:
+    console.print()
+    for name in adapters:
+        adapter = client.adapter(name)
+        size = (adapter.bytes or 0) / 1024
+        console.print(
+            Text(f"{name}: {adapter.method}, rank {adapter.rank}, {size:.0f} KiB on disk.")
+        )
+    console.print(Text(f"All in {seconds:.0f} s. Each question went to all models in one batch."))
+
+
+def _key(settings: Settings) -> str | None:
+    return None if settings.api_key is None else settings.api_key.get_secret_value()
+
+
+def _end(_signal: int, _frame: FrameType | None) -> None:
+    raise SystemExit(143)

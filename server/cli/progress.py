@@ -1,0 +1,80 @@
+"""Bars that move with the events of training jobs; lines of text where nothing can move."""
+
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.text import Text
+
+from clients.python import Event
+
+_PLAIN_STEPS = 10  # lines per job on a screen that cannot be redrawn
+
+
+class TrainingBars:
+    """One bar per job; a context manager."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._tasks: dict[str, TaskID] = {}
+        self._told: dict[str, int] = {}
+        self._progress = Progress(
+            TextColumn("{task.description}", markup=False),
+            BarColumn(),
+            TextColumn("{task.fields[figures]}", markup=False),
+            TimeRemainingColumn(),
+            console=console,
+            disable=not console.is_terminal,
+        )
+
+    def __enter__(self) -> "TrainingBars":
+        self._progress.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._progress.stop()
+
+    def add(self, name: str) -> None:
+        """Show a job that waits for its turn."""
+        self._tasks[name] = self._progress.add_task(name, total=None, figures="waiting")
+
+    def show(self, name: str, event: Event) -> None:
+        """Move the job's bar, or say what happened."""
+        if event.type == "metrics" and "total_steps" in event.data:
+            self._move(name, event)
+        elif event.level == "error" or not self._console.is_terminal:
+            self._say(name, event.message)
+
+    def finish(self, name: str, outcome: str) -> None:
+        """The job has ended."""
+        task = self._progress.tasks[self._tasks[name]]
+        total = task.total or 1
+        self._progress.update(task.id, total=total, completed=total, figures=outcome)
+        if not self._console.is_terminal:
+            self._say(name, outcome)
+
+    def _move(self, name: str, event: Event) -> None:
+        step, total = int(event.data["step"]), int(event.data["total_steps"])
+        figures = _figures(event)
+        self._progress.update(self._tasks[name], completed=step, total=total, figures=figures)
+        tenth = step * _PLAIN_STEPS // max(total, 1)
+        if not self._console.is_terminal and tenth > self._told.get(name, -1):
+            self._told[name] = tenth
+            self._say(name, f"step {step} of {total}, {figures}")
+
+    def _say(self, name: str, message: str) -> None:
+        self._console.print(Text(f"{name}: {message}"))
+
+
+def _figures(event: Event) -> str:
+    shown = []
+    for key, label in (("train_loss", "loss"), ("valid_loss", "held out")):
+        value = event.data.get(key)
+        if isinstance(value, int | float):
+            shown.append(f"{label} {value:.3f}")
+    return ", ".join(shown)

@@ -1,0 +1,141 @@
+"""`verandah serve`: the server, with the training worker beside it."""
+
+import argparse
+import asyncio
+import contextlib
+import signal
+import socket
+import sys
+import threading
+from collections.abc import Iterator
+from types import FrameType
+
+import uvicorn
+from fastapi import FastAPI
+
+from server.app import create_app
+from server.cli.building import open_records, running_engine, wire
+from server.cli.itself import command, environment
+from server.cli.options import (
+    BadOption,
+    add_settings,
+    read_settings,
+    set_log_level,
+)
+from server.config import Settings
+from server.metrics import Metrics
+from server.scheduler.loop import ServingLoop
+from server.supervisor import Supervisor
+
+EXAMPLES = """examples:
+  verandah serve                                   the embedded model, on http://127.0.0.1:8000
+  verandah serve --model Qwen/Qwen3-0.6B --device cuda
+  verandah serve --model /models/mine --port 9000 --api-key secret
+  VERANDAH_HOME=/data VERANDAH_HOST=0.0.0.0 verandah serve
+
+Then ask it with any OpenAI client: base_url is http://127.0.0.1:8000/v1.
+"""
+
+_CLOSING_S = 5.0  # for the last bytes, after the engine has stopped
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    add_settings(parser)
+
+
+def run(options: argparse.Namespace) -> int:
+    settings = read_settings(options)
+    set_log_level(settings)
+    signal.signal(signal.SIGTERM, _end)
+    metrics = Metrics(settings.served_name)
+    with (
+        _bound(settings) as listener,
+        open_records(settings) as records,
+        running_engine(settings, records, metrics, _say) as engine,
+        _worker(settings) as worker,
+    ):
+        app = create_app(wire(settings, records, engine, metrics, worker))
+        _serve(settings, app, engine.loop, listener)
+    return 0
+
+
+def _serve(settings: Settings, app: FastAPI, loop: ServingLoop, listener: socket.socket) -> None:
+    """Listen until a signal says to stop, then drain."""
+    config = uvicorn.Config(
+        app,
+        log_level="warning" if settings.log_level == "info" else settings.log_level,
+        log_config=None,
+        access_log=settings.log_level == "debug",
+        timeout_graceful_shutdown=int(settings.drain_timeout_s + _CLOSING_S),
+        lifespan="off",
+    )
+    host, port = listener.getsockname()[:2]
+    shown = f"[{host}]" if ":" in host else host
+    address = f"http://{shown}:{port}"
+    server = _Server(config, loop, settings.drain_timeout_s, f"serving at {address}")
+    server.run(sockets=[listener])
+
+
+class _Server(uvicorn.Server):
+    """uvicorn, which tells when it listens, and stops the engine while it waits for answers."""
+
+    def __init__(
+        self, config: uvicorn.Config, loop: ServingLoop, drain_timeout_s: float, greeting: str
+    ) -> None:
+        super().__init__(config)
+        self._loop = loop
+        self._drain_timeout_s = drain_timeout_s
+        self._greeting = greeting
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        print(self._greeting, flush=True)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        _say("stopping: running requests may finish")
+        drain = threading.Thread(target=self._loop.stop, args=(self._drain_timeout_s,), daemon=True)
+        drain.start()
+        await super().shutdown(sockets)
+        if not self.force_exit:  # a second Ctrl-C
+            await asyncio.to_thread(drain.join)
+
+
+@contextlib.contextmanager
+def _bound(settings: Settings) -> Iterator[socket.socket]:
+    """The address taken, but not listened at: until then clients are refused, not kept waiting."""
+    host, port = settings.host, settings.port
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        family, kind, protocol, _, address = found[0]
+        listener = socket.socket(family, kind, protocol)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+    except OSError as error:
+        raise BadOption(
+            f"cannot listen at {host}:{port} ({error.strerror}); choose another --host or --port"
+        ) from error
+    with listener:
+        yield listener
+
+
+@contextlib.contextmanager
+def _worker(settings: Settings) -> Iterator[Supervisor | None]:
+    """The training worker, if it is wanted: this program again, told its settings."""
+    if not settings.worker:
+        yield None
+        return
+    supervisor = Supervisor(command("worker", "--supervised"), environment(settings))
+    supervisor.start()
+    try:
+        yield supervisor
+    finally:
+        supervisor.stop()
+
+
+def _say(message: str) -> None:
+    print(f"verandah: {message}", file=sys.stderr, flush=True)
+
+
+def _end(_signal: int, _frame: FrameType | None) -> None:
+    """SIGTERM, as an exception: everything that was opened is closed on the way out."""
+    raise SystemExit(0)

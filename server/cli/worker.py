@@ -1,0 +1,82 @@
+"""`verandah worker`: trains waiting jobs. `serve` starts one; more may run beside it."""
+
+import argparse
+import contextlib
+import logging
+import os
+import signal
+import socket
+import sys
+import threading
+from types import FrameType
+
+from server.bases.model import BaseModel
+from server.bases.tokenizer import ChatTokenizer
+from server.cli.building import load_model, open_records
+from server.cli.options import add_settings, read_settings, set_log_level
+from server.training.worker import WorkerParts, run_worker
+
+EXAMPLES = """examples:
+  verandah worker                                  beside a server with the same home
+  verandah serve --no-worker                       a server that leaves training to others
+  VERANDAH_HOME=/data verandah worker --device cuda
+"""
+
+_NICENESS = 5  # answering comes before training, where both want the same cores
+_LAST_WORDS_S = 20.0
+
+log = logging.getLogger(__name__)
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--supervised", action="store_true", help=argparse.SUPPRESS)
+    add_settings(parser)
+
+
+def run(options: argparse.Namespace) -> int:
+    settings = read_settings(options)
+    set_log_level(settings)
+    stop = threading.Event()
+
+    def on_signal(_signal: int, _frame: FrameType | None) -> None:
+        stop.set()
+
+    signal.signal(signal.SIGTERM, on_signal)
+    signal.signal(signal.SIGINT, on_signal)
+    if options.supervised:
+        threading.Thread(target=_outlive_nobody, args=(stop,), daemon=True).start()
+    with contextlib.suppress(OSError):
+        os.nice(_NICENESS)
+
+    def load() -> tuple[BaseModel, ChatTokenizer]:
+        return load_model(settings, settings.worker_threads)
+
+    with open_records(settings) as records:
+        parts = WorkerParts(
+            queue=records.jobs,
+            files=records.files,
+            store=records.store,
+            load=load,
+            served_name=settings.served_name,
+            folder=settings.home_path / "training",
+            worker_id=f"{socket.gethostname()}-{os.getpid()}",
+            max_rank=settings.max_rank,
+            lease_s=settings.lease_s,
+            poll_s=settings.worker_poll_s,
+            checkpoint_every_s=settings.checkpoint_every_s,
+        )
+        run_worker(parts, stop)
+    return 0
+
+
+def _outlive_nobody(stop: threading.Event) -> None:
+    """End when the server has ended: its end of our standard input is then closed."""
+    # Below Python's own reader, which would hold a lock that the interpreter wants at exit.
+    while os.read(sys.stdin.fileno(), 4096):
+        pass
+    stop.set()
+    threading.Event().wait(_LAST_WORDS_S)
+    log.warning(
+        "still busy %g s after the server ended; leaving the job to the next", _LAST_WORDS_S
+    )
+    os._exit(1)
