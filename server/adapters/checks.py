@@ -103,5 +103,7 @@ def check_tensors(
     for name in tensors:
         if name not in expected:
             raise InvalidAdapter(f"tensor {name!r} belongs to no target of the adapter")
-        if not torch.isfinite(tensors[name]).all():
-            raise InvalidAdapter(f"tensor {name!r} holds a value that is not finite")
+    # One look at everything takes a tenth of the time of a look at each.
+    if not torch.isfinite(torch.cat([tensor.flatten() for tensor in tensors.values()])).all():
+        culprit = next(name for name in tensors if not torch.isfinite(tensors[name]).all())
+        raise InvalidAdapter(f"tensor {culprit!r} holds a value that is not finite")

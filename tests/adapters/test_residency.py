@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from adapters_store.errors import AdapterCorrupt, AdapterNotFound
-from adapters_store.manifest import AdapterRef
+from adapters_store.manifest import AdapterRef, Manifest
 from server.adapters.residency import Residence, Resident
 from server.errors import BasisMismatch, Conflict, InvalidAdapter, Unavailable
 from tests.adapters.conftest import Serve
@@ -185,11 +185,18 @@ def test_what_was_forgotten_while_it_loaded_leaves_nothing(
 ) -> None:
     served = serve()
     ref = served.publish(make_adapter(served.base))
-    go_on, plain_load = threading.Event(), served.store.load
-    monkeypatch.setattr(served.store, "load", lambda r: (go_on.wait(10), plain_load(r))[1])
-    ended = threading.Event()
+    begun, go_on, ended = threading.Event(), threading.Event(), threading.Event()
+    plain_load = served.store.load
+
+    def slow_load(ref: AdapterRef) -> tuple[Manifest, dict[str, Tensor], str]:
+        begun.set()
+        go_on.wait(10)
+        return plain_load(ref)
+
+    monkeypatch.setattr(served.store, "load", slow_load)
     served.adapters.on_loaded = ended.set
     served.adapters.prepare(ref)
+    assert begun.wait(10)
     assert [r.state for r in served.adapters.snapshot()] == [Residence.LOADING]
     served.adapters.forget(ref)
     go_on.set()
