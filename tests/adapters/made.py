@@ -57,7 +57,10 @@ def make_adapter(
 
 
 def merged_logits(base: BaseModel, adapter: Made | None, tokens: Tensor) -> Tensor:
-    """Logits [tokens, vocab] of a copy of `base` whose weights hold the adapter: W + delta."""
+    """Logits [tokens, vocab] of a copy of `base` whose weights hold the adapter: W + delta.
+
+    On the base's device, as `tokens` must be.
+    """
     model = copy.deepcopy(base.model)
     for module in model.modules():
         module.__dict__.pop("forward", None)  # a deep copy of a wrapped model is wrapped as well
@@ -80,5 +83,5 @@ def _merge(base: BaseModel, model: torch.nn.Module, adapter: Made) -> None:
         module = model.get_submodule(path)
         weight = module.get_parameter("weight")
         with torch.no_grad():
-            merged = weight.double() + (change.t() if isinstance(module, Conv1D) else change)
-            weight.copy_(merged)
+            change = change.to(weight.device)
+            weight.copy_(weight.double() + (change.t() if isinstance(module, Conv1D) else change))

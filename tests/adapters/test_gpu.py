@@ -1,0 +1,76 @@
+"""The same on CUDA, where copies to the device overlap with the steps that read it."""
+
+import pytest
+import torch
+
+from server.adapters.trainable import TrainableAdapter
+from server.bases.model import BaseModel
+from tests.adapters.conftest import Serve
+from tests.adapters.made import make_adapter, merged_logits
+from tests.models import KINDS, Kind, tiny_model
+
+pytestmark = pytest.mark.gpu
+
+TOKENS = torch.arange(3, 40)
+
+
+def base_on_gpu(kind: Kind, dtype: torch.dtype = torch.float32) -> BaseModel:
+    return BaseModel.of(tiny_model(kind, dtype=dtype).cuda(), f"tiny-{kind}")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_mixed_batch_equals_its_dense_merges(kind: Kind, serve: Serve) -> None:
+    served = serve(base_on_gpu(kind))
+    mades = [make_adapter(served.base, rank=r, draw=r, seed=r % 2) for r in (1, 8, 30)]
+    slots = [served.acquire(served.publish(made, f"a{i}")) for i, made in enumerate(mades)]
+    tokens = TOKENS.cuda()
+    logits = served.logits(tokens.expand(4, -1), [*slots, 0])
+    for made, row in zip([*mades, None], logits, strict=True):
+        expected = merged_logits(served.base, made, tokens)
+        torch.testing.assert_close(row, expected, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_loses_no_more_than_the_base_does(dtype: torch.dtype, serve: Serve) -> None:
+    exact, served = base_on_gpu("llama"), serve(base_on_gpu("llama", dtype))
+    made = make_adapter(served.base, draw=1)
+    slot = served.acquire(served.publish(made))
+    tokens = TOKENS.cuda()
+    logits = served.logits(tokens.expand(2, -1), [slot, 0]).float()
+    adapted, plain = (
+        (row - merged_logits(exact, who, tokens)).abs().max()
+        for row, who in zip(logits, (made, None), strict=True)
+    )
+    assert adapted < 4 * plain
+
+
+def test_slots_change_hands_between_steps_that_were_only_queued(serve: Serve) -> None:
+    served = serve(base_on_gpu("llama"), slots=2)
+    mades = [make_adapter(served.base, rank=4 + i, draw=i) for i in range(6)]
+    refs = [served.publish(made, f"a{i}") for i, made in enumerate(mades)]
+    tokens = TOKENS.cuda()
+    answers = []
+    for turn in range(60):
+        slot = served.acquire(refs[turn % 6])
+        answers.append(served.logits(tokens[None], [slot])[0])
+        served.adapters.release(refs[turn % 6])
+    expected = [merged_logits(served.base, made, tokens) for made in mades]
+    for turn, logits in enumerate(answers):
+        torch.testing.assert_close(logits, expected[turn % 6], rtol=1e-3, atol=1e-3)
+
+
+def test_it_trains() -> None:
+    base = base_on_gpu("llama", torch.bfloat16)
+    adapter = TrainableAdapter(base, "vera", 8, 7, "all-linear", {"dropout": 0.1})
+    optimizer = torch.optim.AdamW(adapter.parameters(), lr=0.02)
+    tokens = TOKENS.cuda()[None]
+    losses = []
+    for _ in range(10):
+        with adapter.active():
+            loss = base.model(tokens, labels=tokens).loss
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < losses[0] - 0.1
+    assert {parameter.dtype for parameter in adapter.parameters()} == {torch.float32}
