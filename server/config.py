@@ -1,10 +1,10 @@
 """Settings, read once. Only `server.__main__` and `server.app` import them; below, plain values."""
 
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field, SecretStr, model_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import Field, SecretStr, field_validator, model_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 
 class Settings(BaseSettings):
@@ -42,7 +42,9 @@ class Settings(BaseSettings):
     adapter_slots: int = Field(1024, ge=1, description="adapters resident at most")
     adapter_memory_mb: int = Field(512, ge=1, description="memory for resident adapters, MiB")
     host_cache_mb: int = Field(512, ge=0, description="memory for adapters waiting in RAM, MiB")
-    pinned: tuple[str, ...] = Field((), description="adapters that are never evicted")
+    pinned: Annotated[tuple[str, ...], NoDecode] = Field(
+        (), description="adapters that are never evicted, separated by commas"
+    )
 
     max_body_mb: float = Field(8, gt=0, description="largest JSON request body, MiB")
     max_file_mb: float = Field(100, gt=0, description="largest uploaded file, MiB")
@@ -52,6 +54,11 @@ class Settings(BaseSettings):
     worker_poll_s: float = Field(0.5, gt=0, description="seconds between looks for a waiting job")
     lease_s: float = Field(30, gt=0, description="seconds without a heartbeat that lose a job")
     checkpoint_every_s: float = Field(20, gt=0, description="seconds between training checkpoints")
+
+    @field_validator("pinned", mode="before")
+    @classmethod
+    def _split(cls, value: object) -> object:
+        return tuple(filter(None, value.split(","))) if isinstance(value, str) else value
 
     @model_validator(mode="after")
     def _a_step_holds_every_row(self) -> "Settings":

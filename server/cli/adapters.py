@@ -8,6 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from clients.python import Adapter, Client
+from server.cli.options import BadOption
 from server.cli.remote import add_server, connect
 
 EXAMPLES = """examples:
@@ -32,7 +33,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     if options.action != "list" and options.name is None:
-        raise SystemExit(f"verandah adapters {options.action}: say which, NAME or NAME@VERSION")
+        raise BadOption(f"adapters {options.action} needs to know which: NAME or NAME@VERSION")
     with connect(options) as client:
         _act(client, options.action, options.name)
     return 0

@@ -70,7 +70,7 @@ class Conversation:
         try:
             for piece in self._client.chat(self._model, self._said, **self._sampling):
                 pieces.append(piece)
-                print(piece, end="", flush=True)
+                print(_printable(piece), end="", flush=True)
         except BaseException:
             self._said.pop()
             raise
@@ -91,6 +91,11 @@ class Conversation:
         self._said: list[dict[str, str]] = []
         if self._system:
             self._said.append({"role": "system", "content": self._system})
+
+
+def _printable(text: str) -> str:
+    """Without what a terminal would obey."""
+    return "".join(char for char in text if char.isprintable() or char in "\n\t")
 
 
 def _read_line() -> str | None:

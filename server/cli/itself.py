@@ -1,6 +1,5 @@
 """How this program starts itself again: which command, and with which environment."""
 
-import json
 import os
 import sys
 from pathlib import Path
@@ -23,7 +22,7 @@ def environment(settings: Settings) -> dict[str, str]:
     if settings.api_key is not None:
         values["api_key"] = settings.api_key.get_secret_value()
     values["home"] = str(settings.home_path)
-    values["pinned"] = json.dumps(settings.pinned)
+    values["pinned"] = ",".join(settings.pinned)
     path = os.pathsep.join(filter(None, (str(_ROOT), os.environ.get("PYTHONPATH"))))
     named = {PREFIX + name.upper(): str(value) for name, value in values.items()}
     return dict(os.environ) | named | {"PYTHONPATH": path}

@@ -45,8 +45,6 @@ def read_settings(options: argparse.Namespace) -> Settings:
         for name in Settings.model_fields
         if (value := getattr(options, name, None)) is not None
     }
-    if isinstance(given.get("pinned"), str):
-        given["pinned"] = tuple(filter(None, given["pinned"].split(",")))
     try:
         return Settings(**given)
     except ValidationError as error:

@@ -1,4 +1,4 @@
-"""A tiny random model on disk, as `--model` takes it."""
+"""The API's test server, and a tiny random model on disk, as `--model` takes it."""
 
 from pathlib import Path
 
@@ -6,7 +6,10 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
+from tests.api.conftest import empty_database, host, parts, publish, serve, server, store
 from tests.models import tiny_model
+
+__all__ = ["empty_database", "host", "parts", "publish", "serve", "server", "store"]
 
 TEMPLATE = (
     "{% for m in messages %}<s>{{ m['role'] }}\n"

@@ -1,0 +1,213 @@
+"""The commands that talk to a running server, and `verandah` itself."""
+
+import io
+import json
+import os
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+
+from server.__main__ import main
+from tests.api.running import Publish, Running, eventually
+
+COMMANDS = ("serve", "worker", "demo", "train", "chat", "adapters")
+
+
+@pytest.fixture
+def lines(tmp_path: Path) -> Path:
+    path = tmp_path / "pirate.jsonl"
+    line = json.dumps({"prompt": "a", "completion": "b"})
+    path.write_text("\n".join([line] * 10))
+    return path
+
+
+@pytest.mark.parametrize("command", [[], *([command] for command in COMMANDS)])
+def test_help_shows_examples(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main([*command, "--help"])
+    assert ended.value.code == 0
+    said = capsys.readouterr().out
+    assert "examples:\n  verandah" in said
+
+
+@pytest.mark.parametrize("command", ["train", "chat", "adapters", "demo"])
+def test_light_commands_start_without_torch(command: str) -> None:
+    program = (
+        "import sys\n"
+        "from server.__main__ import main\n"
+        "try: main([sys.argv[1], '--help'])\n"
+        "except SystemExit: pass\n"
+        "sys.exit('torch' in sys.modules or 'transformers' in sys.modules)\n"
+    )
+    ran = subprocess.run([sys.executable, "-c", program, command], capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stderr
+
+
+def test_no_command_is_a_misuse(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main([])
+    assert ended.value.code == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "said"),
+    [
+        (["chat", "--url", "http://127.0.0.1:1", "hi"], 1, "no server answers at"),
+        (["train", "/no/such.jsonl"], 1, "No such file"),
+        (["serve", "--port", "x"], 2, "--port 'x'"),
+        (["serve", "--host", "256.0.0.1"], 2, "cannot listen at 256.0.0.1"),
+    ],
+)
+def test_what_goes_wrong_is_one_line(
+    arguments: list[str], status: int, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(arguments) == status
+    error = capsys.readouterr().err
+    assert error.startswith("verandah: ") and said in error
+    assert len(error.splitlines()) == 1
+
+
+class TestChat:
+    def test_one_question(self, server: Running, capsys: pytest.CaptureFixture[str]) -> None:
+        options = ["--url", server.url, "--temperature", "0", "--max-tokens", "3", "--seed", "1"]
+        assert main(["chat", *options, "--system", "Be kind.", "Hello"]) == 0
+        assert capsys.readouterr().out == "Hé\n"
+        asked = server.loop.asked[0]
+        assert bytes(asked.prompt).decode() == "system: Be kind.\nuser: Hello\n"
+        params = asked.params
+        assert (params.temperature, params.max_tokens, params.seed) == (0, 3, 1)
+
+    def test_a_question_from_a_pipe(
+        self, server: Running, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        monkeypatch.setattr(sys, "stdin", io.StringIO("Hello\n"))
+        assert main(["chat", "--url", server.url]) == 0
+        assert bytes(server.loop.asked[0].prompt) == b"user: Hello\n"
+
+    def test_a_conversation(
+        self,
+        server: Running,
+        publish: Publish,
+        monkeypatch: pytest.MonkeyPatch,
+        capsys: pytest.CaptureFixture[str],
+    ) -> None:
+        publish("pirate")
+        typed = iter(["Hello", "", "/model pirate", "And you?", "/model nobody", "x", "/new", "y"])
+
+        def type_line(_prompt: str) -> str:
+            try:
+                return next(typed)
+            except StopIteration:
+                raise EOFError from None
+
+        monkeypatch.setattr("builtins.input", type_line)
+        monkeypatch.setattr(sys.stdin, "isatty", lambda: True)
+        assert main(["chat", "--url", server.url]) == 0
+        first, second = server.loop.asked
+        assert first.adapter is None
+        assert str(second.adapter) == "pirate@1"
+        assert bytes(second.prompt).decode() == (
+            f"user: Hello\nassistant: {server.loop.text}\nuser: And you?\n"
+        )
+        assert "'nobody' does not exist" in capsys.readouterr().out
+
+    def test_an_answer_cannot_drive_the_terminal(
+        self, server: Running, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        server.loop.text = "a\x1b[31mb\x07\tc\nd"
+        main(["chat", "--url", server.url, "Hello"])
+        assert capsys.readouterr().out == "a[31mb\tc\nd\n"
+
+
+class TestTrain:
+    def test_until_the_end(
+        self, server: Running, lines: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        def work() -> None:
+            jobs = server.parts.jobs
+            found = None
+            while found is None:
+                found = jobs.claim("worker-1", 30)
+            assert (found.suffix, found.hyperparameters.n_epochs) == ("pirate", 2)
+            for step in (1, 2):
+                figures = {"step": step, "total_steps": 2, "train_loss": 2.5 / step}
+                jobs.append_event(found, "info", "a step", "metrics", figures)
+            jobs.finish(found, "pirate@1", 9)
+
+        worker = threading.Thread(target=work)
+        worker.start()
+        assert main(["train", str(lines), "--epochs", "2", "--url", server.url]) == 0
+        worker.join()
+        said = capsys.readouterr()
+        assert said.out == "pirate@1\n"
+        assert "step 2 of 2, loss 1.250" in said.err
+
+    def test_a_failure_is_told(
+        self, server: Running, lines: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        def work() -> None:
+            jobs = server.parts.jobs
+            assert eventually(lambda: bool(jobs.list("default").items))
+            found = jobs.claim("worker-1", 30)
+            assert found is not None
+            jobs.fail(found, "diverged", "the loss is not finite")
+
+        worker = threading.Thread(target=work)
+        worker.start()
+        assert main(["train", str(lines), "--url", server.url]) == 1
+        worker.join()
+        assert "the loss is not finite" in capsys.readouterr().err
+
+    def test_without_waiting(
+        self, server: Running, lines: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        assert main(["train", str(lines), "--no-wait", "--name", "x", "--url", server.url]) == 0
+        job = server.parts.jobs.get("default", capsys.readouterr().out.strip())
+        assert job.suffix == "x"
+
+    def test_bad_lines_are_told(
+        self, server: Running, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        bad = tmp_path / "bad.jsonl"
+        bad.write_text("rubbish\n")
+        assert main(["train", str(bad), "--url", server.url]) == 1
+        assert "line 1" in capsys.readouterr().err
+
+
+class TestAdapters:
+    def test_a_table(
+        self, server: Running, publish: Publish, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        publish("butler")
+        publish("pirate")
+        assert main(["adapters", "--url", server.url]) == 0
+        table = capsys.readouterr().out
+        assert "butler" in table and "pirate" in table and "vera" in table
+
+    def test_what_can_be_done_to_one(
+        self, server: Running, publish: Publish, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        publish("pirate")
+        for action in ("show", "pin", "unpin", "delete"):
+            assert main(["adapters", action, "pirate", "--url", server.url]) == 0
+        said = capsys.readouterr().out
+        assert "pirate@1: pinned yes" in said and "pirate@1: pinned no" in said
+        assert "deleted pirate" in said
+        assert main(["adapters", "show", "pirate", "--url", server.url]) == 1
+
+    def test_a_name_is_needed(self, capsys: pytest.CaptureFixture[str]) -> None:
+        assert main(["adapters", "pin"]) == 2
+        assert "NAME" in capsys.readouterr().err
+
+
+def test_the_address_can_be_a_variable(server: Running, tmp_path: Path) -> None:
+    ran = subprocess.run(
+        [sys.executable, "-m", "server", "chat", "Hello"],
+        env=dict(os.environ) | {"VERANDAH_URL": server.url, "PYTHONUTF8": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert ran.stdout == server.loop.text + "\n", ran.stderr

@@ -1,0 +1,160 @@
+"""The client against a real HTTP server."""
+
+import json
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+from clients.python import ApiError, Client, ConnectionFailed, JobFailed
+from server.errors import Unavailable
+from server.jobs.job import Job as QueuedJob
+from server.tenancy.keys import Keys
+from tests.api.running import Publish, Running, Serve, eventually
+
+HELLO = [{"role": "user", "content": "Hello"}]
+
+
+@pytest.fixture
+def client(server: Running) -> Iterator[Client]:
+    with Client(server.url) as client:
+        yield client
+
+
+@pytest.fixture
+def lines(tmp_path: Path) -> Path:
+    path = tmp_path / "pirate.jsonl"
+    line = json.dumps({"prompt": "a", "completion": "b"})
+    path.write_text("\n".join([line] * 10))
+    return path
+
+
+def claim(server: Running) -> QueuedJob:
+    job = server.parts.jobs.claim("worker-1", 30)
+    assert job is not None
+    return job
+
+
+def test_an_address_with_or_without_v1(server: Running) -> None:
+    for url in (server.url, server.url + "/", server.url + "/v1"):
+        with Client(url) as client:
+            assert client.models() == ["base"]
+
+
+def test_a_streamed_answer(client: Client, server: Running) -> None:
+    assert "".join(client.chat("base", HELLO)) == server.loop.text
+
+
+def test_a_whole_answer_with_options(client: Client, server: Running) -> None:
+    assert client.answer("base", HELLO, max_tokens=1, temperature=0) == "H"
+    assert server.loop.asked[0].params.temperature == 0
+
+
+def test_leaving_a_stream_cancels_it(client: Client, server: Running) -> None:
+    server.loop.text, server.loop.pause_s = "x" * 200, 0.02
+    pieces = client.chat("base", HELLO)
+    assert next(piece for piece in pieces if piece) == "x"
+    pieces.close()  # type: ignore[attr-defined]
+    assert eventually(lambda: server.loop.handles[0].cancelled.is_set())
+
+
+def test_a_refusal_has_the_servers_words(client: Client) -> None:
+    for call in (
+        lambda: client.answer("nobody", HELLO),
+        lambda: list(client.chat("nobody", HELLO)),
+        lambda: client.adapter("nobody"),
+    ):
+        with pytest.raises(ApiError, match="'nobody' does not exist") as caught:
+            call()
+        assert (caught.value.status, caught.value.code) == (404, "model_not_found")
+        assert caught.value.param == "model"
+
+
+def test_a_failure_in_a_stream(client: Client, server: Running) -> None:
+    server.loop.failure, server.loop.failure_after = Unavailable("the engine failed"), 2
+    server.loop.pause_s = 0.05
+    with pytest.raises(ApiError, match="the engine failed") as caught:
+        list(client.chat("base", HELLO))
+    assert caught.value.code == "unavailable"
+
+
+def test_an_answer_that_is_no_document() -> None:
+    transport = httpx.MockTransport(lambda request: httpx.Response(502, text="<html>"))
+    with Client(transport=transport) as client, pytest.raises(ApiError, match="answered 502"):
+        client.models()
+
+
+def test_no_server() -> None:
+    with Client("http://127.0.0.1:1") as client:
+        assert not client.ready()
+        with pytest.raises(ConnectionFailed, match="verandah serve"):
+            client.models()
+        with pytest.raises(ConnectionFailed):
+            list(client.chat("base", HELLO))
+
+
+def test_the_key_is_sent(serve: Serve) -> None:
+    server = serve(keys=Keys("secret"))
+    with Client(server.url, "secret") as client:
+        assert client.models() == ["base"]
+    with Client(server.url) as client, pytest.raises(ApiError) as caught:
+        client.models()
+    assert caught.value.status == 401
+
+
+def test_training(client: Client, server: Running, lines: Path) -> None:
+    uploaded = client.upload(lines)
+    assert (uploaded.filename, uploaded.bytes) == ("pirate.jsonl", lines.stat().st_size)
+    job = client.train(
+        uploaded.id, suffix="pirate", seed=3, hyperparameters={"rank": 4, "n_epochs": 2}
+    )
+    assert job.status == "queued" and not job.ended
+    held = claim(server)
+    assert (held.suffix, held.seed, held.hyperparameters.rank) == ("pirate", 3, 4)
+
+    def work() -> None:
+        for step in range(130):
+            server.parts.jobs.append_event(held, "info", f"step {step}", "metrics", {"step": step})
+        server.parts.jobs.finish(held, "pirate@1", 77)
+
+    worker = threading.Thread(target=work)
+    worker.start()
+    followed = [event.data["step"] for event in client.follow(job.id) if event.type == "metrics"]
+    worker.join()
+    assert followed == list(range(130))
+    told = client.events(job.id)
+    assert [event.data["step"] for event in told if event.type == "metrics"] == followed
+    done = client.wait(job.id, poll_s=0.01)
+    assert (done.fine_tuned_model, done.trained_tokens) == ("pirate@1", 77)
+
+
+def test_a_job_that_fails(client: Client, server: Running, lines: Path) -> None:
+    job = client.train(client.upload(lines).id)
+    server.parts.jobs.fail(claim(server), "diverged", "the loss is not finite")
+    with pytest.raises(JobFailed, match="the loss is not finite"):
+        client.wait(job.id)
+
+
+def test_a_job_that_is_cancelled(client: Client, lines: Path) -> None:
+    job = client.train(client.upload(lines).id)
+    assert client.cancel(job.id).status == "cancelled"
+    with pytest.raises(JobFailed, match="cancelled"):
+        client.wait(job.id)
+
+
+def test_adapters(client: Client, publish: Publish) -> None:
+    for number in range(103):  # more than a page
+        publish(f"user-{number:03}")
+    publish("user-000")
+    adapters = list(client.adapters())
+    assert [adapter.id for adapter in adapters] == [f"user-{n:03}" for n in range(103)]
+    first = adapters[0]
+    assert (first.version, first.versions, first.method, first.rank) == (2, (1, 2), "vera", 4)
+    assert first.residency == "stored" and first.bytes and first.error is None
+    assert client.pin("user-000").pinned
+    assert client.adapter("user-000@2").pinned
+    assert not client.unpin("user-000").pinned
+    client.delete("user-000@1")
+    assert client.adapter("user-000").versions == (2,)
