@@ -15,7 +15,9 @@ TOKENS = torch.arange(3, 40)
 
 
 def base_on_gpu(kind: Kind, dtype: torch.dtype = torch.float32) -> BaseModel:
-    return BaseModel.of(tiny_model(kind, dtype=dtype).cuda(), f"tiny-{kind}")
+    model = tiny_model(kind, dtype=dtype)
+    torch.nn.Module.cuda(model)
+    return BaseModel.of(model, f"tiny-{kind}")
 
 
 @pytest.mark.parametrize("kind", KINDS)
