@@ -94,14 +94,7 @@ def running_engine(
     started = time.monotonic()
     base, tokenizer = load_model(settings, settings.threads)
     say(f"loaded {base.name} on {base.device} in {time.monotonic() - started:.1f} s")
-    adapters = ResidentAdapters(
-        base,
-        records.store,
-        max_rank=settings.max_rank,
-        slots=settings.adapter_slots,
-        memory_mb=settings.adapter_memory_mb,
-        host_cache_mb=settings.host_cache_mb,
-    )
+    adapters = _adapters(settings, base, records.store)
     loop = _loop(settings, base, tokenizer, adapters, metrics)
     adapters.on_loaded = loop.wake
     for name in settings.pinned:
@@ -146,6 +139,20 @@ def wire(
         max_body_bytes=int(settings.max_body_mb * _MIB),
         max_file_bytes=int(settings.max_file_mb * _MIB),
     )
+
+
+def _adapters(settings: Settings, base: BaseModel, store: AdapterStore) -> ResidentAdapters:
+    try:
+        return ResidentAdapters(
+            base,
+            store,
+            max_rank=settings.max_rank,
+            slots=settings.adapter_slots,
+            memory_mb=settings.adapter_memory_mb,
+            host_cache_mb=settings.host_cache_mb,
+        )
+    except ValueError as error:
+        raise BadOption(str(error)) from error
 
 
 def _loop(
