@@ -1,6 +1,6 @@
 """Builds Porch from the text in one command.
 
-    python -m tools.porch.build --data TEXTS --wikitext TEST.txt --out server/bases/porch
+python -m tools.porch.build --data TEXTS --wikitext TEST.txt --out server/bases/porch
 """
 
 import argparse
@@ -162,9 +162,7 @@ def _pretrain(
     )
     sources = plain + [running_source(group, device) for group in talks]
     folder = _base_folder(options)
-    return train(
-        model, sources, plan, "pretraining", lambda saved: _save(saved, tokenizer, folder)
-    )
+    return train(model, sources, plan, "pretraining", lambda saved: _save(saved, tokenizer, folder))
 
 
 def _tune(

@@ -9,6 +9,17 @@ from tools.porch.pretrain import Curve
 
 Record = dict[str, Any]
 
+_STRICT = (
+    "arithmetic",
+    "books",
+    "commands",
+    "glosses",
+    "guides",
+    "medical",
+    "simple_books",
+    "stories",
+    "textbooks",
+)
 _TEXT = Path(__file__).with_name("card.md")
 
 
@@ -28,6 +39,8 @@ def card(record: Record) -> str:
         "CONTINUATIONS": _continuations(record["continuations"]),
         "CHATS": "\n\n".join(_chat(n, talk) for n, talk in enumerate(record["chats"], 11)),
         "HELD_OUT": _bits(record, "tuned", "all held-out documents"),
+        "STRICT": _strict_bits(record, "tuned"),
+        "STRICT_PRETRAINED": _strict_bits(record, "pretrained"),
         "HELD_OUT_PRETRAINED": _bits(record, "pretrained", "all held-out documents"),
     }
     for name, part in parts.items():
@@ -37,6 +50,13 @@ def card(record: Record) -> str:
 
 def _bits(record: Record, label: str, text: str) -> str:
     return f"{record['scores'][label][text]['bits_per_byte']:.3f}"
+
+
+def _strict_bits(record: Record, label: str) -> str:
+    """Returns the bits per byte over the sources that hold no share-alike text."""
+    parts = [score for name, score in record["scores"][label].items() if name in _STRICT]
+    bits = sum(part["bits_per_byte"] * part["bytes"] for part in parts)
+    return f"{bits / max(1, sum(part['bytes'] for part in parts)):.3f}"
 
 
 def _scores(record: Record) -> str:
@@ -107,7 +127,7 @@ def _write_losses(path: Path, curves: dict[str, Curve]) -> None:
 
 def _draw_losses(path: Path, curves: dict[str, Curve]) -> None:
     # Only this figure needs matplotlib, and only the build needs this figure.
-    from matplotlib import pyplot
+    from matplotlib import pyplot  # type: ignore[import-not-found, unused-ignore]
 
     figure, axes = pyplot.subplots(1, len(curves), figsize=(10, 4), width_ratios=(3, 1))
     for axis, (name, curve) in zip(axes, curves.items(), strict=True):

@@ -79,8 +79,7 @@ def all_conversations(
         if talks:
             kinds[kind] = chance.sample(talks, min(_MOST_TALKS, len(talks)))
     return {
-        kind: [_with_system(kind, talk, chance) for talk in talks]
-        for kind, talks in kinds.items()
+        kind: [_with_system(kind, talk, chance) for talk in talks] for kind, talks in kinds.items()
     }
 
 
@@ -94,15 +93,11 @@ def render(talk: Conversation) -> list[tuple[str, bool]]:
     return segments
 
 
-def encode_talks(
-    tokenizer: PreTrainedTokenizerFast, kind: str, talks: list[Conversation]
-) -> Talks:
+def encode_talks(tokenizer: PreTrainedTokenizerFast, kind: str, talks: list[Conversation]) -> Talks:
     """Encodes conversations segment by segment, so that the learned tokens are known."""
     rendered = [render(talk) for talk in talks]
     texts = [text for segments in rendered for text, _ in segments]
-    encoded = iter(
-        tokenizer.backend_tokenizer.encode_batch_fast(texts, add_special_tokens=False)
-    )
+    encoded = iter(tokenizer.backend_tokenizer.encode_batch_fast(texts, add_special_tokens=False))
     result = Talks(kind, [], [])
     for segments in rendered:
         pieces = [(next(encoded).ids, learned) for _, learned in segments]

@@ -4,15 +4,19 @@ import math
 import random
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch.nn import functional
-from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
-from transformers import PreTrainedTokenizerFast as Tokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tools.porch.conversations import Conversation
 from tools.porch.model import DOCUMENT_END_ID, IGNORED
 from tools.porch.tokenizer import CONTEXT
+
+# The library types neither what its factories load nor what they generate.
+Model = Any
+Tokenizer = Any
 
 STRIDE = CONTEXT // 2
 TEMPERATURE, TOP_P = 0.8, 0.95
@@ -46,16 +50,14 @@ class Score:
     tokens: int
 
 
-def load(folder: Path, device: torch.device) -> tuple[LlamaForCausalLM, Tokenizer]:
+def load(folder: Path, device: torch.device) -> tuple[Model, Tokenizer]:
     """Loads the saved folder the way any user would."""
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16)
+    model: Model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16)
     return model.to(device).eval(), AutoTokenizer.from_pretrained(folder)
 
 
 @torch.no_grad()
-def score(
-    model: LlamaForCausalLM, tokenizer: Tokenizer, documents: list[str], rows: int
-) -> Score:
+def score(model: Model, tokenizer: Tokenizer, documents: list[str], rows: int) -> Score:
     """Scores documents in windows of `CONTEXT` tokens that move on by half a window.
 
     Every token of a document counts once, with at least half a window before it unless it
@@ -96,11 +98,11 @@ def total(scores: list[Score]) -> Score:
 
 
 def continuations(
-    model: LlamaForCausalLM, tokenizer: Tokenizer, sources: dict[str, list[str]], seed: int
+    model: Model, tokenizer: Tokenizer, sources: dict[str, list[str]], seed: int
 ) -> list[tuple[str, str, str]]:
     """Returns (source, prefix, continuation) for one held-out document of each kind."""
     chance = random.Random(seed)
-    samples = []
+    samples: list[tuple[str, str, str]] = []
     for source in map(str.strip, _PROSE.split(",")):
         if source not in sources:
             continue
@@ -114,7 +116,7 @@ def continuations(
     return samples
 
 
-def chats(model: LlamaForCausalLM, tokenizer: Tokenizer, seed: int) -> list[Conversation]:
+def chats(model: Model, tokenizer: Tokenizer, seed: int) -> list[Conversation]:
     """Returns the fixed questions with the model's answers, as conversations."""
     talks = []
     for index, (system, questions) in enumerate(QUESTIONS):
@@ -143,7 +145,7 @@ def _windows(ids: list[int]) -> list[tuple[list[int], int]]:
     return windows
 
 
-def _generate(model: LlamaForCausalLM, ids: torch.Tensor, seed: int) -> list[int]:
+def _generate(model: Model, ids: torch.Tensor, seed: int) -> list[int]:
     torch.manual_seed(seed)
     ids = ids.to(model.device)
     output = model.generate(

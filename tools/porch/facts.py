@@ -61,9 +61,7 @@ _GROUPS = {
     "flowers": "roses tulips lilies daisies violets sunflowers daffodils",
     "tools": "hammers saws drills pliers screwdrivers axes",
 }
-_DAYS = _words(
-    "Monday Tuesday Wednesday Thursday Friday Saturday Sunday"
-)
+_DAYS = _words("Monday Tuesday Wednesday Thursday Friday Saturday Sunday")
 _MONTHS = _words(
     "January February March April May June July August September October November December"
 )

@@ -49,7 +49,8 @@ class Norm(nn.Module):
         """Maps (..., width) to the same shape and type."""
         wide = x.float()
         scale = torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.epsilon)
-        return (wide * scale * self.weight).to(x.dtype)
+        normed: Tensor = wide * scale * self.weight
+        return normed.to(x.dtype)
 
 
 class Attention(nn.Module):
@@ -110,8 +111,9 @@ class Layer(nn.Module):
 
     def forward(self, x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
         """Maps (rows, tokens, hidden) to the same shape."""
-        x = x + self.self_attn(self.input_layernorm(x), cosine, sine)
-        return x + self.mlp(self.post_attention_layernorm(x))
+        attended: Tensor = x + self.self_attn(self.input_layernorm(x), cosine, sine)
+        mixed: Tensor = self.mlp(self.post_attention_layernorm(attended))
+        return attended + mixed
 
 
 class Porch(nn.Module):
@@ -186,7 +188,9 @@ def to_hugging_face(model: Porch) -> LlamaForCausalLM:
         temperature=0.8,
         top_p=0.95,
     )
-    return target.to(torch.bfloat16).eval()
+    nn.Module.to(target, torch.bfloat16)
+    target.eval()
+    return target
 
 
 def _rotate(x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:

@@ -27,13 +27,13 @@ class Muon(torch.optim.Optimizer):
     def step(self, closure: None = None) -> None:  # type: ignore[override]
         """Takes one step; every weight needs a gradient."""
         for group in self.param_groups:
-            same_size: dict[torch.Size, list[nn.Parameter]] = defaultdict(list)
+            same_size: dict[torch.Size, list[Tensor]] = defaultdict(list)
             for weight in group["params"]:
                 same_size[weight.shape].append(weight)
             for weights in same_size.values():
                 self._step_together(weights, group)
 
-    def _step_together(self, weights: list[nn.Parameter], group: dict[str, float]) -> None:
+    def _step_together(self, weights: list[Tensor], group: dict[str, float]) -> None:
         gradients = [weight.grad for weight in weights if weight.grad is not None]
         for weight in weights:
             self.state[weight].setdefault("momentum", torch.zeros_like(weight))
@@ -49,11 +49,11 @@ class Muon(torch.optim.Optimizer):
 
 def orthogonalize(matrices: Tensor) -> Tensor:
     """Maps a stack (n, rows, columns) to nearly orthogonal bfloat16 matrices."""
-    x = matrices.bfloat16()
+    x: Tensor = matrices.bfloat16()
     x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)
     tall = x.shape[-2] > x.shape[-1]
     x = x.mT if tall else x
     for _ in range(_ITERATIONS):
-        gram = x @ x.mT
+        gram: Tensor = x @ x.mT
         x = _LINEAR * x + (_CUBIC * gram + _QUINTIC * gram @ gram) @ x
     return x.mT if tall else x

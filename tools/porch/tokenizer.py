@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from tqdm import tqdm
+from tqdm import tqdm  # type: ignore[import-untyped]
 from transformers import PreTrainedTokenizerFast
 
 VOCABULARY = 8192
@@ -38,13 +38,13 @@ def train_tokenizer(documents: list[str], characters: int, seed: int) -> PreTrai
     random.Random(seed).shuffle(pieces)
     kept = pieces[: max(1, characters * len(pieces) // max(1, sum(map(len, pieces))))]
     tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(  # type: ignore[assignment]
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
             pre_tokenizers.Digits(individual_digits=True),
             pre_tokenizers.ByteLevel(add_prefix_space=False),
         ]
     )
-    tokenizer.decoder = decoders.ByteLevel()  # type: ignore[assignment]
+    tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=VOCABULARY,
         special_tokens=[DOCUMENT_END, TURN_START, TURN_END],
@@ -80,7 +80,7 @@ def encode_documents(
     """Returns all documents as one uint16 row of ids, each closed by the document end."""
     backend = tokenizer.backend_tokenizer
     batches = list(_batches(documents))
-    rows = []
+    rows: list[np.ndarray] = []
     for batch in tqdm(batches, desc=f"tokens of {label}", disable=len(batches) < 10):
         encoded = backend.encode_batch_fast(batch, add_special_tokens=False)
         rows.extend(np.array(piece.ids, dtype=np.uint16) for piece in encoded)
