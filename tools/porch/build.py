@@ -33,6 +33,7 @@ from tools.porch.pretrain import Curve, Plan, Source, train
 from tools.porch.tokenizer import encode_documents, load_tokenizer, train_tokenizer
 
 _TOKENIZER_CHARACTERS = 80_000_000
+_TOKENIZER_SEED = 1234
 _DECAY_FROM = 0.6
 _REPLAY = 0.14
 
@@ -115,7 +116,7 @@ def _tokenizer(options: Options, documents: dict[str, list[str]]) -> PreTrainedT
     if options.tokenizer:
         return load_tokenizer(options.tokenizer)
     texts = [document for group in documents.values() for document in group]
-    return train_tokenizer(texts, _TOKENIZER_CHARACTERS, options.seed)
+    return train_tokenizer(texts, _TOKENIZER_CHARACTERS, _TOKENIZER_SEED)
 
 
 def _encode(
