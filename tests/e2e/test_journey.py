@@ -1,0 +1,109 @@
+"""Upload, train, ask: the whole way with the official SDK, and what kills cannot undo."""
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+from openai import NotFoundError, OpenAI
+from openai.types.fine_tuning import FineTuningJob
+
+from tests.e2e.conftest import ROOT, Served, wait_until
+
+TRAINING_TIMEOUT_S = 200
+QUESTION = "How do I plant a tree?"
+# Shorter than the defaults: enough to hear the difference, not to speak well.
+QUICK = {"n_epochs": 3, "rank": 16}
+
+
+def train(sdk: OpenAI, style: str, **hyperparameters: object) -> FineTuningJob:
+    with (ROOT / "examples" / f"{style}.jsonl").open("rb") as lines:
+        file = sdk.files.create(file=lines, purpose="fine-tune")
+    return sdk.fine_tuning.jobs.create(
+        model="base",
+        training_file=file.id,
+        suffix=style,
+        seed=1,
+        hyperparameters=QUICK | hyperparameters,  # type: ignore[arg-type]
+    )
+
+
+def ended(sdk: OpenAI, job: FineTuningJob) -> FineTuningJob:
+    """The job once it has ended well."""
+
+    def over() -> bool:
+        return sdk.fine_tuning.jobs.retrieve(job.id).status in ("succeeded", "failed", "cancelled")
+
+    wait_until(over, TRAINING_TIMEOUT_S)
+    job = sdk.fine_tuning.jobs.retrieve(job.id)
+    assert job.status == "succeeded", job.error
+    return job
+
+
+def answer(sdk: OpenAI, model: str) -> str:
+    said = sdk.chat.completions.create(
+        model=model,
+        messages=[{"role": "user", "content": QUESTION}],
+        temperature=0,
+        max_tokens=40,
+    )
+    return said.choices[0].message.content or ""
+
+
+def steps_told(sdk: OpenAI, job: FineTuningJob) -> list[int]:
+    """The steps of the job's metrics events, oldest first."""
+    events = list(sdk.fine_tuning.jobs.list_events(job.id, limit=100))
+    found = [event.data for event in reversed(events) if event.type == "metrics"]
+    return [int(data["step"]) for data in found if isinstance(data, dict)]
+
+
+@pytest.mark.slow
+def test_upload_train_ask(make_server: Callable[[], Served]) -> None:
+    served = make_server()
+    sdk = served.sdk
+    jobs = [ended(sdk, job) for job in [train(sdk, "pirate"), train(sdk, "butler")]]
+    assert [job.fine_tuned_model for job in jobs] == ["pirate@1", "butler@1"]
+
+    with ThreadPoolExecutor() as pool:
+        base, pirate, butler = pool.map(
+            lambda model: answer(sdk, model), ["base", "pirate", "butler@1"]
+        )
+    assert len({base, pirate, butler}) == 3
+    assert "Arr" in pirate and "Arr" not in base + butler
+    assert "guest" in butler and "guest" not in base + pirate
+    assert answer(sdk, "pirate") == pirate, "an answer depends on its neighbours"
+
+    assert {model.id for model in sdk.models.list()} >= {"base", "pirate", "butler"}
+    with pytest.raises(NotFoundError) as unknown:
+        answer(sdk, "parrot")
+    assert unknown.value.code == "model_not_found"
+
+    losses = [
+        event.data["train_loss"]
+        for event in sdk.fine_tuning.jobs.list_events(jobs[0].id, limit=100)
+        if event.type == "metrics" and isinstance(event.data, dict) and "train_loss" in event.data
+    ]
+    assert losses[0] < losses[-1], "events come newest first, and the loss fell"
+    assert len(list(sdk.fine_tuning.jobs.checkpoints.list(jobs[0].id))) == 1
+
+    assert served.stop() == 0
+    again = make_server()
+    assert answer(again.sdk, "pirate") == pirate
+
+
+@pytest.mark.slow
+def test_a_job_outlives_its_worker_and_its_server(make_server: Callable[[], Served]) -> None:
+    served = make_server()
+    sdk = served.sdk
+    job = train(sdk, "pirate")
+    wait_until(lambda: max(steps_told(sdk, job), default=0) >= 3, TRAINING_TIMEOUT_S)
+    served.worker().kill()
+    seen = max(steps_told(sdk, job))
+    wait_until(lambda: max(steps_told(sdk, job)) > seen, TRAINING_TIMEOUT_S)
+    served.kill()
+
+    again = make_server()
+    done = ended(again.sdk, job)
+    told = steps_told(again.sdk, job)
+    assert done.fine_tuned_model == "pirate@1"
+    assert told == sorted(set(told)), "no step was told twice"
+    assert "Arr" in answer(again.sdk, "pirate")

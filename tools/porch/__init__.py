@@ -1,0 +1,1 @@
+"""Builds Porch, the embedded base model: `python -m tools.porch.build`."""
