@@ -90,6 +90,7 @@ def running_engine(
     settings: Settings, records: Records, metrics: Metrics, say: Say
 ) -> Iterator[Engine]:
     """The base model loaded, and a loop over it that runs; stopped in the end."""
+    pins = [_pinned(records.store, name) for name in settings.pinned]
     say(f"loading the base model {settings.model}")
     started = time.monotonic()
     base, tokenizer = load_model(settings, settings.threads)
@@ -97,8 +98,8 @@ def running_engine(
     adapters = _adapters(settings, base, records.store)
     loop = _loop(settings, base, tokenizer, adapters, metrics)
     adapters.on_loaded = loop.wake
-    for name in settings.pinned:
-        adapters.pin(_pinned(records.store, name))
+    for ref in pins:
+        adapters.pin(ref)
     loop.start()
     try:
         yield Engine(base, tokenizer, adapters, loop)

@@ -108,13 +108,16 @@ def _bound(settings: Settings) -> Iterator[socket.socket]:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
         family, kind, protocol, _, address = found[0]
         listener = socket.socket(family, kind, protocol)
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind(address)
     except OSError as error:
-        raise BadOption(
-            f"cannot listen at {host}:{port} ({error.strerror}); choose another --host or --port"
-        ) from error
+        raise BadOption(f"--host {host} is no address here ({error.strerror})") from error
     with listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listener.bind(address)
+        except OSError as error:
+            raise BadOption(
+                f"cannot listen at {host}:{port} ({error.strerror}); choose another --port"
+            ) from error
         yield listener
 
 

@@ -58,7 +58,7 @@ def test_no_command_is_a_misuse(capsys: pytest.CaptureFixture[str]) -> None:
         (["chat", "--url", "http://127.0.0.1:1", "hi"], 1, "no server answers at"),
         (["train", "/no/such.jsonl"], 1, "No such file"),
         (["serve", "--port", "x"], 2, "--port 'x'"),
-        (["serve", "--host", "256.0.0.1"], 2, "cannot listen at 256.0.0.1"),
+        (["serve", "--host", "256.0.0.1"], 2, "--host 256.0.0.1 is no address here"),
     ],
 )
 def test_what_goes_wrong_is_one_line(
