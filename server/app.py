@@ -6,9 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import cast
 
-from fastapi import FastAPI, Request
+from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
 from adapters_store.errors import AdapterCorrupt, AdapterNotFound, InvalidName, StoreError
@@ -85,11 +84,11 @@ def describe(error: Exception) -> Failure:
     return Failure(kind.status, kind.type, kind.code, str(error), param, headers, problems)
 
 
-def _known(_: Request, error: Exception) -> JSONResponse:
+def _known(_: Request, error: Exception) -> Response:
     return describe(error).response()
 
 
-def _http(request: Request, error: Exception) -> JSONResponse:
+def _http(request: Request, error: Exception) -> Response:
     failed = cast(HTTPException, error)
     messages = {
         404: f"there is no {request.method} {request.url.path}; GET /docs lists what there is",
@@ -110,15 +109,19 @@ _VALIDATION_CODES = {
     "json_invalid": "invalid_json",
 }
 
-_MEMBERS = frozenset({"str", "int", "list[str]", "list[int]", "list[list[int]]"})
+# What pydantic calls the members of our unions.
+_MEMBERS = frozenset({"function-after[encodable(), str]", "list[function-after[encodable(), str]]"})
 
 
-def _invalid(_: Request, error: Exception) -> JSONResponse:
+def _invalid(_: Request, error: Exception) -> Response:
     """Name the field at fault and what it should be."""
     found = cast(RequestValidationError, error).errors()
     first = found[0]
     if first["type"] == "json_invalid":
         message = f"the body is not JSON: {first['ctx']['error']} at character {first['loc'][-1]}"
+        return Failure(400, "invalid_request_error", "invalid_json", message).response()
+    if first["loc"] == ("body",) and first["type"] in ("model_attributes_type", "missing"):
+        message = "the body is not a JSON object, or content-type does not say application/json"
         return Failure(400, "invalid_request_error", "invalid_json", message).response()
     param = _field(first["loc"])
     reasons = dict.fromkeys(problem["msg"] for problem in found if _field(problem["loc"]) == param)

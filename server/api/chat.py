@@ -2,11 +2,11 @@
 
 import secrets
 from collections.abc import Iterable, Iterator
-from typing import Literal
+from typing import Annotated, Literal
 
 from fastapi import APIRouter, Request, Response
 from fastapi.concurrency import run_in_threadpool
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import FailFast, Field, field_validator
 from pydantic_core import PydanticCustomError
 
 from server.api import logprobs
@@ -15,22 +15,23 @@ from server.api.deps import CurrentOwner, GivenParts
 from server.api.fields import GenerationFields
 from server.api.replies import Transcript, reply
 from server.api.seams import Parts, Tokenizer
+from server.api.wire import Text, WireModel, at_most
 from server.errors import InvalidRequest
 from server.scheduler.request import Delta, TokenPiece
 
 router = APIRouter(tags=["completions"])
 
+_MAX_MESSAGES = 4096
 
-class ChatMessage(BaseModel):
+
+class ChatMessage(WireModel):
     """One message. The last fields are what answers carry, so that one can be sent back as it came;
     they must be empty.
     """
 
-    model_config = ConfigDict(strict=True, extra="forbid")
-
     role: Literal["system", "developer", "user", "assistant"]
-    content: str | None = None
-    name: str | None = None
+    content: Text | None = None
+    name: Text | None = None
 
     refusal: None = None
     annotations: list[None] | None = Field(None, max_length=0)
@@ -63,7 +64,7 @@ def _text(part: object) -> str:
 class ChatRequest(GenerationFields):
     """The body. `max_tokens` is the older name of `max_completion_tokens`."""
 
-    messages: list[ChatMessage] = Field(min_length=1)
+    messages: Annotated[list[ChatMessage], FailFast(), Field(min_length=1), at_most(_MAX_MESSAGES)]
     max_completion_tokens: int | None = Field(None, ge=1)
     max_tokens: int | None = Field(None, ge=1)
     logprobs: bool | None = None

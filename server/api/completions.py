@@ -4,10 +4,12 @@ import secrets
 from collections.abc import Iterator
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
+from typing import Annotated
 
 from fastapi import APIRouter, Request, Response
 from fastapi.concurrency import run_in_threadpool
-from pydantic import Field
+from pydantic import Field, PlainValidator
+from pydantic_core import PydanticCustomError
 
 from server.api import logprobs
 from server.api.asking import Asked, find_model, generation, now, room_for_answer
@@ -15,6 +17,7 @@ from server.api.deps import CurrentOwner, GivenParts
 from server.api.fields import GenerationFields
 from server.api.replies import Transcript, reply
 from server.api.seams import Parts, Tokenizer
+from server.api.wire import encodable
 from server.engine.sequence import TokenLogprob
 from server.errors import InvalidRequest
 from server.scheduler.request import Delta, TokenPiece
@@ -22,14 +25,37 @@ from server.scheduler.request import Delta, TokenPiece
 router = APIRouter(tags=["completions"])
 
 _DEFAULT_MAX_TOKENS = 16  # the OpenAI API's
+_MAX_PROMPTS = 1024
 
 Scored = tuple[str, int, TokenLogprob | None]
+
+
+def _checked_prompt(value: object) -> object:
+    """Look at each item once, and stop at the first bad one: see `server.api.wire`."""
+    items = value if isinstance(value, list) else [value]
+    if isinstance(value, list) and all(type(item) is int for item in value):
+        return value
+    if len(items) > _MAX_PROMPTS:
+        raise PydanticCustomError("too_long", "more than {count} prompts", {"count": _MAX_PROMPTS})
+    kind = type(items[0])
+    if kind in (str, list) and all(type(item) is kind and _is_prompt(item) for item in items):
+        return value
+    raise PydanticCustomError("prompt", "not text, a list of token ids, or a list of either")
+
+
+def _is_prompt(item: str | list[object]) -> bool:
+    if isinstance(item, str):
+        encodable(item)
+        return True
+    return all(type(token_id) is int for token_id in item)
 
 
 class CompletionRequest(GenerationFields):
     """The body. A prompt is text or token ids; `prompt` holds one of them or a list."""
 
-    prompt: str | list[str] | list[int] | list[list[int]]
+    prompt: Annotated[
+        str | list[str] | list[int] | list[list[int]], PlainValidator(_checked_prompt)
+    ]
     max_tokens: int | None = Field(None, ge=0)
     echo: bool | None = None
     logprobs: int | None = Field(None, ge=0, le=20)

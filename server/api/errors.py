@@ -1,9 +1,10 @@
 """How an error looks on the wire, as the OpenAI API has it. `server.app` says which is which."""
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 
-from fastapi.responses import JSONResponse
+from fastapi import Response
 
 from server.errors import LineProblem
 
@@ -34,5 +35,8 @@ class Failure:
             error["problems"] = [asdict(problem) for problem in self.problems]
         return {"error": error}
 
-    def response(self) -> JSONResponse:
-        return JSONResponse(self.body(), self.status, dict(self.headers))
+    def response(self) -> Response:
+        # Escaped to ASCII: a message may quote what cannot be encoded.
+        return Response(
+            json.dumps(self.body()), self.status, dict(self.headers), "application/json"
+        )

@@ -5,9 +5,11 @@ and are not supported are refused by name, unless they hold a value that asks fo
 """
 
 from collections.abc import Mapping
+from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
+from server.api.wire import Text, WireModel, at_most
 from server.engine.sequence import SamplingParams
 from server.errors import InvalidRequest
 
@@ -44,40 +46,38 @@ _UNSUPPORTED: Mapping[str, tuple[object, ...]] = {
 }
 
 _MAX_CHOICES = 128
+_MAX_STOPS = 64
+_MAX_BIASES = 1024
 
 
-class StreamOptions(BaseModel):
+class StreamOptions(WireModel):
     """`include_usage`: a last chunk with the counts. Obfuscation is never added."""
-
-    model_config = ConfigDict(strict=True, extra="forbid")
 
     include_usage: bool = False
     include_obfuscation: bool = False
 
 
-class GenerationFields(BaseModel):
+class GenerationFields(WireModel):
     """What both kinds of request may say about the answer. None stands for the default."""
 
-    model_config = ConfigDict(strict=True, extra="forbid")
-
-    model: str
+    model: Text
     n: int | None = Field(None, ge=1, le=_MAX_CHOICES)
     stream: bool | None = None
     stream_options: StreamOptions | None = None
-    stop: str | list[str] | None = None
+    stop: Annotated[Text | list[Text] | None, at_most(_MAX_STOPS)] = None
     seed: int | None = Field(None, ge=-(2**63), lt=2**63)
     temperature: float | None = None
     top_p: float | None = None
     presence_penalty: float | None = None
     frequency_penalty: float | None = None
-    logit_bias: dict[str, float] | None = None
+    logit_bias: Annotated[dict[str, float] | None, at_most(_MAX_BIASES)] = None
 
     # Not OpenAI's; vLLM's names.
     top_k: int | None = None
     min_p: float | None = None
     repetition_penalty: float | None = None
     ignore_eos: bool | None = None
-    stop_token_ids: list[int] | None = None
+    stop_token_ids: Annotated[list[int] | None, at_most(_MAX_STOPS)] = None
 
     @model_validator(mode="before")
     @classmethod

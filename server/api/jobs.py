@@ -4,16 +4,17 @@ import asyncio
 import itertools
 import json
 from collections.abc import AsyncIterator
-from typing import Literal
+from typing import Annotated, Literal
 
 from fastapi import APIRouter, Query, Request, Response
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import JSONResponse
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from server.api.deps import CurrentOwner, GivenParts
 from server.api.seams import Parts
 from server.api.sse import DONE, EventStream, event
+from server.api.wire import Text, WireModel, at_most
 from server.errors import InvalidRequest, ModelNotFound, NotFound
 from server.jobs.datasets import MIN_EXAMPLES, validate
 from server.jobs.job import Checkpoint, Event, Job
@@ -29,36 +30,30 @@ _FOLLOW_PAGE = 100
 _KEEP_ALIVE_POLLS = 60
 
 
-class Supervised(BaseModel):
+class Supervised(WireModel):
     """How to train: the OpenAI API's three numbers, and any of `TrainOptions`."""
-
-    model_config = ConfigDict(strict=True, extra="forbid")
 
     hyperparameters: dict[str, object] | None = None
 
 
-class TrainingMethod(BaseModel):
+class TrainingMethod(WireModel):
     """The kind of training; there is one."""
-
-    model_config = ConfigDict(strict=True, extra="forbid")
 
     type: Literal["supervised"]
     supervised: Supervised | None = None
 
 
-class JobRequest(BaseModel):
+class JobRequest(WireModel):
     """The body. `hyperparameters` is the older place of what `method` holds."""
 
-    model_config = ConfigDict(strict=True, extra="forbid")
-
-    model: str
-    training_file: str
-    validation_file: str | None = None
-    suffix: str | None = Field(None, max_length=64)
+    model: Text
+    training_file: Text
+    validation_file: Text | None = None
+    suffix: Text | None = Field(None, max_length=64)
     seed: int | None = Field(None, ge=0, lt=2**63)
     method: TrainingMethod | None = None
     hyperparameters: dict[str, object] | None = None
-    metadata: dict[str, str] | None = Field(None, max_length=16)
+    metadata: Annotated[dict[Text, Text] | None, at_most(16)] = None
     integrations: list[None] | None = Field(None, max_length=0)
 
     def train_options(self) -> TrainOptions:

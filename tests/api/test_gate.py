@@ -1,5 +1,6 @@
 """What every request passes: ids, keys, sizes, and errors' one shape."""
 
+import json
 from collections.abc import Iterator
 
 import httpx
@@ -9,6 +10,8 @@ import pytest
 from server.tenancy.keys import Keys
 from tests.api.conftest import MAX_BODY, MAX_FILE
 from tests.api.running import Running, Serve
+
+JSON = {"content-type": "application/json"}
 
 
 def test_a_request_keeps_its_id(server: Running) -> None:
@@ -47,6 +50,42 @@ def test_a_body_that_is_not_an_object_is_refused(server: Running, body: bytes) -
     )
     assert answer.status_code == 400
     assert answer.json()["error"]["type"] == "invalid_request_error"
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "param"),
+    [
+        ("chat/completions", {"messages": [1] * 5000}, "messages"),
+        ("chat/completions", {"messages": [{"role": "user", "content": "a\ud800"}]}, None),
+        ("chat/completions", {f"x{i}": 1 for i in range(70)}, None),
+        ("chat/completions", {"\ud800": 1, "messages": []}, None),
+        ("completions", {"prompt": ["a"] * 1025}, "prompt"),
+        ("completions", {"prompt": [["a"]] * 1000}, "prompt"),
+        ("completions", {"prompt": "a\udc00"}, "prompt"),
+        ("completions", {"prompt": ["a", "a\udc00"]}, "prompt"),
+        ("completions", {"prompt": "a", "stop": ["a"] * 65}, "stop"),
+        ("completions", {"prompt": "a", "stop": "a\udc00"}, "stop"),
+        ("completions", {"prompt": "a", "logit_bias": {str(i): 1 for i in range(1025)}}, None),
+        ("completions", {"prompt": "a", "model": "\ud800"}, "model"),
+        ("fine_tuning/jobs", {"training_file": "\ud800"}, "training_file"),
+    ],
+)
+def test_a_hostile_body_is_refused_in_one_short_answer(
+    server: Running, path: str, body: dict[str, object], param: str | None
+) -> None:
+    answer = server.http.post(
+        f"/v1/{path}", content=json.dumps({"model": "base"} | body), headers=JSON
+    )
+    error = answer.json()["error"]
+    assert answer.status_code == 400, answer.text
+    assert len(answer.content) < 1000
+    assert param is None or error["param"] == param
+
+
+def test_a_body_that_does_not_say_that_it_is_json(server: Running) -> None:
+    answer = server.http.post("/v1/completions", content=b'{"model": "base", "prompt": "a"}')
+    assert answer.status_code == 400
+    assert "content-type" in answer.json()["error"]["message"]
 
 
 class TestKeys:
