@@ -16,6 +16,7 @@ from server.api.asking import Asked, usage
 from server.api.seams import Parts
 from server.api.sse import DONE, EventStream, event
 from server.engine.sequence import FinishReason, TokenLogprob
+from server.errors import QueueFull, Unavailable
 from server.scheduler.request import Delta, TokenPiece
 
 _CLIENT_CLOSED_REQUEST = 499  # nginx's status, for the log: nobody reads it
@@ -69,8 +70,7 @@ async def reply(
     )
     handed_on = False
     try:
-        for generation in asked.generations:
-            answers.ask(generation)
+        _submit(parts, answers, asked)
         if usage_chunk is None:
             document = await unless_gone(request, _document(answers, asked, shape))
             return JSONResponse(document)
@@ -83,6 +83,18 @@ async def reply(
     finally:
         if not handed_on:
             answers.close()
+
+
+def _submit(parts: Parts, answers: Answers, asked: Asked) -> None:
+    try:
+        for generation in asked.generations:
+            answers.ask(generation)
+    except QueueFull:
+        parts.metrics.rejected("queue_full")
+        raise
+    except Unavailable:
+        parts.metrics.rejected("unavailable")
+        raise
 
 
 def _choice(asked: Asked, news: News) -> int:

@@ -253,6 +253,8 @@ def test_a_full_queue_says_when_to_come_back(server: Running) -> None:
         server.sdk.chat.completions.create(model="base", messages=HELLO)
     assert caught.value.response.headers["retry-after"] == "3"
     assert caught.value.code == "queue_full"
+    counted = 'admission_rejections_total{model_name="base",reason="queue_full"} 1.0'
+    assert counted in server.http.get("/metrics").text
 
 
 @pytest.mark.parametrize("stream", [False, True])
