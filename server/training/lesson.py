@@ -61,8 +61,8 @@ def prepare(
         NotFound: a file is gone.
         TrainingFailed: no line holds anything to learn.
     """
-    plan = plan_for(job.hyperparameters, seed=job.seed, max_rank=max_rank)
     train = _examples(job, job.training_file, "training_file", files, base, tokenizer)
+    plan = plan_for(job.hyperparameters, seed=job.seed, max_rank=max_rank, lines=len(train))
     if job.validation_file is not None:
         valid = _examples(job, job.validation_file, "validation_file", files, base, tokenizer)
     else:
