@@ -1,6 +1,5 @@
 """The HTTP application: routes, what every request passes, and which error is which status."""
 
-import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -109,12 +108,9 @@ _VALIDATION_CODES = {
     "json_invalid": "invalid_json",
 }
 
-# What pydantic calls the members of our unions.
-_MEMBERS = frozenset({"function-after[encodable(), str]", "list[function-after[encodable(), str]]"})
-
 
 def _invalid(_: Request, error: Exception) -> Response:
-    """Name the field at fault and what it should be."""
+    """Name the first field at fault and what it should be."""
     found = cast(RequestValidationError, error).errors()
     first = found[0]
     if first["type"] == "json_invalid":
@@ -124,18 +120,15 @@ def _invalid(_: Request, error: Exception) -> Response:
         message = "the body is not a JSON object, or content-type does not say application/json"
         return Failure(400, "invalid_request_error", "invalid_json", message).response()
     param = _field(first["loc"])
-    reasons = dict.fromkeys(problem["msg"] for problem in found if _field(problem["loc"]) == param)
     code = _VALIDATION_CODES.get(first["type"], "invalid_value")
-    message = f"{param or 'the body'}: {' or: '.join(reasons)}"
+    message = f"{param or 'the body'}: {first['msg']}"
     return Failure(400, "invalid_request_error", code, message, param or None).response()
 
 
 def _field(location: Sequence[str | int]) -> str:
-    """A pydantic location as users write it: messages[0].role, without its "body" and without what
-    follows the name of a union's member, which is no name of theirs.
-    """
-    path = itertools.takewhile(lambda part: part not in _MEMBERS, location[1:])
-    return "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path)[1:]
+    """A pydantic location as users write it: messages[0].role, without its "body"."""
+    parts = (f"[{part}]" if isinstance(part, int) else f".{part}" for part in location[1:])
+    return "".join(parts)[1:]
 
 
 def create_app(parts: Parts) -> FastAPI:

@@ -18,6 +18,7 @@ from server.scheduler.request import Delta, Generation
 
 T = TypeVar("T")
 
+_EARLY_ENDS = (FinishReason.CANCELLED, FinishReason.DEADLINE, FinishReason.ERROR)
 _GRACE_S = 10.0  # beyond a request's own deadline, which the engine keeps
 
 
@@ -71,15 +72,21 @@ class Answers:
         """
         try:
             async with asyncio.timeout(self._timeout_s):
-                await self._arrived.wait()
+                while not self._news:
+                    await self._arrived.wait()
+                    self._arrived.clear()
+                    self._waking = False  # before looking: what arrives from here on wakes again
         except TimeoutError:
             raise Unavailable("the engine does not answer; look at /ready") from None
-        self._arrived.clear()
-        self._waking = False  # before draining: what arrives from here on wakes again
-        batch = [self._news.popleft() for _ in range(len(self._news))]
-        for news in batch:
-            _raise_failure(news.delta)
-            self._open -= news.delta.finish is not None
+        batch: list[News] = []
+        while self._news:
+            failure = _failure(self._news[0].delta)
+            if failure is not None and batch:
+                break  # what came before it is told first
+            if failure is not None:
+                raise failure
+            batch.append(self._news.popleft())
+            self._open -= batch[-1].delta.finish is not None
         return batch
 
     def close(self) -> None:
@@ -98,11 +105,10 @@ class Answers:
             self._event_loop.call_soon_threadsafe(self._arrived.set)
 
 
-def _raise_failure(delta: Delta) -> None:
-    if delta.error is not None:
-        raise delta.error
-    if delta.finish in (FinishReason.CANCELLED, FinishReason.DEADLINE, FinishReason.ERROR):
-        raise Unavailable(f"the answer ended early ({delta.finish}); try again")
+def _failure(delta: Delta) -> Exception | None:
+    if delta.error is None and delta.finish in _EARLY_ENDS:
+        return Unavailable(f"the answer ended early ({delta.finish}); try again")
+    return delta.error
 
 
 async def unless_gone(request: Request, work: Awaitable[T]) -> T:

@@ -7,9 +7,10 @@ and are not supported are refused by name, unless they hold a value that asks fo
 from collections.abc import Mapping
 from typing import Annotated
 
-from pydantic import Field, model_validator
+from pydantic import Field, PlainValidator, model_validator
+from pydantic_core import PydanticCustomError
 
-from server.api.wire import Text, WireModel, at_most
+from server.api.wire import Text, WireModel, at_most, encodable
 from server.engine.sequence import SamplingParams
 from server.errors import InvalidRequest
 
@@ -50,6 +51,17 @@ _MAX_STOPS = 64
 _MAX_BIASES = 1024
 
 
+def _checked_stops(value: object) -> object:
+    stops = value if isinstance(value, list) else [] if value is None else [value]
+    for number, stop in enumerate(stops):
+        if number == _MAX_STOPS or not isinstance(stop, str):
+            raise PydanticCustomError(
+                "stop", "not text, nor a list of at most {count} texts", {"count": _MAX_STOPS}
+            )
+        encodable(stop)
+    return value
+
+
 class StreamOptions(WireModel):
     """`include_usage`: a last chunk with the counts. Obfuscation is never added."""
 
@@ -64,7 +76,7 @@ class GenerationFields(WireModel):
     n: int | None = Field(None, ge=1, le=_MAX_CHOICES)
     stream: bool | None = None
     stream_options: StreamOptions | None = None
-    stop: Annotated[Text | list[Text] | None, at_most(_MAX_STOPS)] = None
+    stop: Annotated[str | list[str] | None, PlainValidator(_checked_stops)] = None
     seed: int | None = Field(None, ge=-(2**63), lt=2**63)
     temperature: float | None = None
     top_p: float | None = None

@@ -2,6 +2,7 @@
 only in their `Shape`.
 """
 
+import logging
 from collections import defaultdict
 from collections.abc import AsyncIterator, Iterator, Mapping
 from collections.abc import Sequence as Seq
@@ -11,13 +12,16 @@ from typing import Protocol
 from fastapi import Request, Response
 from fastapi.responses import JSONResponse
 
+from adapters_store.errors import StoreError
 from server.api.answers import Answers, ClientGone, News, unless_gone
 from server.api.asking import Asked, usage
 from server.api.seams import Parts
 from server.api.sse import DONE, EventStream, event
 from server.engine.sequence import FinishReason, TokenLogprob
-from server.errors import QueueFull, Unavailable
+from server.errors import QueueFull, Unavailable, VerandahError
 from server.scheduler.request import Delta, TokenPiece
+
+log = logging.getLogger(__name__)
 
 _CLIENT_CLOSED_REQUEST = 499  # nginx's status, for the log: nobody reads it
 
@@ -129,6 +133,8 @@ async def _events(
                 break
             batch = await answers.next()
     except Exception as error:  # the status is sent: the stream itself must tell
+        if not isinstance(error, VerandahError | StoreError):
+            log.exception("answer %s failed", asked.id)
         yield event(parts.describe(error).body(), name="error")
         return
     if usage_chunk:
