@@ -43,7 +43,7 @@ class Lesson:
 
     def manifest(self, figures: Figures) -> Manifest:
         """The header of the adapter; `figures` are the last that training gave."""
-        told = {key: str(figures[key]) for key in _PROVENANCE if key in figures}
+        told = {key: _short(figures[key]) for key in _PROVENANCE if key in figures}
         return self.adapter.manifest(
             created_at=int(time.time()),
             provenance={JOB: self.job.id, "training_file": self.job.training_file, **told},
@@ -81,6 +81,10 @@ def prepare(
     flat_valid = tuple(example for examples in valid for example in examples)
     trainer = Trainer(base, adapter, flat_train, flat_valid, plan)
     return Lesson(job, plan, adapter, trainer, flat_train, flat_valid)
+
+
+def _short(figure: float | int | str | None) -> str:
+    return f"{figure:.4f}" if isinstance(figure, float) else str(figure)
 
 
 def _examples(

@@ -7,6 +7,8 @@ from server.errors import InvalidRequest, TrainingFailed, VerandahError
 from server.jobs.job import Figures
 from server.training.trainer import Progress
 
+_OVERFIT = 1.2  # below this, the score of a few held-out lines is mostly noise
+
 
 def figures_of(progress: Progress) -> dict[str, float | int | str | None]:
     """A step's figures under the OpenAI API's names, and ours."""
@@ -30,6 +32,15 @@ def figures_of(progress: Progress) -> dict[str, float | int | str | None]:
     return figures
 
 
+def joined(before: Figures, progress: Progress) -> dict[str, float | int | str | None]:
+    """A run's figures so far: the newest of each, and the best validation loss with its step."""
+    figures = {**before, **figures_of(progress)}
+    best = before.get("best_valid_loss")
+    if progress.valid and (not isinstance(best, float) or progress.valid.loss < best):
+        figures["best_valid_loss"], figures["best_step"] = progress.valid.loss, progress.step
+    return figures
+
+
 def checkpoint_metrics(figures: Figures) -> Figures:
     """The figures that the OpenAI API gives a checkpoint."""
     names = (
@@ -46,6 +57,17 @@ def comparison(figures: Figures) -> str:
     """The score on the held-out lines, before and after."""
     before, after = figures["base_valid_loss"], figures["valid_loss"]
     return f"Validation loss: {before:.4f} of the base model, {after:.4f} of the adapter"
+
+
+def advice(figures: Figures) -> str | None:
+    """What to do better next time, if the figures show it."""
+    best, last = figures.get("best_valid_loss"), figures.get("valid_loss")
+    if not isinstance(best, float) or not isinstance(last, float) or last < _OVERFIT * best:
+        return None
+    return (
+        f"The validation loss was lowest at step {figures['best_step']} ({best:.4f}) and has risen "
+        "since: fewer epochs or a lower learning rate may answer new questions better"
+    )
 
 
 def sentence(progress: Progress) -> str:

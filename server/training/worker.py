@@ -25,7 +25,15 @@ from server.training.checkpoint import CheckpointFolder, sweep
 from server.training.heartbeat import Heartbeat, JobCancelled
 from server.training.lesson import Lesson, prepare
 from server.training.publish import publish_once
-from server.training.report import checkpoint_metrics, comparison, figures_of, reason_of, sentence
+from server.training.report import (
+    advice,
+    checkpoint_metrics,
+    comparison,
+    figures_of,
+    joined,
+    reason_of,
+    sentence,
+)
 
 log = logging.getLogger(__name__)
 
@@ -163,7 +171,7 @@ class _Worker:
         told_before = job.step if trainer.step else -1
         saved = told = time.monotonic()
         for progress in trainer.run():
-            figures = {**figures, **figures_of(progress)}
+            figures = joined(figures, progress)
             heart.tell(progress.step, progress.trained_tokens, progress.seconds_left)
             now = time.monotonic()
             last = progress.step == progress.total_steps
@@ -205,6 +213,8 @@ class _Worker:
             queue.add_checkpoint(job, lesson.trainer.step, str(ref), checkpoint_metrics(figures))
             if "base_valid_loss" in figures:
                 queue.append_event(job, "info", comparison(figures))
+            if hint := advice(figures):
+                queue.append_event(job, "warn", hint)
         queue.finish(job, str(ref), lesson.trainer.trained_tokens)
         self._checkpoints(job).clear()
         (self._parts.folder / f"{job.id}.lock").unlink(missing_ok=True)
