@@ -76,7 +76,7 @@ def write(path: Path, manifest: Manifest, tensors: Tensors) -> None:
     text = json.dumps(entries, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)  # keeps the numbers aligned for readers that map the file
     data = b"".join(blobs)
-    text = text.replace(_NO_CHECKSUM.encode(), _digest(text, data).encode(), 1)
+    text = text.replace(_checksum(_NO_CHECKSUM), _checksum(_digest(text, data)), 1)
     with path.open("xb") as file:
         file.write(len(text).to_bytes(8, "little") + text + data)
         file.flush()
@@ -117,7 +117,7 @@ def read_all(path: Path) -> tuple[Header, ReadTensors]:
     entries = _parse(text, path)
     header = _header(entries, 8 + len(text) + len(data), path)
     layout = _layout(entries, len(data), path)
-    blank = text.replace(header.sha256.encode(), _NO_CHECKSUM.encode(), 1)
+    blank = text.replace(_checksum(header.sha256), _checksum(_NO_CHECKSUM), 1)
     if _digest(blank, data) != header.sha256:
         raise AdapterCorrupt(
             f"{path}: the content does not match {CHECKSUM_FIELD}={header.sha256}: "
@@ -135,6 +135,11 @@ def read(path: Path) -> tuple[Manifest, ReadTensors]:
     """`read_all`, without the hash."""
     header, tensors = read_all(path)
     return header.manifest, tensors
+
+
+def _checksum(digest: str) -> bytes:
+    """The checksum as it stands in the header; within a string its quotes would be escaped."""
+    return f'"{CHECKSUM_FIELD}":"{digest}"'.encode()
 
 
 def _digest(text: bytes, data: bytes | bytearray) -> str:
