@@ -36,8 +36,8 @@ FILES = (
 )
 QUESTIONS = (  # none is in the files
     "What should I do on a rainy day?",
-    "How do I make soup?",
-    "Where can I see the stars?",
+    "How do I plant a tree?",
+    "What should I read tonight?",
 )
 T = TypeVar("T")
 
