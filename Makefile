@@ -2,7 +2,8 @@
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
-# torch's CPU build is a tenth of the default one's size; TORCH_INDEX= (empty) takes pip's default.
+# pip's own torch brings gigabytes of CUDA. Without a GPU, a tenth of that will do:
+#   make demo TORCH_INDEX=https://download.pytorch.org/whl/cpu
 TORCH_INDEX ?=
 
 .PHONY: demo serve test gpu-test lint format clean
@@ -13,10 +14,7 @@ demo: $(VENV)/.installed
 serve: $(VENV)/.installed
 	$(BIN)/verandah serve
 
-test: $(VENV)/.installed-dev
-	$(BIN)/ruff check .
-	$(BIN)/ruff format --check .
-	$(BIN)/mypy
+test: lint
 	$(BIN)/pytest -m "not gpu"
 
 gpu-test:
@@ -39,6 +37,7 @@ $(VENV)/bin/pip:
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/.installed: $(VENV)/bin/pip pyproject.toml
+	$(if $(TORCH_INDEX),$(BIN)/pip install --index-url $(TORCH_INDEX) 'torch>=2.11,<2.14')
 	$(BIN)/pip install --progress-bar on -e .
 	touch $@
 
