@@ -74,6 +74,11 @@ class AdapterLoader:
                 self._start(ref)
             return ready
 
+    def is_ready(self, ref: AdapterRef) -> bool:
+        """Whether `fetch` would give it now."""
+        with self._lock:
+            return self._ready(ref) is not None
+
     def forget(self, ref: AdapterRef) -> None:
         """Drop it; a load under way will leave nothing behind."""
         with self._lock:

@@ -145,6 +145,11 @@ class ResidentAdapters:
         self._move_in(occupant, *found)
         return occupant.slot
 
+    def is_loaded(self, ref: AdapterRef) -> bool:
+        """Whether `acquire` would give it a slot at once, were one free."""
+        with self._lock:
+            return self._table.find(ref) is not None or self._loader.is_ready(ref)
+
     def release(self, ref: AdapterRef) -> None:
         """End what one `acquire` began. The adapter stays until its slot is wanted."""
         with self._lock:

@@ -21,6 +21,7 @@ class Answer:
     listener: Listener
     times: Times
     holds_slot: bool = False
+    crowded_out_at: float | None = None  # since when its adapter is loaded but finds no slot
     preempted: bool = False
     scored: list[TokenLogprob] = field(default_factory=list)
     scores_told: bool = False

@@ -6,6 +6,7 @@ threads leave requests and cancellations in an inbox and wake it.
 
 import itertools
 import logging
+import math
 import threading
 import time
 from collections import Counter
@@ -28,6 +29,7 @@ from server.scheduler.text import Decoder
 log = logging.getLogger(__name__)
 
 _IDLE_WAIT_S = 0.25  # how late a deadline may be noticed while nothing runs
+_SLOT_PATIENCE_S = 1.0  # crowded out for longer, an answer stops later ones from taking slots
 
 
 class Stepper(Protocol):
@@ -42,6 +44,8 @@ class Slots(Protocol):
     def prepare(self, ref: AdapterRef) -> None: ...
 
     def acquire(self, ref: AdapterRef) -> int | None: ...
+
+    def is_loaded(self, ref: AdapterRef) -> bool: ...
 
     def release(self, ref: AdapterRef) -> None: ...
 
@@ -200,10 +204,11 @@ class ServingLoop:
             for answer in self._running
         )
         owners = [answer.owner for answer in self._running]
+        last = self._last_to_take_slots()
         for answer in admission_order(self._waiting, owners, self._served):
             if len(self._running) >= self._limits.max_rows:
                 return
-            if not self._take_slot(answer):
+            if not self._take_slot(answer, last):
                 continue
             # One token beyond the prompt, or the first decode would pre-empt somebody at once.
             need = self._blocks.need(answer.sequence, answer.sequence.num_tokens + 1)
@@ -212,19 +217,43 @@ class ServingLoop:
             promised += need
             self._start(answer)
 
-    def _take_slot(self, answer: Answer) -> bool:
+    def _last_to_take_slots(self) -> float:
+        """The last arrival that may take a slot: later ones wait for the crowded out.
+
+        Else adapters that are asked for without a pause would keep all slots for ever.
+        """
+        since = self._clock() - _SLOT_PATIENCE_S
+        return min(
+            (
+                answer.arrival
+                for answer in self._waiting
+                if answer.crowded_out_at is not None and answer.crowded_out_at < since
+            ),
+            default=math.inf,
+        )
+
+    def _take_slot(self, answer: Answer, last: float) -> bool:
         """True when the answer's adapter is in a slot, held for it until the answer ends."""
         if answer.adapter is None or answer.holds_slot:
             return True
+        if answer.arrival > last:
+            return False
         try:
             slot = self._slots.acquire(answer.adapter)
         except (VerandahError, StoreError) as error:
             self._end(answer, FinishReason.ERROR, error)
             return False
+        except Exception as error:  # a device out of memory, say: the loop must outlive it
+            log.exception("adapter %s could not be put into a slot", answer.adapter)
+            self._fail([answer], error)
+            return False
         if slot is None:
+            if answer.crowded_out_at is None and self._slots.is_loaded(answer.adapter):
+                answer.crowded_out_at = self._clock()
             return False
         answer.sequence.slot = slot
         answer.holds_slot = True
+        answer.crowded_out_at = None
         return True
 
     def _start(self, answer: Answer) -> None:
@@ -258,7 +287,7 @@ class ServingLoop:
         self._metrics.num_preemptions.inc()
 
     def _fail(self, answers: Iterable[Answer], error: Exception) -> None:
-        reason = Unavailable(f"the engine failed on this batch ({type(error).__name__}); try again")
+        reason = Unavailable(f"the engine failed ({type(error).__name__}); try again")
         for answer in answers:
             self._end(answer, FinishReason.ERROR, reason)
 
@@ -266,7 +295,12 @@ class ServingLoop:
         if output.failure is not None:
             self._end(answer, FinishReason.ERROR, Unavailable(output.failure))
             return
-        delta = answer.take(output, self._eos, self.max_context)
+        try:
+            delta = answer.take(output, self._eos, self.max_context)
+        except Exception as error:  # a tokenizer's fault must not stop the others' answers
+            log.exception("the text of %s failed", answer.request.request_id)
+            self._fail([answer], error)
+            return
         if delta is None:
             return
         answer.times.token(self._clock(), self._metrics)

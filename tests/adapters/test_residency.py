@@ -67,9 +67,11 @@ def test_acquire_does_not_wait_and_tells_when_to_come_back(serve: Serve) -> None
     told = threading.Event()
     served.adapters.on_loaded = told.set
     ref = served.publish(make_adapter(served.base))
+    assert not served.adapters.is_loaded(ref)
     assert served.adapters.acquire(ref) is None
     assert told.wait(10)
     assert served.adapters.acquire(ref) == 1
+    assert served.adapters.is_loaded(ref)
 
 
 def test_a_resident_adapter_is_a_hit(serve: Serve) -> None:
@@ -93,6 +95,7 @@ def test_none_while_every_slot_is_in_use(serve: Serve) -> None:
     wait_until(lambda: resident(served, refs[2]) is not None)
     wait_until(lambda: not served.adapters._loader.loading())
     assert served.adapters.acquire(refs[2]) is None
+    assert served.adapters.is_loaded(refs[2])
     for made, slot in zip(mades, slots, strict=False):
         assert_served(served, made, slot)
     served.adapters.release(refs[0])

@@ -45,13 +45,16 @@ class NumberDecoder:
 
 
 class FakeSlots:
-    """Two-step loading: `acquire` gives None until the ref is put into `loaded`."""
+    """Two-step loading: `acquire` gives None until the ref is put into `loaded`, and while
+    `room` other adapters are in use.
+    """
 
     def __init__(self) -> None:
         self.loaded: set[AdapterRef] = set()
         self.broken: dict[AdapterRef, Exception] = {}
         self.prepared: list[AdapterRef] = []
         self.in_use: list[AdapterRef] = []
+        self.room = 1000
 
     def prepare(self, ref: AdapterRef) -> None:
         self.prepared.append(ref)
@@ -59,10 +62,13 @@ class FakeSlots:
     def acquire(self, ref: AdapterRef) -> int | None:
         if ref in self.broken:
             raise self.broken[ref]
-        if ref not in self.loaded:
+        if ref not in self.loaded or len({*self.in_use, ref}) > self.room:
             return None
         self.in_use.append(ref)
         return 1 + sorted(self.loaded).index(ref)
+
+    def is_loaded(self, ref: AdapterRef) -> bool:
+        return ref in self.loaded
 
     def release(self, ref: AdapterRef) -> None:
         self.in_use.remove(ref)

@@ -221,6 +221,50 @@ def test_waiting_for_an_adapter_blocks_nobody(rig: Rig) -> None:
     assert rig.slots.in_use == []
 
 
+def test_adapters_in_constant_use_cannot_keep_all_slots(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("server.scheduler.loop._SLOT_PATIENCE_S", 0.05)
+    hot, cold = AdapterRef("o", "hot", 1), AdapterRef("o", "cold", 1)
+    rig.slots.loaded, rig.slots.room = {hot, cold}, 1
+    rig.engine.before_step = lambda: time.sleep(0.002)
+    ended = threading.Event()
+
+    def ask_again(delta: Delta) -> None:  # two of these overlap: the slot is never idle
+        if delta.finish is FinishReason.LENGTH and not ended.is_set():
+            rig.loop.submit(request(adapter=hot, max_tokens=7), ask_again)
+
+    for max_tokens in (5, 9):
+        rig.loop.submit(request(adapter=hot, max_tokens=max_tokens), ask_again)
+    answer, _ = rig.ask(adapter=cold)
+    try:
+        assert answer.wait().text == " 3 4 5 6"
+    finally:
+        ended.set()
+
+
+def test_a_device_that_fails_to_take_an_adapter_does_not_end_the_loop(rig: Rig) -> None:
+    ref = AdapterRef("o", "large", 1)
+    rig.slots.broken[ref] = RuntimeError("out of memory")
+    heard, _ = rig.ask(adapter=ref)
+    assert isinstance(heard.wait().last.error, Unavailable)
+    assert rig.ask()[0].wait().last.finish is FinishReason.LENGTH
+
+
+def test_a_decoder_that_fails_ends_only_its_own_answer(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(_decoder: NumberDecoder, token_id: int) -> str:
+        raise ValueError(f"no text for {token_id}")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(NumberDecoder, "push", fail)
+        heard, _ = rig.ask()
+        assert isinstance(heard.wait().last.error, Unavailable)
+    assert rig.ask()[0].wait().text == " 3 4 5 6"
+    assert rig.pool.num_free == rig.pool.num_total
+
+
 def test_a_broken_adapter_ends_only_its_own_request(rig: Rig) -> None:
     ref = AdapterRef("o", "broken", 1)
     rig.slots.broken[ref] = InvalidAdapter("it is broken")
