@@ -5,6 +5,7 @@ BIN    := $(VENV)/bin
 # pip's own torch brings gigabytes of CUDA. Without a GPU, a tenth of that will do:
 #   make demo TORCH_INDEX=https://download.pytorch.org/whl/cpu
 TORCH_INDEX ?=
+TORCH := torch>=2.11,<2.14
 
 .PHONY: demo serve test gpu-test lint format clean
 
@@ -37,7 +38,7 @@ $(VENV)/bin/pip:
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/.installed: $(VENV)/bin/pip pyproject.toml
-	$(if $(TORCH_INDEX),$(BIN)/pip install --index-url $(TORCH_INDEX) 'torch>=2.11,<2.14')
+	$(if $(TORCH_INDEX),$(BIN)/pip install --index-url $(TORCH_INDEX) '$(TORCH)')
 	$(BIN)/pip install --progress-bar on -e .
 	touch $@
 
