@@ -11,6 +11,8 @@ from server.engine.sequence import SamplingParams, check_token_ids
 from server.errors import ContextLengthExceeded, ModelNotFound
 from server.scheduler.request import Generation
 
+_VERSION_DIGITS = 18  # more would be no version; Python refuses to read thousands
+
 
 def find_model(parts: Parts, owner: str, model_id: str) -> AdapterRef | None:
     """The adapter version that an id names, or None for the base model. Reads the disk.
@@ -21,7 +23,7 @@ def find_model(parts: Parts, owner: str, model_id: str) -> AdapterRef | None:
     if model_id == parts.base.id:
         return None
     name, at, version = model_id.partition("@")
-    numbered = version.isascii() and version.isdecimal()
+    numbered = version.isascii() and version.isdecimal() and len(version) <= _VERSION_DIGITS
     try:
         if not at or numbered:
             return parts.adapters.resolve(owner, name, int(version) if at else None)

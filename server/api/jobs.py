@@ -147,6 +147,15 @@ def _check_rank(parts: Parts, options: TrainOptions) -> None:
         )
 
 
+def _check_suffix(parts: Parts, suffix: str | None) -> None:
+    if suffix == parts.base.id:
+        raise InvalidRequest(
+            f"suffix {suffix!r} is the base model's id, which would answer in the adapter's place; "
+            "choose another",
+            param="suffix",
+        )
+
+
 def _check_lines(parts: Parts, owner: str, file_id: str, param: str, min_examples: int) -> None:
     try:
         path = parts.files.path(owner, file_id)
@@ -162,6 +171,7 @@ def create_job(body: JobRequest, parts: GivenParts, owner: CurrentOwner) -> Docu
     _check_model(parts, body.model)
     options = body.train_options()
     _check_rank(parts, options)
+    _check_suffix(parts, body.suffix)
     _check_lines(parts, owner, body.training_file, "training_file", MIN_EXAMPLES)
     if body.validation_file is not None:
         _check_lines(parts, owner, body.validation_file, "validation_file", 1)

@@ -135,7 +135,8 @@ def test_an_adapter_answers_under_its_version(server: Running, publish: Publish)
 
 
 @pytest.mark.parametrize(
-    "model", ["nobody", "pirate@9", "pirate@x", "pirate@", "../pirate", "", "@1"]
+    "model",
+    ["nobody", "pirate@9", "pirate@x", "pirate@", "../pirate", "", "@1", "pirate@" + "9" * 5000],
 )
 def test_an_unknown_model_is_never_answered(server: Running, publish: Publish, model: str) -> None:
     publish("pirate")

@@ -140,6 +140,7 @@ class TestCreating:
             ({"validation_file": "file-none"}, 400, "validation_file"),
             ({"model": "gpt-4o"}, 404, "model"),
             ({"suffix": "no/slashes"}, 400, "suffix"),
+            ({"suffix": "base"}, 400, "suffix"),  # the base model would answer in its place
             ({"suffix": "a" * 65}, 400, "suffix"),
             ({"seed": -1}, 400, "seed"),
             ({"hyperparameters": {"rank": 5000}}, 400, "rank"),
