@@ -1,5 +1,6 @@
 """/v1/adapters: what the OpenAI API lacks about adapters, with where each is now."""
 
+import logging
 from collections.abc import Mapping
 
 from fastapi import APIRouter, Query
@@ -11,6 +12,8 @@ from server.api.deps import CurrentOwner, GivenParts
 from server.api.models import delete_adapter
 from server.api.seams import Parts, Resident
 from server.errors import InvalidRequest
+
+log = logging.getLogger(__name__)
 
 router = APIRouter(prefix="/v1/adapters", tags=["adapters"])
 
@@ -83,6 +86,8 @@ def list_adapters(
             data.append(_entry(parts, name, parts.adapters.resolve(owner, name), residents))
         except AdapterNotFound:
             continue  # deleted while we listed
+        except AdapterCorrupt as error:  # one broken pointer must not hide the others
+            log.warning("not listed: %s", error)
     return {
         "object": "list",
         "data": data,

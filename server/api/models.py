@@ -1,15 +1,18 @@
 """/v1/models: the base model, and every adapter as a model whose `parent` it is."""
 
+import logging
 from collections.abc import Iterator
 
 from fastapi import APIRouter, Query
 
-from adapters_store.errors import AdapterNotFound
+from adapters_store.errors import AdapterCorrupt, AdapterNotFound
 from adapters_store.manifest import AdapterRef
 from server.api.asking import find_model
 from server.api.deps import CurrentOwner, GivenParts
 from server.api.seams import Parts
 from server.errors import InvalidRequest
+
+log = logging.getLogger(__name__)
 
 router = APIRouter(tags=["models"])
 
@@ -70,6 +73,8 @@ def _latest_cards(parts: Parts, owner: str, names: list[str]) -> Iterator[Card]:
             yield _adapter_card(parts, name, parts.adapters.resolve(owner, name))
         except AdapterNotFound:
             continue  # deleted while we listed
+        except AdapterCorrupt as error:  # one broken pointer must not hide the others
+            log.warning("not listed: %s", error)
 
 
 @router.get("/v1/models/{model_id:path}")

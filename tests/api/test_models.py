@@ -127,6 +127,18 @@ def test_one_broken_file_hides_no_other(
     assert pirate["method"] == "vera"
 
 
+def test_one_broken_pointer_hides_no_other(
+    server: Running, publish: Publish, store: AdapterStore
+) -> None:
+    publish("good")
+    (store.path(publish("bad")).parent.parent / "latest").write_text("no number")
+    assert [model.id for model in server.sdk.models.list().data] == ["base", "good"]
+    listed = server.http.get("/v1/adapters").json()["data"]
+    assert [entry["id"] for entry in listed] == ["good"]
+    answer = server.http.get("/v1/models/bad")
+    assert (answer.status_code, answer.json()["error"]["code"]) == (500, "adapter_corrupt")
+
+
 def test_pinning(server: Running, publish: Publish) -> None:
     publish("pirate")
     assert server.http.post("/v1/adapters/pirate/pin").json()["pinned"]
