@@ -5,16 +5,13 @@ python -m tools.porch.build --data TEXTS --wikitext TEST.txt --out server/bases/
 
 import argparse
 import json
-import platform
 import random
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import tokenizers
 import torch
-import transformers
 from transformers import PreTrainedTokenizerFast
 
 from tools.porch.card import write_card
@@ -26,8 +23,8 @@ from tools.porch.chat import (
     packed_source,
     running_source,
 )
-from tools.porch.corpus import HELD_OUT_FILES, TRAIN_FILES, load_sources
-from tools.porch.evaluate import Score, chats, continuations, load, score, total
+from tools.porch.corpus import TRAIN_FILES, load_sources
+from tools.porch.measure import circumstances, measure
 from tools.porch.model import Porch, Shape, to_hugging_face
 from tools.porch.pretrain import Curve, Plan, Source, train
 from tools.porch.tokenizer import encode_documents, load_tokenizer, train_tokenizer
@@ -105,8 +102,9 @@ def main() -> None:
     curves["chat tuning"] = _tune(model, plain, talks, options, device)
     _save(model, tokenizer, options.out)
     print(f"trained, {_since(started)}", flush=True)
-    record = _measure(options, tokenizer, base_folder, device)
-    record.update(_circumstances(options, model, curves, plain, started))
+    folders = {"pretrained": base_folder, "tuned": options.out}
+    record = measure(folders, options.data, options.wikitext, options.seed, device)
+    record |= circumstances(model, curves, plain, options.rows, options.seed, started)
     (options.out / "record.json").write_text(json.dumps(record, indent=1))
     write_card(options.out, record, curves)
     print(f"finished, {_since(started)}", flush=True)
@@ -201,65 +199,6 @@ def _save(model: Porch, tokenizer: PreTrainedTokenizerFast, folder: Path) -> Non
     folder.mkdir(parents=True, exist_ok=True)
     to_hugging_face(model).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-
-
-def _measure(
-    options: Options,
-    tokenizer: PreTrainedTokenizerFast,
-    base_folder: Path,
-    device: torch.device,
-) -> dict[str, object]:
-    """Scores the pretrained and the tuned folder on held-out text and draws the samples."""
-    held_out = load_sources(options.data, HELD_OUT_FILES)
-    wikitext = options.wikitext.read_text("utf-8")
-    rows = 64 if device.type == "cuda" else 4
-    scores: dict[str, dict[str, Score]] = {}
-    for label, folder in (("pretrained", base_folder), ("tuned", options.out)):
-        model, tokenizer = load(folder, device)
-        by_source = {
-            name: score(model, tokenizer, group, rows) for name, group in sorted(held_out.items())
-        }
-        print(f"scored the {label} model", flush=True)
-        scores[label] = {
-            "WikiText-2 test": score(model, tokenizer, [wikitext], rows),
-            "all held-out documents": total(list(by_source.values())),
-            **by_source,
-        }
-    return {
-        "scores": {
-            label: {name: asdict(value) for name, value in group.items()}
-            for label, group in scores.items()
-        },
-        "continuations": continuations(model, tokenizer, held_out, options.seed),
-        "chats": chats(model, tokenizer, options.seed),
-    }
-
-
-def _circumstances(
-    options: Options,
-    model: Porch,
-    curves: dict[str, Curve],
-    plain: list[Source],
-    started: float,
-) -> dict[str, object]:
-    on_gpu = torch.cuda.is_available()
-    return {
-        "parameters": sum(weight.numel() for weight in model.parameters()),
-        "shape": asdict(model.shape),
-        "unique_tokens": {source.name: len(source.ids) for source in plain},
-        "rows": options.rows,
-        "seed": options.seed,
-        "curves": {
-            name: {"steps": curve.steps, "tokens": curve.tokens, "seconds": round(curve.seconds, 1)}
-            for name, curve in curves.items()
-        },
-        "processor": torch.cuda.get_device_name() if on_gpu else "CPU",
-        "build_seconds": round(time.time() - started),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-        "tokenizers": tokenizers.__version__,
-    }
 
 
 def _options() -> Options:

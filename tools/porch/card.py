@@ -38,6 +38,7 @@ def card(record: Record) -> str:
         "RECORD": _build_record(record),
         "CONTINUATIONS": _continuations(record["continuations"]),
         "CHATS": "\n\n".join(_chat(n, talk) for n, talk in enumerate(record["chats"], 11)),
+        "ANSWER_LOSSES": _answer_losses(record),
         "HELD_OUT": _bits(record, "tuned", "all held-out documents"),
         "STRICT": _strict_bits(record, "tuned"),
         "STRICT_PRETRAINED": _strict_bits(record, "pretrained"),
@@ -68,6 +69,13 @@ def _scores(record: Record) -> str:
         bits = f"{_bits(record, 'pretrained', name)} | {_bits(record, 'tuned', name)}"
         lines.append(f"| {name.replace('_', ' ')} | {value['bytes']:,} | {bits} |")
     return "\n".join(lines)
+
+
+def _answer_losses(record: Record) -> str:
+    """Returns a row for each set of answers; a record of an older build may hold none."""
+    lines = ["| answers | nats a token |", "| --- | ---: |"]
+    losses = record.get("answer_losses", {}).get("tuned", {})
+    return "\n".join([*lines, *(f"| {name} | {loss:.2f} |" for name, loss in losses.items())])
 
 
 def _build_record(record: Record) -> str:

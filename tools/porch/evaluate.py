@@ -11,7 +11,7 @@ from torch.nn import functional
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tools.porch.conversations import Conversation
-from tools.porch.model import DOCUMENT_END_ID, IGNORED
+from tools.porch.model import DOCUMENT_END_ID, IGNORED, TURN_END_ID
 from tools.porch.tokenizer import CONTEXT
 
 # The library types neither what its factories load nor what they generate.
@@ -88,6 +88,39 @@ def score(model: Model, tokenizer: Tokenizer, documents: list[str], rows: int) -
         )
     size = sum(len(document.encode()) for document in documents)
     return Score(nats / math.log(2) / max(1, size), size, tokens)
+
+
+@torch.no_grad()
+def answer_loss(model: Model, tokenizer: Tokenizer, talks: list[Conversation]) -> float:
+    """Returns the mean nats a token of the assistant's turns, their end tokens included."""
+    nats, tokens = 0.0, 0
+    for talk in talks:
+        encoded = tokenizer.apply_chat_template(
+            talk, return_dict=True, return_assistant_tokens_mask=True, return_tensors="pt"
+        )
+        ids = encoded["input_ids"].to(model.device)
+        learned = torch.as_tensor(encoded["assistant_masks"]).flatten()[1:].to(model.device)
+        aims = ids[0, 1:].masked_fill(learned == 0, IGNORED)
+        logits = model(ids).logits[0, :-1].float()
+        nats += float(functional.cross_entropy(logits, aims, ignore_index=IGNORED, reduction="sum"))
+        tokens += int(learned.sum())
+    return nats / max(1, tokens)
+
+
+def answers(
+    model: Model, tokenizer: Tokenizer, talks: list[Conversation], seed: int
+) -> list[dict[str, str | bool]]:
+    """Returns each talk's question with the model's answer, and whether the answer ends."""
+    drawn: list[dict[str, str | bool]] = []
+    for index, talk in enumerate(talks):
+        ids = tokenizer.apply_chat_template(
+            talk[:-1], add_generation_prompt=True, return_tensors="pt", return_dict=True
+        )["input_ids"]
+        answer = _generate(model, ids, seed + index)
+        text = tokenizer.decode(answer, skip_special_tokens=True).strip()
+        ended = TURN_END_ID in answer
+        drawn.append({"question": talk[-2]["content"], "answer": text, "ended": ended})
+    return drawn
 
 
 def total(scores: list[Score]) -> Score:
