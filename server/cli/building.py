@@ -192,6 +192,11 @@ def _pinned(store: AdapterStore, name: str) -> AdapterRef:
 
 
 def _device(settings: Settings) -> str:
+    if settings.device == "cuda" and not torch.cuda.is_available():
+        raise BadOption(
+            "--device cuda: torch finds no CUDA device here; use --device cpu, or install torch "
+            "for CUDA and its driver"
+        )
     if settings.device != "auto":
         return settings.device
     return "cuda" if torch.cuda.is_available() else "cpu"

@@ -163,6 +163,7 @@ def as_it_was(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]
     [
         (["--model", "/no/such/folder"], 1, "is not there"),
         (["--pinned", "nobody"], 2, "--pinned nobody"),
+        (["--device", "cuda"], 2, "no CUDA device"),
         (["--database-url", "sqlite://"], 1, "database in memory"),
     ],
 )
@@ -172,7 +173,9 @@ def test_what_cannot_be_served_is_one_sentence(
     status: int,
     said: str,
     capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     arguments = ["serve", "--no-worker", "--kv-memory-mb=8", "--adapter-slots=8"]
     assert main([*arguments, f"--model={model_folder}", *options]) == status
     last = capsys.readouterr().err.splitlines()[-1]
