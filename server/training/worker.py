@@ -38,6 +38,7 @@ from server.training.report import (
 log = logging.getLogger(__name__)
 
 _EVENT_EVERY_S = 0.25
+_EVENTS_LOOKED_AT = 50  # from the newest; metrics are among them unless many attempts were lost
 _LEFTOVER_AGE_S = 7 * 24 * 3600
 
 Load = Callable[[], tuple[BaseModel, ChatTokenizer]]
@@ -167,8 +168,7 @@ class _Worker:
         parts, trainer = self._parts, lesson.trainer
         folder = self._checkpoints(job)
         figures = self._resume(job, lesson, folder)
-        # An earlier attempt told of these steps before it was lost.
-        told_before = job.step if trainer.step else -1
+        told_before = self._last_step_told(job) if trainer.step else -1
         saved = told = time.monotonic()
         for progress in trainer.run():
             figures = joined(figures, progress)
@@ -189,6 +189,12 @@ class _Worker:
             if self._stop.is_set():
                 raise _Stopped
         return figures
+
+    def _last_step_told(self, job: Job) -> int:
+        """What an earlier attempt told of before it was lost is not told again."""
+        events = self._parts.queue.events(job.owner, job.id, limit=_EVENTS_LOOKED_AT).items
+        steps = (event.data["step"] for event in events if event.type == "metrics" and event.data)
+        return max((int(str(step)) for step in steps), default=-1)
 
     def _resume(self, job: Job, lesson: Lesson, folder: CheckpointFolder) -> Figures:
         trainer, tell = lesson.trainer, self._parts.queue.append_event

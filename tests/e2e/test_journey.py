@@ -11,8 +11,7 @@ from tests.e2e.conftest import ROOT, Served, wait_until
 
 TRAINING_TIMEOUT_S = 200
 QUESTION = "How do I plant a tree?"
-# Shorter than the defaults: enough to hear the difference, not to speak well.
-QUICK = {"n_epochs": 3, "rank": 16}
+QUICK = {"n_epochs": 4}  # enough to hear the difference, not to speak well
 
 
 def train(sdk: OpenAI, style: str, **hyperparameters: object) -> FineTuningJob:
@@ -94,7 +93,7 @@ def test_upload_train_ask(make_server: Callable[[], Served]) -> None:
 def test_a_job_outlives_its_worker_and_its_server(make_server: Callable[[], Served]) -> None:
     served = make_server()
     sdk = served.sdk
-    job = train(sdk, "pirate")
+    job = train(sdk, "pirate", n_epochs=2)
     wait_until(lambda: max(steps_told(sdk, job), default=0) >= 3, TRAINING_TIMEOUT_S)
     served.worker().kill()
     seen = max(steps_told(sdk, job))
@@ -106,4 +105,4 @@ def test_a_job_outlives_its_worker_and_its_server(make_server: Callable[[], Serv
     told = steps_told(again.sdk, job)
     assert done.fine_tuned_model == "pirate@1"
     assert told == sorted(set(told)), "no step was told twice"
-    assert "Arr" in answer(again.sdk, "pirate")
+    assert answer(again.sdk, "pirate") != answer(again.sdk, "base")
