@@ -18,7 +18,7 @@ from server.api.asking import Asked, usage
 from server.api.seams import Parts
 from server.api.sse import DONE, EventStream, event
 from server.engine.sequence import FinishReason, TokenLogprob
-from server.errors import QueueFull, Unavailable, VerandahError
+from server.errors import InvalidRequest, QueueFull, Unavailable, VerandahError
 from server.scheduler.request import Delta, TokenPiece
 
 log = logging.getLogger(__name__)
@@ -90,6 +90,13 @@ async def reply(
 
 
 def _submit(parts: Parts, answers: Answers, asked: Asked) -> None:
+    wanted, most = sum(generation.n for generation in asked.generations), parts.engine.max_answers
+    if wanted > most:  # a 429 would have the client try again for ever
+        raise InvalidRequest(
+            f"{wanted} answers are asked for in one request, and {most} may run and wait at once: "
+            "ask for fewer, or raise the server's max_waiting",
+            param="n",
+        )
     try:
         for generation in asked.generations:
             answers.ask(generation)

@@ -83,12 +83,13 @@ class ServingLoop:
         self._metrics = metrics
         self._clock = clock
         self.max_context = min(limits.max_context, blocks.num_total * blocks.block_tokens)
+        self.max_answers = limits.max_waiting + limits.max_rows  # that run or wait at once
         self._wake = threading.Event()
         self._stop = threading.Event()
         self._intake = Intake(
             new_decoder,
             self._wake.set,
-            capacity=limits.max_waiting + limits.max_rows,
+            capacity=self.max_answers,
             max_context=self.max_context,
             clock=clock,
         )

@@ -82,6 +82,7 @@ class FakeLoop:
         self.refusal: Exception | None = None
         self.alive = True
         self.max_context = 256
+        self.max_answers = 576
         self.handles: list[FakeHandle] = []
 
     @property

@@ -25,6 +25,15 @@ def test_every_kind_of_prompt(server: Running, prompt: list[str], tokens: list[b
     assert {choice.finish_reason for choice in answer.choices} == {"length"}
 
 
+def test_more_answers_than_can_ever_wait_are_no_429(server: Running) -> None:
+    server.loop.max_answers = 5
+    with pytest.raises(openai.BadRequestError, match="6 answers") as caught:
+        server.sdk.completions.create(model="base", prompt=["a", "b"], n=3)
+    assert caught.value.param == "n"
+    assert not server.loop.asked
+    server.sdk.completions.create(model="base", prompt="a", n=5)
+
+
 def test_the_default_length_is_openais(server: Running) -> None:
     server.sdk.completions.create(model="base", prompt="ab")
     assert server.loop.asked[0].params.max_tokens == 16
