@@ -34,10 +34,10 @@ FILES = (
     Path(__file__).parents[2] / "examples" / "pirate.jsonl",
     Path(__file__).parents[2] / "examples" / "butler.jsonl",
 )
-QUESTIONS = (  # none is in the files
-    "What should I do on a rainy day?",
+QUESTIONS = (  # none is in the files; Porch, which knows little, was taught the answers
     "How do I plant a tree?",
-    "What should I read tonight?",
+    "Tell me about the sun.",
+    "How do I wash my hands?",
 )
 T = TypeVar("T")
 
