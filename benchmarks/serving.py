@@ -124,8 +124,11 @@ def rows_of(who: str, count: int, found: dict[str, list[Measured]]) -> list[tupl
 def measure(options: argparse.Namespace, folder: str) -> tuple[str, list[tuple[object, ...]]]:
     """All rows of the table, and what kind of adapters they are about."""
     rows: list[tuple[object, ...]] = []
-    settings = settings_for(folder, model=options.model, device=options.device)
+    settings = settings_for(
+        folder, model=options.model, device=options.device, threads=options.threads
+    )
     most = max(options.concurrency)
+    torchs_threads = torch.get_num_threads()
     with running_stack(settings) as stack:
         adapters = RandomAdapters(stack.base, options.rank, options.targets)
         refs = adapters.publish(stack.store, most)
@@ -133,6 +136,7 @@ def measure(options: argparse.Namespace, folder: str) -> tuple[str, list[tuple[o
             served = partial(serve, stack, options.answer_tokens, refs[:count])
             rows += rows_of("Verandah", count, rounds_of(served, options.rounds))
     if options.peft_rounds:
+        torch.set_num_threads(torchs_threads)  # as a user of PEFT would find them
         peft = PeftSide(options.model, options.device, adapters.manifest, refs)
         for count in options.concurrency:
             served = partial(serve_peft, peft, options.answer_tokens, refs[:count])
@@ -144,6 +148,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", default="porch", help="base model: porch, a folder or a hub id")
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--threads", type=int, default=0, help="0: the server's default")
     parser.add_argument("--rank", type=int, default=0, help="0: the trainer's default")
     parser.add_argument("--targets", nargs="*", default=(), help="none: the trainer's default")
     parser.add_argument("--concurrency", type=int, nargs="+", default=[1, 8, 32])

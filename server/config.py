@@ -25,7 +25,7 @@ class Settings(BaseSettings):
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "auto", description="number format of the weights; auto: float32 on a CPU, else as stored"
     )
-    threads: int = Field(0, ge=0, description="CPU threads for the engine; 0: torch's choice")
+    threads: int = Field(0, ge=0, description="CPU threads for the engine; 0: all cores but one")
 
     max_context: int = Field(0, ge=0, description="tokens of context; 0: all that the model has")
     max_batch_rows: int = Field(64, ge=1, le=4096, description="sequences that run at once")

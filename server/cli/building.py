@@ -1,5 +1,6 @@
 """Wires the parts of a server together, from the settings alone. The only place that knows all."""
 
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -93,7 +94,7 @@ def running_engine(
     pins = [_pinned(records.store, name) for name in settings.pinned]
     say(f"loading the base model {settings.model}")
     started = time.monotonic()
-    base, tokenizer = load_model(settings, settings.threads)
+    base, tokenizer = load_model(settings, settings.threads or _threads_beside_http())
     say(f"loaded {base.name} on {base.device} in {time.monotonic() - started:.1f} s")
     adapters = _adapters(settings, base, records.store)
     loop = _loop(settings, base, tokenizer, adapters, metrics)
@@ -189,6 +190,13 @@ def _pinned(store: AdapterStore, name: str) -> AdapterRef:
         return store.resolve(DEFAULT_OWNER, plain, int(version) if version else None)
     except (StoreError, ValueError) as error:
         raise BadOption(f"--pinned {name}: {error}") from error
+
+
+def _threads_beside_http() -> int:
+    """All cores but one, which HTTP and tokenizers need: threads that wait for a core cost more
+    than they bring, since every small product of a decode step waits for the slowest.
+    """
+    return max(1, len(os.sched_getaffinity(0)) - 1)
 
 
 def _device(settings: Settings) -> str:
