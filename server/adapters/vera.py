@@ -58,7 +58,8 @@ class Vera:
         }
 
     def fold(self, vectors: Vectors, scale: float) -> dict[str, Tensor]:
-        return {"d": vectors["d"], "b": vectors["b"] * scale}
+        b = vectors["b"]
+        return {"d": vectors["d"], "b": b if scale == 1 else b * scale}
 
     def deltas(
         self,
