@@ -44,9 +44,10 @@ def test_three_answers_to_each_question(model_folder: Path, tmp_path: Path) -> N
     said, _ = demo.communicate(timeout=200)
     assert demo.returncode == 0, said
     for question in QUESTIONS:
-        answers = said.split(question)[1].splitlines()[1:4]
-        names = [line.split(":")[0].strip() for line in answers]
-        assert names == ["base", "pirate@1", "butler@1"]
+        # The random model may say anything, line breaks too: only the order of names is sure.
+        told = said.split(question)[1]
+        starts = [told.find(f"\n  {name}: ") for name in ("base", "pirate@1", "butler@1")]
+        assert -1 < starts[0] < starts[1] < starts[2]
     for name in ("pirate", "butler"):
         assert f"{name}: trained on" in said
         assert f"{name}@1: vera, rank" in said
