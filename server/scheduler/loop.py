@@ -4,9 +4,7 @@ Everything that touches the engine, the blocks or the adapters' slots happens on
 threads leave requests and cancellations in an inbox and wake it.
 """
 
-import itertools
 import logging
-import math
 import threading
 import time
 from collections import Counter
@@ -16,38 +14,25 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from adapters_store.errors import StoreError
-from adapters_store.manifest import AdapterRef
 from server.engine.sequence import Chunk, FinishReason, StepOutput
 from server.errors import DeadlineExceeded, Unavailable, VerandahError
 from server.metrics import Metrics
+from server.scheduler.admission import Admission, Slots
 from server.scheduler.answer import Answer
 from server.scheduler.intake import Handle, Intake
-from server.scheduler.policy import Blocks, admission_order, plan_step
+from server.scheduler.policy import Blocks, plan_step
 from server.scheduler.request import Delta, Generation, Listener, LoopStats
 from server.scheduler.text import Decoder
 
 log = logging.getLogger(__name__)
 
 _IDLE_WAIT_S = 0.25  # how late a deadline may be noticed while nothing runs
-_SLOT_PATIENCE_S = 1.0  # crowded out for longer, an answer stops later ones from taking slots
 
 
 class Stepper(Protocol):
     """The engine: `server.engine.runner.Runner`."""
 
     def step(self, chunks: Seq[Chunk]) -> list[StepOutput]: ...
-
-
-class Slots(Protocol):
-    """Adapters in device memory: `server.adapters.residency.ResidentAdapters`."""
-
-    def prepare(self, ref: AdapterRef) -> None: ...
-
-    def acquire(self, ref: AdapterRef) -> int | None: ...
-
-    def is_loaded(self, ref: AdapterRef) -> bool: ...
-
-    def release(self, ref: AdapterRef) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -76,7 +61,6 @@ class ServingLoop:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._engine = engine
-        self._slots = slots
         self._blocks = blocks
         self._eos = eos
         self._limits = limits
@@ -93,10 +77,10 @@ class ServingLoop:
             max_context=self.max_context,
             clock=clock,
         )
-        self._waiting: list[Answer] = []
+        self._admission = Admission(
+            slots, blocks, max_rows=limits.max_rows, metrics=metrics, clock=clock
+        )
         self._running: list[Answer] = []
-        self._served: dict[str, int] = {}
-        self._admissions = itertools.count(1)
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
 
     # Called from any thread.
@@ -163,32 +147,28 @@ class ServingLoop:
             self._intake.close()
             self._take_inbox()
             error = Unavailable("the engine has stopped; try again when the server is back")
-            for answer in [*self._running, *self._waiting]:
+            for answer in [*self._running, *self._admission.waiting]:
                 self._end(answer, FinishReason.CANCELLED, error)
 
     def _turn(self) -> None:
         self._take_inbox()
         self._drop_late()
-        self._admit()
+        self._running += self._admission.admit(self._running, self._refuse)
         if self._running:
             self._step()
         else:
-            if not self._waiting:
-                self._served.clear()
             self._wake.wait(_IDLE_WAIT_S)
             self._wake.clear()
 
     def _take_inbox(self) -> None:
         for answer in self._intake.take_submitted():
-            self._waiting.append(answer)
-            if answer.adapter is not None:
-                self._slots.prepare(answer.adapter)
+            self._admission.take(answer)
         for answer in self._intake.take_cancelled():
             self._end(answer, FinishReason.CANCELLED)
 
     def _drop_late(self) -> None:
         now = self._clock()
-        for answer in [*self._running, *self._waiting]:
+        for answer in [*self._running, *self._admission.waiting]:
             if now > answer.times.deadline:
                 limit = answer.request.timeout_s
                 error = DeadlineExceeded(
@@ -197,72 +177,12 @@ class ServingLoop:
                 )
                 self._end(answer, FinishReason.DEADLINE, error)
 
-    def _admit(self) -> None:
-        if not self._waiting or len(self._running) >= self._limits.max_rows:
-            return
-        promised = sum(
-            self._blocks.need(answer.sequence, answer.sequence.num_tokens)
-            for answer in self._running
-        )
-        owners = [answer.owner for answer in self._running]
-        last = self._last_to_take_slots()
-        for answer in admission_order(self._waiting, owners, self._served):
-            if len(self._running) >= self._limits.max_rows:
-                return
-            if not self._take_slot(answer, last):
-                continue
-            # One token beyond the prompt, or the first decode would pre-empt somebody at once.
-            need = self._blocks.need(answer.sequence, answer.sequence.num_tokens + 1)
-            if self._running and promised + need > self._blocks.num_free:
-                return
-            promised += need
-            self._start(answer)
-
-    def _last_to_take_slots(self) -> float:
-        """The last arrival that may take a slot: later ones wait for the crowded out.
-
-        Else adapters that are asked for without a pause would keep all slots for ever.
-        """
-        since = self._clock() - _SLOT_PATIENCE_S
-        return min(
-            (
-                answer.arrival
-                for answer in self._waiting
-                if answer.crowded_out_at is not None and answer.crowded_out_at < since
-            ),
-            default=math.inf,
-        )
-
-    def _take_slot(self, answer: Answer, last: float) -> bool:
-        """True when the answer's adapter is in a slot, held for it until the answer ends."""
-        if answer.adapter is None or answer.holds_slot:
-            return True
-        if answer.arrival > last:
-            return False
-        try:
-            slot = self._slots.acquire(answer.adapter)
-        except (VerandahError, StoreError) as error:
+    def _refuse(self, answer: Answer, error: Exception) -> None:
+        if isinstance(error, (VerandahError, StoreError)):
             self._end(answer, FinishReason.ERROR, error)
-            return False
-        except Exception as error:  # a device out of memory, say: the loop must outlive it
-            log.exception("adapter %s could not be put into a slot", answer.adapter)
+        else:
+            log.error("adapter %s found no slot", answer.adapter, exc_info=error)
             self._fail([answer], error)
-            return False
-        if slot is None:
-            if answer.crowded_out_at is None and self._slots.is_loaded(answer.adapter):
-                answer.crowded_out_at = self._clock()
-            return False
-        answer.sequence.slot = slot
-        answer.holds_slot = True
-        answer.crowded_out_at = None
-        return True
-
-    def _start(self, answer: Answer) -> None:
-        self._waiting.remove(answer)
-        self._running.append(answer)
-        answer.preempted = False
-        answer.times.start(self._clock(), self._metrics)
-        self._served[answer.owner] = next(self._admissions)
 
     def _step(self) -> None:
         answers = {id(answer.sequence): answer for answer in self._running}
@@ -282,9 +202,8 @@ class ServingLoop:
             self._deliver(answers[id(output.sequence)], output)
 
     def _preempt(self, answer: Answer) -> None:
-        answer.preempted = True
         self._running.remove(answer)
-        self._waiting.append(answer)
+        self._admission.put_back(answer)
         self._metrics.num_preemptions.inc()
 
     def _fail(self, answers: Iterable[Answer], error: Exception) -> None:
@@ -326,15 +245,12 @@ class ServingLoop:
         delta: Delta | None = None,
     ) -> None:
         """Give back all that the answer holds and tell its listener; twice does nothing."""
-        group = self._running if answer in self._running else self._waiting
+        group = self._running if answer in self._running else self._admission.waiting
         if answer not in group:
             return
         group.remove(answer)
         answer.sequence.finish = reason
-        self._blocks.free(answer.sequence)
-        if answer.holds_slot and answer.adapter is not None:
-            self._slots.release(answer.adapter)
-            answer.holds_slot = False
+        self._admission.leave(answer)
         now = self._clock()
         self._intake.ended(now)
         answer.times.end(answer.sequence, now, self._metrics)

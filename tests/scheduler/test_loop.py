@@ -224,7 +224,7 @@ def test_waiting_for_an_adapter_blocks_nobody(rig: Rig) -> None:
 def test_adapters_in_constant_use_cannot_keep_all_slots(
     rig: Rig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("server.scheduler.loop._SLOT_PATIENCE_S", 0.05)
+    monkeypatch.setattr("server.scheduler.admission._SLOT_PATIENCE_S", 0.05)
     hot, cold = AdapterRef("o", "hot", 1), AdapterRef("o", "cold", 1)
     rig.slots.loaded, rig.slots.room = {hot, cold}, 1
     rig.engine.before_step = lambda: time.sleep(0.002)
