@@ -35,7 +35,9 @@ class KVCache:
                 f"kv_memory_mb={memory_mb} does not hold two blocks of {block_tokens} tokens, each "
                 f"of {block_bytes / _MIB:.1f} MiB for this model: raise kv_memory_mb"
             )
-        shape = (base.num_kv_heads, self.num_blocks, block_tokens, base.head_dim)
+        # One block more than is handed out: where the padding of a captured step writes.
+        self._stored_blocks = self.num_blocks + 1
+        shape = (base.num_kv_heads, self._stored_blocks, block_tokens, base.head_dim)
         try:
             # Zeros, because attention reads whole blocks: what was never written must be finite.
             self.layers = [(self._zeros(shape), self._zeros(shape)) for _ in range(base.num_layers)]
@@ -47,13 +49,18 @@ class KVCache:
     def _zeros(self, shape: tuple[int, ...]) -> Tensor:
         return torch.zeros(shape, dtype=self.dtype, device=self.device)
 
+    @property
+    def sink(self) -> int:
+        """The place of a token that nobody will read."""
+        return self.num_blocks * self.block_tokens
+
     def places(self, tokens: Tensor) -> Tensor:
         """Where `write` puts tokens, int64 [kv_heads * n].
 
         Args:
             tokens: int64 [n], `block * block_tokens + offset` of each token.
         """
-        return self._per_head(tokens, self.num_blocks * self.block_tokens)
+        return self._per_head(tokens, self._stored_blocks * self.block_tokens)
 
     def rows(self, blocks: Tensor) -> Tensor:
         """What `read` takes for the blocks of some sequences, int64 [kv_heads * sequences * n].
@@ -61,7 +68,7 @@ class KVCache:
         Args:
             blocks: int64 [sequences, n].
         """
-        return self._per_head(blocks.flatten(), self.num_blocks)
+        return self._per_head(blocks.flatten(), self._stored_blocks)
 
     def _per_head(self, index: Tensor, stride: int) -> Tensor:
         heads = torch.arange(self.num_kv_heads, device=self.device)
@@ -97,5 +104,17 @@ class KVCache:
         shape = (self.num_kv_heads, sequences, -1, self.head_dim)
         keys, values = (
             memory.flatten(0, 1).index_select(0, rows).view(shape) for memory in self.layers[layer]
+        )
+        return keys, values
+
+    def gather(self, layer: int, places: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values of single tokens, each [n, kv_heads, head_dim].
+
+        Args:
+            places: int64 [n], see `places`.
+        """
+        keys, values = (
+            memory.flatten(1, 2).index_select(1, places).transpose(0, 1)
+            for memory in self.layers[layer]
         )
         return keys, values

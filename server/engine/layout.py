@@ -39,7 +39,8 @@ class Layout:
         chunks: in the order of the flat batch.
         starts: the first flat row of each chunk.
         token_ids, positions: int64 [tokens], on the cache's device.
-        write_at: where keys and values go, for `KVCache.write`.
+        places: int64 [tokens], where in the cache each token's keys and values go.
+        write_at: the same for `KVCache.write`.
         slots: the adapter slot of each token.
         windows: the attention windows that the model's layers asked for in this step.
     """
@@ -66,8 +67,8 @@ class Layout:
             positions += span
             places += [sequence.blocks[p // size] * size + p % size for p in span]
         packed = torch.tensor([token_ids, positions, places], device=cache.device)
-        self.token_ids, self.positions, offsets = packed.unbind()
-        self.write_at = cache.places(offsets)
+        self.token_ids, self.positions, self.places = packed.unbind()
+        self.write_at = cache.places(self.places)
 
     @property
     def windows(self) -> frozenset[int | None]:
