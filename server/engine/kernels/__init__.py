@@ -1,0 +1,1 @@
+"""Triton kernels for what lies between a model's products. Imported only for a CUDA device."""

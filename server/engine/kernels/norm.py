@@ -1,0 +1,76 @@
+"""Add to the residual stream and normalise it, in one pass. Knows no model and no layers.
+
+Root mean square layer normalisation: Zhang and Sennrich, arXiv 1910.07467, equation 4.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+# Sixteen entries a thread: two loads of 16 bytes of each operand, and one pass for every width.
+_WIDTH_PER_WARP = 512
+_MOST_WARPS = 16
+
+
+def add_rms_norm(h: Tensor, delta: Tensor | None, weight: Tensor, eps: float) -> Tensor:
+    """h += delta in place, then h / sqrt(mean(h^2) + eps) * weight.
+
+    Statistics are float32; the quotient is rounded to h's dtype before it meets `weight`, as in
+    transformers' LlamaRMSNorm.
+
+    Args:
+        h: [tokens, hidden], any row stride; hidden at most 16384.
+        delta: the same shape, any row stride; None: h stays as it is.
+        weight: [hidden], contiguous, of h's dtype.
+
+    Returns: [tokens, hidden], contiguous, of h's dtype.
+    """
+    tokens, hidden = h.shape
+    x = torch.empty((tokens, hidden), dtype=h.dtype, device=h.device)
+    block = triton.next_power_of_2(hidden)
+    other = h if delta is None else delta
+    _add_rms_norm[(tokens,)](
+        h, other, weight, x, h.stride(0), other.stride(0), eps,
+        HIDDEN=hidden, BLOCK=block, ADD=delta is not None,
+        num_warps=min(max(block // _WIDTH_PER_WARP, 1), _MOST_WARPS),
+    )  # fmt: skip
+    return x
+
+
+def reference_add_rms_norm(h: Tensor, delta: Tensor | None, weight: Tensor, eps: float) -> Tensor:
+    """What `add_rms_norm` does, written plainly."""
+    if delta is not None:
+        h += delta
+    wide = h.float()
+    wide = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + eps)
+    return weight * wide.to(h.dtype)
+
+
+@triton.jit
+def _add_rms_norm(
+    h_ptr,
+    delta_ptr,
+    weight_ptr,
+    x_ptr,
+    h_stride,
+    delta_stride,
+    eps,
+    HIDDEN: tl.constexpr,
+    BLOCK: tl.constexpr,
+    ADD: tl.constexpr,
+):
+    token = tl.program_id(0).to(tl.int64)
+    column = tl.arange(0, BLOCK)
+    inside = column < HIDDEN
+    h_row = h_ptr + token * h_stride + column
+    weight = tl.load(weight_ptr + column, mask=inside, other=0.0).to(tl.float32)
+    h = tl.load(h_row, mask=inside, other=0.0).to(tl.float32)
+    if ADD:
+        delta = tl.load(delta_ptr + token * delta_stride + column, mask=inside, other=0.0)
+        rounded = (h + delta.to(tl.float32)).to(h_ptr.dtype.element_ty)
+        tl.store(h_row, rounded, mask=inside)
+        h = rounded.to(tl.float32)
+    scale = tl.rsqrt(tl.sum(h * h, axis=0) / HIDDEN + eps)
+    x = (h * scale).to(x_ptr.dtype.element_ty).to(tl.float32) * weight
+    tl.store(x_ptr + token * HIDDEN + column, x.to(x_ptr.dtype.element_ty), mask=inside)
