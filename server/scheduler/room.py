@@ -1,0 +1,66 @@
+"""How many answers may be under way at once, and how long each may be. Knows no engine."""
+
+import threading
+from collections import deque
+
+from server.errors import ContextLengthExceeded, InvalidRequest, QueueFull
+from server.scheduler.request import Generation
+
+_RECENT_S = 60.0
+
+
+class Room:
+    """Counts the answers that have come in and not ended. Thread-safe; `now` is in seconds.
+
+    Args:
+        capacity: answers that may be queued at once, running ones included.
+        max_context: tokens that prompt and answer may have together.
+    """
+
+    def __init__(self, *, capacity: int, max_context: int) -> None:
+        self.capacity = capacity
+        self.max_context = max_context
+        self._lock = threading.Lock()
+        self._ends: deque[float] = deque(maxlen=32)
+        self.queued = 0
+
+    def enter(self, request: Generation, now: float) -> None:
+        """Let the answers of a request in; each must `leave` once.
+
+        Raises:
+            InvalidRequest: the prompt is empty.
+            ContextLengthExceeded: prompt plus `max_tokens` can never fit.
+            QueueFull: too many answers wait; says when to try again.
+        """
+        self._check_length(request)
+        with self._lock:
+            self._check_room(request.n, now)
+            self.queued += request.n
+
+    def leave(self, now: float) -> None:
+        """One answer has ended."""
+        with self._lock:
+            self.queued -= 1
+            self._ends.append(now)
+
+    def _check_length(self, request: Generation) -> None:
+        if not request.prompt:
+            raise InvalidRequest("the prompt has no tokens; send at least one", param="prompt")
+        prompt, wanted = len(request.prompt), request.params.max_tokens
+        if prompt + wanted > self.max_context:
+            raise ContextLengthExceeded(
+                f"{prompt} prompt tokens plus max_tokens={wanted} are {prompt + wanted}, above the "
+                f"context of {self.max_context}: shorten the prompt or lower max_tokens",
+                param="messages",
+            )
+
+    def _check_room(self, wanted: int, now: float) -> None:
+        if self.queued + wanted <= self.capacity:
+            return
+        recent = [moment for moment in self._ends if now - moment < _RECENT_S]
+        pace = (now - recent[0]) / len(recent) if len(recent) > 1 else 0.0
+        raise QueueFull(
+            f"{self.queued} answers run or wait and {wanted} more would pass the limit of "
+            f"{self.capacity}; try again later",
+            retry_after_s=min(max(wanted * pace, 1.0), _RECENT_S),
+        )
