@@ -12,7 +12,8 @@ class Hyperparameters(TypedDict, total=False):
     vera, "B" or "A" with asymmetric-lora; `basis` ("shared" or "per-layer") and `d_initial` go with
     vera, `sparsity` ("dense", "sqrt" or a number) with randlora, `alpha` with both LoRAs.
     `early_stopping` ends a run after so many scores without a better one; `checkpoints` is how many
-    versions are published on the way.
+    versions are published on the way; `publish` whether a result that is worse than what it came
+    from is published all the same.
     """
 
     method: Method
@@ -37,3 +38,4 @@ class Hyperparameters(TypedDict, total=False):
     max_tokens_per_batch: int
     early_stopping: int
     checkpoints: int
+    publish: Literal["if_better", "always"]

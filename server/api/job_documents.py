@@ -40,6 +40,8 @@ def job_document(job: Job) -> Document:
             **ours,
             "step": job.step,
             "appraisal": job.appraisal and job.appraisal.to_document(),
+            "judgement": job.judgement and job.judgement.to_document(),
+            "samples": [sample.to_document() for sample in job.samples or ()],
         },
     }
 

@@ -127,6 +127,8 @@ class JobRow(Table):
     pause_requested: Mapped[bool] = mapped_column(Boolean, server_default=false())
     result_file: Mapped[str | None] = mapped_column(Name)
     appraisal: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
+    judgement: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
+    samples: Mapped[list[dict[str, str]] | None] = mapped_column(JSON(none_as_null=True))
     attempt: Mapped[int] = mapped_column(Integer)
     worker: Mapped[str | None] = mapped_column(Text)
     lease_s: Mapped[float | None] = mapped_column(Double)

@@ -7,6 +7,7 @@ from typing import Literal, cast
 
 from server.db.tables import CheckpointRow, EventRow, JobRow
 from server.jobs.appraisal import Appraisal
+from server.jobs.judgement import Judgement, Sample
 from server.jobs.options import TrainOptions
 
 Level = Literal["info", "warn", "error"]
@@ -83,6 +84,9 @@ class Job:
     step: int
     result_file: str | None
     appraisal: Appraisal | None
+    judgement: Judgement | None
+    samples: tuple[Sample, ...] | None
+    """None: nothing was asked yet. Empty: nothing could be asked, or it failed."""
 
     @property
     def wish(self) -> Wish | None:
@@ -121,6 +125,8 @@ class Job:
             step=row.step,
             result_file=row.result_file,
             appraisal=None if row.appraisal is None else Appraisal(**row.appraisal),
+            judgement=None if row.judgement is None else Judgement(**row.judgement),
+            samples=None if row.samples is None else tuple(Sample(**one) for one in row.samples),
         )
 
 

@@ -28,6 +28,7 @@ BASES = ("shared", "per-layer")
 SPARSITIES = ("dense", "sqrt")
 TARGET_SETS = ("all-linear", "attention")
 SCHEDULES = ("cosine", "linear", "constant")
+PUBLISH = ("if_better", "always")
 MAX_SEED = 2**63 - 1  # what both databases hold
 _MODULE_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.]{0,127}")
 
@@ -46,7 +47,9 @@ class TrainOptions:
     width), and `alpha`, divided by the rank, scales both LoRAs.
 
     `early_stopping` ends the run after so many scores in a row without a better one, and keeps
-    the best; `checkpoints` is how many versions are published on the way, at most.
+    the best; `checkpoints` is how many versions are published on the way, at most. `publish` says
+    what becomes of an adapter that is worse than what it came from: "if_better" fails the job,
+    "always" publishes it all the same.
 
     Raises:
         InvalidRequest: a value is out of range; `param` names it.
@@ -74,12 +77,14 @@ class TrainOptions:
     max_tokens_per_batch: int | None = None
     early_stopping: int | None = None
     checkpoints: int | None = None
+    publish: str | None = None
 
     def __post_init__(self) -> None:
         self._one_of("method", METHODS)
         self._fits_method()
         self._one_of("basis", BASES)
         self._one_of("schedule", SCHEDULES)
+        self._one_of("publish", PUBLISH)
         self._whole("rank", 1, 1024)
         self._whole("n_epochs", 1, 1000)
         self._whole("batch_size", 1, 1024)

@@ -132,6 +132,7 @@ class Plan:
     max_tokens_per_batch: int = 2048  # positions of one forward pass; a larger batch takes several
     early_stopping: int | None = None  # scores in a row without a better one that end the run
     checkpoints: int = 2  # versions published on the way, at most
+    publish: str = "if_better"
     evaluations: int = 10  # times that the held-out lines are scored during a run, at most
 
     def adapter_options(self) -> dict[str, float | str]:
