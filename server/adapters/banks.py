@@ -21,7 +21,7 @@ ZERO_PAGE: Final = 0
 class Bank:
     """`pages` pages of memory, behind a row of zeros as long as `zeros` lays out.
 
-    What was never written holds whatever the memory held; it is written before it is read. Only the
+    `memory` [entries] is all of it, at an address that stays. What was never written holds whatever the memory held; it is written before it is read. Only the
     engine's thread touches a bank.
     """
 
@@ -32,8 +32,8 @@ class Bank:
         self._pages = zeros.pages + pages
         self._dtype = dtype
         self._device = device
-        self._memory = torch.empty(self._pages * PAGE, dtype=dtype, device=device)
-        self._memory[: self.first_page * PAGE].zero_()
+        self.memory = torch.empty(self._pages * PAGE, dtype=dtype, device=device)
+        self.memory[: self.first_page * PAGE].zero_()
         self._views: WeakKeyDictionary[RowLayout, dict[tuple[str, int], dict[str, Tensor]]] = (
             WeakKeyDictionary()
         )
@@ -43,7 +43,7 @@ class Bank:
         if page < self.first_page:
             raise ValueError(f"page {page} is the base model's and stays zero")
         start = page * PAGE
-        self._memory[start : start + len(row)].copy_(row, non_blocking=True)
+        self.memory[start : start + len(row)].copy_(row, non_blocking=True)
 
     def layer(self, layout: RowLayout, path: str, rank: int) -> dict[str, Tensor]:
         """One layer's vectors [pages, *shape at rank]: views, indexed by a row's first page."""
@@ -52,7 +52,7 @@ class Bank:
         if views is None:
             # The last row that could begin is the last that still ends inside the memory.
             starts = self._pages - layout.pages + 1
-            views = of_layout[path, rank] = layout.views(self._memory, starts, path, rank)
+            views = of_layout[path, rank] = layout.views(self.memory, starts, path, rank)
         return views
 
 

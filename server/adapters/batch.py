@@ -38,7 +38,7 @@ class MixedBatch:
 
 
 @dataclass
-class _Group:
+class Group:
     """Adapters of one step that share matrix products."""
 
     method: Method
@@ -54,6 +54,10 @@ class _Group:
         self.rank = max(self.rank, facts.rank if whole else facts.layout.room_rank)
         self.pages[occupant.slot] = occupant.page
         self.targets |= facts.targets
+
+    def page_of(self, slots: Sequence[int]) -> list[int]:
+        """The page that each token reads; the page of zeros where it is another's."""
+        return [self.pages.get(slot, ZERO_PAGE) for slot in slots]
 
 
 def mixed_batch(
@@ -76,43 +80,69 @@ def mixed_batch(
             it takes no more than this.
     """
     deltas: dict[str, list[Delta]] = {}
+    rest = add_dense(deltas, slots, occupants, updates, device)
+    for group in groups_of(rest, occupants):
+        add_group(deltas, group, rest, targets, bank, bases, device, keep_bytes)
+    return MixedBatch(tuple(slots), updates, deltas)
+
+
+def add_dense(
+    deltas: dict[str, list[Delta]],
+    slots: Sequence[int],
+    occupants: Mapping[int, Occupant],
+    updates: Mapping[int, Update],
+    device: torch.device,
+) -> list[int]:
+    """Add the deltas of adapters that are served by a dense update.
+
+    Returns: the slots of the step for all others, to whom those tokens are the base's.
+    """
     dense = served_densely(slots, occupants, updates, device)
     for slot in dense:
         at = tokens_of(slot, slots, device)
         for path, update in updates[slot].items():
             deltas.setdefault(path, []).append(DenseDelta(update, at))
-    rest = [BASE_SLOT if slot in dense else slot for slot in slots]
-    for group in _groups(rest, occupants):
-        whole = group.method.whole_batch
-        mine = [at for at, slot in enumerate(rest) if whole or slot in group.pages]
-        pages = [group.pages.get(rest[at], ZERO_PAGE) for at in mine]
-        rows = torch.tensor(pages, dtype=torch.int64, device=device)
-        runs = _runs(pages)
-        keep = len(pages) * group.layout.row_bytes <= keep_bytes
-        layers = {
-            path: (
-                linear,
-                BankRows(bank.layer(group.layout, path, group.rank), rows, runs, keep=keep),
-            )
-            for path, linear in targets.items()
-            if path in group.targets
-        }
-        made = group.method.deltas(layers, group.rank, bases[group.basis])
-        part = None if len(mine) == len(slots) else _Part(torch.tensor(mine, device=device))
-        for path, delta in made.items():
-            deltas.setdefault(path, []).append(delta if part is None else _PartDelta(part, delta))
-    return MixedBatch(tuple(slots), updates, deltas)
+    return [BASE_SLOT if slot in dense else slot for slot in slots]
 
 
-def _groups(slots: Sequence[int], occupants: Mapping[int, Occupant]) -> list[_Group]:
-    groups: dict[tuple[RowLayout, BasisId], _Group] = {}
+def add_group(
+    deltas: dict[str, list[Delta]],
+    group: Group,
+    slots: Sequence[int],
+    targets: Mapping[str, TargetLinear],
+    bank: Bank,
+    bases: Mapping[BasisId, Bases],
+    device: torch.device,
+    keep_bytes: int,
+) -> None:
+    """Add one group's deltas, by module path; see `mixed_batch`."""
+    whole = group.method.whole_batch
+    mine = [at for at, slot in enumerate(slots) if whole or slot in group.pages]
+    pages = group.page_of([slots[at] for at in mine])
+    rows = torch.tensor(pages, dtype=torch.int64, device=device)
+    runs = _runs(pages)
+    keep = len(pages) * group.layout.row_bytes <= keep_bytes
+    layers = {
+        path: (linear, BankRows(bank.layer(group.layout, path, group.rank), rows, runs, keep=keep))
+        for path, linear in targets.items()
+        if path in group.targets
+    }
+    made = group.method.deltas(layers, group.rank, bases[group.basis])
+    part = None if len(mine) == len(slots) else _Part(torch.tensor(mine, device=device))
+    for path, delta in made.items():
+        deltas.setdefault(path, []).append(delta if part is None else _PartDelta(part, delta))
+
+
+def groups_of(slots: Sequence[int], occupants: Mapping[int, Occupant]) -> list[Group]:
+    """The adapters of a step, those together that share matrix products."""
+    groups: dict[tuple[RowLayout, BasisId], Group] = {}
     for slot in sorted(set(slots) - {BASE_SLOT}):
         occupant = occupants.get(slot)
         if occupant is None:
             raise ValueError(f"slot {slot} holds no adapter: acquire one first")
         facts = occupant.facts
         key = (facts.layout, facts.basis)
-        groups.setdefault(key, _Group(facts.method, facts.layout, facts.basis)).add(occupant)
+        groups.setdefault(key, Group(facts.method, facts.layout, facts.basis)).add(occupant)
     return list(groups.values())
 
 

@@ -10,6 +10,8 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from enum import StrEnum
 
+from torch import Tensor
+
 from adapters_store.manifest import AdapterRef
 from adapters_store.store import AdapterStore
 from server.adapters.banks import Bank
@@ -22,9 +24,10 @@ from server.adapters.host_cache import HostCache, LoadedAdapter
 from server.adapters.layouts import PAGE, Layouts, RowLayout
 from server.adapters.linears import install
 from server.adapters.loader import AdapterLoader
-from server.adapters.matrices import BasisSource, HeldBases, HostBases, on_device
+from server.adapters.matrices import BasisNeed, BasisSource, HeldBases, HostBases, on_device
 from server.adapters.methods import METHODS
 from server.adapters.pages import FreePages
+from server.adapters.plan import FusedPlan, fused_plan
 from server.adapters.slots import Occupant, SlotTable
 from server.bases.model import BaseModel
 
@@ -93,7 +96,9 @@ class ResidentAdapters:
         self._lock = threading.Lock()  # over the table; never held over a copy
         self._bank = Bank(zeros, pages, base.dtype, base.device)
         self._dense = DenseUpdates(base, self._bank, dense_mb * _MIB)
+        self._source = source
         self._bases: dict[BasisId, HeldBases] = {}  # on the device; the engine's thread alone
+        self._always: set[BasisId] = set()
         self._cache = HostCache(host_cache_mb * _MIB)
         self._loader = AdapterLoader(
             base,
@@ -106,6 +111,8 @@ class ResidentAdapters:
         )
         self._current = install(base)
         self._batch: MixedBatch | None = None
+        self._plan: FusedPlan | None = None
+        self._planned: Sequence[int] = ()
         self.loads = 0
         self.hits = 0
 
@@ -158,6 +165,14 @@ class ResidentAdapters:
             return None
         self._move_in(occupant, *found)
         return occupant.slot
+
+    def content(self, ref: AdapterRef) -> str:
+        """The content hash of an acquired adapter: where it is equal, so are keys and values."""
+        with self._lock:
+            occupant = self._table.find(ref)
+        if occupant is None:
+            raise ValueError(f"adapter {ref} of {ref.owner!r} is not acquired")
+        return occupant.facts.sha256
 
     def is_loaded(self, ref: AdapterRef) -> bool:
         """Whether `acquire` would give it a slot at once, were one free."""
@@ -212,6 +227,39 @@ class ResidentAdapters:
             )
         return last
 
+    def plan(self, slots: Sequence[int]) -> FusedPlan:
+        """What `batch` is to the model's own forward, for the fused decoder."""
+        self._dense.follow(slots, self._table.by_slot, self._bases)
+        if self._plan is None or self._plan.rest or self._planned != slots:
+            self._planned = list(slots)
+            self._plan = fused_plan(
+                slots,
+                self._table.by_slot,
+                self._base.targets,
+                self._bank,
+                self._bases,
+                self._dense.ready,
+                device=self._base.device,
+                keep_bytes=_KEEP_BYTES,
+            )
+        return self._plan
+
+    @property
+    def memory(self) -> Tensor:
+        """The vectors of all residents, where plans point into: one tensor, always the same."""
+        return self._bank.memory
+
+    def hold(self, basis: BasisId, need: BasisNeed) -> HeldBases:
+        """Keep this much of a basis on the device from now on, whoever is resident.
+
+        It is not counted against `basis_mb`. Before the engine's thread starts, or on it.
+        """
+        held = self._bases[basis] = HeldBases(
+            on_device(self._source.bases(basis, need), self._base.device), need
+        )
+        self._always.add(basis)
+        return held
+
     def use(self, batch: MixedBatch) -> AbstractContextManager[None]:
         """While this is entered, the base model's forward is that of `batch`."""
         return self._current.set_to(batch.deltas)
@@ -233,7 +281,7 @@ class ResidentAdapters:
 
     def _move_in(self, occupant: Occupant, loaded: LoadedAdapter, bases: HeldBases) -> None:
         """Copy vectors and, for a new basis or a larger rank, matrices to the device."""
-        self._batch = None
+        self._batch = self._plan = None
         try:
             self._admit(loaded.facts, bases)
             self._bank.write(occupant.page, loaded.row)
@@ -245,7 +293,7 @@ class ResidentAdapters:
 
     def _admit(self, facts: AdapterFacts, bases: HeldBases) -> None:
         with self._lock:
-            wanted = self._table.bases
+            wanted = self._table.bases | self._always
         self._bases = {basis: held for basis, held in self._bases.items() if basis in wanted}
         basis, held = facts.basis, self._bases.get(facts.basis)
         if held is None or not held.need.covers(facts.need, per_layer=basis.per_layer):

@@ -1,0 +1,88 @@
+"""Which adapters a step has, for the fused decoder: groups that share launches, tokens' pages.
+
+Plain data on the host; `server.adapters.fused` runs it.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+import torch
+
+from server.adapters.banks import Bank
+from server.adapters.basis_id import BasisId
+from server.adapters.batch import Group, add_dense, add_group, groups_of
+from server.adapters.dense_updates import Update
+from server.adapters.layouts import RowLayout
+from server.adapters.matrices import HeldBases
+from server.adapters.method import Delta
+from server.adapters.slots import Occupant
+from server.bases.model import TargetLinear
+
+WITH_KERNELS: Final = frozenset({"vera", "lora", "asymmetric-lora"})
+
+
+@dataclass(frozen=True)
+class FusedGroup:
+    """Adapters of a step that share launches; equal groups may share a captured graph.
+
+    Args:
+        held: by identity, for a graph reads its very memory.
+        rank: of what is multiplied; vectors are zero beyond an adapter's own.
+    """
+
+    method: str
+    layout: RowLayout
+    basis: BasisId
+    held: HeldBases
+    rank: int
+    targets: frozenset[str]
+
+
+@dataclass(frozen=True, eq=False)
+class FusedPlan:
+    """One step's adapters on the host.
+
+    Attributes:
+        pages: for each group the page of each token, int64 [tokens]; 0 where it is another's.
+        rest: deltas of methods without kernels, by module path.
+    """
+
+    groups: tuple[FusedGroup, ...]
+    pages: tuple[np.ndarray, ...]
+    rest: Mapping[str, Sequence[Delta]]
+
+
+def fused_plan(
+    slots: Sequence[int],
+    occupants: Mapping[int, Occupant],
+    targets: Mapping[str, TargetLinear],
+    bank: Bank,
+    bases: Mapping[BasisId, HeldBases],
+    updates: Mapping[int, Update],
+    *,
+    device: torch.device,
+    keep_bytes: int,
+) -> FusedPlan:
+    """The plan for `slots`, one per token; see `server.adapters.batch.mixed_batch`."""
+    deltas: dict[str, list[Delta]] = {}
+    rest = add_dense(deltas, slots, occupants, updates, device)
+    groups: list[FusedGroup] = []
+    pages: list[np.ndarray] = []
+    for group in groups_of(rest, occupants):
+        if group.method.name in WITH_KERNELS:
+            groups.append(_fused(group, bases[group.basis]))
+            pages.append(np.array(group.page_of(rest), dtype=np.int64))
+        else:
+            pairs = {group.basis: bases[group.basis].bases}
+            add_group(deltas, group, rest, targets, bank, pairs, device, keep_bytes)
+    return FusedPlan(tuple(groups), tuple(pages), deltas)
+
+
+def _fused(group: Group, held: HeldBases) -> FusedGroup:
+    # The rank of the basis in memory rather than the step's own: one captured graph serves all.
+    rank = held.need.size.b_rank if group.method.whole_batch else group.rank
+    return FusedGroup(
+        group.method.name, group.layout, group.basis, held, rank, frozenset(group.targets)
+    )
