@@ -1,17 +1,17 @@
-"""Keeps the training worker running: starts, restarts and stops it. Knows no jobs."""
+"""Keeps a child process running: starts, restarts and stops it. Knows nothing of its work."""
 
 import logging
 import os
 import subprocess
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 log = logging.getLogger(__name__)
 
 _FIRST_PAUSE_S = 0.5
 _LONGEST_PAUSE_S = 30.0
-_STEADY_S = 60.0  # a worker that lived this long did not die of its start
+_STEADY_S = 60.0  # a child that lived this long did not die of its start
 
 
 class Supervisor:
@@ -22,15 +22,25 @@ class Supervisor:
 
     Args:
         environment: the whole environment of the child.
+        name: what the log calls it.
         stop_timeout_s: how long the child may take to end after SIGTERM before it is killed.
+        on_end: told the process id of each child that has ended, before the next one starts.
     """
 
     def __init__(
-        self, command: Sequence[str], environment: Mapping[str, str], *, stop_timeout_s: float = 10
+        self,
+        command: Sequence[str],
+        environment: Mapping[str, str],
+        *,
+        name: str = "worker",
+        stop_timeout_s: float = 10,
+        on_end: Callable[[int], None] = lambda _pid: None,
     ) -> None:
+        self._name = name
         self._command = list(command)
         self._environment = dict(environment)
         self._stop_timeout_s = stop_timeout_s
+        self._on_end = on_end
         self._stopping = threading.Event()
         self._process: subprocess.Popen[bytes] | None = None
         self._thread = threading.Thread(target=self._watch, name="supervisor", daemon=True)
@@ -67,9 +77,12 @@ class Supervisor:
             code = self._wait()
             if self._stopping.is_set():
                 break
+            self._tell()
             if time.monotonic() - started > _STEADY_S:
                 pause = _FIRST_PAUSE_S
-            log.warning("the worker ended with status %s; starting it again in %g s", code, pause)
+            log.warning(
+                "the %s ended with status %s; starting it again in %g s", self._name, code, pause
+            )
             if self._stopping.wait(pause):
                 break
             pause = min(pause * 2, _LONGEST_PAUSE_S)
@@ -77,7 +90,7 @@ class Supervisor:
             try:
                 self._launch()
             except OSError:
-                log.exception("the worker could not be started")
+                log.exception("the %s could not be started", self._name)
         self._end()
         for end in self._lifeline:
             os.close(end)
@@ -101,6 +114,15 @@ class Supervisor:
                 continue
         return None
 
+    def _tell(self) -> None:
+        assert self._process is not None
+        try:
+            self._on_end(self._process.pid)
+        except Exception:  # the next child is to start all the same
+            log.exception(
+                "nobody could be told that the %s %d ended", self._name, self._process.pid
+            )
+
     def _end(self) -> None:
         process = self._process
         if process is None or process.poll() is not None:
@@ -109,6 +131,9 @@ class Supervisor:
         try:
             process.wait(timeout=self._stop_timeout_s)
         except subprocess.TimeoutExpired:
-            log.warning("the worker did not end within %g s; killing it", self._stop_timeout_s)
+            log.warning(
+                "the %s did not end within %g s; killing it", self._name, self._stop_timeout_s
+            )
             process.kill()
             process.wait()
+        self._tell()

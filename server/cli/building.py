@@ -67,13 +67,16 @@ class Engine:
 
 
 @contextmanager
-def open_records(settings: Settings) -> Iterator[Records]:
-    """Open the home, making and migrating what is missing; closes the database in the end."""
+def open_records(settings: Settings, *, create: bool = True) -> Iterator[Records]:
+    """Open the home, making and migrating what is missing; closes the database in the end.
+
+    With `create` False a database that is missing is Unavailable.
+    """
     home = settings.home_path
     home.mkdir(parents=True, exist_ok=True)
     database = Database(settings.database)
     try:
-        database.migrate()
+        database.migrate(create=create)
         max_bytes = int(settings.max_file_mb * _MIB)
         files = Files(database, home / "files", max_bytes=max_bytes)
         yield Records(database, AdapterStore(home / "adapters"), files, JobQueue(database))
@@ -193,7 +196,7 @@ def _loop(
     return ServingLoop(
         Runner(base, adapters, kv),
         adapters,
-        BlockPool(kv.num_blocks, kv.block_tokens),
+        BlockPool(kv.num_blocks, kv.block_tokens, prefix_cache=settings.prefix_cache),
         tokenizer.stream,
         eos=base.eos_token_ids,
         limits=Limits(

@@ -1,6 +1,7 @@
-"""How this program starts itself again: which command, and with which environment."""
+"""How this program starts itself again: which command, with which environment, under what name."""
 
 import os
+import socket
 import sys
 from pathlib import Path
 
@@ -26,3 +27,8 @@ def environment(settings: Settings) -> dict[str, str]:
     path = os.pathsep.join(filter(None, (str(_ROOT), os.environ.get("PYTHONPATH"))))
     named = {PREFIX + name.upper(): str(value) for name, value in values.items()}
     return dict(os.environ) | named | {"PYTHONPATH": path}
+
+
+def worker_id(pid: int) -> str:
+    """The name under which a worker of that process, on this machine, claims jobs."""
+    return f"{socket.gethostname()}-{pid}"

@@ -15,7 +15,7 @@ from fastapi import FastAPI
 
 from server.app import create_app
 from server.cli.building import open_records, running_engine, wire
-from server.cli.itself import command, environment
+from server.cli.itself import command, environment, worker_id
 from server.cli.options import (
     BadOption,
     add_settings,
@@ -23,6 +23,7 @@ from server.cli.options import (
     set_log_level,
 )
 from server.config import Settings
+from server.jobs.queue import JobQueue
 from server.metrics import Metrics
 from server.scheduler.loop import ServingLoop
 from server.supervisor import Supervisor
@@ -52,7 +53,7 @@ def run(options: argparse.Namespace) -> int:
         _bound(settings) as listener,
         open_records(settings) as records,
         running_engine(settings, records, metrics, _say) as engine,
-        _worker(settings) as worker,
+        _worker(settings, records.jobs) as worker,
     ):
         app = create_app(wire(settings, records, engine, metrics, worker))
         _serve(settings, app, engine.loop, listener)
@@ -122,12 +123,16 @@ def _bound(settings: Settings) -> Iterator[socket.socket]:
 
 
 @contextlib.contextmanager
-def _worker(settings: Settings) -> Iterator[Supervisor | None]:
+def _worker(settings: Settings, jobs: JobQueue) -> Iterator[Supervisor | None]:
     """The training worker, if it is wanted: this program again, told its settings."""
     if not settings.worker:
         yield None
         return
-    supervisor = Supervisor(command("worker", "--supervised"), environment(settings))
+    supervisor = Supervisor(
+        command("worker", "--supervised"),
+        environment(settings),
+        on_end=lambda pid: jobs.abandon(worker_id(pid)),
+    )
     supervisor.start()
     try:
         yield supervisor

@@ -5,7 +5,6 @@ import contextlib
 import logging
 import os
 import signal
-import socket
 import sys
 import threading
 from types import FrameType
@@ -13,6 +12,7 @@ from types import FrameType
 from server.bases.model import BaseModel
 from server.bases.tokenizer import ChatTokenizer
 from server.cli.building import load_model, open_records
+from server.cli.itself import worker_id
 from server.cli.options import add_settings, read_settings, set_log_level
 from server.training.desk import Desk
 from server.training.worker import WorkerParts, run_worker
@@ -52,7 +52,8 @@ def run(options: argparse.Namespace) -> int:
     def load() -> tuple[BaseModel, ChatTokenizer]:
         return load_model(settings, settings.worker_threads)
 
-    with open_records(settings) as records:
+    # A server that started us has made the database: if it is missing now, it was taken away.
+    with open_records(settings, create=not options.supervised) as records:
         desk = Desk(
             queue=records.jobs,
             files=records.files,
@@ -66,7 +67,7 @@ def run(options: argparse.Namespace) -> int:
         parts = WorkerParts(
             desk=desk,
             load=load,
-            worker_id=f"{socket.gethostname()}-{os.getpid()}",
+            worker_id=worker_id(os.getpid()),
             poll_s=settings.worker_poll_s,
             jobs=settings.worker_jobs,
             step_tokens=settings.worker_step_tokens,

@@ -1,22 +1,34 @@
 """The database: connections, transactions, migrations. Knows no tables but the owners'.
 
 SQLite in WAL mode by default, or PostgreSQL by URL (`postgresql://...`, with the extra
-`postgres`). Every commit is on the disk before it returns.
+`postgres`). Every commit is on the disk before it returns. A SQLite file that is taken away is not
+written to any more, nor made anew but by `migrate`; once it is back, so is everything.
 """
 
+import os
 import sqlite3
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
+from urllib.parse import quote
 
 from alembic import command
 from alembic.config import Config
 from alembic.util import CommandError
 from sqlalchemy import Connection, Engine, create_engine, event, func, make_url, select
 from sqlalchemy.engine.interfaces import DBAPIConnection, DBAPICursor
-from sqlalchemy.exc import IntegrityError, OperationalError
+from sqlalchemy.exc import (
+    DatabaseError,
+    DisconnectionError,
+    IntegrityError,
+    InterfaceError,
+    OperationalError,
+)
+from sqlalchemy.exc import TimeoutError as NoConnectionFree
 from sqlalchemy.orm import Session
+from sqlalchemy.pool import ConnectionPoolEntry
 
 from server.db.tables import OwnerRow
 from server.errors import Unavailable
@@ -64,12 +76,18 @@ class Database:
             return self._clock()
         return float(session.scalar(select(func.extract("epoch", func.clock_timestamp()))) or 0)
 
-    def migrate(self) -> None:
+    def migrate(self, *, create: bool = True) -> None:
         """Bring the schema up to this build's. Several processes may do so at once.
+
+        Args:
+            create: make SQLite's file if it is missing.
 
         Raises:
             Unavailable: the database cannot be reached, or a newer Verandah made it.
         """
+        if self._sqlite and create:
+            with suppress(OSError):  # connecting says why
+                Path(str(self._engine.url.database)).touch()
         with _failing_clearly(self._engine), self._engine.begin() as connection:
             if not self._sqlite:  # SQLite's transaction holds its one lock already
                 connection.execute(select(func.pg_advisory_xact_lock(_MIGRATIONS_LOCK)))
@@ -117,16 +135,51 @@ def _engine(address: str) -> Engine:
             raise Unavailable(
                 f"{url!r} needs the package {error.name}; PostgreSQL's is in verandah[postgres]"
             ) from error
-    if url.database in (None, "", ":memory:"):
+    if url.database is None or url.database in ("", ":memory:"):
         raise Unavailable(
             f"{address!r} is a database in memory, which the worker's process cannot share; "
             "name a file: sqlite:////path/to/verandah.db"
         )
-    Path(str(url.database)).parent.mkdir(parents=True, exist_ok=True)
+    path = Path(url.database)
+    path.parent.mkdir(parents=True, exist_ok=True)
     engine = create_engine(url)
+    _stay_with_the_file(engine, path)
     event.listen(engine, "connect", _set_up_sqlite)
     event.listen(engine, "begin", _begin_sqlite)
     return engine
+
+
+def _stay_with_the_file(engine: Engine, path: Path) -> None:
+    """SQLite would make a missing file anew, empty; and a connection that is open goes on in a
+    file that was moved or deleted, where its commits are lost.
+    """
+
+    def connect(
+        _dialect: object, _record: object, _arguments: object, options: dict[str, Any]
+    ) -> sqlite3.Connection:
+        opened: sqlite3.Connection = sqlite3.connect(
+            f"file:{quote(str(path))}?mode=rw", uri=True, **options
+        )
+        return opened
+
+    def note(_connection: DBAPIConnection, record: ConnectionPoolEntry) -> None:
+        record.info["file"] = _identity(path)
+
+    def check(_connection: DBAPIConnection, record: ConnectionPoolEntry, _proxy: object) -> None:
+        if record.info.get("file") != _identity(path):
+            raise DisconnectionError(f"{path} is another file than before")
+
+    event.listen(engine, "do_connect", connect)
+    event.listen(engine, "connect", note)
+    event.listen(engine, "checkout", check)
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    try:
+        found = os.stat(path)
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
 
 
 def _set_up_sqlite(connection: DBAPIConnection, _record: object) -> None:
@@ -163,5 +216,11 @@ def _begin_sqlite(connection: Connection) -> None:
 def _failing_clearly(engine: Engine) -> Iterator[None]:
     try:
         yield
-    except OperationalError as error:
+    except (OperationalError, InterfaceError) as error:
         raise Unavailable(f"the database {engine.url!r} failed: {error.orig}") from error
+    except NoConnectionFree as error:  # all wait for the same lock
+        raise Unavailable(f"the database {engine.url!r} is too busy: {error}") from error
+    except DatabaseError as error:
+        if type(error) is not DatabaseError:
+            raise  # our own mistake
+        raise Unavailable(f"the database {engine.url!r} is damaged: {error.orig}") from error

@@ -5,15 +5,19 @@ the job over with a higher `attempt`, and from then on everything that the old w
 refused (LeaseLost), in the same transaction that would have written it.
 
 Leases are kept by one clock (see `Database.now`). If it jumps ahead, a living worker may lose its
-job, which goes on from its last checkpoint; if it jumps back, a dead worker's job waits at most one
-more lease. Neither can make a job end twice, or never.
+job to another, where it goes on from its last checkpoint; if it jumps back, a dead worker's job
+waits at most one more lease. Neither can make a job end twice, or never.
 """
 
 import secrets
+from collections.abc import Sequence
+
+from sqlalchemy import update
 
 from server.db.session import Database
-from server.db.tables import CheckpointRow
+from server.db.tables import CheckpointRow, JobRow
 from server.jobs.job import Checkpoint, EventType, Figures, Job, JobStatus, Level, Wish
+from server.jobs.judgement import Judgement, Sample
 from server.jobs.transitions import end, fail, finite, hold, put_down, take_next, tell, tidy
 
 
@@ -23,21 +27,34 @@ class Claims:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    def claim(self, worker: str, lease_s: float) -> Job | None:
+    def claim(self, worker: str, lease_s: float, *, busy: bool = False) -> Job | None:
         """Take the job that is next, or None; no other worker gets it while the lease lasts.
 
         First come jobs whose worker was lost; then those of the owner with the fewest running jobs,
         among such of the owner whose last start is longest ago; then the oldest.
+
+        Args:
+            busy: the worker has jobs in hand. If the next one may be what killed its last workers
+                it gets none: that job is for a worker that has no other to lose.
         """
         with self._database.transaction() as session:
             now = self._database.now(session)
             tidy(session, now)
-            row = take_next(session, worker, lease_s, now)
+            row = take_next(session, worker, lease_s, now, busy)
             if row is None:
                 return None
             again = f", attempt {row.attempt}" if row.attempt > 1 else ""
             tell(session, row, now, "info", f"Fine-tuning job started{again}")
             return Job.from_row(row)
+
+    def abandon(self, worker: str) -> None:
+        """End the leases of a worker that is known to be dead, so that nobody waits for them."""
+        with self._database.transaction() as session:
+            session.execute(
+                update(JobRow)
+                .where(JobRow.status == JobStatus.RUNNING.value, JobRow.worker == worker)
+                .values(lease_until=0.0)
+            )
 
     def heartbeat(
         self,
@@ -114,6 +131,29 @@ class Claims:
         """Name the file of the job's figures. Raises LeaseLost."""
         with self._database.transaction() as session:
             hold(session, job).result_file = file_id
+
+    def judge(self, job: Job, judgement: Judgement, level: Level, message: str) -> None:
+        """Note how good the adapter is, and tell it unless it was told before. Raises LeaseLost."""
+        document = judgement.to_document()
+        with self._database.transaction() as session:
+            row = hold(session, job)
+            if row.judgement != document:
+                row.judgement = document
+                tell(session, row, self._database.now(session), level, message)
+
+    def add_samples(self, job: Job, samples: Sequence[Sample], failure: str = "") -> None:
+        """Note answers and tell each, or why there are none; once for a job. Raises LeaseLost."""
+        with self._database.transaction() as session:
+            row = hold(session, job)
+            if row.samples is not None:
+                return
+            row.samples = [sample.to_document() for sample in samples]
+            now = self._database.now(session)
+            for sample in samples:
+                data = sample.to_document()
+                tell(session, row, now, "info", sample.sentence(), data=data)
+            if failure:
+                tell(session, row, now, "warn", failure)
 
     def finish(self, job: Job, fine_tuned_model: str, trained_tokens: int) -> Job:
         """End a job whose adapter is published as `fine_tuned_model`. Raises LeaseLost."""

@@ -3,7 +3,7 @@
 import math
 import secrets
 
-from sqlalchemy import Double, Text, bindparam, case, func, or_, select, update
+from sqlalchemy import Boolean, Double, Text, bindparam, case, func, not_, or_, select, update
 from sqlalchemy.orm import Session, aliased
 
 from server.db.tables import EventRow, JobRow
@@ -12,12 +12,16 @@ from server.jobs.job import EventType, Figures, Job, JobStatus, Level
 
 MAX_LOSSES = 5
 """Leases lost in a row, without getting further, after which a job is held to kill its workers."""
+SUSPECT_LOSSES = 2
+"""Leases lost in a row after which a job is trained with no other: it may be what kills workers."""
 _CLOCK_SLACK_S = 1.0
 
 # The statements of a claim are built once: workers repeat them for as long as they wait.
 _NOW = bindparam("at", type_=Double)
 _LEASE = bindparam("lease", type_=Double)
 _RUNNING = JobRow.status == JobStatus.RUNNING.value
+_BUSY = bindparam("busy", type_=Boolean)
+_BY = bindparam("by", type_=Text)
 _LOST = _RUNNING & (JobRow.lease_until < _NOW)
 
 _SHORTEN_LEASES = (
@@ -37,16 +41,18 @@ _OWNERS_RUNNING = (
     .correlate(JobRow)
     .scalar_subquery()
 )
+# Not those of a clock that was set back since: they would be the last for as long as it was ahead.
 _OWNERS_LAST_START = (
     select(func.coalesce(func.max(_other.started_at), 0.0))
-    .where(_other.owner == JobRow.owner)
+    .where(_other.owner == JobRow.owner, _other.started_at <= _NOW)
     .correlate(JobRow)
     .scalar_subquery()
 )
 _WAITS = JobRow.status == JobStatus.QUEUED.value
+# A busy worker lives: it holds what a clock that jumped ahead has made look lost.
 _NEXT = (
     select(JobRow.number)
-    .where(or_(_WAITS, _LOST))
+    .where(or_(_WAITS, _LOST & or_(not_(_BUSY), JobRow.worker != _BY)))
     .order_by(case((_WAITS, 1), else_=0), _OWNERS_RUNNING, _OWNERS_LAST_START, JobRow.number)
     .limit(1)
     .with_for_update(skip_locked=True)
@@ -55,12 +61,12 @@ _NEXT = (
 )
 _TAKE_NEXT = (
     update(JobRow)
-    .where(JobRow.number == _NEXT)
+    .where(JobRow.number == _NEXT, or_(not_(_BUSY), JobRow.losses < SUSPECT_LOSSES))
     .values(
         status=JobStatus.RUNNING.value,
         attempt=JobRow.attempt + 1,
         losses=case((_RUNNING, JobRow.losses + 1), else_=JobRow.losses),
-        worker=bindparam("by", type_=Text),
+        worker=_BY,
         lease_s=_LEASE,
         lease_until=_NOW + _LEASE,
         started_at=func.coalesce(JobRow.started_at, _NOW),
@@ -160,9 +166,11 @@ def tidy(session: Session, now: float) -> None:
         )
 
 
-def take_next(session: Session, worker: str, lease_s: float, now: float) -> JobRow | None:
-    """Pick the next job and give it to `worker`, in one statement; None if nothing waits."""
-    values = {"by": worker, "lease": lease_s, "at": now}
+def take_next(
+    session: Session, worker: str, lease_s: float, now: float, busy: bool
+) -> JobRow | None:
+    """Pick the next job and give it to `worker`, in one statement; None if nothing waits for it."""
+    values = {"by": worker, "lease": lease_s, "at": now, "busy": busy}
     return session.scalar(_TAKE_NEXT, values, execution_options={"synchronize_session": False})
 
 

@@ -1,0 +1,115 @@
+"""Workers that are known to be dead, jobs that may be what killed them, and clocks that jump."""
+
+import pytest
+
+from server.errors import LeaseLost
+from server.jobs.transitions import MAX_LOSSES, SUSPECT_LOSSES
+from tests.jobs.conftest import Jobs
+
+
+def test_what_a_dead_worker_held_is_claimed_at_once(jobs: Jobs) -> None:
+    mine, other = jobs.create(), jobs.create("bob")
+    jobs.claim("dead")
+    jobs.claim("alive")
+    jobs.queue.abandon("dead")
+    assert jobs.claim("new").id == mine.id
+    assert jobs.queue.claim("new", 30) is None
+    assert jobs.queue.get("bob", other.id).worker == "alive"
+
+
+def test_to_be_called_dead_costs_a_worker_nothing_until_its_job_is_taken(jobs: Jobs) -> None:
+    jobs.create()
+    held = jobs.claim("alive")
+    jobs.queue.abandon("alive")
+    jobs.queue.heartbeat(held)
+    assert jobs.queue.claim("new", 30) is None
+    jobs.queue.abandon("alive")
+    jobs.claim("new")
+    with pytest.raises(LeaseLost):
+        jobs.queue.finish(held, "poet@1", 1)
+
+
+def test_a_job_that_kills_at_once_fails_without_waiting_for_leases(jobs: Jobs) -> None:
+    created = jobs.create()
+    for attempt in range(MAX_LOSSES + 1):
+        jobs.claim(f"w{attempt}")
+        jobs.queue.abandon(f"w{attempt}")
+    assert jobs.queue.claim("last", 30) is None
+    job = jobs.queue.get("ann", created.id)
+    assert job.error is not None
+    assert job.error.code == "worker_lost"
+
+
+def test_a_job_that_may_kill_its_worker_is_for_one_that_has_no_other(jobs: Jobs) -> None:
+    suspect, waiting = jobs.create(), jobs.create("bob")
+    for attempt in range(SUSPECT_LOSSES + 1):
+        assert jobs.claim(f"w{attempt}").id == suspect.id
+        jobs.queue.abandon(f"w{attempt}")
+    assert jobs.queue.claim("busy", 30, busy=True) is None
+    assert jobs.claim("idle").id == suspect.id
+    assert jobs.claim("busy").id == waiting.id
+
+
+def test_a_busy_worker_does_not_take_over_its_own_jobs(jobs: Jobs) -> None:
+    created = jobs.create()
+    held = jobs.claim("w1")
+    jobs.clock.now += 3600
+    assert jobs.queue.claim("w1", 30, busy=True) is None
+    jobs.queue.heartbeat(held)
+    assert jobs.queue.claim("w2", 30) is None
+    assert jobs.queue.get("ann", created.id).attempt == 1
+
+
+def test_a_worker_of_the_same_name_takes_over_what_its_forerunner_held(jobs: Jobs) -> None:
+    """In a container every worker may be the process of the same number."""
+    jobs.create()
+    jobs.claim("w1")
+    jobs.clock.now += 31
+    assert jobs.claim("w1").attempt == 2
+
+
+def test_who_started_while_the_clock_was_ahead_is_not_the_last_for_as_long(jobs: Jobs) -> None:
+    jobs.clock.now += 3600
+    for _ in range(3):
+        jobs.create("ann")
+    jobs.queue.finish(jobs.claim(), "m@1", 1)
+    jobs.clock.now -= 3600
+    for _ in range(9):
+        jobs.create("bob")
+    order = []
+    for _ in range(4):
+        jobs.clock.now += 1
+        job = jobs.claim()
+        order.append(job.owner)
+        jobs.queue.finish(job, "m@1", 1)
+    assert sorted(order[:2]) == sorted(order[2:]) == ["ann", "bob"]
+
+
+@pytest.mark.parametrize("jump", [3600.0, -3600.0])
+def test_a_clock_that_jumps_and_comes_back_leaves_no_job_waiting(jobs: Jobs, jump: float) -> None:
+    """Not longer than a lease and the second of slack, once the clock is right again."""
+    created = [jobs.create(), jobs.create("bob")]
+    jobs.claim("dies before")
+    jobs.clock.now += jump
+    jobs.claim("dies meanwhile")
+    jobs.clock.now -= jump
+    jobs.queue.claim("looks in between", 30)
+    jobs.clock.now += 32
+    assert {jobs.claim().id, jobs.claim().id} == {job.id for job in created}
+
+
+@pytest.mark.parametrize("workers", [1, 4])
+def test_a_thousand_jobs_starve_nobody(jobs: Jobs, workers: int) -> None:
+    """Two who come later, with a job each, are served as soon as any worker is free."""
+    for _ in range(1000):
+        jobs.create("ann")
+    held = [jobs.claim(f"w{i}") for i in range(workers)]
+    small = [jobs.create(owner) for owner in ("bob", "cat")]
+    order = []
+    for _ in range(3):
+        jobs.queue.finish(held.pop(0), "m@1", 1)
+        jobs.clock.now += 1
+        held.append(jobs.claim())
+        order.append(held[-1])
+    assert [job.id for job in order[:2]] == [job.id for job in small]
+    assert order[2].owner == "ann"
