@@ -34,6 +34,9 @@ class Settings(BaseSettings):
     kv_block_tokens: int = Field(
         16, ge=1, le=1024, description="tokens in one block of that memory"
     )
+    prefix_cache: bool = Field(
+        True, description="reuse keys and values of equal prompts' beginnings"
+    )
     max_waiting: int = Field(512, ge=1, description="requests that may wait; more get a 429")
     request_timeout_s: float = Field(600, gt=0, description="deadline of one request, seconds")
     drain_timeout_s: float = Field(20, ge=0, description="seconds for running requests at shutdown")

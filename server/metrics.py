@@ -23,7 +23,13 @@ class Metrics:
         self.model_name = model_name
         self.registry = CollectorRegistry()
 
-        self.prompt_tokens = self._counter("prompt_tokens", "Prompt tokens computed.")
+        self.prompt_tokens = self._counter("prompt_tokens", "Prompt tokens of answers that ended.")
+        self.prefix_cache_queries = self._counter(
+            "prefix_cache_queries", "Prompt tokens whose keys and values were looked for."
+        )
+        self.prefix_cache_hits = self._counter(
+            "prefix_cache_hits", "Prompt tokens whose keys and values were found."
+        )
         self.generation_tokens = self._counter("generation_tokens", "Tokens generated.")
         self.num_preemptions = self._counter("num_preemptions", "Sequences put back for memory.")
         self._request_success = self._family(

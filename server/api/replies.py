@@ -112,16 +112,24 @@ def _choice(asked: Asked, news: News) -> int:
     return news.prompt * asked.generations[news.prompt].n + news.delta.index
 
 
+def _cached_tokens(batch: Seq[News]) -> int:
+    """Of each prompt's first answer: the others find what that one computed."""
+    return sum(news.delta.cached_tokens for news in batch if news.delta.index == 0)
+
+
 async def _document(answers: Answers, asked: Asked, shape: Shape) -> dict[str, object]:
     transcripts: dict[int, Transcript] = defaultdict(Transcript)
+    cached = 0
     while not answers.complete:
-        for news in await answers.next():
+        batch = await answers.next()
+        cached += _cached_tokens(batch)
+        for news in batch:
             transcripts[_choice(asked, news)].add(news.delta)
     made = sum(len(transcript.tokens) for transcript in transcripts.values())
     return {
         **asked.labels(shape.document_kind),
         "choices": [shape.whole(choice, transcripts[choice]) for choice in sorted(transcripts)],
-        "usage": usage(asked.prompt_tokens, made),
+        "usage": usage(asked.prompt_tokens, made, cached),
     }
 
 
@@ -131,10 +139,11 @@ async def _events(
     labels = asked.labels(shape.chunk_kind)
     if usage_chunk:
         labels["usage"] = None
-    made = 0
+    made = cached = 0
     try:
         while True:
             made += sum(len(news.delta.tokens) for news in batch)
+            cached += _cached_tokens(batch)
             yield b"".join(_chunks(labels, batch, asked, shape))
             if answers.complete:
                 break
@@ -145,7 +154,7 @@ async def _events(
         yield event(parts.describe(error).body(), name="error")
         return
     if usage_chunk:
-        yield event({**labels, "choices": [], "usage": usage(asked.prompt_tokens, made)})
+        yield event({**labels, "choices": [], "usage": usage(asked.prompt_tokens, made, cached)})
     yield DONE
 
 

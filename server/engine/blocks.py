@@ -1,4 +1,17 @@
-"""Which blocks of KV memory belong to which sequence. Knows no tensors and no policy."""
+"""Which blocks of KV memory belong to which sequences, and which can be found again by what they
+hold. Knows no tensors and no policy.
+
+A block whose tokens are all computed gets a key: a hash of the adapter's content, of the block's
+tokens, and of the key of the block before, so that equal keys mean an equal beginning under equal
+vectors. A sequence that begins in the same way shares such blocks and computes only the rest; a
+whole block is never written again, so nobody notices. What nobody holds stays findable until its
+memory is wanted, the least recently used first.
+"""
+
+from array import array
+from collections import OrderedDict
+from collections.abc import Iterable
+from hashlib import sha256
 
 from server.engine.sequence import Sequence
 
@@ -6,22 +19,30 @@ from server.engine.sequence import Sequence
 class BlockPool:
     """`num_total` blocks of `block_tokens` tokens each, handed out whole and taken back whole.
 
-    A sequence owns its blocks through `Sequence.blocks`, in the order of its tokens: token `p`
+    A sequence holds its blocks through `Sequence.blocks`, in the order of its tokens: token `p`
     lives in `blocks[p // block_tokens]` at offset `p % block_tokens`.
+
+    Args:
+        prefix_cache: share blocks among sequences that begin alike; without it, no block has a key.
     """
 
-    def __init__(self, num_total: int, block_tokens: int) -> None:
+    def __init__(self, num_total: int, block_tokens: int, *, prefix_cache: bool = True) -> None:
         if num_total < 1 or block_tokens < 1:
             raise ValueError(f"{num_total} blocks of {block_tokens} tokens hold nothing")
         self.num_total = num_total
         self.block_tokens = block_tokens
+        self._prefix_cache = prefix_cache
+        self._holders = [0] * num_total
         # Taken from the end: the block freed last is the likeliest to be in a cache still.
-        self._free = list(range(num_total - 1, -1, -1))
+        self._blank = list(range(num_total - 1, -1, -1))
+        self._idle: OrderedDict[int, None] = OrderedDict()  # has a key, nobody's; oldest first
+        self._block_of: dict[bytes, int] = {}
+        self._key_of: dict[int, bytes] = {}
 
     @property
     def num_free(self) -> int:
-        """Blocks that nobody holds."""
-        return len(self._free)
+        """Blocks that nobody holds, findable ones included."""
+        return len(self._blank) + len(self._idle)
 
     def need(self, sequence: Sequence, num_tokens: int) -> int:
         """Blocks that `sequence` still lacks to hold its first `num_tokens` tokens."""
@@ -30,13 +51,109 @@ class BlockPool:
     def grow(self, sequence: Sequence, num_tokens: int) -> bool:
         """Give `sequence` the blocks it needs for `num_tokens`; False leaves all as it was."""
         need = self.need(sequence, num_tokens)
-        if need > len(self._free):
+        if need > self.num_free:
             return False
-        sequence.blocks += (self._free.pop() for _ in range(need))
+        sequence.blocks += (self._take() for _ in range(need))
         return True
 
     def free(self, sequence: Sequence) -> None:
-        """Take all blocks back; to run again, the sequence computes all its tokens anew."""
-        self._free += reversed(sequence.blocks)
+        """Take all blocks back; to run again, the sequence finds or computes its tokens anew."""
+        self.share(sequence)
+        self._release(sequence.blocks)
         sequence.blocks.clear()
-        sequence.num_computed = 0
+        sequence.num_computed = sequence.num_shared = 0
+
+    def share(self, sequence: Sequence) -> None:
+        """Let others find the whole blocks that `sequence` has computed.
+
+        Launched is as good as computed, since a later step runs later; but the ids of the tokens
+        must be known.
+        """
+        size = self.block_tokens
+        if not self._prefix_cache or sequence.num_computed - sequence.num_shared < size:
+            return
+        whole = min(sequence.num_computed, sequence.num_known) // size
+        for place in range(sequence.num_shared // size, whole):
+            key, block = self._key(sequence, place), sequence.blocks[place]
+            if key not in self._block_of:  # else another sequence computed the same meanwhile
+                self._block_of[key] = block
+                self._key_of[block] = key
+        sequence.num_shared = whole * size
+
+    def reuse(self, sequence: Sequence) -> None:
+        """Let `sequence` hold the found blocks that come next, as if it had computed them.
+
+        At least one token is left to compute, because an answer needs the logits of the last.
+        """
+        size = self.block_tokens
+        start = sequence.num_computed // size
+        found: list[int] = []
+        for place in range(start, self._most_reusable(sequence)):
+            block = self._block_of.get(self._key(sequence, place))
+            if block is None:
+                break
+            found.append(block)
+        if not found:
+            return
+        for block in found:
+            self._holders[block] += 1
+            self._idle.pop(block, None)
+        self._release(sequence.blocks[start:])  # part of a block that is now here as a whole
+        sequence.blocks[start:] = found
+        self._count_reused(sequence, (start + len(found)) * size)
+
+    def next_key(self, sequence: Sequence) -> bytes | None:
+        """The key of the block that `sequence` computes next, if it could take it from another."""
+        place = sequence.num_computed // self.block_tokens
+        return self._key(sequence, place) if place < self._most_reusable(sequence) else None
+
+    def forget(self) -> None:
+        """Let no block be found any more: a step failed, and who knows what it wrote.
+
+        Sequences that hold blocks which the failed step was to compute must be freed first.
+        """
+        self._blank += self._idle
+        self._idle.clear()
+        self._block_of.clear()
+        self._key_of.clear()
+
+    def _most_reusable(self, sequence: Sequence) -> int:
+        """How many whole blocks `sequence` may have from others."""
+        if not self._prefix_cache or sequence.params.prompt_logprobs:  # which need all logits
+            return 0
+        return (sequence.num_known - 1) // self.block_tokens
+
+    def _key(self, sequence: Sequence, place: int) -> bytes:
+        """The key of a sequence's whole block; each is hashed once in a sequence's life."""
+        keys, size = sequence.block_keys, self.block_tokens
+        while len(keys) <= place:
+            before = keys[-1] if keys else sha256(sequence.content.encode()).digest()
+            tokens = sequence.tokens(len(keys) * size, (len(keys) + 1) * size)
+            keys.append(sha256(before + array("q", tokens).tobytes()).digest())
+        return keys[place]
+
+    def _count_reused(self, sequence: Sequence, num_computed: int) -> None:
+        """Move `num_computed` on. Only the way to the first token counts as reuse of the prompt."""
+        if not sequence.output:
+            before = sequence.num_reused if sequence.num_computed else 0
+            sequence.num_reused = before + num_computed - sequence.num_computed
+        sequence.num_computed = sequence.num_shared = num_computed
+
+    def _take(self) -> int:
+        if self._blank:
+            block = self._blank.pop()
+        else:
+            block, _ = self._idle.popitem(last=False)
+            del self._block_of[self._key_of.pop(block)]
+        self._holders[block] = 1
+        return block
+
+    def _release(self, blocks: Iterable[int]) -> None:
+        for block in reversed([*blocks]):  # a block is of no use without the ones before it
+            self._holders[block] -= 1
+            if self._holders[block]:
+                continue
+            if block in self._key_of:
+                self._idle[block] = None
+            else:
+                self._blank.append(block)

@@ -97,7 +97,12 @@ class Sequence:
     back to zero, and prompt and answer so far are then computed again. `num_scored` counts the
     prompt positions whose logprobs were handed out; pre-emption keeps it, so none comes twice.
     `slot` is the adapter's place in the banks (0: the base model), held from admission until the
-    sequence ends.
+    sequence ends; `content` is the content hash of that adapter ("": the base), which with the
+    tokens tells what the keys and values are.
+
+    The rest is the `BlockPool`'s: `blocks`; `block_keys` of the first whole blocks; `num_shared`,
+    the tokens in blocks that others may find; `num_reused`, the tokens of the prompt that were
+    found and not computed on the way to the first token.
     """
 
     seq_id: int
@@ -105,14 +110,23 @@ class Sequence:
     params: SamplingParams
     seed: int
     slot: int = 0
+    content: str = ""
     output: list[int] = field(default_factory=list)
     num_computed: int = 0
     num_scored: int = 1  # the first token of a prompt has no score
     blocks: list[int] = field(default_factory=list)
+    block_keys: list[bytes] = field(default_factory=list)
+    num_shared: int = 0
+    num_reused: int = 0
     finish: FinishReason | None = None
 
     @property
     def num_tokens(self) -> int:
+        return len(self.prompt) + len(self.output)
+
+    @property
+    def num_known(self) -> int:
+        """Tokens whose ids are known here."""
         return len(self.prompt) + len(self.output)
 
     @property

@@ -28,6 +28,8 @@ class Slots(Protocol):
 
     def acquire(self, ref: AdapterRef) -> int | None: ...
 
+    def content(self, ref: AdapterRef) -> str: ...
+
     def is_loaded(self, ref: AdapterRef) -> bool: ...
 
     def release(self, ref: AdapterRef) -> None: ...
@@ -94,9 +96,11 @@ class Admission:
                 break
             if not self._take_slot(answer, last, refuse):
                 continue
+            self._blocks.reuse(answer.sequence)
             # One token beyond the prompt, or the first decode would pre-empt somebody at once.
             need = self._blocks.need(answer.sequence, answer.sequence.num_tokens + 1)
             if (running or started) and promised + need > self._blocks.num_free:
+                self._blocks.free(answer.sequence)
                 break
             promised += need
             self._start(answer)
@@ -134,6 +138,7 @@ class Admission:
                 answer.crowded_out_at = self._clock()
             return False
         answer.sequence.slot = slot
+        answer.sequence.content = self._slots.content(answer.adapter)
         answer.holds_slot = True
         answer.crowded_out_at = None
         return True

@@ -80,4 +80,6 @@ class Answer:
         if self.request.params.prompt_logprobs and not self.scores_told:
             scores = (None, *self.scored)
             self.scores_told = True
-        return Delta(self.index, text, tokens, scores, self.sequence.finish, stop_reason)
+        finish = self.sequence.finish
+        cached = 0 if finish is None else self.sequence.num_reused
+        return Delta(self.index, text, tokens, scores, finish, stop_reason, cached)

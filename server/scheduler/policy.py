@@ -33,6 +33,22 @@ class Blocks(Protocol):
         """Take all blocks back; the sequence's tokens are then uncomputed."""
         ...
 
+    def share(self, sequence: Sequence) -> None:
+        """Let others find the whole blocks that `sequence` has computed."""
+        ...
+
+    def reuse(self, sequence: Sequence) -> None:
+        """Let `sequence` hold the found blocks that come next, as if it had computed them."""
+        ...
+
+    def next_key(self, sequence: Sequence) -> bytes | None:
+        """The key of the block that it computes next, if it could take it from another."""
+        ...
+
+    def forget(self) -> None:
+        """Let no block be found any more."""
+        ...
+
 
 class Waiting(Protocol):
     """What the order of admission depends on."""
@@ -84,15 +100,28 @@ def plan_step(running: Seq[Sequence], blocks: Blocks, max_step_tokens: int) -> P
     Every decoding sequence runs one token; what is left of `max_step_tokens` goes to prompts,
     oldest first, in chunks. When blocks run out, the youngest sequence is pre-empted: it loses its
     blocks and is computed again later. The oldest can always run, so the loop always advances.
+
+    What earlier steps computed is found by those that begin alike; and of prompts that begin alike
+    in one step only the oldest runs, for the others will find its blocks in the next.
     """
+    for sequence in running:
+        blocks.share(sequence)
     queue = sorted(running, key=lambda sequence: sequence.remaining > 1)
     alive = list(running)
     chunks: list[Chunk] = []
     preempted: list[Sequence] = []
+    begun: set[bytes] = set()
     budget = max_step_tokens
     for sequence in queue:
         if sequence in preempted or budget == 0:
             continue
+        if sequence.remaining > 1:
+            blocks.reuse(sequence)
+            key = blocks.next_key(sequence)
+            if key in begun:
+                continue
+            if key is not None:
+                begun.add(key)
         length = min(sequence.remaining, budget)
         while not blocks.grow(sequence, sequence.num_computed + length):
             victim = alive.pop()

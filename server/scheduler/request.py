@@ -34,7 +34,8 @@ class Delta:
     """News of answer `index`: text ready to show, the tokens behind it, and perhaps its end.
 
     `text` never splits a character and never holds a stop string, nor the start of one that may
-    yet complete. `error` is set when `finish` is ERROR or DEADLINE, or when the adapter could not
+    yet complete. `cached_tokens`, told with the end, counts the prompt's tokens that earlier
+    answers had computed. `error` is set when `finish` is ERROR or DEADLINE, or when the adapter could not
     be loaded.
     """
 
@@ -44,6 +45,7 @@ class Delta:
     prompt_logprobs: tuple[TokenLogprob | None, ...] | None = None
     finish: FinishReason | None = None
     stop_reason: str | int | None = None
+    cached_tokens: int = 0
     error: Exception | None = None
 
 

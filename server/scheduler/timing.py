@@ -42,4 +42,7 @@ class Times:
         metrics.request_generation_tokens.observe(len(sequence.output))
         if self.first_token is not None and self.last_token is not None:
             metrics.prompt_tokens.inc(len(sequence.prompt))
+            if not sequence.params.prompt_logprobs:
+                metrics.prefix_cache_queries.inc(len(sequence.prompt))
+                metrics.prefix_cache_hits.inc(sequence.num_reused)
             metrics.request_decode_time.observe(self.last_token - self.first_token)

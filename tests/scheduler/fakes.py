@@ -51,6 +51,7 @@ class FakeSlots:
 
     def __init__(self) -> None:
         self.loaded: set[AdapterRef] = set()
+        self.contents: dict[AdapterRef, str] = {}
         self.broken: dict[AdapterRef, Exception] = {}
         self.prepared: list[AdapterRef] = []
         self.in_use: list[AdapterRef] = []
@@ -66,6 +67,9 @@ class FakeSlots:
             return None
         self.in_use.append(ref)
         return 1 + sorted(self.loaded).index(ref)
+
+    def content(self, ref: AdapterRef) -> str:
+        return self.contents.get(ref, str(ref))
 
     def is_loaded(self, ref: AdapterRef) -> bool:
         return ref in self.loaded

@@ -17,9 +17,15 @@ class Item:
     preempted: bool = False
 
 
-def sequence(seq_id: int, prompt: int, computed: int = 0) -> Sequence:
-    made = Sequence(seq_id, tuple(range(1, prompt + 1)), SamplingParams(), seed=0)
-    made.num_computed = computed
+def sequence(seq_id: int, prompt: int, first: int | None = None) -> Sequence:
+    """A prompt like no other's, unless its `first` token is given."""
+    start = 1000 * seq_id if first is None else first
+    return Sequence(seq_id, tuple(range(start, start + prompt)), SamplingParams(), seed=0)
+
+
+def compute(made: Sequence, tokens: int, pool: BlockPool) -> Sequence:
+    assert pool.grow(made, tokens)
+    made.num_computed = tokens
     return made
 
 
@@ -46,7 +52,8 @@ def test_the_preempted_go_before_everyone() -> None:
 
 def test_decodes_come_first_and_prompts_share_what_is_left() -> None:
     pool = BlockPool(100, 4)
-    long_prompt, decoding, short_prompt = sequence(1, 20), sequence(2, 5, 4), sequence(3, 6)
+    long_prompt, decoding, short_prompt = sequence(1, 20), sequence(2, 5), sequence(3, 6)
+    compute(decoding, 4, pool)
     plan = plan_step([long_prompt, decoding, short_prompt], pool, max_step_tokens=24)
     ran = [(chunk.sequence.seq_id, chunk.length) for chunk in plan.chunks]
     assert ran == [(2, 1), (1, 20), (3, 3)]
@@ -55,10 +62,7 @@ def test_decodes_come_first_and_prompts_share_what_is_left() -> None:
 
 def test_the_youngest_gives_its_memory_to_the_oldest() -> None:
     pool = BlockPool(4, 4)
-    old, young = sequence(1, 9, 8), sequence(2, 8, 0)
-    assert pool.grow(old, 8)
-    assert pool.grow(young, 8)
-    young.num_computed = 7
+    old, young = compute(sequence(1, 9), 8, pool), compute(sequence(2, 8), 7, pool)
     plan = plan_step([old, young], pool, max_step_tokens=16)
     assert [chunk.sequence.seq_id for chunk in plan.chunks] == [1]
     assert plan.preempted == (young,)
