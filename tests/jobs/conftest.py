@@ -28,6 +28,7 @@ class Clock:
 class Jobs:
     """A queue with its clock, and jobs made in one call."""
 
+    database: Database
     queue: JobQueue
     files: Files
     clock: Clock
@@ -67,5 +68,5 @@ def jobs(url: str, tmp_path: Path) -> Iterator[Jobs]:
     clock = Clock()
     database = Database(url, clock=clock)
     database.migrate()
-    yield Jobs(JobQueue(database), Files(database, tmp_path / "files", 1000), clock)
+    yield Jobs(database, JobQueue(database), Files(database, tmp_path / "files", 1000), clock)
     database.close()
