@@ -1,0 +1,1 @@
+"""Triton kernels for adapters in a mixed batch. Imported only for a CUDA device."""

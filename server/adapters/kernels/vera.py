@@ -1,0 +1,303 @@
+"""VeRA's up-projection for a batch of any adapters (arXiv 2310.11454, equation 2).
+
+    y[t] += b[t] * (bt^T (d[t] * z[t]))         z = A x: [tokens, rank], computed elsewhere
+
+Rows of `memory` are adapters, each from a page on; d and b are gathered by the kernels themselves.
+A token of page 0 is the base model's: nothing of its row is read, and nothing is added. Knows no
+bank, no layout and no model.
+
+At few tokens this is bound by latency and by the L2 cache, where bt stays from layer to layer: all
+tokens are one tile, so that bt is read once, and what does not wait for the product is asked for
+before it.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+from torch.nn.functional import silu
+
+from server.adapters.kernels.parts import part_of, tiles_over
+from server.adapters.layouts import PAGE
+
+
+class VeraPart(NamedTuple):
+    """One linear: its outputs' first column in y, and where d and b lie in an adapter's row."""
+
+    column: int
+    out_features: int
+    d_at: int
+    b_at: int
+
+
+class Tiles(NamedTuple):
+    """What one program covers: tokens by columns, and how many ranks it takes at a time."""
+
+    tokens: int
+    columns: int
+    ranks: int
+    warps: int
+    stages: int
+
+
+_ONE_TILE = 64
+_ROUND_OF_LARGE = 132 * 128 * 128  # outputs: fewer would leave multiprocessors without a large tile
+
+
+def tiles_for(tokens: int, columns: int, rank: int, products: int = 1) -> Tiles:
+    """What suits this many outputs, chosen from shapes alone.
+
+    Args:
+        products: how many accumulators a program holds.
+    """
+    ranks = min(max(triton.next_power_of_2(rank), 16), 64)
+    if tokens <= _ONE_TILE:
+        rows = max(triton.next_power_of_2(tokens), 16)
+        # Five stages ask for all of rank 256 at once; two programs still share a multiprocessor.
+        stages = 5 if products == 1 else 3
+        return Tiles(rows, 32 if columns <= 8192 else 64, ranks, warps=4, stages=stages)
+    if tokens * columns < _ROUND_OF_LARGE:
+        return Tiles(64, 64, ranks, warps=4, stages=3)
+    return Tiles(128, 128 // products, ranks, warps=8, stages=3)
+
+
+def add_vera(
+    y: Tensor,
+    z: Tensor,
+    bt: Tensor,
+    memory: Tensor,
+    pages: Tensor,
+    parts: Sequence[VeraPart],
+    rank: int,
+    tiles: Tiles | None = None,
+) -> None:
+    """y[t, column + n] += b[n] * sum_r z[t, r] d[r] bt[r, n] for n < out_features, for every part.
+
+    Linears whose matrices differ (one basis a layer) take a call each.
+
+    Args:
+        y: [tokens, width], inner stride 1, any row stride.
+        z: [tokens, at least rank], likewise; it may be further columns of y's tensor.
+        bt: [at least rank, widest], inner stride 1.
+        memory: [entries], of y's dtype.
+        pages: [tokens], int64, contiguous: where each token's adapter's row begins; 0: none.
+        parts: linears that share z and bt; no two share a column.
+        tiles: instead of `tiles_for`'s choice, to measure others.
+    """
+    tokens = y.shape[0]
+    if tokens == 0:
+        return
+    tiles = tiles or tiles_for(tokens, sum(part.out_features for part in parts), rank)
+    grid = (tiles_over(parts, tiles.columns), triton.cdiv(tokens, tiles.tokens))
+    _add_vera[grid](
+        y, z, bt, memory, pages, tuple(map(tuple, parts)), tokens, rank,
+        y.stride(0), z.stride(0), bt.stride(0), PAGE_ENTRIES=PAGE,
+        BLOCK_M=tiles.tokens, BLOCK_N=tiles.columns, BLOCK_K=tiles.ranks,
+        RANK_STEPS=triton.cdiv(rank, tiles.ranks),
+        num_warps=tiles.warps, num_stages=tiles.stages,
+    )  # fmt: skip
+
+
+def gate_vera(
+    gate_up: Tensor,
+    z: Tensor,
+    bt: Tensor,
+    memory: Tensor,
+    pages: Tensor,
+    gate_part: VeraPart | None,
+    up_part: VeraPart | None,
+    width: int,
+    rank: int,
+    tiles: Tiles | None = None,
+) -> Tensor:
+    """silu(gate + its delta) * (up + its delta), the deltas being `add_vera`'s.
+
+    One read of bt serves both. Sums and silu are rounded as separate kernels would round them.
+
+    Args:
+        gate_up: [tokens, at least 2 * width], gate first, inner stride 1; it is not written.
+        gate_part, up_part: where their vectors lie; None: not adapted. Columns go by `width`.
+
+    Returns: [tokens, width], contiguous.
+    """
+    tokens = gate_up.shape[0]
+    act = torch.empty((tokens, width), dtype=gate_up.dtype, device=gate_up.device)
+    if tokens == 0:
+        return act
+    tiles = tiles or tiles_for(tokens, 2 * width, rank, products=2)
+    gate, up = gate_part or VeraPart(0, 0, 0, 0), up_part or VeraPart(0, 0, 0, 0)
+    grid = (triton.cdiv(width, tiles.columns), triton.cdiv(tokens, tiles.tokens))
+    _gate_vera[grid](
+        act, gate_up, z, bt, memory, pages, gate.d_at, gate.b_at, up.d_at, up.b_at,
+        tokens, width, rank, gate_up.stride(0), z.stride(0), bt.stride(0),
+        GATE=gate_part is not None, UP=up_part is not None, PAGE_ENTRIES=PAGE,
+        BLOCK_M=tiles.tokens, BLOCK_N=tiles.columns, BLOCK_K=tiles.ranks,
+        RANK_STEPS=triton.cdiv(rank, tiles.ranks),
+        num_warps=tiles.warps, num_stages=tiles.stages,
+    )  # fmt: skip
+    return act
+
+
+def reference_add_vera(
+    y: Tensor,
+    z: Tensor,
+    bt: Tensor,
+    memory: Tensor,
+    pages: Tensor,
+    parts: Sequence[VeraPart],
+    rank: int,
+) -> None:
+    """What `add_vera` does, token by token."""
+    for token, page in enumerate(pages.tolist()):
+        for part in parts if page else ():
+            row = memory[page * PAGE :]
+            d = row[part.d_at : part.d_at + rank]
+            b = row[part.b_at : part.b_at + part.out_features]
+            wide = (z[token, :rank] * d).float() @ bt[:rank, : part.out_features].float()
+            mine = y[token, part.column : part.column + part.out_features]
+            mine.copy_(mine.float() + b.float() * wide)
+
+
+def reference_gate_vera(
+    gate_up: Tensor,
+    z: Tensor,
+    bt: Tensor,
+    memory: Tensor,
+    pages: Tensor,
+    gate_part: VeraPart | None,
+    up_part: VeraPart | None,
+    width: int,
+    rank: int,
+) -> Tensor:
+    """What `gate_vera` does, by way of `reference_add_vera`."""
+    y = gate_up[:, : 2 * width].clone()
+    parts = [part for part in (gate_part, up_part) if part is not None]
+    reference_add_vera(y, z, bt, memory, pages, parts, rank)
+    return silu(y[:, :width]) * y[:, width:]
+
+
+@triton.jit
+def _rows_of(pages, tokens, BLOCK_M: tl.constexpr):
+    """This program's tokens, and the page of each: 0 for the base's and for those past the end."""
+    m = tl.program_id(1) * BLOCK_M + tl.arange(0, BLOCK_M)
+    page = tl.load(pages + m, mask=m < tokens, other=0)
+    return m.to(tl.int64)[:, None], page.to(tl.int64)[:, None]
+
+
+@triton.jit
+def _scaled(z, d, k, adapted, rank):
+    """d * z, rounded to their dtype; zeros outside the rank and for the base's tokens."""
+    known = adapted & (k < rank)[None, :]
+    return tl.load(z + k[None, :], mask=known, other=0.0) * tl.load(
+        d + k[None, :], mask=known, other=0.0
+    )
+
+
+@triton.jit
+def _slab(bt, bt_stride, k, n, rank, width):
+    """[ranks, columns] of bt, which all layers read: it is to stay in the L2 cache."""
+    known = (k < rank)[:, None] & (n < width)[None, :]
+    at = bt + k.to(tl.int64)[:, None] * bt_stride + n[None, :]
+    return tl.load(at, mask=known, other=0.0, eviction_policy="evict_last")
+
+
+@triton.jit
+def _add_vera(
+    y,
+    z,
+    bt,
+    memory,
+    pages,
+    parts,
+    tokens,
+    rank,
+    y_stride,
+    z_stride,
+    bt_stride,
+    PAGE_ENTRIES: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    RANK_STEPS: tl.constexpr,
+):
+    m, page = _rows_of(pages, tokens, BLOCK_M)
+    if tl.max(page) == 0:
+        return
+    _, column, out_features, d_at, b_at, n = part_of(tl.program_id(0), parts, BLOCK_N)
+    adapted = page > 0
+    inside = adapted & (n < out_features)[None, :]
+    row = memory + page * PAGE_ENTRIES
+    into = y + m * y_stride + column + n[None, :]
+    plain = tl.load(into, mask=inside)
+    b = tl.load(row + b_at + n[None, :], mask=inside)
+    wide = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
+    for step in range(RANK_STEPS):
+        k = step * BLOCK_K + tl.arange(0, BLOCK_K)
+        left = _scaled(z + m * z_stride, row + d_at, k, adapted, rank)
+        slab = _slab(bt, bt_stride, k, n, rank, out_features)
+        wide = tl.dot(left, slab, wide, input_precision="ieee")
+    tl.store(into, plain.to(tl.float32) + b.to(tl.float32) * wide, mask=inside)
+
+
+@triton.jit
+def _gate_vera(
+    act,
+    gate_up,
+    z,
+    bt,
+    memory,
+    pages,
+    gate_d_at,
+    gate_b_at,
+    up_d_at,
+    up_b_at,
+    tokens,
+    width,
+    rank,
+    gate_up_stride,
+    z_stride,
+    bt_stride,
+    GATE: tl.constexpr,
+    UP: tl.constexpr,
+    PAGE_ENTRIES: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    RANK_STEPS: tl.constexpr,
+):
+    m, page = _rows_of(pages, tokens, BLOCK_M)
+    n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
+    adapted = page > 0
+    inside = (m < tokens) & (n < width)[None, :]
+    row = memory + page * PAGE_ENTRIES
+    at = gate_up + m * gate_up_stride + n[None, :]
+    gate = tl.load(at, mask=inside, other=0.0)
+    up = tl.load(at + width, mask=inside, other=0.0)
+    dtype = gate.dtype
+    if tl.max(page) > 0:
+        # Asked for before the product, for which they need not wait.
+        if GATE:
+            gate_b = tl.load(row + gate_b_at + n[None, :], mask=inside & adapted, other=0.0)
+        if UP:
+            up_b = tl.load(row + up_b_at + n[None, :], mask=inside & adapted, other=0.0)
+        gate_wide = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
+        up_wide = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
+        for step in range(RANK_STEPS):
+            k = step * BLOCK_K + tl.arange(0, BLOCK_K)
+            slab = _slab(bt, bt_stride, k, n, rank, width)
+            if GATE:
+                left = _scaled(z + m * z_stride, row + gate_d_at, k, adapted, rank)
+                gate_wide = tl.dot(left, slab, gate_wide, input_precision="ieee")
+            if UP:
+                left = _scaled(z + m * z_stride, row + up_d_at, k, adapted, rank)
+                up_wide = tl.dot(left, slab, up_wide, input_precision="ieee")
+        if GATE:
+            gate = (gate.to(tl.float32) + gate_b.to(tl.float32) * gate_wide).to(dtype)
+        if UP:
+            up = (up.to(tl.float32) + up_b.to(tl.float32) * up_wide).to(dtype)
+    gate = gate.to(tl.float32)
+    gate = (gate / (1.0 + tl.exp(-gate))).to(dtype).to(tl.float32)
+    tl.store(act + m * width + n[None, :], gate * up.to(tl.float32), mask=inside)
