@@ -1,8 +1,25 @@
 """Triton's interpreter, where there is no CUDA device: it is chosen before triton is imported."""
 
+import importlib.util
 import os
 from pathlib import Path
 
-# The device files are asked, not torch: most tests never import it, and start at once.
-if not list(Path("/dev").glob("nvidia[0-9]*")):
+
+def _interpret() -> None:
     os.environ["TRITON_INTERPRET"] = "1"
+    from triton.runtime import interpreter
+
+    patch_tensor = interpreter._patch_lang_tensor
+
+    def patch(tensor: object, scope: interpreter._LangPatchScope) -> None:
+        patch_tensor(tensor, scope)
+        # Triton 3.6 holds a scalar as an array of one, which numpy 2.4 no longer makes an int:
+        # without this, no kernel can have a loop over what it loaded.
+        scope.set_attr(tensor, "__index__", lambda self: self.handle.data.item())
+
+    interpreter._patch_lang_tensor = patch
+
+
+# The device files are asked, not torch: most tests never import it, and start at once.
+if importlib.util.find_spec("triton") and not list(Path("/dev").glob("nvidia[0-9]*")):
+    _interpret()
