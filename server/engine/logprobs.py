@@ -19,24 +19,43 @@ def score(logits: Tensor, token_ids: Seq[int], top: Seq[int]) -> list[TokenLogpr
         token_ids: the token of each row.
         top: how many best tokens each row wants.
     """
+    ids = torch.tensor(token_ids, dtype=torch.int64, device=logits.device)
+    return told(token_ids, top, [it.cpu() for it in scores(logits, ids, max(top, default=0))])
+
+
+def scores(logits: Tensor, token_ids: Tensor, top: int) -> list[Tensor]:
+    """What `told` needs, computed where the logits are, with nothing read by the host.
+
+    Args:
+        logits: [rows, vocab], as the model gave them.
+        token_ids: int64 [rows], the token of each row.
+        top: how many best tokens to find for each row.
+
+    Returns: the tokens' logprobs [rows]; ids and logprobs of the best, each [rows, top].
+    """
     at_once = max(_MAX_SCORED // logits.shape[-1], 1)
-    scores: list[TokenLogprob] = []
-    for first in range(0, len(token_ids), at_once):
-        rows = slice(first, first + at_once)
-        scores += _score(logits[rows].float().log_softmax(dim=-1), token_ids[rows], top[rows])
-    return scores
+    parts = [
+        _score(logits[first : first + at_once], token_ids[first : first + at_once], top)
+        for first in range(0, max(len(token_ids), 1), at_once)
+    ]
+    return [torch.cat(them) for them in zip(*parts, strict=True)]
 
 
-def _score(logprobs: Tensor, token_ids: Seq[int], top: Seq[int]) -> list[TokenLogprob]:
-    index = torch.tensor(token_ids, device=logprobs.device)[:, None]
-    chosen = logprobs.gather(-1, index)[:, 0].tolist()
-    best_ids, best = (it.tolist() for it in best_tokens(logprobs, max(top)))
+def told(token_ids: Seq[int], top: Seq[int], found: Seq[Tensor]) -> list[TokenLogprob]:
+    """The scores of each row, from what `scores` found, on the host by now."""
+    chosen, best_ids, best = (it.tolist() for it in found)
     return [
         TokenLogprob(token, logprob, tuple(zip(ids[:count], values[:count], strict=True)))
         for token, logprob, ids, values, count in zip(
             token_ids, chosen, best_ids, best, top, strict=True
         )
     ]
+
+
+def _score(logits: Tensor, token_ids: Tensor, top: int) -> tuple[Tensor, Tensor, Tensor]:
+    logprobs = logits.float().log_softmax(dim=-1)
+    chosen = logprobs.gather(-1, token_ids[:, None])[:, 0]
+    return chosen, *best_tokens(logprobs, top)
 
 
 def best_tokens(logprobs: Tensor, count: int) -> tuple[Tensor, Tensor]:

@@ -5,8 +5,11 @@ and frequency penalties (tokens of the answer), logit_bias; then temperature; th
 tokens that are among the `top_k` best, in the smallest set of those that holds `top_p` of their
 mass, and at least `min_p` times as probable as the best. Each of the three is a least probability,
 so equal tokens are kept or dropped together and no row needs an order among equals.
+
+On CUDA nothing here waits for the device: what the host decides, it decides by the parameters.
 """
 
+from collections.abc import Callable
 from collections.abc import Sequence as Seq
 from itertools import chain
 
@@ -14,70 +17,159 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from server.engine.sequence import SamplingParams, Sequence
+from server.engine.sequence import Sequence
+from server.engine.transfer import to_device
 
 _HEAD = 64  # so many best tokens mostly hold top_p's share; the others look at more
 _WIDER = 16
-_MAX_DRAWN = 1 << 23  # probabilities summed at a time, in float64: 64 MiB
+_MAX_DRAWN = 1 << 24  # weights at a time: 64 MiB
 _COLDEST = 1e-6  # below it a quotient of logits leaves float32
+_BLOCK = 256  # tokens whose weights are summed before the one that is drawn is looked for
+_ONE = 0x3F800000  # the bits of 1.0: floats that are not negative are in the order of their bits
 
 
-def sample(logits: Tensor, sequences: Seq[Sequence]) -> list[int | None]:
-    """The next token of each row; None where the logits are not finite.
+def sample(logits: Tensor, sequences: Seq[Sequence], last: Tensor | None = None) -> Tensor:
+    """The next token of each row, int64 [rows]; -1 where the logits are not finite.
 
     Args:
         logits: [rows, vocab], one row for each sequence. Changed in place.
+        last: the tokens that the step before sampled: those of sequences with a pending token.
     """
-    logits = _adjust(logits, sequences)
+    logits = _adjust(logits, sequences, last)
     best, token_ids = logits.max(dim=-1)  # the first of equals; nan if the row holds one
     drawn = [row for row, it in enumerate(sequences) if it.params.temperature > 0]
-    at_once = max(_MAX_DRAWN // logits.shape[-1], 1)
-    for first in range(0, len(drawn), at_once):
-        rows = drawn[first : first + at_once]
-        index = torch.tensor(rows, device=logits.device)
-        token_ids[index] = _draw(logits[index], best[index], [sequences[row] for row in rows])
-    picked: list[int] = torch.where(best.isfinite(), token_ids, -1).tolist()
-    return [None if token < 0 else token for token in picked]
+    if drawn:
+        table = to_device(
+            [_numbers(row, sequences[row]) for row in drawn], torch.float64, logits.device
+        )
+        at_once = max(_MAX_DRAWN // logits.shape[-1], 1)
+        for first in range(0, len(drawn), at_once):
+            part = slice(first, first + at_once)
+            rows = table[part, 0].long()
+            cuts = _Cuts([sequences[row] for row in drawn[part]])
+            token_ids[rows] = _draw(logits[rows], best[rows], table[part, 1:], cuts)
+    return torch.where(best.isfinite(), token_ids, -1)
 
 
 def uniform(sequence: Sequence) -> float:
-    """The number in [0, 1) that draws the sequence's next token.
+    """The number in [0, 1) that draws the sequence's next token."""
+    return sequence.chance.at(len(sequence.output) + sequence.pending)
 
-    It depends on the seed and on the token's place in the answer alone, so that a seed gives the
-    same answer whatever else is in the batch and however often the sequence is computed again.
+
+def _numbers(row: int, sequence: Sequence) -> tuple[float, ...]:
+    it = sequence.params
+    temperature = max(it.temperature, _COLDEST)
+    return row, temperature, uniform(sequence), it.min_p, it.top_k, it.top_p
+
+
+class _Cuts:
+    """What the parameters of some rows cut off, known without their logits."""
+
+    def __init__(self, sequences: Seq[Sequence]) -> None:
+        params = [it.params for it in sequences]
+        self.rows = [row for row, it in enumerate(params) if it.top_k > 0 or it.top_p < 1]
+        self.top_k = any(it.top_k > 0 for it in params)
+        self.top_p = any(it.top_p < 1 for it in params)
+        self.any = self.top_k or self.top_p or any(it.min_p > 0 for it in params)
+
+
+def _draw(logits: Tensor, best: Tensor, numbers: Tensor, cuts: _Cuts) -> Tensor:
+    """Tokens drawn by inverting the cumulative distribution, int64 [rows].
+
+    Args:
+        numbers: float64 [rows, 5], what `_numbers` says after the row.
     """
-    key = sequence.seed % (1 << 64)  # a seed may be any whole number, and negative too
-    bits = np.random.Philox(key=key, counter=len(sequence.output)).random_raw()
-    return float((bits >> 12) * 2.0**-52)  # 52 bits: u * total is always below total
-
-
-def _draw(logits: Tensor, best: Tensor, sequences: Seq[Sequence]) -> Tensor:
-    """Tokens drawn by inverting the cumulative distribution, int64 [rows]."""
-    params = [it.params for it in sequences]
-    table = [
-        [max(it.params.temperature, _COLDEST), it.params.min_p, uniform(it)] for it in sequences
-    ]
-    numbers = torch.tensor(table, dtype=torch.float64).to(logits.device)
-    temperature, min_p, position = numbers.T[..., None].unbind()
+    temperature, position, least, top_k, top_p = numbers.unbind(dim=1)
+    rows, vocab = logits.shape
     # The best token weighs 1, so that nothing overflows and min_p compares with it as it stands.
-    weights = logits.float().sub(best.float()[:, None]).div_(temperature.float()).exp_()
-    least = min_p.float()
-    cut = [row for row, it in enumerate(params) if it.top_k > 0 or it.top_p < 1]
-    if cut:
-        index = torch.tensor(cut, device=logits.device)
-        bounds = torch.tensor(
-            [[params[row].top_k, params[row].top_p] for row in cut], dtype=torch.float64
+    padded = logits.new_full((rows, -(-vocab // _BLOCK) * _BLOCK), -torch.inf, dtype=torch.float32)
+    padded[:, :vocab] = logits
+    weights = padded.sub_(best.float()[:, None]).div_(temperature.float()[:, None]).exp_()
+    if cuts.any:
+        least = least.float()
+        if cuts.rows:
+            some = to_device(cuts.rows, torch.int64, logits.device)
+            kept = _least(weights[some, :vocab], top_k[some], top_p[some], cuts)
+            least = least.index_put((some,), torch.maximum(least[some], kept))
+        weights.masked_fill_(weights < least[:, None], 0)
+    return _invert(weights, position)
+
+
+def _invert(weights: Tensor, position: Tensor) -> Tensor:
+    """The first token up to which the weights add up to more than `position` of their sum.
+
+    Args:
+        weights: float32 [rows, n * _BLOCK], not negative.
+        position: float64 [rows], in [0, 1).
+    """
+    blocks = weights.view(len(weights), -1, _BLOCK)
+    sums = blocks.sum(dim=-1, dtype=torch.float64).cumsum(dim=-1)
+    target = position[:, None] * sums[:, -1:]
+    # Clamped for rows that are not finite, where nothing is found.
+    block = torch.searchsorted(sums, target, right=True).clamp_(max=sums.shape[1] - 1)
+    before = torch.where(block > 0, sums.gather(1, (block - 1).clamp_(min=0)), 0.0)
+    within = blocks.gather(1, block[:, :, None].expand(-1, 1, _BLOCK))[:, 0]
+    cumulative = within.cumsum(dim=-1, dtype=torch.float64)
+    # Rounding may leave the target at or beyond the block's end: then its last token that weighs.
+    below_all = torch.nextafter(cumulative[:, -1:], torch.zeros_like(target))
+    rest = torch.minimum(target - before, below_all)
+    at = torch.searchsorted(cumulative, rest, right=True).clamp_(max=_BLOCK - 1)
+    return (block * _BLOCK + at)[:, 0]
+
+
+def _least(weights: Tensor, top_k: Tensor, top_p: Tensor, cuts: _Cuts) -> Tensor:
+    if weights.is_cuda:
+        return least_by_halving(
+            weights, top_k if cuts.top_k else None, top_p if cuts.top_p else None
         )
-        top_k, top_p = bounds.to(logits.device).unbind(dim=1)
-        kept = _least_kept(weights[index], top_k, top_p)
-        least[index] = torch.maximum(least[index], kept[:, None])
-    if cut or any(it.min_p > 0 for it in params):
-        weights.masked_fill_(weights < least, 0)
-    cumulative = weights.cumsum(dim=-1, dtype=torch.float64)
-    return torch.searchsorted(cumulative, position * cumulative[:, -1:], right=True)[:, 0]
+    return least_by_rank(weights, top_k, top_p)
 
 
-def _least_kept(weights: Tensor, top_k: Tensor, top_p: Tensor, head: int = _HEAD) -> Tensor:
+def least_by_halving(weights: Tensor, top_k: Tensor | None, top_p: Tensor | None) -> Tensor:
+    """What `least_by_rank` returns, without a look at any number by the host.
+
+    A float that is not negative is ordered as its bits are, so 30 halvings find the largest least
+    weight whose tokens are enough: by their number for top_k, by their mass for top_p.
+
+    Args:
+        weights: float32 [rows, vocab], of which the largest is 1.
+        top_k: [rows], 0 for all; None where all rows say so. top_p: [rows]; None where all are 1.
+    """
+    bits = weights.view(torch.int32)
+    floor = torch.zeros(len(weights), dtype=torch.int32, device=weights.device)
+    whole = None
+    if top_k is not None:
+        wanted = torch.where(top_k > 0, top_k, weights.shape[-1]).clamp(max=weights.shape[-1])
+        floor = _halve(floor, lambda mid: (bits >= mid).sum(dim=-1) >= wanted)
+        above = bits > floor[:, None]
+        # Of those that weigh the same at the edge, as many as top_k takes.
+        at_edge = (wanted - above.sum(dim=-1)) * floor.view(torch.float32)
+        whole = _mass(weights, above) + at_edge
+    if top_p is not None:
+        if whole is None:
+            whole = weights.sum(dim=-1, dtype=torch.float64)
+        share = top_p * whole
+        cut = _halve(floor, lambda mid: _mass(weights, bits >= mid) >= share)
+        # Rounding must not end a row early that asked for all of its mass.
+        floor = torch.where(top_p < 1, cut, floor)
+    return floor.view(torch.float32)
+
+
+def _halve(low: Tensor, enough: Callable[[Tensor], Tensor]) -> Tensor:
+    """The largest of `low`.._ONE that is enough, int32 [rows]; `low` is, whatever `enough` says."""
+    high = torch.full_like(low, _ONE)
+    for _ in range(_ONE.bit_length()):
+        mid = low + (high - low + 1) // 2
+        fits = enough(mid[:, None])
+        low, high = torch.where(fits, mid, low), torch.where(fits, high, mid - 1)
+    return low
+
+
+def _mass(weights: Tensor, chosen: Tensor) -> Tensor:
+    return torch.where(chosen, weights, 0).sum(dim=-1, dtype=torch.float64)
+
+
+def least_by_rank(weights: Tensor, top_k: Tensor, top_p: Tensor, head: int = _HEAD) -> Tensor:
     """The least weight that top_k and top_p keep, float32 [rows].
 
     Args:
@@ -101,40 +193,31 @@ def _least_kept(weights: Tensor, top_k: Tensor, top_p: Tensor, head: int = _HEAD
     settled = (top_k <= head) | ((top_k == vocab) & (sums[:, -1:] >= share)[:, 0])
     open_rows = (~settled).nonzero()[:, 0]
     if len(open_rows):
-        least[open_rows] = _least_kept(
+        least[open_rows] = least_by_rank(
             weights[open_rows], top_k[open_rows], top_p[open_rows], head * _WIDER
         )
     return least
 
 
-def _adjust(logits: Tensor, sequences: Seq[Sequence]) -> Tensor:
+def _adjust(logits: Tensor, sequences: Seq[Sequence], last: Tensor | None) -> Tensor:
     """Penalties and logit_bias on the rows that ask for them; other rows cost nothing."""
-    rows = [row for row, it in enumerate(sequences) if _changes_logits(it.params)]
+    rows = [row for row, it in enumerate(sequences) if it.params.changes_logits]
     if not rows:
         return logits
     logits = logits.float()
-    index = torch.tensor(rows, device=logits.device)
+    index = to_device(rows, torch.int64, logits.device)
     chosen = [sequences[row] for row in rows]
-    logits[index] = _with_bias(_with_penalties(logits[index], chosen), chosen)
+    logits[index] = _with_bias(_with_penalties(logits[index], chosen, last), chosen)
     return logits
 
 
-def _changes_logits(params: SamplingParams) -> bool:
-    return bool(
-        params.presence_penalty
-        or params.frequency_penalty
-        or params.repetition_penalty != 1
-        or params.logit_bias
-    )
-
-
-def _with_penalties(logits: Tensor, sequences: Seq[Sequence]) -> Tensor:
+def _with_penalties(logits: Tensor, sequences: Seq[Sequence], last: Tensor | None) -> Tensor:
     """Repetition divides positive and multiplies negative logits (CTRL, arXiv 1909.05858)."""
     params = [it.params for it in sequences]
     table = [[p.repetition_penalty, p.frequency_penalty, p.presence_penalty] for p in params]
-    numbers = torch.tensor(table, dtype=logits.dtype, device=logits.device)
+    numbers = to_device(table, logits.dtype, logits.device)
     repetition, frequency, presence = numbers.T[..., None].unbind()
-    answered = _counts(logits, [it.output for it in sequences])
+    answered = _answered(logits, sequences, last)
     if any(p.repetition_penalty != 1 for p in params):
         seen = _counts(logits, [it.prompt for it in sequences]).add_(answered) > 0
         factor = torch.where(logits > 0, 1 / repetition, repetition)
@@ -142,12 +225,25 @@ def _with_penalties(logits: Tensor, sequences: Seq[Sequence]) -> Tensor:
     return logits - frequency * answered - presence * (answered > 0)
 
 
+def _answered(logits: Tensor, sequences: Seq[Sequence], last: Tensor | None) -> Tensor:
+    """How often each answer holds each token, its pending token included."""
+    counts = _counts(logits, [it.output for it in sequences])
+    pending = [(row, it.source) for row, it in enumerate(sequences) if it.pending]
+    if pending:
+        assert last is not None
+        rows, sources = to_device(pending, torch.int64, logits.device).unbind(dim=1)
+        counts[rows, last[sources].clamp(min=0)] += 1  # -1: the answer has failed already
+    return counts
+
+
 def _counts(logits: Tensor, tokens: Seq[Seq[int]]) -> Tensor:
     """How often each row's tokens hold each token of the vocabulary, like `logits`."""
     rows, vocab = logits.shape
     starts = np.repeat(np.arange(rows) * vocab, [len(ids) for ids in tokens])
     flat = starts + np.fromiter(chain.from_iterable(tokens), np.int64, len(starts))
-    places = torch.from_numpy(flat).to(logits.device)
+    places = torch.from_numpy(flat)
+    if logits.is_cuda:
+        places = places.pin_memory().to(logits.device, non_blocking=True)
     counts = torch.zeros(rows * vocab, dtype=logits.dtype, device=logits.device)
     counts.scatter_add_(0, places, torch.ones_like(places, dtype=logits.dtype))
     return counts.view(rows, vocab)
@@ -162,6 +258,6 @@ def _with_bias(logits: Tensor, sequences: Seq[Sequence]) -> Tensor:
     if not entries:
         return logits
     rows, tokens, biases = zip(*entries, strict=True)
-    places = torch.tensor([rows, tokens], device=logits.device)
-    values = torch.tensor(biases, dtype=logits.dtype, device=logits.device)
+    places = to_device([rows, tokens], torch.int64, logits.device)
+    values = to_device(biases, logits.dtype, logits.device)
     return logits.index_put_(tuple(places.unbind()), values, accumulate=True)

@@ -3,7 +3,10 @@
 from collections import abc
 from dataclasses import dataclass, field
 from enum import StrEnum
+from functools import cached_property
+from typing import NamedTuple
 
+from server.engine.chance import Chance
 from server.errors import InvalidRequest
 
 
@@ -61,6 +64,16 @@ class SamplingParams:
         if any(not text for text in self.stop):
             raise InvalidRequest("stop holds an empty string; leave it out", param="stop")
 
+    @cached_property
+    def changes_logits(self) -> bool:
+        """True when penalties or biases come before the draw."""
+        return bool(
+            self.presence_penalty
+            or self.frequency_penalty
+            or self.repetition_penalty != 1
+            or self.logit_bias
+        )
+
 
 def check_token_ids(prompt: abc.Sequence[int], params: SamplingParams, vocab_size: int) -> None:
     """Refuse token ids that the model does not have: on a GPU one of them would end the process.
@@ -93,12 +106,16 @@ class TokenLogprob:
 class Sequence:
     """One prompt and the answer growing behind it. The scheduler owns it, the engine reads it.
 
-    `num_computed` counts the tokens whose keys and values are in the cache; pre-emption puts it
-    back to zero, and prompt and answer so far are then computed again. `num_scored` counts the
-    prompt positions whose logprobs were handed out; pre-emption keeps it, so none comes twice.
-    `slot` is the adapter's place in the banks (0: the base model), held from admission until the
-    sequence ends; `content` is the content hash of that adapter ("": the base), which with the
-    tokens tells what the keys and values are.
+    `num_computed` counts the tokens whose keys and values are in the cache, or will be once the
+    launched steps have run; pre-emption puts it back to zero, and prompt and answer so far are then
+    computed again. `num_scored` counts the prompt positions whose logprobs were handed out;
+    pre-emption keeps it, so none comes twice. `slot` is the adapter's place in the banks (0: the
+    base model), held from admission until the sequence ends; `content` is the content hash of that
+    adapter ("": the base), which with the tokens tells what the keys and values are.
+
+    `pending` counts the answer's last tokens that are sampled, or about to be, by launched steps,
+    and whose ids only the device knows; while there is one, `source` is its place among the tokens
+    that the last launched step samples.
 
     The rest is the `BlockPool`'s: `blocks`; `block_keys` of the first whole blocks; `num_shared`,
     the tokens in blocks that others may find; `num_reused`, the tokens of the prompt that were
@@ -119,10 +136,18 @@ class Sequence:
     num_shared: int = 0
     num_reused: int = 0
     finish: FinishReason | None = None
+    pending: int = 0
+    source: int = -1
+
+    def __post_init__(self) -> None:
+        self.chance = Chance(self.seed)
+        # With max_tokens=0 one token is still sampled, to learn that the logits are finite.
+        self._most_tokens = len(self.prompt) + max(self.params.max_tokens, 1)
 
     @property
     def num_tokens(self) -> int:
-        return len(self.prompt) + len(self.output)
+        """Tokens of prompt and answer, pending ones included."""
+        return len(self.prompt) + len(self.output) + self.pending
 
     @property
     def num_known(self) -> int:
@@ -131,20 +156,26 @@ class Sequence:
 
     @property
     def remaining(self) -> int:
-        """Tokens known but not yet computed; 1 while decoding."""
-        return self.num_tokens - self.num_computed
+        """Tokens of prompt and answer not yet computed; 1 while decoding."""
+        return len(self.prompt) + len(self.output) + self.pending - self.num_computed
+
+    @property
+    def wants_steps(self) -> bool:
+        """False when the pending token is the last that may be sampled."""
+        return len(self.prompt) + len(self.output) + self.pending < self._most_tokens
 
     def tokens(self, start: int, stop: int) -> list[int]:
-        """Token ids of prompt and output at positions start..stop-1."""
+        """Token ids of prompt and answer at positions start..stop-1; 0 for pending ones."""
         split = len(self.prompt)
+        known = split + len(self.output)
         return [
             *self.prompt[start:stop],
             *self.output[max(start - split, 0) : max(stop - split, 0)],
+            *[0] * (stop - max(start, known)),
         ]
 
 
-@dataclass(frozen=True)
-class Chunk:
+class Chunk(NamedTuple):
     """Run the next `length` tokens of `sequence` in this step."""
 
     sequence: Sequence
@@ -152,12 +183,14 @@ class Chunk:
 
     @property
     def completes(self) -> bool:
-        """True when the chunk reaches the sequence's last token, so that a new one is sampled."""
+        """True when the chunk reaches the sequence's last token, so that a new one is sampled.
+
+        To be asked before the step is launched, which moves `num_computed` on.
+        """
         return self.length == self.sequence.remaining
 
 
-@dataclass(frozen=True)
-class StepOutput:
+class StepOutput(NamedTuple):
     """What one step gave one sequence.
 
     `token_id` is None while the prompt is still being read. `logprob` is set when the request asked

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
-from server.engine import attention, runner
+from server.engine import attention
 from server.engine.sequence import Chunk
 from server.errors import UnsupportedModel
 from tests.engine.driving import generate, make_engine, make_sequence, random_prompt
@@ -80,7 +80,7 @@ def test_a_row_that_overflows_fails_alone_and_spoils_no_block() -> None:
     broken = make_sequence(0, [VOCAB - 1] * 30)
     good = make_sequence(1, prompt, max_tokens=6)
     bad, fine = engine.step([Chunk(broken, 30), Chunk(good, 20)])
-    assert bad.failure == runner.NOT_FINITE and bad.token_id is None and bad.logprob is None
+    assert bad.failure == NOT_FINITE and bad.token_id is None and bad.logprob is None
     assert fine.failure is None and fine.token_id == expected[0]
     engine.pool.free(broken)  # the next sequence takes its blocks over
     heir = make_sequence(2, prompt, max_tokens=6)

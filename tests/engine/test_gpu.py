@@ -1,6 +1,7 @@
 """The same code on a CUDA device: exact in float32, near in bfloat16."""
 
 import random
+from typing import Any
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from server.engine.blocks import BlockPool
 from server.engine.kv_cache import KVCache
 from server.engine.runner import Runner
 from server.engine.sampler import sample
+from server.engine.transfer import Arriving
 from tests.engine.driving import Engine, generate, make_sequence, random_prompt
 from tests.models import KINDS, VOCAB, Kind, tiny_model
 
@@ -64,4 +66,31 @@ def test_the_sampler_draws_as_on_the_cpu() -> None:
         )
         for row in range(64)
     ]
-    assert sample(logits.cuda(), sequences) == sample(logits, sequences)
+    expected = sample(logits.clone(), sequences).tolist()
+    assert sample(logits.cuda(), sequences).tolist() == expected
+
+
+def test_sampling_reads_nothing_from_the_device() -> None:
+    """Two rounds: the first may still load kernels."""
+    rows: list[dict[str, Any]] = [
+        {},
+        {"top_k": 5},
+        {"top_p": 0.9, "top_k": 7},
+        {"top_p": 0.8, "min_p": 0.1},
+        {"repetition_penalty": 1.2, "presence_penalty": 0.5},
+        {"logit_bias": ((3, 2.0), (3, -1.0))},
+    ]
+    sequences = [
+        make_sequence(row, [1, 2, 3], temperature=row % 3 / 2, **params)
+        for row, params in enumerate(rows)
+    ]
+    for sequence in sequences:
+        sequence.pending, sequence.source = 1, 5 - sequence.seq_id
+    logits, last = torch.randn(6, 900, device="cuda"), torch.arange(6, device="cuda")
+    for mode in ("default", "error"):
+        torch.cuda.set_sync_debug_mode(mode)
+        try:
+            arriving = Arriving([sample(logits.clone(), sequences, last)])
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+    assert min(arriving.wait()[0].tolist()) >= 0

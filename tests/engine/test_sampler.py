@@ -11,9 +11,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from server.engine.sampler import sample, uniform
+from server.engine import sampler
+from server.engine.sampler import least_by_halving, least_by_rank, uniform
 from server.engine.sequence import Sequence
 from tests.engine.driving import make_sequence
+
+
+def sample(logits: torch.Tensor, sequences: list[Sequence]) -> list[int | None]:
+    tokens = sampler.sample(logits, sequences).tolist()
+    return [None if token < 0 else token for token in tokens]
 
 
 def reference_sample(logits: list[float], sequence: Sequence) -> int:
@@ -161,6 +167,64 @@ def test_rows_that_ask_for_nothing_are_left_alone(monkeypatch: pytest.MonkeyPatc
         raise AssertionError("penalties were computed for rows that have none")
 
     monkeypatch.setattr("server.engine.sampler._counts", never)
-    monkeypatch.setattr("server.engine.sampler._least_kept", never)
+    monkeypatch.setattr("server.engine.sampler._least", never)
     sequences = [make_sequence(0, [1]), make_sequence(1, [1], temperature=1.0)]
     assert None not in sample(torch.randn(2, 50), sequences)
+
+
+@settings(deadline=None, max_examples=60, derandomize=True)
+@given(st.integers(0, 2**32), st.integers(1, 9), st.sampled_from([1, 5, 300, 3000]), st.booleans())
+def test_halving_keeps_what_ranking_keeps(seed: int, rows: int, vocab: int, equals: bool) -> None:
+    rng = np.random.default_rng(seed)
+    numbers = rng.normal(0, rng.choice([0.01, 1, 30]), (rows, vocab))
+    logits = torch.from_numpy(numbers.round() if equals else numbers).float()
+    weights = (logits - logits.amax(-1, keepdim=True)).exp()
+    top_k = torch.from_numpy(rng.choice([0, 1, 3, vocab, 10 * vocab], rows)).double()
+    top_p = torch.from_numpy(rng.choice([0.0, 0.31, 0.9, 0.999, 1.0], rows)).double()
+    for k, p in ((top_k, top_p), (top_k, None), (None, top_p)):
+        expected = least_by_rank(
+            weights,
+            torch.zeros_like(top_p) if k is None else k,
+            torch.ones_like(top_p) if p is None else p,
+        )
+        least = least_by_halving(weights, k, p)
+        # Which weight is the least may differ below the last of the row; what is kept may not.
+        kept = weights >= least[:, None]
+        assert torch.equal(kept, weights >= expected[:, None])
+
+
+def test_a_row_of_nan_spoils_no_other() -> None:
+    """The device form finds no least weight there, and must end all the same."""
+    weights = torch.rand(3, 50, generator=torch.Generator().manual_seed(0))
+    weights[:, 7] = 1
+    weights[1] = torch.nan
+    top_k, top_p = torch.full((3,), 4.0), torch.full((3,), 0.9)
+    least = least_by_halving(weights, top_k, top_p)
+    assert torch.equal(least[[0, 2]], least_by_rank(weights[[0, 2]], top_k[:2], top_p[:2]))
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.3])
+def test_a_pending_token_counts_like_a_known_one(temperature: float) -> None:
+    """Penalties and the place that the draw depends on take in what only the device knows."""
+    logits = torch.randn(4, 40, generator=torch.Generator().manual_seed(5))
+    last = torch.tensor([9, 8, 7, 6])
+    params: dict[str, Any] = {
+        "temperature": temperature,
+        "repetition_penalty": 1.6,
+        "frequency_penalty": 0.8,
+    }
+    known = [make_sequence(row, [1, 9], **params) for row in range(4)]
+    pending = [make_sequence(row, [1, 9], **params) for row in range(4)]
+    for row in range(4):
+        known[row].output = [3, int(last[3 - row])]
+        pending[row].output, pending[row].pending, pending[row].source = [3], 1, 3 - row
+    drawn = sampler.sample(logits.clone(), pending, last)
+    assert torch.equal(drawn, sampler.sample(logits.clone(), known))
+
+
+@pytest.mark.parametrize("vocab", [1, 255, 256, 257, 1000])
+def test_the_ends_of_the_unit_interval_draw_the_outermost_tokens(vocab: int) -> None:
+    weights = torch.zeros(2, -(-vocab // 256) * 256)
+    weights[:, :vocab] = torch.rand(vocab, generator=torch.Generator().manual_seed(vocab)) + 0.1
+    drawn = sampler._invert(weights, torch.tensor([0.0, 1 - 2.0**-52], dtype=torch.float64))
+    assert drawn.tolist() == [0, vocab - 1]
