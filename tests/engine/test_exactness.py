@@ -9,6 +9,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from server.engine import attention
+from server.engine.flight import NOT_FINITE
 from server.engine.sequence import Chunk
 from server.errors import UnsupportedModel
 from tests.engine.driving import generate, make_engine, make_sequence, random_prompt
