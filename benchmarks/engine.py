@@ -4,6 +4,7 @@ Keys and values of what they are said to have read are random numbers, so no pro
 """
 
 import time
+from collections.abc import Callable, Iterable
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
 
@@ -12,6 +13,7 @@ import torch
 from benchmarks.roofline import synchronize
 from server.adapters.residency import ResidentAdapters
 from server.bases.model import BaseModel
+from server.engine.flight import Flight
 from server.engine.kv_cache import KVCache
 from server.engine.runner import Runner
 from server.engine.sequence import Chunk, SamplingParams, Sequence
@@ -19,6 +21,15 @@ from server.engine.sequence import Chunk, SamplingParams, Sequence
 BLOCK_TOKENS = 16
 GREEDY = SamplingParams(max_tokens=2**20, temperature=0.0, ignore_eos=True)
 _MIB = 2**20
+
+
+def seconds(action: Callable[[], object], device: torch.device) -> float:
+    """Until the device has done what an action launches."""
+    synchronize(device)
+    start = time.perf_counter()
+    action()
+    synchronize(device)
+    return time.perf_counter() - start
 
 
 @dataclass(frozen=True)
@@ -36,7 +47,6 @@ class Engine:
         token_bytes = 2 * base.num_layers * base.num_kv_heads * base.head_dim * base.dtype.itemsize
         memory_mb = (kv_tokens + 16 * BLOCK_TOKENS) * token_bytes // _MIB + 1
         kv = KVCache(base, memory_mb=memory_mb, block_tokens=BLOCK_TOKENS)
-        synchronize(base.device)
         start = time.perf_counter()
         runner = Runner(base, adapters, kv)
         synchronize(base.device)
@@ -69,22 +79,27 @@ class Engine:
             for number, (prompt, slot) in enumerate(zip(prompts, slots, strict=True))
         ]
 
-    def step(self, chunks: Seq[Chunk]) -> None:
-        """One step, its tokens appended."""
-        for output in self.runner.step(chunks):
-            if output.failure is not None:
-                raise ValueError(f"a benchmark must not overflow: {output.failure}")
-            if output.token_id is not None:
-                output.sequence.output.append(output.token_id)
+    def run(self, steps: Iterable[Seq[Chunk]]) -> None:
+        """Run steps as the serving loop does: the next is launched while one is in the air."""
+        flights: list[Flight] = []
+        for chunks in steps:
+            flights.append(self.runner.launch(chunks))
+            if len(flights) > self.runner.ahead:
+                _land(flights.pop(0))
+        for flight in flights:
+            _land(flight)
 
     def decode_s(self, sequences: Seq[Sequence], steps: int) -> float:
         """Seconds of one of `steps` steps of a token for each, from the ends of their prompts."""
         for sequence in sequences:
-            sequence.output.clear()
             sequence.num_computed = len(sequence.prompt) - 1
-        synchronize(self.base.device)
-        start = time.perf_counter()
-        for _ in range(steps):
-            self.step([Chunk(sequence, 1) for sequence in sequences])
-        synchronize(self.base.device)
-        return (time.perf_counter() - start) / steps
+        chunks = ([Chunk(sequence, 1) for sequence in sequences] for _ in range(steps))
+        return seconds(lambda: self.run(chunks), self.base.device) / steps
+
+
+def _land(flight: Flight) -> None:
+    for output in flight.outputs():
+        if output.failure is not None:
+            raise ValueError(f"a benchmark must not overflow: {output.failure}")
+        if output.token_id is not None:
+            output.sequence.output.append(output.token_id)

@@ -1,7 +1,6 @@
-"""Every benchmark of the engine runs on a tiny shape; and the roofline's arithmetic."""
+"""The benchmark of decode steps on a tiny shape, and the arithmetic of its floor."""
 
 import random
-import sys
 
 import pytest
 import torch
@@ -10,27 +9,16 @@ from benchmarks import decode
 from benchmarks.crowd import LORA, VERA
 from benchmarks.roofline import Chip, Work, step_work
 from benchmarks.shapes import base_of
-
-
-def run(monkeypatch: pytest.MonkeyPatch, module: object, *arguments: str) -> None:
-    """`python -m` a benchmark, in this process."""
-    monkeypatch.setattr(sys, "argv", ["benchmark", *arguments])
-    main = vars(module)["main"]
-    main()
+from tests.benchmarks.running import cells, run
 
 
 def test_decode_reports_every_side(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run(
-        monkeypatch,
-        decode,
-        *("--shape", "tiny", "--rows", "1", "3", "--resident", "5", "--steps", "1"),
-        *("--rounds", "1"),
-    )
+    run(monkeypatch, decode, "--shape tiny --rows 1 3 --resident 5 --steps 1 --rounds 1")
     lines = capsys.readouterr().out.splitlines()
-    sides = [line.split("|")[1:4] for line in lines if line.startswith("| 3 ")]
-    assert [f"{who.strip()} {load.strip()}" for _, who, load in sides] == [
+    sides = [cells(line)[1:3] for line in lines if line.startswith("| 3 ")]
+    assert [" ".join(side) for side in sides] == [
         "base ",
         *(f"vera r256 q, v {load}" for load in ("distinct", "one", "Zipf")),
         *(f"vera r256 all {load}" for load in ("distinct", "one", "Zipf")),
