@@ -20,12 +20,14 @@ _FEWEST_KEYS: Final = 128
 _MOST_KEYS: Final = 4096
 # ... but programs of short rows in a batch with long tables start in vain: at most so many.
 _MOST_PROGRAMS: Final = 2048
-# Entries of a tile of keys: 8 KiB in 16 bits, so that four programs' stages fit a multiprocessor.
-_TILE: Final = 4096
+# Of a tile of keys, so that five programs with all their stages fit a multiprocessor.
+_TILE_BYTES: Final = 8192
+_FEWEST_TILE_KEYS: Final = 16
 _MOST_TILE_KEYS: Final = 128
 _WARPS: Final = 4
-# The block table's entries are loaded one stage before the keys that they point to.
-_STAGES: Final = 4
+# The block table's entries come before the keys that they point to: of four stages between loads
+# and sums, keys and values have two.
+_STAGES: Final = 5
 # Tensor cores take no fewer rows: the heads of a group fill some of them, zeros the rest.
 _FEWEST_HEADS: Final = 16
 _EVERY_KEY: Final = 2**31 - 1
@@ -65,19 +67,20 @@ def decode_attention(
         partial = q.new_empty((rows, heads, splits, head_dim), dtype=torch.float32)
         weight = q.new_empty((rows, heads, splits), dtype=torch.float32)
     block_dim = triton.next_power_of_2(head_dim)
+    tile = _TILE_BYTES // (block_dim * keys.itemsize)
     group = heads // kv_heads
     _attend[(rows, kv_heads, splits)](
         q, keys, values, block_tables, context_lens, partial, weight,
         scaling, window or _EVERY_KEY, q.stride(0), block_tables.stride(0), keys.stride(0),
         GROUP=group, BLOCK_TOKENS=block_tokens, HEAD_DIM=head_dim, SPLIT=splits > 1,
         BLOCK_GROUP=max(triton.next_power_of_2(group), _FEWEST_HEADS), BLOCK_DIM=block_dim,
-        TILE=min(max(_TILE // block_dim, 16), _MOST_TILE_KEYS), FEWEST_KEYS=_FEWEST_KEYS,
+        TILE=min(max(tile, _FEWEST_TILE_KEYS), _MOST_TILE_KEYS), FEWEST_KEYS=_FEWEST_KEYS,
         num_warps=_WARPS, num_stages=_STAGES,
     )  # fmt: skip
     if splits > 1:
         _join[(rows, heads)](
             partial, weight, out, splits, HEAD_DIM=head_dim,
-            BLOCK_DIM=block_dim, BLOCK_SPLITS=triton.next_power_of_2(splits), num_warps=2,
+            BLOCK_DIM=block_dim, BLOCK_SPLITS=triton.next_power_of_2(splits), num_warps=4,
         )  # fmt: skip
     return out
 
