@@ -24,6 +24,8 @@ _COMMANDS = {
     "adapters": "list, show, pin and delete the adapters of a running server",
 }
 
+_ENGINE = "engine"  # what a server starts, not its users: it is not listed
+
 _MODULES = {"import": "import_"}  # where the command's name may not be a module's
 
 _EXAMPLES = """examples:
@@ -46,19 +48,21 @@ def main(argv: Sequence[str] | None = None) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    wanted = arguments[0] if arguments else None
     for name, summary in _COMMANDS.items():
-        command = commands.add_parser(
+        commands.add_parser(
             name,
             help=summary,
             description=summary[0].upper() + summary[1:] + ".",
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
-        if name == wanted:  # the others are not imported: only some need seconds for it
-            module = importlib.import_module(f"server.cli.{_MODULES.get(name, name)}")
-            command.epilog = module.EXAMPLES
-            module.add_options(command)
-            command.set_defaults(run=module.run)
+    commands.add_parser(_ENGINE)
+    wanted = arguments[0] if arguments else None
+    if wanted in commands.choices:  # the others are not imported: only some need seconds for it
+        module = importlib.import_module(f"server.cli.{_MODULES.get(wanted, wanted)}")
+        command = commands.choices[wanted]
+        command.epilog = module.EXAMPLES
+        module.add_options(command)
+        command.set_defaults(run=module.run)
     options = parser.parse_args(arguments)
     logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     try:

@@ -26,6 +26,12 @@ class Settings(BaseSettings):
         "auto", description="number format of the weights; auto: float32 on a CPU, else as stored"
     )
     threads: int = Field(0, ge=0, description="CPU threads for the engine; 0: all cores but one")
+    engine_process: Literal["auto", "yes", "no"] = Field(
+        "auto", description="whether the engine runs in a process of its own; auto: on CUDA"
+    )
+    replicas: int = Field(
+        1, ge=1, le=64, description="engines, each in a process and, on CUDA, on a device of its own"
+    )
 
     max_context: int = Field(0, ge=0, description="tokens of context; 0: all that the model has")
     max_batch_rows: int = Field(64, ge=1, le=4096, description="sequences that run at once")
@@ -82,6 +88,14 @@ class Settings(BaseSettings):
             raise ValueError(
                 f"max_step_tokens={self.max_step_tokens} is below max_batch_rows="
                 f"{self.max_batch_rows}: each running sequence needs one token of every step"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _replicas_are_processes(self) -> "Settings":
+        if self.replicas > 1 and self.engine_process == "no":
+            raise ValueError(
+                f"replicas={self.replicas} need processes of their own: leave engine_process=no out"
             )
         return self
 

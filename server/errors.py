@@ -15,6 +15,7 @@
     ├── Unavailable                the service is starting, draining, or has lost its engine
     ├── InvalidAdapter             an adapter that cannot be served: foreign, misshapen, not finite
     │   └── BasisMismatch          its random matrices are not the ones that this build makes
+    ├── FileDamaged                an uploaded file is not what was uploaded any more
     ├── UnsupportedModel           a base model that this engine cannot run exactly
     └── TrainingFailed             a job ended without an adapter; `code` says why in one word
 
@@ -27,7 +28,17 @@ from dataclasses import dataclass
 
 
 class VerandahError(Exception):
-    """Base of every error raised on purpose by the server."""
+    """Base of every error raised on purpose by the server. Can be pickled, whatever it holds."""
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return _again, (type(self), self.args, self.__dict__)
+
+
+def _again(kind: type[VerandahError], args: tuple[object, ...], held: dict[str, object]) -> object:
+    """An error from another process. Its constructor, which made `args`, is not called again."""
+    error = kind.__new__(kind, *args)
+    error.__dict__.update(held)
+    return error
 
 
 class InvalidRequest(VerandahError):
@@ -106,6 +117,10 @@ class InvalidAdapter(VerandahError):
 
 class BasisMismatch(InvalidAdapter):
     """The adapter's random matrices are not the ones that this build makes."""
+
+
+class FileDamaged(VerandahError):
+    """An uploaded file is not what was uploaded any more."""
 
 
 class UnsupportedModel(VerandahError):

@@ -11,16 +11,17 @@ ROOT = Path(__file__).parent.parent
 ROWS = [
     {"server.__main__"},
     {"server.cli"},
-    {"server.app", "server.supervisor"},
+    {"server.app"},
     {"server.api"},
     {"server.tenancy"},
+    {"server.replicas"},
     {"server.scheduler"},
     {"server.engine", "server.training"},
     {"server.adapters"},
     {"server.bases"},
     {"server.jobs"},
     {"server.db"},
-    {"server.config", "server.errors", "server.metrics"},
+    {"server.config", "server.errors", "server.metrics", "server.supervisor"},
     {"adapters_store"},
 ]
 LEVEL = {part: row for row, parts in enumerate(ROWS) for part in parts}

@@ -5,11 +5,13 @@ Knows no slots and no engine: it reads the store and the base's weights, on one 
 
 import threading
 from collections import OrderedDict
+from collections.abc import Callable
 from concurrent.futures import Future
 from queue import SimpleQueue
 from typing import Final
 
 import torch
+from torch import nn
 
 from adapters_store.manifest import AdapterRef
 from adapters_store.store import AdapterStore
@@ -46,13 +48,25 @@ class Inspection:
 
 
 class Inspections:
-    """Thread-safe; starts its thread. Close it."""
+    """Thread-safe; starts its thread. Close it.
 
-    def __init__(self, base: BaseModel, store: AdapterStore, max_rank: int) -> None:
+    Args:
+        weights: reads the base's weights where `base` is only an outline. Called once, at the first
+            analysis; what it gives is not kept.
+    """
+
+    def __init__(
+        self,
+        base: BaseModel,
+        store: AdapterStore,
+        max_rank: int,
+        weights: Callable[[], nn.Module] | None = None,
+    ) -> None:
         self._base = base
         self._store = store
         self._source = BasisSource(base, store.foreign)
         self._checks = AdapterChecks(base, self._source, max_rank)
+        self._weights = weights
         self._weight_norms: dict[str, float] = {}
         self._lock = threading.Lock()
         self._held: OrderedDict[_Key, Inspection] = OrderedDict()
@@ -168,9 +182,15 @@ class Inspections:
         return Examined(manifest, method, tensors, lambda _: shared)
 
     def _weight_norm(self, linear: TargetLinear) -> float:
-        norm = self._weight_norms.get(linear.path)
-        if norm is None:
-            weight = linear.module.get_parameter("weight")
-            norm = float(torch.linalg.vector_norm(weight, dtype=torch.float64))
-            self._weight_norms[linear.path] = norm
-        return norm
+        norms, path = self._weight_norms, linear.path
+        if path not in norms and self._weights is not None:
+            model = self._weights()
+            norms.update({each: _norm(model.get_submodule(each)) for each in self._base.targets})
+        elif path not in norms:
+            norms[path] = _norm(linear.module)
+        return norms[path]
+
+
+def _norm(linear: nn.Module) -> float:
+    weight = linear.get_parameter("weight")
+    return float(torch.linalg.vector_norm(weight, dtype=torch.float64))

@@ -18,9 +18,13 @@ router = APIRouter(tags=["operations"])
 
 
 @router.get("/health")
-async def health() -> dict[str, str]:
-    """The process is alive."""
-    return {"status": "ok"}
+async def health(parts: GivenParts) -> dict[str, object]:
+    """The process is alive; whether its engines are, where they have processes of their own."""
+    if not parts.engines:
+        return {"status": "ok"}
+    engines = [{"alive": each.alive, "restarts": each.restarts} for each in parts.engines]
+    good = all(each.alive for each in parts.engines)
+    return {"status": "ok" if good else "degraded", "engines": engines}
 
 
 @router.get("/ready")

@@ -215,10 +215,11 @@ class BaseCard:
 
 @dataclass(frozen=True)
 class Parts:
-    """All that the handlers work with, wired by `server.__main__`'s `serve`."""
+    """All that the handlers work with, wired by `server.cli.front`."""
 
     base: BaseCard
     engine: Engine
+    engines: Seq[Worker]  # the processes that run it; none if it is in this one
     tokenizer: Tokenizer
     adapters: Adapters
     residency: Residency

@@ -14,11 +14,7 @@ import transformers
 from adapters_store.errors import StoreError
 from adapters_store.manifest import AdapterRef
 from adapters_store.store import AdapterStore
-from server.adapters.inspections import Inspections
-from server.adapters.porting.desk import PortingDesk
 from server.adapters.residency import ResidentAdapters
-from server.api.seams import BaseCard, Parts, Worker
-from server.app import describe
 from server.bases.model import BaseModel, load_base
 from server.bases.tokenizer import ChatTokenizer, load_tokenizer
 from server.cli.options import BadOption
@@ -31,8 +27,7 @@ from server.jobs.files import Files
 from server.jobs.queue import JobQueue
 from server.metrics import Metrics
 from server.scheduler.loop import Limits, ServingLoop
-from server.tenancy.keys import DEFAULT_OWNER, Keys
-from server.training.appraiser import Appraiser
+from server.tenancy.keys import DEFAULT_OWNER
 
 _MIB = 2**20
 _DTYPES = {
@@ -61,8 +56,6 @@ class Engine:
     base: BaseModel
     tokenizer: ChatTokenizer
     adapters: ResidentAdapters
-    inspections: Inspections
-    porting: PortingDesk
     loop: ServingLoop
 
 
@@ -88,10 +81,15 @@ def load_model(settings: Settings, threads: int) -> tuple[BaseModel, ChatTokeniz
     """The base model on its device, and its tokenizer. Raises UnsupportedModel."""
     if threads:
         torch.set_num_threads(threads)
-    if not sys.stderr.isatty():
-        transformers.utils.logging.disable_progress_bar()
+    hush_progress()
     base = load_base(settings.model, device=_device(settings), dtype=_dtype(settings))
     return base, load_tokenizer(settings.model)
+
+
+def hush_progress() -> None:
+    """No bars of transformers where nothing can move."""
+    if not sys.stderr.isatty():
+        transformers.utils.logging.disable_progress_bar()
 
 
 @contextmanager
@@ -99,70 +97,22 @@ def running_engine(
     settings: Settings, records: Records, metrics: Metrics, say: Say
 ) -> Iterator[Engine]:
     """The base model loaded, and a loop over it that runs; stopped in the end."""
-    pins = [_pinned(records.store, name) for name in settings.pinned]
+    pins = [pinned(records.store, name) for name in settings.pinned]
     say(f"loading the base model {settings.model}")
     started = time.monotonic()
-    base, tokenizer = load_model(settings, settings.threads or _threads_beside_http())
+    base, tokenizer = load_model(settings, settings.threads or threads_beside_http())
     say(f"loaded {base.name} on {base.device} in {time.monotonic() - started:.1f} s")
     adapters = _adapters(settings, base, records.store)
     loop = _loop(settings, base, tokenizer, adapters, metrics)
     adapters.on_loaded = loop.wake
     for ref in pins:
         adapters.pin(ref)
-    inspections = Inspections(base, records.store, settings.max_rank)
-    porting = PortingDesk(
-        base,
-        records.store,
-        settings.model,
-        settings.home_path / "porting",
-        max_rank=settings.max_rank,
-    )
     loop.start()
     try:
-        yield Engine(base, tokenizer, adapters, inspections, porting, loop)
+        yield Engine(base, tokenizer, adapters, loop)
     finally:
         loop.stop(0)
         adapters.close()
-        inspections.close()
-
-
-def wire(
-    settings: Settings,
-    records: Records,
-    engine: Engine,
-    metrics: Metrics,
-    worker: Worker | None,
-) -> Parts:
-    """What the HTTP application is made of."""
-    key = settings.api_key
-    return Parts(
-        base=BaseCard(
-            id=settings.served_name,
-            name=engine.base.name,
-            fingerprint=engine.base.fingerprint,
-            vocab_size=engine.base.vocab_size,
-            created_at=int(time.time()),
-        ),
-        engine=engine.loop,
-        tokenizer=engine.tokenizer,
-        adapters=records.store,
-        residency=engine.adapters,
-        inspections=engine.inspections,
-        porting=engine.porting,
-        appraiser=Appraiser(
-            engine.base, engine.tokenizer, settings.max_rank, speed=records.jobs.speed
-        ),
-        files=records.files,
-        jobs=records.jobs,
-        keys=Keys(None if key is None else key.get_secret_value()),
-        metrics=metrics,
-        worker=worker,
-        describe=describe,
-        max_rank=settings.max_rank,
-        request_timeout_s=settings.request_timeout_s,
-        max_body_bytes=int(settings.max_body_mb * _MIB),
-        max_file_bytes=int(settings.max_file_mb * _MIB),
-    )
 
 
 def _adapters(settings: Settings, base: BaseModel, store: AdapterStore) -> ResidentAdapters:
@@ -209,7 +159,8 @@ def _loop(
     )
 
 
-def _pinned(store: AdapterStore, name: str) -> AdapterRef:
+def pinned(store: AdapterStore, name: str) -> AdapterRef:
+    """The version that `--pinned` means. Raises BadOption."""
     plain, _, version = name.partition("@")
     try:
         return store.resolve(DEFAULT_OWNER, plain, int(version) if version else None)
@@ -217,11 +168,16 @@ def _pinned(store: AdapterStore, name: str) -> AdapterRef:
         raise BadOption(f"--pinned {name}: {error}") from error
 
 
-def _threads_beside_http() -> int:
+def threads_beside_http() -> int:
     """All cores but one, which HTTP and tokenizers need: threads that wait for a core cost more
     than they bring, since every small product of a decode step waits for the slowest.
     """
     return max(1, len(os.sched_getaffinity(0)) - 1)
+
+
+def on_cuda(settings: Settings) -> bool:
+    """Whether the model is to run on CUDA devices. Raises BadOption if there is none."""
+    return _device(settings).startswith("cuda")
 
 
 def _device(settings: Settings) -> str:

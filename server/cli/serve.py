@@ -7,14 +7,15 @@ import signal
 import socket
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import FrameType
 
 import uvicorn
 from fastapi import FastAPI
 
 from server.app import create_app
-from server.cli.building import open_records, running_engine, wire
+from server.cli.building import open_records
+from server.cli.front import running_front, wire
 from server.cli.itself import command, environment, worker_id
 from server.cli.options import (
     BadOption,
@@ -25,7 +26,6 @@ from server.cli.options import (
 from server.config import Settings
 from server.jobs.queue import JobQueue
 from server.metrics import Metrics
-from server.scheduler.loop import ServingLoop
 from server.supervisor import Supervisor
 
 EXAMPLES = """examples:
@@ -52,15 +52,17 @@ def run(options: argparse.Namespace) -> int:
     with (
         _bound(settings) as listener,
         open_records(settings) as records,
-        running_engine(settings, records, metrics, _say) as engine,
+        running_front(settings, records, metrics, _say) as front,
         _worker(settings, records.jobs) as worker,
     ):
-        app = create_app(wire(settings, records, engine, metrics, worker))
-        _serve(settings, app, engine.loop, listener)
+        app = create_app(wire(settings, records, front, metrics, worker))
+        _serve(settings, app, front.stop, listener)
     return 0
 
 
-def _serve(settings: Settings, app: FastAPI, loop: ServingLoop, listener: socket.socket) -> None:
+def _serve(
+    settings: Settings, app: FastAPI, stop: Callable[[float], None], listener: socket.socket
+) -> None:
     """Listen until a signal says to stop, then drain."""
     config = uvicorn.Config(
         app,
@@ -73,7 +75,7 @@ def _serve(settings: Settings, app: FastAPI, loop: ServingLoop, listener: socket
     host, port = listener.getsockname()[:2]
     shown = f"[{host}]" if ":" in host else host
     address = f"http://{shown}:{port}"
-    server = _Server(config, loop, settings.drain_timeout_s, f"serving at {address}")
+    server = _Server(config, stop, settings.drain_timeout_s, f"serving at {address}")
     server.run(sockets=[listener])
 
 
@@ -81,10 +83,14 @@ class _Server(uvicorn.Server):
     """uvicorn, which tells when it listens, and stops the engine while it waits for answers."""
 
     def __init__(
-        self, config: uvicorn.Config, loop: ServingLoop, drain_timeout_s: float, greeting: str
+        self,
+        config: uvicorn.Config,
+        stop: Callable[[float], None],
+        drain_timeout_s: float,
+        greeting: str,
     ) -> None:
         super().__init__(config)
-        self._loop = loop
+        self._stop = stop
         self._drain_timeout_s = drain_timeout_s
         self._greeting = greeting
 
@@ -94,7 +100,7 @@ class _Server(uvicorn.Server):
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         _say("stopping: running requests may finish")
-        drain = threading.Thread(target=self._loop.stop, args=(self._drain_timeout_s,), daemon=True)
+        drain = threading.Thread(target=self._stop, args=(self._drain_timeout_s,), daemon=True)
         drain.start()
         await super().shutdown(sockets)
         if not self.force_exit:  # a second Ctrl-C

@@ -78,6 +78,7 @@ def parts(tmp_path: Path, store: AdapterStore, empty_database: Path) -> Iterator
     yield Parts(
         base=BaseCard("base", "tiny", "f" * 64, VOCAB, 1_600_000_000),
         engine=FakeLoop(),
+        engines=(),
         tokenizer=ByteTokenizer(),
         adapters=store,
         residency=FakeResidency(),

@@ -11,7 +11,8 @@ from torch.testing import assert_close
 
 from clients.python import ApiError, Client
 from server.app import create_app
-from server.cli.building import open_records, running_engine, wire
+from server.cli.building import open_records
+from server.cli.front import running_front, wire
 from server.config import Settings
 from server.metrics import Metrics
 from tests.api.running import eventually, hosting
@@ -40,11 +41,11 @@ def client(
     metrics, threads = Metrics("base"), torch.get_num_threads()
     with (
         open_records(settings) as records,
-        running_engine(settings, records, metrics, lambda text: None) as engine,
+        running_front(settings, records, metrics, lambda text: None) as front,
         hosting() as host,
         Client(host.url) as client,
     ):
-        host.app = create_app(wire(settings, records, engine, metrics, None))
+        host.app = create_app(wire(settings, records, front, metrics, None))
         yield client, home
     torch.set_num_threads(threads)
 

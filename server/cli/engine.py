@@ -1,0 +1,82 @@
+"""`verandah engine`: one engine, for the server that started it. Not for people."""
+
+import argparse
+import os
+import signal
+import sys
+import threading
+from multiprocessing.connection import Client, Connection
+from pickle import dumps
+from types import FrameType
+
+from adapters_store.errors import StoreError
+from server.cli.building import Engine, open_records, running_engine
+from server.cli.options import BadOption, add_settings, read_settings, set_log_level
+from server.config import Settings
+from server.errors import VerandahError
+from server.metrics import Metrics
+from server.replicas.child import Child
+from server.replicas.messages import Facts, Unfit
+
+EXAMPLES = ""
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--connect", required=True, help="the address of who asks")
+    add_settings(parser)
+
+
+def run(options: argparse.Namespace) -> int:
+    threading.Thread(target=_outlive_nobody, daemon=True).start()
+    signal.signal(signal.SIGTERM, _end)
+    settings = read_settings(options)
+    set_log_level(settings)
+    with Client(options.connect) as connection:
+        try:
+            _answer(settings, connection)
+        except (EOFError, ConnectionError):
+            pass  # the server is gone, and this process with it
+        except (VerandahError, StoreError, BadOption) as error:
+            # The server says it, in one sentence, and ends as if the engine were in its process.
+            connection.send_bytes(dumps([Unfit(error)]))
+    return 0
+
+
+def _answer(settings: Settings, connection: "Connection[object, object]") -> None:
+    metrics = Metrics(settings.served_name)
+    with (
+        open_records(settings) as records,
+        running_engine(settings, records, metrics, _say) as engine,
+    ):
+        child = Child(connection, engine.loop, engine.adapters, metrics)
+        child.run(_facts(engine))
+
+
+def _facts(engine: Engine) -> Facts:
+    base = engine.base
+    return Facts(
+        base_name=base.name,
+        fingerprint=base.fingerprint,
+        device=base.device.type,
+        dtype=str(base.dtype).removeprefix("torch."),
+        max_context=engine.loop.max_context,
+        max_answers=engine.loop.max_answers,
+        slots=engine.adapters.slots,
+    )
+
+
+def _outlive_nobody() -> None:
+    """End at once when the server has ended: its end of our standard input is then closed."""
+    # Below Python's own reader, which would hold a lock that the interpreter wants at exit.
+    while os.read(sys.stdin.fileno(), 4096):
+        pass
+    os._exit(1)
+
+
+def _say(message: str) -> None:
+    print(f"verandah: {message}", file=sys.stderr, flush=True)
+
+
+def _end(_signal: int, _frame: FrameType | None) -> None:
+    """SIGTERM, as an exception: everything that was opened is closed on the way out."""
+    raise SystemExit(0)

@@ -1,0 +1,86 @@
+"""The metrics of engines in processes of their own, added to those of this one. Knows no HTTP."""
+
+from collections.abc import Callable, Iterable, Iterator
+
+from prometheus_client import CollectorRegistry
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+from prometheus_client.samples import Sample
+
+from server.metrics import PREFIX, Metrics
+from server.replicas.fleet import Fleet
+
+_Key = tuple[str, tuple[tuple[str, str], ...]]
+
+
+class Gathered(Collector):
+    """Each series as the sum of what `sources` have of it. Times of creation are left out."""
+
+    def __init__(self, sources: Callable[[], Iterable[Iterable[Metric]]]) -> None:
+        self._sources = sources
+
+    def describe(self) -> Iterator[Metric]:
+        """Nothing: without this, registering would already ask the sources."""
+        yield from ()
+
+    def collect(self) -> Iterator[Metric]:
+        families: dict[str, Metric] = {}
+        sums: dict[str, dict[_Key, float]] = {}
+        for source in self._sources():
+            for family in source:
+                families.setdefault(family.name, family)
+                series = sums.setdefault(family.name, {})
+                for sample in family.samples:
+                    if not sample.name.endswith("_created"):
+                        key = (sample.name, tuple(sample.labels.items()))
+                        series[key] = series.get(key, 0.0) + sample.value
+        for name, family in families.items():
+            summed = Metric(name, family.documentation, family.type)
+            summed.samples = [
+                Sample(sample, dict(labels), value)
+                for (sample, labels), value in sums[name].items()
+            ]
+            yield summed
+
+
+class FleetGauges(Collector):
+    """How each replica fares."""
+
+    def __init__(self, fleet: Fleet, model_name: str) -> None:
+        self._fleet = fleet
+        self._model_name = model_name
+
+    def describe(self) -> Iterator[Metric]:
+        """See `Gathered.describe`."""
+        yield from ()
+
+    def collect(self) -> Iterator[Metric]:
+        labels = ["model_name", "replica"]
+        up = GaugeMetricFamily(PREFIX + "replica_up", "1 while the engine runs.", labels=labels)
+        queued = GaugeMetricFamily(
+            PREFIX + "replica_requests", "Answers that run or wait there.", labels=labels
+        )
+        restarts = CounterMetricFamily(
+            PREFIX + "replica_restarts", "Times its process was started again.", labels=labels
+        )
+        for replica in self._fleet.replicas:
+            values = [self._model_name, str(replica.number)]
+            up.add_metric(values, replica.alive)
+            queued.add_metric(values, replica.queued)
+            restarts.add_metric(values, replica.restarts)
+        yield from (up, queued, restarts)
+
+
+def gather(metrics: Metrics, fleet: Fleet) -> None:
+    """Have `metrics.registry` show what the engines of a fleet counted as well."""
+    own = metrics.registry
+
+    def sources() -> Iterator[Iterable[Metric]]:
+        yield own.collect()
+        for told in fleet.told("metrics"):
+            assert isinstance(told, list)
+            yield told
+
+    metrics.registry = CollectorRegistry()
+    metrics.registry.register(Gathered(sources))
+    metrics.registry.register(FleetGauges(fleet, metrics.model_name))

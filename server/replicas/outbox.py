@@ -1,0 +1,65 @@
+"""Sends messages from a thread of its own, so that who says something never waits for a socket."""
+
+import logging
+import pickle
+import threading
+from collections import deque
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+from typing import Generic, TypeVar
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+
+class Outbox(Generic[T]):
+    """Sends what is put in, in order; starts its thread.
+
+    What gathers while the other side is busy goes as one packet: a reader that falls behind gets
+    fewer and larger packets.
+
+    Args:
+        pack: makes one picklable packet of several items.
+    """
+
+    def __init__(
+        self, connection: "Connection[object, object]", pack: Callable[[list[T]], object]
+    ) -> None:
+        self._connection = connection
+        self._pack = pack
+        self._items: deque[T] = deque()
+        self._wake = threading.Event()
+        self._closed = False
+        self._thread = threading.Thread(target=self._run, name="outbox", daemon=True)
+        self._thread.start()
+
+    def put(self, item: T) -> None:
+        """Send it soon. From any thread; what comes after the other side is gone is dropped."""
+        self._items.append(item)
+        if not self._wake.is_set():
+            self._wake.set()
+
+    def close(self) -> None:
+        """Send what is there and end the thread. The connection stays open."""
+        self._closed = True
+        self._wake.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        try:
+            while not self._closed:
+                self._wake.wait()
+                self._wake.clear()  # before looking: what comes from here on wakes again
+                self._send()
+        except OSError:  # the other side is gone; whoever reads the connection will know
+            self._closed = True
+        except Exception:
+            log.exception("a message could not be made")
+            self._closed = True
+            self._connection.close()
+
+    def _send(self) -> None:
+        items = [self._items.popleft() for _ in range(len(self._items))]
+        if items:
+            self._connection.send_bytes(pickle.dumps(self._pack(items), protocol=5))
