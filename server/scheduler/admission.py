@@ -6,8 +6,7 @@ Knows no engine, no steps and no listeners. Used by the loop's thread alone.
 import itertools
 import math
 import time
-from collections.abc import Callable
-from collections.abc import Sequence as Seq
+from collections.abc import Callable, Collection
 from typing import Protocol
 
 from adapters_store.manifest import AdapterRef
@@ -77,7 +76,7 @@ class Admission:
             self._slots.release(answer.adapter)
             answer.holds_slot = False
 
-    def admit(self, running: Seq[Answer], refuse: Refuse) -> list[Answer]:
+    def admit(self, running: Collection[Answer], refuse: Refuse) -> list[Answer]:
         """The answers that run from now on, beside `running`; they wait no longer."""
         if not self.waiting:
             if not running:

@@ -63,7 +63,7 @@ class Answer:
         text, stop = shown.text, shown.stop
         if stop is not None:
             sequence.finish = FinishReason.STOP
-        elif len(sequence.output) >= params.max_tokens or sequence.num_tokens >= max_context:
+        elif len(sequence.output) >= params.max_tokens or sequence.num_known >= max_context:
             sequence.finish = FinishReason.LENGTH
             last = self.text.finish()
             text, stop = text + last.text, last.stop

@@ -1,20 +1,23 @@
 """The serving loop: one thread that admits, steps the engine and tells listeners. Knows no HTTP.
 
 Everything that touches the engine, the blocks or the adapters' slots happens on that thread; other
-threads leave requests and cancellations in an inbox and wake it.
+threads leave requests and cancellations in an inbox and wake it. Where the device works beside the
+host, a step is planned and launched while the one before still runs; what that one sampled is told
+after the launch. An answer found to have ended by then runs once more for nothing.
 """
 
 import logging
+import math
 import threading
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterable
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
 from typing import Protocol
 
 from adapters_store.errors import StoreError
-from server.engine.sequence import Chunk, FinishReason, StepOutput
+from server.engine.sequence import Chunk, FinishReason, Sequence, StepOutput
 from server.errors import DeadlineExceeded, Unavailable, VerandahError
 from server.metrics import Metrics
 from server.scheduler.admission import Admission, Slots
@@ -23,16 +26,32 @@ from server.scheduler.intake import Handle, Intake
 from server.scheduler.policy import Blocks, plan_step
 from server.scheduler.request import Delta, Generation, Listener, LoopStats
 from server.scheduler.text import Decoder
+from server.scheduler.timing import Beat
 
 log = logging.getLogger(__name__)
 
 _IDLE_WAIT_S = 0.25  # how late a deadline may be noticed while nothing runs
 
 
+class Flight(Protocol):
+    """A launched step: `server.engine.flight.Flight`."""
+
+    def outputs(self) -> list[StepOutput]:
+        """What each chunk gave; waits until the step has run."""
+        ...
+
+
 class Stepper(Protocol):
     """The engine: `server.engine.runner.Runner`."""
 
-    def step(self, chunks: Seq[Chunk]) -> list[StepOutput]: ...
+    @property
+    def ahead(self) -> int:
+        """How many steps, 0 or 1, may be in the air while the next is planned and launched."""
+        ...
+
+    def launch(self, chunks: Seq[Chunk]) -> Flight:
+        """Start a step. Its sequences count as computed, with a pending token, from then on."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -80,7 +99,11 @@ class ServingLoop:
         self._admission = Admission(
             slots, blocks, max_rows=limits.max_rows, metrics=metrics, clock=clock
         )
-        self._running: list[Answer] = []
+        self._answers: dict[Sequence, Answer] = {}  # all that have not ended
+        self._running: dict[Sequence, Answer] = {}  # oldest admission first
+        self._in_air: deque[tuple[Flight, Seq[Chunk]]] = deque()
+        self._next_deadline = math.inf  # at the latest the first of all that have not ended
+        self._beat = Beat(metrics)
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
 
     # Called from any thread.
@@ -126,7 +149,7 @@ class ServingLoop:
 
     def stats(self) -> LoopStats:
         """A snapshot; numbers may be one step old."""
-        running = list(self._running)
+        running = list(self._running.values())
         names = Counter(str(answer.adapter or "base") for answer in running)
         total = self._blocks.num_total
         return LoopStats(
@@ -147,35 +170,46 @@ class ServingLoop:
             self._intake.close()
             self._take_inbox()
             error = Unavailable("the engine has stopped; try again when the server is back")
-            for answer in [*self._running, *self._admission.waiting]:
+            for answer in [*self._answers.values()]:
                 self._end(answer, FinishReason.CANCELLED, error)
 
     def _turn(self) -> None:
         self._take_inbox()
         self._drop_late()
-        self._running += self._admission.admit(self._running, self._refuse)
-        if self._running:
-            self._step()
-        else:
+        self._admit()
+        launched = self._launch()
+        if self._in_air and not (launched and len(self._in_air) <= self._engine.ahead):
+            self._collect()
+        elif not self._running:
             self._wake.wait(_IDLE_WAIT_S)
             self._wake.clear()
 
     def _take_inbox(self) -> None:
         for answer in self._intake.take_submitted():
+            self._answers[answer.sequence] = answer
+            self._next_deadline = min(self._next_deadline, answer.times.deadline)
             self._admission.take(answer)
         for answer in self._intake.take_cancelled():
             self._end(answer, FinishReason.CANCELLED)
 
     def _drop_late(self) -> None:
         now = self._clock()
-        for answer in [*self._running, *self._admission.waiting]:
-            if now > answer.times.deadline:
-                limit = answer.request.timeout_s
-                error = DeadlineExceeded(
-                    f"the answer was not complete after {limit:g} s; ask for fewer tokens, or try "
-                    "again when the server is less busy"
-                )
-                self._end(answer, FinishReason.DEADLINE, error)
+        if now <= self._next_deadline:
+            return
+        late = [answer for answer in self._answers.values() if now > answer.times.deadline]
+        for answer in late:
+            limit = answer.request.timeout_s
+            error = DeadlineExceeded(
+                f"the answer was not complete after {limit:g} s; ask for fewer tokens, or try "
+                "again when the server is less busy"
+            )
+            self._end(answer, FinishReason.DEADLINE, error)
+        deadlines = (answer.times.deadline for answer in self._answers.values())
+        self._next_deadline = min(deadlines, default=math.inf)
+
+    def _admit(self) -> None:
+        for answer in self._admission.admit(self._running.values(), self._refuse):
+            self._running[answer.sequence] = answer
 
     def _refuse(self, answer: Answer, error: Exception) -> None:
         if isinstance(error, (VerandahError, StoreError)):
@@ -184,34 +218,58 @@ class ServingLoop:
             log.error("adapter %s found no slot", answer.adapter, exc_info=error)
             self._fail([answer], error)
 
-    def _step(self) -> None:
-        answers = {id(answer.sequence): answer for answer in self._running}
-        sequences = [answer.sequence for answer in self._running]
-        plan = plan_step(sequences, self._blocks, self._limits.max_step_tokens)
+    def _launch(self) -> bool:
+        """Plan a step and start it; False when there was none to start, or it failed."""
+        ready = [sequence for sequence in self._running if sequence.wants_steps]
+        plan = plan_step(ready, self._blocks, self._limits.max_step_tokens)
         for sequence in plan.preempted:
-            self._preempt(answers[id(sequence)])
+            self._admission.put_back(self._running.pop(sequence))
+            self._metrics.num_preemptions.inc()
+        if not plan.chunks:
+            return False
         try:
-            outputs = self._engine.step(plan.chunks)
+            flight = self._engine.launch(plan.chunks)
         except Exception as error:  # whatever a kernel may raise: the loop must outlive it
-            log.exception("a step of %d chunks failed", len(plan.chunks))
-            failed = [answers[id(chunk.sequence)] for chunk in plan.chunks]
-            self._fail(failed, error)
-            return
-        self._metrics.iteration_tokens.observe(sum(chunk.length for chunk in plan.chunks))
-        for output in outputs:
-            self._deliver(answers[id(output.sequence)], output)
+            self._fail_steps(error, plan.chunks)
+            return False
+        self._in_air.append((flight, plan.chunks))
+        return True
 
-    def _preempt(self, answer: Answer) -> None:
-        self._running.remove(answer)
-        self._admission.put_back(answer)
-        self._metrics.num_preemptions.inc()
+    def _collect(self) -> None:
+        """Wait for the oldest step in the air and tell what it gave."""
+        flight, chunks = self._in_air.popleft()
+        try:
+            outputs = flight.outputs()
+        except Exception as error:
+            self._fail_steps(error, chunks)
+            return
+        now, answers = self._clock(), self._answers
+        for output in outputs:
+            answer = answers.get(output.sequence)
+            if answer is not None:  # else it ended while the step ran
+                self._deliver(answer, output, now)
+        self._metrics.iteration_tokens.observe(sum(length for _, length in chunks))
+        self._beat.end()
+
+    def _fail_steps(self, error: Exception, chunks: Seq[Chunk]) -> None:
+        """A step failed: nobody knows what it wrote, nor what a step that reads that would say.
+
+        So all that run end, and with them what a step in the air had run and was pre-empted since.
+        """
+        log.error("a step of %d chunks failed", len(chunks), exc_info=error)
+        begun = dict.fromkeys(self._running)
+        for ran in (chunks, *(ran for _, ran in self._in_air)):
+            begun |= dict.fromkeys(sequence for sequence, _ in ran)
+        self._in_air.clear()
+        self._fail([self._answers[it] for it in begun if it in self._answers], error)
+        self._blocks.forget()
 
     def _fail(self, answers: Iterable[Answer], error: Exception) -> None:
         reason = Unavailable(f"the engine failed ({type(error).__name__}); try again")
         for answer in answers:
             self._end(answer, FinishReason.ERROR, reason)
 
-    def _deliver(self, answer: Answer, output: StepOutput) -> None:
+    def _deliver(self, answer: Answer, output: StepOutput, now: float) -> None:
         if output.failure is not None:
             self._end(answer, FinishReason.ERROR, Unavailable(output.failure))
             return
@@ -223,7 +281,7 @@ class ServingLoop:
             return
         if delta is None:
             return
-        answer.times.token(self._clock(), self._metrics)
+        answer.times.token(now, self._beat)
         if delta.finish is None:
             self._tell(answer, delta)
         else:
@@ -245,10 +303,10 @@ class ServingLoop:
         delta: Delta | None = None,
     ) -> None:
         """Give back all that the answer holds and tell its listener; twice does nothing."""
-        group = self._running if answer in self._running else self._admission.waiting
-        if answer not in group:
+        if self._answers.pop(answer.sequence, None) is None:
             return
-        group.remove(answer)
+        if self._running.pop(answer.sequence, None) is None:
+            self._admission.waiting.remove(answer)
         answer.sequence.finish = reason
         self._admission.leave(answer)
         now = self._clock()

@@ -104,25 +104,30 @@ def plan_step(running: Seq[Sequence], blocks: Blocks, max_step_tokens: int) -> P
     What earlier steps computed is found by those that begin alike; and of prompts that begin alike
     in one step only the oldest runs, for the others will find its blocks in the next.
     """
+    decodes: list[Sequence] = []
+    prompts: list[Sequence] = []
     for sequence in running:
         blocks.share(sequence)
-    queue = sorted(running, key=lambda sequence: sequence.remaining > 1)
+        (decodes if sequence.remaining == 1 else prompts).append(sequence)
     alive = list(running)
     chunks: list[Chunk] = []
     preempted: list[Sequence] = []
     begun: set[bytes] = set()
     budget = max_step_tokens
-    for sequence in queue:
-        if sequence in preempted or budget == 0:
+    for sequence in (*decodes, *prompts):
+        if budget == 0:
+            break
+        if preempted and sequence in preempted:
             continue
-        if sequence.remaining > 1:
+        length = sequence.remaining
+        if length > 1:
             blocks.reuse(sequence)
             key = blocks.next_key(sequence)
             if key in begun:
                 continue
             if key is not None:
                 begun.add(key)
-        length = min(sequence.remaining, budget)
+            length = min(sequence.remaining, budget)
         while not blocks.grow(sequence, sequence.num_computed + length):
             victim = alive.pop()
             blocks.free(victim)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from adapters_store.manifest import AdapterRef
 from server.engine.sequence import FinishReason, SamplingParams, TokenLogprob
@@ -20,8 +21,7 @@ class Generation:
     timeout_s: float = 600.0
 
 
-@dataclass(frozen=True)
-class TokenPiece:
+class TokenPiece(NamedTuple):
     """A token with the text it showed; several tokens may show none until a character is whole."""
 
     token_id: int
@@ -29,14 +29,14 @@ class TokenPiece:
     logprob: TokenLogprob | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)  # not frozen: one is made for each token, and that would double its cost
 class Delta:
     """News of answer `index`: text ready to show, the tokens behind it, and perhaps its end.
 
     `text` never splits a character and never holds a stop string, nor the start of one that may
     yet complete. `cached_tokens`, told with the end, counts the prompt's tokens that earlier
-    answers had computed. `error` is set when `finish` is ERROR or DEADLINE, or when the adapter could not
-    be loaded.
+    answers had computed. `error` is set when `finish` is ERROR or DEADLINE, or when the adapter
+    could not be loaded.
     """
 
     index: int

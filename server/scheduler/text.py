@@ -1,8 +1,7 @@
 """Token ids to text that is safe to show. Knows stop strings, not models or HTTP."""
 
 from collections.abc import Sequence as Seq
-from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 
 class Decoder(Protocol):
@@ -13,8 +12,7 @@ class Decoder(Protocol):
     def flush(self) -> str: ...
 
 
-@dataclass(frozen=True)
-class Shown:
+class Shown(NamedTuple):
     """`text` may be sent now; `piece` is what the token decoded to; `stop` ended the answer."""
 
     text: str
@@ -35,7 +33,8 @@ class AnswerText:
         self._held = ""
 
     def push(self, token_id: int) -> Shown:
-        return self._show(self._decoder.push(token_id))
+        piece = self._decoder.push(token_id)
+        return self._show(piece) if self._stops else Shown(piece, piece)
 
     def finish(self) -> Shown:
         """The answer ended for another reason: release what was held."""

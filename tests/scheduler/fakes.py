@@ -1,33 +1,58 @@
 """Stand-ins at the loop's seams: an engine that counts, a decoder of bytes, slots that obey."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from collections.abc import Sequence as Seq
+from dataclasses import dataclass
 
 from adapters_store.manifest import AdapterRef
-from server.engine.sequence import Chunk, StepOutput, TokenLogprob
+from server.engine.sequence import Chunk, Sequence, StepOutput, TokenLogprob
+
+
+@dataclass
+class FakeFlight:
+    """A step that has run, told when asked."""
+
+    told: list[StepOutput]
+    sampled: list[Sequence]
+    failure: Exception | None = None
+
+    def outputs(self) -> list[StepOutput]:
+        if self.failure is not None:
+            raise self.failure
+        for sequence in self.sampled:
+            sequence.pending -= 1
+        return self.told
 
 
 class CountingEngine:
     """The next token of a sequence is its length, modulo `wrap`; steps are recorded."""
 
-    def __init__(self, wrap: int = 1000) -> None:
+    def __init__(self, ahead: int = 0, wrap: int = 1000) -> None:
+        self.ahead = ahead
         self.wrap = wrap
         self.steps: list[list[tuple[int, int]]] = []
         self.before_step: Callable[[], None] = lambda: None
         self.overflows: set[int] = set()  # seq_ids
+        self.fails_in_air: set[int] = set()  # numbers of steps, from 0
 
-    def step(self, chunks: Sequence[Chunk]) -> list[StepOutput]:
+    def launch(self, chunks: Seq[Chunk]) -> FakeFlight:
         self.before_step()
+        number = len(self.steps)
         self.steps.append([(chunk.sequence.seq_id, chunk.length) for chunk in chunks])
-        return [self._run(chunk) for chunk in chunks]
+        sampled = [chunk.sequence for chunk in chunks if chunk.completes]
+        told = [self._run(chunk) for chunk in chunks]
+        failure = RuntimeError("a kernel failed") if number in self.fails_in_air else None
+        return FakeFlight(told, sampled, failure)
 
     def _run(self, chunk: Chunk) -> StepOutput:
         sequence, completes = chunk.sequence, chunk.completes
+        token = sequence.num_tokens % self.wrap if completes else None
         sequence.num_computed += chunk.length
         scores: list[TokenLogprob] = []
         while sequence.num_scored < min(sequence.num_computed, len(sequence.prompt)):
             scores.append(TokenLogprob(sequence.prompt[sequence.num_scored], -1.0))
             sequence.num_scored += 1
-        token = sequence.num_tokens % self.wrap if completes else None
+        sequence.pending += completes
         if sequence.seq_id in self.overflows:
             return StepOutput(sequence, failure="not finite")
         wanted = tuple(scores) if sequence.params.prompt_logprobs else ()

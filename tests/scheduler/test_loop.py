@@ -81,13 +81,14 @@ def request(prompt: int = 3, **changes: object) -> Generation:
     return replace(made, **changes)  # type: ignore[arg-type]
 
 
-@pytest.fixture
-def make_rig() -> Iterator[Callable[..., Rig]]:
+@pytest.fixture(params=[0, 1], ids=["waiting", "ahead"])
+def make_rig(request: pytest.FixtureRequest) -> Iterator[Callable[..., Rig]]:
+    """All that follows holds with a step in the air while the next is planned, and without."""
     loops: list[ServingLoop] = []
 
     def make(blocks: int = 32, eos: int = 999, limits: Limits = LIMITS) -> Rig:
         engine, slots, pool, metrics = (
-            CountingEngine(),
+            CountingEngine(ahead=request.param),
             FakeSlots(),
             BlockPool(blocks, 4),
             Metrics("base"),
