@@ -25,12 +25,20 @@ class Settings(BaseSettings):
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "auto", description="number format of the weights; auto: float32 on a CPU, else as stored"
     )
+    fused: bool = Field(
+        True,
+        description="CUDA: kernels of our own and captured decode steps, for models that they know; "
+        "no: the model's own forward, which is their reference",
+    )
     threads: int = Field(0, ge=0, description="CPU threads for the engine; 0: all cores but one")
     engine_process: Literal["auto", "yes", "no"] = Field(
         "auto", description="whether the engine runs in a process of its own; auto: on CUDA"
     )
     replicas: int = Field(
-        1, ge=1, le=64, description="engines, each in a process and, on CUDA, on a device of its own"
+        1,
+        ge=1,
+        le=64,
+        description="engines, each in a process and, on CUDA, on a device of its own",
     )
 
     max_context: int = Field(0, ge=0, description="tokens of context; 0: all that the model has")

@@ -21,8 +21,8 @@ ZERO_PAGE: Final = 0
 class Bank:
     """`pages` pages of memory, behind a row of zeros as long as `zeros` lays out.
 
-    `memory` [entries] is all of it, at an address that stays. What was never written holds whatever the memory held; it is written before it is read. Only the
-    engine's thread touches a bank.
+    `memory` [entries] is all of it, at an address that stays. What was never written holds whatever
+    the memory held; it is written before it is read. Only the engine's thread touches a bank.
     """
 
     def __init__(

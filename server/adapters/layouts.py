@@ -66,6 +66,10 @@ class RowLayout:
         """Pages that a row takes."""
         return -(-self.width // PAGE)
 
+    def starts(self, path: str) -> dict[str, int]:
+        """The entry of a row from which each vector of one linear lies."""
+        return {name: place.start for name, place in self._places[path].items()}
+
     def pack(self, layers: Mapping[str, Vectors], *, pinned: bool = False) -> Tensor:
         """One row on the CPU, zero wherever `layers` has nothing. Safe on any thread."""
         row = torch.zeros(self.width, dtype=self._dtype, pin_memory=pinned)

@@ -81,8 +81,10 @@ def fused_plan(
 
 
 def _fused(group: Group, held: HeldBases) -> FusedGroup:
-    # The rank of the basis in memory rather than the step's own: one captured graph serves all.
-    rank = held.need.size.b_rank if group.method.whole_batch else group.rank
+    size, rank = held.need.size, group.rank
+    if group.method.whole_batch:
+        # What is there to read rather than what this step needs: one captured graph serves all.
+        rank = min(size.a_rank, size.b_rank, group.layout.room_rank)
     return FusedGroup(
         group.method.name, group.layout, group.basis, held, rank, frozenset(group.targets)
     )

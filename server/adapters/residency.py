@@ -25,9 +25,10 @@ from server.adapters.layouts import PAGE, Layouts, RowLayout
 from server.adapters.linears import install
 from server.adapters.loader import AdapterLoader
 from server.adapters.matrices import BasisNeed, BasisSource, HeldBases, HostBases, on_device
+from server.adapters.method import Method
 from server.adapters.methods import METHODS
 from server.adapters.pages import FreePages
-from server.adapters.plan import FusedPlan, fused_plan
+from server.adapters.plan import FusedGroup, FusedPlan, fused_plan
 from server.adapters.slots import Occupant, SlotTable
 from server.bases.model import BaseModel
 
@@ -97,6 +98,7 @@ class ResidentAdapters:
         self._bank = Bank(zeros, pages, base.dtype, base.device)
         self._dense = DenseUpdates(base, self._bank, dense_mb * _MIB)
         self._source = source
+        self._layouts = layouts
         self._bases: dict[BasisId, HeldBases] = {}  # on the device; the engine's thread alone
         self._always: set[BasisId] = set()
         self._cache = HostCache(host_cache_mb * _MIB)
@@ -259,6 +261,13 @@ class ResidentAdapters:
         )
         self._always.add(basis)
         return held
+
+    def company(self, method: Method, held: HeldBases, seed: int) -> FusedGroup:
+        """The group that adapters of a whole-batch method on every target will form."""
+        layout = self._layouts.of(method, 1, ())
+        rank = min(held.need.size.b_rank, layout.room_rank)
+        basis = method.basis(seed)
+        return FusedGroup(method.name, layout, basis, held, rank, frozenset(self._base.targets))
 
     def use(self, batch: MixedBatch) -> AbstractContextManager[None]:
         """While this is entered, the base model's forward is that of `batch`."""

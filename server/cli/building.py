@@ -17,10 +17,12 @@ from adapters_store.store import AdapterStore
 from server.adapters.residency import ResidentAdapters
 from server.bases.model import BaseModel, load_base
 from server.bases.tokenizer import ChatTokenizer, load_tokenizer
+from server.cli.capturing import capturing
 from server.cli.options import BadOption
 from server.config import Settings
 from server.db.session import Database
 from server.engine.blocks import BlockPool
+from server.engine.fast import fast_forward
 from server.engine.kv_cache import KVCache
 from server.engine.runner import Runner
 from server.jobs.files import Files
@@ -28,6 +30,7 @@ from server.jobs.queue import JobQueue
 from server.metrics import Metrics
 from server.scheduler.loop import Limits, ServingLoop
 from server.tenancy.keys import DEFAULT_OWNER
+from server.training.defaults import BASIS_SEED
 
 _MIB = 2**20
 _DTYPES = {
@@ -143,8 +146,9 @@ def _loop(
         kv = KVCache(base, memory_mb=settings.kv_memory_mb, block_tokens=settings.kv_block_tokens)
     except ValueError as error:
         raise BadOption(str(error)) from error
+    max_context = min(settings.max_context or base.max_context, base.max_context)
     return ServingLoop(
-        Runner(base, adapters, kv),
+        _runner(settings, base, adapters, kv, max_context),
         adapters,
         BlockPool(kv.num_blocks, kv.block_tokens, prefix_cache=settings.prefix_cache),
         tokenizer.stream,
@@ -153,10 +157,33 @@ def _loop(
             max_rows=settings.max_batch_rows,
             max_step_tokens=settings.max_step_tokens,
             max_waiting=settings.max_waiting,
-            max_context=min(settings.max_context or base.max_context, base.max_context),
+            max_context=max_context,
         ),
         metrics=metrics,
     )
+
+
+def _runner(
+    settings: Settings, base: BaseModel, adapters: ResidentAdapters, kv: KVCache, max_context: int
+) -> Runner:
+    """With kernels and captured graphs where there are any for this base, device and dtype."""
+    fast = None
+    if settings.fused:
+        fast = fast_forward(
+            base,
+            adapters,
+            kv,
+            max_rows=settings.max_batch_rows,
+            max_context=max_context,
+            max_rank=settings.max_rank,
+            seed=BASIS_SEED,
+        )
+    if fast is None:
+        return Runner(base, adapters, kv)
+    runner = Runner(base, adapters, kv, fast.forward)
+    with capturing() as told:
+        fast.capture(told)
+    return runner
 
 
 def pinned(store: AdapterStore, name: str) -> AdapterRef:

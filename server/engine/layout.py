@@ -8,6 +8,7 @@ from torch import Tensor
 
 from server.engine.kv_cache import KVCache
 from server.engine.sequence import Chunk
+from server.engine.transfer import to_device
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,7 @@ class Layout:
 
     Attributes:
         chunks: in the order of the flat batch.
+        num_singles: chunks of one token, which stand first.
         starts: the first flat row of each chunk.
         token_ids, positions: int64 [tokens], on the cache's device.
         places: int64 [tokens], where in the cache each token's keys and values go.
@@ -50,7 +52,7 @@ class Layout:
         singles.sort(key=lambda chunk: chunk.sequence.num_computed)
         self.chunks = [*singles, *(chunk for chunk in chunks if chunk.length > 1)]
         self.cache = cache
-        self._num_singles = len(singles)
+        self.num_singles = len(singles)
         self._reads: dict[int | None, list[Read]] = {}
         self.starts: list[int] = []
         self.slots: list[int] = []
@@ -66,13 +68,26 @@ class Layout:
             token_ids += sequence.tokens(span.start, span.stop)
             positions += span
             places += [sequence.blocks[p // size] * size + p % size for p in span]
-        packed = torch.tensor([token_ids, positions, places], device=cache.device)
+        packed = to_device([token_ids, positions, places], torch.int64, cache.device)
         self.token_ids, self.positions, self.places = packed.unbind()
         self.write_at = cache.places(self.places)
 
     @property
     def windows(self) -> frozenset[int | None]:
         return frozenset(self._reads)
+
+    def decode_tables(self) -> tuple[Tensor, Tensor]:
+        """Of the single tokens: their sequences' blocks, int32 [singles, most], and the number of
+        keys that each sees, int32 [singles].
+        """
+        singles = [chunk.sequence for chunk in self.chunks[: self.num_singles]]
+        width = max((len(it.blocks) for it in singles), default=0)
+        tables = [[*it.blocks, *[0] * (width - len(it.blocks))] for it in singles]
+        device = self.cache.device
+        return (
+            to_device(tables, torch.int32, device),
+            to_device([it.num_computed + 1 for it in singles], torch.int32, device),
+        )
 
     def reads(self, window: int | None) -> list[Read]:
         """The calls of attention for layers that see `window` tokens back (None: all)."""
@@ -83,7 +98,7 @@ class Layout:
     def _decodes(self, window: int | None) -> list[Read]:
         """Group single tokens so that at most a quarter of what a row gathers is padding."""
         reads: list[Read] = []
-        stop = self._num_singles
+        stop = self.num_singles
         spans = [self._span(chunk, window) for chunk in self.chunks[:stop]]
         while stop > 0:
             widest = len(spans[stop - 1])
@@ -140,4 +155,4 @@ class Layout:
         return mask.masked_fill_(hidden, -torch.inf)
 
     def _tensor(self, numbers: list[int] | list[list[int]]) -> Tensor:
-        return torch.tensor(numbers, dtype=torch.int64, device=self.cache.device)
+        return to_device(numbers, torch.int64, self.cache.device)

@@ -1,0 +1,265 @@
+"""A step's adapters as the fused decoder adds them: a few kernels for each site (CUDA).
+
+What `server.adapters.batch` does linear by linear in torch's own operations, and by the same
+grouping; that is the plain reference. Methods without kernels go on through their own deltas.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from server.adapters.kernels.lora import LoraPart, expand, shrink
+from server.adapters.kernels.segments import Segments, capacity_for, segment_table
+from server.adapters.kernels.vera import VeraPart, add_vera, gate_vera
+from server.adapters.method import BasisPair, Delta
+from server.adapters.plan import FusedGroup
+from server.adapters.sites import Site
+
+Gate = Callable[[Tensor, int], Tensor]
+"""`silu(gate) * up` of [tokens, at least 2 * width] and width."""
+
+
+class Inputs:
+    """What a group's kernels read of a step, in tensors that may be refilled.
+
+    Attributes:
+        pages: int64 [capacity], of each token; 0: it is not the group's.
+        segments: the same by adapter, for methods whose matrices are adapters' own.
+
+    Args:
+        capacity: tokens of the step, padding included.
+        segments: adapters' runs of tokens that there is room for; see `capacity_for`.
+    """
+
+    def __init__(
+        self, group: FusedGroup, capacity: int, segments: int, device: torch.device
+    ) -> None:
+        self.pages = torch.zeros(capacity, dtype=torch.int64, device=device)
+        self.segments: Segments | None = None
+        if group.method != "vera":
+            self.segments = Segments.of((), segments, device)
+
+    @classmethod
+    def of(cls, group: FusedGroup, pages: np.ndarray, device: torch.device) -> "Inputs":
+        """Those of one step."""
+        made = cls(group, len(pages), capacity_for(len(pages), len(np.unique(pages))), device)
+        made.fill(pages)
+        return made
+
+    def fill(self, pages: np.ndarray) -> None:
+        """Take the pages of a step; tokens beyond them are the base's."""
+        padded = np.zeros(len(self.pages), dtype=np.int64)
+        padded[: len(pages)] = pages
+        refill(self.pages, padded)
+        if self.segments is not None:
+            refill(self.segments.table, segment_table(pages, self.segments.capacity))
+
+
+def refill(tensor: Tensor, numbers: np.ndarray) -> None:
+    """Overwrite a tensor without making the host wait."""
+    source = torch.from_numpy(numbers)
+    tensor.copy_(source.pin_memory() if tensor.is_cuda else source, non_blocking=True)
+
+
+class FusedAdapters:
+    """`server.engine.decoder.SiteAdapters` of one step, or of all steps of a graph."""
+
+    def __init__(
+        self,
+        groups: Sequence[FusedGroup],
+        inputs: Sequence[Inputs],
+        rest: Mapping[str, Sequence[Delta]],
+        memory: Tensor,
+        gate: Gate,
+        parts: "Parts",
+    ) -> None:
+        self._running = [
+            (_Vera if group.method == "vera" else _LowRank)(group, given, memory, parts)
+            for group, given in zip(groups, inputs, strict=True)
+        ]
+        self._rest = rest
+        self._gate = gate
+
+    def rides(self, site: Site) -> bool:
+        return any(group.rides(site) for group in self._running)
+
+    def add(self, site: Site, x: Tensor, y: Tensor) -> None:
+        for group in self._running:
+            group.add(site, x, y)
+        self._add_rest(site, x, y)
+
+    def gate(self, site: Site, x: Tensor, y: Tensor) -> Tensor:
+        last = next((g for g in self._running if isinstance(g, _Vera) and g.gates(site)), None)
+        for group in self._running:
+            if group is not last:
+                group.add(site, x, y)
+        self._add_rest(site, x, y)
+        return self._gate(y, site.width // 2) if last is None else last.gate(site, x, y)
+
+    def _add_rest(self, site: Site, x: Tensor, y: Tensor) -> None:
+        if not self._rest:
+            return
+        for path, columns in site.columns.items():
+            for delta in self._rest.get(path, ()):
+                view = y[:, columns]
+                result = delta(x, x, view)
+                if result is not view:
+                    view.copy_(result)
+
+
+class Parts:
+    """Where kernels find each linear of a site in y and in a row; made once per kind of group."""
+
+    def __init__(self) -> None:
+        self._vera: dict[
+            tuple[FusedGroup, Site], list[tuple[BasisPair, tuple[VeraPart | None, ...]]]
+        ] = {}
+        self._lora: dict[tuple[FusedGroup, Site], tuple[LoraPart, ...]] = {}
+
+    def vera(
+        self, group: FusedGroup, site: Site
+    ) -> list[tuple[BasisPair, tuple[VeraPart | None, ...]]]:
+        """For each pair that linears of the site read: a part for each linear, None if it has none.
+
+        One pair, but for bases of each layer's own.
+        """
+        made = self._vera.get((group, site))
+        if made is None:
+            by_pair: dict[BasisPair, dict[str, VeraPart]] = {}
+            for path in site.columns.keys() & group.targets:
+                by_pair.setdefault(group.held.bases[path], {})[path] = _vera_part(group, site, path)
+            made = [
+                (pair, tuple(parts.get(path) for path in site.columns))
+                for pair, parts in by_pair.items()
+            ]
+            self._vera[group, site] = made
+        return made
+
+    def lora(self, group: FusedGroup, site: Site) -> tuple[LoraPart, ...]:
+        """A part for each linear of the site that is targeted."""
+        made = self._lora.get((group, site))
+        if made is None:
+            made = tuple(
+                _lora_part(group, site, path) for path in site.columns if path in group.targets
+            )
+            self._lora[group, site] = made
+        return made
+
+
+def _vera_part(group: FusedGroup, site: Site, path: str) -> VeraPart:
+    columns, at = site.columns[path], group.layout.starts(path)
+    return VeraPart(columns.start, columns.stop - columns.start, at["d"], at["b"])
+
+
+def _lora_part(group: FusedGroup, site: Site, path: str) -> LoraPart:
+    columns, at = site.columns[path], group.layout.starts(path)
+    width = columns.stop - columns.start
+    # Where one of the two is random, its place is never read.
+    return LoraPart(columns.start, site.weight.shape[1], width, at.get("A", 0), at.get("B", 0))
+
+
+class _Shared:
+    """`A x` of a group that reads a random A: from the product where it rides, else made."""
+
+    def __init__(self, group: FusedGroup) -> None:
+        self.group = group
+
+    def rides(self, site: Site) -> bool:
+        riding = site.riding
+        return (
+            riding is not None
+            and riding.basis == self.group.basis
+            and riding.rank >= self.group.rank
+            and not self.group.targets.isdisjoint(site.columns)
+        )
+
+    def project(self, site: Site, pair: BasisPair, x: Tensor, y: Tensor) -> Tensor:
+        """[tokens, rank]."""
+        rank = self.group.rank
+        if self.rides(site):
+            return y[:, site.width : site.width + rank]
+        return torch.mm(x, pair.a[:rank, : x.shape[1]].t())
+
+
+class _Vera:
+    def __init__(self, group: FusedGroup, inputs: Inputs, memory: Tensor, parts: Parts) -> None:
+        self._group = group
+        self._shared = _Shared(group)
+        self._inputs = inputs
+        self._memory = memory
+        self._parts = parts
+
+    def rides(self, site: Site) -> bool:
+        return self._shared.rides(site)
+
+    def gates(self, site: Site) -> bool:
+        return len(self._parts.vera(self._group, site)) == 1
+
+    def add(self, site: Site, x: Tensor, y: Tensor) -> None:
+        for pair, parts in self._parts.vera(self._group, site):
+            z = self._shared.project(site, pair, x, y)
+            present = tuple(part for part in parts if part is not None)
+            rank = self._group.rank
+            add_vera(y, z, pair.bt, self._memory, self._inputs.pages, present, rank)
+
+    def gate(self, site: Site, x: Tensor, y: Tensor) -> Tensor:
+        [(pair, (gate_part, up_part))] = self._parts.vera(self._group, site)
+        z = self._shared.project(site, pair, x, y)
+        return gate_vera(
+            y,
+            z,
+            pair.bt,
+            self._memory,
+            self._inputs.pages,
+            gate_part,
+            up_part,
+            site.width // 2,
+            self._group.rank,
+        )
+
+
+class _LowRank:
+    """`lora`, and `asymmetric-lora` with B trained; with A trained, B is shared and random."""
+
+    def __init__(self, group: FusedGroup, inputs: Inputs, memory: Tensor, parts: Parts) -> None:
+        self._group = group
+        self._shared = _Shared(group)
+        assert inputs.segments is not None
+        self._segments = inputs.segments
+        self._pages = inputs.pages
+        self._memory = memory
+        self._parts = parts
+        any_path = next(iter(group.targets))
+        self._trained = frozenset(group.layout.starts(any_path))
+
+    def rides(self, site: Site) -> bool:
+        return "A" not in self._trained and self._shared.rides(site)
+
+    def add(self, site: Site, x: Tensor, y: Tensor) -> None:
+        parts, rank = self._parts.lora(self._group, site), self._group.rank
+        if not parts:
+            return
+        if self._trained == {"B"}:
+            path = next(path for path in site.columns if path in self._group.targets)
+            z = self._shared.project(site, self._group.held.bases[path], x, y)
+            same = z[None, :, None, :].expand(1, -1, len(parts), -1)
+            expand(y, same, self._memory, self._segments, parts, rank)
+            return
+        s = shrink(x, self._memory, self._segments, parts, rank)
+        if self._trained == {"A", "B"}:
+            expand(y, s, self._memory, self._segments, parts, rank)
+            return
+        self._add_frozen_b(site, s, y)
+
+    def _add_frozen_b(self, site: Site, s: Tensor, y: Tensor) -> None:
+        # Rows of other groups' tokens hold whatever the memory held.
+        mine = (self._pages > 0)[:, None, None]
+        own = s.sum(0).masked_fill_(~mine, 0).to(y.dtype)
+        targeted = [path for path in site.columns if path in self._group.targets]
+        for index, path in enumerate(targeted):
+            columns = site.columns[path]
+            width = columns.stop - columns.start
+            bt = self._group.held.bases[path].bt[: self._group.rank, :width]
+            y[:, columns].addmm_(own[:, index], bt)

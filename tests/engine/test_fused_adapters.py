@@ -1,0 +1,145 @@
+"""Any company of adapters: the fused decoder, its steps flat or replayed, against the plain one."""
+
+import random
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+pytest.importorskip("triton", reason="triton is not installed")
+
+from server.adapters.matrices import need_of
+from server.adapters.residency import ResidentAdapters
+from server.adapters.sites import Riding
+from server.adapters.vera import Vera
+from server.bases.model import BaseModel
+from server.engine import attention
+from server.engine.blocks import BlockPool
+from server.engine.decoder import FusedDecoder
+from server.engine.forward import Forward, PlainForward
+from server.engine.fused_forward import FusedForward
+from server.engine.graphs import DecodeGraphs
+from server.engine.kv_cache import KVCache
+from server.engine.sequence import Chunk, Sequence
+from tests.adapters.made import one_of_each
+from tests.adapters.served import Served
+from tests.engine.driving import make_sequence, random_prompt
+from tests.models import VOCAB, tiny_model
+
+CUDA = torch.cuda.is_available()
+DEVICE = "cuda" if CUDA else "cpu"
+DTYPE = torch.bfloat16 if CUDA else torch.float32
+TOLERANCE = 6e-2 if CUDA else 1e-4
+MAX_ROWS = 24
+SEED = 7  # of the random matrices that most of them share
+
+
+class Side:
+    """One way to run the base, with adapters, cache and sequences of its own."""
+
+    def __init__(self, folder: Path, *, fused: bool, graphs: bool, rides: bool) -> None:
+        model = tiny_model("llama", dtype=DTYPE, hidden_size=64, head_dim=16)
+        torch.nn.Module.to(model, DEVICE)
+        base = BaseModel.of(model, "tiny", fingerprint="tiny")
+        served = Served(base, folder, slots=16, max_rank=16)
+        self.adapters: ResidentAdapters = served.adapters
+        refs = [served.publish(it, f"a{i}") for i, it in enumerate(one_of_each(base))]
+        kv = KVCache(base, memory_mb=4, block_tokens=8)
+        self.pool = BlockPool(kv.num_blocks, 8)
+        self.forward: Forward = PlainForward(base, self.adapters, kv)
+        if fused:
+            riding = self._riding(base) if rides else None
+            decoder = FusedDecoder(base, riding)
+            made = self._graphs(decoder, kv) if graphs else None
+            self.forward = FusedForward(decoder, self.adapters, kv, made)
+        else:
+            attention.register()
+            model.set_attn_implementation(attention.NAME)
+        self.slots = [0, *(served.acquire(ref) for ref in refs)]
+
+    def _riding(self, base: BaseModel) -> Riding:
+        held = self.adapters.hold(Vera().basis(SEED), need_of(Vera(), base, base.targets, 16))
+        return Riding(Vera().basis(SEED), next(iter(held.bases.values())).a)
+
+    def _graphs(self, decoder: FusedDecoder, kv: KVCache) -> DecodeGraphs:
+        return DecodeGraphs(
+            decoder, kv, self.adapters.memory, max_rows=MAX_ROWS, max_context=256
+        )
+
+    @torch.inference_mode()
+    def step(self, sequences: list[Sequence], lengths: list[int]) -> Tensor:
+        """Logits of the sequences whose chunk completes them, in their order."""
+        chunks = [Chunk(it, n) for it, n in zip(sequences, lengths, strict=True)]
+        for chunk in chunks:
+            assert self.pool.grow(chunk.sequence, chunk.sequence.num_computed + chunk.length)
+        last = torch.zeros(0, dtype=torch.int64, device=DEVICE)
+        wanted, logits = self.forward.step(chunks, last)
+        order = {id(it): row for row, it in enumerate(wanted.sampled)}
+        rows = [order[id(it)] for it in sequences if id(it) in order]
+        for chunk in chunks:
+            chunk.sequence.num_computed += chunk.length
+        return logits[rows].float().cpu()
+
+
+@pytest.fixture(params=["flat", "riding", "replayed"] if CUDA else ["flat", "riding"])
+def sides(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[Side, Side]]:
+    plain = Side(tmp_path / "plain", fused=False, graphs=False, rides=False)
+    fused = Side(
+        tmp_path / "fused",
+        fused=True,
+        graphs=request.param == "replayed",
+        rides=request.param != "flat",
+    )
+    yield plain, fused
+    plain.adapters.close()
+    fused.adapters.close()
+
+
+def companies(rng: random.Random, kinds: int) -> list[list[int]]:
+    """Adapters of a step's rows, by number: 0 is the base."""
+    rows = MAX_ROWS - 1 if CUDA else 5
+    return [
+        [0] * 3,
+        [1] * rows,
+        [rng.choice([1, 2, 3]) for _ in range(rows)],
+        [7, 0, 9, 9, 1],
+        [rng.randrange(kinds) for _ in range(rows)],
+        list(range(min(kinds, rows))),
+    ]
+
+
+def test_logits_equal_the_plain_forward_s(sides: tuple[Side, Side]) -> None:
+    plain, fused = sides
+    rng = random.Random(1)
+    for company in companies(rng, len(plain.slots)):
+        prompts = [random_prompt(rng, rng.randint(1, 21), VOCAB) for _ in company]
+        pairs = [
+            [
+                make_sequence(i, prompt, slot=side.slots[kind])
+                for i, (prompt, kind) in enumerate(zip(prompts, company, strict=True))
+            ]
+            for side in sides
+        ]
+        for step in range(4 if CUDA else 2):
+            remaining = [it.remaining for it in pairs[0]]
+            # First prompts in pieces beside single tokens, then decodes alone.
+            lengths = [rng.randint(1, n) if step == 0 else n for n in remaining]
+            logits = [
+                side.step(own, lengths) for side, own in zip(sides, pairs, strict=True)
+            ]
+            assert near(logits[1], logits[0]), (company, step)
+            for own in pairs:
+                for sequence in own:
+                    if not sequence.remaining:
+                        sequence.output.append((sequence.seq_id * 31 + step * 7) % VOCAB)
+        for side, own in zip(sides, pairs, strict=True):
+            for sequence in own:
+                side.pool.free(sequence)
+
+
+def near(got: Tensor, expected: Tensor) -> bool:
+    """Every row by itself: one lost delta must not hide in the size of the others."""
+    off = (got - expected).norm(dim=1) / expected.norm(dim=1)
+    return got.shape == expected.shape and bool((off < TOLERANCE).all())
