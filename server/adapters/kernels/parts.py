@@ -18,9 +18,20 @@ class Part(Protocol):
     def out_features(self) -> int: ...
 
 
+# On the host, where triton's own two of these cost microseconds a call.
+def cdiv(count: int, each: int) -> int:
+    """How many `each` hold `count`."""
+    return -(-count // each)
+
+
+def power_of_two(count: int) -> int:
+    """The smallest that is not below `count`, which is at least 1."""
+    return 1 << (count - 1).bit_length()
+
+
 def tiles_over(parts: Iterable[Part], columns: int) -> int:
     """How many tiles of `columns` columns cover all parts, none of them shared by two."""
-    return sum(triton.cdiv(part.out_features, columns) for part in parts)
+    return sum(cdiv(part.out_features, columns) for part in parts)
 
 
 @triton.jit

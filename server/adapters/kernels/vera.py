@@ -20,7 +20,7 @@ import triton.language as tl
 from torch import Tensor
 from torch.nn.functional import silu
 
-from server.adapters.kernels.parts import part_of, tiles_over
+from server.adapters.kernels.parts import cdiv, part_of, power_of_two, tiles_over
 from server.adapters.layouts import PAGE
 
 
@@ -53,9 +53,9 @@ def tiles_for(tokens: int, columns: int, rank: int, products: int = 1) -> Tiles:
     Args:
         products: how many accumulators a program holds.
     """
-    ranks = min(max(triton.next_power_of_2(rank), 16), 64)
+    ranks = min(max(power_of_two(rank), 16), 64)
     if tokens <= _ONE_TILE:
-        rows = max(triton.next_power_of_2(tokens), 16)
+        rows = max(power_of_two(tokens), 16)
         # Five stages ask for all of rank 256 at once; two programs still share a multiprocessor.
         stages = 5 if products == 1 else 3
         return Tiles(rows, 32 if columns <= 8192 else 64, ranks, warps=4, stages=stages)
@@ -91,12 +91,12 @@ def add_vera(
     if tokens == 0:
         return
     tiles = tiles or tiles_for(tokens, sum(part.out_features for part in parts), rank)
-    grid = (tiles_over(parts, tiles.columns), triton.cdiv(tokens, tiles.tokens))
+    grid = (tiles_over(parts, tiles.columns), cdiv(tokens, tiles.tokens))
     _add_vera[grid](
         y, z, bt, memory, pages, tuple(map(tuple, parts)), tokens, rank,
         y.stride(0), z.stride(0), bt.stride(0), PAGE_ENTRIES=PAGE,
         BLOCK_M=tiles.tokens, BLOCK_N=tiles.columns, BLOCK_K=tiles.ranks,
-        RANK_STEPS=triton.cdiv(rank, tiles.ranks),
+        RANK_STEPS=cdiv(rank, tiles.ranks),
         num_warps=tiles.warps, num_stages=tiles.stages,
     )  # fmt: skip
 
@@ -129,13 +129,13 @@ def gate_vera(
         return act
     tiles = tiles or tiles_for(tokens, 2 * width, rank, products=2)
     gate, up = gate_part or VeraPart(0, 0, 0, 0), up_part or VeraPart(0, 0, 0, 0)
-    grid = (triton.cdiv(width, tiles.columns), triton.cdiv(tokens, tiles.tokens))
+    grid = (cdiv(width, tiles.columns), cdiv(tokens, tiles.tokens))
     _gate_vera[grid](
         act, gate_up, z, bt, memory, pages, gate.d_at, gate.b_at, up.d_at, up.b_at,
         tokens, width, rank, gate_up.stride(0), z.stride(0), bt.stride(0),
         GATE=gate_part is not None, UP=up_part is not None, PAGE_ENTRIES=PAGE,
         BLOCK_M=tiles.tokens, BLOCK_N=tiles.columns, BLOCK_K=tiles.ranks,
-        RANK_STEPS=triton.cdiv(rank, tiles.ranks),
+        RANK_STEPS=cdiv(rank, tiles.ranks),
         num_warps=tiles.warps, num_stages=tiles.stages,
     )  # fmt: skip
     return act
