@@ -1,5 +1,6 @@
 """The HTTP application: routes, what every request passes, and which error is which status."""
 
+import errno
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -35,6 +36,7 @@ from server.errors import (
     Conflict,
     ContextLengthExceeded,
     DeadlineExceeded,
+    FileDamaged,
     InvalidAdapter,
     InvalidDataset,
     InvalidRequest,
@@ -74,15 +76,19 @@ _KINDS: Mapping[type[Exception], _Kind] = {
     AdapterNotFound: _Kind(404, "model_not_found"),
     InvalidName: _Kind(400, "invalid_value"),
     InvalidCheckpoint: _Kind(400, "invalid_adapter"),
+    FileDamaged: _Kind(500, "file_damaged", "server_error", hopeless=True),
     UnsupportedModel: _Kind(500, "unsupported_model", "server_error", hopeless=True),
     AdapterCorrupt: _Kind(500, "adapter_corrupt", "server_error", hopeless=True),
 }
 
+_DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 _HTTP_CODES = {404: "unknown_url", 405: "method_not_allowed"}
 
 
 def describe(error: Exception) -> Failure:
     """How an error is told over HTTP. What is unknown here stays unsaid: it may hold internals."""
+    if isinstance(error, OSError) and error.errno in _DISK_FULL:
+        error = Unavailable("the server's disk is full: nothing was kept; try again later")
     kind = next((_KINDS[kind] for kind in type(error).__mro__ if kind in _KINDS), None)
     if kind is None:
         return Failure(

@@ -17,6 +17,7 @@ from server.api.deps import CurrentOwner, GivenParts
 from server.api.job_documents import event_document, page_document
 from server.api.seams import Parts
 from server.api.sse import DONE, EventStream, event
+from server.errors import Unavailable
 from server.jobs.job import Event, Job
 
 router = APIRouter(prefix="/v1/fine_tuning/jobs", tags=["fine-tuning"])
@@ -67,8 +68,12 @@ async def _follow(
         if polls % _POLLS_PER_HEARTBEAT == 0:
             yield b": still there\n\n"
         await asyncio.sleep(_POLL_S)
-        job = await run_in_threadpool(parts.jobs.get, job.owner, job.id)
-        news = await run_in_threadpool(_unseen, parts, job, seen)
+        try:
+            now = await run_in_threadpool(parts.jobs.get, job.owner, job.id)
+            news = await run_in_threadpool(_unseen, parts, job, seen)
+            job = now
+        except Unavailable:  # it may come back while the client listens
+            news = []
     yield DONE
 
 

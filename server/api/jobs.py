@@ -151,16 +151,14 @@ def _valid_lines(parts: Parts, owner: str, body: JobRequest) -> Dataset | None:
 
 
 def _lines(parts: Parts, owner: str, file_id: str, param: str, min_examples: int) -> Dataset:
-    try:
-        path = parts.files.path(owner, file_id)
-    except NotFound as error:
-        raise InvalidRequest(f"{param}: {error}", param=param) from error
-
     def also(good: Dataset) -> Sequence[LineProblem]:
         return parts.appraiser.problems(good, param)
 
-    with path.open("rb") as lines:
-        return validate(lines, min_examples=min_examples, param=param, also=also)
+    try:
+        with parts.files.verified(owner, file_id) as lines:
+            return validate(lines, min_examples=min_examples, param=param, also=also)
+    except NotFound as error:
+        raise InvalidRequest(f"{param}: {error}", param=param) from error
 
 
 def _dry_run(

@@ -9,6 +9,8 @@ import os
 import secrets
 import time
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Literal
@@ -17,7 +19,7 @@ from sqlalchemy import or_, select
 
 from server.db.session import Database, ensure_owner
 from server.db.tables import FileRow, JobRow
-from server.errors import Conflict, InvalidRequest, NotFound, RequestTooLarge
+from server.errors import Conflict, FileDamaged, InvalidRequest, NotFound, RequestTooLarge
 from server.jobs import rows
 from server.jobs.job import UNFINISHED
 from server.jobs.rows import Page
@@ -136,6 +138,29 @@ class Files:
     def path(self, owner: str, file_id: str) -> Path:
         """Where the bytes lie. Raises NotFound."""
         return self._folder / self.get(owner, file_id).id
+
+    @contextmanager
+    def verified(self, owner: str, file_id: str) -> Iterator[BinaryIO]:
+        """The bytes, which are read once to see that they are those of the upload.
+
+        Raises:
+            NotFound: there is none.
+            FileDamaged: they are not.
+        """
+        found = self.get(owner, file_id)
+        remedy = f"file {file_id} on the server's disk %s: upload it again"
+        try:
+            source = (self._folder / found.id).open("rb")
+        except FileNotFoundError as error:
+            raise FileDamaged(remedy % "is gone") from error
+        with source:
+            if hashlib.file_digest(source, "sha256").hexdigest() != found.sha256:
+                size = os.fstat(source.fileno()).st_size
+                raise FileDamaged(
+                    remedy % f"is damaged ({size} bytes, {found.bytes} were uploaded)"
+                )
+            source.seek(0)
+            yield source
 
     def delete(self, owner: str, file_id: str) -> None:
         """Forget a file.

@@ -14,7 +14,8 @@ class Desk:
 
     `served_name` is the id under which users ask for the base. `folder` holds one folder of
     checkpoints per job. `max_rank` is the largest that the server serves. A job whose worker has
-    not been heard of for `lease_s` seconds is another's.
+    not been heard of for `lease_s` seconds is another's. An adapter that the disk has no room for
+    waits for `patience_s` seconds.
     """
 
     queue: JobQueue
@@ -25,3 +26,4 @@ class Desk:
     max_rank: int = 1024
     lease_s: float = 30
     checkpoint_every_s: float = 20
+    patience_s: float = 600

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from torch import Tensor
 
+from adapters_store.errors import AdapterCorrupt, AdapterNotFound
 from adapters_store.manifest import AdapterRef, Manifest
 from adapters_store.store import AdapterStore
 
@@ -52,10 +53,16 @@ def publish_once(
 def _find(
     store: AdapterStore, owner: str, name: str, job: str, step: str | None
 ) -> AdapterRef | None:
-    """The version that `job` published at `step`; the newest are looked at first."""
+    """The version that `job` published at `step`; the newest are looked at first.
+
+    A damaged one counts for none: if it is the job's own, it is published once more.
+    """
     for version in reversed(store.versions(owner, name)):
         ref = AdapterRef(owner, name, version)
-        told = store.open(ref).manifest.provenance
+        try:
+            told = store.open(ref).manifest.provenance
+        except (AdapterCorrupt, AdapterNotFound):  # or deleted since
+            continue
         if (told.get(JOB), told.get(STEP)) == (job, step):
             return ref
     return None

@@ -14,6 +14,7 @@ from server.jobs.job import Figures
 
 COLUMNS = ("step", "train_loss", "train_accuracy", "valid_loss", "valid_mean_token_accuracy")
 _NAMES: Mapping[str, str] = {"train_accuracy": "train_mean_token_accuracy"}
+_CUT = ".cut"
 
 
 class Results:
@@ -39,7 +40,7 @@ class Results:
     def cut(self, last_step: int) -> None:
         """Forget what comes after a step: the run goes on from there."""
         kept = [row for step, row in self._rows().items() if step <= last_step]
-        aside = self._path.with_suffix(".cut")
+        aside = self._path.with_suffix(_CUT)
         aside.parent.mkdir(parents=True, exist_ok=True)
         with aside.open("w", newline="") as file:
             csv.writer(file, lineterminator="\n").writerows(kept)
@@ -54,8 +55,9 @@ class Results:
         return text.getvalue().encode()
 
     def clear(self) -> None:
-        """Remove the file."""
+        """Remove the file, and what a killed `cut` left."""
         self._path.unlink(missing_ok=True)
+        self._path.with_suffix(_CUT).unlink(missing_ok=True)
 
     def _rows(self) -> dict[int, list[str]]:
         """By step; a worker that was taken over may have noted some twice, or half of a line."""
