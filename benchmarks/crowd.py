@@ -28,6 +28,7 @@ from server.bases.seeded import Basis
 
 OWNER: Final = "default"
 MAX_RANK: Final = 256
+SEED: Final = 0  # of the random matrices
 _SPREAD = 0.02  # of what is drawn, in units of the method's own; small, so that nothing overflows
 _CONTENT_BYTES = 2**29  # of distinct contents of one kind, and at least two of them
 _MOST_CONTENTS = 24
@@ -65,7 +66,7 @@ class Kind:
         return Layouts(base, MAX_RANK).of(self.how, self.rank, self.paths(base)).row_bytes
 
     def manifest(self, base: BaseModel) -> Manifest:
-        basis = self.how.basis(seed=0)
+        basis = self.how.basis(SEED)
         seeded = basis.spec != NO_BASIS
         return Manifest(
             method=self.method,

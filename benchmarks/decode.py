@@ -22,12 +22,13 @@ from typing import Final
 from adapters_store.store import AdapterStore
 from benchmarks import crowd
 from benchmarks.crowd import ASYMMETRIC, LORA, RANDLORA, VERA, VERA_QV, Kind
-from benchmarks.engine import BLOCK_TOKENS, Engine
+from benchmarks.engine import Engine
 from benchmarks.report import origin, table
 from benchmarks.roofline import Chip, measured_chip, step_work
 from benchmarks.shapes import SHAPES, base_of
 
 CONTEXT: Final = 256
+WARMING: Final = 3  # steps of each side that are not timed
 MAIN: Final = (VERA_QV, VERA, LORA)
 EXTRA: Final = (ASYMMETRIC, RANDLORA)
 BARS_MS: Final = {("8b", 64): 7.0, ("1b", 64): 1.7}
@@ -98,7 +99,7 @@ class Turns:
         found: Times = {side: [] for side in sides}
         for number in range(rounds + 1):
             for side in sides:
-                took = self._time(side, self._steps if number else 3)
+                took = self._time(side, self._steps if number else WARMING)
                 if number:
                     found[side].append(took)
         return found
@@ -167,7 +168,8 @@ def measure(options: argparse.Namespace, folder: Path) -> None:
     refs = {kind: crowd.publish(store, base, kind, count) for kind, count in counts.items()}
     published = time.perf_counter()
     adapters = crowd.residents(base, store, list(counts.items()))
-    engine = Engine.of(base, adapters, most * (CONTEXT + options.steps + 2 * BLOCK_TOKENS))
+    context = CONTEXT + max(options.steps, WARMING) + 1
+    engine = Engine.of(base, adapters, rows=most, context=context, plain=options.plain)
     slots: Slots = {(VERA, 0): crowd.acquire(adapters, refs[VERA][:1])[0]}
     turns = Turns(engine, slots, options.steps)
     alone = Side(VERA.label, "one", ((VERA, 0),) * extra_rows)
@@ -188,7 +190,8 @@ def measure(options: argparse.Namespace, folder: Path) -> None:
         lines += report(engine, chip, options.shape, by_rows[rows])
     adapters.close()
     print(origin())
-    print(f"\n{options.shape}, {base.dtype}, {CONTEXT} tokens of context; {chip.about()}")
+    how = "the plain path, " if options.plain else ""
+    print(f"\n{options.shape}, {how}{base.dtype}, {CONTEXT} tokens of context; {chip.about()}")
     print(
         f"engine started in {engine.start_s:.1f} s; {sum(counts.values()):,} adapters published in "
         f"{published - start:.1f} s, in their slots in {loaded - loading:.1f} s\n"
@@ -207,6 +210,7 @@ def main() -> None:
     parser.add_argument("--resident", type=int, default=2000, help="VeRA adapters in memory")
     parser.add_argument("--steps", type=int, default=20, help="timed at once")
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--plain", action="store_true", help="without kernels and graphs")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=crowd.scratch()) as folder:
         measure(options, Path(folder))

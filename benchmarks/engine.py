@@ -10,9 +10,11 @@ from dataclasses import dataclass
 
 import torch
 
+from benchmarks.crowd import MAX_RANK, SEED
 from benchmarks.roofline import synchronize
 from server.adapters.residency import ResidentAdapters
 from server.bases.model import BaseModel
+from server.engine.fast import fast_forward
 from server.engine.flight import Flight
 from server.engine.kv_cache import KVCache
 from server.engine.runner import Runner
@@ -42,13 +44,38 @@ class Engine:
     start_s: float
 
     @classmethod
-    def of(cls, base: BaseModel, adapters: ResidentAdapters | None, kv_tokens: int) -> "Engine":
-        """With room for `kv_tokens` tokens in whole blocks."""
+    def of(
+        cls,
+        base: BaseModel,
+        adapters: ResidentAdapters,
+        *,
+        rows: int,
+        context: int,
+        plain: bool = False,
+    ) -> "Engine":
+        """For batches of `rows` sequences of `context` tokens.
+
+        As the server makes one: with kernels and graphs where they apply, unless `plain`.
+        """
         token_bytes = 2 * base.num_layers * base.num_kv_heads * base.head_dim * base.dtype.itemsize
-        memory_mb = (kv_tokens + 16 * BLOCK_TOKENS) * token_bytes // _MIB + 1
+        blocks = rows * -(-context // BLOCK_TOKENS) + 16
+        memory_mb = blocks * BLOCK_TOKENS * token_bytes // _MIB + 1
         kv = KVCache(base, memory_mb=memory_mb, block_tokens=BLOCK_TOKENS)
         start = time.perf_counter()
-        runner = Runner(base, adapters, kv)
+        fast = None
+        if not plain:
+            fast = fast_forward(
+                base,
+                adapters,
+                kv,
+                max_rows=rows,
+                max_context=base.max_context,  # as in a server: tables are as wide
+                max_rank=MAX_RANK,
+                seed=SEED,
+            )
+        runner = Runner(base, adapters, kv, None if fast is None else fast.forward)
+        if fast is not None:
+            fast.capture(lambda done, of: None)
         synchronize(base.device)
         took = time.perf_counter() - start
         for layer in kv.layers:
@@ -66,7 +93,7 @@ class Engine:
         prompts = torch.randint(self.base.vocab_size, shape, generator=generator).tolist()
         each = -(-(prompt_tokens + more_tokens) // BLOCK_TOKENS)
         if each * len(slots) > self.kv.num_blocks:
-            raise ValueError(f"no blocks for {len(slots)} sequences: raise kv_tokens")
+            raise ValueError(f"no blocks for {len(slots)} sequences: make the engine for more")
         return [
             Sequence(
                 number,

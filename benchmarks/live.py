@@ -98,7 +98,7 @@ def serving(
     step_tokens: int = 2048,
 ) -> Iterator[Live]:
     """A loop of at most `rows` answers of `context` tokens each, prompts included."""
-    engine = Engine.of(base, adapters, rows * (context + BLOCK_TOKENS))
+    engine = Engine.of(base, adapters, rows=rows, context=context)
     loop = ServingLoop(
         engine.runner,
         adapters,

@@ -15,7 +15,7 @@ from transformers import LogitsProcessor, LogitsProcessorList
 
 from adapters_store.manifest import AdapterRef, Manifest
 from benchmarks.stack import B_SPREAD
-from server.bases.model import load_base
+from server.bases.model import BaseModel
 
 
 class _FirstToken(LogitsProcessor):
@@ -31,12 +31,9 @@ class _FirstToken(LogitsProcessor):
 
 
 class PeftSide:
-    """A PEFT model with one VeRA adapter for each ref, of the same rank and targets."""
+    """A PEFT model, made of `base`, with one VeRA adapter for each ref, of one rank and targets."""
 
-    def __init__(
-        self, source: str, device: str, manifest: Manifest, refs: Sequence[AdapterRef]
-    ) -> None:
-        base = load_base(source, device=device, dtype="auto")
+    def __init__(self, base: BaseModel, manifest: Manifest, refs: Sequence[AdapterRef]) -> None:
         self.vocab_size = base.vocab_size
         config = VeraConfig(
             r=manifest.rank,
@@ -52,7 +49,7 @@ class PeftSide:
                 if "vera_lambda_b" in name:
                     parameter.normal_(std=B_SPREAD)
         self.model.eval()
-        self._device = device
+        self._device = base.device
 
     def serve(
         self,

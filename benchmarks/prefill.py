@@ -18,7 +18,7 @@ from typing import Final
 from adapters_store.store import AdapterStore
 from benchmarks import crowd
 from benchmarks.crowd import LORA, VERA, Kind
-from benchmarks.engine import BLOCK_TOKENS, Engine, seconds
+from benchmarks.engine import Engine, seconds
 from benchmarks.report import origin, table
 from benchmarks.roofline import measured_chip, step_work
 from benchmarks.shapes import SHAPES, base_of
@@ -66,7 +66,7 @@ def measure(options: argparse.Namespace, folder: Path) -> None:
     store = AdapterStore(folder)
     refs = {kind: crowd.publish(store, base, kind, count) for kind in kinds}
     adapters = crowd.residents(base, store, [(kind, count) for kind in kinds])
-    engine = Engine.of(base, adapters, count * (tokens + 2 * BLOCK_TOKENS))
+    engine = Engine.of(base, adapters, rows=count, context=tokens + 1)
     slots: dict[Kind | None, list[int]] = {None: [0] * count}
     slots |= {kind: crowd.acquire(adapters, refs[kind]) for kind in kinds}
     sides: list[Side] = [(step, kind) for step in options.step_tokens for kind in slots]

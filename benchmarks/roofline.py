@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from benchmarks.crowd import Kind
+from benchmarks.crowd import SEED, Kind
 from server.adapters.basis_id import BasisId
 from server.adapters.matrices import BasisSource, need_of
 from server.bases.model import BaseModel
@@ -97,7 +97,7 @@ def step_work(
     vectors = sum(kind.entries(base) for kind, _ in set(adapters))
     bases: Counter[BasisId] = Counter()
     for kind in by_kind:
-        basis = kind.how.basis(0)
+        basis = kind.how.basis(SEED)
         need = need_of(kind.how, base, kind.paths(base), kind.rank)
         bases[basis] = max(bases[basis], source.bytes_of(basis, need))
     return Work(

@@ -19,6 +19,7 @@ from adapters_store.manifest import AdapterRef
 from benchmarks.peft_side import PeftSide
 from benchmarks.report import origin, table
 from benchmarks.stack import RandomAdapters, Stack, running_stack, settings_for
+from server.bases.model import load_base
 from server.engine.sequence import SamplingParams
 from server.scheduler.request import Delta, Generation
 
@@ -137,7 +138,7 @@ def measure(options: argparse.Namespace, folder: str) -> tuple[str, list[tuple[o
             rows += rows_of("Verandah", count, rounds_of(served, options.rounds))
     if options.peft_rounds:
         torch.set_num_threads(torchs_threads)  # as a user of PEFT would find them
-        peft = PeftSide(options.model, options.device, adapters.manifest, refs)
+        peft = PeftSide(load_base(options.model, device=options.device), adapters.manifest, refs)
         for count in options.concurrency:
             served = partial(serve_peft, peft, options.answer_tokens, refs[:count])
             rows += rows_of("PEFT", count, rounds_of(served, options.peft_rounds))
