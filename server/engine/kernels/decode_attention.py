@@ -16,10 +16,13 @@ from torch import Tensor
 _PROGRAMS: Final = 264
 # A program of fewer keys spends more on its start and on the reduction than on them.
 _FEWEST_KEYS: Final = 128
-# One program reads some 40 KB a microsecond: beyond these keys its row would hold up the others.
-_MOST_KEYS: Final = 4096
+# One program reads some tens of KB a microsecond: where tables hold more keys than these, a long row
+# would hold up the others, and that costs more than a reduction for all.
+_MOST_KEYS: Final = 8192
 # ... but programs of short rows in a batch with long tables start in vain: at most so many.
 _MOST_PROGRAMS: Final = 2048
+# The reduction holds all parts of a head at once.
+_MOST_SPLITS: Final = 64
 # Of a tile of keys, so that five programs with all their stages fit a multiprocessor.
 _TILE_BYTES: Final = 8192
 _FEWEST_TILE_KEYS: Final = 16
@@ -95,7 +98,7 @@ def split_count(programs: int, most_keys: int) -> int:
     programs = max(programs, 1)
     fills = min(_PROGRAMS // programs, math.ceil(most_keys / _FEWEST_KEYS))
     balances = min(_MOST_PROGRAMS // programs, math.ceil(most_keys / _MOST_KEYS))
-    return max(fills, balances, 1)
+    return min(max(fills, balances, 1), _MOST_SPLITS)
 
 
 def reference_decode_attention(

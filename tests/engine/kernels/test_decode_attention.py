@@ -23,19 +23,23 @@ BLOCK_TOKENS = 16
 
 
 def memory_of(
-    contexts: list[int], kv_heads: int, head_dim: int, dtype: torch.dtype
+    contexts: list[int],
+    kv_heads: int,
+    head_dim: int,
+    dtype: torch.dtype,
+    block_tokens: int = BLOCK_TOKENS,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Keys, values, shuffled block tables and contexts; what no row may read is nan."""
     generator = torch.Generator().manual_seed(len(contexts))
-    width = max(1, *(-(-it // BLOCK_TOKENS) for it in contexts))
+    width = max(1, *(-(-it // block_tokens) for it in contexts))
     blocks = len(contexts) * width + 3
     tables = torch.randperm(blocks, generator=generator)[:-3].view(len(contexts), width)
-    shape = (kv_heads, blocks, BLOCK_TOKENS, head_dim)
+    shape = (kv_heads, blocks, block_tokens, head_dim)
     memory = noise(2, *shape, dtype=dtype, seed=7)
-    written = torch.zeros(blocks, BLOCK_TOKENS, dtype=torch.bool)
+    written = torch.zeros(blocks, block_tokens, dtype=torch.bool)
     for table, context in zip(tables, contexts, strict=True):
         at = torch.arange(context)
-        written[table[at // BLOCK_TOKENS], at % BLOCK_TOKENS] = True
+        written[table[at // block_tokens], at % block_tokens] = True
     memory.masked_fill_(~written.to(DEVICE)[:, :, None], torch.nan)
     lens = torch.tensor(contexts, dtype=torch.int32, device=DEVICE)
     return memory[0], memory[1], tables.int().to(DEVICE), lens
@@ -76,6 +80,13 @@ def test_splitting_changes_nothing(
     assert_near(found, reference_decode_attention(q, keys, values, tables, lens, 0.125, window))
 
 
+def test_blocks_have_any_length() -> None:
+    keys, values, tables, lens = memory_of([40, 0, 3], 2, 16, torch.float32, block_tokens=3)
+    q = noise(3, 4 * 16, dtype=torch.float32)
+    found = decode_attention(q, keys, values, tables, lens, 0.25)
+    assert_near(found, reference_decode_attention(q, keys, values, tables, lens, 0.25))
+
+
 def test_the_reference_is_attention() -> None:
     keys, values, tables, lens = memory_of([32], 2, 64, torch.float32)
     q = noise(1, 6 * 64, dtype=torch.float32)
@@ -99,9 +110,10 @@ def test_large_scores_do_not_overflow() -> None:
         (8, 256, 2),  # one row, few keys
         (8, 8192, 33),
         (64, 2048, 4),
-        (512, 2048, 1),  # 64 rows fill the device
-        (512, 16384, 4),  # ... and a long one among them is shared
+        (512, 8192, 1),  # 64 rows fill the device
+        (512, 32768, 4),  # ... but a long one among them is shared
         (2048, 131072, 1),
+        (1, 131072, 64),
         (0, 16, 1),
     ],
 )
