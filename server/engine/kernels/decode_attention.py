@@ -16,8 +16,8 @@ from torch import Tensor
 _PROGRAMS: Final = 264
 # A program of fewer keys spends more on its start and on the reduction than on them.
 _FEWEST_KEYS: Final = 128
-# One program reads some tens of KB a microsecond: where tables hold more keys than these, a long row
-# would hold up the others, and that costs more than a reduction for all.
+# One program reads some tens of KB a microsecond: where tables hold more keys than these, waiting
+# for a long row costs more than a reduction for all.
 _MOST_KEYS: Final = 8192
 # ... but programs of short rows in a batch with long tables start in vain: at most so many.
 _MOST_PROGRAMS: Final = 2048
