@@ -20,7 +20,8 @@ TOKENS_EACH: Final = 16  # the fewest rows that a product of tensor cores has
 class Segments:
     """`table`, int32 [capacity, 1 + 16]: a page, then its tokens' rows; -1 is none.
 
-    Rows stand from the left. The page of an unused segment is 0, which is no adapter's.
+    Rows stand from the left. The page of an unused segment is 0, which is no adapter's. A captured
+    graph reads the same tensor in every step: another `segment_table` is copied into it.
     """
 
     table: Tensor
@@ -35,10 +36,6 @@ class Segments:
     @property
     def capacity(self) -> int:
         return len(self.table)
-
-    def refill(self, pages: Sequence[int] | NDArray[np.int64]) -> None:
-        """Other tokens in the same tensor, which a captured graph reads."""
-        self.table.copy_(torch.from_numpy(segment_table(pages, self.capacity)), non_blocking=True)
 
 
 def capacity_for(tokens: int, adapters: int) -> int:

@@ -33,11 +33,8 @@ def test_too_many_segments_are_refused() -> None:
         segment_table([7] * 17, 1)
 
 
-def test_other_tokens_take_the_same_tensor() -> None:
+def test_a_batch_as_a_tensor() -> None:
     segments = Segments.of([3, 0, 3, 9], 4, "cpu")
-    before = segments.table
-    segments.refill([0, 2])
-    assert segments.table is before
-    assert torch.equal(before[:, 0], torch.tensor([2, 0, 0, 0], dtype=torch.int32))
-    assert before[0, 1:3].tolist() == [1, -1]
     assert segments.capacity == 4
+    assert torch.equal(segments.table[:, 0], torch.tensor([3, 9, 0, 0], dtype=torch.int32))
+    assert segments.table[:2, 1:4].tolist() == [[0, 2, -1], [3, -1, -1]]
