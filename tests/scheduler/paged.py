@@ -21,7 +21,10 @@ def next_token(context: Seq[int]) -> int:
 
 @dataclass
 class PagedFake:
-    """Launches are checked: blocks are there, pending tokens come from the launch just before."""
+    """Launches are checked: blocks are there, pending tokens come from the launch just before.
+
+    A step that fails has written nonsense.
+    """
 
     ahead: int
     block_tokens: int
@@ -34,11 +37,13 @@ class PagedFake:
     def launch(self, chunks: Seq[Chunk]) -> FakeFlight:
         number = self.launches
         self.launches += 1
-        if number in self.fails_at_launch:
-            raise RuntimeError("no room for a kernel")
+        failure = RuntimeError("a kernel failed")
+        spoilt = number in self.fails_at_launch | self.fails_in_air
         assert len({chunk.sequence for chunk in chunks}) == len(chunks) > 0
         for chunk in chunks:
-            self._write(chunk)
+            self._write(chunk, spoilt)
+        if number in self.fails_at_launch:
+            raise failure
         told, sampled = [], []
         for chunk in chunks:
             sequence, completes = chunk.sequence, chunk.completes
@@ -49,10 +54,9 @@ class PagedFake:
         self.last = [it.token_id for it in told if it.token_id is not None]
         for source, sequence in enumerate(sampled):
             sequence.pending, sequence.source = sequence.pending + 1, source
-        failure = RuntimeError("a kernel failed") if number in self.fails_in_air else None
-        return FakeFlight(told, sampled, failure)
+        return FakeFlight(told, sampled, failure if spoilt else None)
 
-    def _write(self, chunk: Chunk) -> None:
+    def _write(self, chunk: Chunk, spoilt: bool) -> None:
         sequence = chunk.sequence
         start, stop = sequence.num_computed, sequence.num_computed + chunk.length
         assert 0 < chunk.length <= sequence.remaining
@@ -63,7 +67,7 @@ class PagedFake:
             assert sequence.pending <= self.ahead
             tokens[-1] = self.last[sequence.source]
         for position, token in zip(range(start, stop), tokens, strict=True):
-            self.memory[self._place(sequence, position)] = token
+            self.memory[self._place(sequence, position)] = VOCAB if spoilt else token
 
     def _read(self, sequence: Sequence) -> int:
         places = (self._place(sequence, position) for position in range(sequence.num_computed))
