@@ -16,6 +16,13 @@ from transformers import PreTrainedTokenizerBase
 _REPLACEMENT = "\ufffd"
 _CONTEXT_TOKENS = 4  # enough for every decoder's look-back: leading spaces, joined word pieces
 _MAX_HELD_TOKENS = 8  # an unfinished character ends within 3 tokens; beyond that it is rubbish
+_SPACE = "\u2581"  # stands for a space in pieces of words, as SentencePiece writes them
+_PIECE_STEPS = [
+    {"type": "Replace", "pattern": {"String": _SPACE}, "content": " "},
+    {"type": "ByteFallback"},
+    {"type": "Fuse"},
+]
+_STRIP_FIRST = {"type": "Strip", "content": " ", "start": 1, "stop": 0}
 _BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 
 
@@ -28,21 +35,21 @@ def _byte_level_alphabet() -> Mapping[str, int]:
     return {chr(byte): byte for byte in printable} | shifted
 
 
-def _decoder_steps(tokenizer: PreTrainedTokenizerBase) -> tuple[str, ...]:
-    """The names of the tokenizer's decoding steps, such as ("Replace", "ByteFallback", "Fuse")."""
+def _decoder_steps(tokenizer: PreTrainedTokenizerBase) -> list[dict[str, object]]:
+    """The tokenizer's decoding steps, such as Replace, ByteFallback and Fuse, as it states them."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None or backend.decoder is None:
-        return ()
-    return tuple(_step_names(json.loads(backend.decoder.__getstate__())))
+        return []
+    return list(_flat_steps(json.loads(backend.decoder.__getstate__())))
 
 
-def _step_names(state: dict[str, object]) -> Iterator[str]:
+def _flat_steps(state: dict[str, object]) -> Iterator[dict[str, object]]:
     children = state.get("decoders")
     if not isinstance(children, list):
-        yield str(state["type"])
+        yield state
         return
     for child in children:
-        yield from _step_names(child)
+        yield from _flat_steps(child)
 
 
 class Vocabulary:
@@ -51,12 +58,21 @@ class Vocabulary:
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         self._tokenizer = tokenizer
         steps = _decoder_steps(tokenizer)
-        self.byte_level = steps == ("ByteLevel",)
-        self._byte_fallback = "ByteFallback" in steps
+        names = [step["type"] for step in steps]
+        self.byte_level = names == ["ByteLevel"]
+        self._byte_fallback = "ByteFallback" in names
+        self._pieces = steps in (_PIECE_STEPS, [*_PIECE_STEPS, _STRIP_FIRST])
+        self.drops_first_space = self._pieces and steps[-1] == _STRIP_FIRST
         self._bytes: dict[int, bytes | None] = {}
+        self._texts: dict[int, str | None] = {}
         self.special_ids = frozenset(tokenizer.all_special_ids) | {
             token_id for token_id, token in tokenizer.added_tokens_decoder.items() if token.special
         }
+
+    @property
+    def needs_no_context(self) -> bool:
+        """True when the bytes of a text are those of its tokens joined, but for a first space."""
+        return self.byte_level or self._pieces
 
     def text(self, ids: list[int], *, skip_special: bool) -> str:
         """Decode a whole list."""
@@ -72,6 +88,16 @@ class Vocabulary:
             return None
         spelling = self._tokenizer.convert_ids_to_tokens(token_id)
         return spelling if isinstance(spelling, str) else None
+
+    def whole(self, token_id: int) -> str | None:
+        """The text of a token that stands for whole characters, the same wherever it is."""
+        if token_id not in self._texts:
+            raw = self.raw(token_id) if self.needs_no_context else None
+            try:
+                self._texts[token_id] = None if raw is None else raw.decode()
+            except UnicodeDecodeError:
+                self._texts[token_id] = None
+        return self._texts[token_id]
 
     def raw(self, token_id: int) -> bytes | None:
         """The bytes that the token stands for wherever it is; None if its text needs context.
@@ -92,7 +118,9 @@ class Vocabulary:
                 return bytes(alphabet[char] for char in token)
             return token.encode()  # an added token, spelt as it is
         match = _BYTE_TOKEN.fullmatch(token) if self._byte_fallback else None
-        return bytes.fromhex(match[1]) if match else None
+        if match:
+            return bytes.fromhex(match[1])
+        return token.replace(_SPACE, " ").encode() if self._pieces else None
 
 
 class IncrementalDecoder:
@@ -109,16 +137,23 @@ class IncrementalDecoder:
         self._window: list[int] = []  # the last tokens that need or give context
         self._shown: int | None = 0  # characters of the window already given; None: all of them
         self._held = 0
+        self._begun = False  # the bytes of a character, which is not yet whole
+        self._drops_space = vocabulary.drops_first_space
 
     def push(self, token_id: int) -> str:
         """Add a token; return the text that is now certain, often empty."""
         if token_id in self._skip:
             return ""
+        text = None if self._begun else self._vocabulary.whole(token_id)
+        if text is not None:
+            return self._without_first_space(text) if self._drops_space else text
         raw = self._vocabulary.raw(token_id)
         if raw is None:
             return self._utf8.decode(b"", final=True) + self._push_plain(token_id)
-        if not raw or self._vocabulary.byte_level:
-            return self._utf8.decode(raw)
+        if not raw or self._vocabulary.needs_no_context:
+            text = self._utf8.decode(raw)
+            self._begun = self._utf8.getstate()[0] != b""
+            return self._without_first_space(text) if self._drops_space else text
         held = self._take_held()
         self._window.append(token_id)
         self._shown = None
@@ -127,6 +162,10 @@ class IncrementalDecoder:
     def flush(self) -> str:
         """Return what is left at the end of the answer: a character cut short shows as U+FFFD."""
         return self._utf8.decode(b"", final=True) + self._take_held()
+
+    def _without_first_space(self, text: str) -> str:
+        self._drops_space = not text
+        return text.removeprefix(" ")
 
     def _push_plain(self, token_id: int) -> str:
         if self._shown is None:
