@@ -107,13 +107,14 @@ class Rig:
         assert self.slots.in_use == []
 
 
-def make_rig(rng: random.Random, ahead: int, **failures: frozenset[int]) -> Rig:
-    return Rig(
-        PagedFake(ahead, BLOCK, **failures),
-        rng.randint(10, 20),
-        rng.randint(5, 30),
-        rng.randint(1, 6),
-    )
+def make_rig(
+    rng: random.Random,
+    ahead: int,
+    fails_at_launch: frozenset[int] = frozenset(),
+    fails_in_air: frozenset[int] = frozenset(),
+) -> Rig:
+    engine = PagedFake(ahead, BLOCK, fails_at_launch, fails_in_air)
+    return Rig(engine, rng.randint(10, 20), rng.randint(5, 30), rng.randint(1, 6))
 
 
 @settings(deadline=None, max_examples=150, derandomize=True)
@@ -134,7 +135,7 @@ def test_cancellations_and_failures_leave_the_others_whole(seed: int, ahead: int
     rng = random.Random(seed)
     asked = list(requests(rng))
     some = [frozenset(rng.sample(range(30), rng.randint(0, 3))) for _ in range(2)]
-    rig = make_rig(rng, ahead, fails_at_launch=some[0], fails_in_air=some[1])
+    rig = make_rig(rng, ahead, *some)
     for request, heard in zip(asked, rig.run(asked, rng, cancel=0.1), strict=True):
         tokens, finish = expected(request)
         assert len(heard.finish) == 1
