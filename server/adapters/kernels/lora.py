@@ -36,6 +36,7 @@ class LoraPart(NamedTuple):
 _SHRINK_ENTRIES = 16384  # of A by one program at a time
 _EXPAND_ENTRIES = 8192  # of B
 _PROGRAMS = 132 * 8  # enough to keep every multiprocessor waiting for memory, not for work
+_MOST_SPLITS = 16  # whoever reads a sum adds them all, for every tile of outputs
 
 
 def shrink(
@@ -57,7 +58,8 @@ def shrink(
     rank_blocks = cdiv(rank, block_r)
     blocks = cdiv(width, block_k)
     programs = segments.capacity * len(parts) * rank_blocks  # of each split
-    steps = cdiv(blocks, min(blocks, cdiv(_PROGRAMS, max(programs, 1))))
+    wanted = min(cdiv(_PROGRAMS, max(programs, 1)), _MOST_SPLITS)
+    steps = cdiv(blocks, min(blocks, wanted))
     splits = cdiv(blocks, steps)
     s = torch.empty((splits, tokens, len(parts), rank), dtype=torch.float32, device=x.device)
     if tokens == 0 or programs == 0:

@@ -47,13 +47,16 @@ _ONE_TILE = 64
 _ROUND_OF_LARGE = 132 * 128 * 128  # outputs: fewer would leave multiprocessors without a large tile
 
 
-def tiles_for(tokens: int, columns: int, rank: int, products: int = 1) -> Tiles:
+def tiles_for(
+    tokens: int, columns: int, rank: int, products: int = 1, entry_bytes: int = 2
+) -> Tiles:
     """What suits this many outputs, chosen from shapes alone.
 
     Args:
         products: how many accumulators a program holds.
+        entry_bytes: of the operands, which lie in shared memory.
     """
-    ranks = min(max(power_of_two(rank), 16), 64)
+    ranks = min(max(power_of_two(rank), 16), 128 // entry_bytes)
     if tokens <= _ONE_TILE:
         rows = max(power_of_two(tokens), 16)
         # Five stages ask for all of rank 256 at once; two programs still share a multiprocessor.
@@ -90,7 +93,8 @@ def add_vera(
     tokens = y.shape[0]
     if tokens == 0:
         return
-    tiles = tiles or tiles_for(tokens, sum(part.out_features for part in parts), rank)
+    columns = sum(part.out_features for part in parts)
+    tiles = tiles or tiles_for(tokens, columns, rank, entry_bytes=y.itemsize)
     grid = (tiles_over(parts, tiles.columns), cdiv(tokens, tiles.tokens))
     _add_vera[grid](
         y, z, bt, memory, pages, tuple(map(tuple, parts)), tokens, rank,
@@ -127,7 +131,7 @@ def gate_vera(
     act = torch.empty((tokens, width), dtype=gate_up.dtype, device=gate_up.device)
     if tokens == 0:
         return act
-    tiles = tiles or tiles_for(tokens, 2 * width, rank, products=2)
+    tiles = tiles or tiles_for(tokens, 2 * width, rank, products=2, entry_bytes=gate_up.itemsize)
     gate, up = gate_part or VeraPart(0, 0, 0, 0), up_part or VeraPart(0, 0, 0, 0)
     grid = (cdiv(width, tiles.columns), cdiv(tokens, tiles.tokens))
     _gate_vera[grid](
