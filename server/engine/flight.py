@@ -25,6 +25,7 @@ class Wanted:
     Attributes:
         rows: of the flat batch.
         sampled: the sequences of the first rows, in their order.
+        asked: those of the first rows whose sequences want logprobs.
         scored: of each of the other rows, the sequence and the position that the row scores.
         patches: flat rows of pending tokens, and where each is among the tokens sampled last.
     """
@@ -33,10 +34,13 @@ class Wanted:
         self.sampled: list[Sequence] = []
         self.scored: list[tuple[Sequence, int]] = []
         self.patches: list[tuple[int, int]] = []
+        self.asked: list[int] = []
         sampled_rows: list[int] = []
         scored_rows: list[int] = []
         for (sequence, length), start in zip(chunks, starts, strict=True):
             if length == sequence.remaining:
+                if sequence.params.top_logprobs is not None:
+                    self.asked.append(len(self.sampled))
                 self.sampled.append(sequence)
                 sampled_rows.append(start + length - 1)
                 if sequence.pending:
@@ -80,15 +84,12 @@ class Flight:
         self._scored = wanted.scored
         count = len(wanted.sampled)
         prompt_scores = self._score_prompts(logits[count:]) if wanted.scored else []
-        self._asked = [it for it in wanted.sampled if it.params.top_logprobs is not None]
-        asked_rows = [
-            row for row, it in enumerate(wanted.sampled) if it.params.top_logprobs is not None
-        ]
-        at = to_device(asked_rows, torch.int64, logits.device)
-        raw = logits[at] if asked_rows else None  # a copy, from before penalties
+        self._asked = [wanted.sampled[row] for row in wanted.asked]
+        at = to_device(wanted.asked, torch.int64, logits.device) if wanted.asked else None
+        raw = None if at is None else logits[at]  # a copy, from before penalties
         self.tokens = sample(logits[:count], wanted.sampled, last)
         token_scores: list[Tensor] = []
-        if raw is not None:
+        if at is not None and raw is not None:
             most = max(it.params.top_logprobs or 0 for it in self._asked)
             token_scores = scores(raw, self.tokens[at].clamp(min=0), most)
         self._arriving = Arriving([self.tokens, *token_scores, *prompt_scores])
@@ -102,16 +103,13 @@ class Flight:
         known: dict[Sequence, int] = dict(zip(self._sampled, tokens.tolist(), strict=True))
         for sequence in self._sampled:
             sequence.pending -= 1
+        if not found and min(known.values(), default=0) >= 0:
+            return [StepOutput(sequence, known.get(sequence)) for sequence, _ in self._chunks]
         token_scores = self._token_scores(known, found[:3]) if self._asked else {}
         prompt_scores = self._prompt_scores(found[-3:]) if self._scored else {}
         return [
-            _output(
-                sequence,
-                known.get(sequence),
-                token_scores.get(sequence),
-                prompt_scores.get(sequence),
-            )
-            for sequence, _ in self._chunks
+            _output(it, known.get(it), token_scores.get(it), prompt_scores.get(it))
+            for it, _ in self._chunks
         ]
 
     def _score_prompts(self, logits: Tensor) -> list[Tensor]:
