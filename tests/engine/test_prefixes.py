@@ -209,8 +209,9 @@ TestRoomyPools = RoomyPools.TestCase
 TestRoomyPools.settings = settings(max_examples=30, stateful_step_count=50, deadline=None)
 
 
-def asked(prompt: Seq[int], content: str = "", **params: bool) -> Sequence:
-    return Sequence(0, tuple(prompt), SamplingParams(**params), seed=0, content=content)
+def asked(prompt: Seq[int], content: str = "", *, prompt_logprobs: bool = False) -> Sequence:
+    params = SamplingParams(prompt_logprobs=prompt_logprobs)
+    return Sequence(0, tuple(prompt), params, seed=0, content=content)
 
 
 def computed(pool: BlockPool, prompt: Seq[int], content: str = "") -> Sequence:

@@ -69,6 +69,18 @@ def test_the_youngest_gives_its_memory_to_the_oldest() -> None:
     assert (young.blocks, young.num_computed) == ([], 0)
 
 
+def test_of_equal_beginnings_one_runs_and_the_rest_find_it() -> None:
+    pool = BlockPool(100, 4)
+    running = [sequence(index, 18, first=0) for index in range(3)]
+    other = sequence(7, 5)
+    first = plan_step([*running, other], pool, max_step_tokens=100)
+    assert first.chunks == ((running[0], 18), (other, 5))
+    running[0].num_computed, running[0].output = 18, [0]
+    second = plan_step(running, pool, max_step_tokens=100)
+    assert second.chunks == ((running[0], 1), (running[1], 2), (running[2], 2))
+    assert running[1].blocks[:4] == running[2].blocks[:4] == running[0].blocks[:4]
+
+
 @given(
     prompts=st.lists(st.integers(1, 30), min_size=1, max_size=8),
     total=st.integers(10, 20),
