@@ -7,13 +7,11 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
-import torch
-
 from adapters_store.errors import StoreError
 from adapters_store.manifest import AdapterRef
 from adapters_store.store import AdapterStore
 from server.adapters.basis_id import BasisId
-from server.adapters.checks import AdapterChecks
+from server.adapters.checks import AdapterChecks, all_finite
 from server.adapters.facts import AdapterFacts
 from server.adapters.host_cache import HostCache, LoadedAdapter
 from server.adapters.layouts import Layouts
@@ -151,7 +149,7 @@ class AdapterLoader:
             vectors = {name: tensors[f"{path}.{name}"] for name in names}
             layers[path] = method.fold(linear, manifest.rank, vectors, manifest.scale)
         row = layout.pack(layers, pinned=self._base.device.type == "cuda")
-        if not torch.isfinite(row).all():
+        if not all_finite(row):
             raise InvalidAdapter(f"adapter {ref} holds values too large for {self._base.dtype}")
         facts = AdapterFacts(
             ref=ref,
