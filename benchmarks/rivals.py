@@ -96,7 +96,7 @@ def batching(options: argparse.Namespace) -> Iterator[Row]:
         few = prompts_of(min(8, options.requests), options, 0)
         answer_all(manager, few, min(8, tokens))
         rate = answer_all(manager, prompts_of(options.requests, options, 1), tokens)
-        how = model.config._attn_implementation
+        how = model.config._attn_implementation.replace("|", " ")
     yield f"transformers, continuous batching ({how})", rate
 
 
