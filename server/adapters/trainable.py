@@ -145,15 +145,17 @@ class TrainableAdapter:
 
 
 def active_together(
-    base: BaseModel, shares: Sequence[tuple[TrainableAdapter, int]]
+    base: BaseModel, shares: Sequence[tuple[TrainableAdapter | None, int]]
 ) -> AbstractContextManager[None]:
     """While this is entered, the base answers each adapter's tokens as that adapter would.
 
     Args:
         shares: adapters of `base` in the order of their tokens (padding included) in a batch, and
-            how many each has.
+            how many each has; None: tokens that the base answers as it is.
     """
-    deltas = side_by_side([(adapter.deltas(), tokens) for adapter, tokens in shares])
+    deltas = side_by_side(
+        [({} if adapter is None else adapter.deltas(), tokens) for adapter, tokens in shares]
+    )
     return install(base).set_to({path: (delta,) for path, delta in deltas.items()})
 
 

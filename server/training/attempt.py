@@ -1,37 +1,35 @@
 """One claimed job in a worker's hands, from its files to its published adapter. Knows no others.
 
 What fails raises, and `end` says what that means for the job. Whatever a killed attempt had done is
-found again by the next: its checkpoints, and by the job's id what it published.
+found again by the next: its checkpoints, and by the job's id what it published. A disk that is full
+stops no run: checkpoints are done without, and the result waits for room, for a while.
 """
 
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from functools import cached_property
 from typing import cast
 
-from safetensors import SafetensorError
-from torch import Tensor
-
 from server.adapters.matrices import SharedBases
 from server.bases.model import BaseModel
 from server.bases.tokenizer import ChatTokenizer
-from server.errors import LeaseLost, Unavailable
+from server.errors import LeaseLost, TrainingFailed, Unavailable
 from server.jobs.job import Figures
+from server.jobs.judgement import Judgement
 from server.jobs.queue import Job
+from server.training.answers import Asked
 from server.training.checkpoint import Checkpoint, CheckpointFolder
 from server.training.continuing import start_of
 from server.training.desk import Desk
 from server.training.heartbeat import Heartbeat, JobCancelled, JobPaused
+from server.training.judging import loss_of, refusal
 from server.training.lesson import Lesson, prepare
-from server.training.outcome import Outcome
-from server.training.report import (
-    figures_of,
-    joined,
-    reason_of,
-    sentence,
-)
+from server.training.outcome import Learnt, Outcome
+from server.training.patience import DISK_ERRORS, Patience, said
+from server.training.report import figures_of, joined, reason_of, sentence
 from server.training.results import Results
 from server.training.trainer import Progress, Trainer
 
@@ -53,7 +51,12 @@ class Attempt:
         self._lock = desk.folder / f"{job.id}.lock"
         self._lesson: Lesson | None = None
         self._figures: Figures = {}
+        self._judgement: Judgement | None = None
+        self._learnt: Learnt | None = None
         self._told_before = -1
+        self._unsaved = False
+        self._patience = Patience(desk.patience_s)
+        self.published = False
         self._saved = self._told = time.monotonic()
         self._heart = Heartbeat(desk.queue, job, desk.lease_s)
         self._heart.__enter__()
@@ -93,6 +96,9 @@ class Attempt:
         first = self.trainer.start()
         if first is not None:
             self.take(first)
+        self._judgement = self._outcome.begin(first)
+        if self._judgement.held_out:
+            self._figures = {**self._figures, "base_valid_loss": self._judgement.base_loss}
 
     def take(self, result: Progress | Exception) -> None:
         """Note a step: tell of it, and save it when it is time. Raises what the step failed of."""
@@ -107,30 +113,64 @@ class Attempt:
         if due and result.step > self._told_before:
             self._tell(sentence(result), figures_of(result))
             self._told = now
-        if self._figures.get("best_step") == result.step and self._prepared.plan.early_stopping:
-            self._best.save(
-                Checkpoint(result.step, self._prepared.adapter.tensors(), self._figures)
-            )
+        if self._figures.get("best_step") == result.step:
+            self._keep_best(result.step)
         if result.step in self._outcome.milestones:
             self._outcome.publish_checkpoint(result.step, self._figures)
         if last or now - self._saved >= self._desk.checkpoint_every_s:
             self._save()
         self._heart.check()
 
-    def publish(self) -> None:
-        """Publish the adapter and end the job well."""
-        queue, job = self._desk.queue, self.job
-        step, tensors, figures = self._to_publish()
-        ref = self._outcome.publish(step, tensors, figures)
+    def judge(self) -> None:
+        """Take the best state that was scored, and hold it against what the job came from."""
+        self._learnt = self._best_state()
+        self._judgement = self._outcome.judge(self._judged, self._learnt, self._figures)
+
+    def questions(self) -> list[Asked]:
+        """What to ask before publishing, of the base and then of the adapter; `judge` is first."""
+        if self.job.samples is not None or self._judged.verdict == "diverged":
+            return []
+        adapters = (None, self._prepared.adapter)
+        return [Asked(one.prompt, who) for who in adapters for one in self._prepared.questions]
+
+    def publish(self, answers: Sequence[Sequence[int]] | None, tokenizer: ChatTokenizer) -> None:
+        """Publish the adapter and end the job well, see `deliver`; `judge` is first.
+
+        Args:
+            answers: to `questions`, in order; None: they could not be asked.
+
+        Raises:
+            TrainingFailed: it diverged, or is worse than what it came from.
+        """
+        if self._judged.verdict != "diverged":
+            self._outcome.answered(answers, tokenizer)
+        if failure := refusal(self._judged, self._prepared):
+            raise failure
+        self.deliver()
+
+    def deliver(self) -> None:
+        """Write the adapter and end the job; if the disk has no room, later: until `published`.
+
+        Raises:
+            TrainingFailed: there was no room for too long.
+        """
+        assert self._learnt is not None, "an attempt is judged first"
+        self._heart.check()
+        if not self._patience.due:
+            return
+        try:
+            ref = self._outcome.publish(self._learnt)
+        except DISK_ERRORS as error:
+            self._put_off(error)
+            return
         self._outcome.keep_results(self._results.table())
-        queue.finish(job, str(ref), self.trainer.trained_tokens)
-        self._clear()
-        self._lock.unlink(missing_ok=True)
+        self._desk.queue.finish(self.job, str(ref), self.trainer.trained_tokens)
+        self.published = True
+        self._leave_nothing()
 
     def give_back(self) -> None:
         """Save the job and return it to the queue, or leave it where its owner wants it."""
-        if self._lesson is not None:
-            self._save()
+        self._save()
         self._desk.queue.release(self.job)
 
     def end(self, error: Exception) -> None:
@@ -141,16 +181,20 @@ class Attempt:
             log.warning("%s", lost)
         except Unavailable as reason:  # the lease runs out, and the job is claimed again
             log.warning("job %s is left as it is: %s", self.job.id, reason)
+        except Exception:  # the same, and no other job is touched
+            log.exception("job %s is left as it is", self.job.id)
 
     def close(self) -> None:
         """Stop beating."""
         self._heart.__exit__(None, None, None)
 
     def _end(self, error: Exception) -> None:
+        if isinstance(error, Unavailable | JobPaused):
+            self._save()
         if isinstance(error, LeaseLost | Unavailable):
             raise error
         if isinstance(error, JobPaused):
-            self._park()
+            self._desk.queue.park(self.job)
             return
         if isinstance(error, JobCancelled):
             self._desk.queue.stop(self.job)
@@ -160,12 +204,19 @@ class Attempt:
             log.warning("job %s failed: %s", self.job.id, message, exc_info=fault)
             if self._lesson is not None and self.trainer.step:
                 self._outcome.keep_results(self._results.table())
+            if code in ("diverged", "made_worse") and self._judgement is not None:
+                message += self._outcome.failed(self._judgement, self._figures)
             self._desk.queue.fail(self.job, code, message, param)
-        self._clear()
+        self._leave_nothing()
 
     @cached_property
     def _outcome(self) -> Outcome:
         return Outcome(self._desk, self._prepared, self._lock, self._heart.beat)
+
+    @property
+    def _judged(self) -> Judgement:
+        assert self._judgement is not None, "an attempt is prepared first"
+        return self._judgement
 
     @property
     def _prepared(self) -> Lesson:
@@ -173,11 +224,42 @@ class Attempt:
         return self._lesson
 
     def _save(self) -> None:
-        self._results.sync()
+        """Save the run as it stands; if the disk has no room, an earlier checkpoint must do."""
+        if self._lesson is None or self._figures.get("step") != self.trainer.step:
+            return  # nothing was done since it was read
+        if self._learnt is not None:
+            return  # the adapter may be set to an earlier state; the last was saved
         checkpoint = self.trainer.checkpoint()
         state = {**checkpoint.state, "figures": self._figures}
-        self._folder.save(replace(checkpoint, state=state))
         self._saved = time.monotonic()
+        try:
+            self._results.sync()
+            self._folder.save(replace(checkpoint, state=state))
+        except DISK_ERRORS as error:
+            if not self._unsaved:  # told once, until it works again
+                told = "it goes on, and would have to go back to an earlier one"
+                self._warn(f"Step {self.trainer.step} could not be saved", error, told)
+            self._unsaved = True
+        else:
+            self._unsaved = False
+
+    def _put_off(self, error: Exception) -> None:
+        """There is no room for the adapter: try again later, unless that was so for too long."""
+        seconds = f"{self._patience.seconds:.0f} s"
+        if self._patience.over:
+            raise TrainingFailed(
+                f"the adapter could not be written for {seconds} ({said(error)}): make room on "
+                "the server's disk, and train again",
+                code="disk_full",
+            ) from error
+        if not self._patience.tried:
+            told = f"it is tried again for {seconds}"
+            self._warn("The adapter could not be written", error, told)
+        self._patience.refused()
+
+    def _warn(self, what: str, error: Exception, then: str) -> None:
+        log.warning("job %s: %s: %s", self.job.id, what, error)
+        self._desk.queue.append_event(self.job, "warn", f"{what} ({said(error)}): {then}")
 
     def _tell(self, message: str, figures: Figures) -> None:
         self._desk.queue.append_event(self.job, "info", message, "metrics", figures)
@@ -202,7 +284,8 @@ class Attempt:
             self._clear()
             return {}
         trainer.restore(checkpoint)
-        self._results.cut(trainer.step)
+        with suppress(OSError):  # a run that comes by the same steps again notes them again
+            self._results.cut(trainer.step)
         told = f"Going on from step {trainer.step} of {trainer.total_steps}"
         queue.append_event(self.job, "info", told)
         figures = checkpoint.state["figures"]
@@ -214,29 +297,38 @@ class Attempt:
         patience = self._prepared.plan.early_stopping
         return patience is not None and int(self._figures.get("scores_since_best") or 0) >= patience
 
-    def _to_publish(self) -> tuple[int, Mapping[str, Tensor], Figures]:
-        """What the job learnt, with its step: where it may stop early, the best; else the last."""
-        best = self._best.newest() if self._prepared.plan.early_stopping else None
-        if best is None or best.step == self.trainer.step:
-            return self.trainer.step, self._prepared.adapter.tensors(), self._figures
-        told = f"The score was best at step {best.step} of {self.trainer.step}: that is published"
-        self._desk.queue.append_event(self.job, "info", told)
-        return best.step, best.tensors, cast(Figures, best.state)
-
-    def _park(self) -> None:
-        """Save the job and put it aside, as its owner wants."""
+    def _keep_best(self, step: int) -> None:
+        """What is published, unless a later score is better."""
+        best = Checkpoint(step, self._prepared.adapter.tensors(), self._figures)
         try:
-            if self._lesson is not None:
-                self._save()
-        except (OSError, SafetensorError) as error:  # an earlier checkpoint is there
-            log.warning("job %s is paused unsaved: %s", self.job.id, error)
-        self._desk.queue.park(self.job)
+            self._best.save(best)
+        except DISK_ERRORS as error:  # a later state may do
+            log.warning("job %s: the best state, step %d, is lost: %s", self.job.id, step, error)
+
+    def _best_state(self) -> Learnt:
+        """The last state, or the one that scored best if that is another; the adapter is set to
+        it."""
+        adapter, figures = self._prepared.adapter, self._figures
+        best = self._best.newest()
+        state = cast(Figures, best.state) if best else {}
+        if best is None or not loss_of(state) < loss_of(figures):
+            return Learnt(self.trainer.step, adapter.tensors(), figures)
+        adapter.load_tensors(best.tensors)
+        return Learnt(best.step, best.tensors, state)
 
     def _note(self, result: Progress) -> None:
         try:
             self._results.add(figures_of(result))
         except OSError as error:  # no reason to stop learning
             log.warning("job %s: step %d has no figures: %s", self.job.id, result.step, error)
+
+    def _leave_nothing(self) -> None:
+        """After the job's end: who waits for the lock then learns that there is no more to do."""
+        try:
+            self._clear()
+            self._lock.unlink(missing_ok=True)
+        except OSError as error:  # a later worker sweeps
+            log.warning("job %s leaves files behind: %s", self.job.id, error)
 
     def _clear(self) -> None:
         self._best.clear()

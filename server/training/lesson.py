@@ -1,6 +1,7 @@
 """What a job is to learn: its lines as examples, its options as a plan, and the trainer of both."""
 
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from adapters_store.manifest import Manifest
@@ -18,7 +19,11 @@ from server.training.continuing import Start, adapter_for
 from server.training.defaults import Plan, plan_for
 from server.training.examples import Example, build_examples
 from server.training.publish import JOB, STEP
+from server.training.samples import Question, questions_of
 from server.training.trainer import Trainer
+
+_Line = tuple[Mapping[str, object], Sequence[Example]]
+"""A record, and its examples."""
 
 _PROVENANCE = ("train_loss", "valid_loss", "base_valid_loss", "trained_tokens")
 
@@ -33,12 +38,8 @@ class Lesson:
     trainer: Trainer
     train: tuple[Example, ...]
     valid: tuple[Example, ...]
+    questions: tuple[Question, ...] = ()
     start: Start | None = None
-
-    @property
-    def began_with(self) -> str:
-        """What the job's first score is of."""
-        return "the base model" if self.start is None else str(self.start.ref)
 
     def summary(self) -> str:
         """What is about to happen, in a sentence."""
@@ -90,19 +91,20 @@ def prepare(
         InvalidDataset: lines that cannot be read or are too long, by number.
         InvalidRequest: options that do not fit the base model, or contradict the start.
         NotFound: a file is gone.
+        FileDamaged: a file is not what was uploaded any more.
         TrainingFailed: no line holds anything to learn.
     """
-    train = _examples(job, job.training_file, "training_file", files, base, tokenizer)
+    train = _lines(job, job.training_file, "training_file", files, base, tokenizer)
     plan = plan_for(job.hyperparameters, seed=job.seed, max_rank=max_rank, lines=len(train))
     if job.validation_file is not None:
-        valid = _examples(job, job.validation_file, "validation_file", files, base, tokenizer)
+        valid = _lines(job, job.validation_file, "validation_file", files, base, tokenizer)
     else:
         chosen = held_out(len(train), plan.validation_split, seed=plan.seed)
-        valid = [examples for index, examples in enumerate(train) if index in chosen]
-        train = [examples for index, examples in enumerate(train) if index not in chosen]
+        valid = [line for index, line in enumerate(train) if index in chosen]
+        train = [line for index, line in enumerate(train) if index not in chosen]
     adapter = adapter_for(job, plan, base, start, shared)
-    flat_train = tuple(example for examples in train for example in examples)
-    flat_valid = tuple(example for examples in valid for example in examples)
+    flat_train = tuple(example for _, examples in train for example in examples)
+    flat_valid = tuple(example for _, examples in valid for example in examples)
     trainer = Trainer(base, adapter, flat_train, flat_valid, plan)
     if plan.early_stopping is not None and not flat_valid:
         raise InvalidRequest(
@@ -110,17 +112,19 @@ def prepare(
             "validation_split above 0",
             param="early_stopping",
         )
-    return Lesson(job, plan, adapter, trainer, flat_train, flat_valid, start)
+    questions = questions_of(valid if flat_valid else train, base.max_context)
+    return Lesson(job, plan, adapter, trainer, flat_train, flat_valid, questions, start)
 
 
 def _short(figure: float | int | str | None) -> str:
     return f"{figure:.4f}" if isinstance(figure, float) else str(figure)
 
 
-def _examples(
+def _lines(
     job: Job, file_id: str, param: str, files: Files, base: BaseModel, tokenizer: ChatTokenizer
-) -> list[list[Example]]:
-    """One list per line of the file."""
-    with files.path(job.owner, file_id).open("rb") as lines:
+) -> list[_Line]:
+    with files.verified(job.owner, file_id) as lines:
         dataset = validate(lines, min_examples=1, param=param)
-    return build_examples(dataset.records, tokenizer, max_tokens=base.max_context, param=param)
+    records = [record for _, record in dataset.records]
+    examples = build_examples(dataset.records, tokenizer, max_tokens=base.max_context, param=param)
+    return list(zip(records, examples, strict=True))

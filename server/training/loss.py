@@ -55,12 +55,9 @@ def counted_losses(base: BaseModel, examples: Sequence[Example]) -> tuple[Tensor
     the other logits would cost more than the rest of the model.
     """
     tokens, mask, rows, columns, targets = _tensors(examples, base.device)
-    with _head_reads(base, rows, columns):
+    with head_reads(base, rows, columns):
         output = base.model(input_ids=tokens, attention_mask=mask, use_cache=False)
-    logits = output.logits
-    if logits.shape[0] != 1 or logits.shape[1] != len(targets):  # a head that takes no hook
-        logits = logits[rows, columns].unsqueeze(0)
-    logits = logits[0].float()
+    logits = picked(output.logits, rows, columns).float()
     losses = functional.cross_entropy(logits, targets, reduction="none")
     return losses, logits.detach().argmax(-1) == targets
 
@@ -87,7 +84,7 @@ def _tensors(
 
 
 @contextmanager
-def _head_reads(base: BaseModel, rows: Tensor, columns: Tensor) -> Iterator[None]:
+def head_reads(base: BaseModel, rows: Tensor, columns: Tensor) -> Iterator[None]:
     """Within, the output head sees [1, counted, hidden] in place of [rows, columns, hidden]."""
     head = base.model.get_output_embeddings()
     hook = head.register_forward_pre_hook(
@@ -97,3 +94,10 @@ def _head_reads(base: BaseModel, rows: Tensor, columns: Tensor) -> Iterator[None
         yield
     finally:
         hook.remove()
+
+
+def picked(logits: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+    """What a forward pass within `head_reads` gave, as [counted, vocabulary]."""
+    if logits.shape[0] != 1 or logits.shape[1] != len(rows):  # a head that takes no hook
+        logits = logits[rows, columns].unsqueeze(0)
+    return logits[0]

@@ -5,22 +5,39 @@ Everything is done once, however many attempts there are: each looks for what an
 
 import io
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from torch import Tensor
 
 from adapters_store.errors import StoreError
 from adapters_store.manifest import AdapterRef
+from server.bases.tokenizer import ChatTokenizer
 from server.errors import RequestTooLarge
 from server.jobs.files import RESULTS
-from server.jobs.job import Figures
+from server.jobs.job import Figures, Level
+from server.jobs.judgement import Judgement
+from server.training import judging
 from server.training.desk import Desk
 from server.training.lesson import Lesson
 from server.training.publish import milestones, publish_once
-from server.training.report import advice, checkpoint_metrics, comparison
+from server.training.report import checkpoint_metrics, overfitting
+from server.training.samples import sample_of
+from server.training.trainer import Progress
 
 log = logging.getLogger(__name__)
+
+_CHECKPOINTS = 11  # a job has no more
+
+
+@dataclass(frozen=True, eq=False)
+class Learnt:
+    """A state of the run: its vectors as the store holds them, and its figures."""
+
+    step: int
+    tensors: Mapping[str, Tensor]
+    figures: Figures
 
 
 class Outcome:
@@ -39,18 +56,59 @@ class Outcome:
         )
         """The steps at which a checkpoint is published."""
 
-    def publish(self, step: int, tensors: Mapping[str, Tensor], figures: Figures) -> AdapterRef:
-        """Publish the result, which is of `step`, and tell of it."""
-        queue, job = self._desk.queue, self._lesson.job
-        ref = self._publish(tensors, figures)
-        if not self._record(ref, step, figures):
-            return ref
-        if "base_valid_loss" in figures:
-            told = comparison(figures, self._lesson.began_with)
-            queue.append_event(job, "info", told)
-        if hint := advice(figures):
-            queue.append_event(job, "warn", hint)
+    def begin(self, first: Progress | None) -> Judgement:
+        """Score what the job comes from, and tell what is to be beaten; see `losses_to_beat`."""
+        known = self._lesson.job.judgement  # by an earlier attempt
+        if known is not None and first is None:
+            return known
+        before = judging.losses_to_beat(self._lesson, first)
+        level: Level = "info" if before.held_out else "warn"
+        told = judging.announcement(before, self._lesson)
+        self._desk.queue.judge(self._lesson.job, before, level, told)
+        return before
+
+    def judge(self, before: Judgement, learnt: Learnt, last: Figures) -> Judgement:
+        """Hold the adapter, as it is now, against what it came from, and tell."""
+        found = judging.judged(before, self._lesson, learnt.step, learnt.figures, last)
+        told, hint = judging.comparison(found, self._lesson), overfitting(last)
+        level: Level = "info" if found.verdict == "better" and not hint else "warn"
+        told = f"{told}. {hint}" if hint else told
+        self._desk.queue.judge(self._lesson.job, found, level, told)
+        return found
+
+    def answered(self, answers: Sequence[Sequence[int]] | None, tokenizer: ChatTokenizer) -> None:
+        """Keep how the lesson's questions were answered: as tokens, by the base and then by the
+        adapter. None: they could not be asked."""
+        queue, lesson = self._desk.queue, self._lesson
+        failure = ""
+        if answers is None:
+            failure = "No sample answers: asking the base and the adapter failed; see the log"
+        elif not lesson.questions:
+            failure = "No sample answers: no line's question is short enough to be asked"
+        found = answers or ()
+        asked = lesson.questions[: len(found) // 2]
+        samples = [
+            sample_of(question, base, adapter, tokenizer)
+            for question, base, adapter in zip(
+                asked, found[: len(asked)], found[len(asked) :], strict=True
+            )
+        ]
+        queue.add_samples(lesson.job, samples, failure)
+
+    def publish(self, learnt: Learnt) -> AdapterRef:
+        """Publish the result."""
+        ref = self._publish(learnt.tensors, learnt.figures)
+        self._record(ref, learnt.step, learnt.figures)
         return ref
+
+    def failed(self, judgement: Judgement, last: Figures) -> str:
+        """Keep the judgement on a run that failed; returns which of its checkpoints is the best."""
+        queue, lesson = self._desk.queue, self._lesson
+        if judgement.verdict is None:  # it failed on its way
+            found = judging.diverged(judgement, last)
+            queue.judge(lesson.job, found, "warn", judging.comparison(found, lesson))
+        kept = queue.checkpoints(lesson.job.owner, lesson.job.id, limit=_CHECKPOINTS)
+        return judging.best_kept(kept.items)
 
     def publish_checkpoint(self, step: int, figures: Figures) -> None:
         """Publish the adapter as it is now, beside what will be the result."""

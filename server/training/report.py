@@ -1,5 +1,7 @@
 """What a run tells its owner: figures, sentences, and why it failed. Pure."""
 
+import math
+
 import torch
 
 from adapters_store.errors import StoreError
@@ -27,19 +29,22 @@ def figures_of(progress: Progress) -> dict[str, float | int | str | None]:
     if progress.valid:
         figures["valid_loss"] = progress.valid.loss
         figures["valid_mean_token_accuracy"] = progress.valid.accuracy
-        if progress.step == 0:
-            figures["base_valid_loss"] = progress.valid.loss
     return figures
 
 
 def joined(before: Figures, progress: Progress) -> dict[str, float | int | str | None]:
-    """A run's figures so far: the newest of each, and the best validation loss with its step."""
+    """A run's figures so far: the newest of each, and the best validation loss with its step.
+
+    Step 0 is not among the best: it is what the job began with.
+    """
     figures = {**before, **figures_of(progress)}
-    best = before.get("best_valid_loss")
-    if progress.valid and (not isinstance(best, float) or progress.valid.loss < best):
-        figures["best_valid_loss"], figures["best_step"] = progress.valid.loss, progress.step
+    if progress.valid is None or progress.step == 0:
+        return figures
+    best, loss = before.get("best_valid_loss"), progress.valid.loss
+    if math.isfinite(loss) and (not isinstance(best, float) or loss < best):
+        figures["best_valid_loss"], figures["best_step"] = loss, progress.step
         figures["scores_since_best"] = 0
-    elif progress.valid:
+    else:
         figures["scores_since_best"] = int(before.get("scores_since_best") or 0) + 1
     return figures
 
@@ -56,14 +61,8 @@ def checkpoint_metrics(figures: Figures) -> Figures:
     return {name: figures[name] for name in names if name in figures}
 
 
-def comparison(figures: Figures, began_with: str = "the base model") -> str:
-    """The score on the held-out lines, before and after."""
-    before, after = figures["base_valid_loss"], figures["valid_loss"]
-    return f"Validation loss: {before:.4f} of {began_with}, {after:.4f} of the adapter"
-
-
-def advice(figures: Figures) -> str | None:
-    """What to do better next time, if the figures show it."""
+def overfitting(figures: Figures) -> str | None:
+    """What to do better next time, if the score rose again; its best is what is published."""
     best, last = figures.get("best_valid_loss"), figures.get("valid_loss")
     if not isinstance(best, float) or not isinstance(last, float) or last < _OVERFIT * best:
         return None

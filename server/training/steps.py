@@ -106,7 +106,7 @@ def _accumulate(part: _Part) -> None:
     """Add one forward pass's losses to its members' sums, and its gradients to their adapters'."""
     examples = [example for _, mine in part for example in mine]
     width = positions(examples)
-    shares: list[tuple[TrainableAdapter, int]] = [
+    shares: list[tuple[TrainableAdapter | None, int]] = [
         (member.trainer.adapter, width * len(mine)) for member, mine in part
     ]
     base = part[0][0].trainer.base

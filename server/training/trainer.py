@@ -32,7 +32,7 @@ _LOGITS_BYTES = 2**31  # what one part's logits may take, with their gradient an
 
 @dataclass(frozen=True)
 class Progress:
-    """One step done. Step 0 comes before any update: its `valid` is the base model's own score."""
+    """One step done. Step 0 comes before any update: its `valid` is of what the run begins with."""
 
     step: int
     total_steps: int
@@ -132,11 +132,16 @@ class Trainer:
 
     def score(self, examples: Sequence[Example]) -> Score | None:
         """Score examples with the adapter as it is; None if there are none."""
+        with self.adapter.active():
+            return self.score_base(examples)
+
+    def score_base(self, examples: Sequence[Example]) -> Score | None:
+        """Score examples with the base as it is; None if there are none."""
         if not examples:
             return None
         lengths = [len(example.tokens) - 1 for example in examples]
         total = Sums()
-        with torch.no_grad(), self.adapter.active():
+        with torch.no_grad():
             for part in micro_batches(range(len(examples)), lengths, self.part_tokens):
                 total.add(*counted_losses(self.base, [examples[i] for i in part]))
         return total.score()

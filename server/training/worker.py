@@ -8,7 +8,7 @@ run out, and goes on from the last checkpoints.
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -19,14 +19,16 @@ from server.bases.model import BaseModel
 from server.bases.tokenizer import ChatTokenizer
 from server.errors import Unavailable
 from server.jobs.queue import Job
+from server.training.answers import answer_all
 from server.training.attempt import Attempt
 from server.training.checkpoint import sweep
 from server.training.desk import Desk
+from server.training.samples import MAX_NEW
 from server.training.steps import take_step
 
 log = logging.getLogger(__name__)
 
-_LEFTOVER_AGE_S = 7 * 24 * 3600
+_LEFTOVER_AGE_S = 3600  # of jobs that have ended; a worker that was fenced may still write to them
 
 Load = Callable[[], tuple[BaseModel, ChatTokenizer]]
 
@@ -95,20 +97,30 @@ class _Worker:
             self._attempts.append(attempt)
             prepare = partial(attempt.prepare, *self._load_for(attempt))
             if self._settle(attempt, prepare) and attempt.done:
-                self._publish(attempt)
+                self._finish([attempt])
         self._next_look = time.monotonic() + self._parts.poll_s
 
     def step(self) -> bool:
-        """One optimizer step of every job in hand; False if there is none."""
-        attempts = list(self._attempts)
+        """One optimizer step of every job in hand; False if there is none to take.
+
+        What is done and still in hand waits for room on the disk.
+        """
+        for attempt in [attempt for attempt in self._attempts if attempt.done]:
+            self._deliver(attempt, attempt.deliver)
+        attempts = [attempt for attempt in self._attempts if not attempt.done]
         if not attempts:
             return False
         trainers = [attempt.trainer for attempt in attempts]
         most = max(trainer.part_tokens for trainer in trainers)
         tokens = most if len(trainers) == 1 else max(most, self._parts.step_tokens)
-        for attempt, result in zip(attempts, take_step(trainers, tokens), strict=True):
-            if self._settle(attempt, partial(attempt.take, result)) and attempt.done:
-                self._publish(attempt)
+        results = zip(attempts, take_step(trainers, tokens), strict=True)
+        self._finish(
+            [
+                attempt
+                for attempt, result in results
+                if self._settle(attempt, partial(attempt.take, result)) and attempt.done
+            ]
+        )
         return True
 
     def give_back(self) -> None:
@@ -117,13 +129,26 @@ class _Worker:
             if self._settle(attempt, attempt.give_back):
                 self._drop(attempt)
 
-    def _publish(self, attempt: Attempt) -> None:
-        if self._settle(attempt, attempt.publish):
+    def _finish(self, attempts: Sequence[Attempt]) -> None:
+        """Judge and publish what is done; those that are done together are asked in one batch."""
+        judged = [attempt for attempt in attempts if self._settle(attempt, attempt.judge)]
+        if not judged or self._loaded is None:
+            return
+        base, tokenizer, _ = self._loaded
+        asked = [attempt.questions() for attempt in judged]
+        answers = answer_all(base, asked, max_new=MAX_NEW, max_tokens=self._parts.step_tokens)
+        for attempt, mine in zip(judged, answers, strict=True):
+            self._deliver(attempt, partial(attempt.publish, mine, tokenizer))
+
+    def _deliver(self, attempt: Attempt, publish: Callable[[], None]) -> None:
+        if self._settle(attempt, publish) and attempt.published:
             self._drop(attempt)
 
     def _claim(self) -> Job | None:
         try:
-            return self._parts.desk.queue.claim(self._parts.worker_id, self._parts.desk.lease_s)
+            return self._parts.desk.queue.claim(
+                self._parts.worker_id, self._parts.desk.lease_s, busy=bool(self._attempts)
+            )
         except Unavailable as error:
             log.warning("the queue cannot be reached: %s", error)
             return None

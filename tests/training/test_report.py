@@ -1,12 +1,14 @@
 """What a run tells its owner."""
 
+import math
+
 import pytest
 import torch
 
 from server.errors import InvalidDataset, InvalidRequest, LineProblem, NotFound, TrainingFailed
 from server.jobs.job import Figures
 from server.training.loss import Score
-from server.training.report import advice, joined, reason_of, sentence
+from server.training.report import joined, overfitting, reason_of, sentence
 from server.training.trainer import Progress
 
 
@@ -36,16 +38,26 @@ def test_figures_keep_the_newest_and_the_best() -> None:
     assert figures["step"] == 3
     assert figures["train_loss"] == 0.5
     assert figures["valid_loss"] == 1.5
-    assert figures["base_valid_loss"] == 3.0
     assert (figures["best_valid_loss"], figures["best_step"]) == (1.5, 1)
 
 
+def test_what_a_run_began_with_is_not_its_best() -> None:
+    figures = run(progress(0, None, 1.0), progress(1, 2.0, 1.5), progress(2, 2.0, 1.5))
+    assert (figures["best_valid_loss"], figures["best_step"]) == (1.5, 1)
+    assert figures["scores_since_best"] == 1
+    figures = run(progress(1, 2.0, float("nan")), progress(2, 2.0, 1.5), progress(3, 2.0, math.inf))
+    assert (figures["best_step"], figures["scores_since_best"]) == (2, 1)
+
+
 def test_advice_only_when_the_score_got_clearly_worse() -> None:
-    worse = advice(run(progress(0, None, 3.0), progress(4, 1.0, 2.0), progress(8, 0.1, 2.9)))
+    worse = overfitting(run(progress(0, None, 3.0), progress(4, 1.0, 2.0), progress(8, 0.1, 2.9)))
     assert worse is not None
     assert "lowest at step 4 (2.0000)" in worse
-    assert advice(run(progress(0, None, 3.0), progress(4, 1.0, 2.0), progress(8, 0.5, 2.1))) is None
-    assert advice(run(progress(0), progress(4, 1.0))) is None
+    assert (
+        overfitting(run(progress(0, None, 3.0), progress(4, 1.0, 2.0), progress(8, 0.5, 2.1)))
+        is None
+    )
+    assert overfitting(run(progress(0), progress(4, 1.0))) is None
 
 
 def test_a_step_in_words() -> None:

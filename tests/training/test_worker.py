@@ -165,9 +165,11 @@ def test_events_tell_of_every_scored_step_and_of_learning(place: Workplace) -> N
     assert (steps[0], steps[-1]) == (0, figures[0]["total_steps"])
     scored = [float(str(data["valid_loss"])) for data in figures if "valid_loss" in data]
     assert scored[-1] < scored[0]
-    assert events[-3].message == (
+    messages = [event.message for event in events]
+    assert f"To be judged on 2 held-out lines. The base model's loss is {scored[0]:.4f}" in messages
+    assert messages.index(
         f"Validation loss: {scored[0]:.4f} of the base model, {scored[-1]:.4f} of the adapter"
-    )
+    ) < messages.index("New fine-tuned model created: pirate@1")
     assert {"train_loss", "learning_rate", "tokens_per_second", "seconds_left"} <= set(figures[-1])
 
 
