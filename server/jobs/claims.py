@@ -39,7 +39,7 @@ class Claims:
         """
         with self._database.transaction() as session:
             now = self._database.now(session)
-            tidy(session, now)
+            tidy(session, worker, now, busy)
             row = take_next(session, worker, lease_s, now, busy)
             if row is None:
                 return None

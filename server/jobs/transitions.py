@@ -22,7 +22,8 @@ _LEASE = bindparam("lease", type_=Double)
 _RUNNING = JobRow.status == JobStatus.RUNNING.value
 _BUSY = bindparam("busy", type_=Boolean)
 _BY = bindparam("by", type_=Text)
-_LOST = _RUNNING & (JobRow.lease_until < _NOW)
+# A worker that is busy lives: it holds what a clock that jumped ahead has made look lost.
+_LOST = _RUNNING & (JobRow.lease_until < _NOW) & or_(not_(_BUSY), JobRow.worker != _BY)
 
 _SHORTEN_LEASES = (
     update(JobRow)
@@ -49,10 +50,9 @@ _OWNERS_LAST_START = (
     .scalar_subquery()
 )
 _WAITS = JobRow.status == JobStatus.QUEUED.value
-# A busy worker lives: it holds what a clock that jumped ahead has made look lost.
 _NEXT = (
     select(JobRow.number)
-    .where(or_(_WAITS, _LOST & or_(not_(_BUSY), JobRow.worker != _BY)))
+    .where(or_(_WAITS, _LOST))
     .order_by(case((_WAITS, 1), else_=0), _OWNERS_RUNNING, _OWNERS_LAST_START, JobRow.number)
     .limit(1)
     .with_for_update(skip_locked=True)
@@ -144,14 +144,14 @@ def fail(
     return end(session, row, now, JobStatus.FAILED, f"The job failed: {text}")
 
 
-def tidy(session: Session, now: float) -> None:
+def tidy(session: Session, worker: str, now: float, busy: bool) -> None:
     """Before a claim: end or put aside lost jobs that nobody may take over, and mend leases.
 
     A clock that was set back has made the leases given before it longer than they were meant.
     """
     options = {"synchronize_session": False}
     session.execute(_SHORTEN_LEASES, {"at": now}, execution_options=options)
-    for row in session.scalars(_HOPELESS, {"at": now}).all():
+    for row in session.scalars(_HOPELESS, {"at": now, "by": worker, "busy": busy}).all():
         if row.cancel_requested or row.pause_requested:
             put_down(session, row, now, "")
             continue
