@@ -28,7 +28,7 @@ _BYTES = 2
 _OTHER_TILES = [
     Tiles(rows, columns, ranks, warps=4 if rows * columns <= 4096 else 8, stages=stages)
     for rows, columns, (ranks, stages) in product(
-        (32, 64), (32, 64, 128), ((64, 3), (64, 5), (256, 1))
+        (32, 64), (32, 64, 128), ((64, 4), (64, 5), (256, 1))
     )
 ]
 

@@ -59,8 +59,8 @@ def tiles_for(
     ranks = min(max(power_of_two(rank), 16), 128 // entry_bytes)
     if tokens <= _ONE_TILE:
         rows = max(power_of_two(tokens), 16)
-        # Five stages ask for all of rank 256 at once; two programs still share a multiprocessor.
-        stages = 5 if products == 1 else 3
+        # As many as leave room for two programs on a multiprocessor; five ask for all of rank 256.
+        stages = 5 if products == 1 else 4
         return Tiles(rows, 32 if columns <= 8192 else 64, ranks, warps=4, stages=stages)
     if tokens * columns < _ROUND_OF_LARGE:
         return Tiles(64, 64, ranks, warps=4, stages=3)
@@ -205,6 +205,7 @@ def _slab(bt, bt_stride, k, n, rank, width):
     """[ranks, columns] of bt, which all layers read: it is to stay in the L2 cache."""
     known = (k < rank)[:, None] & (n < width)[None, :]
     at = bt + k.to(tl.int64)[:, None] * bt_stride + n[None, :]
+    # Triton 3.6 keeps this hint only where all ranks are one step: its pipelined copies have none.
     return tl.load(at, mask=known, other=0.0, eviction_policy="evict_last")
 
 
