@@ -80,10 +80,10 @@ def mixed_side(rows: int) -> Side:
 
 
 def populations(rows: Sequence[int], extra_rows: int, resident: int) -> dict[Kind, int]:
-    """How many adapters of each kind are needed."""
+    """How many adapters of each kind are needed; `extra_rows` 0: none of `EXTRA`."""
     most = max(rows)
     found = {VERA_QV: most, VERA: max(resident, most), LORA: most}
-    return found | dict.fromkeys(EXTRA, extra_rows)
+    return found | (dict.fromkeys(EXTRA, extra_rows) if extra_rows else {})
 
 
 class Turns:
@@ -163,7 +163,7 @@ def measure(options: argparse.Namespace, folder: Path) -> None:
     base = base_of(options.shape, options.device)
     chip = measured_chip(base.device, base.dtype)
     most, extra_rows = max(options.rows), max(n for n in options.rows if n <= 64)
-    counts = populations(options.rows, extra_rows, options.resident)
+    counts = populations(options.rows, extra_rows if options.extra else 0, options.resident)
     store, start = AdapterStore(folder), time.perf_counter()
     refs = {kind: crowd.publish(store, base, kind, count) for kind, count in counts.items()}
     published = time.perf_counter()
@@ -183,7 +183,7 @@ def measure(options: argparse.Namespace, folder: Path) -> None:
         sides = [base_side(rows)]
         for kind in MAIN:
             sides += sides_of(rows, kind, counts[kind])
-        if rows == extra_rows:
+        if rows == extra_rows and options.extra:
             sides += [sides_of(rows, kind, counts[kind])[0] for kind in EXTRA]
             sides.append(mixed_side(rows))
         by_rows[rows] = turns.times(sides, options.rounds)
@@ -211,6 +211,12 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=20, help="timed at once")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--plain", action="store_true", help="without kernels and graphs")
+    parser.add_argument(
+        "--extra",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="asymmetric LoRA and RandLoRA as well, of which 64 at 8b are 15 GB",
+    )
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=crowd.scratch()) as folder:
         measure(options, Path(folder))

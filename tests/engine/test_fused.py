@@ -17,6 +17,7 @@ from tests.engine.driving import Engine, generate, make_sequence, random_prompt
 from tests.models import VOCAB, Kind, tiny_model
 
 WIDE = {"hidden_size": 64, "head_dim": 16}
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def fused_engine(base: BaseModel, block_tokens: int = 16) -> Engine:
@@ -32,6 +33,7 @@ def test_answers_equal_generate_in_any_company(kind: Kind) -> None:
     model = tiny_model(kind, **WIDE)
     prompts = [random_prompt(rng, length, VOCAB) for length in (1, 5, 18)]
     expected = [generate(model, prompt, 3) for prompt in prompts]
+    torch.nn.Module.to(model, DEVICE)
     engine = fused_engine(BaseModel.of(model, "tiny"), rng.choice([3, 16]))
     sequences = [make_sequence(i, prompt, max_tokens=3) for i, prompt in enumerate(prompts)]
     engine.finish_mixed(sequences, rng)
