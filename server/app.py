@@ -29,6 +29,7 @@ from server.api import (
     ops,
     porting,
 )
+from server.api.answers import Wakes
 from server.api.errors import Failure
 from server.api.gate import BodyLimit, KeyCheck, RequestIds
 from server.api.seams import Parts
@@ -165,6 +166,7 @@ def create_app(parts: Parts) -> FastAPI:
         redirect_slashes=False,
     )
     app.state.parts = parts
+    app.state.wakes = Wakes()
     talking = (chat, completions, models)
     training = (files, jobs, job_events)
     for module in (*talking, adapters, analysis, porting, *training, ops):

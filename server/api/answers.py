@@ -3,10 +3,10 @@
 import asyncio
 import contextlib
 from collections import deque
-from collections.abc import Awaitable
-from dataclasses import dataclass
+from collections.abc import Awaitable, Iterable
+from dataclasses import replace
 from functools import partial
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 from fastapi import Request
 
@@ -26,12 +26,55 @@ class ClientGone(Exception):
     """The client closed its connection; there is nobody left to answer."""
 
 
-@dataclass(frozen=True)
-class News:
+class News(NamedTuple):
     """A delta, and which of the request's prompts it belongs to."""
 
     prompt: int
     delta: Delta
+
+
+def joined(batch: Iterable[News]) -> list[News]:
+    """The same news with one delta for each answer: how a reader who is behind catches up."""
+    together: dict[tuple[int, int], Delta] = {}
+    for prompt, delta in batch:
+        key = (prompt, delta.index)
+        before = together.get(key)
+        together[key] = delta if before is None else _one(before, delta)
+    return [News(prompt, delta) for (prompt, _), delta in together.items()]
+
+
+def _one(before: Delta, after: Delta) -> Delta:
+    return replace(
+        after,
+        text=before.text + after.text,
+        tokens=before.tokens + after.tokens,
+        prompt_logprobs=before.prompt_logprobs or after.prompt_logprobs,
+    )
+
+
+class Wakes:
+    """Wakes those who wait on one event loop, from any thread: all that are due at once.
+
+    A step of the engine brings news to every stream, and a wake-up of the event loop from another
+    thread costs more than a token's event.
+    """
+
+    def __init__(self) -> None:
+        self._due: deque[asyncio.Event] = deque()
+        self._called = False
+
+    def wake(self, event_loop: asyncio.AbstractEventLoop, event: asyncio.Event) -> None:
+        """Set the event soon."""
+        self._due.append(event)
+        if not self._called:
+            self._called = True
+            with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
+                event_loop.call_soon_threadsafe(self._set)
+
+    def _set(self) -> None:
+        self._called = False  # before looking: what comes from here on calls again
+        while self._due:
+            self._due.popleft().set()
 
 
 class Answers:
@@ -41,11 +84,14 @@ class Answers:
     token when nobody reads them one by one.
     """
 
-    def __init__(self, engine: Engine, *, ends_only: bool, timeout_s: float) -> None:
+    def __init__(self, engine: Engine, wakes: Wakes, *, ends_only: bool, timeout_s: float) -> None:
         self._engine = engine
+        self._wakes = wakes
         self._ends_only = ends_only
-        self._timeout_s = timeout_s + _GRACE_S
         self._event_loop = asyncio.get_running_loop()
+        self._late = False
+        # One for all the answer: a timer for each token costs more than the token's event.
+        self._timer = self._event_loop.call_later(timeout_s + _GRACE_S, self._give_up)
         self._arrived = asyncio.Event()
         self._waking = False
         self._news: deque[News] = deque()
@@ -70,14 +116,12 @@ class Answers:
             Exception: what an answer ended with instead of its last token.
             Unavailable: the engine said nothing until long after the deadline.
         """
-        try:
-            async with asyncio.timeout(self._timeout_s):
-                while not self._news:
-                    await self._arrived.wait()
-                    self._arrived.clear()
-                    self._waking = False  # before looking: what arrives from here on wakes again
-        except TimeoutError:
-            raise Unavailable("the engine does not answer; look at /ready") from None
+        while not self._news:
+            if self._late:
+                raise Unavailable("the engine does not answer; look at /ready")
+            await self._arrived.wait()
+            self._arrived.clear()
+            self._waking = False  # before looking: what arrives from here on wakes again
         batch: list[News] = []
         while self._news:
             failure = _failure(self._news[0].delta)
@@ -91,18 +135,22 @@ class Answers:
 
     def close(self) -> None:
         """Cancel what still runs."""
+        self._timer.cancel()
         if not self.complete:
             for handle in self._handles:
                 self._engine.cancel(handle)
 
     def _hear(self, prompt: int, delta: Delta) -> None:
-        """On the engine's thread."""
+        """On the engine's thread, or on that which hears its process."""
         self._news.append(News(prompt, delta))
         if self._waking or (self._ends_only and delta.finish is None and delta.error is None):
             return
         self._waking = True
-        with contextlib.suppress(RuntimeError):  # the event loop is closed: nobody waits any more
-            self._event_loop.call_soon_threadsafe(self._arrived.set)
+        self._wakes.wake(self._event_loop, self._arrived)
+
+    def _give_up(self) -> None:
+        self._late = True
+        self._arrived.set()
 
 
 def _failure(delta: Delta) -> Exception | None:

@@ -98,7 +98,7 @@ class ChatShape:
 
     def __init__(self, tokenizer: Tokenizer, *, logprobs: bool) -> None:
         self._tokenizer = tokenizer
-        self._logprobs = logprobs
+        self.scores = logprobs
         self._begun: set[int] = set()
 
     def whole(self, choice: int, transcript: Transcript) -> dict[str, object]:
@@ -114,16 +114,19 @@ class ChatShape:
         if choice not in self._begun:
             self._begun.add(choice)
             yield _chunk(choice, {"role": "assistant", "content": "", "refusal": None})
-        if delta.text or (self._logprobs and delta.tokens):
-            yield _chunk(choice, {"content": delta.text}) | {"logprobs": self._scores(delta.tokens)}
+        if delta.text or (self.scores and delta.tokens):
+            yield self.text(choice, delta.text) | {"logprobs": self._scores(delta.tokens)}
         if delta.finish is not None:
             yield _chunk(choice, {}) | {
                 "finish_reason": delta.finish,
                 "stop_reason": delta.stop_reason,
             }
 
+    def text(self, choice: int, text: str) -> dict[str, object]:
+        return _chunk(choice, {"content": text})
+
     def _scores(self, tokens: Iterable[TokenPiece]) -> dict[str, object] | None:
-        return logprobs.for_chat(self._tokenizer, tokens) if self._logprobs else None
+        return logprobs.for_chat(self._tokenizer, tokens) if self.scores else None
 
 
 def _chunk(choice: int, delta: dict[str, object]) -> dict[str, object]:

@@ -103,7 +103,7 @@ class CompletionShape:
         self, tokenizer: Tokenizer, *, logprobs: bool, echoes: Seq[Echo] = (), n: int = 1
     ) -> None:
         self._tokenizer = tokenizer
-        self._logprobs = logprobs
+        self.scores = logprobs
         self._echoes = echoes
         self._n = n
         self._shown: dict[int, int] = {}  # choice -> characters streamed so far
@@ -125,22 +125,29 @@ class CompletionShape:
         if shown is None:
             echo = self._echo(choice)
             text, tokens = echo.text + text, echo.scored(delta.prompt_logprobs) + tokens
-        if not (text or delta.finish or (self._logprobs and tokens)):
+        if not (text or delta.finish or (self.scores and tokens)):
             return
-        yield {
-            "index": choice,
-            "text": text,
+        yield self.text(choice, text) | {
             "logprobs": self._scores(tokens, offset=shown or 0),
             "finish_reason": delta.finish,
             "stop_reason": delta.stop_reason,
         }
         self._shown[choice] = (shown or 0) + sum(len(piece) for piece, _, _ in tokens)
 
+    def text(self, choice: int, text: str) -> dict[str, object]:
+        return {
+            "index": choice,
+            "text": text,
+            "logprobs": None,
+            "finish_reason": None,
+            "stop_reason": None,
+        }
+
     def _echo(self, choice: int) -> Echo:
         return self._echoes[choice // self._n] if self._echoes else Echo((), ())
 
     def _scores(self, tokens: Seq[Scored], *, offset: int) -> dict[str, object] | None:
-        if not self._logprobs:
+        if not self.scores:
             return None
         return logprobs.for_completion(self._tokenizer, tokens, offset=offset)
 

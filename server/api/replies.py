@@ -2,6 +2,7 @@
 only in their `Shape`.
 """
 
+import json
 import logging
 from collections import defaultdict
 from collections.abc import AsyncIterator, Iterator, Mapping
@@ -13,7 +14,7 @@ from fastapi import Request, Response
 from fastapi.responses import JSONResponse
 
 from adapters_store.errors import StoreError
-from server.api.answers import Answers, ClientGone, News, unless_gone
+from server.api.answers import Answers, ClientGone, News, joined, unless_gone
 from server.api.asking import Asked, usage
 from server.api.seams import Parts
 from server.api.sse import DONE, EventStream, event
@@ -50,11 +51,18 @@ class Shape(Protocol):
     document_kind: str
     chunk_kind: str
 
+    @property
+    def scores(self) -> bool:
+        """Whether chunks tell log-probabilities."""
+
     def whole(self, choice: int, transcript: Transcript) -> Mapping[str, object]:
         """A choice of the document."""
 
     def chunks(self, choice: int, delta: Delta) -> Iterator[Mapping[str, object]]:
         """The choices of the chunks that tell one delta, in order."""
+
+    def text(self, choice: int, text: str) -> Mapping[str, object]:
+        """The choice of a chunk that tells nothing but text, as `chunks` makes it."""
 
 
 async def reply(
@@ -70,7 +78,10 @@ async def reply(
             then still has a status of its own. Later failures are an event in the stream.
     """
     answers = Answers(
-        parts.engine, ends_only=usage_chunk is None, timeout_s=parts.request_timeout_s
+        parts.engine,
+        request.app.state.wakes,
+        ends_only=usage_chunk is None,
+        timeout_s=parts.request_timeout_s,
     )
     handed_on = False
     try:
@@ -139,12 +150,14 @@ async def _events(
     labels = asked.labels(shape.chunk_kind)
     if usage_chunk:
         labels["usage"] = None
+    chunks = Chunks(labels, asked, shape)
     made = cached = 0
     try:
         while True:
             made += sum(len(news.delta.tokens) for news in batch)
             cached += _cached_tokens(batch)
-            yield b"".join(_chunks(labels, batch, asked, shape))
+            if told := chunks.of(batch):
+                yield told
             if answers.complete:
                 break
             batch = await answers.next()
@@ -158,9 +171,41 @@ async def _events(
     yield DONE
 
 
-def _chunks(
-    labels: Mapping[str, object], batch: Seq[News], asked: Asked, shape: Shape
-) -> Iterator[bytes]:
-    for news in batch:
-        for choice in shape.chunks(_choice(asked, news), news.delta):
-            yield event({**labels, "choices": [choice]})
+_TEXT = "\0"
+_ENCODED_TEXT = json.dumps(_TEXT).encode()
+_encoded = json.JSONEncoder(ensure_ascii=False).encode
+
+
+class Chunks:
+    """The chunks of one stream, as events.
+
+    Nearly all tell text and nothing else: of those, all but the text is made once for each choice.
+    """
+
+    def __init__(self, labels: Mapping[str, object], asked: Asked, shape: Shape) -> None:
+        self._labels = labels
+        self._asked = asked
+        self._shape = shape
+        self._frames: dict[int, tuple[bytes, bytes]] = {}
+
+    def of(self, batch: Seq[News]) -> bytes:
+        """One event for each answer that has something to tell, or few: empty if none has."""
+        return b"".join(map(self._told, batch if len(batch) == 1 else joined(batch)))
+
+    def _told(self, news: News) -> bytes:
+        choice, delta = _choice(self._asked, news), news.delta
+        frame = self._frames.get(choice)
+        if frame is not None and delta.finish is None:
+            return frame[0] + _encoded(delta.text).encode() + frame[1] if delta.text else b""
+        told = b"".join(map(self._event, self._shape.chunks(choice, delta)))
+        if told and not self._shape.scores:  # the first chunk of a choice is unlike the others
+            self._frames[choice] = self._frame(choice)
+        return told
+
+    def _frame(self, choice: int) -> tuple[bytes, bytes]:
+        """What is before and behind the text in an event of text alone."""
+        before, _, behind = self._event(self._shape.text(choice, _TEXT)).rpartition(_ENCODED_TEXT)
+        return before, behind
+
+    def _event(self, choice: Mapping[str, object]) -> bytes:
+        return event({**self._labels, "choices": [choice]})

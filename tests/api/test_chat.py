@@ -61,7 +61,7 @@ def test_a_stream_is_events_that_end_with_done(server: Running) -> None:
 
 
 def test_no_chunk_splits_a_character(server: Running) -> None:
-    server.loop.text = "é😀é"
+    server.loop.text, server.loop.pause_s = "é😀é", 0.02
     chunks = server.sdk.chat.completions.create(model="base", messages=HELLO, stream=True)
     pieces = [c.choices[0].delta.content for c in chunks if c.choices[0].delta.content]
     assert pieces == ["é", "😀", "é"]

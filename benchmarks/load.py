@@ -1,0 +1,201 @@
+"""Asks a server over HTTP from many connections at once, in processes of their own.
+
+Raw sockets: a client library would be slower than the server. Each connection asks again as soon
+as it was answered.
+"""
+
+import asyncio
+import json
+import multiprocessing
+import random
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection
+
+_EVENT, _DONE, _END = b"data: ", b"data: [DONE]", b"0\r\n\r\n"
+_LENGTH = b"content-length: "
+
+
+@dataclass(frozen=True)
+class Load:
+    """What every connection asks for, how long, and which part of that counts.
+
+    `vocab_size` bounds the random token ids of prompts. In the first round answers have random
+    lengths, so that later ones do not all begin at once.
+    """
+
+    streams: int
+    prompt_tokens: int
+    answer_tokens: int
+    vocab_size: int
+    stream: bool
+    warm_up_s: float
+    seconds: float
+
+    def prompt(self, draw: random.Random) -> list[int]:
+        return [draw.randrange(8, self.vocab_size) for _ in range(self.prompt_tokens)]
+
+
+@dataclass
+class Heard:
+    """What clients heard in the time that counts; seconds."""
+
+    answers: int = 0
+    events: int = 0
+    first: list[float] = field(default_factory=list)
+    gaps: list[float] = field(default_factory=list)
+    failures: list[str] = field(default_factory=list)
+
+    def add(self, other: "Heard") -> None:
+        self.answers += other.answers
+        self.events += other.events
+        self.first += other.first
+        self.gaps += other.gaps
+        self.failures += other.failures
+
+
+class _Asker(asyncio.Protocol):
+    """One connection."""
+
+    def __init__(self, load: Load, heard: Heard, start: float, seed: int) -> None:
+        self._load = load
+        self._heard = heard
+        self._draw = random.Random(seed)
+        self._from = start + load.warm_up_s
+        self._until = self._from + load.seconds
+        self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._answers = 0
+        self._asked_at = self._last = 0.0
+        self._tail = b""
+        self._expected: int | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self._transport = transport
+        self._ask()
+
+    def connection_lost(self, error: Exception | None) -> None:
+        if not self.done.done():
+            self._fail(f"the connection ended: {error}")
+
+    def data_received(self, data: bytes) -> None:
+        now = time.perf_counter()
+        if self._load.stream:
+            self._streamed(data, now)
+        else:
+            self._whole(data, now)
+
+    def _ask(self) -> None:
+        load = self._load
+        length = load.answer_tokens
+        if not self._answers:
+            length = self._draw.randint(1, length)
+        body = json.dumps(
+            {
+                "model": "base",
+                "prompt": load.prompt(self._draw),
+                "max_tokens": length,
+                "temperature": 0,
+                "ignore_eos": True,
+                "stream": load.stream,
+            }
+        ).encode()
+        head = (
+            "POST /v1/completions HTTP/1.1\r\nhost: bench\r\ncontent-type: application/json\r\n"
+            f"content-length: {len(body)}\r\n\r\n"
+        )
+        self._tail, self._expected, self._last = b"", None, 0.0
+        self._asked_at = time.perf_counter()
+        self._transport.write(head.encode() + body)
+
+    def _streamed(self, data: bytes, now: float) -> None:
+        """Marks may be cut in two: the last bytes of the piece before are looked at again."""
+        seen = self._tail + data
+        events = seen.count(_EVENT) - self._tail.count(_EVENT)
+        if not self._tail and b" 200 " not in data[:16]:
+            return self._fail(seen[:500].decode(errors="replace"))
+        if events and self._counts(now):
+            self._heard.events += events
+            since = self._last or self._asked_at
+            (self._heard.gaps if self._last else self._heard.first).append(now - since)
+        if events:
+            self._last = now
+        self._tail = seen[-(len(_DONE) + len(_END) + 8) :]
+        if _DONE in self._tail and self._tail.endswith(_END):
+            self._answered(now)
+        return None
+
+    def _whole(self, data: bytes, now: float) -> None:
+        self._tail += data
+        if self._expected is None:
+            if b" 200 " not in self._tail[:16]:
+                return self._fail(self._tail[:500].decode(errors="replace"))
+            head, found, _ = self._tail.partition(b"\r\n\r\n")
+            if not found:
+                return None
+            length = head.lower().partition(_LENGTH)[2].partition(b"\r\n")[0]
+            self._expected = len(head) + len(found) + int(length)
+        if len(self._tail) >= self._expected:
+            self._answered(now)
+        return None
+
+    def _answered(self, now: float) -> None:
+        self._heard.answers += self._counts(now)
+        self._answers += 1
+        if now < self._until:
+            self._ask()
+        else:
+            self.done.set_result(None)
+            self._transport.close()
+
+    def _counts(self, now: float) -> bool:
+        return self._from <= now < self._until
+
+    def _fail(self, reason: str) -> None:
+        self._heard.failures.append(reason)
+        self.done.set_result(None)
+        self._transport.close()
+
+
+async def _ask_all(port: int, load: Load, start: float, seeds: Sequence[int]) -> Heard:
+    heard = Heard()
+    loop = asyncio.get_running_loop()
+    askers = [_Asker(load, heard, start, seed) for seed in seeds]
+    waiting = iter(askers)
+    for _ in askers:
+        await loop.create_connection(waiting.__next__, "127.0.0.1", port)
+    await asyncio.gather(*(asker.done for asker in askers))
+    return heard
+
+
+def _client(
+    pipe: "Connection[Heard, object]", port: int, load: Load, start: float, seeds: Sequence[int]
+) -> None:
+    pipe.send(asyncio.run(_ask_all(port, load, start, seeds)))
+
+
+def ask(port: int, load: Load, processes: int) -> Heard:
+    """Put the load on the server at `port` and gather what was heard.
+
+    Raises:
+        RuntimeError: an answer was not 200, or broke off.
+    """
+    context = multiprocessing.get_context("spawn")
+    start = time.perf_counter() + 1.0  # one clock for all processes of a machine
+    pipes, clients = [], []
+    for number in range(processes):
+        ours, theirs = context.Pipe(duplex=False)
+        seeds = range(number, load.streams, processes)
+        clients.append(context.Process(target=_client, args=(theirs, port, load, start, seeds)))
+        clients[-1].start()
+        theirs.close()  # else a client that dies would be waited for
+        pipes.append(ours)
+    total = Heard()
+    for pipe in pipes:
+        total.add(pipe.recv())
+    for client in clients:
+        client.join()
+    if total.failures:
+        raise RuntimeError(f"{len(total.failures)} answers failed: {total.failures[0]}")
+    return total
