@@ -121,11 +121,13 @@ class FakeLoop:
     """Answers everything with `text`, a token per byte, from threads as the engine does.
 
     `pause_s` is waited between tokens, `hold` before the first; `failure` ends an answer after
-    `failure_after` tokens; `refusal` is raised by `submit`.
+    `failure_after` tokens; `refusal` is raised by `submit`. Each prompt finds `cached_tokens`, of
+    its first answer; the others find all but one token.
     """
 
     def __init__(self) -> None:
         self.text = "Hé!"
+        self.cached_tokens = 0
         self.pause_s = 0.0
         self.hold: threading.Event | None = None
         self.failure: Exception | None = None
@@ -169,11 +171,13 @@ class FakeLoop:
 
     def _deltas(self, asked: Generation, index: int) -> Iterable[Delta]:
         params = asked.params
+        cached = len(asked.prompt) - 1 if index else self.cached_tokens
         scores = None
         if params.prompt_logprobs:
             scores = (None, *(score(token_id) for token_id in asked.prompt[1:]))
         if params.max_tokens == 0:
-            yield Delta(index, prompt_logprobs=scores, finish=FinishReason.LENGTH)
+            ended = FinishReason.LENGTH
+            yield Delta(index, prompt_logprobs=scores, finish=ended, cached_tokens=cached)
             return
         tokens = [*self.text.encode(), EOS][: params.max_tokens]
         stream = ByteStream()
@@ -191,6 +195,7 @@ class FakeLoop:
                 (TokenPiece(token_id, text, told),),
                 prompt_logprobs=scores if place == 0 else None,
                 finish=ended if last else None,
+                cached_tokens=cached if last else 0,
             )
 
 

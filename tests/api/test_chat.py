@@ -30,9 +30,12 @@ def test_a_whole_answer(server: Running) -> None:
     assert answer.usage.total_tokens == (
         answer.usage.prompt_tokens + answer.usage.completion_tokens
     )
+    assert answer.usage.prompt_tokens_details is not None
+    assert answer.usage.prompt_tokens_details.cached_tokens == 0
 
 
 def test_a_stream_says_the_same_as_a_whole_answer(server: Running) -> None:
+    server.loop.cached_tokens = 5
     chunks = list(
         server.sdk.chat.completions.create(
             model="base", messages=HELLO, n=2, stream=True, stream_options={"include_usage": True}
@@ -47,6 +50,8 @@ def test_a_stream_says_the_same_as_a_whole_answer(server: Running) -> None:
     assert chunks[-1].choices == []
     assert chunks[-1].usage is not None
     assert chunks[-1].usage.completion_tokens == 2 * (len(server.loop.text.encode()) + 1)
+    assert chunks[-1].usage.prompt_tokens_details is not None
+    assert chunks[-1].usage.prompt_tokens_details.cached_tokens == 5
     assert len({chunk.id for chunk in chunks}) == 1
 
 

@@ -16,12 +16,15 @@ from tests.api.running import Publish, Running
     ],
 )
 def test_every_kind_of_prompt(server: Running, prompt: list[str], tokens: list[bytes]) -> None:
+    server.loop.cached_tokens = 1
     answer = server.sdk.completions.create(model="base", prompt=prompt, max_tokens=4, n=2)
     assert [bytes(asked.prompt) for asked in server.loop.asked] == tokens
     assert [choice.index for choice in answer.choices] == list(range(2 * len(tokens)))
     assert answer.usage is not None
     assert answer.usage.prompt_tokens == sum(map(len, tokens))
     assert answer.usage.completion_tokens == 4 * 2 * len(tokens)
+    assert answer.usage.prompt_tokens_details is not None
+    assert answer.usage.prompt_tokens_details.cached_tokens == len(tokens)
     assert {choice.finish_reason for choice in answer.choices} == {"length"}
 
 

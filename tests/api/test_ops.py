@@ -42,6 +42,8 @@ def test_metrics_have_vllms_names(server: Running, publish: Publish) -> None:
         "kv_cache_usage_perc",
         "prompt_tokens",
         "generation_tokens",
+        "prefix_cache_queries",
+        "prefix_cache_hits",
         "request_success",
         "time_to_first_token_seconds",
         "inter_token_latency_seconds",
