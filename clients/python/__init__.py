@@ -3,7 +3,7 @@
 from clients.python.analysis import Analysis
 from clients.python.client import Client
 from clients.python.errors import ApiError, BadFolder, ClientError, ConnectionFailed, JobFailed
-from clients.python.shapes import Adapter, Checkpoint, Event, Job, UploadedFile
+from clients.python.shapes import Adapter, Checkpoint, Event, Job, Judgement, Sample, UploadedFile
 from clients.python.training import Hyperparameters
 
 __all__ = [
@@ -19,5 +19,7 @@ __all__ = [
     "Hyperparameters",
     "Job",
     "JobFailed",
+    "Judgement",
+    "Sample",
     "UploadedFile",
 ]

@@ -1,7 +1,7 @@
 """What the server tells, as frozen records. Fields that are not listed here are left in `raw`."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 _ENDED = frozenset({"succeeded", "failed", "cancelled"})
@@ -17,6 +17,29 @@ class UploadedFile:
 
 
 @dataclass(frozen=True)
+class Judgement:
+    """Losses on the same lines, of the base, of the adapter gone on from, and of the new one;
+    `verdict` is better, worse or diverged, and None before the end. See docs/training.md."""
+
+    verdict: str | None
+    lines: int
+    held_out: bool
+    base_loss: float | None
+    start_loss: float | None
+    adapter_loss: float | None
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A question from a job's file, the file's answer to it, the base's and the adapter's."""
+
+    prompt: str
+    expected: str
+    base: str
+    adapter: str
+
+
+@dataclass(frozen=True)
 class Job:
     """A training job. `fine_tuned_model` is the adapter's id once it has succeeded."""
 
@@ -27,6 +50,8 @@ class Job:
     trained_tokens: int | None
     result_files: tuple[str, ...]
     error: Mapping[str, Any] | None
+    judgement: Judgement | None
+    samples: tuple[Sample, ...]
     raw: Mapping[str, Any] = field(repr=False)
 
     @property
@@ -86,8 +111,15 @@ def read_job(raw: Mapping[str, Any]) -> Job:
         trained_tokens=raw["trained_tokens"],
         result_files=tuple(raw["result_files"]),
         error=raw["error"],
+        judgement=_judgement(raw["verandah"].get("judgement")),
+        samples=tuple(Sample(**told) for told in raw["verandah"].get("samples") or ()),
         raw=raw,
     )
+
+
+def _judgement(raw: Mapping[str, Any] | None) -> Judgement | None:
+    names = [each.name for each in fields(Judgement)]
+    return None if raw is None else Judgement(**{name: raw[name] for name in names})
 
 
 def read_checkpoint(raw: Mapping[str, Any]) -> Checkpoint:

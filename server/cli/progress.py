@@ -47,7 +47,7 @@ class TrainingBars:
         """Move the job's bar, or say what happened."""
         if event.type == "metrics" and "total_steps" in event.data:
             self._move(name, event)
-        elif event.level == "error" or not self._console.is_terminal:
+        elif event.level != "info" or not self._console.is_terminal:
             self._say(name, event.message)
 
     def finish(self, name: str, outcome: str) -> None:

@@ -7,12 +7,13 @@ from typing import Annotated, cast
 from pydantic import Field, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from rich.console import Console
+from rich.text import Text
 
 from clients.python import Client, Hyperparameters, Job, JobFailed
 from server.cli.options import add_fields, read_fields
 from server.cli.progress import TrainingBars
 from server.cli.remote import add_server, connect
-from server.jobs.options import BASES, METHODS, SPARSITIES, TARGET_SETS
+from server.jobs.options import BASES, METHODS, PUBLISH, SPARSITIES, TARGET_SETS
 
 EXAMPLES = """examples:
   verandah train pirate.jsonl                      trains the adapter "pirate"
@@ -41,6 +42,7 @@ _HYPERPARAMETERS = {
     "batch_size": "batch_size",
     "early_stopping": "early_stopping",
     "checkpoints": "checkpoints",
+    "publish": "publish",
 }
 
 
@@ -83,6 +85,10 @@ class TrainFields(BaseSettings):
     )
     checkpoints: int | None = Field(
         None, description="versions published on the way; default: 2 at most"
+    )
+    publish: str | None = Field(
+        None,
+        description=f"what is worse than it was: {' or '.join(PUBLISH)}; default: {PUBLISH[0]}",
     )
     seed: int | None = Field(None, description="of the lines' order and of what is held out")
     wait: bool = Field(True, description="wait for the end")
@@ -127,9 +133,29 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
+def show_outcome(console: Console, job: Job) -> None:
+    """Losses and answers, before and after; where lines scroll by, events have told them."""
+    if not console.is_terminal:
+        return
+    found = job.judgement
+    if found is not None and found.base_loss is not None and found.adapter_loss is not None:
+        lines = "held-out lines" if found.held_out else "lines that it learnt from"
+        losses = f"base {found.base_loss:.3f}, adapter {found.adapter_loss:.3f}"
+        console.print(Text(f"Loss on {lines} ({found.lines}): {losses}"))
+    for sample in job.samples:
+        console.print(Text(f"\n{sample.prompt}", style="bold"))
+        for who, said in (
+            ("base", sample.base),
+            ("adapter", sample.adapter),
+            ("file", sample.expected),
+        ):
+            console.print(Text(f"  {who}: {said}"))
+
+
 def _watch(client: Client, job: Job, name: str) -> Job:
     """Show a job's progress on the error stream, so that the output is the adapter's id alone."""
-    with TrainingBars(Console(stderr=True)) as bars:
+    console = Console(stderr=True)
+    with TrainingBars(console) as bars:
         bars.add(name)
         for event in client.follow(job.id):
             bars.show(name, event)
@@ -137,6 +163,8 @@ def _watch(client: Client, job: Job, name: str) -> Job:
             ended = client.wait(job.id)
         except JobFailed:
             bars.finish(name, "failed")
+            show_outcome(console, client.job(job.id))
             raise
         bars.finish(name, f"done: {ended.fine_tuned_model}")
+    show_outcome(console, ended)
     return ended

@@ -67,7 +67,8 @@ def announcement(judgement: Judgement, lesson: Lesson) -> str:
             "learns from, which shows harm, and not how it answers new questions: give a "
             f"validation_file, or a validation_split above 0. {_before(judgement, lesson)}"
         )
-    return f"To be judged on {judgement.lines} held-out lines. {_before(judgement, lesson)}"
+    lines = "line" if judgement.lines == 1 else "lines"
+    return f"To be judged on {judgement.lines} held-out {lines}. {_before(judgement, lesson)}"
 
 
 def comparison(judgement: Judgement, lesson: Lesson) -> str:

@@ -15,6 +15,7 @@ from openai.types.fine_tuning.jobs import FineTuningJobCheckpoint
 from adapters_store.manifest import Manifest
 from adapters_store.store import AdapterStore
 from server.jobs.files import RESULTS
+from server.jobs.judgement import Judgement, Sample
 from tests.api.running import Publish, Running, Serve
 from tests.api.test_training import JSONL, LINES, claim, upload
 
@@ -36,6 +37,8 @@ def test_a_job_is_what_the_sdk_says_it_is(server: Running) -> None:
     waiting = now()
     assert (waiting.status, waiting.result_files, waiting.error) == ("queued", [], None)
     assert (waiting.hyperparameters.n_epochs, waiting.estimated_finish) == ("auto", None)
+    empty = waiting.model_dump()["verandah"]
+    assert (empty["judgement"], empty["samples"]) == (None, [])
     assert waiting.method is not None and waiting.method.type == "supervised"
     job = claim(server)
     jobs.heartbeat(job, step=3, estimated_finish=5, trained_tokens=7)
@@ -45,9 +48,33 @@ def test_a_job_is_what_the_sdk_says_it_is(server: Running) -> None:
     jobs.add_results(job, results.id)
     jobs.add_checkpoint(job, 3, "pirate@1", {"step": 3, "train_loss": 1.0, "valid_loss": 2.0})
     jobs.append_event(job, "info", "Step 3", "metrics", {"step": 3})
+    before = Judgement(2, True, base_loss=3.0)
+    jobs.judge(job, before, "info", "To be judged")
+    jobs.judge(job, before.of(3, 2.0, float("inf")), "warn", "Judged")
+    jobs.judge(job, before.of(3, 2.0, float("inf")), "warn", "Judged")
+    sample = Sample("q", "file", "base", "adapter")
+    jobs.add_samples(job, [sample])
+    jobs.add_samples(job, [sample, sample], "no room")
     jobs.finish(job, "pirate@1", 9)
     done = now()
     assert (done.status, done.fine_tuned_model, done.trained_tokens) == ("succeeded", "pirate@1", 9)
+    ours = done.model_dump()["verandah"]
+    assert ours["samples"] == [
+        {"prompt": "q", "expected": "file", "base": "base", "adapter": "adapter"}
+    ]
+    assert ours["judgement"] == {
+        "lines": 2,
+        "held_out": True,
+        "base_loss": 3.0,
+        "start_loss": None,
+        "adapter_loss": 2.0,
+        "last_loss": None,
+        "step": 3,
+        "verdict": "diverged",
+    }
+    told = [event.message for event in server.sdk.fine_tuning.jobs.list_events(job_id, limit=100)]
+    counts = [told.count(word) for word in ("To be judged", "Judged", "no room")]
+    assert (counts, told.count(sample.sentence())) == ([1, 1, 0], 1)
     assert server.sdk.files.content(done.result_files[0]).content == b"step\n1\n"
     assert server.sdk.files.retrieve(done.result_files[0]).purpose == "fine-tune-results"
     for raw in server.http.get(f"{path}/{job_id}/events").json()["data"]:
@@ -70,6 +97,7 @@ def test_options_of_ours_stand_in_an_object_of_their_own(server: Running) -> Non
         "early_stopping": 3,
         "checkpoints": 1,
         "dropout": 0.1,
+        "publish": "always",
         "packing": False,
     }
     job = create(

@@ -9,8 +9,12 @@ import threading
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
+from clients.python import Client
 from server.__main__ import main
+from server.cli.train import show_outcome
+from server.jobs.judgement import Judgement, Sample
 from tests.api.running import Publish, Running, eventually
 
 COMMANDS = (
@@ -146,6 +150,8 @@ class TestTrain:
             for step in (1, 2):
                 figures = {"step": step, "total_steps": 2, "train_loss": 2.5 / step}
                 jobs.append_event(found, "info", "a step", "metrics", figures)
+            jobs.judge(found, Judgement(1, True, 3.0).of(2, 1.0, 1.0), "info", "good")
+            jobs.add_samples(found, [Sample("How?", "So.", "Eh?", "Thus.")])
             jobs.finish(found, "pirate@1", 9)
 
         worker = threading.Thread(target=work)
@@ -155,6 +161,28 @@ class TestTrain:
         said = capsys.readouterr()
         assert said.out == "pirate@1\n"
         assert "step 2 of 2, loss 1.250" in said.err
+        assert 'Asked "How?": the base model says "Eh?", the adapter "Thus."' in said.err
+
+    def test_answers_are_shown_where_somebody_looks(self, server: Running, lines: Path) -> None:
+        with Client(server.url) as client:
+            job = client.train(client.upload(lines).id)
+            held = server.parts.jobs.claim("worker-1", 30)
+            assert held is not None
+            found = Judgement(1, False, 3.0).of(2, 4.0, 4.0)
+            server.parts.jobs.judge(held, found, "warn", "bad")
+            server.parts.jobs.add_samples(held, [Sample("How?", "So.", "Eh?", "Thus.")])
+            shown = io.StringIO()
+            show_outcome(
+                Console(file=shown, force_terminal=True, no_color=True), client.job(job.id)
+            )
+        said = shown.getvalue()
+        assert "Loss on lines that it learnt from (1): base 3.000, adapter 4.000" in said
+        for line in ("How?", "  base: Eh?", "  adapter: Thus.", "  file: So."):
+            assert line in said
+        unseen = io.StringIO()
+        with Client(server.url) as client:
+            show_outcome(Console(file=unseen), client.job(job.id))
+        assert unseen.getvalue() == "", "events told it"
 
     def test_a_failure_is_told(
         self, server: Running, lines: Path, capsys: pytest.CaptureFixture[str]

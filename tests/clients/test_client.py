@@ -13,6 +13,7 @@ import pytest
 from clients.python import ApiError, Client, ConnectionFailed, Hyperparameters, JobFailed
 from server.errors import InvalidAdapter, Unavailable
 from server.jobs.job import Job as QueuedJob
+from server.jobs.judgement import Judgement, Sample
 from server.jobs.options import METHODS, TrainOptions
 from server.tenancy.keys import Keys
 from tests.api.fakes import FakeInspection, FakeInspections, found
@@ -137,6 +138,8 @@ def test_training(client: Client, server: Running, lines: Path) -> None:
     def work() -> None:
         for step in range(130):
             server.parts.jobs.append_event(held, "info", f"step {step}", "metrics", {"step": step})
+        server.parts.jobs.judge(held, Judgement(2, True, 3.0).of(1, 2.0, 2.0), "info", "good")
+        server.parts.jobs.add_samples(held, [Sample("q", "a", "b", "c")])
         server.parts.jobs.finish(held, "pirate@1", 77)
 
     worker = threading.Thread(target=work)
@@ -148,6 +151,10 @@ def test_training(client: Client, server: Running, lines: Path) -> None:
     assert [event.data["step"] for event in told if event.type == "metrics"] == followed
     done = client.wait(job.id, poll_s=0.01)
     assert (done.fine_tuned_model, done.trained_tokens) == ("pirate@1", 77)
+    found = done.judgement
+    assert found is not None and (found.verdict, found.adapter_loss) == ("better", 2.0)
+    assert [(sample.prompt, sample.adapter) for sample in done.samples] == [("q", "c")]
+    assert (job.judgement, job.samples) == (None, ())
 
 
 def test_what_else_a_job_can_be_asked(
