@@ -113,7 +113,8 @@ def read_all(path: Path) -> tuple[Header, ReadTensors]:
     """
     with path.open("rb") as file:
         text = _read_header_bytes(file, path)
-        data = bytearray(file.read())
+        data = bytearray(os.fstat(file.fileno()).st_size - file.tell())
+        del data[file.readinto(data) :]
     entries = _parse(text, path)
     header = _header(entries, 8 + len(text) + len(data), path)
     layout = _layout(entries, len(data), path)

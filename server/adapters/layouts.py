@@ -73,14 +73,19 @@ class RowLayout:
     def pack(self, layers: Mapping[str, Vectors], *, pinned: bool = False) -> Tensor:
         """One row on the CPU, zero wherever `layers` has nothing. Safe on any thread."""
         row = torch.zeros(self.width, dtype=self._dtype, pin_memory=pinned)
+        rooms: list[Tensor] = []
+        values: list[Tensor] = []
         for path, vectors in layers.items():
             for name, place in self._places[path].items():
                 value = vectors[name]
+                values.append(value)
                 if value.ndim == 1:  # the most frequent, at half the price
-                    row[place.start : place.start + len(value)].copy_(value)
+                    rooms.append(row[place.start : place.start + len(value)])
                     continue
                 room = row[place.start : place.stop].view(place.shape)
-                room[tuple(slice(size) for size in value.shape)].copy_(value)
+                rooms.append(room[tuple(slice(size) for size in value.shape)])
+        if rooms:
+            torch._foreach_copy_(rooms, values)  # hundreds of copies in one call
         return row
 
     def views(self, memory: Tensor, pages: int, path: str, rank: int) -> dict[str, Tensor]:
