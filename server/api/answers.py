@@ -35,20 +35,22 @@ class News(NamedTuple):
 
 def joined(batch: Iterable[News]) -> list[News]:
     """The same news with one delta for each answer: how a reader who is behind catches up."""
-    together: dict[tuple[int, int], Delta] = {}
+    together: dict[tuple[int, int], list[Delta]] = {}
     for prompt, delta in batch:
-        key = (prompt, delta.index)
-        before = together.get(key)
-        together[key] = delta if before is None else _one(before, delta)
-    return [News(prompt, delta) for (prompt, _), delta in together.items()]
+        together.setdefault((prompt, delta.index), []).append(delta)
+    return [News(prompt, _one(deltas)) for (prompt, _), deltas in together.items()]
 
 
-def _one(before: Delta, after: Delta) -> Delta:
+def _one(deltas: list[Delta]) -> Delta:
+    last = deltas[-1]
+    if len(deltas) == 1:
+        return last
+    scores = (delta.prompt_logprobs for delta in deltas if delta.prompt_logprobs is not None)
     return replace(
-        after,
-        text=before.text + after.text,
-        tokens=before.tokens + after.tokens,
-        prompt_logprobs=before.prompt_logprobs or after.prompt_logprobs,
+        last,
+        text="".join([delta.text for delta in deltas]),
+        tokens=tuple([token for delta in deltas for token in delta.tokens]),
+        prompt_logprobs=next(scores, None),
     )
 
 
