@@ -9,7 +9,6 @@ so equal tokens are kept or dropped together and no row needs an order among equ
 On CUDA nothing here waits for the device: what the host decides, it decides by the parameters.
 """
 
-from collections.abc import Callable
 from collections.abc import Sequence as Seq
 from itertools import chain
 
@@ -25,7 +24,6 @@ _WIDER = 16
 _MAX_DRAWN = 1 << 24  # weights at a time: 64 MiB
 _COLDEST = 1e-6  # below it a quotient of logits leaves float32
 _BLOCK = 256  # tokens whose weights are summed before the one that is drawn is looked for
-_ONE = 0x3F800000  # the bits of 1.0: floats that are not negative are in the order of their bits
 
 
 def sample(logits: Tensor, sequences: Seq[Sequence], last: Tensor | None = None) -> Tensor:
@@ -68,9 +66,7 @@ class _Cuts:
     def __init__(self, sequences: Seq[Sequence]) -> None:
         params = [it.params for it in sequences]
         self.rows = [row for row, it in enumerate(params) if it.top_k > 0 or it.top_p < 1]
-        self.top_k = any(it.top_k > 0 for it in params)
-        self.top_p = any(it.top_p < 1 for it in params)
-        self.any = self.top_k or self.top_p or any(it.min_p > 0 for it in params)
+        self.any = bool(self.rows) or any(it.min_p > 0 for it in params)
 
 
 def _draw(logits: Tensor, best: Tensor, numbers: Tensor, cuts: _Cuts) -> Tensor:
@@ -89,7 +85,7 @@ def _draw(logits: Tensor, best: Tensor, numbers: Tensor, cuts: _Cuts) -> Tensor:
         least = least.float()
         if cuts.rows:
             some = to_device(cuts.rows, torch.int64, logits.device)
-            kept = _least(weights[some, :vocab], top_k[some], top_p[some], cuts)
+            kept = _least(weights[some, :vocab], top_k[some], top_p[some])
             least = least.index_put((some,), torch.maximum(least[some], kept))
         weights.masked_fill_(weights < least[:, None], 0)
     return _invert(weights, position)
@@ -117,60 +113,16 @@ def _invert(weights: Tensor, position: Tensor) -> Tensor:
     return (block * _BLOCK + at)[:, 0]
 
 
-def _least(weights: Tensor, top_k: Tensor, top_p: Tensor, cuts: _Cuts) -> Tensor:
-    if weights.is_cuda:
-        return least_by_halving(
-            weights, top_k if cuts.top_k else None, top_p if cuts.top_p else None
-        )
-    return least_by_rank(weights, top_k, top_p)
+def _least(weights: Tensor, top_k: Tensor, top_p: Tensor) -> Tensor:
+    if not weights.is_cuda:
+        return least_by_rank(weights, top_k, top_p)
+    from server.engine.kernels.least_kept import least_kept  # a CPU installation has no triton
 
-
-def least_by_halving(weights: Tensor, top_k: Tensor | None, top_p: Tensor | None) -> Tensor:
-    """What `least_by_rank` returns, without a look at any number by the host.
-
-    A float that is not negative is ordered as its bits are, so 30 halvings find the largest least
-    weight whose tokens are enough: by their number for top_k, by their mass for top_p.
-
-    Args:
-        weights: float32 [rows, vocab], of which the largest is 1.
-        top_k: [rows], 0 for all; None where all rows say so. top_p: [rows]; None where all are 1.
-    """
-    bits = weights.view(torch.int32)
-    floor = torch.zeros(len(weights), dtype=torch.int32, device=weights.device)
-    whole = None
-    if top_k is not None:
-        wanted = torch.where(top_k > 0, top_k, weights.shape[-1]).clamp(max=weights.shape[-1])
-        floor = _halve(floor, lambda mid: (bits >= mid).sum(dim=-1) >= wanted)
-        above = bits > floor[:, None]
-        # Of those that weigh the same at the edge, as many as top_k takes.
-        at_edge = (wanted - above.sum(dim=-1)) * floor.view(torch.float32)
-        whole = _mass(weights, above) + at_edge
-    if top_p is not None:
-        if whole is None:
-            whole = weights.sum(dim=-1, dtype=torch.float64)
-        share = top_p * whole
-        cut = _halve(floor, lambda mid: _mass(weights, bits >= mid) >= share)
-        # Rounding must not end a row early that asked for all of its mass.
-        floor = torch.where(top_p < 1, cut, floor)
-    return floor.view(torch.float32)
-
-
-def _halve(low: Tensor, enough: Callable[[Tensor], Tensor]) -> Tensor:
-    """The largest of `low`.._ONE that is enough, int32 [rows]; `low` is, whatever `enough` says."""
-    high = torch.full_like(low, _ONE)
-    for _ in range(_ONE.bit_length()):
-        mid = low + (high - low + 1) // 2
-        fits = enough(mid[:, None])
-        low, high = torch.where(fits, mid, low), torch.where(fits, high, mid - 1)
-    return low
-
-
-def _mass(weights: Tensor, chosen: Tensor) -> Tensor:
-    return torch.where(chosen, weights, 0).sum(dim=-1, dtype=torch.float64)
+    return least_kept(weights, top_k, top_p)
 
 
 def least_by_rank(weights: Tensor, top_k: Tensor, top_p: Tensor, head: int = _HEAD) -> Tensor:
-    """The least weight that top_k and top_p keep, float32 [rows].
+    """The least weight that top_k and top_p keep, float32 [rows]. The host reads how far to look.
 
     Args:
         weights: float32 [rows, vocab], not negative.

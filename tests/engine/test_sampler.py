@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from server.engine import sampler
-from server.engine.sampler import least_by_halving, least_by_rank, uniform
+from server.engine.sampler import uniform
 from server.engine.sequence import Sequence
 from tests.engine.driving import make_sequence
 
@@ -170,37 +170,6 @@ def test_rows_that_ask_for_nothing_are_left_alone(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr("server.engine.sampler._least", never)
     sequences = [make_sequence(0, [1]), make_sequence(1, [1], temperature=1.0)]
     assert None not in sample(torch.randn(2, 50), sequences)
-
-
-@settings(deadline=None, max_examples=60, derandomize=True)
-@given(st.integers(0, 2**32), st.integers(1, 9), st.sampled_from([1, 5, 300, 3000]), st.booleans())
-def test_halving_keeps_what_ranking_keeps(seed: int, rows: int, vocab: int, equals: bool) -> None:
-    rng = np.random.default_rng(seed)
-    numbers = rng.normal(0, rng.choice([0.01, 1, 30]), (rows, vocab))
-    logits = torch.from_numpy(numbers.round() if equals else numbers).float()
-    weights = (logits - logits.amax(-1, keepdim=True)).exp()
-    top_k = torch.from_numpy(rng.choice([0, 1, 3, vocab, 10 * vocab], rows)).double()
-    top_p = torch.from_numpy(rng.choice([0.0, 0.31, 0.9, 0.999, 1.0], rows)).double()
-    for k, p in ((top_k, top_p), (top_k, None), (None, top_p)):
-        expected = least_by_rank(
-            weights,
-            torch.zeros_like(top_p) if k is None else k,
-            torch.ones_like(top_p) if p is None else p,
-        )
-        least = least_by_halving(weights, k, p)
-        # Which weight is the least may differ below the last of the row; what is kept may not.
-        kept = weights >= least[:, None]
-        assert torch.equal(kept, weights >= expected[:, None])
-
-
-def test_a_row_of_nan_spoils_no_other() -> None:
-    """The device form finds no least weight there, and must end all the same."""
-    weights = torch.rand(3, 50, generator=torch.Generator().manual_seed(0))
-    weights[:, 7] = 1
-    weights[1] = torch.nan
-    top_k, top_p = torch.full((3,), 4.0), torch.full((3,), 0.9)
-    least = least_by_halving(weights, top_k, top_p)
-    assert torch.equal(least[[0, 2]], least_by_rank(weights[[0, 2]], top_k[:2], top_p[:2]))
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.3])
