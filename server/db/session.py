@@ -34,6 +34,7 @@ from server.db.tables import OwnerRow
 from server.errors import Unavailable
 
 _BUSY_TIMEOUT_MS = 15_000
+_POOL_TIMEOUT_S = 30.0
 _MIGRATIONS_LOCK = 0x56455241  # any number that no other program locks in the same database
 
 
@@ -142,7 +143,7 @@ def _engine(address: str) -> Engine:
         )
     path = Path(url.database)
     path.parent.mkdir(parents=True, exist_ok=True)
-    engine = create_engine(url)
+    engine = create_engine(url, pool_timeout=_POOL_TIMEOUT_S)
     _stay_with_the_file(engine, path)
     event.listen(engine, "connect", _set_up_sqlite)
     event.listen(engine, "begin", _begin_sqlite)

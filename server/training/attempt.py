@@ -237,7 +237,7 @@ class Attempt:
             self._folder.save(replace(checkpoint, state=state))
         except DISK_ERRORS as error:
             if not self._unsaved:  # told once, until it works again
-                told = "it goes on, and would have to go back to an earlier one"
+                told = "training goes on, and could be taken up again at an earlier step only"
                 self._warn(f"Step {self.trainer.step} could not be saved", error, told)
             self._unsaved = True
         else:

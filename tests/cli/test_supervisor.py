@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 
@@ -22,9 +23,9 @@ def supervise() -> Iterator[Supervise]:
     """Starts a supervisor of a one-line Python program; stops it in the end."""
     made: list[Supervisor] = []
 
-    def start(program: str, *, stop_timeout_s: float = 5) -> Supervisor:
+    def start(program: str, *, stop_timeout_s: float = 5, **more: Any) -> Supervisor:
         supervisor = Supervisor(
-            [sys.executable, "-c", program], os.environ, stop_timeout_s=stop_timeout_s
+            [sys.executable, "-c", program], os.environ, stop_timeout_s=stop_timeout_s, **more
         )
         made.append(supervisor)
         supervisor.start()
@@ -59,6 +60,24 @@ def test_a_killed_child_is_started_again(supervise: Supervise) -> None:
     os.kill(first, signal.SIGKILL)
     assert eventually(lambda: supervisor.restarts == 1 and supervisor.alive)
     assert supervisor.pid not in (None, first)
+
+
+def test_who_cares_is_told_of_each_end_before_the_next_start(supervise: Supervise) -> None:
+    told: list[int] = []
+
+    def on_end(pid: int) -> None:
+        told.append(pid)
+        raise RuntimeError("the next one is started all the same")
+
+    supervisor = supervise(SLEEP, on_end=on_end)
+    first = supervisor.pid
+    assert first is not None
+    os.kill(first, signal.SIGKILL)
+    assert eventually(lambda: supervisor.restarts == 1 and supervisor.alive)
+    assert told == [first]
+    second = supervisor.pid
+    supervisor.stop()
+    assert told == [first, second]
 
 
 def test_a_child_that_cannot_live_is_not_started_in_a_tight_loop(supervise: Supervise) -> None:

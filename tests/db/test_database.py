@@ -1,17 +1,21 @@
 """Migrations make the tables, transactions hold, writers wait for each other."""
 
+import os
+import sqlite3
 import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
-from sqlalchemy import create_engine, select, text
+from sqlalchemy import URL, create_engine, select, text
 from sqlalchemy.exc import IntegrityError
 
+import server.db.session
 from server.db.session import Database, ensure_owner, migrations
 from server.db.tables import FileRow, JobRow, LabelRow, OwnerRow, Table
 from server.errors import Unavailable
@@ -177,6 +181,80 @@ def test_an_unreachable_database_is_unavailable() -> None:
     with pytest.raises(Unavailable, match="failed") as raised:
         database.migrate()
     assert "secret" not in str(raised.value)
+
+
+def _sqlite(tmp_path: Path) -> tuple[Database, Path]:
+    path = tmp_path / "ver?an%20dah#1.db"
+    url = URL.create("sqlite", database=str(path)).render_as_string()
+    database = Database(url)
+    database.migrate()
+    with database.transaction() as session:
+        session.add(OwnerRow(id="ann", created_at=1))
+    return database, path
+
+
+def test_a_file_that_was_taken_away_is_not_made_anew_and_may_come_back(tmp_path: Path) -> None:
+    database, path = _sqlite(tmp_path)
+    path.rename(tmp_path / "away")
+    for _ in range(2):
+        with pytest.raises(Unavailable, match="unable to open"):
+            _owners(database)
+    with pytest.raises(Unavailable, match="unable to open"):
+        database.migrate(create=False)
+    assert not path.exists()
+    (tmp_path / "away").rename(path)
+    assert _owners(database) == ["ann"]
+    database.close()
+
+
+def test_a_file_that_was_exchanged_is_opened_again(tmp_path: Path) -> None:
+    database, path = _sqlite(tmp_path)
+    source, backup = sqlite3.connect(path), sqlite3.connect(tmp_path / "backup")
+    source.backup(backup)
+    source.close()
+    backup.close()
+    with database.transaction() as session:
+        session.add(OwnerRow(id="bob", created_at=1))
+    os.replace(tmp_path / "backup", path)
+    for suffix in ("-wal", "-shm"):
+        Path(f"{path}{suffix}").unlink(missing_ok=True)
+    assert _owners(database) == ["ann"]
+    database.close()
+
+
+def test_a_damaged_file_is_unavailable(tmp_path: Path) -> None:
+    database, path = _sqlite(tmp_path)
+    database.close()
+    path.write_bytes(b"no database at all" * 1000)
+    with pytest.raises(Unavailable, match="not a database"):
+        _owners(database)
+
+
+def test_more_who_wait_for_a_lock_than_there_are_connections(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server.db.session, "_BUSY_TIMEOUT_MS", 300)
+    monkeypatch.setattr(server.db.session, "_POOL_TIMEOUT_S", 0.1)
+    database, path = _sqlite(tmp_path)
+    locker = sqlite3.connect(path, isolation_level=None)
+    locker.execute("BEGIN EXCLUSIVE")
+
+    def write(number: int) -> str:
+        try:
+            with database.transaction() as session:
+                session.add(OwnerRow(id=str(number), created_at=1))
+        except Unavailable as error:
+            return str(error)
+        return "written"
+
+    with ThreadPoolExecutor(24) as pool:
+        answers = list(pool.map(write, range(24)))
+    assert {"locked" in answer or "too busy" in answer for answer in answers} == {True}
+    assert any("too busy" in answer for answer in answers)
+    locker.rollback()
+    locker.close()
+    assert write(100) == "written"
+    database.close()
 
 
 def test_a_missing_driver_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

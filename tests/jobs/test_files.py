@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from server.errors import Conflict, InvalidRequest, NotFound, RequestTooLarge
+from server.errors import Conflict, FileDamaged, InvalidRequest, NotFound, RequestTooLarge
 from tests.jobs.conftest import Jobs
 
 
@@ -124,6 +124,21 @@ def test_a_file_is_kept_while_a_job_needs_it(jobs: Jobs) -> None:
     jobs.queue.claim("w2", 1)
     jobs.files.delete("ann", jobs.file("ann"))
     assert jobs.queue.get("ann", job.id).training_file == jobs.file("ann")
+
+
+def test_a_file_that_is_not_what_was_uploaded_is_not_read(jobs: Jobs) -> None:
+    file = jobs.files.create("ann", "x.jsonl", "fine-tune", io.BytesIO(b"line\nline\n"))
+    with jobs.files.verified("ann", file.id) as source:
+        assert source.read() == b"line\nline\n"
+    path = jobs.files.path("ann", file.id)
+    os.truncate(path, 5)
+    with pytest.raises(FileDamaged, match="5 bytes, 10 were uploaded"):
+        jobs.files.verified("ann", file.id).__enter__()
+    path.unlink()
+    with pytest.raises(FileDamaged, match="is gone"):
+        jobs.files.verified("ann", file.id).__enter__()
+    with pytest.raises(NotFound):
+        jobs.files.verified("bob", file.id).__enter__()
 
 
 def test_old_bytes_without_a_row_are_swept(jobs: Jobs, tmp_path: Path) -> None:
