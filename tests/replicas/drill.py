@@ -1,0 +1,100 @@
+"""A program: an engine's process whose engine counts, without torch.
+
+`python -m tests.replicas.drill PACE_S --connect ADDRESS`. A token takes PACE_S. Adapters named
+"broken" cannot be served, and "full" cannot be pinned. PACE_S may be "unfit" or "mute".
+"""
+
+import contextlib
+import os
+import sys
+import threading
+import time
+from multiprocessing.connection import Client
+from pickle import dumps
+from types import SimpleNamespace
+
+from adapters_store.manifest import AdapterRef
+from server.engine.blocks import BlockPool
+from server.errors import Conflict, InvalidAdapter, UnsupportedModel
+from server.metrics import Metrics
+from server.replicas.child import Child
+from server.replicas.messages import Facts, Unfit
+from server.scheduler.loop import Limits, ServingLoop
+from tests.scheduler.fakes import CountingEngine, FakeSlots, NumberDecoder
+
+LIMITS = Limits(max_rows=4, max_step_tokens=16, max_waiting=4, max_context=256)
+
+
+class Memory(FakeSlots):
+    """Loads at once; knows pins."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.pins: set[AdapterRef] = set()
+        self.loads = self.evictions = self.hits = 0
+
+    def prepare(self, ref: AdapterRef) -> None:
+        if ref.name == "broken":
+            self.broken[ref] = InvalidAdapter("it is broken")
+        self.loads += ref not in self.loaded
+        self.loaded.add(ref)
+
+    def pin(self, ref: AdapterRef) -> None:
+        if ref.name == "full":
+            raise Conflict("no slot would be left")
+        self.pins.add(ref)
+        self.prepare(ref)
+
+    def unpin(self, ref: AdapterRef) -> None:
+        self.pins.discard(ref)
+
+    def forget(self, ref: AdapterRef) -> None:
+        self.loaded.discard(ref)
+
+    def snapshot(self) -> list[SimpleNamespace]:
+        return [
+            SimpleNamespace(
+                ref=ref, state="resident", slot=1, bytes=4, in_use=0, pinned=ref in self.pins
+            )
+            for ref in self.loaded
+        ]
+
+
+def counting_loop(memory: Memory, metrics: Metrics, pace_s: float) -> ServingLoop:
+    engine = CountingEngine()
+    engine.before_step = lambda: time.sleep(pace_s)
+    return ServingLoop(
+        engine,
+        memory,
+        BlockPool(128, 4),
+        NumberDecoder,
+        eos=frozenset({999}),
+        limits=LIMITS,
+        metrics=metrics,
+    )
+
+
+def outlive_nobody() -> None:
+    while os.read(0, 4096):
+        pass
+    os._exit(1)
+
+
+def main(how: str, address: str) -> None:
+    threading.Thread(target=outlive_nobody, daemon=True).start()
+    if how == "mute":
+        raise SystemExit(3)
+    with Client(address) as connection:
+        if how == "unfit":
+            connection.send_bytes(dumps([Unfit(UnsupportedModel("there is no such model"))]))
+            return
+        memory, metrics = Memory(), Metrics("base")
+        loop = counting_loop(memory, metrics, float(how))
+        loop.start()
+        facts = Facts("counter", "f" * 32, "cpu", "float32", loop.max_context, loop.max_answers, 8)
+        with contextlib.suppress(EOFError, OSError):
+            Child(connection, loop, memory, metrics).run(facts)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], sys.argv[3])
