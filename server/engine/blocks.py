@@ -8,10 +8,10 @@ whole block is never written again, so nobody notices. What nobody holds stays f
 memory is wanted, the least recently used first.
 """
 
-from array import array
 from collections import OrderedDict
 from collections.abc import Iterable
-from hashlib import sha256
+from hashlib import blake2b
+from struct import Struct
 
 from server.engine.sequence import Sequence
 
@@ -32,6 +32,7 @@ class BlockPool:
         self.num_total = num_total
         self.block_tokens = block_tokens
         self._prefix_cache = prefix_cache
+        self._packed = Struct(f"{block_tokens}q").pack
         self._holders = [0] * num_total
         # Taken from the end: the block freed last is the likeliest to be in a cache still.
         self._blank = list(range(num_total - 1, -1, -1))
@@ -127,9 +128,9 @@ class BlockPool:
         """The key of a sequence's whole block; each is hashed once in a sequence's life."""
         keys, size = sequence.block_keys, self.block_tokens
         while len(keys) <= place:
-            before = keys[-1] if keys else sha256(sequence.content.encode()).digest()
+            before = keys[-1] if keys else _hash(sequence.content.encode())
             tokens = sequence.tokens(len(keys) * size, (len(keys) + 1) * size)
-            keys.append(sha256(before + array("q", tokens).tobytes()).digest())
+            keys.append(_hash(before + self._packed(*tokens)))
         return keys[place]
 
     def _count_reused(self, sequence: Sequence, num_computed: int) -> None:
@@ -157,3 +158,8 @@ class BlockPool:
                 self._idle[block] = None
             else:
                 self._blank.append(block)
+
+
+def _hash(data: bytes) -> bytes:
+    """Of 256 bits, so that nobody finds two beginnings with one key."""
+    return blake2b(data, digest_size=32).digest()

@@ -107,7 +107,8 @@ def plan_step(running: Seq[Sequence], blocks: Blocks, max_step_tokens: int) -> P
     decodes: list[Sequence] = []
     prompts: list[Sequence] = []
     for sequence in running:
-        blocks.share(sequence)
+        if sequence.num_computed - sequence.num_shared >= blocks.block_tokens:
+            blocks.share(sequence)
         (decodes if sequence.remaining == 1 else prompts).append(sequence)
     alive = list(running)
     chunks: list[Chunk] = []
