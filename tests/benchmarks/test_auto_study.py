@@ -13,11 +13,11 @@ from tests.models import tiny_base
 from tests.training.test_trainer import make_examples
 
 
-def test_the_rules_own_epochs_come_first() -> None:
+def test_every_file_is_read_as_the_rule_says_and_otherwise() -> None:
     planned = list(runs())
     assert len(set(planned)) == len(planned)
-    firsts = planned[: 2 * len(EPOCHS)]
-    assert all(one.epochs == epochs_for(one.lines) for one in firsts)
+    assert all(epochs_for(lines) in each and len(each) == 3 for lines, each in EPOCHS.items())
+    assert planned[0].lines * planned[0].epochs == min(n * e[0] for n, e in EPOCHS.items())
 
 
 def test_lines_are_read_as_questions_and_answers(tmp_path: Path) -> None:
