@@ -27,7 +27,7 @@ class Settings(BaseSettings):
     )
     fused: bool = Field(
         True,
-        description="CUDA: kernels of our own and captured decode steps, for models that they know; "
+        description="CUDA: our own kernels and captured decode steps, for models that they know; "
         "no: the model's own forward, which is their reference",
     )
     threads: int = Field(0, ge=0, description="CPU threads for the engine; 0: all cores but one")
@@ -42,9 +42,15 @@ class Settings(BaseSettings):
     )
 
     max_context: int = Field(0, ge=0, description="tokens of context; 0: all that the model has")
-    max_batch_rows: int = Field(64, ge=1, le=4096, description="sequences that run at once")
-    max_step_tokens: int = Field(512, ge=1, description="tokens of one step; longer prompts chunk")
-    kv_memory_mb: int = Field(512, ge=1, description="memory for keys and values, MiB")
+    max_batch_rows: int = Field(
+        0, ge=0, le=4096, description="sequences that run at once; 0: 64, on CUDA 256"
+    )
+    max_step_tokens: int = Field(
+        0, ge=0, description="tokens of one step, longer prompts chunk; 0: 512, on CUDA 2048"
+    )
+    kv_memory_mb: int = Field(
+        0, ge=0, description="memory for keys and values, MiB; 0: 512, on CUDA 60 % of what is free"
+    )
     kv_block_tokens: int = Field(
         16, ge=1, le=1024, description="tokens in one block of that memory"
     )
@@ -57,7 +63,9 @@ class Settings(BaseSettings):
 
     max_rank: int = Field(256, ge=1, le=1024, description="largest rank that can be served")
     adapter_slots: int = Field(1024, ge=1, description="adapters resident at most")
-    adapter_memory_mb: int = Field(512, ge=1, description="memory for resident adapters, MiB")
+    adapter_memory_mb: int = Field(
+        0, ge=0, description="memory for resident adapters, MiB; 0: 512, on CUDA 4096"
+    )
     basis_memory_mb: int = Field(
         1024, ge=1, description="memory for adapters' random matrices, MiB; taken as needed"
     )
@@ -92,7 +100,7 @@ class Settings(BaseSettings):
 
     @model_validator(mode="after")
     def _a_step_holds_every_row(self) -> "Settings":
-        if self.max_step_tokens < self.max_batch_rows:
+        if 0 < self.max_step_tokens < self.max_batch_rows:
             raise ValueError(
                 f"max_step_tokens={self.max_step_tokens} is below max_batch_rows="
                 f"{self.max_batch_rows}: each running sequence needs one token of every step"

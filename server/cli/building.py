@@ -19,6 +19,7 @@ from server.bases.model import BaseModel, load_base
 from server.bases.tokenizer import ChatTokenizer, load_tokenizer
 from server.cli.capturing import capturing
 from server.cli.options import BadOption
+from server.cli.sizes import Sizes, kv_memory_mb
 from server.config import Settings
 from server.db.session import Database
 from server.engine.blocks import BlockPool
@@ -125,7 +126,7 @@ def _adapters(settings: Settings, base: BaseModel, store: AdapterStore) -> Resid
             store,
             max_rank=settings.max_rank,
             slots=settings.adapter_slots,
-            memory_mb=settings.adapter_memory_mb,
+            memory_mb=Sizes.of(settings, base.device).adapter_mb,
             basis_mb=settings.basis_memory_mb,
             host_cache_mb=settings.host_cache_mb,
             # On a CPU a dense update does not pay while answers are generated: decision 8.
@@ -143,19 +144,21 @@ def _loop(
     metrics: Metrics,
 ) -> ServingLoop:
     try:
-        kv = KVCache(base, memory_mb=settings.kv_memory_mb, block_tokens=settings.kv_block_tokens)
+        memory_mb = kv_memory_mb(settings, base.device)
+        kv = KVCache(base, memory_mb=memory_mb, block_tokens=settings.kv_block_tokens)
     except ValueError as error:
         raise BadOption(str(error)) from error
+    sizes = Sizes.of(settings, base.device)
     max_context = min(settings.max_context or base.max_context, base.max_context)
     return ServingLoop(
-        _runner(settings, base, adapters, kv, max_context),
+        _runner(settings, base, adapters, kv, sizes.max_rows, max_context),
         adapters,
         BlockPool(kv.num_blocks, kv.block_tokens, prefix_cache=settings.prefix_cache),
         tokenizer.stream,
         eos=base.eos_token_ids,
         limits=Limits(
-            max_rows=settings.max_batch_rows,
-            max_step_tokens=settings.max_step_tokens,
+            max_rows=sizes.max_rows,
+            max_step_tokens=sizes.step_tokens,
             max_waiting=settings.max_waiting,
             max_context=max_context,
         ),
@@ -164,7 +167,12 @@ def _loop(
 
 
 def _runner(
-    settings: Settings, base: BaseModel, adapters: ResidentAdapters, kv: KVCache, max_context: int
+    settings: Settings,
+    base: BaseModel,
+    adapters: ResidentAdapters,
+    kv: KVCache,
+    max_rows: int,
+    max_context: int,
 ) -> Runner:
     """With kernels and captured graphs where there are any for this base, device and dtype."""
     fast = None
@@ -173,7 +181,7 @@ def _runner(
             base,
             adapters,
             kv,
-            max_rows=settings.max_batch_rows,
+            max_rows=max_rows,
             max_context=max_context,
             max_rank=settings.max_rank,
             seed=BASIS_SEED,

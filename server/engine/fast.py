@@ -51,6 +51,9 @@ def fast_forward(
 
     if not FusedDecoder.knows(base):
         return None
+    # Its choice of algorithms was the better one: 122 us of products a layer of an 8B Llama at 64
+    # rows against 128, and 126 against 138 with A riding (H200, torch 2.11).
+    torch.backends.cuda.preferred_blas_library("cublaslt")
     method = Vera()
     held = adapters.hold(method.basis(seed), need_of(method, base, base.targets, max_rank))
     pair = next(iter(held.bases.values()))

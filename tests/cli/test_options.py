@@ -64,7 +64,7 @@ def test_an_option_wins_over_a_variable(monkeypatch: pytest.MonkeyPatch) -> None
         (["--port=abc"], "--port 'abc': "),
         (["--max-rank=5000"], "--max-rank '5000': "),
         (["--device=tpu"], "--device 'tpu': "),
-        (["--max-batch-rows=600"], "max_step_tokens=512 is below max_batch_rows=600"),
+        (["--max-batch-rows=600", "--max-step-tokens=512"], "max_step_tokens=512 is below"),
     ],
 )
 def test_a_bad_option_is_one_line(arguments: list[str], said: str) -> None:

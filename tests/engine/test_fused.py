@@ -1,6 +1,7 @@
 """The fused decoder against transformers' own forward: any schedule, any company of adapters."""
 
 import random
+from typing import Any
 
 import pytest
 import torch
@@ -16,7 +17,7 @@ from server.engine.runner import Runner
 from tests.engine.driving import Engine, generate, make_sequence, random_prompt
 from tests.models import VOCAB, Kind, tiny_model
 
-WIDE = {"hidden_size": 64, "head_dim": 16}
+WIDE: dict[str, Any] = {"hidden_size": 64, "head_dim": 16}
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
