@@ -45,8 +45,9 @@ def running_stack(settings: Settings) -> Iterator[Stack]:
 
 
 def settings_for(home: str, **changes: object) -> Settings:
-    """Settings with a home of their own and no worker."""
-    return Settings.model_validate({"home": Path(home), "worker": False, **changes})
+    """Settings with a home of their own and no worker; each round computes its prompts anew."""
+    ours = {"home": Path(home), "worker": False, "prefix_cache": False}
+    return Settings.model_validate({**ours, **changes})
 
 
 class RandomAdapters:
