@@ -173,11 +173,6 @@ def test_the_best_state_is_published_and_not_the_last(place: Workplace) -> None:
     (checkpoint,) = place.queue.checkpoints(OWNER, job.id).items
     assert (checkpoint.step, checkpoint.model) == (found.step, "pirate@1")
     assert checkpoint.metrics["valid_loss"] == pytest.approx(found.adapter_loss)
-    stopped = submit(place, suffix="early", options=replace(options, early_stopping=1))
-    work_off(place, stopped)
-    assert judgement_of(job_now(place, stopped)).step == found.step
-    early, whole = adapter_of(place, stopped), adapter_of(place, job)
-    assert all(torch.equal(early[name], whole[name]) for name in whole)
 
 
 def poisoned(after: int, monkeypatch: pytest.MonkeyPatch) -> None:
