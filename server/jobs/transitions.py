@@ -116,6 +116,7 @@ def end(session: Session, row: JobRow, now: float, status: JobStatus, message: s
     """The last change of a job."""
     row.status = status
     row.finished_at = int(now)
+    row.pause_requested = False  # or it could be resumed
     row.worker = row.lease_until = row.estimated_finish = None
     tell(session, row, now, "error" if status == JobStatus.FAILED else "info", message)
     return Job.from_row(row)

@@ -138,7 +138,10 @@ def _check_versions(place: Workplace, job: Job) -> None:
             found[step] += 1
             named[step] = str(ref)
     assert all(count == 1 for count in found.values()), f"published twice: {found}"
-    assert (None in found) == (job.status == JobStatus.SUCCEEDED), f"versions {found}"
+    # A worker may die between publishing and saying so, and the owner cancel the job before the
+    # next one has seen it.
+    if job.status != JobStatus.CANCELLED:
+        assert (None in found) == (job.status == JobStatus.SUCCEEDED), f"versions {found}"
     told = place.queue.checkpoints(job.owner, job.id, limit=100).items
     models = [checkpoint.model for checkpoint in told]
     assert len(set(models)) == len(models), "a checkpoint was told of twice"

@@ -33,7 +33,7 @@ from torch import Tensor
 
 from server.bases.model import BaseModel
 from server.bases.tokenizer import ChatTokenizer
-from server.errors import Unavailable
+from server.errors import Conflict, Unavailable
 from server.training.worker import run_worker
 from tests.faults.books import ORDER, Accepted, Broken, Kind, check, submit, unfinished
 from tests.faults.injuries import PHASES, Clock, Injuries
@@ -260,6 +260,26 @@ def workers_race(round_: Round) -> None:
         round_.bury(pid)
 
 
+def owners_meddle(round_: Round) -> None:
+    """They cancel, pause and resume, while one worker of two is killed."""
+    chance = round_.random
+    round_.accept()
+    round_.may_fail = frozenset({"cancelled"})
+    workers = [round_.worker(Injuries(die_at=chance.randrange(30, 250))), round_.worker()]
+    for _ in range(8):
+        time.sleep(chance.uniform(0.02, 0.3))
+        meddled = chance.choice(round_.accepted)
+        with round_.place() as place, contextlib.suppress(Conflict):
+            wish = chance.choice((place.queue.cancel, place.queue.pause, place.queue.resume))
+            wish(meddled.owner, meddled.job)
+    with round_.place() as place:
+        for entry in round_.accepted:
+            with contextlib.suppress(Conflict):  # it is not paused, or has ended
+                place.queue.resume(entry.owner, entry.job)
+    for pid in workers:
+        round_.bury(pid)
+
+
 def files_cut_short(round_: Round) -> None:
     """Uploads, checkpoints and figures lose their ends while nobody works."""
     chance = round_.random
@@ -286,6 +306,7 @@ SCENARIOS: Mapping[str, Callable[[Round], None]] = {
         database_gone,
         clock_jumps,
         workers_race,
+        owners_meddle,
         files_cut_short,
     )
 }

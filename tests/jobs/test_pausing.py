@@ -36,6 +36,20 @@ def test_a_waiting_job_pauses_and_goes_on(jobs: Jobs) -> None:
         jobs.queue.resume("ann", job.id)
 
 
+@pytest.mark.parametrize("how", ["finish", "stop"])
+def test_what_has_ended_before_it_paused_is_not_resumed(jobs: Jobs, how: str) -> None:
+    jobs.create()
+    job = jobs.claim()
+    jobs.queue.pause("ann", job.id)
+    if how == "stop":
+        jobs.queue.cancel("ann", job.id)
+        jobs.queue.stop(job)
+    else:
+        jobs.queue.finish(job, "poet@1", 1)
+    with pytest.raises(Conflict, match="only a paused one"):
+        jobs.queue.resume("ann", job.id)
+
+
 def test_a_running_job_pauses_once_its_worker_has_saved_it(jobs: Jobs) -> None:
     jobs.create()
     job = jobs.claim()
