@@ -1,7 +1,8 @@
 """A step's adapters as the fused decoder adds them: a few kernels for each site (CUDA).
 
 What `server.adapters.batch` does linear by linear in torch's own operations, and by the same
-grouping; that is the plain reference. Methods without kernels go on through their own deltas.
+grouping; that is the plain reference. Methods without kernels go on through their own deltas, in a
+captured graph over as many tokens as there is room for.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -10,12 +11,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from server.adapters.banks import Bank, BankRows
 from server.adapters.kernels.lora import LoraPart, expand, shrink
 from server.adapters.kernels.segments import Segments, capacity_for, segment_table
 from server.adapters.kernels.vera import VeraPart, add_vera, gate_vera
-from server.adapters.method import BasisPair, Delta
+from server.adapters.method import BasisPair, Delta, Run
 from server.adapters.plan import FusedGroup
 from server.adapters.sites import Site
+from server.bases.model import TargetLinear
 
 Gate = Callable[[Tensor, int], Tensor]
 """`silu(gate) * up` of [tokens, at least 2 * width] and width."""
@@ -25,8 +28,10 @@ class Inputs:
     """What a group's kernels read of a step, in tensors that may be refilled.
 
     Attributes:
-        pages: int64 [capacity], of each token; 0: it is not the group's.
+        pages: int64 [capacity], of each token; 0: it is not the group's. For a method without
+            kernels int64 [room], of its own tokens alone.
         segments: the same by adapter, for methods whose matrices are adapters' own.
+        members: int64 [room], which tokens those are; `real`: bool [room, 1], not padding.
 
     Args:
         capacity: tokens of the step, padding included.
@@ -36,9 +41,13 @@ class Inputs:
     def __init__(
         self, group: FusedGroup, capacity: int, segments: int, device: torch.device
     ) -> None:
-        self.pages = torch.zeros(capacity, dtype=torch.int64, device=device)
+        self._own = group.own is not None
+        self.pages = torch.zeros(group.room or capacity, dtype=torch.int64, device=device)
         self.segments: Segments | None = None
-        if group.method != "vera":
+        if self._own:
+            self.members = torch.zeros(group.room, dtype=torch.int64, device=device)
+            self.real = torch.zeros(group.room, 1, dtype=torch.bool, device=device)
+        elif group.method != "vera":
             self.segments = Segments.of((), segments, device)
 
     @classmethod
@@ -50,11 +59,23 @@ class Inputs:
 
     def fill(self, pages: np.ndarray) -> None:
         """Take the pages of a step; tokens beyond them are the base's."""
+        if self._own:
+            self._fill_members(pages)
+            return
         padded = np.zeros(len(self.pages), dtype=np.int64)
         padded[: len(pages)] = pages
         refill(self.pages, padded)
         if self.segments is not None:
             refill(self.segments.table, segment_table(pages, self.segments.capacity))
+
+    def _fill_members(self, pages: np.ndarray) -> None:
+        """Padding reads the first token's row: the row of zeros may be too short for the method."""
+        found = np.flatnonzero(pages)
+        members = np.full(len(self.members), found[0])
+        members[: len(found)] = found
+        refill(self.members, members)
+        refill(self.pages, pages[members])
+        refill(self.real, np.arange(len(members))[:, None] < len(found))
 
 
 def refill(tensor: Tensor, numbers: np.ndarray) -> None:
@@ -71,12 +92,13 @@ class FusedAdapters:
         groups: Sequence[FusedGroup],
         inputs: Sequence[Inputs],
         rest: Mapping[str, Sequence[Delta]],
-        memory: Tensor,
+        bank: Bank,
+        targets: Mapping[str, TargetLinear],
         gate: Gate,
         parts: "Parts",
     ) -> None:
         self._running = [
-            (_Vera if group.method == "vera" else _LowRank)(group, given, memory, parts)
+            _running(group, given, bank, targets, parts)
             for group, given in zip(groups, inputs, strict=True)
         ]
         self._rest = rest
@@ -160,6 +182,19 @@ def _lora_part(group: FusedGroup, site: Site, path: str) -> LoraPart:
     return LoraPart(columns.start, site.weight.shape[1], width, at.get("A", 0), at.get("B", 0))
 
 
+def _running(
+    group: FusedGroup,
+    inputs: Inputs,
+    bank: Bank,
+    targets: Mapping[str, TargetLinear],
+    parts: Parts,
+) -> "_Vera | _LowRank | _Own":
+    if group.own is not None:
+        return _Own(group, inputs, bank, targets)
+    kind = _Vera if group.method == "vera" else _LowRank
+    return kind(group, inputs, bank.memory, parts)
+
+
 class _Shared:
     """`A x` of a group that reads a random A: from the product where it rides, else made."""
 
@@ -218,6 +253,38 @@ class _Vera:
             site.width // 2,
             self._group.rank,
         )
+
+
+class _Own:
+    """A method's own deltas over its own tokens, their vectors gathered."""
+
+    def __init__(
+        self, group: FusedGroup, inputs: Inputs, bank: Bank, targets: Mapping[str, TargetLinear]
+    ) -> None:
+        assert group.own is not None
+        self._inputs = inputs
+        # Every token by itself: which of them share an adapter is not known to a graph.
+        runs = [Run(row=-1, start=at, stop=at + 1) for at in range(group.room)]
+        layers = {}
+        for path in targets.keys() & group.targets:
+            stored = bank.layer(group.layout, path, group.rank)
+            layers[path] = (targets[path], BankRows(stored, inputs.pages, runs, keep=False))
+        self._deltas = group.own.deltas(layers, group.rank, group.held.bases)
+
+    def rides(self, site: Site) -> bool:
+        return False
+
+    def add(self, site: Site, x: Tensor, y: Tensor) -> None:
+        found = [path for path in site.columns if path in self._deltas]
+        if not found:
+            return
+        members = self._inputs.members
+        mine = x.index_select(0, members)
+        for path in found:
+            columns = site.columns[path]
+            nothing = y.new_zeros(len(members), columns.stop - columns.start)
+            made = self._deltas[path](mine, mine, nothing)
+            y[:, columns].index_add_(0, members, torch.where(self._inputs.real, made, 0))
 
 
 class _LowRank:

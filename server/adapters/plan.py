@@ -16,7 +16,7 @@ from server.adapters.batch import Group, add_dense, add_group, groups_of
 from server.adapters.dense_updates import Update
 from server.adapters.layouts import RowLayout
 from server.adapters.matrices import HeldBases
-from server.adapters.method import Delta
+from server.adapters.method import Delta, Method
 from server.adapters.slots import Occupant
 from server.bases.model import TargetLinear
 
@@ -30,6 +30,8 @@ class FusedGroup:
     Args:
         held: by identity, for a graph reads its very memory.
         rank: of what is multiplied; vectors are zero beyond an adapter's own.
+        own: a method without kernels, whose own deltas are captured; None: it has kernels.
+        room: tokens that `own` is given, padding included.
     """
 
     method: str
@@ -38,6 +40,8 @@ class FusedGroup:
     held: HeldBases
     rank: int
     targets: frozenset[str]
+    own: Method | None = None
+    room: int = 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,27 +68,41 @@ def fused_plan(
     *,
     device: torch.device,
     keep_bytes: int,
+    replayed: bool,
 ) -> FusedPlan:
-    """The plan for `slots`, one per token; see `server.adapters.batch.mixed_batch`."""
+    """The plan for `slots`, one per token; see `server.adapters.batch.mixed_batch`.
+
+    Args:
+        replayed: for a captured graph: there is no `rest` then, and no dense update is used.
+    """
     deltas: dict[str, list[Delta]] = {}
-    rest = add_dense(deltas, slots, occupants, updates, device)
+    used = {} if replayed else updates
+    rest = add_dense(deltas, slots, occupants, used, device)
     groups: list[FusedGroup] = []
     pages: list[np.ndarray] = []
     for group in groups_of(rest, occupants):
-        if group.method.name in WITH_KERNELS:
-            groups.append(_fused(group, bases[group.basis]))
+        if replayed or group.method.name in WITH_KERNELS:
             pages.append(np.array(group.page_of(rest), dtype=np.int64))
+            groups.append(_fused(group, bases[group.basis], int(np.count_nonzero(pages[-1]))))
         else:
             pairs = {group.basis: bases[group.basis].bases}
             add_group(deltas, group, rest, targets, bank, pairs, device, keep_bytes)
     return FusedPlan(tuple(groups), tuple(pages), deltas)
 
 
-def _fused(group: Group, held: HeldBases) -> FusedGroup:
-    size, rank = held.need.size, group.rank
-    if group.method.whole_batch:
+def _fused(group: Group, held: HeldBases, tokens: int) -> FusedGroup:
+    size, rank, method = held.need.size, group.rank, group.method
+    if method.whole_batch:
         # What is there to read rather than what this step needs: one captured graph serves all.
         rank = min(size.a_rank, size.b_rank, group.layout.room_rank)
+    own = method.name not in WITH_KERNELS
     return FusedGroup(
-        group.method.name, group.layout, group.basis, held, rank, frozenset(group.targets)
+        method.name,
+        group.layout,
+        group.basis,
+        held,
+        rank,
+        frozenset(group.targets),
+        method if own else None,
+        1 << (tokens - 1).bit_length() if own else 0,
     )

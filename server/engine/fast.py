@@ -58,7 +58,7 @@ def fast_forward(
     held = adapters.hold(method.basis(seed), need_of(method, base, base.targets, max_rank))
     pair = next(iter(held.bases.values()))
     decoder = FusedDecoder(base, Riding(method.basis(seed), pair.a))
-    graphs = DecodeGraphs(decoder, kv, adapters.memory, max_rows=max_rows, max_context=max_context)
+    graphs = DecodeGraphs(decoder, kv, adapters, max_rows=max_rows, max_context=max_context)
     companies = [(), (adapters.company(method, held, seed),)]
     return Fast(
         FusedForward(decoder, adapters, kv, graphs), lambda told: graphs.capture(companies, told)

@@ -50,9 +50,7 @@ class FusedForward:
         graphs = self._graphs
         if graphs is None or not graphs.takes(chunks):
             return run_flat(self, chunks, last, self._kv)
-        plan = self._plan([chunk.sequence.slot for chunk in chunks])
-        if plan.rest:
-            return run_flat(self, chunks, last, self._kv)
+        plan = self._plan([chunk.sequence.slot for chunk in chunks], replayed=True)
         wanted = Wanted(chunks, range(len(chunks)))
         logits = graphs.logits(chunks, last, plan)
         if wanted.rows != list(range(len(chunks))):
@@ -66,15 +64,15 @@ class FusedForward:
             layout.places,
             self._kv,
             self._attend(layout),
-            self._site_adapters(self._plan(layout.slots)),
+            self._site_adapters(self._plan(layout.slots, replayed=False)),
         )
         return self._decoder.logits(hidden[to_device(rows, torch.int64, self._kv.device)])
 
-    def _plan(self, slots: Seq[int]) -> FusedPlan:
+    def _plan(self, slots: Seq[int], *, replayed: bool) -> FusedPlan:
         if self._adapters is None:
             refuse_slots(slots)
             return _BASE_ALONE
-        return self._adapters.plan(slots)
+        return self._adapters.plan(slots, replayed=replayed)
 
     def _site_adapters(self, plan: FusedPlan) -> SiteAdapters:
         if self._adapters is None or not (plan.groups or plan.rest):
@@ -83,9 +81,8 @@ class FusedForward:
             Inputs.of(group, pages, self._kv.device)
             for group, pages in zip(plan.groups, plan.pages, strict=True)
         ]
-        return FusedAdapters(
-            plan.groups, inputs, plan.rest, self._adapters.memory, silu_mul, self._parts
-        )
+        bank, targets = self._adapters.bank, self._adapters.targets
+        return FusedAdapters(plan.groups, inputs, plan.rest, bank, targets, silu_mul, self._parts)
 
     def _attend(self, layout: Layout) -> Attend:
         """Single tokens stand first in a layout, then longer chunks."""

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from server.adapters.fused import FusedAdapters, Inputs, Parts, refill
 from server.adapters.plan import FusedGroup, FusedPlan
+from server.adapters.residency import ResidentAdapters
 from server.engine.decoder import Attend, FusedDecoder, NoAdapters, SiteAdapters
 from server.engine.kernels.decode_attention import decode_attention
 from server.engine.kernels.gate import silu_mul
@@ -53,7 +54,7 @@ class DecodeGraphs:
     """Graphs over `decoder`, captured as they are first wanted, or ahead by `capture`.
 
     Args:
-        memory: the bank's, that adapters' kernels read; None: the base alone is served.
+        adapters: whose vectors are read; None: the base alone is served.
         max_context: of a sequence, in tokens.
     """
 
@@ -61,14 +62,14 @@ class DecodeGraphs:
         self,
         decoder: FusedDecoder,
         kv: KVCache,
-        memory: Tensor | None,
+        adapters: ResidentAdapters | None,
         *,
         max_rows: int,
         max_context: int,
     ) -> None:
         self._decoder = decoder
         self._kv = kv
-        self._memory = memory
+        self._adapters = adapters
         self._parts = Parts()
         self._sizes = padded_sizes(max_rows)
         self._max_blocks = -(-max_context // kv.block_tokens)
@@ -80,7 +81,7 @@ class DecodeGraphs:
         self._stream = torch.cuda.Stream()
 
     def takes(self, chunks: Seq[Chunk]) -> bool:
-        """Whether a step of these is replayed, unless its plan has deltas without kernels."""
+        """Whether a step of these can be replayed."""
         return len(chunks) <= self._sizes[-1] and all(chunk.length == 1 for chunk in chunks)
 
     def logits(self, chunks: Seq[Chunk], last: Tensor | None, plan: FusedPlan) -> Tensor:
@@ -167,8 +168,11 @@ class DecodeGraphs:
     def _run(self, fixed: _Fixed, groups: tuple[FusedGroup, ...], inputs: Seq[Inputs]) -> Tensor:
         adapters: SiteAdapters = NoAdapters()
         if groups:
-            assert self._memory is not None
-            adapters = FusedAdapters(groups, inputs, {}, self._memory, silu_mul, self._parts)
+            resident = self._adapters
+            assert resident is not None
+            adapters = FusedAdapters(
+                groups, inputs, {}, resident.bank, resident.targets, silu_mul, self._parts
+            )
         ids = torch.where(fixed.sources < 0, fixed.ids, self._last[fixed.sources.clamp(min=0)])
         attend = decodes(self._decoder, self._kv, fixed.tables, fixed.lengths.to(torch.int32))
         hidden = self._decoder.hidden(

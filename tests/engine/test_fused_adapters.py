@@ -64,9 +64,7 @@ class Side:
         return Riding(Vera().basis(SEED), next(iter(held.bases.values())).a)
 
     def _graphs(self, decoder: FusedDecoder, kv: KVCache) -> DecodeGraphs:
-        return DecodeGraphs(
-            decoder, kv, self.adapters.memory, max_rows=MAX_ROWS, max_context=256
-        )
+        return DecodeGraphs(decoder, kv, self.adapters, max_rows=MAX_ROWS, max_context=256)
 
     @torch.inference_mode()
     def step(self, sequences: list[Sequence], lengths: list[int]) -> Tensor:
@@ -126,9 +124,7 @@ def test_logits_equal_the_plain_forward_s(sides: tuple[Side, Side]) -> None:
             remaining = [it.remaining for it in pairs[0]]
             # First prompts in pieces beside single tokens, then decodes alone.
             lengths = [rng.randint(1, n) if step == 0 else n for n in remaining]
-            logits = [
-                side.step(own, lengths) for side, own in zip(sides, pairs, strict=True)
-            ]
+            logits = [side.step(own, lengths) for side, own in zip(sides, pairs, strict=True)]
             assert near(logits[1], logits[0]), (company, step)
             for own in pairs:
                 for sequence in own:
