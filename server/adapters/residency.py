@@ -5,12 +5,10 @@ memory; it never waits for a disk. Any thread may prepare, pin, forget and look.
 """
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from enum import StrEnum
-
-from torch import Tensor
 
 from adapters_store.manifest import AdapterRef
 from adapters_store.store import AdapterStore
@@ -30,7 +28,7 @@ from server.adapters.methods import METHODS
 from server.adapters.pages import FreePages
 from server.adapters.plan import FusedGroup, FusedPlan, fused_plan
 from server.adapters.slots import Occupant, SlotTable
-from server.bases.model import BaseModel
+from server.bases.model import BaseModel, TargetLinear
 
 _MIB = 2**20
 _KEEP_BYTES = 64 * _MIB  # vectors gathered for one batch, held while its slots stay the same
@@ -114,7 +112,7 @@ class ResidentAdapters:
         self._current = install(base)
         self._batch: MixedBatch | None = None
         self._plan: FusedPlan | None = None
-        self._planned: Sequence[int] = ()
+        self._planned: tuple[bool, list[int]] = (False, [])
         self.loads = 0
         self.hits = 0
 
@@ -229,11 +227,16 @@ class ResidentAdapters:
             )
         return last
 
-    def plan(self, slots: Sequence[int]) -> FusedPlan:
-        """What `batch` is to the model's own forward, for the fused decoder."""
+    def plan(self, slots: Sequence[int], *, replayed: bool) -> FusedPlan:
+        """What `batch` is to the model's own forward, for the fused decoder.
+
+        Args:
+            replayed: for a step that is a captured graph.
+        """
         self._dense.follow(slots, self._table.by_slot, self._bases)
-        if self._plan is None or self._plan.rest or self._planned != slots:
-            self._planned = list(slots)
+        wanted = (replayed, list(slots))
+        if self._plan is None or self._plan.rest or self._planned != wanted:
+            self._planned = wanted
             self._plan = fused_plan(
                 slots,
                 self._table.by_slot,
@@ -243,13 +246,19 @@ class ResidentAdapters:
                 self._dense.ready,
                 device=self._base.device,
                 keep_bytes=_KEEP_BYTES,
+                replayed=replayed,
             )
         return self._plan
 
     @property
-    def memory(self) -> Tensor:
-        """The vectors of all residents, where plans point into: one tensor, always the same."""
-        return self._bank.memory
+    def bank(self) -> Bank:
+        """The vectors of all residents, where plans point into."""
+        return self._bank
+
+    @property
+    def targets(self) -> Mapping[str, TargetLinear]:
+        """The base's linears, by module path."""
+        return self._base.targets
 
     def hold(self, basis: BasisId, need: BasisNeed) -> HeldBases:
         """Keep this much of a basis on the device from now on, whoever is resident.
