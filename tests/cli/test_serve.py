@@ -8,7 +8,6 @@ import socket
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -16,7 +15,11 @@ import pytest
 
 from clients.python import Client
 from server.__main__ import main
+from server.db.session import Database
+from server.jobs.job import JobStatus
+from server.jobs.queue import JobQueue
 from tests.api.running import eventually
+from tests.training.workplace import lines as training_lines
 
 HELLO = [{"role": "user", "content": "Hello"}]
 Start = Callable[..., "Served"]
@@ -117,18 +120,32 @@ def test_a_server_drains_and_ends_its_worker(start: Start) -> None:
     assert "Traceback" not in served.log
 
 
-def test_a_killed_worker_is_replaced_and_a_killed_server_leaves_none(start: Start) -> None:
-    served = start()
+def told_of(client: Client, job: str, what: str) -> bool:
+    return any(what in event.message for event in client.events(job))
+
+
+def test_a_killed_worker_is_replaced_and_a_killed_server_leaves_none(
+    start: Start, tmp_path: Path
+) -> None:
+    """What the worker held is not waited for: the server knows at once that it is dead."""
+    served = start(VERANDAH_LEASE_S="1000")
     served.wait_until_it_listens()
     (first,) = children(served.process.pid)
-    os.kill(first, signal.SIGKILL)
-    assert eventually(lambda: children(served.process.pid) not in ([], [first]), 10)
-    (second,) = children(served.process.pid)
+    lines = tmp_path / "lines.jsonl"
+    lines.write_bytes(training_lines(12))
     with Client(served.url) as client:
+        endless = {"n_epochs": 1000, "rank": 4}
+        job = client.train(client.upload(lines).id, hyperparameters=endless).id  # type: ignore[arg-type]
+        assert eventually(lambda: told_of(client, job, "Step 0/"), 60), served.log
+        os.kill(first, signal.SIGKILL)
+        assert eventually(lambda: children(served.process.pid) not in ([], [first]), 10)
+        (second,) = children(served.process.pid)
         assert client.ready()
-    time.sleep(0.2)
+        assert eventually(lambda: told_of(client, job, "attempt 2"), 60), served.log
     served.process.kill()
     assert eventually(lambda: not alive(second), 30)
+    queue = JobQueue(Database(f"sqlite:///{tmp_path / 'home' / 'verandah.db'}"))
+    assert queue.counts()[JobStatus.QUEUED] == 1, "the worker gives the job back"
 
 
 def test_no_worker_and_a_key(start: Start) -> None:
