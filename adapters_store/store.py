@@ -136,16 +136,20 @@ class AdapterStore:
             header = weights.read_header(path)
         return StoredAdapter(ref, header.manifest, path, header.size_bytes, header.sha256)
 
-    def load(self, ref: AdapterRef) -> tuple[Manifest, weights.ReadTensors, str]:
-        """Read a version whole and verified: manifest, tensors on the CPU, content hash.
+    def read(self, ref: AdapterRef) -> weights.Content:
+        """Read a version whole and verified.
 
         Raises:
             AdapterNotFound: no such version.
             AdapterCorrupt: naming the path, and the field or tensor at fault.
         """
         with _missing(ref):
-            header, tensors = weights.read_all(self.path(ref))
-        return header.manifest, tensors, header.sha256
+            return weights.read_content(self.path(ref))
+
+    def load(self, ref: AdapterRef) -> tuple[Manifest, weights.ReadTensors, str]:
+        """`read`: manifest, tensors on the CPU, content hash."""
+        content = self.read(ref)
+        return content.header.manifest, content.tensors(), content.header.sha256
 
     def owners(self) -> list[str]:
         """Owners with at least one adapter, sorted."""

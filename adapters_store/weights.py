@@ -14,6 +14,8 @@ import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, BinaryIO, TypeGuard
 
@@ -30,6 +32,8 @@ CHECKSUM_FIELD = "content_sha256"
 _NO_CHECKSUM = "0" * 64
 _MAX_HEADER_BYTES = 64 * 2**20
 _FLOAT_BYTES = 4
+_OPENING = '{"__metadata__":{'  # of every header that is written here
+_KNOWN_TABLES = 64  # kinds of files: those of one method, rank and choice of linears
 
 
 @dataclass(frozen=True)
@@ -39,6 +43,35 @@ class Header:
     manifest: Manifest
     sha256: str
     size_bytes: int
+
+
+@dataclass(frozen=True, eq=False)
+class Table:
+    """The tensors of a file, in the order of its numbers.
+
+    Files that hold the same tensors mostly share one object, so that what follows from it need be
+    found only once.
+    """
+
+    shapes: Mapping[str, tuple[int, ...]]
+    counts: tuple[int, ...]  # entries of each
+
+
+@dataclass(frozen=True, eq=False)
+class Content:
+    """A whole file, verified. `numbers` is float32 [entries] on the CPU, all tensors in a row."""
+
+    header: Header
+    table: Table
+    numbers: Tensor
+
+    def tensors(self) -> ReadTensors:
+        """Views of `numbers`, by name."""
+        parts = self.numbers.split_with_sizes(self.table.counts)
+        return {
+            name: part if len(shape) == 1 else part.view(shape)
+            for (name, shape), part in zip(self.table.shapes.items(), parts, strict=True)
+        }
 
 
 def write(path: Path, manifest: Manifest, tensors: Tensors) -> None:
@@ -93,10 +126,7 @@ def read_header(path: Path) -> Header:
     with path.open("rb") as file:
         text = _read_header_bytes(file, path)
         size = os.fstat(file.fileno()).st_size
-    entries = _parse(text, path)
-    header = _header(entries, size, path)
-    _layout(entries, size - 8 - len(text), path)
-    return header
+    return _understood(text, size - 8 - len(text), path)[0]
 
 
 def read_manifest(path: Path) -> Manifest:
@@ -104,8 +134,8 @@ def read_manifest(path: Path) -> Manifest:
     return read_header(path).manifest
 
 
-def read_all(path: Path) -> tuple[Header, ReadTensors]:
-    """Read a whole file and verify its checksum. The tensors, float32 on the CPU, share one buffer.
+def read_content(path: Path) -> Content:
+    """Read a whole file and verify its checksum.
 
     Raises:
         FileNotFoundError: no such file.
@@ -113,23 +143,24 @@ def read_all(path: Path) -> tuple[Header, ReadTensors]:
     """
     with path.open("rb") as file:
         text = _read_header_bytes(file, path)
-        data = bytearray(os.fstat(file.fileno()).st_size - file.tell())
-        del data[file.readinto(data) :]
-    entries = _parse(text, path)
-    header = _header(entries, 8 + len(text) + len(data), path)
-    layout = _layout(entries, len(data), path)
+        # Not a bytearray: that is filled with zeros first, by a thread that lets no other run.
+        buffer = torch.empty(os.fstat(file.fileno()).st_size - file.tell(), dtype=torch.uint8)
+        size = file.readinto(buffer.numpy().data)
+    header, table = _understood(text, size, path)
+    data = buffer[:size]
     blank = text.replace(_checksum(header.sha256), _checksum(_NO_CHECKSUM), 1)
-    if _digest(blank, data) != header.sha256:
+    if _digest(blank, data.numpy().data) != header.sha256:
         raise AdapterCorrupt(
             f"{path}: the content does not match {CHECKSUM_FIELD}={header.sha256}: "
             "the file was altered or damaged; publish the adapter again"
         )
-    counts = [math.prod(shape) for shape in layout.values()]
-    parts = torch.frombuffer(data, dtype=torch.float32).split_with_sizes(counts)
-    return header, {
-        name: part if len(shape) == 1 else part.view(shape)
-        for (name, shape), part in zip(layout.items(), parts, strict=True)
-    }
+    return Content(header, table, data.view(torch.float32))
+
+
+def read_all(path: Path) -> tuple[Header, ReadTensors]:
+    """`read_content`, its tensors one by one. They share one buffer."""
+    content = read_content(path)
+    return content.header, content.tensors()
 
 
 def read(path: Path) -> tuple[Manifest, ReadTensors]:
@@ -143,7 +174,7 @@ def _checksum(digest: str) -> bytes:
     return f'"{CHECKSUM_FIELD}":"{digest}"'.encode()
 
 
-def _digest(text: bytes, data: bytes | bytearray) -> str:
+def _digest(text: bytes, data: bytes | memoryview) -> str:
     digest = hashlib.sha256(len(text).to_bytes(8, "little"))
     digest.update(text)
     digest.update(data)
@@ -161,65 +192,84 @@ def _read_header_bytes(file: BinaryIO, path: Path) -> bytes:
     return text
 
 
-def _parse(text: bytes, path: Path) -> dict[str, Any]:
+def _understood(text: bytes, data_bytes: int, path: Path) -> tuple[Header, Table]:
+    """What a header says, of a file with so many bytes of numbers."""
+    try:
+        metadata, tensors = _split(text)
+        header = _header(metadata, 8 + len(text) + data_bytes)
+        table = _table(tensors)
+        _check_end(table, data_bytes)
+    except AdapterCorrupt as error:
+        raise AdapterCorrupt(f"{path}: {error}") from error
+    return header, table
+
+
+def _split(text: bytes) -> tuple[object, str]:
+    """The metadata, and JSON of everything else, which files of one kind have in common."""
+    try:
+        whole = text.decode()
+        if whole.startswith(_OPENING):
+            metadata, end = json.JSONDecoder().raw_decode(whole, len(_OPENING) - 1)
+            if whole[end : end + 1] == ",":
+                return metadata, "{" + whole[end + 1 :].rstrip(" ")
+        entries = json.loads(whole)
+    except (ValueError, RecursionError) as error:
+        raise AdapterCorrupt(f"the header is not JSON: {error}") from error
+    if not isinstance(entries, dict):
+        raise AdapterCorrupt("the header is not a JSON object")
+    return entries.pop("__metadata__", None), json.dumps(entries)
+
+
+def _header(metadata: object, size_bytes: int) -> Header:
+    if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
+        raise AdapterCorrupt("the header has no __metadata__ of strings")
+    sha256 = metadata.get(CHECKSUM_FIELD, "")
+    if len(sha256) != 64 or not set(sha256) <= set("0123456789abcdef"):
+        raise AdapterCorrupt(f"the header has no {CHECKSUM_FIELD!r} of 64 hex digits")
+    return Header(Manifest.from_header(metadata), sha256, size_bytes)
+
+
+@lru_cache(maxsize=_KNOWN_TABLES)
+def _table(text: str) -> Table:
+    """Every tensor's shape, in the order of the data, which they fill without gap or overlap."""
     try:
         entries = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise AdapterCorrupt(f"{path}: the header is not JSON: {error}") from error
-    if not isinstance(entries, dict):
-        raise AdapterCorrupt(f"{path}: the header is not a JSON object")
-    return entries
-
-
-def _header(entries: Mapping[str, Any], size_bytes: int, path: Path) -> Header:
-    metadata = entries.get("__metadata__")
-    if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
-        raise AdapterCorrupt(f"{path}: the header has no __metadata__ of strings")
-    sha256 = metadata.get(CHECKSUM_FIELD, "")
-    if len(sha256) != 64 or not set(sha256) <= set("0123456789abcdef"):
-        raise AdapterCorrupt(f"{path}: the header has no {CHECKSUM_FIELD!r} of 64 hex digits")
-    try:
-        return Header(Manifest.from_header(metadata), sha256, size_bytes)
-    except AdapterCorrupt as error:
-        raise AdapterCorrupt(f"{path}: {error}") from error
-
-
-def _layout(entries: Mapping[str, Any], data_bytes: int, path: Path) -> dict[str, tuple[int, ...]]:
-    """Every tensor's shape, in the order of the data.
-
-    The tensors must fill the data without gap or overlap, as the format demands.
-    """
-    places = sorted(
-        (*_place(name, entry, path), name)
-        for name, entry in entries.items()
-        if name != "__metadata__"
-    )
+        raise AdapterCorrupt(f"the header is not JSON: {error}") from error
+    places = sorted((*_place(name, entry), name) for name, entry in entries.items())
     end = 0
     for start, stop, _, name in places:
         if start != end:
-            raise AdapterCorrupt(f"{path}: tensor {name!r} does not begin where the last one ends")
+            raise AdapterCorrupt(f"tensor {name!r} does not begin where the last one ends")
         end = stop
-        if end > data_bytes:
+    shapes = {name: shape for _, _, shape, name in places}
+    return Table(shapes, tuple(math.prod(shape) for shape in shapes.values()))
+
+
+def _check_end(table: Table, data_bytes: int) -> None:
+    needed = sum(table.counts) * _FLOAT_BYTES
+    if needed == data_bytes and needed:
+        return
+    for name, end in zip(table.shapes, accumulate(table.counts), strict=True):
+        if end * _FLOAT_BYTES > data_bytes:
             raise AdapterCorrupt(
-                f"{path}: truncated: tensor {name!r} ends at byte {end} of the data, "
+                f"truncated: tensor {name!r} ends at byte {end * _FLOAT_BYTES} of the data, "
                 f"which has {data_bytes}"
             )
-    if not places or end != data_bytes:
-        raise AdapterCorrupt(f"{path}: {data_bytes} bytes of data where tensors need {end}")
-    return {name: shape for _, _, shape, name in places}
+    raise AdapterCorrupt(f"{data_bytes} bytes of data where tensors need {needed}")
 
 
-def _place(name: str, entry: object, path: Path) -> tuple[int, int, tuple[int, ...]]:
+def _place(name: str, entry: object) -> tuple[int, int, tuple[int, ...]]:
     """Where a tensor lies in the data (first byte, past the last), and its shape."""
     fields = entry if isinstance(entry, dict) else {}
     shape, offsets = fields.get("shape"), fields.get("data_offsets")
     if fields.get("dtype") != "F32":
-        raise AdapterCorrupt(f"{path}: tensor {name!r} is {fields.get('dtype')!r} and not F32")
+        raise AdapterCorrupt(f"tensor {name!r} is {fields.get('dtype')!r} and not F32")
     if not _sizes(shape) or not _sizes(offsets) or len(offsets) != 2:
-        raise AdapterCorrupt(f"{path}: tensor {name!r} has no valid shape and data_offsets")
+        raise AdapterCorrupt(f"tensor {name!r} has no valid shape and data_offsets")
     start, stop = offsets
     if stop == start or stop - start != math.prod(shape) * _FLOAT_BYTES or start % _FLOAT_BYTES:
-        raise AdapterCorrupt(f"{path}: tensor {name!r} of shape {shape} does not fit {offsets}")
+        raise AdapterCorrupt(f"tensor {name!r} of shape {shape} does not fit {offsets}")
     return start, stop, tuple(shape)
 
 

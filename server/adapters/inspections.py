@@ -170,8 +170,9 @@ class Inspections:
             raise Unavailable("the analysis was given up: the server is stopping")
 
     def _examined(self, ref: AdapterRef) -> Examined:
-        manifest, tensors, _ = self._store.load(ref)
-        method = self._checks.check(manifest, tensors)
+        content = self._store.read(ref)
+        manifest, tensors = content.header.manifest, content.tensors()
+        method = self._checks.check(content)
         basis = BasisId.of(manifest)
         if basis.per_layer:
             return Examined(

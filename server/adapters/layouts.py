@@ -23,7 +23,9 @@ PAGE: Final = 256
 
 
 @dataclass(frozen=True)
-class _Place:
+class Place:
+    """Where a vector lies in a row, and the shape of its room."""
+
     start: int
     shape: tuple[int, ...]
 
@@ -33,7 +35,10 @@ class _Place:
 
 
 class RowLayout:
-    """The place of every layer's vectors, at one room rank, in a row of `width` entries."""
+    """The place of every layer's vectors, at one room rank, in a row of `width` entries.
+
+    They follow each other as in a file, so that much of it is copied in one piece.
+    """
 
     def __init__(
         self,
@@ -47,12 +52,12 @@ class RowLayout:
         self._method = method
         self._linears = targets
         self._dtype = dtype
-        self._places: dict[str, dict[str, _Place]] = {}
+        self._places: dict[str, dict[str, Place]] = {}
         end = 0
-        for path, linear in targets.items():
+        for path, linear in sorted(targets.items()):
             self._places[path] = {}
-            for name, shape in method.room(linear, room_rank).items():
-                place = _Place(end, tuple(shape))
+            for name, shape in sorted(method.room(linear, room_rank).items()):
+                place = Place(end, tuple(shape))
                 self._places[path][name] = place
                 end = -(-place.stop // _ALIGNMENT) * _ALIGNMENT
         self.width = end
@@ -70,9 +75,17 @@ class RowLayout:
         """The entry of a row from which each vector of one linear lies."""
         return {name: place.start for name, place in self._places[path].items()}
 
+    def place(self, path: str, name: str) -> Place:
+        """Where one vector of one linear lies."""
+        return self._places[path][name]
+
+    def new_row(self, *, pinned: bool = False) -> Tensor:
+        """A row of zeros on the CPU."""
+        return torch.zeros(self.width, dtype=self._dtype, pin_memory=pinned)
+
     def pack(self, layers: Mapping[str, Vectors], *, pinned: bool = False) -> Tensor:
         """One row on the CPU, zero wherever `layers` has nothing. Safe on any thread."""
-        row = torch.zeros(self.width, dtype=self._dtype, pin_memory=pinned)
+        row = self.new_row(pinned=pinned)
         rooms: list[Tensor] = []
         values: list[Tensor] = []
         for path, vectors in layers.items():

@@ -15,7 +15,8 @@ from server.adapters.checks import AdapterChecks, all_finite
 from server.adapters.facts import AdapterFacts
 from server.adapters.host_cache import HostCache, LoadedAdapter
 from server.adapters.layouts import Layouts
-from server.adapters.matrices import HeldBases, HostBases, need_of
+from server.adapters.matrices import HeldBases, HostBases
+from server.adapters.packing import Kinds
 from server.bases.model import BaseModel
 from server.errors import InvalidAdapter, Unavailable, VerandahError
 
@@ -40,7 +41,7 @@ class AdapterLoader:
     ) -> None:
         self._base = base
         self._store = store
-        self._layouts = layouts
+        self._kinds = Kinds(base, layouts)
         self._checks = checks
         self._cache = cache
         self._bases = bases
@@ -139,28 +140,23 @@ class AdapterLoader:
         return loaded, None
 
     def _read(self, ref: AdapterRef) -> LoadedAdapter:
-        manifest, tensors, sha256 = self._store.load(ref)
-        method = self._checks.check(manifest, tensors)
-        layout = self._layouts.of(method, manifest.rank, manifest.targets)
-        layers = {}
-        for path in manifest.targets:
-            linear = self._base.targets[path]
-            names = method.shapes(linear, manifest.rank)
-            vectors = {name: tensors[f"{path}.{name}"] for name in names}
-            layers[path] = method.fold(linear, manifest.rank, vectors, manifest.scale)
-        row = layout.pack(layers, pinned=self._base.device.type == "cuda")
+        content = self._store.read(ref)
+        manifest = content.header.manifest
+        method = self._checks.check(content)
+        kind = self._kinds.of(method, manifest, content.table)
+        row = kind.pack(content, pinned=self._base.device.type == "cuda")
         if not all_finite(row):
             raise InvalidAdapter(f"adapter {ref} holds values too large for {self._base.dtype}")
         facts = AdapterFacts(
             ref=ref,
             method=method,
             rank=manifest.rank,
-            targets=frozenset(manifest.targets),
-            layout=layout,
+            targets=kind.need.targets,
+            layout=kind.layout,
             basis=BasisId.of(manifest),
-            need=need_of(method, self._base, manifest.targets, manifest.rank),
+            need=kind.need,
             bytes=row.nbytes,
-            sha256=sha256,
+            sha256=content.header.sha256,
         )
         return LoadedAdapter(facts, row)
 

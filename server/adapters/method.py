@@ -104,6 +104,8 @@ class Method(Protocol):
     A method is a small frozen value: its variants (what is trained, how) are its fields.
     """
 
+    def __hash__(self) -> int: ...
+
     @property
     def name(self) -> str: ...
 
@@ -170,7 +172,8 @@ class Method(Protocol):
     ) -> dict[str, Tensor]:
         """Stored vectors as deltas read them: the scale folded in, what is not stored filled in.
 
-        Differentiable: training reads its parameters through it.
+        Differentiable: training reads its parameters through it. What it does never depends on the
+        numbers; a vector that it leaves as it is, it gives as the same object.
         """
         ...
 

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from adapters_store.errors import AdapterCorrupt, AdapterNotFound
-from adapters_store.manifest import AdapterRef, Manifest
+from adapters_store.manifest import AdapterRef
+from adapters_store.weights import Content
 from server.adapters.residency import Residence, Resident
 from server.errors import BasisMismatch, Conflict, InvalidAdapter, Unavailable
 from tests.adapters.conftest import Serve
@@ -190,14 +191,14 @@ def test_what_was_forgotten_while_it_loaded_leaves_nothing(
     served = serve()
     ref = served.publish(make_adapter(served.base))
     begun, go_on, ended = threading.Event(), threading.Event(), threading.Event()
-    plain_load = served.store.load
+    plain_read = served.store.read
 
-    def slow_load(ref: AdapterRef) -> tuple[Manifest, dict[str, Tensor], str]:
+    def slow_read(ref: AdapterRef) -> Content:
         begun.set()
         go_on.wait(10)
-        return plain_load(ref)
+        return plain_read(ref)
 
-    monkeypatch.setattr(served.store, "load", slow_load)
+    monkeypatch.setattr(served.store, "read", slow_read)
     served.adapters.on_loaded = ended.set
     served.adapters.prepare(ref)
     assert begun.wait(10)
@@ -321,7 +322,7 @@ def test_an_unforeseen_failure_reaches_the_request(
     def fail(_: AdapterRef) -> None:
         raise OSError(5, "Input/output error")
 
-    monkeypatch.setattr(served.store, "load", fail)
+    monkeypatch.setattr(served.store, "read", fail)
     with pytest.raises(Unavailable, match=r"pet@1 could not be loaded.*Input/output"):
         served.acquire(ref)
 

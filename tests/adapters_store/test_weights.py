@@ -225,6 +225,50 @@ def test_any_other_file_is_refused(tmp_path: Path, body: bytes) -> None:
         weights.read(path)
 
 
+def test_files_of_one_kind_share_a_table(
+    tmp_path: Path, make_manifest: MakeManifest, make_tensors: MakeTensors
+) -> None:
+    tables = []
+    for name, tensors, note in (
+        ("a", make_tensors(), "of one"),
+        ("b", make_tensors(seed=1), "and of another length"),
+        ("c", make_tensors(rank=5), "of one"),
+    ):
+        weights.write(tmp_path / name, make_manifest(note=note), tensors)
+        content = weights.read_content(tmp_path / name)
+        assert _equal(content.tensors(), tensors)
+        tables.append(content.table)
+    assert tables[0] is tables[1]
+    assert tables[2].shapes != tables[0].shapes
+
+
+def test_what_one_file_said_is_not_taken_for_another_s(
+    adapter: Path, make_tensors: MakeTensors
+) -> None:
+    assert _equal(weights.read(adapter)[1], make_tensors())
+    raw = adapter.read_bytes()
+    for end in (len(raw) - 4, len(raw) - len(raw) % 4 - 25):
+        adapter.write_bytes(raw[:end])
+        with pytest.raises(AdapterCorrupt, match="truncated: tensor"):
+            weights.read(adapter)
+    altered = raw.replace(b'"shape":[4]', b'"shape":[5]', 1)
+    assert altered != raw
+    adapter.write_bytes(altered)
+    with pytest.raises(AdapterCorrupt, match="does not fit"):
+        weights.read(adapter)
+
+
+def test_metadata_stands_in_a_header_once(adapter: Path) -> None:
+    raw = adapter.read_bytes()
+    length = int.from_bytes(raw[:8], "little")
+    text = raw[8 : 8 + length].rstrip()
+    for again in (b',"__metadata__":{}}', b',"__metadat\\u0061__":{"rank":"4"}}'):
+        twice = text[:-1] + again
+        adapter.write_bytes(len(twice).to_bytes(8, "little") + twice + raw[8 + length :])
+        with pytest.raises(AdapterCorrupt, match="'__metadata__' is None"):
+            weights.read(adapter)
+
+
 def test_a_porch_sized_adapter_loads_in_milliseconds(
     tmp_path: Path, make_manifest: MakeManifest, make_tensors: MakeTensors
 ) -> None:

@@ -158,10 +158,10 @@ class PortingDesk:
         )
 
     def _open(self, ref: AdapterRef) -> Outgoing:
-        manifest, tensors, _ = self._store.load(ref)
+        content = self._store.read(ref)
         source = BasisSource(self._base, self._store.foreign)
-        method = AdapterChecks(self._base, source, self._max_rank).check(manifest, tensors)
-        return Outgoing(self._base, source, method, manifest, tensors)
+        method = AdapterChecks(self._base, source, self._max_rank).check(content)
+        return Outgoing(self._base, source, method, content.header.manifest, content.tensors())
 
     @contextmanager
     def _one_at_a_time(self) -> Iterator[None]:
