@@ -102,13 +102,16 @@ class Outcome:
         return ref
 
     def failed(self, judgement: Judgement, last: Figures) -> str:
-        """Keep the judgement on a run that failed; returns which of its checkpoints is the best."""
-        queue, lesson = self._desk.queue, self._lesson
+        """Keep the judgement on a run that failed; returns what its message has to say of that,
+        and of the best checkpoint that it leaves."""
+        queue, lesson, told = self._desk.queue, self._lesson, ""
         if judgement.verdict is None:  # it failed on its way
             found = judging.diverged(judgement, last)
-            queue.judge(lesson.job, found, "warn", judging.comparison(found, lesson))
+            told = judging.comparison(found, lesson)
+            queue.judge(lesson.job, found, "warn", told)
+            told = f". {told}"
         kept = queue.checkpoints(lesson.job.owner, lesson.job.id, limit=_CHECKPOINTS)
-        return judging.best_kept(kept.items)
+        return told + judging.best_kept(kept.items)
 
     def publish_checkpoint(self, step: int, figures: Figures) -> None:
         """Publish the adapter as it is now, beside what will be the result."""

@@ -198,6 +198,9 @@ def test_one_that_diverged_names_what_it_leaves(
     assert found.last_loss is None
     assert job.error is not None and job.error.code == "diverged"
     assert "no longer finite at step 11" in job.error.message
+    assert f"{found.base_loss:.4f} of the base model, {found.adapter_loss:.4f} of the adapter" in (
+        job.error.message
+    )
     assert f"Its best checkpoint, pirate@1, has {found.adapter_loss:.4f} (step 6)" in (
         job.error.message
     )
