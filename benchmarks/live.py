@@ -2,7 +2,7 @@
 
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -15,7 +15,8 @@ from server.bases.model import BaseModel
 from server.engine.blocks import BlockPool
 from server.engine.sequence import SamplingParams
 from server.metrics import Metrics
-from server.scheduler.loop import Limits, ServingLoop
+from server.pulse import Pulse
+from server.scheduler.loop import Limits, ServingLoop, Stepper
 from server.scheduler.request import Delta, Generation
 
 
@@ -96,11 +97,16 @@ def serving(
     rows: int,
     context: int,
     step_tokens: int = 2048,
+    pulse: Pulse | None = None,
+    through: Callable[[Stepper], Stepper] = lambda runner: runner,
 ) -> Iterator[Live]:
-    """A loop of at most `rows` answers of `context` tokens each, prompts included."""
+    """A loop of at most `rows` answers of `context` tokens each, prompts included.
+
+    `through` may put something between the loop and its engine.
+    """
     engine = Engine.of(base, adapters, rows=rows, context=context)
     loop = ServingLoop(
-        engine.runner,
+        through(engine.runner),
         adapters,
         BlockPool(engine.kv.num_blocks, BLOCK_TOKENS),
         NoText,
@@ -112,6 +118,7 @@ def serving(
             max_context=context,
         ),
         metrics=Metrics("bench"),
+        pulse=pulse,
     )
     adapters.on_loaded = loop.wake
     loop.start()

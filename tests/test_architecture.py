@@ -21,7 +21,7 @@ ROWS = [
     {"server.bases"},
     {"server.jobs"},
     {"server.db"},
-    {"server.config", "server.errors", "server.metrics", "server.supervisor"},
+    {"server.config", "server.errors", "server.metrics", "server.pulse", "server.supervisor"},
     {"adapters_store"},
 ]
 LEVEL = {part: row for row, parts in enumerate(ROWS) for part in parts}

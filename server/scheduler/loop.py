@@ -20,6 +20,7 @@ from adapters_store.errors import StoreError
 from server.engine.sequence import Chunk, FinishReason, Sequence, StepOutput
 from server.errors import DeadlineExceeded, Unavailable, VerandahError
 from server.metrics import Metrics
+from server.pulse import Pulse
 from server.scheduler.admission import Admission, Slots
 from server.scheduler.answer import Answer
 from server.scheduler.intake import Handle, Intake
@@ -77,6 +78,7 @@ class ServingLoop:
         eos: frozenset[int],
         limits: Limits,
         metrics: Metrics,
+        pulse: Pulse | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._engine = engine
@@ -103,7 +105,8 @@ class ServingLoop:
         self._running: dict[Sequence, Answer] = {}  # oldest admission first
         self._in_air: deque[tuple[Flight, Seq[Chunk]]] = deque()
         self._next_deadline = math.inf  # at the latest the first of all that have not ended
-        self._beat = Beat(metrics)
+        self._pulse = pulse
+        self._beat = Beat(metrics, pulse)
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
 
     # Called from any thread.
@@ -177,6 +180,8 @@ class ServingLoop:
         self._take_inbox()
         self._drop_late()
         self._admit()
+        if self._pulse is not None:
+            self._pulse.running(len(self._running))
         launched = self._launch()
         if self._in_air and not (launched and len(self._in_air) <= self._engine.ahead):
             self._collect()

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from server.engine.sequence import FinishReason, Sequence
 from server.metrics import Metrics
+from server.pulse import Pulse
 
 
 @dataclass
@@ -54,8 +55,9 @@ class Beat:
     Metrics cost a microsecond each, so they hear of a step once and not of each of its tokens.
     """
 
-    def __init__(self, metrics: Metrics) -> None:
+    def __init__(self, metrics: Metrics, pulse: Pulse | None = None) -> None:
         self._metrics = metrics
+        self._pulse = pulse
         self.tokens = 0
         self.gaps: defaultdict[float, int] = defaultdict(int)  # answers by seconds since their last
 
@@ -69,5 +71,7 @@ class Beat:
         self._metrics.generation_tokens.inc(self.tokens)
         for gap, answers in self.gaps.items():
             self._metrics.inter_token_latency.observe(gap, answers)
+        if self._pulse is not None:
+            self._pulse.step(self.gaps)
         self.tokens = 0
         self.gaps.clear()
