@@ -6,9 +6,10 @@ Rows of `memory` are adapters, each from a page on; d and b are gathered by the 
 A token of page 0 is the base model's: nothing of its row is read, and nothing is added. Knows no
 bank, no layout and no model.
 
-At few tokens this is bound by latency and by the L2 cache, where bt stays from layer to layer: all
-tokens are one tile, so that bt is read once, and what does not wait for the product is asked for
-before it.
+At few tokens this is bound by latency and by what multiprocessors read of the L2 cache, where bt
+stays from layer to layer. A program then asks for all that it reads at once, what does not wait for
+the tokens' pages first, and tiles are near the shape that reads least. d goes through L1, for where
+one adapter has many tokens all programs ask the L2 cache for the same few sectors of it.
 """
 
 from collections.abc import Sequence
@@ -34,7 +35,10 @@ class VeraPart(NamedTuple):
 
 
 class Tiles(NamedTuple):
-    """What one program covers: tokens by columns, and how many ranks it takes at a time."""
+    """What one program covers: tokens by columns, and how many ranks it takes at a time.
+
+    Where that is all ranks, nothing is pipelined and `stages` says nothing.
+    """
 
     tokens: int
     columns: int
@@ -43,7 +47,8 @@ class Tiles(NamedTuple):
     stages: int
 
 
-_ONE_TILE = 64
+_FEW_TOKENS = 64
+_MOST_AT_ONCE = 256  # ranks; more would not fit a program's registers and shared memory
 _ROUND_OF_LARGE = 132 * 128 * 128  # outputs: fewer would leave multiprocessors without a large tile
 
 
@@ -56,12 +61,13 @@ def tiles_for(
         products: how many accumulators a program holds.
         entry_bytes: of the operands, which lie in shared memory.
     """
-    ranks = min(max(power_of_two(rank), 16), 128 // entry_bytes)
-    if tokens <= _ONE_TILE:
-        rows = max(power_of_two(tokens), 16)
-        # As many as leave room for two programs on a multiprocessor; five ask for all of rank 256.
-        stages = 5 if products == 1 else 4
-        return Tiles(rows, 32 if columns <= 8192 else 64, ranks, warps=4, stages=stages)
+    ranks = max(power_of_two(rank), 16)
+    if tokens <= _FEW_TOKENS and ranks * entry_bytes <= 2 * _MOST_AT_ONCE:
+        # Fewer columns than 64 are no product of a warp group.
+        rows = min(max(power_of_two(tokens), 16), (16 if columns < 4096 else 32) * products)
+        wide = 128 if columns > 16384 else 64
+        return Tiles(rows, wide, ranks, warps=16 if rows * wide > 4096 else 8, stages=1)
+    ranks = min(ranks, 128 // entry_bytes)
     if tokens * columns < _ROUND_OF_LARGE:
         return Tiles(64, 64, ranks, warps=4, stages=3)
     return Tiles(128, 128 // products, ranks, warps=8, stages=3)
@@ -192,21 +198,58 @@ def _rows_of(pages, tokens, BLOCK_M: tl.constexpr):
 
 
 @triton.jit
-def _scaled(z, d, k, adapted, rank):
-    """d * z, rounded to their dtype; zeros outside the rank and for the base's tokens."""
-    known = adapted & (k < rank)[None, :]
-    return tl.load(z + k[None, :], mask=known, other=0.0) * tl.load(
-        d + k[None, :], mask=known, other=0.0
-    )
-
-
-@triton.jit
 def _slab(bt, bt_stride, k, n, rank, width):
     """[ranks, columns] of bt, which all layers read: it is to stay in the L2 cache."""
     known = (k < rank)[:, None] & (n < width)[None, :]
     at = bt + k.to(tl.int64)[:, None] * bt_stride + n[None, :]
     # Triton 3.6 keeps this hint only where all ranks are one step: its pipelined copies have none.
     return tl.load(at, mask=known, other=0.0, eviction_policy="evict_last")
+
+
+@triton.jit
+def _scaled(z, d, known):
+    """d * z, rounded to their dtype; z is 0 where not `known`, whatever was read there."""
+    return tl.where(known, z, 0.0) * d
+
+
+@triton.jit
+def _wide(slab, left):
+    """left times slab. Turned round, for the product reads its second operand in shared memory:
+    what is left of it is then done in the registers that it was loaded to, and goes there once."""
+    return tl.trans(tl.dot(tl.trans(slab), tl.trans(left), input_precision="ieee"))
+
+
+@triton.jit
+def _shared_page(page):
+    """The largest page, and whether all tokens that have an adapter have that one."""
+    most = tl.max(page)
+    return most, tl.min(tl.where(page > 0, page, most)) == most
+
+
+@triton.jit
+def _summed(
+    sums,
+    z,
+    d,
+    adapted,
+    bt,
+    bt_stride,
+    n,
+    rank,
+    width,
+    BLOCK_K: tl.constexpr,
+    RANK_STEPS: tl.constexpr,
+):
+    """sums + (d * z) bt, step by step. d: of each token, [tokens, 1], or of all, [1, 1]."""
+    for step in range(RANK_STEPS):
+        k = step * BLOCK_K + tl.arange(0, BLOCK_K)
+        known = (k < rank)[None, :]
+        own = tl.load(z + k[None, :], mask=adapted & known, other=0.0)
+        scales = tl.load(d + k[None, :], mask=known, other=0.0)
+        slab = _slab(bt, bt_stride, k, n, rank, width)
+        left = _scaled(own, scales, adapted & known)
+        sums = tl.dot(left, slab, sums, input_precision="ieee")
+    return sums
 
 
 @triton.jit
@@ -229,22 +272,40 @@ def _add_vera(
     RANK_STEPS: tl.constexpr,
 ):
     m, page = _rows_of(pages, tokens, BLOCK_M)
-    if tl.max(page) == 0:
-        return
     _, column, out_features, d_at, b_at, n = part_of(tl.program_id(0), parts, BLOCK_N)
     adapted = page > 0
-    inside = adapted & (n < out_features)[None, :]
+    inside = (n < out_features)[None, :]
     row = memory + page * PAGE_ENTRIES
+    z += m * z_stride
     into = y + m * y_stride + column + n[None, :]
-    plain = tl.load(into, mask=inside)
-    b = tl.load(row + b_at + n[None, :], mask=inside)
-    wide = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
-    for step in range(RANK_STEPS):
-        k = step * BLOCK_K + tl.arange(0, BLOCK_K)
-        left = _scaled(z + m * z_stride, row + d_at, k, adapted, rank)
+    if RANK_STEPS == 1:
+        k = tl.arange(0, BLOCK_K)
+        known = (k < rank)[None, :]
         slab = _slab(bt, bt_stride, k, n, rank, out_features)
-        wide = tl.dot(left, slab, wide, input_precision="ieee")
-    tl.store(into, plain.to(tl.float32) + b.to(tl.float32) * wide, mask=inside)
+        d = tl.load(row + d_at + k[None, :], mask=adapted & known, other=0.0)
+        b = tl.load(row + b_at + n[None, :], mask=adapted & inside)
+        plain = tl.load(into, mask=(m < tokens) & inside)
+        own = tl.load(z + k[None, :], mask=(m < tokens) & known, other=0.0)
+        wide = _wide(slab, _scaled(own, d, adapted))
+        tl.store(into, plain.to(tl.float32) + b.to(tl.float32) * wide, mask=adapted & inside)
+        return
+    most, shared = _shared_page(page)
+    if most == 0:
+        return
+    b = tl.load(row + b_at + n[None, :], mask=adapted & inside)
+    plain = tl.load(into, mask=adapted & inside)
+    wide = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
+    if shared:
+        one_d = memory + most * PAGE_ENTRIES + d_at + tl.zeros([1, 1], tl.int32)
+        wide = _summed(
+            wide, z, one_d, adapted, bt, bt_stride, n, rank, out_features, BLOCK_K, RANK_STEPS
+        )
+    else:
+        own_d = row + d_at
+        wide = _summed(
+            wide, z, own_d, adapted, bt, bt_stride, n, rank, out_features, BLOCK_K, RANK_STEPS
+        )
+    tl.store(into, plain.to(tl.float32) + b.to(tl.float32) * wide, mask=adapted & inside)
 
 
 @triton.jit
@@ -278,31 +339,49 @@ def _gate_vera(
     adapted = page > 0
     inside = (m < tokens) & (n < width)[None, :]
     row = memory + page * PAGE_ENTRIES
+    z += m * z_stride
     at = gate_up + m * gate_up_stride + n[None, :]
+    if RANK_STEPS == 1:
+        k = tl.arange(0, BLOCK_K)
+        known = (k < rank)[None, :]
+        slab = _slab(bt, bt_stride, k, n, rank, width)
+        if GATE:
+            gate_d = tl.load(row + gate_d_at + k[None, :], mask=adapted & known, other=0.0)
+        if UP:
+            up_d = tl.load(row + up_d_at + k[None, :], mask=adapted & known, other=0.0)
+        own = tl.load(z + k[None, :], mask=(m < tokens) & known, other=0.0)
+    if GATE:
+        gate_b = tl.load(row + gate_b_at + n[None, :], mask=adapted & inside, other=0.0)
+    if UP:
+        up_b = tl.load(row + up_b_at + n[None, :], mask=adapted & inside, other=0.0)
     gate = tl.load(at, mask=inside, other=0.0)
     up = tl.load(at + width, mask=inside, other=0.0)
-    dtype = gate.dtype
-    if tl.max(page) > 0:
-        # Asked for before the product, for which they need not wait.
+    if RANK_STEPS == 1:
         if GATE:
-            gate_b = tl.load(row + gate_b_at + n[None, :], mask=inside & adapted, other=0.0)
+            gate_wide = _wide(slab, _scaled(own, gate_d, adapted))
         if UP:
-            up_b = tl.load(row + up_b_at + n[None, :], mask=inside & adapted, other=0.0)
+            up_wide = _wide(slab, _scaled(own, up_d, adapted))
+    else:
         gate_wide = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
         up_wide = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
-        for step in range(RANK_STEPS):
+        for step in range(tl.where(tl.max(page) > 0, RANK_STEPS, 0)):
             k = step * BLOCK_K + tl.arange(0, BLOCK_K)
+            known = adapted & (k < rank)[None, :]
             slab = _slab(bt, bt_stride, k, n, rank, width)
+            own = tl.load(z + k[None, :], mask=known, other=0.0)
             if GATE:
-                left = _scaled(z + m * z_stride, row + gate_d_at, k, adapted, rank)
+                gate_d = tl.load(row + gate_d_at + k[None, :], mask=known, other=0.0)
+                left = _scaled(own, gate_d, known)
                 gate_wide = tl.dot(left, slab, gate_wide, input_precision="ieee")
             if UP:
-                left = _scaled(z + m * z_stride, row + up_d_at, k, adapted, rank)
+                up_d = tl.load(row + up_d_at + k[None, :], mask=known, other=0.0)
+                left = _scaled(own, up_d, known)
                 up_wide = tl.dot(left, slab, up_wide, input_precision="ieee")
-        if GATE:
-            gate = (gate.to(tl.float32) + gate_b.to(tl.float32) * gate_wide).to(dtype)
-        if UP:
-            up = (up.to(tl.float32) + up_b.to(tl.float32) * up_wide).to(dtype)
+    dtype = gate.dtype
+    if GATE:
+        gate = (gate.to(tl.float32) + gate_b.to(tl.float32) * gate_wide).to(dtype)
+    if UP:
+        up = (up.to(tl.float32) + up_b.to(tl.float32) * up_wide).to(dtype)
     gate = gate.to(tl.float32)
     gate = (gate / (1.0 + tl.exp(-gate))).to(dtype).to(tl.float32)
     tl.store(act + m * width + n[None, :], gate * up.to(tl.float32), mask=inside)

@@ -160,8 +160,24 @@ def test_no_tokens_are_no_work() -> None:
     assert gate_vera(y, y[:, 32:], y, memory, pages, None, None, 16, 16).shape == (0, 16)
 
 
-def test_few_tokens_are_one_tile_that_fills_the_device() -> None:
+@pytest.mark.parametrize("popularity", ["identical", "mixed", "distinct"])
+def test_a_tile_of_one_adapter_equals_the_reference(popularity: str) -> None:
+    """Large tiles, which take ranks by steps, read the vector of their only adapter once."""
+    dtype = DTYPES[-1]
+    rows = Rows()
+    parts = placed(rows, ODD, 70)
+    memory, first_pages = rows.memory(1 if popularity == "mixed" else 3, dtype)
+    pages = asked(popularity, 40, first_pages)
+    y, z = product(40, sum(ODD), 70, dtype)
+    bt = noise(70, max(ODD), dtype=dtype, seed=2)
+    expected = y.clone()
+    reference_add_vera(expected, z, bt, memory, pages, parts, 70)
+    add_vera(y, z, bt, memory, pages, parts, 70, Tiles(64, 64, 32, 4, 3))
+    assert_near(y, expected)
+
+
+def test_few_tokens_take_all_ranks_at_once_in_tiles_that_fill_the_device() -> None:
     for tokens in (1, 8, 64):
         tiles = tiles_for(tokens, 4096, 256)
-        assert tiles.tokens >= tokens
-        assert 4096 // tiles.columns >= 128
+        assert tiles.ranks == 256
+        assert 4096 // tiles.columns * -(-tokens // tiles.tokens) >= (128 if tokens == 64 else 64)
