@@ -9,7 +9,7 @@ import json
 import multiprocessing
 import random
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 
@@ -170,32 +170,45 @@ async def _ask_all(port: int, load: Load, start: float, seeds: Sequence[int]) ->
 
 
 def _client(
-    pipe: "Connection[Heard, object]", port: int, load: Load, start: float, seeds: Sequence[int]
+    pipe: "Connection[Heard | None, float]", port: int, load: Load, seeds: Sequence[int]
 ) -> None:
+    pipe.send(None)
+    start = pipe.recv()
     pipe.send(asyncio.run(_ask_all(port, load, start, seeds)))
 
 
-def ask(port: int, load: Load, processes: int) -> Heard:
-    """Put the load on the server at `port` and gather what was heard.
+def ask(
+    port: int, load: Load, processes: int, watch: Callable[[], float] = time.process_time
+) -> tuple[Heard, float]:
+    """Put the load on the server at `port`.
+
+    Returns what was heard, and by how much `watch` grew in the time that counts.
 
     Raises:
         RuntimeError: an answer was not 200, or broke off.
     """
     context = multiprocessing.get_context("spawn")
-    start = time.perf_counter() + 1.0  # one clock for all processes of a machine
     pipes, clients = [], []
     for number in range(processes):
-        ours, theirs = context.Pipe(duplex=False)
+        ours, theirs = context.Pipe()
         seeds = range(number, load.streams, processes)
-        clients.append(context.Process(target=_client, args=(theirs, port, load, start, seeds)))
+        clients.append(context.Process(target=_client, args=(theirs, port, load, seeds)))
         clients[-1].start()
         theirs.close()  # else a client that dies would be waited for
         pipes.append(ours)
-    total = Heard()
+    for pipe in pipes:
+        pipe.recv()
+    start = time.perf_counter()  # one clock for all processes of a machine
+    for pipe in pipes:
+        pipe.send(start)
+    time.sleep(load.warm_up_s)
+    before = watch()
+    time.sleep(load.seconds)
+    grown, total = watch() - before, Heard()
     for pipe in pipes:
         total.add(pipe.recv())
     for client in clients:
         client.join()
     if total.failures:
         raise RuntimeError(f"{len(total.failures)} answers failed: {total.failures[0]}")
-    return total
+    return total, grown

@@ -1,6 +1,7 @@
 """`verandah engine`: one engine, for the server that started it. Not for people."""
 
 import argparse
+import gc
 import os
 import signal
 import sys
@@ -48,6 +49,7 @@ def _answer(settings: Settings, connection: "Connection[object, object]") -> Non
         open_records(settings) as records,
         running_engine(settings, records, metrics, _say) as engine,
     ):
+        gc.freeze()  # what is there will stay: looking through it again pauses every stream
         child = Child(connection, engine.loop, engine.adapters, metrics)
         child.run(_facts(engine))
 

@@ -3,6 +3,7 @@
 import argparse
 import asyncio
 import contextlib
+import gc
 import signal
 import socket
 import sys
@@ -56,6 +57,7 @@ def run(options: argparse.Namespace) -> int:
         _worker(settings, records.jobs) as worker,
     ):
         app = create_app(wire(settings, records, front, metrics, worker))
+        gc.freeze()  # what is there will stay: looking through it again pauses every stream
         _serve(settings, app, front.stop, listener)
     return 0
 
