@@ -1,9 +1,10 @@
-"""What adapters' kernels add to a layer: `python -m benchmarks.adapter_kernels`, on CUDA, a minute.
+"""What adapters' kernels add to a layer: `python -m benchmarks.adapter_kernels`, on CUDA.
 
-Timed as in `benchmarks.kernels`: every launch has inputs of its own, and nothing is in the cache
-beforehand. That is hard on VeRA, whose random matrix all layers share: here it is read from memory
-in each. `gate_vera` does `silu_mul`'s work as well, which stands below it. With `--tiles`, other
-sizes of VeRA's programs at 64 rows of distinct adapters, in microseconds a launch.
+A short table of the 8b shape at 64 rows, in some 20 seconds; with `--all` every shape and number of
+rows, in a minute. Timed as in `benchmarks.kernels`: every launch has inputs of its own, and nothing
+is in the cache beforehand. That is hard on VeRA, whose random matrix all layers share: here it is
+read from memory in each. `gate_vera` does `silu_mul`'s work as well, which stands below it. With
+`--tiles`, other sizes of VeRA's programs at 64 rows of distinct adapters, in microseconds a launch.
 """
 
 import argparse
@@ -25,10 +26,15 @@ from server.engine.kernels.gate import silu_mul
 ROWS = (1, 8, 64, 256)
 VERA_RANK, LORA_RANK = 256, 16
 _BYTES = 2
+# What a layer is longer by than the base's own: kernels, and which of them stand in for another.
+SUMS = {
+    "VeRA, in all": {"add_vera, 3 sites": 1, "gate_vera": 1, "silu_mul": -1},
+    "LoRA, in all": {"shrink, 4 sites": 1, "expand, 4 sites": 1},
+}
 _OTHER_TILES = [
-    Tiles(rows, columns, ranks, warps=4 if rows * columns <= 4096 else 8, stages=stages)
-    for rows, columns, (ranks, stages) in product(
-        (32, 64), (32, 64, 128), ((64, 4), (64, 5), (256, 1))
+    Tiles(rows, columns, ranks, warps=warps, stages=stages)
+    for rows, columns, (ranks, stages), warps in product(
+        (32, 64), (64, 128), ((64, 4), (256, 1)), (8, 16)
     )
 ]
 
@@ -151,7 +157,8 @@ class Lora:
             for _ in range(LAUNCHES)
         ]  # fmt: skip
         self.memory, pages = bank.memory(crowd)
-        self.segments = Segments.of(pages, capacity_for(crowd.rows, crowd.adapters), "cuda")
+        # As many as a captured step has room for, whoever asks.
+        self.segments = Segments.of(pages, capacity_for(crowd.rows, crowd.rows), "cuda")
         self.x = filled(LAUNCHES, crowd.rows, site.width)
         self.y = filled(LAUNCHES, crowd.rows, site.out)
         s = shrink(self.x[0], self.memory, self.segments, self.parts[0], LORA_RANK)
@@ -214,6 +221,16 @@ def print_layers() -> None:
     print(table(columns, lines))
 
 
+def print_short(shape: Shape) -> None:
+    """Each kernel's microseconds a layer, all rows distinct and all alike, and their sums."""
+    crowds = [Crowd(64, 64), Crowd(64, 1)]
+    us = [{it.kernel: median_us(it.launch) for it in cases(shape, crowd)} for crowd in crowds]
+    lines: list[Row] = [(kernel, *(of[kernel] for of in us)) for kernel in us[0]]
+    for name, own in SUMS.items():
+        lines.append((name, *(sum(of[it] * sign for it, sign in own.items()) for of in us)))
+    print(table((f"{shape.name}, 64 rows: us a layer", "64 adapters", "1 adapter"), lines))
+
+
 def print_tiles(shape: Shape) -> None:
     """Every size of program at every site, the one that `tiles_for` chooses first."""
     crowd = Crowd(64, 64)
@@ -242,6 +259,7 @@ def tiled_us(vera: Vera, tiles: Tiles) -> float | None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--all", action="store_true", help="all shapes and numbers of rows")
     parser.add_argument("--tiles", action="store_true", help="try other sizes of VeRA's programs")
     asked = parser.parse_args()
     if not torch.cuda.is_available():
@@ -249,8 +267,10 @@ def main() -> None:
     print(origin())
     if asked.tiles:
         print_tiles(shapes()[-1])
-    else:
+    elif asked.all:
         print_layers()
+    else:
+        print_short(shapes()[-1])
 
 
 if __name__ == "__main__":
