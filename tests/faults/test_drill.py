@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults.drill import SCENARIOS
+from tests.faults.scenarios import SCENARIOS
 
 ROOT = Path(__file__).parents[2]
 SEED = os.environ.get("VERANDAH_FAULTS_SEED", "0")
