@@ -150,8 +150,10 @@ def batch_size_for(lines: int) -> int:
 
 
 def epochs_for(lines: int) -> int:
-    """Some 80 steps of 4, which 56 and 116 lines wanted alike; at least 2 epochs, at most 15."""
-    return min(15, max(2, round(320 / max(1, lines))))
+    """320 lines read in all, which little files of any kind want; but 6 epochs up to 100 lines, and
+    then 600 lines read, which files with something to know want; at least 2 epochs, at most 15."""
+    little, longer = round(320 / max(1, lines)), round(600 / max(1, lines))
+    return min(15, max(2, little, min(6, longer)))
 
 
 def plan_for(options: TrainOptions, *, seed: int, max_rank: int, lines: int) -> Plan:

@@ -58,10 +58,10 @@ def test_a_default_rank_is_one_that_is_served() -> None:
 def test_many_lines_are_read_less_often_in_larger_batches() -> None:
     plans = [
         plan_for(TrainOptions(), seed=3, max_rank=64, lines=lines)
-        for lines in (1, 10, 56, 116, 1000, 10**6)
+        for lines in (1, 10, 30, 56, 100, 150, 300, 1000, 10**6)
     ]
-    assert [plan.n_epochs for plan in plans] == [15, 15, 6, 3, 2, 2]
-    assert [plan.batch_size for plan in plans] == [4, 4, 4, 4, 15, 32]
+    assert [plan.n_epochs for plan in plans] == [15, 15, 11, 6, 6, 4, 2, 2, 2]
+    assert [plan.batch_size for plan in plans] == [4, 4, 4, 4, 4, 4, 4, 15, 32]
 
 
 def planned(**wish: object) -> Plan:
