@@ -13,6 +13,7 @@ from torch import Tensor
 
 from server.adapters.layouts import PAGE, RowLayout
 from server.adapters.method import Run
+from server.adapters.side_copies import SideCopies
 
 ZERO_PAGE: Final = 0
 """A row of zeros begins here: what the base model's tokens read."""
@@ -34,16 +35,29 @@ class Bank:
         self._device = device
         self.memory = torch.empty(self._pages * PAGE, dtype=dtype, device=device)
         self.memory[: self.first_page * PAGE].zero_()
+        self._side = SideCopies(device) if device.type == "cuda" else None
         self._views: WeakKeyDictionary[RowLayout, dict[tuple[str, int], dict[str, Tensor]]] = (
             WeakKeyDictionary()
         )
 
     def write(self, page: int, row: Tensor) -> None:
-        """Put a row there. On CUDA the copy is queued behind the steps that read the old."""
+        """Put a row there. On CUDA it is on its way until a step begins that reads it."""
         if page < self.first_page:
             raise ValueError(f"page {page} is the base model's and stays zero")
         start = page * PAGE
-        self.memory[start : start + len(row)].copy_(row, non_blocking=True)
+        room = self.memory[start : start + len(row)]
+        if self._side is None:
+            room.copy_(row)
+        else:
+            self._side.copy(room, row, range(page, page - (-len(row) // PAGE)))
+
+    def begin_step(self, rows: Sequence[range]) -> None:
+        """What is launched from here on, until the next call, reads the rows of these pages only.
+
+        For CUDA: a step that is not begun may read what a row overwrote.
+        """
+        if self._side is not None:
+            self._side.begin_step(rows)
 
     def layer(self, layout: RowLayout, path: str, rank: int) -> dict[str, Tensor]:
         """One layer's vectors [pages, *shape at rank]: views, indexed by a row's first page."""

@@ -7,52 +7,30 @@ memory; it never waits for a disk. Any thread may prepare, pin, forget and look.
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
-from enum import StrEnum
 
 from adapters_store.manifest import AdapterRef
 from adapters_store.store import AdapterStore
 from server.adapters.banks import Bank
 from server.adapters.basis_id import BasisId
-from server.adapters.batch import MixedBatch, mixed_batch
+from server.adapters.batch import MixedBatch
 from server.adapters.checks import AdapterChecks
 from server.adapters.dense_updates import DenseUpdates
-from server.adapters.facts import AdapterFacts
+from server.adapters.device_bases import DeviceBases
 from server.adapters.host_cache import HostCache, LoadedAdapter
 from server.adapters.layouts import PAGE, Layouts, RowLayout
 from server.adapters.linears import install
 from server.adapters.loader import AdapterLoader
-from server.adapters.matrices import BasisNeed, BasisSource, HeldBases, HostBases, on_device
+from server.adapters.matrices import BasisNeed, BasisSource, HeldBases, HostBases
 from server.adapters.method import Method
 from server.adapters.methods import METHODS
 from server.adapters.pages import FreePages
-from server.adapters.plan import FusedGroup, FusedPlan, fused_plan
+from server.adapters.plan import FusedGroup, FusedPlan
+from server.adapters.residents import Resident, everybody, resident
 from server.adapters.slots import Occupant, SlotTable
+from server.adapters.steps import Steps
 from server.bases.model import BaseModel, TargetLinear
 
 _MIB = 2**20
-_KEEP_BYTES = 64 * _MIB  # vectors gathered for one batch, held while its slots stay the same
-
-
-class Residence(StrEnum):
-    """Where an adapter is: in a slot, in host memory, or on its way from the store."""
-
-    RESIDENT = "resident"
-    HOST = "host"
-    LOADING = "loading"
-
-
-@dataclass(frozen=True)
-class Resident:
-    """One adapter in memory. `bytes` are those of its vectors; 0 and no hash while loading."""
-
-    ref: AdapterRef
-    state: Residence
-    slot: int | None = None
-    bytes: int = 0
-    in_use: int = 0
-    pinned: bool = False
-    sha256: str = ""
 
 
 class ResidentAdapters:
@@ -95,10 +73,9 @@ class ResidentAdapters:
         self._lock = threading.Lock()  # over the table; never held over a copy
         self._bank = Bank(zeros, pages, base.dtype, base.device)
         self._dense = DenseUpdates(base, self._bank, dense_mb * _MIB)
-        self._source = source
+        self._bases = DeviceBases(source, base.device)
+        self._steps = Steps(base, self._table.by_slot, self._bank, self._bases, self._dense)
         self._layouts = layouts
-        self._bases: dict[BasisId, HeldBases] = {}  # on the device; the engine's thread alone
-        self._always: set[BasisId] = set()
         self._cache = HostCache(host_cache_mb * _MIB)
         self._loader = AdapterLoader(
             base,
@@ -110,9 +87,6 @@ class ResidentAdapters:
             loader_threads,
         )
         self._current = install(base)
-        self._batch: MixedBatch | None = None
-        self._plan: FusedPlan | None = None
-        self._planned: tuple[bool, list[int]] = (False, [])
         self.loads = 0
         self.hits = 0
 
@@ -211,21 +185,7 @@ class ResidentAdapters:
         The last batch is given again when the slots are the same and nothing was loaded, nor any
         dense update made or dropped, since.
         """
-        self._dense.follow(slots, self._table.by_slot, self._bases)
-        updates = self._dense.ready
-        last = self._batch
-        if last is None or last.slots != tuple(slots) or last.updates is not updates:
-            self._batch = last = mixed_batch(
-                slots,
-                self._table.by_slot,
-                self._base.targets,
-                self._bank,
-                {basis: held.bases for basis, held in self._bases.items()},
-                updates,
-                device=self._base.device,
-                keep_bytes=_KEEP_BYTES,
-            )
-        return last
+        return self._steps.batch(slots)
 
     def plan(self, slots: Sequence[int], *, replayed: bool) -> FusedPlan:
         """What `batch` is to the model's own forward, for the fused decoder.
@@ -233,22 +193,7 @@ class ResidentAdapters:
         Args:
             replayed: for a step that is a captured graph.
         """
-        self._dense.follow(slots, self._table.by_slot, self._bases)
-        wanted = (replayed, list(slots))
-        if self._plan is None or self._plan.rest or self._planned != wanted:
-            self._planned = wanted
-            self._plan = fused_plan(
-                slots,
-                self._table.by_slot,
-                self._base.targets,
-                self._bank,
-                self._bases,
-                self._dense.ready,
-                device=self._base.device,
-                keep_bytes=_KEEP_BYTES,
-                replayed=replayed,
-            )
-        return self._plan
+        return self._steps.plan(slots, replayed=replayed)
 
     @property
     def bank(self) -> Bank:
@@ -265,11 +210,7 @@ class ResidentAdapters:
 
         It is not counted against `basis_mb`. Before the engine's thread starts, or on it.
         """
-        held = self._bases[basis] = HeldBases(
-            on_device(self._source.bases(basis, need), self._base.device), need
-        )
-        self._always.add(basis)
-        return held
+        return self._bases.hold(basis, need)
 
     def company(self, method: Method, held: HeldBases, seed: int) -> FusedGroup:
         """The group that adapters of a whole-batch method on every target will form."""
@@ -286,12 +227,8 @@ class ResidentAdapters:
         """Every adapter in memory: residents, then host memory, then those on their way."""
         with self._lock:
             pins = set(self._table.pins)
-            seen = {o.facts.ref: _resident(o, o.facts.ref in pins) for o in self._table}
-        for facts in self._cache.facts():
-            seen.setdefault(facts.ref, _waiting(facts, facts.ref in pins))
-        for ref in self._loader.loading():
-            seen.setdefault(ref, Resident(ref, Residence.LOADING, pinned=ref in pins))
-        return list(seen.values())
+            residents = [resident(occupant, pins) for occupant in self._table]
+        return everybody(residents, self._cache.facts(), self._loader.loading(), pins)
 
     def close(self) -> None:
         """Stop the loader threads; loads under way end first."""
@@ -299,43 +236,17 @@ class ResidentAdapters:
 
     def _move_in(self, occupant: Occupant, loaded: LoadedAdapter, bases: HeldBases) -> None:
         """Copy vectors and, for a new basis or a larger rank, matrices to the device."""
-        self._batch = self._plan = None
+        self._steps.forget()
         try:
-            self._admit(loaded.facts, bases)
+            with self._lock:
+                wanted = self._table.bases
+            self._bases.admit(loaded.facts, bases, wanted)
             self._bank.write(occupant.page, loaded.row)
         except BaseException:
             with self._lock:
                 self._table.vacate(occupant)
             raise
         self.loads += 1
-
-    def _admit(self, facts: AdapterFacts, bases: HeldBases) -> None:
-        with self._lock:
-            wanted = self._table.bases | self._always
-        self._bases = {basis: held for basis, held in self._bases.items() if basis in wanted}
-        basis, held = facts.basis, self._bases.get(facts.basis)
-        if held is None or not held.need.covers(facts.need, per_layer=basis.per_layer):
-            moved = on_device(bases.bases, self._base.device)
-            self._bases[basis] = HeldBases(moved, bases.need)
-
-
-def _resident(occupant: Occupant, pinned: bool) -> Resident:
-    facts = occupant.facts
-    return Resident(
-        facts.ref,
-        Residence.RESIDENT,
-        slot=occupant.slot,
-        bytes=facts.bytes,
-        in_use=occupant.uses,
-        pinned=pinned,
-        sha256=facts.sha256,
-    )
-
-
-def _waiting(facts: AdapterFacts, pinned: bool) -> Resident:
-    return Resident(
-        facts.ref, Residence.HOST, bytes=facts.bytes, pinned=pinned, sha256=facts.sha256
-    )
 
 
 def _longest_shared(layouts: Layouts) -> RowLayout:

@@ -8,6 +8,7 @@ well: a new one may push out all adapters of an idle one.
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import chain
 from types import MappingProxyType
 
 from adapters_store.manifest import AdapterRef
@@ -31,6 +32,11 @@ class Occupant:
     page: int
     uses: int = 0
     forgotten: bool = False
+
+    @property
+    def pages(self) -> range:
+        """Where its row lies."""
+        return range(self.page, self.page + self.facts.layout.pages)
 
 
 class SlotTable:
@@ -150,10 +156,17 @@ class SlotTable:
         page = self._take_pages(wanted)
         if page is not None:
             return page
-        idle = [occupant for occupant in self if self._evictable(occupant)]
-        if wanted > self._pages.free + sum(o.facts.layout.pages for o in idle):
-            return None
+        # Thousands may be idle, and mostly the first of them is enough.
+        idle = (occupant for occupant in list(self) if self._evictable(occupant))
+        room, leaving = self._pages.free, list[Occupant]()
         for occupant in idle:
+            leaving.append(occupant)
+            room += occupant.facts.layout.pages
+            if room >= wanted:
+                break
+        else:
+            return None
+        for occupant in chain(leaving, idle):
             self._evict(occupant)
             page = self._take_pages(wanted)
             if page is not None:

@@ -100,6 +100,45 @@ def test_slots_change_hands_between_steps_that_were_only_queued(serve: Serve) ->
         torch.testing.assert_close(logits, expected[turn % 6], rtol=1e-3, atol=1e-3)
 
 
+def test_rows_come_and_go_under_steps_that_were_only_queued(serve: Serve) -> None:
+    """Steps of two adapters each, the next rows on their way before the last steps have run."""
+    served = serve(base_on_gpu("llama"), slots=3)
+    mades = [
+        make_adapter(served.base, rank=rank, draw=draw, targets=targets, method=method)
+        for draw, (method, rank, targets) in enumerate(
+            [
+                ("vera", 4, "all-linear"),
+                ("lora", 8, "attention"),
+                ("vera", 30, "all-linear"),
+                ("lora", 3, ["down_proj"]),
+                ("randlora", 7, "all-linear"),
+                ("vera", 9, ["q_proj"]),
+                ("asymmetric-lora", 16, "all-linear"),
+            ]
+        )
+    ]
+    refs = [served.publish(made, f"a{i}") for i, made in enumerate(mades)]
+    for ref in refs:  # all in host memory, so that nothing below waits for a disk
+        served.acquire(ref)
+        served.adapters.release(ref)
+    tokens = TOKENS.cuda()
+    expected = [merged_logits(served.base, made, tokens) for made in mades]
+    answers = []
+    torch.cuda.synchronize()
+    for turn in range(200):
+        pair = [(turn * 3) % 7, (turn * 5 + 1) % 7]
+        slots = [served.acquire(refs[at]) for at in pair]
+        if turn % 4 == 0:
+            torch.cuda._sleep(5_000_000)  # the device falls behind, by steps
+        answers.append((pair, served.logits(tokens.expand(2, -1), slots)))
+        for at in pair:
+            served.adapters.release(refs[at])
+    assert served.adapters.evictions > 100
+    for pair, rows in answers:
+        for at, row in zip(pair, rows, strict=True):
+            torch.testing.assert_close(row, expected[at], rtol=1e-3, atol=1e-3)
+
+
 def test_it_trains() -> None:
     base = base_on_gpu("llama", torch.bfloat16)
     adapter = TrainableAdapter(base, "vera", 8, 7, "all-linear", {"dropout": 0.1})

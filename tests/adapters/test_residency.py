@@ -12,7 +12,7 @@ from torch import Tensor
 from adapters_store.errors import AdapterCorrupt, AdapterNotFound
 from adapters_store.manifest import AdapterRef
 from adapters_store.weights import Content
-from server.adapters.residency import Residence, Resident
+from server.adapters.residents import Residence, Resident
 from server.errors import BasisMismatch, Conflict, InvalidAdapter, Unavailable
 from tests.adapters.conftest import Serve
 from tests.adapters.made import Made, make_adapter, merged_logits
@@ -139,7 +139,7 @@ def test_a_larger_rank_of_the_same_seed_grows_the_basis(serve: Serve) -> None:
     ]
     assert_served(served, small, slots[0])
     assert_served(served, large, slots[1])
-    (held,) = served.adapters._bases.values()
+    (held,) = served.adapters._bases.held.values()
     assert {len(pair.a) for pair in held.bases.values()} == {32}
 
 
@@ -150,7 +150,7 @@ def test_matrices_of_a_seed_go_with_its_last_adapter(serve: Serve) -> None:
     for ref, made in zip(refs, mades, strict=True):
         assert_served(served, made, served.acquire(ref))
         served.adapters.release(ref)
-        assert len(served.adapters._bases) <= 2
+        assert len(served.adapters._bases.held) <= 2
 
 
 def test_pinned_adapters_outlive_a_flood(serve: Serve) -> None:

@@ -1,0 +1,88 @@
+"""What a step reads of the adapters in device memory: its batch, or its plan for the fused decoder.
+
+Knows no store and no loading. Only the engine's thread comes here.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Final
+
+from server.adapters.banks import Bank
+from server.adapters.batch import MixedBatch, mixed_batch
+from server.adapters.dense_updates import DenseUpdates
+from server.adapters.device_bases import DeviceBases
+from server.adapters.plan import FusedPlan, fused_plan
+from server.adapters.slots import Occupant
+from server.bases.model import BaseModel
+
+_KEEP_BYTES: Final = 64 * 2**20  # vectors gathered for one batch, held while its slots are the same
+
+
+class Steps:
+    """Batches and plans, the last of each kept; see `server.adapters.residency`."""
+
+    def __init__(
+        self,
+        base: BaseModel,
+        occupants: Mapping[int, Occupant],
+        bank: Bank,
+        bases: DeviceBases,
+        dense: DenseUpdates,
+    ) -> None:
+        self._base = base
+        self._occupants = occupants
+        self._bank = bank
+        self._bases = bases
+        self._dense = dense
+        self._batch: MixedBatch | None = None
+        self._plan: FusedPlan | None = None
+        self._planned: tuple[bool, list[int]] = (False, [])
+        self._slots: list[int] | None = None  # of the last step, unless an adapter came since
+        self._rows: list[range] = []
+
+    def forget(self) -> None:
+        """An adapter comes: what was kept no longer holds."""
+        self._batch = self._plan = self._slots = None
+
+    def batch(self, slots: Sequence[int]) -> MixedBatch:
+        self._begin(slots)
+        updates = self._dense.ready
+        last = self._batch
+        if last is None or last.slots != tuple(slots) or last.updates is not updates:
+            self._batch = last = mixed_batch(
+                slots,
+                self._occupants,
+                self._base.targets,
+                self._bank,
+                {basis: held.bases for basis, held in self._bases.held.items()},
+                updates,
+                device=self._base.device,
+                keep_bytes=_KEEP_BYTES,
+            )
+        return last
+
+    def plan(self, slots: Sequence[int], *, replayed: bool) -> FusedPlan:
+        self._begin(slots)
+        wanted = (replayed, list(slots))
+        if self._plan is None or self._plan.rest or self._planned != wanted:
+            self._planned = wanted
+            self._plan = fused_plan(
+                slots,
+                self._occupants,
+                self._base.targets,
+                self._bank,
+                self._bases.held,
+                self._dense.ready,
+                device=self._base.device,
+                keep_bytes=_KEEP_BYTES,
+                replayed=replayed,
+            )
+        return self._plan
+
+    def _begin(self, slots: Sequence[int]) -> None:
+        # Dense updates first: they read rows of earlier steps, which this one may not.
+        self._dense.follow(slots, self._occupants, self._bases.held)
+        if self._slots != slots:
+            self._slots = list(slots)
+            held = (self._occupants.get(slot) for slot in set(slots))
+            self._rows = [occupant.pages for occupant in held if occupant is not None]
+        self._bank.begin_step(self._rows)
