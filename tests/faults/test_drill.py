@@ -19,6 +19,7 @@ ROUNDS = int(os.environ.get("VERANDAH_FAULTS_ROUNDS", "1"))
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(240 * (ROUNDS + 1))
 @pytest.mark.parametrize("first", [0, 1])
 def test_nothing_is_lost(first: int, tmp_path: Path) -> None:
     """Two programs, each with every other scenario, since starting one takes as long as a round."""
@@ -30,7 +31,7 @@ def test_nothing_is_lost(first: int, tmp_path: Path) -> None:
         env={**os.environ, "OMP_NUM_THREADS": "1", "TMPDIR": str(tmp_path)},
         capture_output=True,
         text=True,
-        timeout=220 * ROUNDS,
+        timeout=230 * (ROUNDS + 1),
     )
     assert done.returncode == 0, done.stdout + done.stderr
     played = re.findall(r"^(\w+) \d+: \{", done.stdout, re.MULTILINE)
