@@ -16,7 +16,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from multiprocessing.connection import Connection
@@ -151,11 +151,14 @@ def served(settings: Settings) -> Iterator[tuple[int, psutil.Process]]:
         process.communicate()
 
 
-def over_http(settings: Settings, load: Load, clients: int) -> tuple[Heard, float]:
-    """What clients heard, and how many cores the API's process kept busy meanwhile."""
+def over_http(settings: Settings, loads: Sequence[Load], clients: int) -> list[tuple[Heard, float]]:
+    """What clients heard under each load of one server, and how many cores its API kept busy."""
+    found = []
     with served(settings) as (port, process):
-        heard, used = ask(port, load, clients, lambda: sum(process.cpu_times()[:2]))
-        return heard, used / load.seconds
+        for load in loads:
+            heard, used = ask(port, load, clients, lambda: sum(process.cpu_times()[:2]))
+            found.append((heard, used / load.seconds))
+    return found
 
 
 def _row(what: str, load: Load, heard: Heard, rate: float, to: float, api: str) -> list[object]:
@@ -208,18 +211,27 @@ def measure(options: argparse.Namespace, folder: Path) -> list[list[object]]:
         engine_process=options.engine_process,
     )
     whole = Load(**{**vars(load), "stream": False})
-    rounds = range(options.rounds)
-    alone = [without_http(settings, load) for _ in rounds]
+    alone = [without_http(settings, load) for _ in range(options.rounds)]
     own = statistics.median(_rate(heard, load) for heard in alone)
-    rows = [_row("engine alone", load, alone[-1], own, own, "")]
+    rows = [_told(_row("engine alone", load, alone[-1], own, own, ""))]
     for replicas in options.replicas:
         several = settings.model_copy(update={"replicas": replicas})
-        for what, kind in (("streams", load), ("whole answers", whole)):
-            found = [over_http(several, kind, options.clients) for _ in rounds]
-            rate = statistics.median(_rate(heard, kind) for heard, _ in found)
+        kinds = {"streams": load} if options.streams_only else {"streams": load, "whole": whole}
+        found = [
+            over_http(several, list(kinds.values()), options.clients) for _ in range(options.rounds)
+        ]
+        for which, (what, kind) in enumerate(kinds.items()):
+            rate = statistics.median(_rate(each[which][0], kind) for each in found)
+            heard, cores = found[-1][which]
             label = f"HTTP, {what}, {replicas} replica{'s' * (replicas > 1)}"
-            rows.append(_row(label, kind, found[-1][0], rate, own, f"{found[-1][1]:.2f}"))
+            rows.append(_told(_row(label, kind, heard, rate, own, f"{cores:.2f}")))
     return rows
+
+
+def _told(row: list[object]) -> list[object]:
+    """The row as it is, shown before the others are there: a run takes minutes."""
+    print(*row, sep="  ", file=sys.stderr, flush=True)
+    return row
 
 
 def _rate(heard: Heard, load: Load) -> float:
@@ -243,6 +255,7 @@ def main() -> None:
     parser.add_argument("--clients", type=int, default=max(1, min(6, cores // 2)))
     parser.add_argument("--replicas", type=int, nargs="+", default=[1])
     parser.add_argument("--engine-process", default="auto")
+    parser.add_argument("--streams-only", action="store_true", help="no answers in one piece")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         rows = measure(options, Path(folder))
