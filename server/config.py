@@ -84,6 +84,17 @@ class Settings(BaseSettings):
     max_file_mb: float = Field(100, gt=0, description="largest uploaded file, MiB")
 
     worker: bool = Field(True, description="serve also starts and supervises a training worker")
+    worker_device: Literal["auto", "cpu", "cuda"] = Field(
+        "auto",
+        description="where the worker trains; auto: where the model runs. On CUDA it trains on the "
+        "weights of the engine beside it",
+    )
+    training_latency: float = Field(
+        1.3,
+        ge=1,
+        description="CUDA: how many times as long training may make the time between tokens, 95th "
+        "percentile, while requests run on its device; inf: training does not give way",
+    )
     worker_threads: int = Field(0, ge=0, description="CPU threads for training; 0: torch's choice")
     worker_poll_s: float = Field(0.5, gt=0, description="seconds between looks for a waiting job")
     worker_jobs: int = Field(8, ge=1, le=256, description="jobs that a worker trains at once")

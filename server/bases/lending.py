@@ -121,11 +121,14 @@ class Weights:
             name: place.shape for name, place in self.places.items()
         }:
             raise Unavailable(f"the weights lent are of another shape than {self.name!r} here")
+        made: dict[_Place, nn.Parameter] = {}  # what is tied stays one
         for name, place in self.places.items():
-            flat = self.storages[place.storage]
-            weight = flat.as_strided(place.shape, place.stride, place.offset)
+            if place not in made:
+                flat = self.storages[place.storage]
+                weight = flat.as_strided(place.shape, place.stride, place.offset)
+                made[place] = nn.Parameter(weight, requires_grad=False)
             owner, leaf = _owner(model, name)
-            owner._parameters[leaf] = nn.Parameter(weight, requires_grad=False)
+            owner._parameters[leaf] = made[place]
         device = self.storages[0].device
         for name, buffer in self.buffers.items():
             owner, leaf = _owner(model, name)

@@ -19,6 +19,7 @@ from server.bases.model import BaseModel, load_base
 from server.bases.tokenizer import ChatTokenizer, load_tokenizer
 from server.cli.capturing import capturing
 from server.cli.options import BadOption
+from server.cli.sharing import lending, open_pulse
 from server.cli.sizes import Sizes, kv_memory_mb
 from server.config import Settings
 from server.db.session import Database
@@ -29,6 +30,7 @@ from server.engine.runner import Runner
 from server.jobs.files import Files
 from server.jobs.queue import JobQueue
 from server.metrics import Metrics
+from server.pulse import Pulse
 from server.scheduler.loop import Limits, ServingLoop
 from server.tenancy.keys import DEFAULT_OWNER
 from server.training.defaults import BASIS_SEED
@@ -86,7 +88,7 @@ def load_model(settings: Settings, threads: int) -> tuple[BaseModel, ChatTokeniz
     if threads:
         torch.set_num_threads(threads)
     hush_progress()
-    base = load_base(settings.model, device=_device(settings), dtype=_dtype(settings))
+    base = load_base(settings.model, device=device_of(settings), dtype=_dtype(settings))
     return base, load_tokenizer(settings.model)
 
 
@@ -107,13 +109,15 @@ def running_engine(
     base, tokenizer = load_model(settings, settings.threads or threads_beside_http())
     say(f"loaded {base.name} on {base.device} in {time.monotonic() - started:.1f} s")
     adapters = _adapters(settings, base, records.store)
-    loop = _loop(settings, base, tokenizer, adapters, metrics)
+    pulse = open_pulse(settings, base.device)
+    loop = _loop(settings, base, tokenizer, adapters, metrics, pulse)
     adapters.on_loaded = loop.wake
     for ref in pins:
         adapters.pin(ref)
     loop.start()
     try:
-        yield Engine(base, tokenizer, adapters, loop)
+        with lending(settings, base, pulse):
+            yield Engine(base, tokenizer, adapters, loop)
     finally:
         loop.stop(0)
         adapters.close()
@@ -142,6 +146,7 @@ def _loop(
     tokenizer: ChatTokenizer,
     adapters: ResidentAdapters,
     metrics: Metrics,
+    pulse: Pulse | None,
 ) -> ServingLoop:
     try:
         memory_mb = kv_memory_mb(settings, base.device)
@@ -163,6 +168,7 @@ def _loop(
             max_context=max_context,
         ),
         metrics=metrics,
+        pulse=pulse,
     )
 
 
@@ -212,10 +218,11 @@ def threads_beside_http() -> int:
 
 def on_cuda(settings: Settings) -> bool:
     """Whether the model is to run on CUDA devices. Raises BadOption if there is none."""
-    return _device(settings).startswith("cuda")
+    return device_of(settings).startswith("cuda")
 
 
-def _device(settings: Settings) -> str:
+def device_of(settings: Settings) -> str:
+    """The type of the device on which the model is to run. Raises BadOption if there is none."""
     if settings.device == "cuda" and not torch.cuda.is_available():
         raise BadOption(
             "--device cuda: torch finds no CUDA device here; use --device cpu, or install torch "

@@ -9,11 +9,14 @@ import sys
 import threading
 from types import FrameType
 
+import torch
+
 from server.bases.model import BaseModel
 from server.bases.tokenizer import ChatTokenizer
-from server.cli.building import load_model, open_records
+from server.cli.building import device_of, load_model, open_records
 from server.cli.itself import worker_id
 from server.cli.options import add_settings, read_settings, set_log_level
+from server.cli.sharing import Borrower
 from server.training.desk import Desk
 from server.training.worker import WorkerParts, run_worker
 
@@ -49,9 +52,14 @@ def run(options: argparse.Namespace) -> int:
     with contextlib.suppress(OSError):
         os.nice(_NICENESS)
 
-    def load() -> tuple[BaseModel, ChatTokenizer]:
-        return load_model(settings, settings.worker_threads)
+    own = settings
+    if settings.worker_device != "auto":
+        own = settings.model_copy(update={"device": settings.worker_device})
 
+    def load_own() -> tuple[BaseModel, ChatTokenizer]:
+        return load_model(own, settings.worker_threads)
+
+    borrower = Borrower(own, torch.device(device_of(own)), load_own, stop)
     # A server that started us has made the database: if it is missing now, it was taken away.
     with open_records(settings, create=not options.supervised) as records:
         desk = Desk(
@@ -66,14 +74,15 @@ def run(options: argparse.Namespace) -> int:
         )
         parts = WorkerParts(
             desk=desk,
-            load=load,
+            load=borrower.load,
             worker_id=worker_id(os.getpid()),
             poll_s=settings.worker_poll_s,
             jobs=settings.worker_jobs,
             step_tokens=settings.worker_step_tokens,
+            positions=borrower.positions,
         )
         run_worker(parts, stop)
-    return 0
+    return os.EX_TEMPFAIL if borrower.bereft else 0
 
 
 def _outlive_nobody(stop: threading.Event) -> None:

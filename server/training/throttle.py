@@ -2,8 +2,8 @@
 
 A target says how many times as long the time between tokens may become (95th percentile). What it
 would be without training is measured: now and then training pauses for some steps, and listens.
-Between, its share grows by a little while the target is kept and shrinks by a part when it is not,
-as networks share a line (additive increase, multiplicative decrease: Chiu and Jain, 1989).
+Between, its share grows by a little while the target is kept and shrinks by more when it is not,
+much as computers share a line; at first it grows fast, until the target is missed once.
 """
 
 from dataclasses import dataclass
@@ -13,12 +13,12 @@ from server.pulse import Reading
 
 LEAST: Final = 0.02  # of the time: training goes on, whatever the target
 _STEPS: Final = 64  # of the engine, from which a quantile is taken
-_LONGEST_S: Final = 2.0  # of a pause, should the engine take no steps
+_LONGEST_S: Final = 2.0  # of a pause, should the engine take few steps
+_GONE_S: Final = 10.0  # without a step: an engine that was killed says for ever that it is busy
 _BETWEEN: Final = 24  # stretches of work between two pauses
 _QUANTILE: Final = 0.95
 _AIM: Final = 0.8  # of what the target leaves: its quantile is over stretches good and bad
-_MORE: Final = 0.04
-_LESS: Final = 0.85
+_FAST, _MORE, _LESS = 1.5, 1.1, 0.85  # times the share, from one stretch to the next
 _SMOOTH: Final = 0.5  # of the last pause in what is known of pauses
 _CROWDED: Final = 0.1  # a share below it: smaller passes disturb less for the same work
 _ROOMY: Final = 0.6
@@ -44,7 +44,9 @@ class Throttle:
     def __init__(self, target: float) -> None:
         self._aim = 1 + _AIM * (target - 1)
         self._busy = False
+        self._last_step = (-1, 0.0)  # its number, and when it was seen
         self._allowed = LEAST
+        self._more = _FAST
         self._size = 1.0
         self._alone_s: float | None = None  # between tokens, without training
         self._stretch: _Stretch | None = None  # None: nothing was looked at yet
@@ -70,7 +72,9 @@ class Throttle:
 
     def look(self, reading: Reading, now: float) -> None:
         """Take in what the engine tells, at least some times a second; `now` in seconds."""
-        self._busy = reading.running > 0
+        if reading.steps != self._last_step[0] or not reading.running:
+            self._last_step = (reading.steps, now)
+        self._busy = reading.running > 0 and now - self._last_step[1] < _GONE_S
         if not self._busy:
             return
         if self._stretch is None:
@@ -98,8 +102,9 @@ class Throttle:
             return
         if gap > self._aim * self._alone_s:
             self._allowed = max(LEAST, _LESS * self._allowed)
+            self._more = _MORE
         else:
-            self._allowed = min(1.0, self._allowed + _MORE)
+            self._allowed = min(1.0, self._more * self._allowed)
         self._resize()
 
     def _resize(self) -> None:
@@ -110,6 +115,9 @@ class Throttle:
         else:
             self._in_a_row = 0
         if abs(self._in_a_row) >= _PATIENT:
-            wanted = self._size / 2 if self._in_a_row < 0 else self._size * 2
-            self._size = min(1.0, max(_SMALLEST, wanted))
+            if self._in_a_row < 0:
+                self._size = max(_SMALLEST, self._size / 2)
+            elif self._size < 1:  # as much work as before, at first
+                self._size *= 2
+                self._allowed /= 2
             self._in_a_row = 0

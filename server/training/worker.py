@@ -38,7 +38,8 @@ class WorkerParts:
     """What a worker works with.
 
     `load` makes the base model, called at the first job. At most `jobs` are trained at once, and
-    a forward pass of theirs takes `step_tokens` positions, unless one job's own limit is higher.
+    a forward pass of theirs takes `step_tokens` positions, unless one job's own limit is higher;
+    `positions` says how many of those it should take now.
     """
 
     desk: Desk
@@ -47,6 +48,7 @@ class WorkerParts:
     poll_s: float = 0.5
     jobs: int = 8
     step_tokens: int = 4096
+    positions: Callable[[int], int] = lambda most: most
 
 
 def run_worker(parts: WorkerParts, stop: threading.Event) -> None:
@@ -113,7 +115,7 @@ class _Worker:
         trainers = [attempt.trainer for attempt in attempts]
         most = max(trainer.part_tokens for trainer in trainers)
         tokens = most if len(trainers) == 1 else max(most, self._parts.step_tokens)
-        results = zip(attempts, take_step(trainers, tokens), strict=True)
+        results = zip(attempts, take_step(trainers, self._parts.positions(tokens)), strict=True)
         self._finish(
             [
                 attempt
