@@ -3,8 +3,9 @@
 A short table of the 8b shape at 64 rows, in some 20 seconds; with `--all` every shape and number of
 rows, in a minute. Timed as in `benchmarks.kernels`: every launch has inputs of its own, and nothing
 is in the cache beforehand. That is hard on VeRA, whose random matrix all layers share: here it is
-read from memory in each. `gate_vera` does `silu_mul`'s work as well, which stands below it. With
-`--tiles`, other sizes of VeRA's programs at 64 rows of distinct adapters, in microseconds a launch.
+read from memory in each. `gate_vera` and the expand of gate and up do `silu_mul`'s work as well,
+which stands beside them. With `--tiles`, other sizes of VeRA's programs at 64 rows of distinct
+adapters, in microseconds a launch.
 """
 
 import argparse
@@ -18,6 +19,7 @@ from torch import Tensor
 from benchmarks.kernels import BANDWIDTH, LAUNCHES, Launch, Row, Shape, median_us, shapes
 from benchmarks.report import origin, table
 from server.adapters.kernels.lora import LoraPart, expand, shrink
+from server.adapters.kernels.lora_gate import expand_gate
 from server.adapters.kernels.segments import Segments, capacity_for
 from server.adapters.kernels.vera import Tiles, VeraPart, add_vera, gate_vera, tiles_for
 from server.adapters.layouts import PAGE
@@ -29,7 +31,7 @@ _BYTES = 2
 # What a layer is longer by than the base's own: kernels, and which of them stand in for another.
 SUMS = {
     "VeRA, in all": {"add_vera, 3 sites": 1, "gate_vera": 1, "silu_mul": -1},
-    "LoRA, in all": {"shrink, 4 sites": 1, "expand, 4 sites": 1},
+    "LoRA, in all": {"shrink, 4 sites": 1, "expand, 4 sites": 1, "silu_mul": -1},
 }
 _OTHER_TILES = [
     Tiles(rows, columns, ranks, warps=warps, stages=stages)
@@ -156,7 +158,9 @@ class Lora:
             ]
             for _ in range(LAUNCHES)
         ]  # fmt: skip
+        self.site = site
         self.memory, pages = bank.memory(crowd)
+        self.pages = torch.tensor(pages, device="cuda")
         # As many as a captured step has room for, whoever asks.
         self.segments = Segments.of(pages, capacity_for(crowd.rows, crowd.rows), "cuda")
         self.x = filled(LAUNCHES, crowd.rows, site.width)
@@ -166,13 +170,19 @@ class Lora:
         read = crowd.adapters * LORA_RANK * _BYTES
         s_bytes = s.numel() * s.itemsize
         self.shrink_bytes = read * len(site.outs) * site.width + s_bytes + self.x[0].nbytes
-        self.expand_bytes = read * site.out + s_bytes + 2 * self.y[0].nbytes
+        moved = self.y[0].nbytes * (2 if site.name != "gate_up" else 3 / 2)
+        self.expand_bytes = int(read * site.out + s_bytes + moved)
 
     def shrink(self, i: int) -> None:
         shrink(self.x[i], self.memory, self.segments, self.parts[i], LORA_RANK)
 
     def expand(self, i: int) -> None:
-        expand(self.y[i], self.s[i], self.memory, self.segments, self.parts[i], LORA_RANK)
+        given = (self.y[i], self.s[i], self.memory, self.segments)
+        if self.site.name == "gate_up":
+            gate, up = self.parts[i]
+            expand_gate(*given, self.pages, gate, up, self.site.outs[0], LORA_RANK)
+        else:
+            expand(*given, self.parts[i], LORA_RANK)
 
 
 def in_turn(launches: Sequence[Launch]) -> Launch:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from server.adapters.banks import Bank, BankRows
 from server.adapters.kernels.lora import LoraPart, expand, shrink
+from server.adapters.kernels.lora_gate import expand_gate
 from server.adapters.kernels.segments import Segments, capacity_for, segment_table
 from server.adapters.kernels.vera import VeraPart, add_vera, gate_vera
 from server.adapters.method import BasisPair, Delta, Run
@@ -123,7 +124,8 @@ class FusedAdapters:
         self._add_rest(site, x, y)
 
     def gate(self, site: Site, x: Tensor, y: Tensor) -> Tensor:
-        last = next((g for g in self._running if isinstance(g, _Vera) and g.gates(site)), None)
+        gating = (g for g in self._running if not isinstance(g, _Own) and g.gates(site))
+        last = next(gating, None)
         for group in self._running:
             if group is not last:
                 group.add(site, x, y)
@@ -335,20 +337,41 @@ class _LowRank:
             self._begun = shrink(x, self._memory, self._segments, parts, self._group.rank)
 
     def add(self, site: Site, x: Tensor, y: Tensor) -> None:
-        parts, rank = self._parts.lora(self._group, site), self._group.rank
+        parts = self._parts.lora(self._group, site)
         if not parts:
             return
-        if self._trained == {"B"}:
-            path = next(path for path in site.columns if path in self._group.targets)
-            z = self._shared.project(site, self._group.held.bases[path], x, y)
-            same = z[None, :, None, :].expand(1, -1, len(parts), -1)
-            expand(y, same, self._memory, self._segments, parts, rank)
-            return
-        s = self._shrunk(x, parts)
-        if self._trained == {"A", "B"}:
-            expand(y, s, self._memory, self._segments, parts, rank)
-            return
-        self._add_frozen_b(site, s, y)
+        s = self._down(site, x, y, parts)
+        if "B" in self._trained:
+            expand(y, s, self._memory, self._segments, parts, self._group.rank)
+        else:
+            self._add_frozen_b(site, s, y)
+
+    def gates(self, site: Site) -> bool:
+        return "B" in self._trained and len(self._parts.lora(self._group, site)) > 0
+
+    def gate(self, site: Site, x: Tensor, y: Tensor) -> Tensor:
+        parts = self._parts.lora(self._group, site)
+        s, by_column = self._down(site, x, y, parts), {part.column: part for part in parts}
+        gate, up = (by_column.get(columns.start) for columns in site.columns.values())
+        return expand_gate(
+            y,
+            s,
+            self._memory,
+            self._segments,
+            self._pages,
+            gate,
+            up,
+            site.width // 2,
+            self._group.rank,
+        )
+
+    def _down(self, site: Site, x: Tensor, y: Tensor, parts: Sequence[LoraPart]) -> Tensor:
+        """`A x` as `expand` takes it."""
+        if "A" in self._trained:
+            return self._shrunk(x, parts)
+        path = next(path for path in site.columns if path in self._group.targets)
+        z = self._shared.project(site, self._group.held.bases[path], x, y)
+        return z[None, :, None, :].expand(1, -1, len(parts), -1)
 
     def _shrunk(self, x: Tensor, parts: Sequence[LoraPart]) -> Tensor:
         begun, self._begun = self._begun, None

@@ -39,7 +39,10 @@ SEED = 7  # of the random matrices that most of them share
 class Side:
     """One way to run the base, with adapters, cache and sequences of its own."""
 
-    def __init__(self, folder: Path, *, fused: bool, graphs: bool, rides: bool) -> None:
+    def __init__(
+        self, folder: Path, *, fused: bool, graphs: bool, rides: bool, beside: bool = False
+    ) -> None:
+        self._beside = beside
         layers = 2 if CUDA else 1  # the interpreter is slow
         model = tiny_model(
             "llama", dtype=DTYPE, hidden_size=64, head_dim=16, num_hidden_layers=layers
@@ -67,7 +70,14 @@ class Side:
         return Riding(Vera().basis(SEED), next(iter(held.bases.values())).a)
 
     def _graphs(self, decoder: FusedDecoder, kv: KVCache) -> DecodeGraphs:
-        return DecodeGraphs(decoder, kv, self.adapters, max_rows=MAX_ROWS, max_context=256)
+        return DecodeGraphs(
+            decoder,
+            kv,
+            self.adapters,
+            max_rows=MAX_ROWS,
+            max_context=256,
+            beside=self._beside,
+        )
 
     @torch.inference_mode()
     def step(self, sequences: list[Sequence], lengths: list[int]) -> Tensor:
@@ -84,14 +94,15 @@ class Side:
         return logits[rows].float().cpu()
 
 
-@pytest.fixture(params=["flat", "riding", "replayed"] if CUDA else ["riding"])
+@pytest.fixture(params=["flat", "riding", "replayed", "beside"] if CUDA else ["riding"])
 def sides(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[Side, Side]]:
     plain = Side(tmp_path / "plain", fused=False, graphs=False, rides=False)
     fused = Side(
         tmp_path / "fused",
         fused=True,
-        graphs=request.param == "replayed",
+        graphs=request.param in ("replayed", "beside"),
         rides=request.param != "flat",
+        beside=request.param == "beside",
     )
     yield plain, fused
     plain.adapters.close()

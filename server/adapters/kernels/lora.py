@@ -34,7 +34,7 @@ class LoraPart(NamedTuple):
 
 
 _SHRINK_ENTRIES = 16384  # of A by one program at a time
-_EXPAND_ENTRIES = 8192  # of B
+EXPAND_ENTRIES = 8192  # of B
 _PROGRAMS = 132 * 8  # enough to keep every multiprocessor waiting for memory, not for work
 _MOST_SPLITS = 16  # whoever reads a sum adds them all, for every tile of outputs
 
@@ -53,7 +53,7 @@ def shrink(
         no segment are not written.
     """
     tokens, width = x.shape
-    block_r = _rank_block(rank)
+    block_r = rank_block(rank)
     block_k = _SHRINK_ENTRIES // block_r
     rank_blocks = cdiv(rank, block_r)
     blocks = cdiv(width, block_k)
@@ -94,8 +94,8 @@ def expand(
     """
     if len(y) == 0 or segments.capacity == 0 or not parts:
         return
-    block_r = _rank_block(rank)
-    block_n = _EXPAND_ENTRIES // block_r
+    block_r = rank_block(rank)
+    block_n = EXPAND_ENTRIES // block_r
     places = tuple((part.column, part.out_features, part.a_at, part.b_at) for part in parts)
     grid = (tiles_over(parts, block_n), segments.capacity)
     _expand[grid](
@@ -105,7 +105,7 @@ def expand(
     )  # fmt: skip
 
 
-def _rank_block(rank: int) -> int:
+def rank_block(rank: int) -> int:
     return min(max(power_of_two(rank), 16), 64)
 
 
@@ -143,14 +143,16 @@ def reference_expand(
 
 
 @triton.jit
-def _segment(table, number, SLOTS: tl.constexpr):
-    """A segment's page, whether it has one token only, that token, and all as a column."""
+def segment_of(table, number, SLOTS: tl.constexpr):
+    """A segment's page, 0 if it is unused; if it has one token only, which one; all as a column."""
     at = table + number * (1 + SLOTS)
     page = tl.load(at).to(tl.int64)
     first = tl.load(at + 1).to(tl.int64)
-    alone = tl.load(at + 2) < 0
+    second = tl.load(at + 2)
     all_of_it = tl.load(at + 1 + tl.arange(0, SLOTS)).to(tl.int64)[:, None]
-    return page, alone, first, all_of_it
+    # Never so, but where the first branch waits for one number alone, the others are loaded after.
+    page = tl.where((first < 0) | (second < -1), 0, page)
+    return page, second < 0, first, all_of_it
 
 
 @triton.jit
@@ -171,7 +173,7 @@ def _shrink(
     BLOCK_R: tl.constexpr,
     RANK_BLOCKS: tl.constexpr,
 ):
-    page, alone, first, token = _segment(table, tl.program_id(2), SLOTS)
+    page, alone, first, token = segment_of(table, tl.program_id(2), SLOTS)
     if page == 0:
         return
     split = tl.program_id(0)
@@ -238,7 +240,7 @@ def _expand(
     RANK: tl.constexpr,
     BLOCK_R: tl.constexpr,
 ):
-    page, alone, first, token = _segment(table, tl.program_id(1), SLOTS)
+    page, alone, first, token = segment_of(table, tl.program_id(1), SLOTS)
     if page == 0:
         return
     part, column, out_features, _, b_at, n = part_of(tl.program_id(0), parts, BLOCK_N)
@@ -248,23 +250,21 @@ def _expand(
     inside = n < out_features
     if alone:
         at = y + first * y_stride
-        one = tl.load(at, mask=inside, other=0.0).to(tl.float32)
-        down = s + first * s_token
-        one = _expand_one(one, down, s_split, b, inside, SPLITS, RANK, BLOCK_R)
-        tl.store(at, one, mask=inside)
+        plain = tl.load(at, mask=inside, other=0.0)
+        delta = expand_one(s + first * s_token, s_split, b, inside, SPLITS, RANK, BLOCK_R)
+        tl.store(at, plain.to(tl.float32) + delta, mask=inside)
     else:
         filled = token >= 0
         here = filled & inside[None, :]
         ats = y[None, :] + token * y_stride
-        many = tl.load(ats, mask=here, other=0.0).to(tl.float32)
+        plains = tl.load(ats, mask=here, other=0.0)
         downs = s + token * s_token
-        many = _expand_many(many, downs, s_split, b, filled, inside, SPLITS, RANK, BLOCK_R)
-        tl.store(ats, many, mask=here)
+        deltas = expand_many(downs, s_split, b, filled, inside, SPLITS, RANK, BLOCK_R)
+        tl.store(ats, plains.to(tl.float32) + deltas, mask=here)
 
 
 @triton.jit
-def _expand_one(
-    sums,
+def expand_one(
     s,
     s_split,
     b,
@@ -273,6 +273,7 @@ def _expand_one(
     RANK: tl.constexpr,
     BLOCK_R: tl.constexpr,
 ):
+    sums = tl.zeros(inside.shape, tl.float32)
     for start in tl.static_range(0, RANK, BLOCK_R):
         r = start + tl.arange(0, BLOCK_R)
         known = inside[:, None] & (r < RANK)[None, :]
@@ -286,8 +287,7 @@ def _expand_one(
 
 
 @triton.jit
-def _expand_many(
-    sums,
+def expand_many(
     s,
     s_split,
     b,
@@ -297,6 +297,7 @@ def _expand_many(
     RANK: tl.constexpr,
     BLOCK_R: tl.constexpr,
 ):
+    sums = tl.zeros([filled.shape[0], inside.shape[0]], tl.float32)
     for start in tl.static_range(0, RANK, BLOCK_R):
         r = (start + tl.arange(0, BLOCK_R))[None, :]
         wide = tl.load(b + r, mask=inside[:, None] & (r < RANK), other=0.0)

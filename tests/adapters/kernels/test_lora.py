@@ -12,6 +12,7 @@ from server.adapters.kernels.lora import (
     reference_shrink,
     shrink,
 )
+from server.adapters.kernels.lora_gate import expand_gate, reference_expand_gate
 from server.adapters.kernels.segments import Segments, capacity_for
 from tests.adapters.kernels.bank import Rows, asked
 from tests.engine.kernels.near import DEVICE, DTYPES, MARKS, assert_near, noise, wide_view
@@ -95,6 +96,31 @@ def test_parts_may_share_one_projection_and_one_may_be_absent(dtype: torch.dtype
     assert torch.equal(y[:, 128:160], before[:, 128:160])
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("which", ["both", "gate", "up"])
+@pytest.mark.parametrize(
+    "popularity, tokens, width, rank",
+    [("mixed", 21, 75, 16), ("distinct", 1, 300, 8), ("skewed", 40, 33, 70), ("base", 5, 40, 4)],
+)
+def test_the_gate_equals_the_reference(
+    dtype: torch.dtype, which: str, popularity: str, tokens: int, width: int, rank: int
+) -> None:
+    rows = Rows()
+    gate, up = placed(rows, 16, (width, width), rank)
+    found = (gate if which != "up" else None, up if which != "gate" else None)
+    memory, first_pages = rows.memory(5, dtype)
+    pages = asked(popularity, tokens, first_pages)
+    segments = Segments.of(pages.tolist(), tokens, DEVICE)
+    y = wide_view(noise(tokens, 2 * width, dtype=dtype, seed=1), 40)
+    parts = 2 if which == "both" else 1
+    s = noise(3, tokens, parts, rank, dtype=torch.float32, seed=2) / rank**0.5
+    before = y.clone()
+    act = expand_gate(y, s, memory, segments, pages, *found, width, rank)
+    assert act.is_contiguous()
+    assert_near(act, reference_expand_gate(y, s, memory, segments, *found, width, rank))
+    assert torch.equal(y, before)
+
+
 def test_a_token_gives_the_same_whoever_it_stands_beside() -> None:
     """Alone it takes the way without tensor cores, among others the way with them."""
     dtype = DTYPES[-1]
@@ -119,3 +145,6 @@ def test_no_tokens_are_no_work() -> None:
     s = shrink(x, memory, Segments.of([], 0, DEVICE), parts, 16)
     assert s.shape[1:] == (0, 1, 16)
     expand(x, s, memory, Segments.of([], 0, DEVICE), parts, 16)
+    pages = torch.zeros(0, dtype=torch.int64, device=DEVICE)
+    nothing = Segments.of([], 0, DEVICE)
+    assert expand_gate(x, s, memory, nothing, pages, None, None, 16, 16).shape == (0, 16)

@@ -1,0 +1,170 @@
+"""LoRA's up-projections of a gate and of what it gates, and the gate itself, in one launch.
+
+    act[t] = silu(gate[t] + B_gate s_gate[t]) * (up[t] + B_up s_up[t])
+
+Segments bring their adapters' tokens, as in `server.adapters.kernels.lora`; programs behind them
+take the tokens that have none. Knows no bank, no layout and no model.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+from torch.nn.functional import silu
+
+from server.adapters.kernels.lora import (
+    EXPAND_ENTRIES,
+    LoraPart,
+    expand_many,
+    expand_one,
+    rank_block,
+    reference_expand,
+    segment_of,
+)
+from server.adapters.kernels.parts import cdiv
+from server.adapters.kernels.segments import TOKENS_EACH, Segments
+from server.adapters.layouts import PAGE
+
+
+def expand_gate(
+    gate_up: Tensor,
+    s: Tensor,
+    memory: Tensor,
+    segments: Segments,
+    pages: Tensor,
+    gate_part: LoraPart | None,
+    up_part: LoraPart | None,
+    width: int,
+    rank: int,
+) -> Tensor:
+    """silu(gate + its delta) * (up + its delta), the deltas being `expand`'s.
+
+    Sums and silu are rounded as separate kernels would round them.
+
+    Args:
+        gate_up: [tokens, at least 2 * width], gate first, inner stride 1; it is not written.
+        s: as for `expand`; its parts are those of the two that are not None, in this order.
+        pages: [tokens], int64, contiguous: 0 for the tokens that are in no segment.
+        gate_part, up_part: where their matrices lie; None: not adapted. Columns go by `width`.
+
+    Returns: [tokens, width], contiguous.
+    """
+    tokens = gate_up.shape[0]
+    act = torch.empty((tokens, width), dtype=gate_up.dtype, device=gate_up.device)
+    if tokens == 0:
+        return act
+    block_r = rank_block(rank)
+    block_n = EXPAND_ENTRIES // block_r // 2  # of each of the two
+    grid = (cdiv(width, block_n), segments.capacity + cdiv(tokens, TOKENS_EACH))
+    _expand_gate[grid](
+        act, gate_up, s, memory, segments.table, pages,
+        gate_part.b_at if gate_part else 0, up_part.b_at if up_part else 0,
+        tokens, width, segments.capacity,
+        gate_up.stride(0), s.stride(0), s.stride(1), s.stride(2),
+        GATE=gate_part is not None, UP=up_part is not None, PAGE_ENTRIES=PAGE, SLOTS=TOKENS_EACH,
+        SPLITS=len(s), BLOCK_N=block_n, RANK=rank, BLOCK_R=block_r, num_warps=4, num_stages=2,
+    )  # fmt: skip
+    return act
+
+
+def reference_expand_gate(
+    gate_up: Tensor,
+    s: Tensor,
+    memory: Tensor,
+    segments: Segments,
+    gate_part: LoraPart | None,
+    up_part: LoraPart | None,
+    width: int,
+    rank: int,
+) -> Tensor:
+    """What `expand_gate` does, by way of `reference_expand`."""
+    y = gate_up[:, : 2 * width].clone()
+    parts = [part for part in (gate_part, up_part) if part is not None]
+    reference_expand(y, s, memory, segments, parts, rank)
+    return silu(y[:, :width]) * y[:, width:]
+
+
+@triton.jit
+def _gated(gate, up, dtype):
+    """silu(gate) * up of float32 sums, rounded where separate kernels would store them."""
+    gate = gate.to(dtype).to(tl.float32)
+    gate = (gate / (1.0 + tl.exp(-gate))).to(dtype).to(tl.float32)
+    return (gate * up.to(dtype).to(tl.float32)).to(dtype)
+
+
+@triton.jit
+def _expand_gate(
+    act,
+    gate_up,
+    s,
+    memory,
+    table,
+    pages,
+    gate_b_at,
+    up_b_at,
+    tokens,
+    width,
+    capacity,
+    gate_up_stride,
+    s_split,
+    s_token,
+    s_part,
+    GATE: tl.constexpr,
+    UP: tl.constexpr,
+    PAGE_ENTRIES: tl.constexpr,
+    SLOTS: tl.constexpr,
+    SPLITS: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    RANK: tl.constexpr,
+    BLOCK_R: tl.constexpr,
+):
+    n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
+    inside = n < width
+    number = tl.program_id(1)
+    dtype = act.dtype.element_ty
+    if number >= capacity:
+        m = (number - capacity) * SLOTS + tl.arange(0, SLOTS)
+        plain = (m < tokens) & (tl.load(pages + m, mask=m < tokens, other=1) == 0)
+        m = m.to(tl.int64)[:, None]
+        here = plain[:, None] & inside[None, :]
+        at = gate_up + m * gate_up_stride + n[None, :]
+        gates = tl.load(at, mask=here, other=0.0).to(tl.float32)
+        ups = tl.load(at + width, mask=here, other=0.0).to(tl.float32)
+        tl.store(act + m * width + n[None, :], _gated(gates, ups, dtype), mask=here)
+        return
+    page, alone, first, token = segment_of(table, number, SLOTS)
+    if page == 0:
+        return
+    row = memory + page * PAGE_ENTRIES + (n * RANK)[:, None]
+    up_s = s
+    if GATE:
+        up_s += s_part
+    if alone:
+        one_at = gate_up + first * gate_up_stride + n
+        gate = tl.load(one_at, mask=inside, other=0.0)
+        up = tl.load(one_at + width, mask=inside, other=0.0)
+        own = first * s_token
+        gate_delta, up_delta = 0.0, 0.0
+        if GATE:
+            b = row + gate_b_at
+            gate_delta = expand_one(s + own, s_split, b, inside, SPLITS, RANK, BLOCK_R)
+        if UP:
+            b = row + up_b_at
+            up_delta = expand_one(up_s + own, s_split, b, inside, SPLITS, RANK, BLOCK_R)
+        made = _gated(gate.to(tl.float32) + gate_delta, up.to(tl.float32) + up_delta, dtype)
+        tl.store(act + first * width + n, made, mask=inside)
+    else:
+        filled = token >= 0
+        all_here = filled & inside[None, :]
+        all_at = gate_up + token * gate_up_stride + n[None, :]
+        many = tl.load(all_at, mask=all_here, other=0.0).to(tl.float32)
+        many_up = tl.load(all_at + width, mask=all_here, other=0.0).to(tl.float32)
+        owns = token * s_token
+        if GATE:
+            b = row + gate_b_at
+            many += expand_many(s + owns, s_split, b, filled, inside, SPLITS, RANK, BLOCK_R)
+        if UP:
+            b = row + up_b_at
+            many_up += expand_many(up_s + owns, s_split, b, filled, inside, SPLITS, RANK, BLOCK_R)
+        into = act + token * width + n[None, :]
+        tl.store(into, _gated(many, many_up, dtype), mask=all_here)
