@@ -8,7 +8,6 @@ well: a new one may push out all adapters of an idle one.
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from itertools import chain
 from types import MappingProxyType
 
 from adapters_store.manifest import AdapterRef
@@ -154,24 +153,30 @@ class SlotTable:
                 "adapters, more than pinned adapters leave: raise adapter_memory_mb"
             )
         page = self._take_pages(wanted)
-        if page is not None:
-            return page
-        # Thousands may be idle, and mostly the first of them is enough.
-        idle = (occupant for occupant in list(self) if self._evictable(occupant))
+        while page is None:
+            leaving = self._next_to_leave(wanted)
+            if not leaving:
+                return None
+            for occupant in leaving:
+                self._evict(occupant)
+                page = self._take_pages(wanted)
+                if page is not None:
+                    break
+        return page
+
+    def _next_to_leave(self, wanted: int) -> list[Occupant]:
+        """Those used longest ago that leave so many pages free, though not always in one piece.
+
+        At least one; none if all that could go is too little. Of thousands it looks at a few.
+        """
         room, leaving = self._pages.free, list[Occupant]()
-        for occupant in idle:
-            leaving.append(occupant)
-            room += occupant.facts.layout.pages
-            if room >= wanted:
-                break
-        else:
-            return None
-        for occupant in chain(leaving, idle):
-            self._evict(occupant)
-            page = self._take_pages(wanted)
-            if page is not None:
-                return page
-        return None
+        for occupant in self:
+            if self._evictable(occupant):
+                leaving.append(occupant)
+                room += occupant.facts.layout.pages
+                if room >= wanted:
+                    return leaving
+        return []
 
     def _take_pages(self, count: int) -> int | None:
         return self._pages.take(count) if self._free else None
