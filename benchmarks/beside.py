@@ -1,7 +1,8 @@
 """Training on the GPU that serves: what it costs the answers, and what is left of its speed.
 
     python -m benchmarks.beside --shape 1b --device cuda
-    python -m benchmarks.beside --shape tiny --streams 4 --answer-tokens 60 --rank 8 --tokens 24
+    python -m benchmarks.beside --shape tiny --streams 4 --answer-tokens 60 --rank 8 --tokens 24 \\
+        --seconds 1 --rounds 1
 
 Steady streams with VeRA adapters are listened to, alone and beside one job that trains (VeRA on q
 and v), in turns. The job trains in each of the ways that `benchmarks.ways` knows.
@@ -154,6 +155,9 @@ def apart(bench: Bench, folder: Path, weights: Weights, job: Job) -> None:
     bench.speed_idle = quietly(way, options.seconds)
     if "gives way" in options.ways:
         bench.listen("a process that gives way", way)
+    for share in options.shares:
+        way.give_way(folder / "pulse", share)
+        bench.listen(f"a process, {share:.0%} of the time", way)
     way.end()
 
 
@@ -240,8 +244,9 @@ def memory_text(memory: Memory) -> str:
 
 
 def _high(plain: type[torch.cuda.Stream]) -> Callable[..., torch.cuda.Stream]:
-    def stream(**told: Any) -> torch.cuda.Stream:
-        made: torch.cuda.Stream = plain(**(told or {"priority": HIGH}))
+    def stream(*given: Any, **told: Any) -> torch.cuda.Stream:
+        named = told if "stream_id" in told else {"priority": HIGH, **told}
+        made: torch.cuda.Stream = plain(*given, **named)
         return made
 
     return stream
@@ -297,6 +302,7 @@ def main() -> None:
     parser.add_argument("--warming", type=int, default=2, help="streams before them")
     parser.add_argument("--seconds", type=float, default=4, help="of training by itself")
     parser.add_argument("--target", type=float, default=BAR_GAP)
+    parser.add_argument("--shares", type=float, nargs="*", default=(), help="fixed ones, as well")
     parser.add_argument("--sms", type=int, default=32)
     parser.add_argument("--examples", type=int, default=200)
     parser.add_argument("--tokens", type=int, default=256, help="of one example")
@@ -309,7 +315,13 @@ def main() -> None:
         tempfile.TemporaryDirectory(dir=crowd.scratch()) as name,
         bench_of(options, Path(name)) as (bench, weights, between),
     ):
-        apart(bench, Path(name), weights, job)
+        try:
+            apart(bench, Path(name), weights, job)
+        except Exception as error:  # handles of memory may not open everywhere
+            print(f"a process of its own: {type(error).__name__}: {error}", flush=True)
+        if not bench.speed_alone:
+            alone = InThread(twin(weights, options.shape), between, job)
+            bench.speed_alone = quietly(alone, options.seconds)
         within(bench, Path(name), weights, job, between)
     print("\n" + origin() + "\n")
     columns = ("", "p50 alone, ms", "p95", "p50 beside", "p95", "p99", "p95 over alone")

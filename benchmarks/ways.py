@@ -40,6 +40,22 @@ Marks = Sequence[tuple[float, int]]
 """When so many tokens were trained; seconds of a clock that all processes share."""
 
 
+class Fixed(Throttle):
+    """A share that nothing changes, while requests run."""
+
+    def __init__(self, share: float) -> None:
+        super().__init__(1.0)
+        self._fixed = share
+
+    @property
+    def share(self) -> float:
+        return self._fixed if self.busy else 1.0
+
+    @property
+    def grain(self) -> float:
+        return 1.0
+
+
 class Way(Protocol):
     """Trains between `start` and `stop`."""
 
@@ -132,15 +148,20 @@ def train_apart(link: "Connection[Any, Any]", socket: Path, shape: str, job: Job
     time.sleep(2)
     training.stop()
     link.send((first, borrowed - first, ready - borrowed, _peak()))
+    giving: GivingWay | None = None
     while (told := link.recv()) is not None:
         if told == "start":
             training.start()
         elif told == "stop":
             link.send(training.stop())
         else:
-            giving = GivingWay(Throttle(job.target), PulseReader(told))
-            giving.slow_down(loan.base)
-            training.bound = giving.positions
+            pulse, share = told
+            throttle = Throttle(job.target) if share is None else Fixed(share)
+            if giving is None:
+                giving = GivingWay(throttle, PulseReader(pulse))
+                giving.slow_down(loan.base)
+                training.bound = giving.positions
+            giving.throttle = throttle
 
 
 def _taken() -> int:
@@ -174,9 +195,9 @@ class Apart:
         first, borrowed, ready, peak = self._link.recv()
         self.memory = Memory(weights, first - before, borrowed, ready, peak)
 
-    def give_way(self, pulse: Path) -> None:
-        """From now on."""
-        self._link.send(pulse)
+    def give_way(self, pulse: Path, share: float | None = None) -> None:
+        """From now on, to the target, or with a fixed share of the time."""
+        self._link.send((pulse, share))
 
     def start(self) -> None:
         self._link.send("start")
@@ -231,11 +252,12 @@ class InThread:
         multiprocessors: int = 0,
     ) -> None:
         self._between = between
-        self._apart: Any = None
+        self._apart: torch.cuda.Stream | None = None
         if multiprocessors:
             from torch.cuda.green_contexts import GreenContext
 
-            self._apart = GreenContext.create(num_sms=multiprocessors)
+            self._context = GreenContext.create(num_sms=multiprocessors)
+            self._apart = self._context.Stream()
         self._training = Training(base, job, self._low)
         if giving is not None:
             giving.slow_down(base)
@@ -260,8 +282,7 @@ class InThread:
         if not torch.cuda.is_available():
             yield
             return
-        stream = self._apart.Stream() if self._apart else torch.cuda.Stream(priority=0)
-        with torch.cuda.stream(stream):
+        with torch.cuda.stream(self._apart or torch.cuda.Stream(priority=0)):
             yield
 
 

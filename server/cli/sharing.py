@@ -1,7 +1,7 @@
 """What an engine and a worker on one CUDA device share: the base's weights, and the device's time.
 
 They meet in the home's folder `engines`, under the device's name. On a CPU nothing is shared here:
-what is loaded from safetensors files is mapped, and the system keeps such pages once.
+weights served in their file's own dtype are pages of the file, which the system keeps once.
 """
 
 import contextlib
@@ -120,7 +120,9 @@ class Borrower:
 
     def _watch(self, loan: Loan) -> None:
         loan.wait()
-        log.warning("the engine whose weights the worker trains on is gone: starting again")
+        log.warning(
+            "the engine whose weights the worker trains on is gone: the worker ends as well"
+        )
         self.bereft = True
         self._stop.set()
 

@@ -35,7 +35,7 @@ class GivingWay:
         clock: Callable[[], float] = time.perf_counter,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
-        self._throttle = throttle
+        self.throttle = throttle
         self._pulse = pulse
         self._clock = clock
         self._sleep = sleep
@@ -52,17 +52,17 @@ class GivingWay:
     def positions(self, most: int) -> int:
         """How many positions a forward pass should take now, where `most` are allowed."""
         self._look()
-        return min(most, max(_FEWEST, int(most * self._throttle.grain)))
+        return min(most, max(_FEWEST, int(most * self.throttle.grain)))
 
     def rest(self) -> None:
         """A piece of work was launched: wait until the next may be."""
         self._keep_up()
         worked = self._clock() - self._since
         self._look()
-        while self._throttle.share == 0:
+        while self.throttle.share == 0:
             self._sleep(_PAUSE_S)
             self._look()
-        share = self._throttle.share
+        share = self.throttle.share
         if share < 1:
             self._sleep(min(worked * (1 / share - 1), _LONGEST_S))
         self._since = self._clock()
@@ -70,10 +70,10 @@ class GivingWay:
     def _look(self) -> None:
         now = self._clock()
         # The first request is noticed at once.
-        begun = not self._throttle.busy and self._pulse.running
+        begun = not self.throttle.busy and self._pulse.running
         if begun or now - self._looked >= _LOOK_S:
             self._looked = now
-            self._throttle.look(self._pulse.read(), now)
+            self.throttle.look(self._pulse.read(), now)
 
     def _keep_up(self) -> None:
         """Wait for what was launched some layers ago."""
