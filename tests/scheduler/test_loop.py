@@ -222,6 +222,17 @@ def test_waiting_for_an_adapter_blocks_nobody(rig: Rig) -> None:
     assert rig.slots.in_use == []
 
 
+def test_a_loaded_adapter_wakes_an_idle_loop(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("server.scheduler.loop._IDLE_WAIT_S", 60)
+    assert rig.ask()[0].wait().last.finish is FinishReason.LENGTH  # the wait from before is over
+    ref = AdapterRef("o", "late", 1)
+    late, _ = rig.ask(adapter=ref)
+    time.sleep(0.05)
+    rig.slots.loaded.add(ref)
+    rig.loop.wake()
+    assert late.wait().last.finish is FinishReason.LENGTH
+
+
 def test_adapters_in_constant_use_cannot_keep_all_slots(
     rig: Rig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
