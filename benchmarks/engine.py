@@ -53,6 +53,7 @@ class Engine:
         context: int,
         plain: bool = False,
         beside: bool = False,
+        turns: bool = False,
     ) -> "Engine":
         """For batches of `rows` sequences of `context` tokens.
 
@@ -74,6 +75,7 @@ class Engine:
                 max_rank=MAX_RANK,
                 seed=SEED,
                 beside=beside,
+                turns=turns,
             )
         runner = Runner(base, adapters, kv, None if fast is None else fast.forward)
         if fast is not None:

@@ -77,6 +77,7 @@ class Side:
             max_rows=MAX_ROWS,
             max_context=256,
             beside=self._beside,
+            turns=self._beside,
         )
 
     @torch.inference_mode()
