@@ -9,6 +9,7 @@ and v), in turns. The job trains in each of the ways that `benchmarks.ways` know
 """
 
 import argparse
+import itertools
 import statistics
 import tempfile
 import time
@@ -114,12 +115,12 @@ def in_turns(
 
 
 def quietly(way: Way, seconds: float) -> float:
-    """Tokens a second of training while nobody asks anything."""
+    """Tokens a second of training while nobody asks anything: the median of five stretches."""
     way.start()
     time.sleep(seconds * 1.25)
     marks = way.stop()
-    end = marks[-1][0]
-    return trained_per_s(marks, end - seconds, end)
+    times = np.linspace(marks[-1][0] - seconds, marks[-1][0], 6)
+    return statistics.median(trained_per_s(marks, *ends) for ends in itertools.pairwise(times))
 
 
 class Bench:

@@ -16,7 +16,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any, Final, Protocol
+from typing import Any, Final, Protocol, cast
 
 import torch
 from transformers import AutoConfig, PretrainedConfig
@@ -256,7 +256,7 @@ class InThread:
         if multiprocessors:
             from torch.cuda.green_contexts import GreenContext
 
-            self._context = GreenContext.create(num_sms=multiprocessors)
+            self._context = cast(Any, GreenContext.create(num_sms=multiprocessors))
             self._apart = self._context.Stream()
         self._training = Training(base, job, self._low)
         if giving is not None:
