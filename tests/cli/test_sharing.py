@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,8 +14,12 @@ from server.bases.tokenizer import ChatTokenizer, load_tokenizer
 from server.cli import sharing
 from server.cli.sharing import Borrower, lending, open_pulse
 from server.config import Settings
+from server.jobs.job import JobStatus
 from server.pulse import Pulse
+from server.training.worker import run_worker
 from tests.bases.test_lending import by_name, logits
+from tests.training.test_worker import OPTIONS, job_now, submit, until
+from tests.training.workplace import OWNER, Workplace
 
 __all__ = ["by_name"]
 
@@ -81,6 +86,36 @@ def test_a_worker_ends_when_the_engine_is_gone(
     gone.set()
     assert stop.wait(10)
     assert borrower.bereft
+
+
+def test_no_job_is_lost_with_the_engine(
+    settings: Settings, pulse: Pulse, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gone = threading.Event()
+    monkeypatch.setattr(Loan, "wait", lambda loan: gone.wait(30))
+    place = Workplace.at(tmp_path)
+    job = submit(place, options=replace(OPTIONS, n_epochs=40), count=12)
+
+    def work() -> threading.Thread:
+        borrower = Borrower(settings, CUDA, Own(settings), stop := threading.Event())
+        parts = place.parts(load=borrower.load, positions=borrower.positions)
+        thread = threading.Thread(target=run_worker, args=(parts, stop))
+        thread.start()
+        return thread
+
+    first = work()
+    until(lambda: (job_now(place, job).trained_tokens or 0) > 0)
+    gone.set()
+    first.join(30)
+    assert job_now(place, job).status is JobStatus.QUEUED
+    gone.clear()
+    second = work()
+    until(lambda: job_now(place, job).status.ended)
+    gone.set()
+    second.join(30)
+    assert job_now(place, job).status is JobStatus.SUCCEEDED
+    events = place.queue.events(OWNER, job.id, limit=100).items
+    assert any(event.message.startswith("Going on from step") for event in events)
 
 
 def test_without_an_engine_a_worker_takes_its_own_copy_and_says_why(
