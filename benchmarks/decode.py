@@ -170,13 +170,7 @@ def measure(options: argparse.Namespace, folder: Path) -> None:
     adapters = crowd.residents(base, store, list(counts.items()))
     context = CONTEXT + max(options.steps, WARMING) + 1
     engine = Engine.of(
-        base,
-        adapters,
-        rows=most,
-        context=context,
-        plain=options.plain,
-        beside=options.beside,
-        turns=options.turns,
+        base, adapters, rows=most, context=context, plain=options.plain, beside=options.beside
     )
     slots: Slots = {(VERA, 0): crowd.acquire(adapters, refs[VERA][:1])[0]}
     turns = Turns(engine, slots, options.steps)
@@ -221,9 +215,6 @@ def main() -> None:
     parser.add_argument("--plain", action="store_true", help="without kernels and graphs")
     parser.add_argument(
         "--beside", action="store_true", help="LoRA's A x in a stream beside the products"
-    )
-    parser.add_argument(
-        "--turns", action="store_true", help="rotate where VeRA's deltas of q and k are added"
     )
     parser.add_argument(
         "--extra",

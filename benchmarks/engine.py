@@ -53,7 +53,6 @@ class Engine:
         context: int,
         plain: bool = False,
         beside: bool = False,
-        turns: bool = False,
     ) -> "Engine":
         """For batches of `rows` sequences of `context` tokens.
 
@@ -75,7 +74,6 @@ class Engine:
                 max_rank=MAX_RANK,
                 seed=SEED,
                 beside=beside,
-                turns=turns,
             )
         runner = Runner(base, adapters, kv, None if fast is None else fast.forward)
         if fast is not None:

@@ -6,7 +6,6 @@ captured graph over as many tokens as there is room for.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -16,11 +15,9 @@ from server.adapters.banks import Bank, BankRows
 from server.adapters.kernels.lora import LoraPart, expand, shrink
 from server.adapters.kernels.lora_gate import expand_gate
 from server.adapters.kernels.segments import Segments, capacity_for, segment_table
-from server.adapters.kernels.vera import add_vera, gate_vera
-from server.adapters.kernels.vera_rotary import rotate_vera, takes
+from server.adapters.kernels.vera import VeraPart, add_vera, gate_vera
 from server.adapters.method import BasisPair, Delta, Run
 from server.adapters.plan import FusedGroup
-from server.adapters.site_parts import Parts
 from server.adapters.sites import Site
 from server.bases.model import TargetLinear
 
@@ -88,22 +85,11 @@ def refill(tensor: Tensor, numbers: np.ndarray) -> None:
     tensor.copy_(source.pin_memory() if tensor.is_cuda else source, non_blocking=True)
 
 
-class Turn(NamedTuple):
-    """What rotates queries and keys, and where keys and values go: see `rotate_vera`."""
-
-    cos: Tensor
-    sin: Tensor
-    keys: Tensor
-    values: Tensor
-    write_at: Tensor
-
-
 class FusedAdapters:
     """`server.engine.decoder.SiteAdapters` of one step, or of all steps of a graph.
 
     Args:
         side: a stream for what need not wait for a product; None: everything is in one.
-        turns: `rotate` rotates where it can.
     """
 
     def __init__(
@@ -114,12 +100,9 @@ class FusedAdapters:
         bank: Bank,
         targets: Mapping[str, TargetLinear],
         gate: Gate,
-        parts: Parts,
+        parts: "Parts",
         side: torch.cuda.Stream | None = None,
-        *,
-        turns: bool = False,
     ) -> None:
-        self._turns = turns
         self._running = [
             _running(group, given, bank, targets, parts, side)
             for group, given in zip(groups, inputs, strict=True)
@@ -140,17 +123,6 @@ class FusedAdapters:
             group.add(site, x, y)
         self._add_rest(site, x, y)
 
-    def rotate(self, site: Site, x: Tensor, y: Tensor, turn: Turn) -> bool:
-        turning = (g for g in self._running if isinstance(g, _Vera) and g.rotates(site, y, turn))
-        last = next(turning, None) if self._turns else None
-        for group in self._running:
-            if group is not last:
-                group.add(site, x, y)
-        self._add_rest(site, x, y)
-        if last is not None:
-            last.rotate(site, x, y, turn)
-        return last is not None
-
     def gate(self, site: Site, x: Tensor, y: Tensor) -> Tensor:
         gating = (g for g in self._running if not isinstance(g, _Own) and g.gates(site))
         last = next(gating, None)
@@ -169,6 +141,57 @@ class FusedAdapters:
                 result = delta(x, x, view)
                 if result is not view:
                     view.copy_(result)
+
+
+class Parts:
+    """Where kernels find each linear of a site in y and in a row; made once per kind of group."""
+
+    def __init__(self) -> None:
+        self._vera: dict[
+            tuple[FusedGroup, Site], list[tuple[BasisPair, tuple[VeraPart | None, ...]]]
+        ] = {}
+        self._lora: dict[tuple[FusedGroup, Site], tuple[LoraPart, ...]] = {}
+
+    def vera(
+        self, group: FusedGroup, site: Site
+    ) -> list[tuple[BasisPair, tuple[VeraPart | None, ...]]]:
+        """For each pair that linears of the site read: a part for each linear, None if it has none.
+
+        One pair, but for bases of each layer's own.
+        """
+        made = self._vera.get((group, site))
+        if made is None:
+            by_pair: dict[BasisPair, dict[str, VeraPart]] = {}
+            for path in site.columns.keys() & group.targets:
+                by_pair.setdefault(group.held.bases[path], {})[path] = _vera_part(group, site, path)
+            made = [
+                (pair, tuple(parts.get(path) for path in site.columns))
+                for pair, parts in by_pair.items()
+            ]
+            self._vera[group, site] = made
+        return made
+
+    def lora(self, group: FusedGroup, site: Site) -> tuple[LoraPart, ...]:
+        """A part for each linear of the site that is targeted."""
+        made = self._lora.get((group, site))
+        if made is None:
+            made = tuple(
+                _lora_part(group, site, path) for path in site.columns if path in group.targets
+            )
+            self._lora[group, site] = made
+        return made
+
+
+def _vera_part(group: FusedGroup, site: Site, path: str) -> VeraPart:
+    columns, at = site.columns[path], group.layout.starts(path)
+    return VeraPart(columns.start, columns.stop - columns.start, at["d"], at["b"])
+
+
+def _lora_part(group: FusedGroup, site: Site, path: str) -> LoraPart:
+    columns, at = site.columns[path], group.layout.starts(path)
+    width = columns.stop - columns.start
+    # Where one of the two is random, its place is never read.
+    return LoraPart(columns.start, site.weight.shape[1], width, at.get("A", 0), at.get("B", 0))
 
 
 def _running(
@@ -229,15 +252,6 @@ class _Vera:
             present = tuple(part for part in parts if part is not None)
             rank = self._group.rank
             add_vera(y, z, pair.bt, self._memory, self._inputs.pages, present, rank)
-
-    def rotates(self, site: Site, y: Tensor, turn: Turn) -> bool:
-        return self.gates(site) and takes(len(y), turn.keys.shape[-1], self._group.rank, y.itemsize)
-
-    def rotate(self, site: Site, x: Tensor, y: Tensor, turn: Turn) -> None:
-        [(pair, parts)] = self._parts.vera(self._group, site)
-        z = self._shared.project(site, pair, x, y)
-        qkv, rank = y[:, : site.width], self._group.rank
-        rotate_vera(qkv, z, pair.bt, self._memory, self._inputs.pages, parts, rank, *turn)
 
     def gate(self, site: Site, x: Tensor, y: Tensor) -> Tensor:
         [(pair, (gate_part, up_part))] = self._parts.vera(self._group, site)

@@ -14,7 +14,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from server.adapters.fused import Turn
 from server.adapters.sites import Riding, Site, join
 from server.bases.model import BaseModel
 from server.engine.kernels.gate import silu_mul
@@ -45,10 +44,6 @@ class SiteAdapters(Protocol):
         """Add all deltas to y [tokens, at least site.width], in place."""
         ...
 
-    def rotate(self, site: Site, x: Tensor, y: Tensor, turn: Turn) -> bool:
-        """`add` to q, k and v; whether they were rotated and stored as well."""
-        ...
-
     def gate(self, site: Site, x: Tensor, y: Tensor) -> Tensor:
         """`silu(gate) * up` of y with all deltas; gate and up are the halves of the site."""
         ...
@@ -65,9 +60,6 @@ class NoAdapters:
 
     def add(self, site: Site, x: Tensor, y: Tensor) -> None:
         pass
-
-    def rotate(self, site: Site, x: Tensor, y: Tensor, turn: Turn) -> bool:
-        return False
 
     def gate(self, site: Site, x: Tensor, y: Tensor) -> Tensor:
         return silu_mul(y, site.width // 2)
@@ -151,14 +143,11 @@ class FusedDecoder:
         delta: Tensor | None = None
         for index, layer in enumerate(self._layers):
             x = add_rms_norm(h, delta, layer.norm, layer.eps)
-            adapters.begin(layer.qkv, x)
-            qkv = layer.qkv.product(x, ride=adapters.rides(layer.qkv))
+            qkv = _product(layer.qkv, x, adapters)
             q = qkv[:, : self._q]
             k = qkv[:, self._q : self._q + self._kv]
             v = qkv[:, self._q + self._kv : self._q + 2 * self._kv]
-            turn = Turn(cos, sin, *kv.layers[index], write_at)
-            if not adapters.rotate(layer.qkv, x, qkv, turn):
-                rotate_and_store(q, k, v, *turn)
+            rotate_and_store(q, k, v, cos, sin, *kv.layers[index], write_at)
             delta = _product(layer.out, attend(index, q, k, v), adapters)
             x = add_rms_norm(h, delta, layer.mlp_norm, layer.eps)
             adapters.begin(layer.gate_up, x)

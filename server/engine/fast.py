@@ -33,7 +33,6 @@ def fast_forward(
     max_rank: int,
     seed: int,
     beside: bool = False,
-    turns: bool = False,
 ) -> Fast | None:
     """Kernels and graphs over `base`; None where they do not apply, and its own forward runs.
 
@@ -42,7 +41,7 @@ def fast_forward(
     Args:
         seed: of the random matrices that new adapters share. They are kept on the device at
             `max_rank`, and A rides in the products of the base.
-        beside, turns: see `DecodeGraphs`.
+        beside: see `DecodeGraphs`.
     """
     if base.device.type != "cuda" or base.dtype not in (torch.bfloat16, torch.float16):
         return None
@@ -62,13 +61,7 @@ def fast_forward(
     pair = next(iter(held.bases.values()))
     decoder = FusedDecoder(base, Riding(method.basis(seed), pair.a))
     graphs = DecodeGraphs(
-        decoder,
-        kv,
-        adapters,
-        max_rows=max_rows,
-        max_context=max_context,
-        beside=beside,
-        turns=turns,
+        decoder, kv, adapters, max_rows=max_rows, max_context=max_context, beside=beside
     )
     companies = [(), (adapters.company(method, held, seed),)]
     return Fast(

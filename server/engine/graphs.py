@@ -14,10 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from server.adapters.fused import FusedAdapters, Inputs, refill
+from server.adapters.fused import FusedAdapters, Inputs, Parts, refill
 from server.adapters.plan import FusedGroup, FusedPlan
 from server.adapters.residency import ResidentAdapters
-from server.adapters.site_parts import Parts
 from server.engine.decoder import Attend, FusedDecoder, NoAdapters, SiteAdapters
 from server.engine.kernels.decode_attention import decode_attention
 from server.engine.kernels.gate import silu_mul
@@ -58,7 +57,6 @@ class DecodeGraphs:
         adapters: whose vectors are read; None: the base alone is served.
         max_context: of a sequence, in tokens.
         beside: adapters' down-projections run beside the products of the base.
-        turns: queries and keys are rotated in the launch that adds VeRA's deltas.
     """
 
     def __init__(
@@ -70,7 +68,6 @@ class DecodeGraphs:
         max_rows: int,
         max_context: int,
         beside: bool = False,
-        turns: bool = False,
     ) -> None:
         self._decoder = decoder
         self._kv = kv
@@ -84,7 +81,6 @@ class DecodeGraphs:
         self._graphs: OrderedDict[tuple[int, tuple[FusedGroup, ...]], _Captured] = OrderedDict()
         self._pool = torch.cuda.graph_pool_handle()
         self._stream = torch.cuda.Stream()
-        self._turns = turns
         self._side = torch.cuda.Stream() if beside else None
 
     def takes(self, chunks: Seq[Chunk]) -> bool:
@@ -186,7 +182,6 @@ class DecodeGraphs:
                 silu_mul,
                 self._parts,
                 self._side,
-                turns=self._turns,
             )
         ids = torch.where(fixed.sources < 0, fixed.ids, self._last[fixed.sources.clamp(min=0)])
         attend = decodes(self._decoder, self._kv, fixed.tables, fixed.lengths.to(torch.int32))

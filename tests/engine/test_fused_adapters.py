@@ -77,7 +77,6 @@ class Side:
             max_rows=MAX_ROWS,
             max_context=256,
             beside=self._beside,
-            turns=self._beside,
         )
 
     @torch.inference_mode()

@@ -51,8 +51,8 @@ def test_it_equals_the_references(
     expected, stored = product.clone(), cache.clone()
     own = [part for part in parts if part is not None]
     reference_add_vera(expected, expected[:, column:], bt, memory, pages, own, rank)
-    q, k, v = expected[:, :column].split(widths, dim=1)
-    reference_rotate_and_store(q, k, v, cos, sin, stored[0], stored[1], write_at)
+    split = expected[:, :column].split(widths, dim=1)
+    reference_rotate_and_store(*split, cos, sin, stored[0], stored[1], write_at)
     qkv, z = product[:, :column], product[:, column:]
     rotate_vera(
         qkv, z, bt, memory, pages, parts, rank, cos, sin, cache[0], cache[1], write_at
