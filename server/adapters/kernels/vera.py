@@ -62,8 +62,7 @@ def tiles_for(
         entry_bytes: of the operands, which lie in shared memory.
     """
     ranks = max(power_of_two(rank), 16)
-    # float32 has no tensor cores here: its operands are held in registers, in small steps.
-    if tokens <= _FEW_TOKENS and ranks <= _MOST_AT_ONCE and entry_bytes == 2:
+    if tokens <= _FEW_TOKENS and ranks * entry_bytes <= 2 * _MOST_AT_ONCE:
         # Fewer columns than 64 are no product of a warp group.
         rows = min(max(power_of_two(tokens), 16), (16 if columns < 4096 else 32) * products)
         wide = 128 if columns > 16384 else 64
@@ -191,7 +190,7 @@ def reference_gate_vera(
 
 
 @triton.jit
-def rows_of(pages, tokens, BLOCK_M: tl.constexpr):
+def _rows_of(pages, tokens, BLOCK_M: tl.constexpr):
     """This program's tokens, and the page of each: 0 for the base's and for those past the end."""
     m = tl.program_id(1) * BLOCK_M + tl.arange(0, BLOCK_M)
     page = tl.load(pages + m, mask=m < tokens, other=0)
@@ -199,7 +198,7 @@ def rows_of(pages, tokens, BLOCK_M: tl.constexpr):
 
 
 @triton.jit
-def ask_slab(bt, bt_stride, k, n, rank, width):
+def _slab(bt, bt_stride, k, n, rank, width):
     """[ranks, columns] of bt, which all layers read: it is to stay in the L2 cache."""
     known = (k < rank)[:, None] & (n < width)[None, :]
     at = bt + k.to(tl.int64)[:, None] * bt_stride + n[None, :]
@@ -208,13 +207,13 @@ def ask_slab(bt, bt_stride, k, n, rank, width):
 
 
 @triton.jit
-def scaled(z, d, known):
+def _scaled(z, d, known):
     """d * z, rounded to their dtype; z is 0 where not `known`, whatever was read there."""
     return tl.where(known, z, 0.0) * d
 
 
 @triton.jit
-def times_slab(left, slab):
+def _wide(slab, left):
     """left times slab. Turned round, for the product reads its second operand in shared memory:
     what is left of it is then done in the registers that it was loaded to, and goes there once."""
     return tl.trans(tl.dot(tl.trans(slab), tl.trans(left), input_precision="ieee"))
@@ -247,8 +246,8 @@ def _summed(
         known = (k < rank)[None, :]
         own = tl.load(z + k[None, :], mask=adapted & known, other=0.0)
         scales = tl.load(d + k[None, :], mask=known, other=0.0)
-        slab = ask_slab(bt, bt_stride, k, n, rank, width)
-        left = scaled(own, scales, adapted & known)
+        slab = _slab(bt, bt_stride, k, n, rank, width)
+        left = _scaled(own, scales, adapted & known)
         sums = tl.dot(left, slab, sums, input_precision="ieee")
     return sums
 
@@ -272,7 +271,7 @@ def _add_vera(
     BLOCK_K: tl.constexpr,
     RANK_STEPS: tl.constexpr,
 ):
-    m, page = rows_of(pages, tokens, BLOCK_M)
+    m, page = _rows_of(pages, tokens, BLOCK_M)
     _, column, out_features, d_at, b_at, n = part_of(tl.program_id(0), parts, BLOCK_N)
     adapted = page > 0
     inside = (n < out_features)[None, :]
@@ -282,12 +281,12 @@ def _add_vera(
     if RANK_STEPS == 1:
         k = tl.arange(0, BLOCK_K)
         known = (k < rank)[None, :]
-        slab = ask_slab(bt, bt_stride, k, n, rank, out_features)
+        slab = _slab(bt, bt_stride, k, n, rank, out_features)
         d = tl.load(row + d_at + k[None, :], mask=adapted & known, other=0.0)
         b = tl.load(row + b_at + n[None, :], mask=adapted & inside)
         plain = tl.load(into, mask=(m < tokens) & inside)
         own = tl.load(z + k[None, :], mask=(m < tokens) & known, other=0.0)
-        wide = times_slab(scaled(own, d, adapted), slab)
+        wide = _wide(slab, _scaled(own, d, adapted))
         tl.store(into, plain.to(tl.float32) + b.to(tl.float32) * wide, mask=adapted & inside)
         return
     most, shared = _shared_page(page)
@@ -335,7 +334,7 @@ def _gate_vera(
     BLOCK_K: tl.constexpr,
     RANK_STEPS: tl.constexpr,
 ):
-    m, page = rows_of(pages, tokens, BLOCK_M)
+    m, page = _rows_of(pages, tokens, BLOCK_M)
     n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     adapted = page > 0
     inside = (m < tokens) & (n < width)[None, :]
@@ -345,7 +344,7 @@ def _gate_vera(
     if RANK_STEPS == 1:
         k = tl.arange(0, BLOCK_K)
         known = (k < rank)[None, :]
-        slab = ask_slab(bt, bt_stride, k, n, rank, width)
+        slab = _slab(bt, bt_stride, k, n, rank, width)
         if GATE:
             gate_d = tl.load(row + gate_d_at + k[None, :], mask=adapted & known, other=0.0)
         if UP:
@@ -359,24 +358,24 @@ def _gate_vera(
     up = tl.load(at + width, mask=inside, other=0.0)
     if RANK_STEPS == 1:
         if GATE:
-            gate_wide = times_slab(scaled(own, gate_d, adapted), slab)
+            gate_wide = _wide(slab, _scaled(own, gate_d, adapted))
         if UP:
-            up_wide = times_slab(scaled(own, up_d, adapted), slab)
+            up_wide = _wide(slab, _scaled(own, up_d, adapted))
     else:
         gate_wide = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
         up_wide = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
         for step in range(tl.where(tl.max(page) > 0, RANK_STEPS, 0)):
             k = step * BLOCK_K + tl.arange(0, BLOCK_K)
             known = adapted & (k < rank)[None, :]
-            slab = ask_slab(bt, bt_stride, k, n, rank, width)
+            slab = _slab(bt, bt_stride, k, n, rank, width)
             own = tl.load(z + k[None, :], mask=known, other=0.0)
             if GATE:
                 gate_d = tl.load(row + gate_d_at + k[None, :], mask=known, other=0.0)
-                left = scaled(own, gate_d, known)
+                left = _scaled(own, gate_d, known)
                 gate_wide = tl.dot(left, slab, gate_wide, input_precision="ieee")
             if UP:
                 up_d = tl.load(row + up_d_at + k[None, :], mask=known, other=0.0)
-                left = scaled(own, up_d, known)
+                left = _scaled(own, up_d, known)
                 up_wide = tl.dot(left, slab, up_wide, input_precision="ieee")
     dtype = gate.dtype
     if GATE:
