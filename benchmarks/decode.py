@@ -169,9 +169,7 @@ def measure(options: argparse.Namespace, folder: Path) -> None:
     published = time.perf_counter()
     adapters = crowd.residents(base, store, list(counts.items()))
     context = CONTEXT + max(options.steps, WARMING) + 1
-    engine = Engine.of(
-        base, adapters, rows=most, context=context, plain=options.plain, beside=options.beside
-    )
+    engine = Engine.of(base, adapters, rows=most, context=context, plain=options.plain)
     slots: Slots = {(VERA, 0): crowd.acquire(adapters, refs[VERA][:1])[0]}
     turns = Turns(engine, slots, options.steps)
     alone = Side(VERA.label, "one", ((VERA, 0),) * extra_rows)
@@ -213,9 +211,6 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=20, help="timed at once")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--plain", action="store_true", help="without kernels and graphs")
-    parser.add_argument(
-        "--beside", action="store_true", help="LoRA's A x in a stream beside the products"
-    )
     parser.add_argument(
         "--extra",
         action=argparse.BooleanOptionalAction,

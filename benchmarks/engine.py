@@ -52,7 +52,6 @@ class Engine:
         rows: int,
         context: int,
         plain: bool = False,
-        beside: bool = False,
     ) -> "Engine":
         """For batches of `rows` sequences of `context` tokens.
 
@@ -73,7 +72,6 @@ class Engine:
                 max_context=base.max_context,  # as in a server: tables are as wide
                 max_rank=MAX_RANK,
                 seed=SEED,
-                beside=beside,
             )
         runner = Runner(base, adapters, kv, None if fast is None else fast.forward)
         if fast is not None:

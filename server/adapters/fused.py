@@ -86,11 +86,7 @@ def refill(tensor: Tensor, numbers: np.ndarray) -> None:
 
 
 class FusedAdapters:
-    """`server.engine.decoder.SiteAdapters` of one step, or of all steps of a graph.
-
-    Args:
-        side: a stream for what need not wait for a product; None: everything is in one.
-    """
+    """`server.engine.decoder.SiteAdapters` of one step, or of all steps of a graph."""
 
     def __init__(
         self,
@@ -101,10 +97,9 @@ class FusedAdapters:
         targets: Mapping[str, TargetLinear],
         gate: Gate,
         parts: "Parts",
-        side: torch.cuda.Stream | None = None,
     ) -> None:
         self._running = [
-            _running(group, given, bank, targets, parts, side)
+            _running(group, given, bank, targets, parts)
             for group, given in zip(groups, inputs, strict=True)
         ]
         self._rest = rest
@@ -112,11 +107,6 @@ class FusedAdapters:
 
     def rides(self, site: Site) -> bool:
         return any(group.rides(site) for group in self._running)
-
-    def begin(self, site: Site, x: Tensor) -> None:
-        for group in self._running:
-            if isinstance(group, _LowRank):
-                group.begin(site, x)
 
     def add(self, site: Site, x: Tensor, y: Tensor) -> None:
         for group in self._running:
@@ -200,13 +190,11 @@ def _running(
     bank: Bank,
     targets: Mapping[str, TargetLinear],
     parts: Parts,
-    side: torch.cuda.Stream | None,
 ) -> "_Vera | _LowRank | _Own":
     if group.own is not None:
         return _Own(group, inputs, bank, targets)
-    if group.method == "vera":
-        return _Vera(group, inputs, bank.memory, parts)
-    return _LowRank(group, inputs, bank.memory, parts, side)
+    kind = _Vera if group.method == "vera" else _LowRank
+    return kind(group, inputs, bank.memory, parts)
 
 
 class _Shared:
@@ -304,16 +292,7 @@ class _Own:
 class _LowRank:
     """`lora`, and `asymmetric-lora` with B trained; with A trained, B is shared and random."""
 
-    def __init__(
-        self,
-        group: FusedGroup,
-        inputs: Inputs,
-        memory: Tensor,
-        parts: Parts,
-        side: torch.cuda.Stream | None,
-    ) -> None:
-        self._side = side
-        self._begun: Tensor | None = None
+    def __init__(self, group: FusedGroup, inputs: Inputs, memory: Tensor, parts: Parts) -> None:
         self._group = group
         self._shared = _Shared(group)
         assert inputs.segments is not None
@@ -326,15 +305,6 @@ class _LowRank:
 
     def rides(self, site: Site) -> bool:
         return "A" not in self._trained and self._shared.rides(site)
-
-    def begin(self, site: Site, x: Tensor) -> None:
-        """`A x` on the side stream, whose reading of A then fills the gaps around the product."""
-        parts = self._parts.lora(self._group, site)
-        if self._side is None or "A" not in self._trained or not parts:
-            return
-        self._side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(self._side):
-            self._begun = shrink(x, self._memory, self._segments, parts, self._group.rank)
 
     def add(self, site: Site, x: Tensor, y: Tensor) -> None:
         parts = self._parts.lora(self._group, site)
@@ -368,17 +338,10 @@ class _LowRank:
     def _down(self, site: Site, x: Tensor, y: Tensor, parts: Sequence[LoraPart]) -> Tensor:
         """`A x` as `expand` takes it."""
         if "A" in self._trained:
-            return self._shrunk(x, parts)
+            return shrink(x, self._memory, self._segments, parts, self._group.rank)
         path = next(path for path in site.columns if path in self._group.targets)
         z = self._shared.project(site, self._group.held.bases[path], x, y)
         return z[None, :, None, :].expand(1, -1, len(parts), -1)
-
-    def _shrunk(self, x: Tensor, parts: Sequence[LoraPart]) -> Tensor:
-        begun, self._begun = self._begun, None
-        if self._side is None or begun is None:
-            return shrink(x, self._memory, self._segments, parts, self._group.rank)
-        torch.cuda.current_stream().wait_stream(self._side)
-        return begun
 
     def _add_frozen_b(self, site: Site, s: Tensor, y: Tensor) -> None:
         # Rows of other groups' tokens hold whatever the memory held.

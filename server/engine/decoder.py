@@ -36,10 +36,6 @@ class SiteAdapters(Protocol):
         """Whether `A x` is wanted beside the site's product."""
         ...
 
-    def begin(self, site: Site, x: Tensor) -> None:
-        """Start, before the site's product, what may run beside it."""
-        ...
-
     def add(self, site: Site, x: Tensor, y: Tensor) -> None:
         """Add all deltas to y [tokens, at least site.width], in place."""
         ...
@@ -54,9 +50,6 @@ class NoAdapters:
 
     def rides(self, site: Site) -> bool:
         return False
-
-    def begin(self, site: Site, x: Tensor) -> None:
-        pass
 
     def add(self, site: Site, x: Tensor, y: Tensor) -> None:
         pass
@@ -150,7 +143,6 @@ class FusedDecoder:
             rotate_and_store(q, k, v, cos, sin, *kv.layers[index], write_at)
             delta = _product(layer.out, attend(index, q, k, v), adapters)
             x = add_rms_norm(h, delta, layer.mlp_norm, layer.eps)
-            adapters.begin(layer.gate_up, x)
             gate_up = layer.gate_up.product(x, ride=adapters.rides(layer.gate_up))
             delta = _product(layer.down, adapters.gate(layer.gate_up, x, gate_up), adapters)
         return add_rms_norm(h, delta, self._norm, self._eps)
@@ -161,7 +153,6 @@ class FusedDecoder:
 
 
 def _product(site: Site, x: Tensor, adapters: SiteAdapters) -> Tensor:
-    adapters.begin(site, x)
     y = site.product(x, ride=adapters.rides(site))
     adapters.add(site, x, y)
     return y[:, : site.width]

@@ -32,7 +32,6 @@ def fast_forward(
     max_context: int,
     max_rank: int,
     seed: int,
-    beside: bool = False,
 ) -> Fast | None:
     """Kernels and graphs over `base`; None where they do not apply, and its own forward runs.
 
@@ -41,7 +40,6 @@ def fast_forward(
     Args:
         seed: of the random matrices that new adapters share. They are kept on the device at
             `max_rank`, and A rides in the products of the base.
-        beside: see `DecodeGraphs`.
     """
     if base.device.type != "cuda" or base.dtype not in (torch.bfloat16, torch.float16):
         return None
@@ -60,9 +58,7 @@ def fast_forward(
     held = adapters.hold(method.basis(seed), need_of(method, base, base.targets, max_rank))
     pair = next(iter(held.bases.values()))
     decoder = FusedDecoder(base, Riding(method.basis(seed), pair.a))
-    graphs = DecodeGraphs(
-        decoder, kv, adapters, max_rows=max_rows, max_context=max_context, beside=beside
-    )
+    graphs = DecodeGraphs(decoder, kv, adapters, max_rows=max_rows, max_context=max_context)
     companies = [(), (adapters.company(method, held, seed),)]
     return Fast(
         FusedForward(decoder, adapters, kv, graphs), lambda told: graphs.capture(companies, told)

@@ -56,7 +56,6 @@ class DecodeGraphs:
     Args:
         adapters: whose vectors are read; None: the base alone is served.
         max_context: of a sequence, in tokens.
-        beside: adapters' down-projections run beside the products of the base.
     """
 
     def __init__(
@@ -67,7 +66,6 @@ class DecodeGraphs:
         *,
         max_rows: int,
         max_context: int,
-        beside: bool = False,
     ) -> None:
         self._decoder = decoder
         self._kv = kv
@@ -81,7 +79,6 @@ class DecodeGraphs:
         self._graphs: OrderedDict[tuple[int, tuple[FusedGroup, ...]], _Captured] = OrderedDict()
         self._pool = torch.cuda.graph_pool_handle()
         self._stream = torch.cuda.Stream()
-        self._side = torch.cuda.Stream() if beside else None
 
     def takes(self, chunks: Seq[Chunk]) -> bool:
         """Whether a step of these can be replayed."""
@@ -174,14 +171,7 @@ class DecodeGraphs:
             resident = self._adapters
             assert resident is not None
             adapters = FusedAdapters(
-                groups,
-                inputs,
-                {},
-                resident.bank,
-                resident.targets,
-                silu_mul,
-                self._parts,
-                self._side,
+                groups, inputs, {}, resident.bank, resident.targets, silu_mul, self._parts
             )
         ids = torch.where(fixed.sources < 0, fixed.ids, self._last[fixed.sources.clamp(min=0)])
         attend = decodes(self._decoder, self._kv, fixed.tables, fixed.lengths.to(torch.int32))
