@@ -15,9 +15,10 @@ from server.adapters.banks import Bank, BankRows
 from server.adapters.kernels.lora import LoraPart, expand, shrink
 from server.adapters.kernels.lora_gate import expand_gate
 from server.adapters.kernels.segments import Segments, capacity_for, segment_table
-from server.adapters.kernels.vera import VeraPart, add_vera, gate_vera
+from server.adapters.kernels.vera import add_vera, gate_vera
 from server.adapters.method import BasisPair, Delta, Run
 from server.adapters.plan import FusedGroup
+from server.adapters.site_parts import Parts
 from server.adapters.sites import Site
 from server.bases.model import TargetLinear
 
@@ -96,7 +97,7 @@ class FusedAdapters:
         bank: Bank,
         targets: Mapping[str, TargetLinear],
         gate: Gate,
-        parts: "Parts",
+        parts: Parts,
     ) -> None:
         self._running = [
             _running(group, given, bank, targets, parts)
@@ -131,57 +132,6 @@ class FusedAdapters:
                 result = delta(x, x, view)
                 if result is not view:
                     view.copy_(result)
-
-
-class Parts:
-    """Where kernels find each linear of a site in y and in a row; made once per kind of group."""
-
-    def __init__(self) -> None:
-        self._vera: dict[
-            tuple[FusedGroup, Site], list[tuple[BasisPair, tuple[VeraPart | None, ...]]]
-        ] = {}
-        self._lora: dict[tuple[FusedGroup, Site], tuple[LoraPart, ...]] = {}
-
-    def vera(
-        self, group: FusedGroup, site: Site
-    ) -> list[tuple[BasisPair, tuple[VeraPart | None, ...]]]:
-        """For each pair that linears of the site read: a part for each linear, None if it has none.
-
-        One pair, but for bases of each layer's own.
-        """
-        made = self._vera.get((group, site))
-        if made is None:
-            by_pair: dict[BasisPair, dict[str, VeraPart]] = {}
-            for path in site.columns.keys() & group.targets:
-                by_pair.setdefault(group.held.bases[path], {})[path] = _vera_part(group, site, path)
-            made = [
-                (pair, tuple(parts.get(path) for path in site.columns))
-                for pair, parts in by_pair.items()
-            ]
-            self._vera[group, site] = made
-        return made
-
-    def lora(self, group: FusedGroup, site: Site) -> tuple[LoraPart, ...]:
-        """A part for each linear of the site that is targeted."""
-        made = self._lora.get((group, site))
-        if made is None:
-            made = tuple(
-                _lora_part(group, site, path) for path in site.columns if path in group.targets
-            )
-            self._lora[group, site] = made
-        return made
-
-
-def _vera_part(group: FusedGroup, site: Site, path: str) -> VeraPart:
-    columns, at = site.columns[path], group.layout.starts(path)
-    return VeraPart(columns.start, columns.stop - columns.start, at["d"], at["b"])
-
-
-def _lora_part(group: FusedGroup, site: Site, path: str) -> LoraPart:
-    columns, at = site.columns[path], group.layout.starts(path)
-    width = columns.stop - columns.start
-    # Where one of the two is random, its place is never read.
-    return LoraPart(columns.start, site.weight.shape[1], width, at.get("A", 0), at.get("B", 0))
 
 
 def _running(

@@ -8,9 +8,10 @@ from collections.abc import Sequence as Seq
 import torch
 from torch import Tensor
 
-from server.adapters.fused import FusedAdapters, Inputs, Parts
+from server.adapters.fused import FusedAdapters, Inputs
 from server.adapters.plan import FusedPlan
 from server.adapters.residency import ResidentAdapters
+from server.adapters.site_parts import Parts
 from server.engine import prefill
 from server.engine.decoder import Attend, FusedDecoder, NoAdapters, SiteAdapters
 from server.engine.flight import Wanted

@@ -14,9 +14,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from server.adapters.fused import FusedAdapters, Inputs, Parts, refill
+from server.adapters.fused import FusedAdapters, Inputs, refill
 from server.adapters.plan import FusedGroup, FusedPlan
 from server.adapters.residency import ResidentAdapters
+from server.adapters.site_parts import Parts
 from server.engine.decoder import Attend, FusedDecoder, NoAdapters, SiteAdapters
 from server.engine.kernels.decode_attention import decode_attention
 from server.engine.kernels.gate import silu_mul
