@@ -52,10 +52,12 @@ class Engine:
         rows: int,
         context: int,
         plain: bool = False,
+        ahead: bool = True,
     ) -> "Engine":
         """For batches of `rows` sequences of `context` tokens.
 
-        As the server makes one: with kernels and graphs where they apply, unless `plain`.
+        As the server makes one: with kernels and graphs where they apply, unless `plain`, and
+        graphs captured ahead, unless not `ahead`.
         """
         token_bytes = 2 * base.num_layers * base.num_kv_heads * base.head_dim * base.dtype.itemsize
         blocks = rows * -(-context // BLOCK_TOKENS) + 16
@@ -69,12 +71,13 @@ class Engine:
                 adapters,
                 kv,
                 max_rows=rows,
+                max_step_tokens=2048,
                 max_context=base.max_context,  # as in a server: tables are as wide
                 max_rank=MAX_RANK,
                 seed=SEED,
             )
         runner = Runner(base, adapters, kv, None if fast is None else fast.forward)
-        if fast is not None:
+        if fast is not None and ahead:
             fast.capture(lambda done, of: None)
         synchronize(base.device)
         took = time.perf_counter() - start

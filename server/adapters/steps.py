@@ -34,14 +34,15 @@ class Steps:
         self._bases = bases
         self._dense = dense
         self._batch: MixedBatch | None = None
-        self._plan: FusedPlan | None = None
-        self._planned: tuple[bool, list[int]] = (False, [])
+        # Of decodes and of the rest of a step, by whether it is replayed.
+        self._plans: dict[bool, tuple[list[int], FusedPlan]] = {}
         self._slots: list[int] | None = None  # of the last step, unless an adapter came since
         self._rows: list[range] = []
 
     def forget(self) -> None:
         """An adapter comes: what was kept no longer holds."""
-        self._batch = self._plan = self._slots = None
+        self._batch = self._slots = None
+        self._plans.clear()
 
     def batch(self, slots: Sequence[int]) -> MixedBatch:
         self._begin(slots)
@@ -62,10 +63,9 @@ class Steps:
 
     def plan(self, slots: Sequence[int], *, replayed: bool) -> FusedPlan:
         self._begin(slots)
-        wanted = (replayed, list(slots))
-        if self._plan is None or self._plan.rest or self._planned != wanted:
-            self._planned = wanted
-            self._plan = fused_plan(
+        planned, plan = self._plans.get(replayed, ([], None))
+        if plan is None or plan.rest or planned != slots:
+            plan = fused_plan(
                 slots,
                 self._occupants,
                 self._base.targets,
@@ -76,7 +76,8 @@ class Steps:
                 keep_bytes=_KEEP_BYTES,
                 replayed=replayed,
             )
-        return self._plan
+            self._plans[replayed] = (list(slots), plan)
+        return plan
 
     def _begin(self, slots: Sequence[int]) -> None:
         # Dense updates first: they read rows of earlier steps, which this one may not.

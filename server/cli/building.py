@@ -156,7 +156,7 @@ def _loop(
     sizes = Sizes.of(settings, base.device)
     max_context = min(settings.max_context or base.max_context, base.max_context)
     return ServingLoop(
-        _runner(settings, base, adapters, kv, sizes.max_rows, max_context),
+        _runner(settings, base, adapters, kv, sizes, max_context),
         adapters,
         BlockPool(kv.num_blocks, kv.block_tokens, prefix_cache=settings.prefix_cache),
         tokenizer.stream,
@@ -177,7 +177,7 @@ def _runner(
     base: BaseModel,
     adapters: ResidentAdapters,
     kv: KVCache,
-    max_rows: int,
+    sizes: Sizes,
     max_context: int,
 ) -> Runner:
     """With kernels and captured graphs where there are any for this base, device and dtype."""
@@ -187,7 +187,8 @@ def _runner(
             base,
             adapters,
             kv,
-            max_rows=max_rows,
+            max_rows=sizes.max_rows,
+            max_step_tokens=sizes.step_tokens,
             max_context=max_context,
             max_rank=settings.max_rank,
             seed=BASIS_SEED,

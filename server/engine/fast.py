@@ -1,6 +1,7 @@
 """The fastest way there is to run a base on its device. Knows no settings and no requests."""
 
 from collections.abc import Callable
+from itertools import count
 
 import torch
 
@@ -29,6 +30,7 @@ def fast_forward(
     kv: KVCache,
     *,
     max_rows: int,
+    max_step_tokens: int,
     max_context: int,
     max_rank: int,
     seed: int,
@@ -45,9 +47,11 @@ def fast_forward(
         return None
     # Only here: an installation for a CPU has no triton.
     from server.adapters.sites import Riding
+    from server.engine.captures import Captures
     from server.engine.decoder import FusedDecoder
     from server.engine.fused_forward import FusedForward
     from server.engine.graphs import DecodeGraphs
+    from server.engine.prompt_graphs import PromptGraphs
 
     if not FusedDecoder.knows(base):
         return None
@@ -58,8 +62,15 @@ def fast_forward(
     held = adapters.hold(method.basis(seed), need_of(method, base, base.targets, max_rank))
     pair = next(iter(held.bases.values()))
     decoder = FusedDecoder(base, Riding(method.basis(seed), pair.a))
-    graphs = DecodeGraphs(decoder, kv, adapters, max_rows=max_rows, max_context=max_context)
+    captures = Captures(adapters)
+    decodes = DecodeGraphs(decoder, kv, captures, max_rows=max_rows, max_context=max_context)
+    prompts = PromptGraphs(decoder, kv, captures, max_tokens=max_step_tokens)
     companies = [(), (adapters.company(method, held, seed),)]
-    return Fast(
-        FusedForward(decoder, adapters, kv, graphs), lambda told: graphs.capture(companies, told)
-    )
+
+    def capture(told: Progress) -> None:
+        total = len(companies) * (len(decodes.sizes) + len(prompts.sizes))
+        done = count(1)
+        decodes.capture(companies, lambda: told(next(done), total))
+        prompts.capture(companies, lambda: told(next(done), total))
+
+    return Fast(FusedForward(decoder, adapters, kv, decodes, prompts), capture)

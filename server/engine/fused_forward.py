@@ -1,9 +1,10 @@
-"""The fused decoder under a step: replayed where the step is decodes alone, else as one flat batch.
+"""The fused decoder under a step: its decodes replayed, then its prompts; or all as one flat batch.
 
 For CUDA; `server.engine.forward.PlainForward` is its reference.
 """
 
 from collections.abc import Sequence as Seq
+from itertools import accumulate, chain, islice
 
 import torch
 from torch import Tensor
@@ -21,6 +22,7 @@ from server.engine.kernels.gate import silu_mul
 from server.engine.kv_cache import KVCache
 from server.engine.layout import Layout
 from server.engine.prefill import Prompts
+from server.engine.prompt_graphs import PromptGraphs
 from server.engine.sequence import Chunk
 from server.engine.transfer import to_device
 
@@ -31,7 +33,7 @@ class FusedForward:
     """Runs `decoder`; see `server.engine.forward.Forward`.
 
     Args:
-        graphs: replays decodes; None: every step is a flat batch.
+        decodes, prompts: replay what they take; None: such steps are a flat batch.
     """
 
     def __init__(
@@ -39,24 +41,53 @@ class FusedForward:
         decoder: FusedDecoder,
         adapters: ResidentAdapters | None,
         kv: KVCache,
-        graphs: DecodeGraphs | None,
+        decodes: DecodeGraphs | None = None,
+        prompts: PromptGraphs | None = None,
     ) -> None:
         self._decoder = decoder
         self._adapters = adapters
         self._kv = kv
-        self._graphs = graphs
+        self._decodes = decodes
+        self._prompts = prompts
         self._parts = Parts()
 
     def step(self, chunks: Seq[Chunk], last: Tensor) -> tuple[Wanted, Tensor]:
-        graphs = self._graphs
-        if graphs is None or not graphs.takes(chunks):
+        singles = [chunk for chunk in chunks if chunk.length == 1]
+        longer = [chunk for chunk in chunks if chunk.length > 1]
+        ordered = [*singles, *longer]
+        wanted = Wanted(ordered, [0, *accumulate(chunk.length for chunk in ordered)][:-1])
+        replayed = self._replayed(singles, longer, wanted, last)
+        if replayed is None:
             return run_flat(self, chunks, last, self._kv)
-        plan = self._plan([chunk.sequence.slot for chunk in chunks], replayed=True)
-        wanted = Wanted(chunks, range(len(chunks)))
-        logits = graphs.logits(chunks, last, plan)
-        if wanted.rows != list(range(len(chunks))):
-            logits = logits[to_device(wanted.rows, torch.int64, self._kv.device)]
-        return wanted, logits
+        return wanted, replayed
+
+    def _replayed(
+        self, singles: Seq[Chunk], longer: Seq[Chunk], wanted: Wanted, last: Tensor
+    ) -> Tensor | None:
+        """Logits of the wanted rows by graphs; None where the step has what no graph takes."""
+        if self._decodes is None or not self._decodes.takes(singles):
+            return None
+        plan = None
+        if longer:
+            if self._prompts is None or wanted.scored or not self._prompts.takes(longer):
+                return None
+            slots = chain.from_iterable([it.sequence.slot] * it.length for it in longer)
+            plan = self._plan(list(slots), replayed=False)
+            if plan.rest:
+                return None
+        parts = []
+        if singles:
+            own = self._plan([chunk.sequence.slot for chunk in singles], replayed=True)
+            parts.append(self._decodes.logits(singles, last, own))
+        if plan is not None and self._prompts is not None:
+            # The next replay may overwrite them.
+            parts = [part.clone() for part in parts]
+            parts.append(self._prompts.logits(longer, plan))
+        logits = parts[0] if len(parts) == 1 else torch.cat(parts)
+        rows = _rows_of_chunks(wanted, singles, longer)
+        if rows == list(range(len(logits))):
+            return logits
+        return logits[to_device(rows, torch.int64, self._kv.device)]
 
     def logits(self, layout: Layout, rows: Seq[int]) -> Tensor:
         hidden = self._decoder.hidden(
@@ -106,3 +137,10 @@ class FusedForward:
             return parts[0] if len(parts) == 1 else torch.cat(parts)
 
         return attend
+
+
+def _rows_of_chunks(wanted: Wanted, singles: Seq[Chunk], longer: Seq[Chunk]) -> list[int]:
+    """Which chunk each wanted row is the last token of: graphs give one row for each chunk."""
+    ends = accumulate((chunk.length for chunk in longer), initial=len(singles))
+    chunk_of = {end - 1: len(singles) + number for number, end in enumerate(islice(ends, 1, None))}
+    return [row if row < len(singles) else chunk_of[row] for row in wanted.rows]

@@ -4,28 +4,20 @@ A step whose chunks are all single tokens is replayed: its inputs are copied to 
 one launch runs the whole model. Knows no sampling and no scheduling.
 """
 
-from collections import OrderedDict
 from collections.abc import Callable
 from collections.abc import Sequence as Seq
-from dataclasses import dataclass
-from typing import Final
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from server.adapters.fused import FusedAdapters, Inputs, refill
+from server.adapters.fused import Inputs, refill
 from server.adapters.plan import FusedGroup, FusedPlan
-from server.adapters.residency import ResidentAdapters
-from server.adapters.site_parts import Parts
-from server.engine.decoder import Attend, FusedDecoder, NoAdapters, SiteAdapters
+from server.engine.captures import Captured, Captures
+from server.engine.decoder import Attend, FusedDecoder
 from server.engine.kernels.decode_attention import decode_attention
-from server.engine.kernels.gate import silu_mul
 from server.engine.kv_cache import KVCache
 from server.engine.sequence import Chunk
-
-MOST_GRAPHS: Final = 256
-"""Kept at once; the one replayed longest ago goes first. Each is some hundred kB of launches."""
 
 
 def padded_sizes(max_rows: int) -> list[int]:
@@ -35,27 +27,26 @@ def padded_sizes(max_rows: int) -> list[int]:
     return [*fitting, max_rows]
 
 
-@dataclass(frozen=True, eq=False)
-class _Captured:
-    graph: torch.cuda.CUDAGraph
-    inputs: Seq[Inputs]
-    logits: Tensor
-
-
 class _Fixed:
     """What captured steps of so many rows read, at addresses that stay."""
 
-    def __init__(self, rows: int, max_blocks: int, device: torch.device) -> None:
+    def __init__(self, rows: int, max_blocks: int, sink: int, device: torch.device) -> None:
         self.numbers = torch.zeros(5, rows, dtype=torch.int64, device=device)
         self.ids, self.positions, self.places, self.lengths, self.sources = self.numbers.unbind()
         self.tables = torch.zeros(rows, max_blocks, dtype=torch.int32, device=device)
+        self._sink = sink
+
+    def clear(self) -> None:
+        """Padding alone."""
+        self.numbers.zero_()
+        self.places.fill_(self._sink)
+        self.sources.fill_(-1)
 
 
 class DecodeGraphs:
     """Graphs over `decoder`, captured as they are first wanted, or ahead by `capture`.
 
     Args:
-        adapters: whose vectors are read; None: the base alone is served.
         max_context: of a sequence, in tokens.
     """
 
@@ -63,23 +54,25 @@ class DecodeGraphs:
         self,
         decoder: FusedDecoder,
         kv: KVCache,
-        adapters: ResidentAdapters | None,
+        captures: Captures,
         *,
         max_rows: int,
         max_context: int,
     ) -> None:
         self._decoder = decoder
         self._kv = kv
-        self._adapters = adapters
-        self._parts = Parts()
+        self._captures = captures
         self._sizes = padded_sizes(max_rows)
         self._max_blocks = -(-max_context // kv.block_tokens)
-        self._fixed = {rows: _Fixed(rows, self._max_blocks, kv.device) for rows in self._sizes}
+        self._fixed = {
+            rows: _Fixed(rows, self._max_blocks, kv.sink, kv.device) for rows in self._sizes
+        }
         self._tables = _Tables(max_rows, self._max_blocks)
         self._last = torch.zeros(max_rows, dtype=torch.int64, device=kv.device)
-        self._graphs: OrderedDict[tuple[int, tuple[FusedGroup, ...]], _Captured] = OrderedDict()
-        self._pool = torch.cuda.graph_pool_handle()
-        self._stream = torch.cuda.Stream()
+
+    @property
+    def sizes(self) -> Seq[int]:
+        return self._sizes
 
     def takes(self, chunks: Seq[Chunk]) -> bool:
         """Whether a step of these can be replayed."""
@@ -102,15 +95,12 @@ class DecodeGraphs:
         captured.graph.replay()
         return captured.logits[: len(chunks)]
 
-    def capture(
-        self, groups: Seq[tuple[FusedGroup, ...]], progress: Callable[[int, int], None]
-    ) -> None:
-        """Capture every size for each company of groups, largest first; tells how far it is."""
-        wanted = [(rows, company) for company in groups for rows in reversed(self._sizes)]
-        for done, (rows, company) in enumerate(wanted):
-            progress(done, len(wanted))
-            self._graph(rows, company)
-        progress(len(wanted), len(wanted))
+    def capture(self, companies: Seq[tuple[FusedGroup, ...]], told: Callable[[], None]) -> None:
+        """Capture every size for each company of groups, largest first; `told` after each."""
+        for groups in companies:
+            for rows in reversed(self._sizes):
+                self._graph(rows, groups)
+                told()
 
     def _fill(self, fixed: _Fixed, chunks: Seq[Chunk]) -> None:
         size, count = self._kv.block_tokens, len(chunks)
@@ -135,45 +125,18 @@ class DecodeGraphs:
             fixed.tables[:count, :width], np.ascontiguousarray(self._tables.rows[:count, :width])
         )
 
-    def _graph(self, rows: int, groups: tuple[FusedGroup, ...]) -> _Captured:
-        found = self._graphs.get((rows, groups))
-        if found is None:
-            found = self._graphs[rows, groups] = self._capture(rows, groups)
-            if len(self._graphs) > MOST_GRAPHS:
-                self._graphs.popitem(last=False)
-        self._graphs.move_to_end((rows, groups))
-        return found
+    def _graph(self, rows: int, groups: tuple[FusedGroup, ...]) -> Captured:
+        fixed, device = self._fixed[rows], self._kv.device
 
-    @torch.inference_mode()
-    def _capture(self, rows: int, groups: tuple[FusedGroup, ...]) -> _Captured:
-        device = self._kv.device
-        inputs = [Inputs(group, rows, rows, device) for group in groups]
-        fixed = self._fixed[rows]
-        fixed.places.fill_(self._kv.sink)
-        fixed.lengths.zero_()
-        fixed.sources.fill_(-1)
-        torch.cuda.synchronize()
-        with torch.cuda.stream(self._stream):
-            # Once outside of the graph: kernels are compiled and products choose their algorithm.
-            self._run(fixed, groups, inputs)
-            self._stream.synchronize()
-            graph = torch.cuda.CUDAGraph()
-            graph.capture_begin(pool=self._pool, capture_error_mode="thread_local")
-            try:
-                logits = self._run(fixed, groups, inputs)
-            finally:
-                graph.capture_end()
-        torch.cuda.synchronize()
-        return _Captured(graph, inputs, logits)
+        def prepare() -> list[Inputs]:
+            fixed.clear()
+            return [Inputs(group, rows, rows, device) for group in groups]
 
-    def _run(self, fixed: _Fixed, groups: tuple[FusedGroup, ...], inputs: Seq[Inputs]) -> Tensor:
-        adapters: SiteAdapters = NoAdapters()
-        if groups:
-            resident = self._adapters
-            assert resident is not None
-            adapters = FusedAdapters(
-                groups, inputs, {}, resident.bank, resident.targets, silu_mul, self._parts
-            )
+        key = ("decodes", rows, groups)
+        return self._captures.find(key, prepare, lambda inputs: self._run(fixed, groups, inputs))
+
+    def _run(self, fixed: _Fixed, groups: Seq[FusedGroup], inputs: Seq[Inputs]) -> Tensor:
+        adapters = self._captures.adapters_of(groups, inputs)
         ids = torch.where(fixed.sources < 0, fixed.ids, self._last[fixed.sources.clamp(min=0)])
         attend = decodes(self._decoder, self._kv, fixed.tables, fixed.lengths.to(torch.int32))
         hidden = self._decoder.hidden(
