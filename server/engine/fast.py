@@ -17,7 +17,11 @@ Progress = Callable[[int, int], None]
 
 
 class Fast:
-    """A forward for CUDA, and its graphs to be captured once it has passed its trial."""
+    """A forward for CUDA, and its graphs: to be captured and tried once it has passed its trial.
+
+    Raises:
+        UnsupportedModel (from `capture`): replayed steps give other logits than others.
+    """
 
     def __init__(self, forward: Forward, capture: Callable[[Progress], None]) -> None:
         self.forward = forward
@@ -52,6 +56,7 @@ def fast_forward(
     from server.engine.fused_forward import FusedForward
     from server.engine.graphs import DecodeGraphs
     from server.engine.prompt_graphs import PromptGraphs
+    from server.engine.replay_trial import check_replays
 
     if not FusedDecoder.knows(base):
         return None
@@ -72,5 +77,7 @@ def fast_forward(
         done = count(1)
         decodes.capture(companies, lambda: told(next(done), total))
         prompts.capture(companies, lambda: told(next(done), total))
+        check_replays(base, kv, replayed, FusedForward(decoder, adapters, kv))
 
-    return Fast(FusedForward(decoder, adapters, kv, decodes, prompts), capture)
+    replayed = FusedForward(decoder, adapters, kv, decodes, prompts)
+    return Fast(replayed, capture)

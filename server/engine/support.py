@@ -23,7 +23,7 @@ Forward = Callable[[Layout, Seq[int]], Tensor]
 _LAYER_TYPES = frozenset({"full_attention", "sliding_attention"})
 _LONGEST_TRIAL = 160
 # Relative error of the logits: rounding stays far below, a wrong position or mask far above.
-_TOLERANCE = {torch.float32: 1e-3, torch.float16: 2e-2, torch.bfloat16: 8e-2}
+TOLERANCE = {torch.float32: 1e-3, torch.float16: 2e-2, torch.bfloat16: 8e-2}
 
 
 def check_config(base: BaseModel) -> None:
@@ -45,7 +45,7 @@ def check_config(base: BaseModel) -> None:
                 f"base model {base.name!r} has {rope_type!r} rotary embeddings: they change with "
                 "the longest sequence of a batch, so answers would depend on their neighbours"
             )
-    if base.dtype not in _TOLERANCE:
+    if base.dtype not in TOLERANCE:
         raise UnsupportedModel(
             f"base model {base.name!r} is in {base.dtype}: choose float32, bfloat16 or float16"
         )
@@ -107,7 +107,7 @@ class Trial:
             raise UnsupportedModel(f"{name} hides its sliding window from the engine")
         for logits, expected in zip(got, self._expected, strict=True):
             off = float((logits - expected).float().norm() / expected.float().norm())
-            if not off < _TOLERANCE[self._base.dtype]:
+            if not off < TOLERANCE[self._base.dtype]:
                 raise UnsupportedModel(
                     f"{name} gives other logits in this engine than alone: they are off by "
                     f"{off:.1e} of their size"
