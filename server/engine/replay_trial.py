@@ -30,8 +30,8 @@ def check_replays(base: BaseModel, kv: KVCache, replayed: Forward, flat: Forward
         if not off < TOLERANCE[base.dtype]:
             raise UnsupportedModel(
                 f"base model {base.name!r} gives other logits in replayed step {step} than in the "
-                f"same step launched one by one: they are off by {off:.1e} of their size; --no-fused "
-                "serves it by its own forward"
+                f"same step launched one by one: they are off by {off:.1e} of their size; "
+                "--no-fused serves it by its own forward"
             )
 
 
