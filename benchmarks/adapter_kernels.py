@@ -21,7 +21,8 @@ from benchmarks.report import origin, table
 from server.adapters.kernels.lora import LoraPart, expand, shrink
 from server.adapters.kernels.lora_gate import expand_gate
 from server.adapters.kernels.segments import Segments, capacity_for
-from server.adapters.kernels.vera import Tiles, VeraPart, add_vera, gate_vera, tiles_for
+from server.adapters.kernels.vera import Tiles, VeraPart, add_vera, tiles_for
+from server.adapters.kernels.vera_gate import gate_vera
 from server.adapters.layouts import PAGE
 from server.engine.kernels.gate import silu_mul
 

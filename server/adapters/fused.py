@@ -15,7 +15,8 @@ from server.adapters.banks import Bank, BankRows
 from server.adapters.kernels.lora import LoraPart, expand, shrink
 from server.adapters.kernels.lora_gate import expand_gate
 from server.adapters.kernels.segments import Segments, capacity_for, segment_table
-from server.adapters.kernels.vera import add_vera, gate_vera
+from server.adapters.kernels.vera import add_vera
+from server.adapters.kernels.vera_gate import gate_vera
 from server.adapters.method import BasisPair, Delta, Run
 from server.adapters.plan import FusedGroup
 from server.adapters.site_parts import Parts

@@ -15,11 +15,9 @@ one adapter has many tokens all programs ask the L2 cache for the same few secto
 from collections.abc import Sequence
 from typing import NamedTuple
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
-from torch.nn.functional import silu
 
 from server.adapters.kernels.parts import cdiv, part_of, power_of_two, tiles_over
 from server.adapters.layouts import PAGE
@@ -111,46 +109,6 @@ def add_vera(
     )  # fmt: skip
 
 
-def gate_vera(
-    gate_up: Tensor,
-    z: Tensor,
-    bt: Tensor,
-    memory: Tensor,
-    pages: Tensor,
-    gate_part: VeraPart | None,
-    up_part: VeraPart | None,
-    width: int,
-    rank: int,
-    tiles: Tiles | None = None,
-) -> Tensor:
-    """silu(gate + its delta) * (up + its delta), the deltas being `add_vera`'s.
-
-    One read of bt serves both. Sums and silu are rounded as separate kernels would round them.
-
-    Args:
-        gate_up: [tokens, at least 2 * width], gate first, inner stride 1; it is not written.
-        gate_part, up_part: where their vectors lie; None: not adapted. Columns go by `width`.
-
-    Returns: [tokens, width], contiguous.
-    """
-    tokens = gate_up.shape[0]
-    act = torch.empty((tokens, width), dtype=gate_up.dtype, device=gate_up.device)
-    if tokens == 0:
-        return act
-    tiles = tiles or tiles_for(tokens, 2 * width, rank, products=2, entry_bytes=gate_up.itemsize)
-    gate, up = gate_part or VeraPart(0, 0, 0, 0), up_part or VeraPart(0, 0, 0, 0)
-    grid = (cdiv(width, tiles.columns), cdiv(tokens, tiles.tokens))
-    _gate_vera[grid](
-        act, gate_up, z, bt, memory, pages, gate.d_at, gate.b_at, up.d_at, up.b_at,
-        tokens, width, rank, gate_up.stride(0), z.stride(0), bt.stride(0),
-        GATE=gate_part is not None, UP=up_part is not None, PAGE_ENTRIES=PAGE,
-        BLOCK_M=tiles.tokens, BLOCK_N=tiles.columns, BLOCK_K=tiles.ranks,
-        RANK_STEPS=cdiv(rank, tiles.ranks),
-        num_warps=tiles.warps, num_stages=tiles.stages,
-    )  # fmt: skip
-    return act
-
-
 def reference_add_vera(
     y: Tensor,
     z: Tensor,
@@ -171,26 +129,8 @@ def reference_add_vera(
             mine.copy_(mine.float() + b.float() * wide)
 
 
-def reference_gate_vera(
-    gate_up: Tensor,
-    z: Tensor,
-    bt: Tensor,
-    memory: Tensor,
-    pages: Tensor,
-    gate_part: VeraPart | None,
-    up_part: VeraPart | None,
-    width: int,
-    rank: int,
-) -> Tensor:
-    """What `gate_vera` does, by way of `reference_add_vera`."""
-    y = gate_up[:, : 2 * width].clone()
-    parts = [part for part in (gate_part, up_part) if part is not None]
-    reference_add_vera(y, z, bt, memory, pages, parts, rank)
-    return silu(y[:, :width]) * y[:, width:]
-
-
 @triton.jit
-def _rows_of(pages, tokens, BLOCK_M: tl.constexpr):
+def rows_of(pages, tokens, BLOCK_M: tl.constexpr):
     """This program's tokens, and the page of each: 0 for the base's and for those past the end."""
     m = tl.program_id(1) * BLOCK_M + tl.arange(0, BLOCK_M)
     page = tl.load(pages + m, mask=m < tokens, other=0)
@@ -198,7 +138,7 @@ def _rows_of(pages, tokens, BLOCK_M: tl.constexpr):
 
 
 @triton.jit
-def _slab(bt, bt_stride, k, n, rank, width):
+def slab_of(bt, bt_stride, k, n, rank, width):
     """[ranks, columns] of bt, which all layers read: it is to stay in the L2 cache."""
     known = (k < rank)[:, None] & (n < width)[None, :]
     at = bt + k.to(tl.int64)[:, None] * bt_stride + n[None, :]
@@ -207,13 +147,13 @@ def _slab(bt, bt_stride, k, n, rank, width):
 
 
 @triton.jit
-def _scaled(z, d, known):
+def scaled(z, d, known):
     """d * z, rounded to their dtype; z is 0 where not `known`, whatever was read there."""
     return tl.where(known, z, 0.0) * d
 
 
 @triton.jit
-def _wide(slab, left):
+def wide_of(slab, left):
     """left times slab. Turned round, for the product reads its second operand in shared memory:
     what is left of it is then done in the registers that it was loaded to, and goes there once."""
     return tl.trans(tl.dot(tl.trans(slab), tl.trans(left), input_precision="ieee"))
@@ -246,8 +186,8 @@ def _summed(
         known = (k < rank)[None, :]
         own = tl.load(z + k[None, :], mask=adapted & known, other=0.0)
         scales = tl.load(d + k[None, :], mask=known, other=0.0)
-        slab = _slab(bt, bt_stride, k, n, rank, width)
-        left = _scaled(own, scales, adapted & known)
+        slab = slab_of(bt, bt_stride, k, n, rank, width)
+        left = scaled(own, scales, adapted & known)
         sums = tl.dot(left, slab, sums, input_precision="ieee")
     return sums
 
@@ -271,7 +211,7 @@ def _add_vera(
     BLOCK_K: tl.constexpr,
     RANK_STEPS: tl.constexpr,
 ):
-    m, page = _rows_of(pages, tokens, BLOCK_M)
+    m, page = rows_of(pages, tokens, BLOCK_M)
     _, column, out_features, d_at, b_at, n = part_of(tl.program_id(0), parts, BLOCK_N)
     adapted = page > 0
     inside = (n < out_features)[None, :]
@@ -281,12 +221,12 @@ def _add_vera(
     if RANK_STEPS == 1:
         k = tl.arange(0, BLOCK_K)
         known = (k < rank)[None, :]
-        slab = _slab(bt, bt_stride, k, n, rank, out_features)
+        slab = slab_of(bt, bt_stride, k, n, rank, out_features)
         d = tl.load(row + d_at + k[None, :], mask=adapted & known, other=0.0)
         b = tl.load(row + b_at + n[None, :], mask=adapted & inside)
         plain = tl.load(into, mask=(m < tokens) & inside)
         own = tl.load(z + k[None, :], mask=(m < tokens) & known, other=0.0)
-        wide = _wide(slab, _scaled(own, d, adapted))
+        wide = wide_of(slab, scaled(own, d, adapted))
         tl.store(into, plain.to(tl.float32) + b.to(tl.float32) * wide, mask=adapted & inside)
         return
     most, shared = _shared_page(page)
@@ -306,82 +246,3 @@ def _add_vera(
             wide, z, own_d, adapted, bt, bt_stride, n, rank, out_features, BLOCK_K, RANK_STEPS
         )
     tl.store(into, plain.to(tl.float32) + b.to(tl.float32) * wide, mask=adapted & inside)
-
-
-@triton.jit
-def _gate_vera(
-    act,
-    gate_up,
-    z,
-    bt,
-    memory,
-    pages,
-    gate_d_at,
-    gate_b_at,
-    up_d_at,
-    up_b_at,
-    tokens,
-    width,
-    rank,
-    gate_up_stride,
-    z_stride,
-    bt_stride,
-    GATE: tl.constexpr,
-    UP: tl.constexpr,
-    PAGE_ENTRIES: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-    RANK_STEPS: tl.constexpr,
-):
-    m, page = _rows_of(pages, tokens, BLOCK_M)
-    n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
-    adapted = page > 0
-    inside = (m < tokens) & (n < width)[None, :]
-    row = memory + page * PAGE_ENTRIES
-    z += m * z_stride
-    at = gate_up + m * gate_up_stride + n[None, :]
-    if RANK_STEPS == 1:
-        k = tl.arange(0, BLOCK_K)
-        known = (k < rank)[None, :]
-        slab = _slab(bt, bt_stride, k, n, rank, width)
-        if GATE:
-            gate_d = tl.load(row + gate_d_at + k[None, :], mask=adapted & known, other=0.0)
-        if UP:
-            up_d = tl.load(row + up_d_at + k[None, :], mask=adapted & known, other=0.0)
-        own = tl.load(z + k[None, :], mask=(m < tokens) & known, other=0.0)
-    if GATE:
-        gate_b = tl.load(row + gate_b_at + n[None, :], mask=adapted & inside, other=0.0)
-    if UP:
-        up_b = tl.load(row + up_b_at + n[None, :], mask=adapted & inside, other=0.0)
-    gate = tl.load(at, mask=inside, other=0.0)
-    up = tl.load(at + width, mask=inside, other=0.0)
-    if RANK_STEPS == 1:
-        if GATE:
-            gate_wide = _wide(slab, _scaled(own, gate_d, adapted))
-        if UP:
-            up_wide = _wide(slab, _scaled(own, up_d, adapted))
-    else:
-        gate_wide = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
-        up_wide = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
-        for step in range(tl.where(tl.max(page) > 0, RANK_STEPS, 0)):
-            k = step * BLOCK_K + tl.arange(0, BLOCK_K)
-            known = adapted & (k < rank)[None, :]
-            slab = _slab(bt, bt_stride, k, n, rank, width)
-            own = tl.load(z + k[None, :], mask=known, other=0.0)
-            if GATE:
-                gate_d = tl.load(row + gate_d_at + k[None, :], mask=known, other=0.0)
-                left = _scaled(own, gate_d, known)
-                gate_wide = tl.dot(left, slab, gate_wide, input_precision="ieee")
-            if UP:
-                up_d = tl.load(row + up_d_at + k[None, :], mask=known, other=0.0)
-                left = _scaled(own, up_d, known)
-                up_wide = tl.dot(left, slab, up_wide, input_precision="ieee")
-    dtype = gate.dtype
-    if GATE:
-        gate = (gate.to(tl.float32) + gate_b.to(tl.float32) * gate_wide).to(dtype)
-    if UP:
-        up = (up.to(tl.float32) + up_b.to(tl.float32) * up_wide).to(dtype)
-    gate = gate.to(tl.float32)
-    gate = (gate / (1.0 + tl.exp(-gate))).to(dtype).to(tl.float32)
-    tl.store(act + m * width + n[None, :], gate * up.to(tl.float32), mask=inside)

@@ -10,11 +10,10 @@ from server.adapters.kernels.vera import (
     Tiles,
     VeraPart,
     add_vera,
-    gate_vera,
     reference_add_vera,
-    reference_gate_vera,
     tiles_for,
 )
+from server.adapters.kernels.vera_gate import gate_vera, reference_gate_vera
 from tests.adapters.kernels.bank import Rows, asked
 from tests.engine.kernels.near import DTYPES, MARKS, assert_near, noise
 
