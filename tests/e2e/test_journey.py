@@ -12,7 +12,7 @@ from tests.e2e.conftest import ROOT, Served, wait_until
 
 TRAINING_TIMEOUT_S = 200
 QUESTION = "How do I plant a tree?"
-QUICK = {"n_epochs": 4}  # enough to hear the difference, not to speak well
+QUICK = {"n_epochs": 3}  # enough to hear the difference, not to speak well
 
 
 def train(sdk: OpenAI, style: str, **hyperparameters: object) -> FineTuningJob:
