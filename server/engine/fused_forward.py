@@ -48,7 +48,7 @@ class FusedForward:
         self._adapters = adapters
         self._kv = kv
         self._decodes = decodes
-        self._prompts = prompts
+        self.prompts = prompts
         self._parts = Parts()
 
     def step(self, chunks: Seq[Chunk], last: Tensor) -> tuple[Wanted, Tensor]:
@@ -69,7 +69,7 @@ class FusedForward:
             return None
         plan = None
         if longer:
-            if self._prompts is None or wanted.scored or not self._prompts.takes(longer):
+            if self.prompts is None or wanted.scored or not self.prompts.takes(longer):
                 return None
             slots = chain.from_iterable([it.sequence.slot] * it.length for it in longer)
             plan = self._plan(list(slots), replayed=False)
@@ -79,10 +79,10 @@ class FusedForward:
         if singles:
             own = self._plan([chunk.sequence.slot for chunk in singles], replayed=True)
             parts.append(self._decodes.logits(singles, last, own))
-        if plan is not None and self._prompts is not None:
+        if plan is not None and self.prompts is not None:
             # The next replay may overwrite them.
             parts = [part.clone() for part in parts]
-            parts.append(self._prompts.logits(longer, plan))
+            parts.append(self.prompts.logits(longer, plan))
         logits = parts[0] if len(parts) == 1 else torch.cat(parts)
         rows = _rows_of_chunks(wanted, singles, longer)
         if rows == list(range(len(logits))):
