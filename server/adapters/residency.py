@@ -187,11 +187,16 @@ class ResidentAdapters:
         """
         return self._steps.batch(slots)
 
+    def begin(self, slots: Sequence[int]) -> None:
+        """A step comes, planned in one or several parts: the slots of all of its tokens."""
+        self._steps.begin(slots)
+
     def plan(self, slots: Sequence[int], *, replayed: bool) -> FusedPlan:
-        """What `batch` is to the model's own forward, for the fused decoder.
+        """What `batch` is to the model's own forward, for the fused decoder: of a part of the step.
 
         Args:
-            replayed: for a step that is a captured graph.
+            slots: those of some of the tokens that `begin` was told.
+            replayed: for a part that is a captured graph.
         """
         return self._steps.plan(slots, replayed=replayed)
 

@@ -45,7 +45,7 @@ class Steps:
         self._plans.clear()
 
     def batch(self, slots: Sequence[int]) -> MixedBatch:
-        self._begin(slots)
+        self.begin(slots)
         updates = self._dense.ready
         last = self._batch
         if last is None or last.slots != tuple(slots) or last.updates is not updates:
@@ -62,7 +62,6 @@ class Steps:
         return last
 
     def plan(self, slots: Sequence[int], *, replayed: bool) -> FusedPlan:
-        self._begin(slots)
         planned, plan = self._plans.get(replayed, ([], None))
         if plan is None or plan.rest or planned != slots:
             plan = fused_plan(
@@ -79,7 +78,8 @@ class Steps:
             self._plans[replayed] = (list(slots), plan)
         return plan
 
-    def _begin(self, slots: Sequence[int]) -> None:
+    def begin(self, slots: Sequence[int]) -> None:
+        """A step comes, of these tokens' slots; what is launched until the next reads no others."""
         # Dense updates first: they read rows of earlier steps, which this one may not.
         self._dense.follow(slots, self._occupants, self._bases.held)
         if self._slots != slots:

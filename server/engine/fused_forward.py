@@ -55,6 +55,8 @@ class FusedForward:
         singles = [chunk for chunk in chunks if chunk.length == 1]
         longer = [chunk for chunk in chunks if chunk.length > 1]
         ordered = [*singles, *longer]
+        if self._adapters is not None:
+            self._adapters.begin(_slots_of(ordered))
         wanted = Wanted(ordered, [0, *accumulate(chunk.length for chunk in ordered)][:-1])
         replayed = self._replayed(singles, longer, wanted, last)
         if replayed is None:
@@ -71,13 +73,12 @@ class FusedForward:
         if longer:
             if self.prompts is None or wanted.scored or not self.prompts.takes(longer):
                 return None
-            slots = chain.from_iterable([it.sequence.slot] * it.length for it in longer)
-            plan = self._plan(list(slots), replayed=False)
+            plan = self._plan(_slots_of(longer), replayed=False)
             if plan.rest:
                 return None
         parts = []
         if singles:
-            own = self._plan([chunk.sequence.slot for chunk in singles], replayed=True)
+            own = self._plan(_slots_of(singles), replayed=True)
             parts.append(self._decodes.logits(singles, last, own))
         if plan is not None and self.prompts is not None:
             # The next replay may overwrite them.
@@ -137,6 +138,11 @@ class FusedForward:
             return parts[0] if len(parts) == 1 else torch.cat(parts)
 
         return attend
+
+
+def _slots_of(chunks: Seq[Chunk]) -> list[int]:
+    """The slot of each token."""
+    return list(chain.from_iterable([it.sequence.slot] * it.length for it in chunks))
 
 
 def _rows_of_chunks(wanted: Wanted, singles: Seq[Chunk], longer: Seq[Chunk]) -> list[int]:

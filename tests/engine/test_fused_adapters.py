@@ -170,6 +170,20 @@ def test_logits_equal_the_plain_forward_s(sides: tuple[Side, Side]) -> None:
                 side.pool.free(sequence)
 
 
+def test_a_step_in_parts_is_announced_whole(
+    sides: tuple[Side, Side], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else an adapter that the first part reads could be overwritten under it."""
+    side = sides[1]
+    told: list[list[int]] = []
+    begin = side.adapters.begin
+    monkeypatch.setattr(side.adapters, "begin", lambda slots: (told.append(slots), begin(slots)))
+    single = make_sequence(0, [5], slot=side.slots[1])
+    prompt = make_sequence(1, [6, 7, 8], slot=side.slots[2])
+    side.step([prompt, single], [3, 1])
+    assert told == [[side.slots[1], *[side.slots[2]] * 3]]
+
+
 def near(got: Tensor, expected: Tensor) -> bool:
     """Every row by itself: one lost delta must not hide in the size of the others."""
     off = (got - expected).norm(dim=1) / expected.norm(dim=1)
