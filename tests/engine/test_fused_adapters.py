@@ -177,7 +177,12 @@ def test_a_step_in_parts_is_announced_whole(
     side = sides[1]
     told: list[list[int]] = []
     begin = side.adapters.begin
-    monkeypatch.setattr(side.adapters, "begin", lambda slots: (told.append(slots), begin(slots)))
+
+    def listen(slots: list[int]) -> None:
+        told.append(slots)
+        begin(slots)
+
+    monkeypatch.setattr(side.adapters, "begin", listen)
     single = make_sequence(0, [5], slot=side.slots[1])
     prompt = make_sequence(1, [6, 7, 8], slot=side.slots[2])
     side.step([prompt, single], [3, 1])
