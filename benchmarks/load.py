@@ -32,9 +32,21 @@ class Load:
     stream: bool
     warm_up_s: float
     seconds: float
+    chat: bool = False  # a message of as many letters instead of token ids
 
     def prompt(self, draw: random.Random) -> list[int]:
         return [draw.randrange(8, self.vocab_size) for _ in range(self.prompt_tokens)]
+
+    @property
+    def path(self) -> str:
+        return "/v1/chat/completions" if self.chat else "/v1/completions"
+
+    def question(self, draw: random.Random) -> dict[str, object]:
+        """The fields that ask."""
+        if not self.chat:
+            return {"prompt": self.prompt(draw)}
+        letters = "".join(draw.choices("abcdefgh ", k=self.prompt_tokens))
+        return {"messages": [{"role": "user", "content": letters}]}
 
 
 @dataclass
@@ -94,7 +106,7 @@ class _Asker(asyncio.Protocol):
         body = json.dumps(
             {
                 "model": "base",
-                "prompt": load.prompt(self._draw),
+                **load.question(self._draw),
                 "max_tokens": length,
                 "temperature": 0,
                 "ignore_eos": True,
@@ -102,7 +114,7 @@ class _Asker(asyncio.Protocol):
             }
         ).encode()
         head = (
-            "POST /v1/completions HTTP/1.1\r\nhost: bench\r\ncontent-type: application/json\r\n"
+            f"POST {load.path} HTTP/1.1\r\nhost: bench\r\ncontent-type: application/json\r\n"
             f"content-length: {len(body)}\r\n\r\n"
         )
         self._tail, self._expected, self._last = b"", None, 0.0

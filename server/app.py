@@ -30,6 +30,7 @@ from server.api import (
     porting,
 )
 from server.api.answers import Wakes
+from server.api.direct import Direct, Way
 from server.api.errors import Failure
 from server.api.gate import BodyLimit, KeyCheck, RequestIds
 from server.api.seams import Parts
@@ -166,7 +167,7 @@ def create_app(parts: Parts) -> FastAPI:
         redirect_slashes=False,
     )
     app.state.parts = parts
-    app.state.wakes = Wakes()
+    app.state.wakes = wakes = Wakes()
     talking = (chat, completions, models)
     training = (files, jobs, job_events)
     for module in (*talking, adapters, analysis, porting, *training, ops):
@@ -176,6 +177,11 @@ def create_app(parts: Parts) -> FastAPI:
     app.add_exception_handler(HTTPException, _http)
     app.add_exception_handler(RequestValidationError, _invalid)
     # The last added is the outermost.
+    ways = {
+        "/v1/chat/completions": Way(chat.ChatRequest, chat.answer),
+        "/v1/completions": Way(completions.CompletionRequest, completions.answer),
+    }
+    app.add_middleware(Direct, parts=parts, wakes=wakes, ways=ways)
     app.add_middleware(
         BodyLimit,
         describe=parts.describe,

@@ -3,12 +3,12 @@
 import asyncio
 import contextlib
 from collections import deque
-from collections.abc import Awaitable, Iterable
-from dataclasses import replace
+from collections.abc import Iterable
+from enum import IntEnum
 from functools import partial
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
-from fastapi import Request
+from starlette.types import Receive
 
 from server.api.seams import Engine
 from server.engine.sequence import FinishReason
@@ -16,10 +16,10 @@ from server.errors import Unavailable
 from server.scheduler.intake import Handle
 from server.scheduler.request import Delta, Generation
 
-T = TypeVar("T")
-
 _EARLY_ENDS = (FinishReason.CANCELLED, FinishReason.DEADLINE, FinishReason.ERROR)
 _GRACE_S = 10.0  # beyond a request's own deadline, which the engine keeps
+_PIECES_PER_S = 8000  # written to streams at most, all together; each costs a system call
+_SHORTEST_PAUSE_S = 0.001  # a timer knows no shorter
 
 
 class ClientGone(Exception):
@@ -46,56 +46,95 @@ def _one(deltas: list[Delta]) -> Delta:
     if len(deltas) == 1:
         return last
     scores = (delta.prompt_logprobs for delta in deltas if delta.prompt_logprobs is not None)
-    return replace(
-        last,
-        text="".join([delta.text for delta in deltas]),
-        tokens=tuple([token for delta in deltas for token in delta.tokens]),
-        prompt_logprobs=next(scores, None),
+    return Delta(
+        last.index,
+        "".join([delta.text for delta in deltas]),
+        tuple([token for delta in deltas for token in delta.tokens]),
+        next(scores, None),
+        last.finish,
+        last.stop_reason,
+        last.cached_tokens,
+        last.error,
     )
+
+
+class Waking(IntEnum):
+    """How soon somebody is to be woken."""
+
+    NOT = 0
+    WITH_THE_OTHERS = 1
+    AT_ONCE = 2
 
 
 class Wakes:
     """Wakes those who wait on one event loop, from any thread: all that are due at once.
 
     A step of the engine brings news to every stream, and a wake-up of the event loop from another
-    thread costs more than a token's event.
+    thread costs more than a token's event. With many streams open, `WITH_THE_OTHERS` comes no more
+    often than `_PIECES_PER_S` allow: a stream then gets several tokens in one piece.
     """
 
     def __init__(self) -> None:
-        self._due: deque[asyncio.Event] = deque()
-        self._called = False
+        self.streams = 0  # open ones; counted on the event loop
+        self._due: dict[Waking, deque[asyncio.Event]] = {how: deque() for how in Waking}
+        self._called: dict[Waking, bool] = dict.fromkeys(Waking, False)
+        self._not_before = 0.0
 
-    def wake(self, event_loop: asyncio.AbstractEventLoop, event: asyncio.Event) -> None:
+    @property
+    def pause_s(self) -> float:
+        """How long those who wait `WITH_THE_OTHERS` are left alone after they were woken."""
+        pause = self.streams / _PIECES_PER_S
+        return 0.0 if pause < _SHORTEST_PAUSE_S else pause
+
+    def wake(
+        self, event_loop: asyncio.AbstractEventLoop, event: asyncio.Event, how: Waking
+    ) -> None:
         """Set the event soon."""
-        self._due.append(event)
-        if not self._called:
-            self._called = True
+        self._due[how].append(event)
+        if not self._called[how]:
+            self._called[how] = True
             with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
-                event_loop.call_soon_threadsafe(self._set)
+                event_loop.call_soon_threadsafe(self._wake, event_loop, how)
 
-    def _set(self) -> None:
-        self._called = False  # before looking: what comes from here on calls again
-        while self._due:
-            self._due.popleft().set()
+    def _wake(self, event_loop: asyncio.AbstractEventLoop, how: Waking) -> None:
+        pause = self._not_before - event_loop.time()
+        if how is Waking.WITH_THE_OTHERS and pause > 0:
+            event_loop.call_later(pause, self._set, event_loop, how)
+        else:
+            self._set(event_loop, how)
+
+    def _set(self, event_loop: asyncio.AbstractEventLoop, how: Waking) -> None:
+        self._called[how] = False  # before looking: what comes from here on calls again
+        due = self._due[how]
+        while due:
+            due.popleft().set()
+        if how is Waking.WITH_THE_OTHERS:
+            self._not_before = event_loop.time() + self.pause_s
 
 
 class Answers:
     """The answers to one HTTP request; whoever makes one must `close` it.
 
-    With `ends_only` the event loop is woken only when an answer ends, which spares it a wake-up per
-    token when nobody reads them one by one.
+    Its first news and its ends are told at once, the rest as `Wakes` has time. `receive` is the
+    request's, whose body was read: it tells when the client goes away. With `ends_only` the event
+    loop is woken only when an answer ends, which spares it a wake-up per token when nobody reads
+    them one by one.
     """
 
-    def __init__(self, engine: Engine, wakes: Wakes, *, ends_only: bool, timeout_s: float) -> None:
+    def __init__(
+        self, engine: Engine, wakes: Wakes, receive: Receive, *, ends_only: bool, timeout_s: float
+    ) -> None:
         self._engine = engine
         self._wakes = wakes
         self._ends_only = ends_only
         self._event_loop = asyncio.get_running_loop()
-        self._late = False
+        self._late = self._gone = self._begun = False
         # One for all the answer: a timer for each token costs more than the token's event.
         self._timer = self._event_loop.call_later(timeout_s + _GRACE_S, self._give_up)
         self._arrived = asyncio.Event()
-        self._waking = False
+        self._waking = Waking.NOT
+        self._watch = self._event_loop.create_task(self._until_gone(receive))
+        self._wakes.streams += not ends_only
         self._news: deque[News] = deque()
         self._handles: list[Handle] = []
         self._open = 0
@@ -117,27 +156,34 @@ class Answers:
         Raises:
             Exception: what an answer ended with instead of its last token.
             Unavailable: the engine said nothing until long after the deadline.
+            ClientGone: there is nobody left to answer.
         """
-        while not self._news:
+        while self._gone or not self._news:
+            if self._gone:
+                raise ClientGone
             if self._late:
                 raise Unavailable("the engine does not answer; look at /ready")
             await self._arrived.wait()
             self._arrived.clear()
-            self._waking = False  # before looking: what arrives from here on wakes again
+            self._waking = Waking.NOT  # before looking: what arrives from here on wakes again
         batch: list[News] = []
         while self._news:
-            failure = _failure(self._news[0].delta)
-            if failure is not None and batch:
-                break  # what came before it is told first
-            if failure is not None:
-                raise failure
+            delta = self._news[0].delta
+            if delta.finish is not None or delta.error is not None:
+                failure = _failure(delta)
+                if failure is not None and batch:
+                    break  # what came before it is told first
+                if failure is not None:
+                    raise failure
+                self._open -= 1
             batch.append(self._news.popleft())
-            self._open -= batch[-1].delta.finish is not None
         return batch
 
     def close(self) -> None:
-        """Cancel what still runs."""
+        """Cancel what still runs. Once only."""
         self._timer.cancel()
+        self._watch.cancel()
+        self._wakes.streams -= not self._ends_only
         if not self.complete:
             for handle in self._handles:
                 self._engine.cancel(handle)
@@ -145,13 +191,25 @@ class Answers:
     def _hear(self, prompt: int, delta: Delta) -> None:
         """On the engine's thread, or on that which hears its process."""
         self._news.append(News(prompt, delta))
-        if self._waking or (self._ends_only and delta.finish is None and delta.error is None):
+        if delta.finish is not None or delta.error is not None:
+            how = Waking.AT_ONCE
+        elif self._ends_only or self._waking:
             return
-        self._waking = True
-        self._wakes.wake(self._event_loop, self._arrived)
+        else:
+            how = Waking.WITH_THE_OTHERS if self._begun else Waking.AT_ONCE
+            self._begun = True
+        if how > self._waking:
+            self._waking = how
+            self._wakes.wake(self._event_loop, self._arrived, how)
 
     def _give_up(self) -> None:
         self._late = True
+        self._arrived.set()
+
+    async def _until_gone(self, receive: Receive) -> None:
+        while (await receive())["type"] != "http.disconnect":
+            pass
+        self._gone = True
         self._arrived.set()
 
 
@@ -159,22 +217,3 @@ def _failure(delta: Delta) -> Exception | None:
     if delta.error is None and delta.finish in _EARLY_ENDS:
         return Unavailable(f"the answer ended early ({delta.finish}); try again")
     return delta.error
-
-
-async def unless_gone(request: Request, work: Awaitable[T]) -> T:
-    """Await `work`, or drop it and raise ClientGone when the client goes away first."""
-    task = asyncio.ensure_future(work)
-    watch = asyncio.ensure_future(_gone(request))
-    try:
-        await asyncio.wait((task, watch), return_when=asyncio.FIRST_COMPLETED)
-        if not task.done():
-            raise ClientGone
-        return task.result()
-    finally:
-        task.cancel()
-        watch.cancel()
-
-
-async def _gone(request: Request) -> None:
-    while (await request.receive())["type"] != "http.disconnect":
-        pass

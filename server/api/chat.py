@@ -8,8 +8,10 @@ from fastapi import APIRouter, Request, Response
 from fastapi.concurrency import run_in_threadpool
 from pydantic import FailFast, Field, field_validator
 from pydantic_core import PydanticCustomError
+from starlette.types import Receive
 
 from server.api import logprobs
+from server.api.answers import Wakes
 from server.api.asking import Asked, find_model, generation, now, room_for_answer
 from server.api.deps import CurrentOwner, GivenParts
 from server.api.fields import GenerationFields
@@ -155,6 +157,13 @@ async def create_chat_completion(
     body: ChatRequest, request: Request, parts: GivenParts, owner: CurrentOwner
 ) -> Response:
     """Answer a conversation."""
+    return await answer(parts, request.app.state.wakes, owner, body, request.receive)
+
+
+async def answer(
+    parts: Parts, wakes: Wakes, owner: str, body: ChatRequest, receive: Receive
+) -> Response:
+    """What `create_chat_completion` answers."""
     asked = await run_in_threadpool(_ask, parts, owner, body)
     shape = ChatShape(parts.tokenizer, logprobs=bool(body.logprobs))
-    return await reply(request, parts, asked, shape, usage_chunk=body.usage_chunk)
+    return await reply(parts, wakes, asked, shape, receive, usage_chunk=body.usage_chunk)

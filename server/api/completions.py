@@ -10,8 +10,10 @@ from fastapi import APIRouter, Request, Response
 from fastapi.concurrency import run_in_threadpool
 from pydantic import Field, PlainValidator
 from pydantic_core import PydanticCustomError
+from starlette.types import Receive
 
 from server.api import logprobs
+from server.api.answers import Wakes
 from server.api.asking import Asked, find_model, generation, now, room_for_answer
 from server.api.deps import CurrentOwner, GivenParts
 from server.api.fields import GenerationFields
@@ -59,6 +61,11 @@ class CompletionRequest(GenerationFields):
     max_tokens: int | None = Field(None, ge=0)
     echo: bool | None = None
     logprobs: int | None = Field(None, ge=0, le=20)
+
+    @property
+    def holds_token_ids(self) -> bool:
+        """Whether the prompt is one, as token ids."""
+        return isinstance(self.prompt, list) and isinstance(next(iter(self.prompt), None), int)
 
     @property
     def prompts(self) -> list[str | list[int]]:
@@ -208,5 +215,16 @@ async def create_completion(
     body: CompletionRequest, request: Request, parts: GivenParts, owner: CurrentOwner
 ) -> Response:
     """Go on with a text."""
-    asked, shape = await run_in_threadpool(_ask_and_shape, parts, owner, body)
-    return await reply(request, parts, asked, shape, usage_chunk=body.usage_chunk)
+    return await answer(parts, request.app.state.wakes, owner, body, request.receive)
+
+
+async def answer(
+    parts: Parts, wakes: Wakes, owner: str, body: CompletionRequest, receive: Receive
+) -> Response:
+    """What `create_completion` answers."""
+    if body.model == parts.base.id and body.echo is None and body.holds_token_ids:
+        # Neither disk nor tokenizer: a thread would cost more than this takes.
+        asked, shape = _ask_and_shape(parts, owner, body)
+    else:
+        asked, shape = await run_in_threadpool(_ask_and_shape, parts, owner, body)
+    return await reply(parts, wakes, asked, shape, receive, usage_chunk=body.usage_chunk)

@@ -10,14 +10,15 @@ from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from fastapi import Request, Response
+from fastapi import Response
 from fastapi.responses import JSONResponse
+from starlette.types import Receive
 
 from adapters_store.errors import StoreError
-from server.api.answers import Answers, ClientGone, News, joined, unless_gone
+from server.api.answers import Answers, ClientGone, News, Wakes, joined
 from server.api.asking import Asked, usage
 from server.api.seams import Parts
-from server.api.sse import DONE, EventStream, event
+from server.api.sse import DONE, AnswerStream, event
 from server.engine.sequence import FinishReason, TokenLogprob
 from server.errors import InvalidRequest, QueueFull, Unavailable, VerandahError
 from server.scheduler.request import Delta, TokenPiece
@@ -66,11 +67,18 @@ class Shape(Protocol):
 
 
 async def reply(
-    request: Request, parts: Parts, asked: Asked, shape: Shape, *, usage_chunk: bool | None
+    parts: Parts,
+    wakes: Wakes,
+    asked: Asked,
+    shape: Shape,
+    receive: Receive,
+    *,
+    usage_chunk: bool | None,
 ) -> Response:
     """Run what was asked and answer.
 
     Args:
+        receive: tells when the client goes away; the body was read.
         usage_chunk: None: one document. Else a stream, with or without a last chunk of counts.
 
     Raises:
@@ -79,7 +87,8 @@ async def reply(
     """
     answers = Answers(
         parts.engine,
-        request.app.state.wakes,
+        wakes,
+        receive,
         ends_only=usage_chunk is None,
         timeout_s=parts.request_timeout_s,
     )
@@ -87,12 +96,11 @@ async def reply(
     try:
         _submit(parts, answers, asked)
         if usage_chunk is None:
-            document = await unless_gone(request, _document(answers, asked, shape))
-            return JSONResponse(document)
-        first = await unless_gone(request, answers.next())
+            return JSONResponse(await _document(answers, asked, shape))
+        first = await answers.next()
         events = _events(parts, answers, first, asked, shape, usage_chunk)
         handed_on = True
-        return EventStream(events, on_end=answers.close)
+        return AnswerStream(events, on_end=answers.close)
     except ClientGone:
         return Response(status_code=_CLIENT_CLOSED_REQUEST)
     finally:
@@ -125,7 +133,7 @@ def _choice(asked: Asked, news: News) -> int:
 
 def _cached_tokens(batch: Seq[News]) -> int:
     """Of each prompt's first answer: the others find what that one computed."""
-    return sum(news.delta.cached_tokens for news in batch if news.delta.index == 0)
+    return sum([delta.cached_tokens for _, delta in batch if delta.index == 0])
 
 
 async def _document(answers: Answers, asked: Asked, shape: Shape) -> dict[str, object]:
@@ -154,21 +162,24 @@ async def _events(
     made = cached = 0
     try:
         while True:
-            made += sum(len(news.delta.tokens) for news in batch)
+            made += sum([len(delta.tokens) for _, delta in batch])
             cached += _cached_tokens(batch)
-            if told := chunks.of(batch):
-                yield told
+            told = chunks.of(batch)
             if answers.complete:
                 break
+            if told:
+                yield told
             batch = await answers.next()
+    except ClientGone:
+        return
     except Exception as error:  # the status is sent: the stream itself must tell
         if not isinstance(error, VerandahError | StoreError):
             log.exception("answer %s failed", asked.id)
         yield event(parts.describe(error).body(), name="error")
         return
     if usage_chunk:
-        yield event({**labels, "choices": [], "usage": usage(asked.prompt_tokens, made, cached)})
-    yield DONE
+        told += event({**labels, "choices": [], "usage": usage(asked.prompt_tokens, made, cached)})
+    yield told + DONE
 
 
 _TEXT = "\0"

@@ -3,6 +3,7 @@
 import json
 from collections.abc import AsyncIterator, Callable, Mapping
 
+from fastapi import Response
 from fastapi.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
@@ -16,14 +17,45 @@ def event(data: Mapping[str, object], name: str | None = None, id: str | None = 
     return f"{head}data: {text}\n\n".encode()
 
 
+_HEADERS = {"cache-control": "no-cache", "x-accel-buffering": "no"}
+_RAW_HEADERS = (
+    (b"cache-control", b"no-cache"),
+    (b"x-accel-buffering", b"no"),
+    (b"content-type", b"text/event-stream; charset=utf-8"),
+)
+
+
+class AnswerStream(Response):
+    """Streams events that end by themselves when the client goes away, so that nothing else must
+    watch for it: Starlette's response takes tasks for that, a quarter of a request's time.
+
+    `on_end` is as in EventStream.
+    """
+
+    def __init__(self, events: AsyncIterator[bytes], on_end: Callable[[], None]) -> None:
+        # Not what Response makes of a body: there is none.
+        self._events = events
+        self._on_end = on_end
+        self.background = None
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            headers = list(_RAW_HEADERS)
+            await send({"type": "http.response.start", "status": 200, "headers": headers})
+            async for events in self._events:
+                await send({"type": "http.response.body", "body": events, "more_body": True})
+            await send({"type": "http.response.body", "body": b"", "more_body": False})
+        finally:
+            self._on_end()
+
+
 class EventStream(StreamingResponse):
     """Streams events. `on_end` runs however the stream ends: a client may go away before the first
     event is asked for, and a generator that never started never reaches its `finally`.
     """
 
     def __init__(self, events: AsyncIterator[bytes], on_end: Callable[[], None]) -> None:
-        headers = {"cache-control": "no-cache", "x-accel-buffering": "no"}
-        super().__init__(events, headers=headers, media_type="text/event-stream")
+        super().__init__(events, headers=_HEADERS, media_type="text/event-stream")
         self._on_end = on_end
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

@@ -6,8 +6,9 @@ from collections.abc import Iterator
 from collections.abc import Sequence as Seq
 
 import pytest
+from starlette.types import Message, Receive
 
-from server.api.answers import Answers, News, Wakes, joined
+from server.api.answers import Answers, ClientGone, News, Wakes, joined
 from server.api.asking import Asked
 from server.api.chat import ChatShape
 from server.api.completions import CompletionShape, Echo
@@ -93,6 +94,22 @@ def test_what_waited_is_one_chunk_for_each_answer() -> None:
     assert told.of(news).count(b"data: ") == len(PROMPTS) * N
 
 
+async def stays() -> Message:
+    """What a request's `receive` does while its client is there."""
+    await asyncio.Event().wait()
+    raise AssertionError
+
+
+def opened(wakes: Wakes, count: int, receive: Receive = stays) -> list[Answers]:
+    """Streams of one answer each."""
+    streams = [
+        Answers(FakeLoop(), wakes, receive, ends_only=False, timeout_s=9) for _ in range(count)
+    ]
+    for stream in streams:
+        stream._open = 1
+    return streams
+
+
 def test_a_step_wakes_the_event_loop_once() -> None:
     async def listen() -> tuple[int, list[int]]:
         loop, wakes, calls = asyncio.get_running_loop(), Wakes(), 0
@@ -104,9 +121,8 @@ def test_a_step_wakes_the_event_loop_once() -> None:
             return call_soon(*arguments)  # type: ignore[arg-type]
 
         loop.call_soon_threadsafe = counted  # type: ignore[method-assign,assignment]
-        streams = [Answers(FakeLoop(), wakes, ends_only=False, timeout_s=9) for _ in range(8)]
+        streams = opened(wakes, 7)
         for stream in streams:
-            stream._open = 1
             stream._hear(0, Delta(0, "a"))
             stream._hear(0, Delta(0, "b", finish=FinishReason.STOP))
         heard = [len(await stream.next()) for stream in streams]
@@ -114,4 +130,49 @@ def test_a_step_wakes_the_event_loop_once() -> None:
             stream.close()
         return calls, heard
 
-    assert asyncio.run(listen()) == (1, [2] * 8)
+    assert asyncio.run(listen()) == (1, [2] * 7)
+
+
+def test_few_streams_are_told_each_token_and_many_several_in_one_piece() -> None:
+    async def pieces(count: int, tokens: int, pace_s: float) -> tuple[list[int], int]:
+        """How many tokens each piece of one of `count` streams had, and how often it was late."""
+        wakes = Wakes()
+        streams = opened(wakes, count)
+        heard: list[int] = []
+
+        async def listen() -> None:
+            while sum(heard) < tokens:
+                heard.append(len(await streams[0].next()))
+
+        listener, late = asyncio.create_task(listen()), 0
+        for place in range(tokens):
+            told = len(heard)
+            finish = FinishReason.STOP if place == tokens - 1 else None
+            streams[0]._hear(0, Delta(0, "a", finish=finish))
+            await asyncio.sleep(pace_s)
+            late += len(heard) == told and place in (0, tokens - 1)
+        await listener
+        for stream in streams:
+            stream.close()
+        assert wakes.streams == 0
+        return heard, late
+
+    assert asyncio.run(pieces(1, 20, 0.003)) == ([1] * 20, 0)
+    crowded, late = asyncio.run(pieces(1000, 20, 0.01))  # a pause of 125 ms
+    assert len(crowded) <= 4 and sum(crowded) == 20
+    assert crowded[0] == 1 and late == 0, "the first token and the end wait for nobody"
+
+
+def test_who_waits_for_news_hears_that_the_client_went_away() -> None:
+    async def leave() -> Message:
+        return {"type": "http.disconnect"}
+
+    async def listen() -> None:
+        (stream,) = opened(Wakes(), 1, leave)
+        try:
+            with pytest.raises(ClientGone):
+                await asyncio.wait_for(stream.next(), 5)
+        finally:
+            stream.close()
+
+    asyncio.run(listen())
