@@ -104,7 +104,7 @@ def run_engine(burst: int, pace_s: float, address: str) -> None:
         facts = Facts("made-up", "f" * 64, "cpu", "float32", MAX_CONTEXT, 4096, 8)
         loop = MadeUpLoop(burst, pace_s)
         try:
-            Child(connection, loop, residency, Metrics("base")).run(facts)  # type: ignore[arg-type]
+            Child(connection, loop, residency, Metrics("base")).run(facts)
         except (EOFError, OSError):
             os._exit(0)
 

@@ -4,7 +4,7 @@ import secrets
 from collections.abc import Iterator
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, cast
 
 from fastapi import APIRouter, Request, Response
 from fastapi.concurrency import run_in_threadpool
@@ -74,9 +74,10 @@ class CompletionRequest(GenerationFields):
             return [self.prompt]
         if not self.prompt:
             raise InvalidRequest("prompt is an empty list; send at least one", param="prompt")
+        if self.holds_token_ids:
+            return [cast(list[int], self.prompt)]
         texts_or_lists = [item for item in self.prompt if not isinstance(item, int)]
-        token_ids = [item for item in self.prompt if isinstance(item, int)]
-        return [token_ids] if token_ids else list(texts_or_lists)
+        return list(texts_or_lists)
 
 
 @dataclass(frozen=True)

@@ -7,10 +7,9 @@ good JSON goes straight to the function; whatever else comes to these paths, Fas
 import json
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
-from typing import Generic, TypeVar
 
 from fastapi import Response
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from adapters_store.errors import StoreError
@@ -18,23 +17,21 @@ from server.api.answers import Wakes
 from server.api.seams import Parts
 from server.errors import VerandahError
 
-Body = TypeVar("Body", bound=BaseModel)
-
 
 @dataclass(frozen=True)
-class Way(Generic[Body]):
-    """What a path's bodies are, and who answers them."""
+class Way:
+    """What a path's bodies are, and who answers them: `answer(parts, wakes, owner, body, receive)`,
+    where `receive` tells only when the client goes away.
+    """
 
-    body: type[Body]
-    answer: Callable[[Parts, Wakes, str, Body, Receive], Awaitable[Response]]
+    body: type[BaseModel]
+    answer: Callable[..., Awaitable[Response]]
 
 
 class Direct:
     """Answers good requests to `ways`, by their paths, and leaves the rest to `app`."""
 
-    def __init__(
-        self, app: ASGIApp, parts: Parts, wakes: Wakes, ways: Mapping[str, Way[BaseModel]]
-    ) -> None:
+    def __init__(self, app: ASGIApp, parts: Parts, wakes: Wakes, ways: Mapping[str, Way]) -> None:
         self._app = app
         self._parts = parts
         self._wakes = wakes
@@ -49,7 +46,7 @@ class Direct:
             return None  # the client is gone
         try:
             body = way.body.model_validate(json.loads(read))
-        except (ValueError, RecursionError, ValidationError, VerandahError):
+        except (ValueError, RecursionError, VerandahError):  # pydantic's are ValueErrors
             return await self._app(scope, _again(read, receive), send)
         try:
             owner = scope["verandah.owner"]
@@ -67,14 +64,15 @@ def _says_json(scope: Scope) -> bool:
 
 async def _read(receive: Receive) -> bytes | None:
     """The whole body, or None if the client goes away before it has sent it."""
-    body = b""
-    while True:
+    pieces: list[bytes] = []
+    more = True
+    while more:
         message = await receive()
         if message["type"] == "http.disconnect":
             return None
-        body += message.get("body", b"")
-        if not message.get("more_body", False):
-            return body
+        pieces.append(message.get("body", b""))
+        more = message.get("more_body", False)
+    return b"".join(pieces)
 
 
 def _again(body: bytes, receive: Receive) -> Receive:

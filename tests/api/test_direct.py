@@ -3,6 +3,7 @@
 import asyncio
 import json
 import re
+from collections.abc import Iterator
 
 import pytest
 from starlette.types import Message, Receive, Scope, Send
@@ -56,7 +57,7 @@ def test_a_good_request_does_not_reach_fastapi(server: Running) -> None:
         raise AssertionError("it was reached")
 
     sent: list[Message] = []
-    given = iter(
+    given: Iterator[Message] = iter(
         [
             {"type": "http.request", "body": b'{"model": "base", ', "more_body": True},
             {"type": "http.request", "body": b'"prompt": [72], "max_tokens": 1}'},
