@@ -24,8 +24,6 @@ from server.scheduler.request import Delta, TokenPiece
 router = APIRouter(tags=["completions"])
 
 _MAX_MESSAGES = 4096
-_SHORT = 2048  # characters
-_OF_A_MESSAGE = 64  # characters that a message costs beside its content
 
 
 class ChatMessage(WireModel):
@@ -73,12 +71,6 @@ class ChatRequest(GenerationFields):
     max_tokens: int | None = Field(None, ge=1)
     logprobs: bool | None = None
     top_logprobs: int | None = Field(None, ge=0, le=20)
-
-    @property
-    def is_short(self) -> bool:
-        """Whether the template and the tokenizer are done with it in less than a millisecond."""
-        length = sum(len(message.content or "") for message in self.messages)
-        return length + _OF_A_MESSAGE * len(self.messages) <= _SHORT
 
     @property
     def wanted_tokens(self) -> int | None:
@@ -172,10 +164,6 @@ async def answer(
     parts: Parts, wakes: Wakes, owner: str, body: ChatRequest, receive: Receive
 ) -> Response:
     """What `create_chat_completion` answers."""
-    if body.model == parts.base.id and body.is_short:
-        # No disk, and little for the tokenizer: a thread would cost more than this takes.
-        asked = _ask(parts, owner, body)
-    else:
-        asked = await run_in_threadpool(_ask, parts, owner, body)
+    asked = await run_in_threadpool(_ask, parts, owner, body)
     shape = ChatShape(parts.tokenizer, logprobs=bool(body.logprobs))
     return await reply(parts, wakes, asked, shape, receive, usage_chunk=body.usage_chunk)
