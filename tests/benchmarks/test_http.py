@@ -21,6 +21,7 @@ def test_every_token_of_the_made_up_tokenizer_is_text() -> None:
 
 @pytest.mark.parametrize("stream", [True, False])
 def test_answers_are_counted(server: Running, stream: bool) -> None:
+    server.loop.pause_s = 0.01  # else all of an answer may come in one piece, without a gap
     load = Load(4, 8, 3, 200, stream, warm_up_s=0.2, seconds=0.5)
     port = int(server.url.rpartition(":")[2])
     heard, _ = ask(port, load, 1)
