@@ -19,8 +19,7 @@ def event(data: Mapping[str, object], name: str | None = None, id: str | None = 
 
 _HEADERS = {"cache-control": "no-cache", "x-accel-buffering": "no"}
 _RAW_HEADERS = (
-    (b"cache-control", b"no-cache"),
-    (b"x-accel-buffering", b"no"),
+    *((name.encode(), value.encode()) for name, value in _HEADERS.items()),
     (b"content-type", b"text/event-stream; charset=utf-8"),
 )
 
@@ -33,15 +32,17 @@ class AnswerStream(Response):
     """
 
     def __init__(self, events: AsyncIterator[bytes], on_end: Callable[[], None]) -> None:
-        # Not what Response makes of a body: there is none.
+        # In place of Response's own, which would make headers anew from a body that is not there.
         self._events = events
         self._on_end = on_end
+        self.status_code = 200
+        self.raw_headers = list(_RAW_HEADERS)
         self.background = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
-            headers = list(_RAW_HEADERS)
-            await send({"type": "http.response.start", "status": 200, "headers": headers})
+            start = {"status": self.status_code, "headers": self.raw_headers}
+            await send({"type": "http.response.start", **start})
             async for events in self._events:
                 await send({"type": "http.response.body", "body": events, "more_body": True})
             await send({"type": "http.response.body", "body": b"", "more_body": False})
