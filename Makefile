@@ -15,8 +15,13 @@ demo: $(VENV)/.installed
 serve: $(VENV)/.installed
 	$(BIN)/verandah serve
 
-test: lint
-	OMP_NUM_THREADS=1 $(BIN)/pytest -m "not gpu" -n auto --dist worksteal
+# Types are checked beside the tests: one by one, the two would leave cores idle.
+test: $(VENV)/.installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy > $(VENV)/mypy.txt & mypy=$$!; \
+	OMP_NUM_THREADS=1 $(BIN)/pytest -m "not gpu" -n auto --dist worksteal; tests=$$?; \
+	wait $$mypy; types=$$?; cat $(VENV)/mypy.txt; exit $$((tests + types))
 
 gpu-test:
 	python3 -m pytest -m gpu
@@ -42,6 +47,7 @@ $(VENV)/.installed: $(VENV)/bin/pip pyproject.toml
 	$(BIN)/pip install --progress-bar on -e .
 	touch $@
 
-$(VENV)/.installed-dev: $(VENV)/.installed
+$(VENV)/.installed-dev: $(VENV)/bin/pip pyproject.toml
+	$(if $(TORCH_INDEX),$(BIN)/pip install --index-url $(TORCH_INDEX) '$(TORCH)')
 	$(BIN)/pip install --progress-bar on -e '.[dev]'
-	touch $@
+	touch $(VENV)/.installed $@

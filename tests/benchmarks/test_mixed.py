@@ -16,4 +16,4 @@ def test_both_sides_are_timed(
     said = capsys.readouterr().out
     rows = [line for line in said.splitlines() if line.startswith(("| base", "| vera"))]
     assert len(rows) == 4
-    assert all(float(row.split("|")[3]) > 0 for row in rows)
+    assert all(float(row.split("|")[3].replace(",", "")) > 0 for row in rows)
