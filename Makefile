@@ -47,7 +47,8 @@ $(VENV)/.installed: $(VENV)/bin/pip pyproject.toml
 	$(BIN)/pip install --progress-bar on -e .
 	touch $@
 
+# Compiling all of torch and transformers ahead takes longer than what the tests import of them.
 $(VENV)/.installed-dev: $(VENV)/bin/pip pyproject.toml
 	$(if $(TORCH_INDEX),$(BIN)/pip install --index-url $(TORCH_INDEX) '$(TORCH)')
-	$(BIN)/pip install --progress-bar on -e '.[dev]'
+	$(BIN)/pip install --no-compile --progress-bar on -e '.[dev]'
 	touch $(VENV)/.installed $@
