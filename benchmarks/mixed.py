@@ -57,7 +57,7 @@ def measure(options: argparse.Namespace, folder: Path) -> None:
     base = base_of(options.shape, options.device)
     adapters = crowd.residents(base, AdapterStore(folder), [(VERA, options.rows)])
     refs = crowd.publish(AdapterStore(folder), base, VERA, options.rows)
-    replayed = Engine.of(base, adapters, rows=options.rows + 8, context=CONTEXT + 64, ahead=False)
+    replayed = Engine.of(base, adapters, rows=options.rows + 8, context=CONTEXT + 64)
     sides = {"one by one": launched_one_by_one(replayed, adapters), "replayed": replayed}
     slots = crowd.acquire(adapters, refs)
     lines = []
@@ -83,7 +83,7 @@ def main() -> None:
     parser.add_argument("--shape", choices=SHAPES, default="8b")
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--rows", type=int, default=64)
-    parser.add_argument("--prompts", type=int, nargs="+", default=[0, 32, 128], help="tokens")
+    parser.add_argument("--prompts", type=int, nargs="+", default=[0, 32, 128, 512], help="tokens")
     parser.add_argument("--steps", type=int, default=10)
     parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args()

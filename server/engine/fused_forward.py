@@ -1,4 +1,4 @@
-"""The fused decoder under a step: its decodes replayed, then its prompts; or all as one flat batch.
+"""The fused decoder under a step: replayed at once, or decodes and then prompts, or a flat batch.
 
 For CUDA; `server.engine.forward.PlainForward` is its reference.
 """
@@ -34,6 +34,7 @@ class FusedForward:
 
     Args:
         decodes, prompts: replay what they take; None: such steps are a flat batch.
+        together: short prompts in the graphs of decodes, where they fit.
     """
 
     def __init__(
@@ -43,12 +44,15 @@ class FusedForward:
         kv: KVCache,
         decodes: DecodeGraphs | None = None,
         prompts: PromptGraphs | None = None,
+        *,
+        together: bool = True,
     ) -> None:
         self._decoder = decoder
         self._adapters = adapters
         self._kv = kv
         self._decodes = decodes
         self.prompts = prompts
+        self._together = together
         self._parts = Parts()
 
     def step(self, chunks: Seq[Chunk], last: Tensor) -> tuple[Wanted, Tensor]:
@@ -67,28 +71,45 @@ class FusedForward:
         self, singles: Seq[Chunk], longer: Seq[Chunk], wanted: Wanted, last: Tensor
     ) -> Tensor | None:
         """Logits of the wanted rows by graphs; None where the step has what no graph takes."""
-        if self._decodes is None or not self._decodes.takes(singles):
+        if longer and wanted.scored:
             return None
-        plan = None
-        if longer:
-            if self.prompts is None or wanted.scored or not self.prompts.takes(longer):
-                return None
-            plan = self._plan(_slots_of(longer), replayed=False)
-            if plan.rest:
-                return None
-        parts = []
-        if singles:
-            own = self._plan(_slots_of(singles), replayed=True)
-            parts.append(self._decodes.logits(singles, last, own))
-        if plan is not None and self.prompts is not None:
-            # The next replay may overwrite them.
-            parts = [part.clone() for part in parts]
-            parts.append(self.prompts.logits(longer, plan))
-        logits = parts[0] if len(parts) == 1 else torch.cat(parts)
+        logits = self._at_once(singles, longer, last)
+        if logits is None:
+            logits = self._in_turn(singles, longer, last)
+        if logits is None:
+            return None
         rows = _rows_of_chunks(wanted, singles, longer)
         if rows == list(range(len(logits))):
             return logits
         return logits[to_device(rows, torch.int64, self._kv.device)]
+
+    def _at_once(self, singles: Seq[Chunk], longer: Seq[Chunk], last: Tensor) -> Tensor | None:
+        """Logits of each chunk's last token, by a graph of decodes."""
+        if self._decodes is None or not self._decodes.takes(singles, longer):
+            return None
+        if longer and not self._together:
+            return None
+        chunks = [*singles, *longer]
+        plan = self._plan(_slots_of(chunks), replayed=True)
+        # Without kernels a method gathers its vectors for every token by itself.
+        if longer and any(group.own is not None for group in plan.groups):
+            return None
+        return self._decodes.logits(chunks, last, plan)
+
+    def _in_turn(self, singles: Seq[Chunk], longer: Seq[Chunk], last: Tensor) -> Tensor | None:
+        """The same by a graph of decodes, and then one of prompts."""
+        if self.prompts is None or not longer or not self.prompts.takes(longer):
+            return None
+        plan = self._plan(_slots_of(longer), replayed=False)
+        if plan.rest:
+            return None
+        if not singles:
+            return self.prompts.logits(longer, plan)
+        decoded = self._at_once(singles, (), last)
+        if decoded is None:
+            return None
+        # The next replay may overwrite them.
+        return torch.cat([decoded.clone(), self.prompts.logits(longer, plan)])
 
     def logits(self, layout: Layout, rows: Seq[int]) -> Tensor:
         hidden = self._decoder.hidden(

@@ -1,14 +1,19 @@
 """Decode steps as CUDA graphs: one for each padded number of rows and each kind of company.
 
-A step whose chunks are all single tokens is replayed: its inputs are copied to fixed addresses and
-one launch runs the whole model. Knows no sampling and no scheduling.
+A step is replayed: its inputs are copied to fixed addresses and one launch runs the whole model. A
+row is one token. Short prompts ride along, a row for each of their tokens: every row reads what
+stands before it from the cache, where a layer has put the keys of all rows by then. So a step that
+has both reads the weights once. Knows no sampling and no scheduling.
 """
 
 from collections.abc import Callable
 from collections.abc import Sequence as Seq
+from itertools import accumulate
+from typing import Final
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from server.adapters.fused import Inputs, refill
@@ -19,20 +24,36 @@ from server.engine.kernels.decode_attention import decode_attention
 from server.engine.kv_cache import KVCache
 from server.engine.sequence import Chunk
 
+PROMPT_ROWS: Final = 256
+"""How many more rows prompts may have than there are sequences."""
+_MOST_READS: Final = 2**17
+"""Keys that the rows of prompts may read together: each reads its own, where a prompt that is run
+apart reads them once for many tokens."""
 
-def padded_sizes(max_rows: int) -> list[int]:
-    """The numbers of rows that are captured: at most a quarter of a step is padding from 8 on."""
+
+def padded_sizes(max_rows: int, prompt_rows: int = 0) -> list[int]:
+    """The numbers of rows that are captured: at most a quarter of a step is padding from 8 on, up
+    to `max_rows`."""
     sizes = [1, 2, 4, *range(8, 64, 8), *range(64, 128, 16), *range(128, max_rows + 32, 32)]
     fitting = [size for size in sizes if size < max_rows]
-    return [*fitting, max_rows]
+    more = range(max_rows + 64, max_rows + prompt_rows + 64, 64)
+    return [*fitting, max_rows, *(min(size, max_rows + prompt_rows) for size in more)]
 
 
 class _Fixed:
-    """What captured steps of so many rows read, at addresses that stay."""
+    """What captured steps of so many rows read, at addresses that stay.
 
-    def __init__(self, rows: int, max_blocks: int, sink: int, device: torch.device) -> None:
-        self.numbers = torch.zeros(5, rows, dtype=torch.int64, device=device)
-        self.ids, self.positions, self.places, self.lengths, self.sources = self.numbers.unbind()
+    Args:
+        chunks: of which logits are made, at most.
+    """
+
+    def __init__(
+        self, rows: int, chunks: int, max_blocks: int, sink: int, device: torch.device
+    ) -> None:
+        self.numbers = torch.zeros(6, rows, dtype=torch.int64, device=device)
+        numbers = self.numbers.unbind()
+        self.ids, self.positions, self.places, self.lengths, self.sources = numbers[:5]
+        self.ends = numbers[5][:chunks]
         self.tables = torch.zeros(rows, max_blocks, dtype=torch.int32, device=device)
         self._sink = sink
 
@@ -47,7 +68,9 @@ class DecodeGraphs:
     """Graphs over `decoder`, captured as they are first wanted, or ahead by `capture`.
 
     Args:
+        max_rows: chunks of a step.
         max_context: of a sequence, in tokens.
+        prompt_rows: more rows for prompts; 0: chunks of one token alone are replayed.
     """
 
     def __init__(
@@ -58,33 +81,44 @@ class DecodeGraphs:
         *,
         max_rows: int,
         max_context: int,
+        prompt_rows: int = PROMPT_ROWS,
     ) -> None:
         self._decoder = decoder
         self._kv = kv
         self._captures = captures
-        self._sizes = padded_sizes(max_rows)
+        self._max_rows = max_rows
+        self._sizes = padded_sizes(max_rows, prompt_rows)
         self._max_blocks = -(-max_context // kv.block_tokens)
         self._fixed = {
-            rows: _Fixed(rows, self._max_blocks, kv.sink, kv.device) for rows in self._sizes
+            rows: _Fixed(rows, max_rows, self._max_blocks, kv.sink, kv.device)
+            for rows in self._sizes
         }
-        self._tables = _Tables(max_rows, self._max_blocks)
+        self._tables = _Tables(self._sizes[-1], self._max_blocks)
         self._last = torch.zeros(max_rows, dtype=torch.int64, device=kv.device)
 
     @property
     def sizes(self) -> Seq[int]:
         return self._sizes
 
-    def takes(self, chunks: Seq[Chunk]) -> bool:
-        """Whether a step of these can be replayed."""
-        return len(chunks) <= self._sizes[-1] and all(chunk.length == 1 for chunk in chunks)
+    def takes(self, singles: Seq[Chunk], longer: Seq[Chunk] = ()) -> bool:
+        """Whether a step of chunks of one token, and of these others, can be replayed."""
+        tokens = sum(length for _, length in longer)
+        reads = sum(length * (sequence.num_computed + length) for sequence, length in longer)
+        return (
+            len(singles) + len(longer) <= self._max_rows
+            and len(singles) + tokens <= self._sizes[-1]
+            and reads <= _MOST_READS
+            and not any(sequence.pending for sequence, _ in longer)
+        )
 
     def logits(self, chunks: Seq[Chunk], last: Tensor | None, plan: FusedPlan) -> Tensor:
-        """Replay one step: logits [rows, vocab] in the order of `chunks`, until the next replay.
+        """Replay one step: logits [chunks, vocab] of each chunk's last token, until the next.
 
         Args:
             last: int64, the tokens that the step before sampled, from which pending ones are taken.
         """
-        rows = next(size for size in self._sizes if size >= len(chunks))
+        tokens = sum(chunk.length for chunk in chunks)
+        rows = next(size for size in self._sizes if size >= tokens)
         captured = self._graph(rows, plan.groups)
         fixed = self._fixed[rows]
         self._fill(fixed, chunks)
@@ -103,27 +137,40 @@ class DecodeGraphs:
                 told()
 
     def _fill(self, fixed: _Fixed, chunks: Seq[Chunk]) -> None:
-        size, count = self._kv.block_tokens, len(chunks)
-        numbers = np.zeros((5, fixed.numbers.shape[1]), dtype=np.int64)
+        size = self._kv.block_tokens
+        numbers = np.zeros(fixed.numbers.shape, dtype=np.int64)
         numbers[2] = self._kv.sink
         numbers[4] = -1
-        width = 1
-        for row, chunk in enumerate(chunks):
-            sequence = chunk.sequence
+        at, width = 0, 1
+        for chunk in chunks:
+            sequence, length = chunk
             position, blocks = sequence.num_computed, sequence.blocks
-            numbers[1, row] = position
-            numbers[2, row] = blocks[position // size] * size + position % size
-            self._tables.put(row, blocks)
-            width = max(width, position // size + 1)
-            if sequence.pending:
-                numbers[4, row] = sequence.source
+            if length > 1:
+                self._fill_chunk(numbers[:, at : at + length], chunk)
+                self._tables.put_all(range(at, at + length), blocks)
             else:
-                numbers[0, row] = sequence.tokens(position, position + 1)[0]
-        numbers[3, :count] = numbers[1, :count] + 1
+                numbers[1, at] = position
+                numbers[2, at] = blocks[position // size] * size + position % size
+                self._tables.put(at, blocks)
+                if sequence.pending:
+                    numbers[4, at] = sequence.source
+                else:
+                    numbers[0, at] = sequence.tokens(position, position + 1)[0]
+            at += length
+            width = max(width, (position + length - 1) // size + 1)
+        numbers[3, :at] = numbers[1, :at] + 1
+        ends = list(accumulate(chunk.length for chunk in chunks))
+        numbers[5, : len(ends)] = np.array(ends) - 1
         refill(fixed.numbers, numbers)
-        refill(
-            fixed.tables[:count, :width], np.ascontiguousarray(self._tables.rows[:count, :width])
-        )
+        refill(fixed.tables[:at, :width], np.ascontiguousarray(self._tables.rows[:at, :width]))
+
+    def _fill_chunk(self, numbers: NDArray[np.int64], chunk: Chunk) -> None:
+        sequence, size = chunk.sequence, self._kv.block_tokens
+        first, stop = sequence.num_computed, sequence.num_computed + chunk.length
+        positions = np.arange(first, stop)
+        numbers[0] = sequence.tokens(first, stop)
+        numbers[1] = positions
+        numbers[2] = np.array(sequence.blocks)[positions // size] * size + positions % size
 
     def _graph(self, rows: int, groups: tuple[FusedGroup, ...]) -> Captured:
         fixed, device = self._fixed[rows], self._kv.device
@@ -142,7 +189,7 @@ class DecodeGraphs:
         hidden = self._decoder.hidden(
             ids, fixed.positions, fixed.places, self._kv, attend, adapters
         )
-        return self._decoder.logits(hidden)
+        return self._decoder.logits(hidden[fixed.ends])
 
 
 def decodes(decoder: FusedDecoder, kv: KVCache, tables: Tensor, lengths: Tensor) -> Attend:
@@ -167,6 +214,12 @@ class _Tables:
         self.rows = np.zeros((max_rows, max_blocks), dtype=np.int32)
         self._lists: list[list[int] | None] = [None] * max_rows
         self._known = [0] * max_rows
+
+    def put_all(self, rows: range, blocks: list[int]) -> None:
+        """All of `rows` have these blocks, for this step."""
+        self.rows[rows.start : rows.stop, : len(blocks)] = blocks
+        for row in rows:
+            self._lists[row] = None
 
     def put(self, row: int, blocks: list[int]) -> None:
         """Row `row` has these blocks. A list only ever grows; one that lost blocks is another."""

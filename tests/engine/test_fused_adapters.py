@@ -41,6 +41,7 @@ DEVICE = "cuda" if CUDA else "cpu"
 DTYPE = torch.bfloat16 if CUDA else torch.float32
 TOLERANCE = 6e-2 if CUDA else 1e-4
 MAX_ROWS = 24
+PROMPT_ROWS = 200 if CUDA else 16
 MAX_TOKENS = 256  # more in a step are not replayed
 SEED = 7  # of the random matrices that most of them share
 
@@ -64,7 +65,7 @@ class Recomputed(Captures):
 class Side:
     """One way to run the base, with adapters, cache and sequences of its own."""
 
-    def __init__(self, folder: Path, *, fused: bool, graphs: bool, rides: bool) -> None:
+    def __init__(self, folder: Path, *, fused: bool, graphs: str = "", rides: bool) -> None:
         layers = 2 if CUDA else 1  # the interpreter is slow
         model = tiny_model(
             "llama", dtype=DTYPE, hidden_size=64, head_dim=16, num_hidden_layers=layers
@@ -77,23 +78,38 @@ class Side:
         kv = KVCache(base, memory_mb=4, block_tokens=8)
         self.pool = BlockPool(kv.num_blocks, 8)
         self.forward: Forward = PlainForward(base, self.adapters, kv)
+        captures = (Captures if CUDA else Recomputed)(self.adapters) if graphs else None
         if fused:
             riding = self._riding(base) if rides else None
             decoder = FusedDecoder(base, riding)
             self.forward = FusedForward(decoder, self.adapters, kv)
-            if graphs:
-                captures = (Captures if CUDA else Recomputed)(self.adapters)
+            if captures is not None:
                 self.forward = FusedForward(
                     decoder,
                     self.adapters,
                     kv,
-                    DecodeGraphs(decoder, kv, captures, max_rows=MAX_ROWS, max_context=256),
+                    DecodeGraphs(
+                        decoder,
+                        kv,
+                        captures,
+                        max_rows=MAX_ROWS,
+                        max_context=256,
+                        prompt_rows=PROMPT_ROWS,
+                    ),
                     PromptGraphs(decoder, kv, captures, max_tokens=MAX_TOKENS),
+                    together=graphs == "at once",
                 )
         else:
             attention.register()
             model.set_attn_implementation(attention.NAME)
+        self._captures = captures
         self.slots = [0, *(served.acquire(ref) for ref in refs)]
+
+    @property
+    def captured(self) -> list[str]:
+        """What graphs are of, in the order of their capture."""
+        kept = self._captures._kept if self._captures is not None else {}
+        return [key[0] for key in kept if isinstance(key, tuple)]
 
     def _riding(self, base: BaseModel) -> Riding:
         held = self.adapters.hold(Vera().basis(SEED), need_of(Vera(), base, base.targets, 16))
@@ -114,13 +130,16 @@ class Side:
         return logits[rows].float().cpu()
 
 
-@pytest.fixture(params=["flat", "riding", "replayed"] if CUDA else ["riding", "replayed"])
+HOW = ["riding", "replayed at once", "replayed in turn"]
+
+
+@pytest.fixture(params=["flat", *HOW] if CUDA else HOW)
 def sides(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[Side, Side]]:
-    plain = Side(tmp_path / "plain", fused=False, graphs=False, rides=False)
+    plain = Side(tmp_path / "plain", fused=False, rides=False)
     fused = Side(
         tmp_path / "fused",
         fused=True,
-        graphs=request.param == "replayed",
+        graphs=request.param.partition("replayed ")[2],
         rides=request.param != "flat",
     )
     yield plain, fused
@@ -187,6 +206,19 @@ def test_a_step_in_parts_is_announced_whole(
     prompt = make_sequence(1, [6, 7, 8], slot=side.slots[2])
     side.step([prompt, single], [3, 1])
     assert told == [[side.slots[1], *[side.slots[2]] * 3]]
+
+
+def test_prompts_ride_with_decodes(
+    sides: tuple[Side, Side], request: pytest.FixtureRequest
+) -> None:
+    """One replay for both where that is asked for: a flat batch would give the same logits."""
+    side = sides[1]
+    single = make_sequence(0, [5], slot=side.slots[1])
+    prompt = make_sequence(1, [6, 7, 8], slot=side.slots[1])
+    side.step([prompt, single], [3, 1])
+    how = request.node.callspec.params["sides"]
+    expected = {"replayed at once": ["decodes"], "replayed in turn": ["decodes", "prompts"]}
+    assert side.captured == expected.get(how, [])
 
 
 def near(got: Tensor, expected: Tensor) -> bool:
