@@ -7,6 +7,10 @@ BIN    := $(VENV)/bin
 TORCH_INDEX ?=
 TORCH := torch>=2.11,<2.14
 
+# Where Python may keep no bytecode, each of dozens of programs that the tests start would compile
+# torch anew: that alone takes minutes.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: demo serve test gpu-test lint format clean
 
 demo: $(VENV)/.installed
