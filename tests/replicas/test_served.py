@@ -1,6 +1,8 @@
 """Two real engines of a tiny model behind one API, beside one in this process."""
 
+import json
 import os
+import shutil
 import signal
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -25,6 +27,7 @@ __all__ = ["model_folder"]
 
 pytestmark = pytest.mark.slow
 
+LONG = 20_000  # tokens of an answer that takes far longer than to look whether it is still given
 ASK = {"model": "base", "prompt": [5, 6, 7, 8], "temperature": 0, "ignore_eos": True}
 
 
@@ -39,10 +42,21 @@ class Both:
 
 
 @pytest.fixture(scope="module")
-def both(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Both]:
+def patient_model(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same model, which may say as much as the memory for keys and values holds."""
+    folder = tmp_path_factory.mktemp("patient") / "model"
+    shutil.copytree(model_folder, folder)
+    config = folder / "config.json"
+    longer = json.loads(config.read_text()) | {"max_position_embeddings": LONG + 512}
+    config.write_text(json.dumps(longer))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def both(patient_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Both]:
     home, threads = tmp_path_factory.mktemp("home"), torch.get_num_threads()
     settings = Settings(
-        home=home, model=str(model_folder), kv_memory_mb=8, adapter_slots=8, threads=1
+        home=home, model=str(patient_model), kv_memory_mb=8, adapter_slots=8, threads=1
     )
     twice = settings.model_copy(update={"replicas": 2})
     metrics = [Metrics("base"), Metrics("base")]
@@ -77,7 +91,7 @@ def test_the_same_answers(both: Both, changes: dict[str, object], adapted: bool)
 
 @pytest.mark.parametrize(
     "changes",
-    [{"prompt": []}, {"max_tokens": 5000}, {"model": "nobody"}, {"prompt": [10**6]}, {"n": 999}],
+    [{"prompt": []}, {"max_tokens": 50_000}, {"model": "nobody"}, {"prompt": [10**6]}, {"n": 999}],
 )
 def test_the_same_errors(both: Both, changes: dict[str, object]) -> None:
     here, apart = (c.post("/v1/completions", json=ASK | changes) for c in (both.here, both.apart))
@@ -109,16 +123,15 @@ def test_pins_and_residents(both: Both) -> None:
 
 
 def test_who_goes_away_is_not_answered_any_more(both: Both) -> None:
-    body = ASK | {"max_tokens": 480, "stream": True}
+    body = ASK | {"max_tokens": LONG, "stream": True}
     with both.apart.stream("POST", "/v1/completions", json=body) as response:
         next(response.iter_lines())
-        # An engine tells how it stands now and then, not with every token.
         assert eventually(lambda: both.front.engine.stats().running == 1)
     assert eventually(lambda: both.front.engine.stats().running == 0)
 
 
 def test_a_killed_engine_is_told_and_replaced(both: Both) -> None:
-    body = ASK | {"max_tokens": 480, "stream": True}
+    body = ASK | {"max_tokens": LONG, "stream": True}
     with both.apart.stream("POST", "/v1/completions", json=body) as response:
         lines = response.iter_lines()
         next(lines)
