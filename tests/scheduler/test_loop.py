@@ -3,6 +3,7 @@
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
 import pytest
@@ -64,6 +65,19 @@ class Rig:
     def ask(self, prompt: int = 3, **changes: object) -> tuple[Heard, Handle]:
         heard = Heard(answers=int(str(changes.get("n", 1))))
         return heard, self.loop.submit(request(prompt, **changes), heard)
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """No step runs in here: all that is asked is there before any of it is answered."""
+        before, go = self.engine.before_step, threading.Event()
+
+        def wait() -> None:
+            assert go.wait(10)
+            before()
+
+        self.engine.before_step = wait
+        yield
+        go.set()
 
     def metric(self, name: str, **labels: str) -> float:
         found = self.metrics.registry.get_sample_value(
@@ -174,7 +188,8 @@ def test_prompt_scores_come_once_and_whole(rig: Rig) -> None:
 
 def test_preempted_answers_are_the_same_in_the_end(make_rig: Callable[..., Rig]) -> None:
     rig = make_rig(blocks=8)
-    asked = [rig.ask(prompt=6, max_tokens=18)[0] for _ in range(4)]
+    with rig.held():
+        asked = [rig.ask(prompt=6, max_tokens=18)[0] for _ in range(4)]
     expected = "".join(f" {number}" for number in range(6, 24))
     assert [heard.wait().text for heard in asked] == [expected] * 4
     assert rig.metric("num_preemptions_total") > 0
@@ -354,10 +369,20 @@ def test_stop_cancels_what_outlasts_the_drain(make_rig: Callable[..., Rig]) -> N
 
 def test_one_owner_cannot_starve_another(make_rig: Callable[..., Rig]) -> None:
     rig = make_rig(limits=replace(LIMITS, max_rows=1, max_waiting=32))
-    rig.engine.before_step = lambda: time.sleep(0.002)
-    greedy = [rig.ask(owner="greedy")[0] for _ in range(12)]
-    modest, _ = rig.ask(owner="modest")
-    modest.wait()
-    assert sum(heard.done.is_set() for heard in greedy) <= 4
-    for heard in greedy:
+    ended: list[str] = []
+
+    def ask(owner: str) -> Heard:
+        heard = Heard()
+
+        def hear(delta: Delta) -> None:
+            ended.extend([owner] * (delta.finish is not None))
+            heard(delta)
+
+        rig.loop.submit(request(owner=owner), hear)
+        return heard
+
+    with rig.held():
+        asked = [ask(owner) for owner in ["greedy"] * 12 + ["modest"]]
+    for heard in asked:
         heard.wait()
+    assert ended.index("modest") <= 4
