@@ -18,6 +18,7 @@ from functools import partial
 import torch
 
 from benchmarks.peft_trainer import peft_seconds_per_step
+from benchmarks.profiles import profiled
 from benchmarks.report import origin, table
 from benchmarks.shapes import base_of
 from server.adapters.matrices import SharedBases
@@ -126,10 +127,18 @@ def main() -> None:
     parser.add_argument("--widths", type=int, nargs="+", default=[2048, 4096])
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--peft-steps", type=int, default=20, help="0: leave PEFT out")
+    parser.add_argument("--profile", action="store_true", help="say what a step's time goes to")
     options = parser.parse_args()
     work = work_of(options)
     base = base_of(options.model, options.device)
     trainers = trainers_of(base, work, options.jobs)
+    if options.profile:
+        print(origin())
+        print(profiled("one job", lambda: take_step(trainers[:1], trainers[0].part_tokens), base))
+        for width in options.widths:
+            name = f"{options.jobs} jobs, {width:,} tokens a pass"
+            print(profiled(name, partial(take_step, trainers, width), base))
+        return
     found = in_turns(trainers, options.rounds, options.widths, options.device)
     one = found["one after the other"]
     alone = peak_gib(lambda: take_step(trainers[:1], trainers[0].part_tokens), options.device)

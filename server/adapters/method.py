@@ -114,7 +114,8 @@ class Method(Protocol):
         """How rows of other adapters and of the base are kept out of its products.
 
         True: they take part and read zeros, so that one product serves any batch and adapters of
-        any ranks and targets form one group. False: its deltas see its own rows alone, and a group
+        any ranks and targets form one group; in training, `TrainedRows.shares` may be several
+        adapters'. False: its deltas see its own rows alone, and a group
         has one room rank and one set of targets.
         """
         ...

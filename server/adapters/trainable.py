@@ -1,11 +1,11 @@
-"""One adapter while it learns: parameters over a frozen base, through the layers that serve it.
+"""One adapter while it learns: a parameter over a frozen base, through the layers that serve it.
 
 Knows no data, loss or optimizer.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from itertools import groupby
 
 import torch
 from torch import Tensor, nn
@@ -15,11 +15,13 @@ from server.adapters.basis_id import NO_BASIS
 from server.adapters.checks import check_tensors
 from server.adapters.linears import install
 from server.adapters.matrices import SharedBases, need_of
-from server.adapters.method import Delta, Method, Run
+from server.adapters.method import Delta, Method
 from server.adapters.methods import method_named
-from server.adapters.side_by_side import side_by_side
+from server.adapters.shares import Shares
+from server.adapters.side_by_side import Share, side_by_side
 from server.adapters.targets import resolve_targets
-from server.bases.model import BaseModel, TargetLinear
+from server.adapters.trained_rows import FlatLayout, TrainedRows, TrainedVectors
+from server.bases.model import BaseModel
 from server.bases.seeded import Basis
 
 MAX_RANK = 1024
@@ -65,17 +67,25 @@ class TrainableAdapter:
         self._current = install(base)
         need = need_of(self._method, base, self.targets, rank)
         self._held = (shared or SharedBases(base)).get(self._basis, need)
-        self._layers = {
-            path: self._new_layer(path, Basis(seed, layer=index))
-            for index, path in enumerate(base.targets)
-            if path in set(self.targets)
+        paths = [path for path in base.targets if path in set(self.targets)]
+        self._layout = FlatLayout(self._method, {path: base.targets[path] for path in paths}, rank)
+        self._units = self._layout.units.to(base.device)
+        starts = {path: Basis(seed, layer=i) for i, path in enumerate(base.targets)}
+        initial = {
+            path: self._method.initial(base.targets[path], rank, starts[path]) for path in paths
         }
+        self._flat = nn.Parameter(self._layout.joined(initial).to(base.device))
 
     def parameters(self) -> list[nn.Parameter]:
-        """Float32, on the base's device, always in the same order."""
-        return [
-            parameter for layer in self._layers.values() for parameter in layer.parameters.values()
-        ]
+        """What is trained, flat: float32 [size], on the base's device."""
+        return [self._flat]
+
+    @property
+    def kind(self) -> Hashable:
+        """Adapters of one kind may learn as one; see `active_together`."""
+        if not self._method.whole_batch or self._dropout:
+            return id(self)
+        return self._method, self._rank, self._scale, self.targets, self._basis
 
     def active(self) -> AbstractContextManager[None]:
         """While this is entered, the base model answers as the adapter would.
@@ -84,33 +94,51 @@ class TrainableAdapter:
         """
         return self._current.set_to({path: (delta,) for path, delta in self.deltas().items()})
 
-    def deltas(self) -> dict[str, Delta]:
-        """What it adds to each of its targets, for one forward and its backward pass."""
+    def deltas(
+        self, others: Sequence["TrainableAdapter"] = (), tokens: Sequence[int] = ()
+    ) -> dict[str, Delta]:
+        """What it adds to each of its targets, for one forward and its backward pass.
+
+        Args:
+            others: of its kind, which have the rows that follow its own.
+            tokens: how many rows are its own, and how many each of the others has.
+        """
+        vectors = TrainedVectors(
+            self._layout,
+            [self._flat, *(other._flat for other in others)],
+            self._units,
+            self._scale,
+            self._base.dtype,
+            Shares(tokens, self._base.device) if others else None,
+        )
         layers = {
-            path: (self._base.targets[path], _TrainedRows(layer))
-            for path, layer in self._layers.items()
+            path: (linear, TrainedRows(vectors, path))
+            for path, linear in self._layout.linears.items()
         }
         return self._method.deltas(layers, self._rank, self._held.bases, self._dropout)
 
     def tensors(self) -> dict[str, Tensor]:
         """The vectors as the store holds them, `<module path>.<vector>`: float32 on the CPU."""
+        stored = (self._flat.detach() * self._units).cpu()
         return {
-            f"{path}.{name}": (parameter.detach() * layer.unit[name]).cpu()
-            for path, layer in self._layers.items()
-            for name, parameter in layer.parameters.items()
+            f"{path}.{name}": vector.clone()
+            for path, vectors in self._layout.parts(stored).items()
+            for name, vector in vectors.items()
         }
 
     def load_tensors(self, tensors: Mapping[str, Tensor]) -> None:
-        """Go back to what `tensors()` gave, bit for bit. The parameters stay the same objects.
+        """Go back to what `tensors()` gave, bit for bit. The parameter stays the same object.
 
         Raises:
             InvalidAdapter: a tensor that is missing, unknown, misshapen or not finite.
         """
         check_tensors(self._method, self._base, self.targets, self._rank, tensors)
+        stored = {
+            path: {name: tensors[f"{path}.{name}"] for name in shapes}
+            for path, shapes in self._layout.shapes.items()
+        }
         with torch.no_grad():
-            for path, layer in self._layers.items():
-                for name, parameter in layer.parameters.items():
-                    parameter.copy_(tensors[f"{path}.{name}"] / layer.unit[name])
+            self._flat.copy_(self._layout.joined(stored))
 
     def manifest(self, *, created_at: int, provenance: Mapping[str, str]) -> Manifest:
         """The header under which `tensors()` may be published. `created_at`: seconds since 1970."""
@@ -131,18 +159,6 @@ class TrainableAdapter:
             provenance=dict(provenance),
         )
 
-    def _new_layer(self, path: str, start: Basis) -> "_Layer":
-        linear = self._base.targets[path]
-        initial = self._method.initial(linear, self._rank, start)
-        unit = self._method.unit(linear, self._rank)
-        parameters = {
-            name: nn.Parameter((value / unit[name]).to(self._base.device))
-            for name, value in initial.items()
-        }
-        return _Layer(
-            self._method, linear, self._rank, self._scale, parameters, unit, self._base.dtype
-        )
-
 
 def active_together(
     base: BaseModel, shares: Sequence[tuple[TrainableAdapter | None, int]]
@@ -151,61 +167,23 @@ def active_together(
 
     Args:
         shares: adapters of `base` in the order of their tokens (padding included) in a batch, and
-            how many each has; None: tokens that the base answers as it is.
+            how many each has; None: tokens that the base answers as it is. Neighbours of one kind
+            are answered with the launches of one.
     """
-    deltas = side_by_side(
-        [({} if adapter is None else adapter.deltas(), tokens) for adapter, tokens in shares]
-    )
+    by_kind = groupby(shares, lambda share: None if share[0] is None else share[0].kind)
+    deltas = side_by_side([_as_one(list(group)) for _, group in by_kind])
     return install(base).set_to({path: (delta,) for path, delta in deltas.items()})
+
+
+def _as_one(shares: Sequence[tuple[TrainableAdapter | None, int]]) -> Share:
+    """Neighbours of one kind, or none of whom has an adapter."""
+    tokens = [count for _, count in shares]
+    first, *others = [adapter for adapter, _ in shares if adapter is not None] or [None]
+    if first is None:
+        return {}, sum(tokens)
+    return first.deltas([other for other in others if other is not None], tokens), sum(tokens)
 
 
 def _scale_of(method: Method, rank: int, options: Mapping[str, float | str]) -> float:
     alpha = options.get("alpha")
     return method.default_scale(rank) if alpha is None else float(alpha) / rank
-
-
-@dataclass(frozen=True, eq=False)
-class _Layer:
-    """One layer's parameters."""
-
-    method: Method
-    linear: TargetLinear
-    rank: int
-    scale: float
-    parameters: Mapping[str, nn.Parameter]
-    unit: Mapping[str, float]
-    dtype: torch.dtype
-
-    def folded(self) -> dict[str, Tensor]:
-        """As deltas read them, differentiable."""
-        vectors: dict[str, Tensor] = {
-            name: parameter if self.unit[name] == 1 else parameter * self.unit[name]
-            for name, parameter in self.parameters.items()
-        }
-        folded = self.method.fold(self.linear, self.rank, vectors, self.scale)
-        return {name: vector.to(self.dtype) for name, vector in folded.items()}
-
-
-class _TrainedRows:
-    """`server.adapters.method.Rows` in training: every token reads the same parameters.
-
-    Folded once for all that reads them. Units and scales are numbers, so nothing of the fold is
-    freed by a backward pass, and the passes of several parts of a batch may share it.
-    """
-
-    __slots__ = ("_folded", "_layer")
-
-    rows: Tensor | None = None
-    runs: tuple[Run, ...] = ()
-
-    def __init__(self, layer: _Layer) -> None:
-        self._layer = layer
-        self._folded: dict[str, Tensor] | None = None
-
-    def stored(self, name: str) -> Tensor:
-        if self._folded is None:
-            self._folded = self._layer.folded()
-        return self._folded[name]
-
-    def per_token(self, name: str) -> Tensor:
-        return self.stored(name)

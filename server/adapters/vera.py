@@ -30,6 +30,8 @@ from server.adapters.method import (
     Vectors,
 )
 from server.adapters.projection import Projection, projections
+from server.adapters.shares import scaled
+from server.adapters.trained_rows import TrainedRows
 from server.bases.model import TargetLinear
 from server.bases.seeded import SPEC
 from server.errors import InvalidAdapter
@@ -148,7 +150,7 @@ class Vera:
     ) -> dict[str, Delta]:
         project = projections(layers, bases, rank, dropout)
         return {
-            path: _VeraDelta(project[path], _up(bases[path], linear, rank), rows)
+            path: _delta(project[path], _up(bases[path], linear, rank), rows)
             for path, (linear, rows) in layers.items()
         }
 
@@ -172,9 +174,11 @@ class Vera:
         """d and b, the one that is not stored as its constant."""
         if self.trained == "d":
             d = vectors["d"]
-            return d, d.new_full((linear.out_features,), _spread(linear, rank))
+            return d, d.new_full((*d.shape[:-1], linear.out_features), _spread(linear, rank))
         b = vectors["b"]
-        return (b.new_full((rank,), self.d_initial) if self.trained == "b" else vectors["d"]), b
+        if self.trained == "b":
+            return b.new_full((*b.shape[:-1], rank), self.d_initial), b
+        return vectors["d"], b
 
 
 def _spread(linear: TargetLinear, rank: int) -> float:
@@ -191,6 +195,12 @@ def _up(pair: BasisPair, linear: TargetLinear, rank: int) -> Tensor:
     return pair.bt[:rank, : linear.out_features]
 
 
+def _delta(project: Projection, bt: Tensor, rows: Rows) -> Delta:
+    if isinstance(rows, TrainedRows):
+        return _LearningDelta(project, bt, rows)
+    return _VeraDelta(project, bt, rows)
+
+
 class _VeraDelta:
     """x: [tokens, in], y: [tokens, out]; y += b * ((d * (A x)) Bt)."""
 
@@ -203,6 +213,20 @@ class _VeraDelta:
 
     def __call__(self, x: Tensor, rows: Tensor, y: Tensor) -> Tensor:
         z = self._project(x, rows) * self._rows.per_token("d")
-        b, wide = self._rows.per_token("b"), torch.mm(z, self._bt)
-        # Not addcmul where gradients flow: its backward pass first multiplies both factors by one.
-        return y + b * wide if torch.is_grad_enabled() else y.addcmul_(b, wide)
+        return y.addcmul_(self._rows.per_token("b"), torch.mm(z, self._bt))
+
+
+class _LearningDelta:
+    """The same in training, where each adapter has a share of the rows."""
+
+    __slots__ = ("_bt", "_project", "_rows")
+
+    def __init__(self, project: Projection, bt: Tensor, rows: TrainedRows) -> None:
+        self._project = project
+        self._bt = bt
+        self._rows = rows
+
+    def __call__(self, x: Tensor, rows: Tensor, y: Tensor) -> Tensor:
+        shares = self._rows.shares
+        z = scaled(self._project(x, rows), self._rows.stored("d"), shares)
+        return scaled(torch.mm(z, self._bt), self._rows.stored("b"), shares, onto=y)

@@ -38,7 +38,7 @@ class Example:
 
     @property
     def num_targets(self) -> int:
-        return sum(self.counts)
+        return self.counts.count(True)
 
 
 def build_examples(

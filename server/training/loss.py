@@ -4,12 +4,14 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 from server.bases.model import BaseModel
 from server.training.examples import Example
+from server.training.lean_layers import lean_layers
 
 
 @dataclass(frozen=True)
@@ -54,42 +56,56 @@ def counted_losses(base: BaseModel, examples: Sequence[Example]) -> tuple[Tensor
     The output head runs only on the positions whose next token counts: with a vocabulary of 150,000
     the other logits would cost more than the rest of the model.
     """
-    tokens, mask, rows, columns, targets = _tensors(examples, base.device)
-    with head_reads(base, rows, columns):
-        output = base.model(input_ids=tokens, attention_mask=mask, use_cache=False)
-    logits = picked(output.logits, rows, columns).float()
-    losses = functional.cross_entropy(logits, targets, reduction="none")
+    tokens, rows, columns, targets = _tensors(examples, base.device)
+    # No mask: padding is at the right, where a causal model's tokens do not look. With one, torch's
+    # fastest attention would be out of reach.
+    with lean_layers(base), head_reads(base, rows, columns):
+        output = base.model(input_ids=tokens, use_cache=False)
+    return cross_entropy(picked(output.logits, rows, columns), targets)
+
+
+def cross_entropy(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """The loss of each row of logits, float32, and whether its largest is the target: [rows]."""
+    if not logits.is_cuda:
+        return reference_cross_entropy(logits, targets)
+    from server.training.kernels import cross_entropy as kernel  # a CPU has no triton
+
+    return kernel.cross_entropy(logits, targets)
+
+
+def reference_cross_entropy(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """What `cross_entropy` does, written plainly."""
+    losses = functional.cross_entropy(logits.float(), targets, reduction="none")
     return losses, logits.detach().argmax(-1) == targets
 
 
 def _tensors(
     examples: Sequence[Example], device: torch.device
-) -> tuple[Tensor, Tensor | None, Tensor, Tensor, Tensor]:
-    """Tokens [rows, longest] padded at the right, their mask (None: no padding), and for each
-    counted token the row and column that predict it, and the token itself."""
-    longest = positions(examples)
-    padding = [longest - (len(example.tokens) - 1) for example in examples]
-    tokens = [[*e.tokens[:-1], *[0] * pad] for e, pad in zip(examples, padding, strict=True)]
-    places = [
-        (row, column, example.tokens[column + 1])
-        for row, example in enumerate(examples)
-        for column in range(len(example.tokens) - 1)
-        if example.counts[column + 1]
-    ]
-    rows, columns, targets = torch.tensor(places, device=device).unbind(1)
-    mask = None
-    if any(padding):
-        mask = torch.tensor([[1] * (longest - pad) + [0] * pad for pad in padding], device=device)
-    return torch.tensor(tokens, device=device), mask, rows, columns, targets
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Tokens [rows, longest] padded at the right, and for each counted token the row and column
+    that predict it, and the token itself."""
+    tokens = np.zeros((len(examples), positions(examples) + 1), np.int64)
+    counts = np.zeros(tokens.shape, np.bool_)
+    for row, example in enumerate(examples):
+        tokens[row, : len(example.tokens)] = example.tokens
+        counts[row, : len(example.counts)] = example.counts
+    rows, columns = np.nonzero(counts[:, 1:])
+    places = np.stack([rows, columns, tokens[rows, columns + 1]])
+    on_device = torch.from_numpy(places).to(device)
+    return torch.from_numpy(tokens[:, :-1].copy()).to(device), *on_device.unbind()
 
 
 @contextmanager
 def head_reads(base: BaseModel, rows: Tensor, columns: Tensor) -> Iterator[None]:
     """Within, the output head sees [1, counted, hidden] in place of [rows, columns, hidden]."""
     head = base.model.get_output_embeddings()
-    hook = head.register_forward_pre_hook(
-        lambda _, inputs: (inputs[0][rows, columns].unsqueeze(0),)
-    )
+
+    def chosen(_: nn.Module, inputs: tuple[Tensor]) -> tuple[Tensor]:
+        (hidden,) = inputs
+        # By one index: going back through two would sort them.
+        return (hidden.flatten(0, 1).index_select(0, rows * hidden.shape[1] + columns)[None],)
+
+    hook = head.register_forward_pre_hook(chosen)
     try:
         yield
     finally:

@@ -3,19 +3,20 @@
 Runs on one base share its products: a step's examples, whoever they belong to, go through the base
 together, and each run's adapter sees its own rows alone. Losses, gradients, clipping and optimizer
 stay apart, so that a run learns what it would have learnt by itself, and a run that diverges is
-alone in it.
+alone in it. The host waits for the accelerator once a step, however many runs there are.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from server.adapters.trainable import TrainableAdapter, active_together
 from server.training.batches import micro_batches
 from server.training.examples import Example
-from server.training.loss import Sums, counted_losses, positions
+from server.training.loss import Score, counted_losses, positions
 from server.training.trainer import Progress, Trainer
 
 
@@ -47,42 +48,52 @@ def take_step(trainers: Sequence[Trainer], max_tokens: int) -> list[Progress | E
     Returns: in order, the step of each run, or what it failed of. A step that fails for several
     together is tried for each by itself.
     """
-    members = [_Member(trainer) for trainer in trainers]
+    members = [_Member(place, trainer) for place, trainer in enumerate(trainers)]
     # A mask of dropout is drawn for a whole batch: with others in it, it would be another mask.
     alone = [[member] for member in members if member.trainer.plan.dropout]
-    together = [member for member in members if not member.trainer.plan.dropout]
+    together = _by_kind([member for member in members if not member.trainer.plan.dropout])
+    totals = torch.zeros(2, len(members), dtype=torch.float64, device=trainers[0].base.device)
     try:
         for group in [*alone, together]:
             for part in _parts(group, max_tokens):
-                _accumulate(part)
+                _accumulate(part, totals)
+        # All that the host must know, in one wait for the accelerator.
+        norms = torch.stack([member.trainer.gradient_norm() for member in members])
+        read = torch.cat([totals, norms.double()[None]]).t().tolist()
     except Exception as error:
         if len(trainers) == 1:
             return [error]
         return [result for one in trainers for result in take_step([one], max_tokens)]
-    return [member.update() for member in members]
+    return [member.update(*mine) for member, mine in zip(members, read, strict=True)]
 
 
 @dataclass(eq=False)
 class _Member:
-    """A run's part of one step."""
+    """A run's part of one step. `place`: of the run among all of the step."""
 
+    place: int
     trainer: Trainer
     batch: list[Example] = field(default_factory=list)
-    sums: Sums = field(default_factory=Sums)
+    targets: int = 0
 
     def open(self) -> None:
         """Draw the batch. Just before its forward passes, for it seeds them."""
         self.batch = self.trainer.batch()
+        self.targets = sum(example.num_targets for example in self.batch)
 
-    @property
-    def targets(self) -> int:
-        return sum(example.num_targets for example in self.batch)
-
-    def update(self) -> Progress | Exception:
+    def update(self, loss: float, hits: float, norm: float) -> Progress | Exception:
         try:
-            return self.trainer.update(self.sums)
+            return self.trainer.update(Score(loss / self.targets, hits / self.targets), norm)
         except Exception as error:
             return error
+
+
+def _by_kind(members: Sequence[_Member]) -> list[_Member]:
+    """Those whose adapters may learn as one side by side; see `active_together`."""
+    kinds: dict[Hashable, list[_Member]] = {}
+    for member in members:
+        kinds.setdefault(member.trainer.adapter.kind, []).append(member)
+    return [member for alike in kinds.values() for member in alike]
 
 
 _Part = list[tuple[_Member, list[Example]]]
@@ -102,21 +113,26 @@ def _parts(members: Sequence[_Member], max_tokens: int) -> Iterator[_Part]:
         yield [(member, mine[member]) for member in members if member in mine]
 
 
-def _accumulate(part: _Part) -> None:
-    """Add one forward pass's losses to its members' sums, and its gradients to their adapters'."""
+def _accumulate(part: _Part, totals: Tensor) -> None:
+    """Add one forward pass's losses and hits to `totals` [2, members], and its gradients to the
+    members' adapters."""
     examples = [example for _, mine in part for example in mine]
     width = positions(examples)
     shares: list[tuple[TrainableAdapter | None, int]] = [
         (member.trainer.adapter, width * len(mine)) for member, mine in part
     ]
     base = part[0][0].trainer.base
+    owner, weight = _counted(part, totals.device)
     with active_together(base, shares):
         losses, hits = counted_losses(base, examples)
-        counts = [sum(example.num_targets for example in mine) for _, mine in part]
-        total: list[Tensor] = []
-        for (member, _), loss, hit in zip(
-            part, losses.split(counts), hits.split(counts), strict=True
-        ):
-            member.sums.add(loss, hit)
-            total.append(loss.sum() / member.targets)
-        torch.autograd.backward(torch.stack(total).sum())
+        totals.index_add_(1, owner, torch.stack([losses.detach().double(), hits.double()]))
+        torch.autograd.backward((losses * weight).sum())
+
+
+def _counted(part: _Part, device: torch.device) -> tuple[Tensor, Tensor]:
+    """The place of each counted token's member, int64, and its weight in that member's mean loss:
+    both [counted], in the order of the examples."""
+    counts = [sum(example.num_targets for example in mine) for _, mine in part]
+    owner = np.repeat([member.place for member, _ in part], counts)
+    weight = np.repeat(np.array([1 / member.targets for member, _ in part], np.float32), counts)
+    return torch.from_numpy(owner).to(device), torch.from_numpy(weight).to(device)

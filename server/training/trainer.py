@@ -26,6 +26,7 @@ from server.training.examples import Example
 from server.training.loss import Score, Sums, counted_losses
 from server.training.schedule import learning_rate
 
+_LAYOUT = "flat"  # of checkpoints: one parameter an adapter
 _VALUE = "value"  # of a parameter, beside its optimizer's moments
 _LOGITS_BYTES = 2**31  # what one part's logits may take, with their gradient and softmax
 
@@ -71,7 +72,7 @@ class Trainer:
             plan.max_tokens_per_batch, max(1, _LOGITS_BYTES // (3 * 4 * base.vocab_size))
         )
         self._lengths = [len(example.tokens) - 1 for example in train]  # the last is only a target
-        self._parameters = list(adapter.parameters())
+        self._parameters = adapter.parameters()
         self._optimizer = torch.optim.AdamW(
             self._parameters,
             lr=plan.learning_rate,
@@ -99,25 +100,37 @@ class Trainer:
 
     def batch(self) -> list[Example]:
         """What the step to come learns from. Seeds dropout, and forgets the last gradients."""
-        torch.manual_seed((self.plan.seed * 1_000_003 + self.step) % 2**63)
+        # The CPU alone: see `server.adapters.projection.thinned`.
+        torch.default_generator.manual_seed((self.plan.seed * 1_000_003 + self.step) % 2**63)
         self._optimizer.zero_grad(set_to_none=True)
         return [self._train[i] for i in self._batch()]
 
-    def update(self, sums: Sums) -> Progress:
+    def gradient_norm(self) -> Tensor:
+        """The norm of all gradients, where they are: reading it waits for the accelerator."""
+        grads = [p.grad for p in self._parameters if p.grad is not None]
+        return torch.nn.utils.get_total_norm(grads)
+
+    def update(self, score: Score, norm: float) -> Progress:
         """Take the step, once the batch's gradients are there.
+
+        Args:
+            score: of the batch.
+            norm: what `gradient_norm` gave.
 
         Raises:
             TrainingFailed: `diverged`, when the loss or its gradient is no longer finite.
         """
-        norm = torch.nn.utils.clip_grad_norm_(self._parameters, self.plan.max_grad_norm)
-        score = sums.score()
-        if not math.isfinite(score.loss) or not math.isfinite(norm.item()):
+        if not math.isfinite(score.loss) or not math.isfinite(norm):
             raise TrainingFailed(
                 f"the loss is no longer finite at step {self.step + 1}: train again with a "
                 f"learning_rate below {self.plan.learning_rate:g}, or check the data for "
                 "extremely long or garbled answers",
                 code="diverged",
             )
+        if norm > self.plan.max_grad_norm:
+            for parameter in self._parameters:
+                assert parameter.grad is not None, "there is a gradient, for it has a norm"
+                parameter.grad.mul_(self.plan.max_grad_norm / norm)
         rate = self._learning_rate()
         for group in self._optimizer.param_groups:
             group["lr"] = rate
@@ -176,7 +189,7 @@ class Trainer:
 
     @cached_property
     def _run_id(self) -> str:
-        facts = (self.base.fingerprint, self.plan, self._train, self._valid)
+        facts = (_LAYOUT, self.base.fingerprint, self.plan, self._train, self._valid)
         return hashlib.sha256(repr(facts).encode()).hexdigest()
 
     def _learning_rate(self) -> float:

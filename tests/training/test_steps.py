@@ -1,6 +1,7 @@
 """Runs that share batches: each learns what it would have learnt alone, whoever its neighbours."""
 
 import random
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
@@ -9,6 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from server.adapters import shares
+from server.adapters.shares import Shares
 from server.adapters.trainable import TrainableAdapter
 from server.bases.model import BaseModel
 from server.errors import TrainingFailed
@@ -87,6 +90,21 @@ def test_each_learns_what_it_would_have_learnt_alone() -> None:
         curve, tensors = alone(index)
         assert losses(told[index]) == pytest.approx(curve, rel=1e-3)
         assert_same(trainer.adapter.tensors(), tensors)
+
+
+def test_neighbours_of_one_kind_are_one_delta(monkeypatch: pytest.MonkeyPatch) -> None:
+    on = base()
+    trainers = [trainer_of(on, index) for index in (0, 2, 1, 0)]
+    plain, seen = shares.reference_scaled, []
+
+    def watched(x: Tensor, vectors: Tensor, of: Shares | None, onto: Tensor | None) -> Tensor:
+        seen.append(1 if of is None else len(of.tokens))
+        return plain(x, vectors, of, onto)
+
+    monkeypatch.setattr(shares, "reference_scaled", watched)
+    take_step(trainers, 10_000)
+    assert Counter(seen).keys() == {3, 1}, "three of rank 8 on all linears, and one of another kind"
+    assert Counter(seen)[3] == 2 * len(on.targets)
 
 
 def test_one_may_join_and_another_leave_between_steps() -> None:

@@ -1,0 +1,63 @@
+"""What lies between the products of a Llama's layer, written plainly. Knows no weights.
+
+`server.training.kernels` has the same as kernels with ways back of their own.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final
+
+import torch
+from torch import Tensor
+from torch.nn.functional import silu
+
+
+@dataclass(frozen=True)
+class Between:
+    """These functions, in one form or the other."""
+
+    add_rms_norm: Callable[[Tensor, Tensor | None, Tensor, float], tuple[Tensor, Tensor]]
+    rotate: Callable[[Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
+    silu_mul: Callable[[Tensor, Tensor], Tensor]
+
+
+def add_rms_norm(
+    h: Tensor, delta: Tensor | None, weight: Tensor, eps: float
+) -> tuple[Tensor, Tensor]:
+    """h + delta, and that over its root mean square, times `weight`: h', x.
+
+    Statistics are float32; the quotient is rounded to h's dtype before it meets `weight`, as in
+    transformers' LlamaRMSNorm.
+
+    Args:
+        h, delta: [tokens, hidden]; None: nothing is added.
+        weight: [hidden], frozen.
+    """
+    h = h if delta is None else h + delta
+    wide = h.float()
+    wide = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + eps)
+    return h, weight * wide.to(h.dtype)
+
+
+def rotate(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
+    """q and k turned by their positions, the halves of a head as transformers pairs them.
+
+    Args:
+        q, k: [tokens, heads * D] and [tokens, kv_heads * D].
+        cos, sin: [positions, D]; token t stands at position t % positions.
+    """
+    turned = []
+    for x in (q, k):
+        heads = x.view(-1, len(cos), x.shape[1] // cos.shape[1], cos.shape[1])
+        first, second = heads.chunk(2, dim=-1)
+        across = torch.cat((-second, first), dim=-1)
+        turned.append((heads * cos[:, None] + across * sin[:, None]).view(x.shape))
+    return turned[0], turned[1]
+
+
+def silu_mul(gate: Tensor, up: Tensor) -> Tensor:
+    """silu(gate) * up."""
+    return silu(gate) * up
+
+
+PLAIN: Final = Between(add_rms_norm, rotate, silu_mul)
