@@ -36,8 +36,8 @@ def padded_sizes(max_rows: int, prompt_rows: int = 0) -> list[int]:
     to `max_rows`."""
     sizes = [1, 2, 4, *range(8, 64, 8), *range(64, 128, 16), *range(128, max_rows + 32, 32)]
     fitting = [size for size in sizes if size < max_rows]
-    more = range(max_rows + 64, max_rows + prompt_rows + 64, 64)
-    return [*fitting, max_rows, *(min(size, max_rows + prompt_rows) for size in more)]
+    more = [size for size in (32, 64, 96, 128, 192) if size < prompt_rows]
+    return [*fitting, max_rows, *(max_rows + size for size in (*more, prompt_rows) if size)]
 
 
 class _Fixed:
