@@ -18,8 +18,9 @@ from torch import Tensor
 
 from benchmarks.kernels import BANDWIDTH, LAUNCHES, Launch, Row, Shape, median_us, shapes
 from benchmarks.report import origin, table
-from server.adapters.kernels.lora import LoraPart, expand, shrink
+from server.adapters.kernels.lora import LoraPart, expand
 from server.adapters.kernels.lora_gate import expand_gate
+from server.adapters.kernels.lora_shrink import shrink
 from server.adapters.kernels.segments import Segments, capacity_for
 from server.adapters.kernels.vera import Tiles, VeraPart, add_vera, tiles_for
 from server.adapters.kernels.vera_gate import gate_vera

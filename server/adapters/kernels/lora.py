@@ -1,6 +1,6 @@
 """LoRA for a batch of any adapters (arXiv 2106.09685, equation 3): two launches a site.
 
-    s[t] = A x[t]          `shrink`: A is [rank, in], rows contiguous
+    s[t] = A x[t]          `shrink`, in `lora_shrink`: A is [rank, in], rows contiguous
     y[t] += B s[t]         `expand`: B is [out, rank], contiguous
 
 Rows of `memory` are adapters, each from a page on. Where every token has its own adapter this is
@@ -13,12 +13,20 @@ that the same batch always gives the same bits. Knows no bank, no layout and no 
 from collections.abc import Sequence
 from typing import NamedTuple
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from server.adapters.kernels.parts import cdiv, part_of, power_of_two, tiles_over
+from server.adapters.kernels.overlap import (
+    ahead_of,
+    ask,
+    ask_entries,
+    distance,
+    early,
+    let_next_begin,
+    wait,
+)
+from server.adapters.kernels.parts import part_of, power_of_two, tiles_over
 from server.adapters.kernels.segments import TOKENS_EACH, Segments
 from server.adapters.layouts import PAGE
 
@@ -33,45 +41,7 @@ class LoraPart(NamedTuple):
     b_at: int
 
 
-_SHRINK_ENTRIES = 16384  # of A by one program at a time
-EXPAND_ENTRIES = 8192  # of B
-_PROGRAMS = 132 * 8  # enough to keep every multiprocessor waiting for memory, not for work
-_MOST_SPLITS = 16  # whoever reads a sum adds them all, for every tile of outputs
-
-
-def shrink(
-    x: Tensor, memory: Tensor, segments: Segments, parts: Sequence[LoraPart], rank: int
-) -> Tensor:
-    """sum_i s[i, t, p, r] = sum_k A_p[r, k] x[t, k], for every part p.
-
-    Args:
-        x: [tokens, in], inner stride 1, any row stride; what all parts read.
-        memory: [entries], of x's dtype.
-        rank: of the room: A is [rank, in] there.
-
-    Returns: s, float32 [splits, tokens, parts, rank], summed by whoever reads it. Rows of tokens in
-        no segment are not written.
-    """
-    tokens, width = x.shape
-    block_r = rank_block(rank)
-    block_k = _SHRINK_ENTRIES // block_r
-    rank_blocks = cdiv(rank, block_r)
-    blocks = cdiv(width, block_k)
-    programs = segments.capacity * len(parts) * rank_blocks  # of each split
-    wanted = min(cdiv(_PROGRAMS, max(programs, 1)), _MOST_SPLITS)
-    steps = cdiv(blocks, min(blocks, wanted))
-    splits = cdiv(blocks, steps)
-    s = torch.empty((splits, tokens, len(parts), rank), dtype=torch.float32, device=x.device)
-    if tokens == 0 or programs == 0:
-        return s
-    grid = (splits, len(parts) * rank_blocks, segments.capacity)
-    _shrink[grid](
-        s, x, memory, segments.table, tuple(part.a_at for part in parts),
-        tokens, width, x.stride(0), PAGE_ENTRIES=PAGE, SLOTS=TOKENS_EACH, STEPS=steps,
-        BLOCK_K=block_k, RANK=rank, BLOCK_R=block_r, RANK_BLOCKS=rank_blocks,
-        num_warps=4, num_stages=3,
-    )  # fmt: skip
-    return s
+EXPAND_ENTRIES = 8192  # of B by one program at a time
 
 
 def expand(
@@ -81,6 +51,8 @@ def expand(
     segments: Segments,
     parts: Sequence[LoraPart],
     rank: int,
+    *,
+    then: Tensor | None = None,
 ) -> None:
     """y[t, column_p + n] += sum_r B_p[n, r] s[t, p, r] for n < out_features, for every part p.
 
@@ -91,6 +63,7 @@ def expand(
         s: [splits, tokens, parts, rank], any dtype, inner stride 1, other strides as they come:
             `z[None, :, None, :].expand(1, -1, len(parts), -1)` gives all parts the same `A x`.
         rank: of the room: B is [out, rank] there.
+        then: a weight that is read soon after.
     """
     if len(y) == 0 or segments.capacity == 0 or not parts:
         return
@@ -98,29 +71,18 @@ def expand(
     block_n = EXPAND_ENTRIES // block_r
     places = tuple((part.column, part.out_features, part.a_at, part.b_at) for part in parts)
     grid = (tiles_over(parts, block_n), segments.capacity)
+    begun = early(y.device)
     _expand[grid](
         y, s, memory, segments.table, places,
-        y.stride(0), s.stride(0), s.stride(1), s.stride(2), PAGE_ENTRIES=PAGE, SLOTS=TOKENS_EACH,
-        SPLITS=len(s), BLOCK_N=block_n, RANK=rank, BLOCK_R=block_r, num_warps=4, num_stages=2,
+        y.stride(0), s.stride(0), s.stride(1), s.stride(2),
+        *ahead_of(then, y, grid[0] * grid[1], 4), PAGE_ENTRIES=PAGE, SLOTS=TOKENS_EACH,
+        SPLITS=len(s), BLOCK_N=block_n, RANK=rank, BLOCK_R=block_r, EARLY=begun, THREADS=128,
+        DISTANCE=distance(grid[0], y.device), num_warps=4, num_stages=2, launch_pdl=begun,
     )  # fmt: skip
 
 
 def rank_block(rank: int) -> int:
     return min(max(power_of_two(rank), 16), 64)
-
-
-def reference_shrink(
-    x: Tensor, memory: Tensor, segments: Segments, parts: Sequence[LoraPart], rank: int
-) -> Tensor:
-    """What `shrink` does, token by token, in one split; zeros where nothing is written."""
-    s = x.new_zeros((1, len(x), len(parts), rank), dtype=torch.float32)
-    for page, *rows in segments.table.tolist():
-        for index, part in enumerate(parts):
-            stop = part.a_at + rank * part.in_features
-            a = memory[page * PAGE :][part.a_at : stop].view(rank, part.in_features)
-            for token in (row for row in rows if row >= 0):
-                s[0, token, index] = a.float() @ x[token].float()
-    return s
 
 
 def reference_expand(
@@ -156,70 +118,10 @@ def segment_of(table, number, SLOTS: tl.constexpr):
 
 
 @triton.jit
-def _shrink(
-    s,
-    x,
-    memory,
-    table,
-    a_at,
-    tokens,
-    width,
-    x_stride,
-    PAGE_ENTRIES: tl.constexpr,
-    SLOTS: tl.constexpr,
-    STEPS: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-    RANK: tl.constexpr,
-    BLOCK_R: tl.constexpr,
-    RANK_BLOCKS: tl.constexpr,
-):
-    page, alone, first, token = segment_of(table, tl.program_id(2), SLOTS)
-    if page == 0:
-        return
-    split = tl.program_id(0)
-    part = tl.program_id(1) // RANK_BLOCKS
-    r = tl.program_id(1) % RANK_BLOCKS * BLOCK_R + tl.arange(0, BLOCK_R)
-    at = a_at[0]
-    for i in tl.static_range(1, len(a_at)):
-        at = tl.where(part == i, a_at[i], at)
-    known = r < RANK
-    a = memory + page * PAGE_ENTRIES + at + (r * width)[:, None]
-    row = len(a_at) * RANK
-    s += split.to(tl.int64) * tokens * row + part * RANK + r
-    if alone:
-        own = x + first * x_stride
-        one = _shrink_one(own, a, known, split * STEPS, width, STEPS, BLOCK_K)
-        tl.store(s + first * row, one, mask=known)
-    else:
-        # A quarter at a time: the tokens' x lies beside A in shared memory, in several stages.
-        filled = token >= 0
-        block = split * STEPS * 4
-        owns = x + token * x_stride
-        many = _shrink_many(owns, a, filled, known, block, width, STEPS * 4, BLOCK_K // 4)
-        tl.store(s[None, :] + token * row, many, mask=filled & known[None, :])
-
-
-@triton.jit
-def _shrink_one(x, a, known, block, width, STEPS: tl.constexpr, BLOCK_K: tl.constexpr):
-    sums = tl.zeros(known.shape, tl.float32)
-    for step in range(STEPS):
-        k = (block + step) * BLOCK_K + tl.arange(0, BLOCK_K)
-        inside = known[:, None] & (k < width)[None, :]
-        narrow = tl.load(a + k[None, :], mask=inside, other=0.0, eviction_policy="evict_first")
-        own = tl.load(x + k, mask=k < width, other=0.0)
-        sums += tl.sum(narrow.to(tl.float32) * own.to(tl.float32)[None, :], 1)
-    return sums
-
-
-@triton.jit
-def _shrink_many(x, a, filled, known, block, width, STEPS: tl.constexpr, BLOCK_K: tl.constexpr):
-    sums = tl.zeros([filled.shape[0], known.shape[0]], tl.float32)
-    for step in range(STEPS):
-        k = ((block + step) * BLOCK_K + tl.arange(0, BLOCK_K))[None, :]
-        narrow = tl.load(a + k, mask=known[:, None] & (k < width), other=0.0)
-        own = tl.load(x + k, mask=filled & (k < width), other=0.0)
-        sums = tl.dot(own, tl.trans(narrow), sums, input_precision="ieee")
-    return sums
+def page_later(table, number, segments, SLOTS: tl.constexpr, DISTANCE: tl.constexpr):
+    """The page of the segment that many later, 0 if there is none."""
+    later = number + DISTANCE
+    return tl.load(table + later * (1 + SLOTS), mask=later < segments, other=0).to(tl.int64)
 
 
 @triton.jit
@@ -233,17 +135,36 @@ def _expand(
     s_split,
     s_token,
     s_part,
+    ahead,
+    ahead_start,
+    ahead_stride,
+    ahead_count,
     PAGE_ENTRIES: tl.constexpr,
     SLOTS: tl.constexpr,
     SPLITS: tl.constexpr,
     BLOCK_N: tl.constexpr,
     RANK: tl.constexpr,
     BLOCK_R: tl.constexpr,
+    EARLY: tl.constexpr,
+    THREADS: tl.constexpr,
+    DISTANCE: tl.constexpr,
 ):
-    page, alone, first, token = segment_of(table, tl.program_id(1), SLOTS)
+    let_next_begin(EARLY)
+    number = tl.program_id(1)
+    page, alone, first, token = segment_of(table, number, SLOTS)
+    part, column, out_features, _, b_at, start = part_of(tl.program_id(0), parts, BLOCK_N)
+    n = start + tl.arange(0, BLOCK_N)
+    if DISTANCE > 0:
+        later = page_later(table, number, tl.num_programs(1), SLOTS, DISTANCE)
+        next_b = memory + later * PAGE_ENTRIES + b_at
+        size = tl.where(later > 0, tl.minimum(out_features - start, BLOCK_N), 0)
+        ask_entries(next_b + start * RANK, size * RANK, THREADS)
+    program = tl.program_id(1) * tl.num_programs(0) + tl.program_id(0)
+    programs = tl.num_programs(0) * tl.num_programs(1)
+    wait(EARLY)
+    ask(ahead, ahead_start, ahead_stride, ahead_count, program, programs, THREADS)
     if page == 0:
         return
-    part, column, out_features, _, b_at, n = part_of(tl.program_id(0), parts, BLOCK_N)
     b = memory + page * PAGE_ENTRIES + b_at + (n * RANK)[:, None]
     s += part * s_part
     y += column + n

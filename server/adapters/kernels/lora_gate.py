@@ -17,9 +17,19 @@ from server.adapters.kernels.lora import (
     LoraPart,
     expand_many,
     expand_one,
+    page_later,
     rank_block,
     reference_expand,
     segment_of,
+)
+from server.adapters.kernels.overlap import (
+    ahead_of,
+    ask,
+    ask_entries,
+    distance,
+    early,
+    let_next_begin,
+    wait,
 )
 from server.adapters.kernels.parts import cdiv
 from server.adapters.kernels.segments import TOKENS_EACH, Segments
@@ -36,6 +46,8 @@ def expand_gate(
     up_part: LoraPart | None,
     width: int,
     rank: int,
+    *,
+    then: Tensor | None = None,
 ) -> Tensor:
     """silu(gate + its delta) * (up + its delta), the deltas being `expand`'s.
 
@@ -46,6 +58,7 @@ def expand_gate(
         s: as for `expand`; its parts are those of the two that are not None, in this order.
         pages: [tokens], int64, contiguous: 0 for the tokens that are in no segment.
         gate_part, up_part: where their matrices lie; None: not adapted. Columns go by `width`.
+        then: a weight that is read soon after.
 
     Returns: [tokens, width], contiguous.
     """
@@ -56,13 +69,17 @@ def expand_gate(
     block_r = rank_block(rank)
     block_n = EXPAND_ENTRIES // block_r // 2  # of each of the two
     grid = (cdiv(width, block_n), segments.capacity + cdiv(tokens, TOKENS_EACH))
+    begun = early(act.device)
     _expand_gate[grid](
         act, gate_up, s, memory, segments.table, pages,
         gate_part.b_at if gate_part else 0, up_part.b_at if up_part else 0,
         tokens, width, segments.capacity,
         gate_up.stride(0), s.stride(0), s.stride(1), s.stride(2),
+        *ahead_of(then, act, grid[0] * grid[1], 4), EARLY=begun, THREADS=128,
+        DISTANCE=distance(grid[0], act.device),
         GATE=gate_part is not None, UP=up_part is not None, PAGE_ENTRIES=PAGE, SLOTS=TOKENS_EACH,
         SPLITS=len(s), BLOCK_N=block_n, RANK=rank, BLOCK_R=block_r, num_warps=4, num_stages=2,
+        launch_pdl=begun,
     )  # fmt: skip
     return act
 
@@ -109,6 +126,13 @@ def _expand_gate(
     s_split,
     s_token,
     s_part,
+    ahead,
+    ahead_start,
+    ahead_stride,
+    ahead_count,
+    EARLY: tl.constexpr,
+    THREADS: tl.constexpr,
+    DISTANCE: tl.constexpr,
     GATE: tl.constexpr,
     UP: tl.constexpr,
     PAGE_ENTRIES: tl.constexpr,
@@ -118,9 +142,14 @@ def _expand_gate(
     RANK: tl.constexpr,
     BLOCK_R: tl.constexpr,
 ):
+    let_next_begin(EARLY)
     n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     inside = n < width
     number = tl.program_id(1)
+    programs = tl.num_programs(0) * tl.num_programs(1)
+    wait(EARLY)
+    program = number * tl.num_programs(0) + tl.program_id(0)
+    ask(ahead, ahead_start, ahead_stride, ahead_count, program, programs, THREADS)
     dtype = act.dtype.element_ty
     if number >= capacity:
         m = (number - capacity) * SLOTS + tl.arange(0, SLOTS)
@@ -135,6 +164,15 @@ def _expand_gate(
     page, alone, first, token = segment_of(table, number, SLOTS)
     if page == 0:
         return
+    if DISTANCE > 0:
+        later = page_later(table, number, capacity, SLOTS, DISTANCE)
+        start = tl.program_id(0) * BLOCK_N
+        next_row = memory + later * PAGE_ENTRIES + start * RANK
+        size = tl.where(later > 0, tl.minimum(width - start, BLOCK_N), 0)
+        if GATE:
+            ask_entries(next_row + gate_b_at, size * RANK, THREADS)
+        if UP:
+            ask_entries(next_row + up_b_at, size * RANK, THREADS)
     row = memory + page * PAGE_ENTRIES + (n * RANK)[:, None]
     up_s = s
     if GATE:

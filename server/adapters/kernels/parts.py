@@ -38,7 +38,7 @@ def tiles_over(parts: Iterable[Part], columns: int) -> int:
 def part_of(tile, parts, BLOCK_N: tl.constexpr):
     """The part that owns this tile.
 
-    Returns: its number, its four facts, and the columns of the tile counted from its first.
+    Returns: its number, its four facts, and the tile's first column, counted from the part's.
     """
     index = 0
     column, out_features, first_at, second_at = parts[0]
@@ -53,5 +53,4 @@ def part_of(tile, parts, BLOCK_N: tl.constexpr):
         second_at = tl.where(mine, parts[i][3], second_at)
         here = tl.where(mine, tile - behind, here)
         behind += tl.cdiv(parts[i][1], BLOCK_N)
-    n = here * BLOCK_N + tl.arange(0, BLOCK_N)
-    return index, column, out_features, first_at, second_at, n
+    return index, column, out_features, first_at, second_at, here * BLOCK_N

@@ -19,6 +19,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from server.adapters.kernels.overlap import ahead_of, ask, early, let_next_begin, wait
 from server.adapters.kernels.parts import cdiv, part_of, power_of_two, tiles_over
 from server.adapters.layouts import PAGE
 
@@ -80,6 +81,7 @@ def add_vera(
     parts: Sequence[VeraPart],
     rank: int,
     tiles: Tiles | None = None,
+    then: Tensor | None = None,
 ) -> None:
     """y[t, column + n] += b[n] * sum_r z[t, r] d[r] bt[r, n] for n < out_features, for every part.
 
@@ -93,6 +95,7 @@ def add_vera(
         pages: [tokens], int64, contiguous: where each token's adapter's row begins; 0: none.
         parts: linears that share z and bt; no two share a column.
         tiles: instead of `tiles_for`'s choice, to measure others.
+        then: a weight that is read soon after.
     """
     tokens = y.shape[0]
     if tokens == 0:
@@ -100,12 +103,14 @@ def add_vera(
     columns = sum(part.out_features for part in parts)
     tiles = tiles or tiles_for(tokens, columns, rank, entry_bytes=y.itemsize)
     grid = (tiles_over(parts, tiles.columns), cdiv(tokens, tiles.tokens))
+    begun = early(y.device)
     _add_vera[grid](
         y, z, bt, memory, pages, tuple(map(tuple, parts)), tokens, rank,
-        y.stride(0), z.stride(0), bt.stride(0), PAGE_ENTRIES=PAGE,
+        y.stride(0), z.stride(0), bt.stride(0), *ahead_of(then, y, grid[0] * grid[1], tiles.warps),
+        PAGE_ENTRIES=PAGE, EARLY=begun, THREADS=tiles.warps * 32,
         BLOCK_M=tiles.tokens, BLOCK_N=tiles.columns, BLOCK_K=tiles.ranks,
         RANK_STEPS=cdiv(rank, tiles.ranks),
-        num_warps=tiles.warps, num_stages=tiles.stages,
+        num_warps=tiles.warps, num_stages=tiles.stages, launch_pdl=begun,
     )  # fmt: skip
 
 
@@ -205,14 +210,22 @@ def _add_vera(
     y_stride,
     z_stride,
     bt_stride,
+    ahead,
+    ahead_start,
+    ahead_stride,
+    ahead_count,
     PAGE_ENTRIES: tl.constexpr,
+    EARLY: tl.constexpr,
+    THREADS: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
     RANK_STEPS: tl.constexpr,
 ):
+    let_next_begin(EARLY)
     m, page = rows_of(pages, tokens, BLOCK_M)
-    _, column, out_features, d_at, b_at, n = part_of(tl.program_id(0), parts, BLOCK_N)
+    _, column, out_features, d_at, b_at, start = part_of(tl.program_id(0), parts, BLOCK_N)
+    n = start + tl.arange(0, BLOCK_N)
     adapted = page > 0
     inside = (n < out_features)[None, :]
     row = memory + page * PAGE_ENTRIES
@@ -224,11 +237,16 @@ def _add_vera(
         slab = slab_of(bt, bt_stride, k, n, rank, out_features)
         d = tl.load(row + d_at + k[None, :], mask=adapted & known, other=0.0)
         b = tl.load(row + b_at + n[None, :], mask=adapted & inside)
+        wait(EARLY)
         plain = tl.load(into, mask=(m < tokens) & inside)
         own = tl.load(z + k[None, :], mask=(m < tokens) & known, other=0.0)
+        program = tl.program_id(1) * tl.num_programs(0) + tl.program_id(0)
+        programs = tl.num_programs(0) * tl.num_programs(1)
+        ask(ahead, ahead_start, ahead_stride, ahead_count, program, programs, THREADS)
         wide = wide_of(slab, scaled(own, d, adapted))
         tl.store(into, plain.to(tl.float32) + b.to(tl.float32) * wide, mask=adapted & inside)
         return
+    wait(EARLY)
     most, shared = _shared_page(page)
     if most == 0:
         return

@@ -12,6 +12,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from server.adapters.kernels.overlap import early, let_next_begin, wait
+
 # Two programs for each of an H200's 132 multiprocessors.
 _PROGRAMS: Final = 264
 # A program of fewer keys spends more on its start and on the reduction than on them.
@@ -72,18 +74,20 @@ def decode_attention(
     block_dim = triton.next_power_of_2(head_dim)
     tile = _TILE_BYTES // (block_dim * keys.itemsize)
     group = heads // kv_heads
+    begun = early(q.device)
     _attend[(rows, kv_heads, splits)](
         q, keys, values, block_tables, context_lens, partial, weight,
         scaling, window or _EVERY_KEY, q.stride(0), block_tables.stride(0), keys.stride(0),
         GROUP=group, BLOCK_TOKENS=block_tokens, HEAD_DIM=head_dim, SPLIT=splits > 1,
         BLOCK_GROUP=max(triton.next_power_of_2(group), _FEWEST_HEADS), BLOCK_DIM=block_dim,
         TILE=min(max(tile, _FEWEST_TILE_KEYS), _MOST_TILE_KEYS), FEWEST_KEYS=_FEWEST_KEYS,
-        num_warps=_WARPS, num_stages=_STAGES,
+        EARLY=begun, num_warps=_WARPS, num_stages=_STAGES, launch_pdl=begun,
     )  # fmt: skip
     if splits > 1:
         _join[(rows, heads)](
             partial, weight, out, splits, HEAD_DIM=head_dim,
-            BLOCK_DIM=block_dim, BLOCK_SPLITS=triton.next_power_of_2(splits), num_warps=4,
+            BLOCK_DIM=block_dim, BLOCK_SPLITS=triton.next_power_of_2(splits), EARLY=begun,
+            num_warps=4, launch_pdl=begun,
         )  # fmt: skip
     return out
 
@@ -148,7 +152,10 @@ def _attend(
     BLOCK_DIM: tl.constexpr,
     TILE: tl.constexpr,
     FEWEST_KEYS: tl.constexpr,
+    EARLY: tl.constexpr,
 ):
+    let_next_begin(EARLY)
+    wait(EARLY)
     row = tl.program_id(0).to(tl.int64)
     kv_head = tl.program_id(1).to(tl.int64)
     split, splits = tl.program_id(2), tl.num_programs(2)
@@ -211,8 +218,11 @@ def _join(
     HEAD_DIM: tl.constexpr,
     BLOCK_DIM: tl.constexpr,
     BLOCK_SPLITS: tl.constexpr,
+    EARLY: tl.constexpr,
 ):
     """Mean of the splits' means, by their softmax totals, of which `weight` is the log2."""
+    let_next_begin(EARLY)
+    wait(EARLY)
     head = tl.program_id(0).to(tl.int64) * tl.num_programs(1) + tl.program_id(1)
     split = tl.arange(0, BLOCK_SPLITS)
     dim = tl.arange(0, BLOCK_DIM)[None, :]

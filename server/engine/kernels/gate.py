@@ -6,23 +6,30 @@ import triton.language as tl
 from torch import Tensor
 from torch.nn.functional import silu
 
+from server.adapters.kernels.overlap import ahead_of, ask, early, let_next_begin, wait
+
 _BLOCK = 1024
 
 
-def silu_mul(gate_up: Tensor, width: int) -> Tensor:
+def silu_mul(gate_up: Tensor, width: int, then: Tensor | None = None) -> Tensor:
     """silu(gate) * up, where gate is gate_up[:, :width] and up is gate_up[:, width : 2 * width].
 
     silu is computed in float32 and rounded before it meets `up`, as in torch.
 
     Args:
         gate_up: [tokens, at least 2 * width], any row stride; further columns are not read.
+        then: a weight that is read soon after.
 
     Returns: [tokens, width], contiguous.
     """
     tokens = gate_up.shape[0]
     act = torch.empty((tokens, width), dtype=gate_up.dtype, device=gate_up.device)
     grid = (tokens, triton.cdiv(width, _BLOCK))
-    _silu_mul[grid](gate_up, act, gate_up.stride(0), WIDTH=width, BLOCK=_BLOCK, num_warps=4)
+    begun = early(act.device)
+    _silu_mul[grid](
+        gate_up, act, gate_up.stride(0), *ahead_of(then, act, grid[0] * grid[1], 4),
+        WIDTH=width, BLOCK=_BLOCK, EARLY=begun, THREADS=128, num_warps=4, launch_pdl=begun,
+    )  # fmt: skip
     return act
 
 
@@ -32,13 +39,30 @@ def reference_silu_mul(gate_up: Tensor, width: int) -> Tensor:
 
 
 @triton.jit
-def _silu_mul(gate_up_ptr, act_ptr, stride, WIDTH: tl.constexpr, BLOCK: tl.constexpr):
+def _silu_mul(
+    gate_up_ptr,
+    act_ptr,
+    stride,
+    ahead,
+    ahead_start,
+    ahead_stride,
+    ahead_count,
+    WIDTH: tl.constexpr,
+    BLOCK: tl.constexpr,
+    EARLY: tl.constexpr,
+    THREADS: tl.constexpr,
+):
+    let_next_begin(EARLY)
+    wait(EARLY)
     token = tl.program_id(0).to(tl.int64)
     column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     inside = column < WIDTH
     row = gate_up_ptr + token * stride + column
     gate = tl.load(row, mask=inside, other=0.0).to(tl.float32)
     up = tl.load(row + WIDTH, mask=inside, other=0.0).to(tl.float32)
+    program = tl.program_id(1) * tl.num_programs(0) + tl.program_id(0)
+    programs = tl.num_programs(0) * tl.num_programs(1)
+    ask(ahead, ahead_start, ahead_stride, ahead_count, program, programs, THREADS)
     gate = (gate / (1.0 + tl.exp(-gate))).to(act_ptr.dtype.element_ty).to(tl.float32)
     act = (gate * up).to(act_ptr.dtype.element_ty)
     tl.store(act_ptr + token * WIDTH + column, act, mask=inside)

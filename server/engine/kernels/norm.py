@@ -8,12 +8,16 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from server.adapters.kernels.overlap import ahead_of, ask, early, let_next_begin, wait
+
 # Sixteen entries a thread: two loads of 16 bytes of each operand, and one pass for every width.
 _WIDTH_PER_WARP = 512
 _MOST_WARPS = 16
 
 
-def add_rms_norm(h: Tensor, delta: Tensor | None, weight: Tensor, eps: float) -> Tensor:
+def add_rms_norm(
+    h: Tensor, delta: Tensor | None, weight: Tensor, eps: float, then: Tensor | None = None
+) -> Tensor:
     """h += delta in place, then h / sqrt(mean(h^2) + eps) * weight.
 
     Statistics are float32; the quotient is rounded to h's dtype before it meets `weight`, as in
@@ -23,6 +27,7 @@ def add_rms_norm(h: Tensor, delta: Tensor | None, weight: Tensor, eps: float) ->
         h: [tokens, hidden], any row stride; hidden at most 16384.
         delta: the same shape, any row stride; None: h stays as it is.
         weight: [hidden], contiguous, of h's dtype.
+        then: a weight that is read soon after.
 
     Returns: [tokens, hidden], contiguous, of h's dtype.
     """
@@ -30,10 +35,13 @@ def add_rms_norm(h: Tensor, delta: Tensor | None, weight: Tensor, eps: float) ->
     x = torch.empty((tokens, hidden), dtype=h.dtype, device=h.device)
     block = triton.next_power_of_2(hidden)
     other = h if delta is None else delta
+    warps = min(max(block // _WIDTH_PER_WARP, 1), _MOST_WARPS)
+    begun = early(h.device)
     _add_rms_norm[(tokens,)](
         h, other, weight, x, h.stride(0), other.stride(0), eps,
-        HIDDEN=hidden, BLOCK=block, ADD=delta is not None,
-        num_warps=min(max(block // _WIDTH_PER_WARP, 1), _MOST_WARPS),
+        *ahead_of(then, x, tokens, warps, second=True),
+        HIDDEN=hidden, BLOCK=block, ADD=delta is not None, EARLY=begun, THREADS=warps * 32,
+        num_warps=warps, launch_pdl=begun,
     )  # fmt: skip
     return x
 
@@ -56,18 +64,29 @@ def _add_rms_norm(
     h_stride,
     delta_stride,
     eps,
+    ahead,
+    ahead_start,
+    ahead_stride,
+    ahead_count,
     HIDDEN: tl.constexpr,
     BLOCK: tl.constexpr,
     ADD: tl.constexpr,
+    EARLY: tl.constexpr,
+    THREADS: tl.constexpr,
 ):
+    let_next_begin(EARLY)
     token = tl.program_id(0).to(tl.int64)
     column = tl.arange(0, BLOCK)
     inside = column < HIDDEN
     h_row = h_ptr + token * h_stride + column
     weight = tl.load(weight_ptr + column, mask=inside, other=0.0).to(tl.float32)
+    wait(EARLY)
     h = tl.load(h_row, mask=inside, other=0.0).to(tl.float32)
     if ADD:
         delta = tl.load(delta_ptr + token * delta_stride + column, mask=inside, other=0.0)
+    program = tl.program_id(0)
+    ask(ahead, ahead_start, ahead_stride, ahead_count, program, tl.num_programs(0), THREADS)
+    if ADD:
         rounded = (h + delta.to(tl.float32)).to(h_ptr.dtype.element_ty)
         tl.store(h_row, rounded, mask=inside)
         h = rounded.to(tl.float32)

@@ -9,6 +9,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from server.adapters.kernels.overlap import early, let_next_begin, wait
+
 # Of queries and keys: with 32 and 8 heads of 128 a thread then holds 20 of them.
 _ENTRIES_PER_WARP = 1024
 _MOST_WARPS = 16
@@ -39,6 +41,7 @@ def rotate_and_store(
     kv_heads, blocks, block_tokens, head_dim = keys.shape
     heads = q.shape[1] // head_dim
     entries = triton.next_power_of_2((heads + kv_heads) * head_dim)
+    begun = early(q.device)
     _rotate_and_store[(tokens,)](
         q, k, v, cos, sin, keys, values, write_at,
         q.stride(0), k.stride(0), v.stride(0), cos.stride(0), sin.stride(0),
@@ -48,6 +51,7 @@ def rotate_and_store(
         BLOCK_KV_HEADS=triton.next_power_of_2(kv_heads),
         BLOCK_HALF=triton.next_power_of_2(head_dim // 2),
         LARGEST=torch.finfo(keys.dtype).max,
+        EARLY=begun, launch_pdl=begun,
         num_warps=min(max(entries // _ENTRIES_PER_WARP, 1), _MOST_WARPS),
     )  # fmt: skip
 
@@ -123,7 +127,10 @@ def _rotate_and_store(
     BLOCK_KV_HEADS: tl.constexpr,
     BLOCK_HALF: tl.constexpr,
     LARGEST: tl.constexpr,
+    EARLY: tl.constexpr,
 ):
+    let_next_begin(EARLY)
+    wait(EARLY)
     token = tl.program_id(0).to(tl.int64)
     pair = tl.arange(0, BLOCK_HALF)[None, :]
     paired = pair < HEAD_DIM // 2

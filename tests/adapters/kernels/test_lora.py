@@ -9,10 +9,9 @@ from server.adapters.kernels.lora import (
     LoraPart,
     expand,
     reference_expand,
-    reference_shrink,
-    shrink,
 )
 from server.adapters.kernels.lora_gate import expand_gate, reference_expand_gate
+from server.adapters.kernels.lora_shrink import reference_shrink, shrink
 from server.adapters.kernels.segments import Segments, capacity_for
 from tests.adapters.kernels.bank import Rows, asked
 from tests.engine.kernels.near import DEVICE, DTYPES, MARKS, assert_near, noise, wide_view
