@@ -65,7 +65,8 @@ def ahead_of(
     # An odd number, so that all parts of the rows come, whose length is mostly even: a product
     # that is split along them would wait for the part that was left out.
     stride = (chunks // wanted - 1) | 1
-    start = (stride + 1) // 2 if second else 0
+    between = wanted if stride == 1 else stride // 2
+    start = between if second else 0
     return Ahead(weight, start * _CHUNK, stride * _CHUNK, wanted)
 
 
