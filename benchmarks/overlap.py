@@ -82,13 +82,14 @@ class Trial:
             self.sides += [
                 side for side in sides_of(options.rows, kind, options.rows) if side.load != "Zipf"
             ]
-        captures: Captures = self.engine.runner._forward._decodes._captures  # type: ignore
-        self._kept = captures._kept
+        self._captures: Captures = self.engine.runner._forward._decodes._captures  # type: ignore
+        self._kept = self._captures._kept
 
     def run(self, variant: Variant, rounds: int) -> tuple[dict[Side, list[float]], list[Tensor]]:
         """Seconds of each side, and the logits of each one's last step."""
         variant.apply()
         self._kept.clear()
+        self._captures._pool = torch.cuda.graph_pool_handle()  # torch gives up one without graphs
         times = self.turns.times(self.sides, rounds)
         logits = []
         for side in self.sides:
