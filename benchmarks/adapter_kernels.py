@@ -2,10 +2,10 @@
 
 A short table of the 8b shape at 64 rows, in some 20 seconds; with `--all` every shape and number of
 rows, in a minute. Timed as in `benchmarks.kernels`: every launch has inputs of its own, and nothing
-is in the cache beforehand. That is hard on VeRA, whose random matrix all layers share: here it is
-read from memory in each. `gate_vera` and the expand of gate and up do `silu_mul`'s work as well,
-which stands beside them. With `--tiles`, other sizes of VeRA's programs at 64 rows of distinct
-adapters, in microseconds a launch.
+is in the cache beforehand; but VeRA's random matrix is shared by all, as by the layers of a model.
+`gate_vera` and the expand of gate and up do `silu_mul`'s work as well, which stands beside them.
+With `--tiles`, other sizes of VeRA's programs at so many rows of up to 64 adapters, in microseconds
+a launch.
 """
 
 import argparse
@@ -38,7 +38,7 @@ SUMS = {
 _OTHER_TILES = [
     Tiles(rows, columns, ranks, warps=warps, stages=stages)
     for rows, columns, (ranks, stages), warps in product(
-        (32, 64), (64, 128), ((64, 4), (256, 1)), (8, 16)
+        (32, 64, 128), (64, 128), ((64, 4), (256, 1)), (8, 16)
     )
 ]
 
@@ -129,15 +129,14 @@ class Vera:
         self.memory, pages = bank.memory(crowd)
         self.pages = torch.tensor(pages, device="cuda")
         self.y = filled(LAUNCHES, crowd.rows, site.out + VERA_RANK)
-        self.bt = filled(LAUNCHES, VERA_RANK, max(site.outs))
+        self.bt = filled(VERA_RANK, max(site.outs))
         vectors = crowd.adapters * (site.out + len(site.outs) * VERA_RANK)
         moved = 2 * site.out if site.name != "gate_up" else site.out * 3 // 2
-        entries = vectors + VERA_RANK * max(site.outs) + crowd.rows * (moved + VERA_RANK)
-        self.bytes = entries * _BYTES
+        self.bytes = (vectors + crowd.rows * (moved + VERA_RANK)) * _BYTES
 
     def launch(self, i: int, tiles: Tiles | None = None) -> None:
         y, z = self.y[i].split([self.site.out, VERA_RANK], dim=1)
-        given = (y, z, self.bt[i], self.memory, self.pages)
+        given = (y, z, self.bt, self.memory, self.pages)
         if self.site.name == "gate_up":
             gate, up = self.parts[i]
             gate_vera(*given, gate, up, self.site.outs[0], VERA_RANK, tiles)
@@ -243,20 +242,20 @@ def print_short(shape: Shape) -> None:
     print(table((f"{shape.name}, 64 rows: us a layer", "64 adapters", "1 adapter"), lines))
 
 
-def print_tiles(shape: Shape) -> None:
+def print_tiles(shape: Shape, rows: int) -> None:
     """Every size of program at every site, the one that `tiles_for` chooses first."""
-    crowd = Crowd(64, 64)
+    crowd = Crowd(rows, min(rows, 64))
     for site in sites(shape):
         vera = Vera(site, crowd)
         gates = site.name == "gate_up"
         chosen = tiles_for(crowd.rows, site.out, VERA_RANK, products=2 if gates else 1)
         lines = [
-            (shape.name, site.name, *tiles, us)
+            (shape.name, site.name, rows, *tiles, us)
             for tiles in [chosen, *(it for it in _OTHER_TILES if it != chosen)]
             if (us := tiled_us(vera, tiles)) is not None
         ]
         lines[1:] = sorted(lines[1:], key=lambda line: line[-1])[:8]
-        print(table(("shape", "site", *Tiles._fields, "us"), lines), flush=True)
+        print(table(("shape", "site", "rows", *Tiles._fields, "us"), lines), flush=True)
 
 
 def tiled_us(vera: Vera, tiles: Tiles) -> float | None:
@@ -272,17 +271,21 @@ def tiled_us(vera: Vera, tiles: Tiles) -> float | None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--all", action="store_true", help="all shapes and numbers of rows")
-    parser.add_argument("--tiles", action="store_true", help="try other sizes of VeRA's programs")
+    parser.add_argument("--shape", choices=("1b", "8b"), default="8b")
+    parser.add_argument(
+        "--tiles", type=int, nargs="+", help="rows for which to try other sizes of VeRA's programs"
+    )
     asked = parser.parse_args()
     if not torch.cuda.is_available():
         raise SystemExit("benchmarks.adapter_kernels needs a CUDA device")
     print(origin())
-    if asked.tiles:
-        print_tiles(shapes()[-1])
-    elif asked.all:
+    [shape] = (it for it in shapes() if it.name == asked.shape)
+    if asked.all:
         print_layers()
-    else:
-        print_short(shapes()[-1])
+    elif asked.tiles is None:
+        print_short(shape)
+    for rows in asked.tiles or ():
+        print_tiles(shape, rows)
 
 
 if __name__ == "__main__":

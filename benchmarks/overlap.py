@@ -14,6 +14,7 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from adapters_store.store import AdapterStore
@@ -88,13 +89,15 @@ class Trial:
     def run(self, variant: Variant, rounds: int) -> tuple[dict[Side, list[float]], list[Tensor]]:
         """Seconds of each side, and the logits of each one's last step."""
         variant.apply()
-        self._kept.clear()
+        self._captures._kept.clear()
+        # torch gives a pool up with the last of its graphs.
+        self._captures._pool = torch.cuda.graph_pool_handle()
         self._captures._pool = torch.cuda.graph_pool_handle()  # torch gives up one without graphs
         times = self.turns.times(self.sides, rounds)
         logits = []
         for side in self.sides:
             self.turns.times([side], 1)
-            logits.append(next(reversed(self._kept.values())).logits.clone())
+            logits.append(next(reversed(self._captures._kept.values())).logits.clone())
         return times, logits
 
 
