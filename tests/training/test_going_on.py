@@ -2,9 +2,11 @@
 
 import csv
 import io
-from collections.abc import Iterator
+import threading
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -18,6 +20,8 @@ from server.jobs.options import TrainOptions
 from server.training.checkpoint import sweep
 from server.training.publish import milestones
 from server.training.results import COLUMNS, Results
+from server.training.steps import take_step
+from server.training.trainer import Trainer
 from tests.training.test_worker import (
     OPTIONS,
     adapter_of,
@@ -59,12 +63,34 @@ def table(place: Workplace, job: Job) -> list[dict[str, str]]:
     return list(csv.DictReader(io.StringIO(place.files.path(OWNER, file_id).read_text())))
 
 
-def test_it_publishes_on_its_way_and_pausing_changes_no_bit(place: Workplace) -> None:
+def pause_after(step: int, place: Workplace, job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have its owner pause the job after that step, and its worker wait until it knows."""
+    known = threading.Event()
+    heartbeat = place.queue.heartbeat
+
+    def beat(job: Job, **told: Any) -> object:
+        wish = heartbeat(job, **told)
+        if wish == "pause":
+            known.set()
+        return wish
+
+    def pause_and_step(trainers: Sequence[Trainer], *args: Any) -> object:
+        if trainers[0].step == step and not known.is_set():
+            place.queue.pause(OWNER, job.id)
+            assert known.wait(30)
+        return take_step(trainers, *args)
+
+    monkeypatch.setattr(place.queue, "heartbeat", beat)
+    monkeypatch.setattr("server.training.worker.take_step", pause_and_step)
+
+
+def test_it_publishes_on_its_way_and_pausing_changes_no_bit(
+    place: Workplace, monkeypatch: pytest.MonkeyPatch
+) -> None:
     options = replace(OPTIONS, checkpoints=2)
     job = submit(place, options=options)
+    pause_after(14, place, job, monkeypatch)
     with working(place):
-        until(lambda: max(checkpoint_steps(place, job), default=0) >= 14)
-        place.queue.pause(OWNER, job.id)
         until(lambda: job_now(place, job).status == JobStatus.PAUSED)
         paused_at = max(checkpoint_steps(place, job))
         sweep(place.home / "jobs", older_than_s=-1, keep=place.queue.unfinished())

@@ -1,8 +1,9 @@
 """A worker's surroundings on a tiny model, in this process or, run as a program, in its own.
 
-    python -m tests.training.workplace HOME [before-publish | after-publish]
+    python -m tests.training.workplace HOME [MOMENT SIGNAL]
 
-works through HOME's queue until SIGTERM; with a second argument it kills itself at that point.
+works through HOME's queue until SIGTERM. With a moment ("before-publish", "after-publish", or
+"step-5", once that is saved) it sends itself the signal then: who watches it may be slower.
 """
 
 import json
@@ -10,13 +11,14 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
+import server.training.worker
 from adapters_store.store import AdapterStore
 from server.bases.model import BaseModel
 from server.bases.tokenizer import ChatTokenizer
@@ -24,6 +26,8 @@ from server.db.session import Database
 from server.jobs.files import Files
 from server.jobs.queue import JobQueue
 from server.training.desk import Desk
+from server.training.steps import take_step
+from server.training.trainer import Trainer
 from server.training.worker import WorkerParts, run_worker
 from tests.models import tiny_model
 from tests.training.chats import byte_tokenizer
@@ -85,20 +89,31 @@ def lines(count: int) -> bytes:
     return b"".join(json.dumps({"messages": chat}).encode() + b"\n" for chat in chats)
 
 
-def _dying(publish: Callable[..., Any], when: str) -> Callable[..., Any]:
-    def publish_and_die(*args: object, **kwargs: Mapping[str, object]) -> None:
-        if when == "after-publish":
-            publish(*args, **kwargs)
-        os.kill(os.getpid(), signal.SIGKILL)
+def _hurt(place: Workplace, moment: str, number: int) -> None:
+    publish = place.store.publish
 
-    return publish_and_die
+    def publish_and_suffer(*args: Any, **options: Any) -> object:
+        if moment == "after-publish":
+            publish(*args, **options)
+        os.kill(os.getpid(), number)
+        return publish(*args, **options)
+
+    def suffer_and_step(trainers: Sequence[Trainer], *args: Any) -> object:
+        if moment == f"step-{trainers[0].step}":
+            os.kill(os.getpid(), number)
+        return take_step(trainers, *args)
+
+    if moment.startswith("step-"):
+        setattr(server.training.worker, "take_step", suffer_and_step)  # noqa: B010
+    else:
+        place.store.publish = publish_and_suffer  # type: ignore[method-assign, assignment]
 
 
 def main() -> None:
     torch.set_num_threads(1)
     place = Workplace.at(Path(sys.argv[1]))
     if len(sys.argv) > 2:
-        place.store.publish = _dying(place.store.publish, sys.argv[2])  # type: ignore[method-assign]
+        _hurt(place, sys.argv[2], signal.Signals[sys.argv[3]])
     stop = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: stop.set())
     run_worker(place.parts(), stop)
