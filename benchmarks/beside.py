@@ -5,21 +5,21 @@
         --seconds 1 --rounds 1
 
 Steady streams with VeRA adapters are listened to, alone and beside one job that trains (VeRA on q
-and v), in turns. The job trains in each of the ways that `benchmarks.ways` knows.
+and v), in turns. The first row is the server's own way; the others are it with something changed.
 """
 
 import argparse
 import itertools
+import math
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, Final
-from unittest import mock
+from typing import Final
 
 import numpy as np
 import torch
@@ -32,36 +32,13 @@ from benchmarks.crowd import VERA_QV
 from benchmarks.live import Heard, Live, serving
 from benchmarks.report import origin, table
 from benchmarks.shapes import SHAPES, base_of
-from benchmarks.ways import (
-    HIGH,
-    Apart,
-    Between,
-    Interleaved,
-    InThread,
-    Job,
-    Marks,
-    Memory,
-    Way,
-    twin,
-)
-from server.bases.lending import Lender, Weights
-from server.pulse import Pulse, PulseReader
-from server.scheduler.loop import Stepper
-from server.training.giving_way import GivingWay
-from server.training.throttle import Throttle
+from benchmarks.ways import Job, Marks, Plain, Product, Way, multiprocessors
+from server.bases.model import BaseModel
+from server.pulse import Pulse
 
 PROMPT_TOKENS: Final = 128
 BAR_GAP, BAR_KEPT, BAR_IDLE, BAR_MEMORY = 1.3, 0.4, 0.95, 0.15
-EVERY, BURST = 24, 32  # less than a twentieth of the steps wait, for about a step of training
-WAYS: Final = (
-    "apart",
-    "gives way",
-    "thread",
-    "thread gives way",
-    "interleaved",
-    "bursts",
-    "own sms",
-)
+WAYS: Final = ("product", "never", "sms")
 
 
 @dataclass
@@ -72,6 +49,16 @@ class Found:
     alone: list[float] = field(default_factory=list)
     beside: list[float] = field(default_factory=list)
     trained: list[float] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes of the device: of the base's weights, what training takes between its steps, and the
+    most that one step takes beside that."""
+
+    weights: int
+    added: int
+    activations: int
 
 
 class Streams:
@@ -123,88 +110,28 @@ def quietly(way: Way, seconds: float) -> float:
     return statistics.median(trained_per_s(marks, *ends) for ends in itertools.pairwise(times))
 
 
-class Bench:
-    """A loop that serves, and what ways to train beside it need."""
-
-    def __init__(self, options: argparse.Namespace, live: Live, refs: Sequence[AdapterRef]) -> None:
-        self.options = options
-        self.streams = Streams(live, refs, options.answer_tokens)
-        self.speed_alone = 0.0
-        self.speed_idle = 0.0
-        self.memory: Memory | None = None
-        self.found: list[Found] = []
-
-    def listen(self, name: str, way: Way) -> None:
-        found = Found(name)
-        options = self.options
-        in_turns(
-            found, way, self.streams, options.rounds, warming=options.warming, times=options.times
-        )
-        self.found.append(found)
-        print(row_text(found, self.speed_alone), flush=True)  # should a later way break
+def idle_share(product: Way, plain: Way, seconds: float, rounds: int) -> tuple[float, float]:
+    """Speed of training by itself, and the part of it that the server's way has beside an engine
+    that nobody asks: in turns, and the median of what each turn found."""
+    turns = [(quietly(plain, seconds), quietly(product, seconds)) for _ in range(rounds + 1)][1:]
+    alone = statistics.median(one for one, _ in turns)
+    return alone, statistics.median(mine / one for one, mine in turns)
 
 
-def apart(bench: Bench, folder: Path, weights: Weights, job: Job) -> None:
-    """A process of its own: without control, then with."""
-    options = bench.options
-    way = Apart(folder / "socket", options.shape, job, weights.bytes)
-    bench.memory = way.memory
-    bench.speed_alone = quietly(way, options.seconds)
-    if "apart" in options.ways:
-        bench.listen("a process, time-sliced", way)
-    way.give_way(folder / "pulse")
-    bench.speed_idle = quietly(way, options.seconds)
-    if "gives way" in options.ways:
-        bench.listen("a process that gives way", way)
-    for share in options.shares:
-        way.give_way(folder / "pulse", share)
-        bench.listen(f"a process, {share:.0%} of the time", way)
-    way.end()
-
-
-def within(bench: Bench, folder: Path, weights: Weights, job: Job, between: Between) -> None:
-    """The ways of the engine's own process. One that fails says so, and the next is tried."""
-    shape = bench.options.shape
-
-    def giving() -> GivingWay:
-        return GivingWay(Throttle(job.target), PulseReader(folder / "pulse"))
-
-    made: dict[str, tuple[str, Callable[[], Way]]] = {
-        "thread": (
-            "a thread, low priority",
-            lambda: InThread(twin(weights, shape), between, job),
-        ),
-        "thread gives way": (
-            "a thread, low priority, that gives way",
-            lambda: InThread(twin(weights, shape), between, job, giving()),
-        ),
-        "bursts": (
-            f"{BURST} layers before every {EVERY}th step",
-            lambda: Interleaved(
-                twin(weights, shape),
-                between,
-                job,
-                PulseReader(folder / "pulse"),
-                every=EVERY,
-                layers=BURST,
-            ),
-        ),
-        "interleaved": (
-            "a layer before each step",
-            lambda: Interleaved(twin(weights, shape), between, job, PulseReader(folder / "pulse")),
-        ),
-        "own sms": (
-            f"a thread on {bench.options.sms} multiprocessors",
-            lambda: InThread(twin(weights, shape), between, job, multiprocessors=bench.options.sms),
-        ),
-    }
-    for key in bench.options.ways:
-        if key in made:
-            name, make = made[key]
-            try:
-                bench.listen(name, make())
-            except Exception as error:
-                print(f"{name}: {type(error).__name__}: {error}", flush=True)
+def memory_of(base: BaseModel, make: Callable[[], Way]) -> tuple[Way, Memory | None]:
+    """What a way takes of the device."""
+    if base.device.type != "cuda":
+        return make(), None
+    before = torch.cuda.memory_allocated()
+    way = make()
+    quietly(way, 1)  # the optimizer's moments are there as well
+    torch.cuda.synchronize()
+    held = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    quietly(way, 1)
+    weights = sum(it.numel() * it.itemsize for it in base.model.parameters())
+    peak = torch.cuda.max_memory_allocated() - held
+    return way, Memory(weights, held - before, peak)
 
 
 def row(found: Found, speed_alone: float) -> tuple[object, ...]:
@@ -232,63 +159,68 @@ def row_text(found: Found, speed_alone: float) -> str:
 
 
 def memory_text(memory: Memory) -> str:
-    parts = asdict(memory)
-    mib = {name: f"{size / 2**20:,.0f} MiB" for name, size in parts.items()}
-    added = (memory.borrowed + memory.job) / memory.weights
-    whole = added + memory.context / memory.weights
+    weights, added, activations = (
+        f"{size / 2**20:,.0f} MiB" for size in (memory.weights, memory.added, memory.activations)
+    )
+    share = memory.added / memory.weights
     return (
-        f"weights {mib['weights']}; the worker adds {mib['borrowed']} to open them, {mib['job']} "
-        f"for matrices and the job, {mib['context']} for CUDA itself, and at most "
-        f"{mib['activations']} of activations in a step:\n{added:.1%} of the weights without "
-        f"CUDA's, {whole:.1%} with it (bar {BAR_MEMORY:.0%}, activations apart)"
+        f"weights {weights}; training adds {added}, {share:.1%} of them (bar {BAR_MEMORY:.0%}: "
+        f"{'met' if share <= BAR_MEMORY else 'MISSED'}), and at most {activations} in a step"
     )
 
 
-def _high(plain: type[torch.cuda.Stream]) -> Callable[..., torch.cuda.Stream]:
-    def stream(*given: Any, **told: Any) -> torch.cuda.Stream:
-        named = told if "stream_id" in told else {"priority": HIGH, **told}
-        made: torch.cuda.Stream = plain(*given, **named)
-        return made
-
-    return stream
-
-
 @contextmanager
-def bench_of(options: argparse.Namespace, folder: Path) -> Iterator[tuple[Bench, Weights, Between]]:
+def engine_of(
+    options: argparse.Namespace, folder: Path
+) -> Iterator[tuple[BaseModel, Pulse, Streams]]:
     base = base_of(options.shape, options.device)
     store = AdapterStore(folder / "store")
     refs = crowd.publish(store, base, VERA_QV, options.streams)
     adapters = crowd.residents(base, store, [(VERA_QV, options.streams)])
-    made: list[Between] = []
+    pulse, context = Pulse(), PROMPT_TOKENS + options.answer_tokens
+    with serving(base, adapters, rows=options.streams, context=context, pulse=pulse) as live:
+        streams = Streams(live, refs, options.answer_tokens)
+        streams.once()
+        yield base, pulse, streams
 
-    def through(engine: Stepper) -> Stepper:
-        made.append(Between(engine))
-        return made[-1]
 
-    # Nodes of a graph keep the priority of the stream that they were captured on.
-    high: AbstractContextManager[object] = nullcontext()
-    if options.device == "cuda":
-        high = mock.patch.object(torch.cuda, "Stream", _high(torch.cuda.Stream))
-    context = PROMPT_TOKENS + options.answer_tokens
-    with high:
-        server = serving(
-            base,
-            adapters,
-            rows=options.streams,
-            context=context,
-            pulse=Pulse(folder / "pulse"),
-            through=through,
-        )
-        live = server.__enter__()
-    try:
-        weights = Weights.of(base, options.shape)
-        lender = Lender(weights, folder / "socket")
-        bench = Bench(options, live, refs)
-        bench.streams.once()
-        yield bench, weights, made[0]
-        lender.close()
-    finally:
-        server.__exit__(None, None, None)
+def ways_of(
+    options: argparse.Namespace, base: BaseModel, pulse: Pulse, product: Way
+) -> Mapping[str, tuple[str, Callable[[], Way]]]:
+    job = Job.of(options)
+
+    def on_some() -> Way:
+        return Product(base, pulse, job, math.inf, within=multiprocessors(options.sms))
+
+    return {
+        "product": (f"gives way, {options.target:g} times", lambda: product),
+        "never": ("gives way to priority alone", lambda: Product(base, pulse, job, math.inf)),
+        "sms": (f"the same, on {options.sms} multiprocessors", on_some),
+    }
+
+
+def listen(options: argparse.Namespace, folder: Path) -> None:
+    with engine_of(options, folder) as (base, pulse, streams):
+        job = Job.of(options)
+        product, memory = memory_of(base, lambda: Product(base, pulse, job, options.target))
+        rounds = options.rounds
+        alone, idle = idle_share(product, Plain(base, job), options.seconds, rounds)
+        rows = []
+        for key, (name, make) in ways_of(options, base, pulse, product).items():
+            if key not in options.ways:
+                continue
+            found = Found(name)
+            in_turns(found, make(), streams, rounds, warming=options.warming, times=options.times)
+            print(row_text(found, alone), flush=True)  # should a later way break
+            rows.append(row(found, alone))
+    print("\n" + origin() + "\n")
+    columns = ("", "p50 alone, ms", "p95", "p50 beside", "p95", "p99", "p95 over alone")
+    print(table((*columns, "streams' speed", "trained tokens/s", "of alone", "bars"), rows))
+    verdict = "met" if idle >= BAR_IDLE else "MISSED"
+    print(f"\ntraining alone: {alone:,.0f} tokens/s")
+    print(f"beside an idle server: {idle:.2f} of it (bar {BAR_IDLE}: {verdict})")
+    if memory is not None:
+        print(memory_text(memory))
 
 
 def main() -> None:
@@ -303,39 +235,14 @@ def main() -> None:
     parser.add_argument("--warming", type=int, default=2, help="streams before them")
     parser.add_argument("--seconds", type=float, default=4, help="of training by itself")
     parser.add_argument("--target", type=float, default=BAR_GAP)
-    parser.add_argument("--shares", type=float, nargs="*", default=(), help="fixed ones, as well")
     parser.add_argument("--sms", type=int, default=32)
     parser.add_argument("--examples", type=int, default=200)
     parser.add_argument("--tokens", type=int, default=256, help="of one example")
     parser.add_argument("--rank", type=int, default=256)
     parser.add_argument("--targets", nargs="*", default=("q_proj", "v_proj"))
     options = parser.parse_args()
-    torch.multiprocessing.set_sharing_strategy("file_system")
-    job = Job.of(options, options.target)
-    with (
-        tempfile.TemporaryDirectory(dir=crowd.scratch()) as name,
-        bench_of(options, Path(name)) as (bench, weights, between),
-    ):
-        try:
-            apart(bench, Path(name), weights, job)
-        except Exception as error:  # handles of memory may not open everywhere
-            print(f"a process of its own: {type(error).__name__}: {error}", flush=True)
-        if not bench.speed_alone:
-            alone = InThread(twin(weights, options.shape), between, job)
-            bench.speed_alone = quietly(alone, options.seconds)
-        within(bench, Path(name), weights, job, between)
-    print("\n" + origin() + "\n")
-    columns = ("", "p50 alone, ms", "p95", "p50 beside", "p95", "p99", "p95 over alone")
-    rows = [row(found, bench.speed_alone) for found in bench.found]
-    print(table((*columns, "streams' speed", "trained tokens/s", "of alone", "bars"), rows))
-    idle = bench.speed_idle / bench.speed_alone
-    print(
-        f"\ntraining alone: {bench.speed_alone:,.0f} tokens/s; that gives way, beside an idle "
-        f"server: {bench.speed_idle:,.0f}, {idle:.2f} of it (bar {BAR_IDLE}: "
-        f"{'met' if idle >= BAR_IDLE else 'MISSED'})"
-    )
-    if bench.memory is not None:
-        print(memory_text(bench.memory))
+    with tempfile.TemporaryDirectory(dir=crowd.scratch()) as name:
+        listen(options, Path(name))
 
 
 if __name__ == "__main__":

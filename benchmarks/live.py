@@ -2,7 +2,7 @@
 
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -14,9 +14,10 @@ from server.adapters.residency import ResidentAdapters
 from server.bases.model import BaseModel
 from server.engine.blocks import BlockPool
 from server.engine.sequence import SamplingParams
+from server.engine.urgent import urgent
 from server.metrics import Metrics
 from server.pulse import Pulse
-from server.scheduler.loop import Limits, ServingLoop, Stepper
+from server.scheduler.loop import Limits, ServingLoop
 from server.scheduler.request import Delta, Generation
 
 
@@ -98,15 +99,13 @@ def serving(
     context: int,
     step_tokens: int = 2048,
     pulse: Pulse | None = None,
-    through: Callable[[Stepper], Stepper] = lambda runner: runner,
 ) -> Iterator[Live]:
-    """A loop of at most `rows` answers of `context` tokens each, prompts included.
-
-    `through` may put something between the loop and its engine.
-    """
-    engine = Engine.of(base, adapters, rows=rows, context=context)
+    """A loop of at most `rows` answers of `context` tokens each, prompts included."""
+    within = urgent(base.device)
+    with within():
+        engine = Engine.of(base, adapters, rows=rows, context=context)
     loop = ServingLoop(
-        through(engine.runner),
+        engine.runner,
         adapters,
         BlockPool(engine.kv.num_blocks, BLOCK_TOKENS),
         NoText,
@@ -119,6 +118,7 @@ def serving(
         ),
         metrics=Metrics("bench"),
         pulse=pulse,
+        within=within,
     )
     adapters.on_loaded = loop.wake
     loop.start()

@@ -85,17 +85,22 @@ class Settings(BaseSettings):
 
     worker: bool = Field(True, description="serve also starts and supervises a training worker")
     worker_device: Literal["auto", "cpu", "cuda"] = Field(
+        "auto", description="where the worker trains; auto: where the model runs"
+    )
+    worker_process: Literal["auto", "yes", "no"] = Field(
         "auto",
-        description="where the worker trains; auto: where the model runs. On CUDA it trains on the "
-        "weights of the engine beside it",
+        description="whether the worker is a process of its own, with a copy of the base; no: a "
+        "thread of the engine's, on the engine's copy; auto: no where both are on CUDA",
     )
     training_latency: float = Field(
         1.3,
         ge=1,
-        description="CUDA: how many times as long training may make the time between tokens, 95th "
-        "percentile, while requests run on its device; inf: training does not give way",
+        description="how many times as long training in the engine's process may make the time "
+        "between tokens, 95th percentile, while requests run; inf: it does not give way",
     )
-    worker_threads: int = Field(0, ge=0, description="CPU threads for training; 0: torch's choice")
+    worker_threads: int = Field(
+        0, ge=0, description="CPU threads of a worker's own process; 0: torch's choice"
+    )
     worker_poll_s: float = Field(0.5, gt=0, description="seconds between looks for a waiting job")
     worker_jobs: int = Field(8, ge=1, le=256, description="jobs that a worker trains at once")
     worker_step_tokens: int = Field(

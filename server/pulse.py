@@ -1,24 +1,19 @@
-"""How an engine fares, for other processes to read: a few kilobytes of shared memory in a file.
+"""How an engine fares, for whoever trains beside it in its process.
 
-One process writes, any number read; nobody locks and nobody waits. Times between tokens are counted
+One thread writes, any number read; nobody locks and nobody waits. Times between tokens are counted
 in buckets that only ever grow, so each reader may ask about a stretch of time of its own choosing.
 Knows no engine and no training.
 """
 
 import math
-import mmap
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from itertools import accumulate
 from typing import Final
 
-_RUNNING, _STEPS, _HEAD = 0, 1, 2  # places of the head's numbers, and how many there are
 _SHORTEST_S: Final = 1e-4
 _PER_OCTAVE: Final = 32  # a bucket is 2 % wide
 _BUCKETS: Final = 16 * _PER_OCTAVE  # up to 6.5 s
-_WORD: Final = 8
-_BYTES: Final = (_HEAD + _BUCKETS) * _WORD
 
 
 @dataclass(frozen=True)
@@ -33,67 +28,45 @@ class Reading:
     steps: int
     gaps: Sequence[int]
 
-    def quantile(self, since: "Reading", share: float) -> float | None:
-        """Seconds between tokens that `share` of those since another reading did not exceed; None
-        if there were none. True to 2 %."""
-        counts = [now - then for now, then in zip(self.gaps, since.gaps, strict=True)]
-        rank = share * sum(counts)
-        if not rank:
-            return None
-        seen = 0
-        for bucket, count in enumerate(counts):
-            seen += count
-            if seen >= rank:
-                return _SHORTEST_S * math.pow(2, (bucket + 0.5) / _PER_OCTAVE)
-        raise AssertionError("a rank is at most the sum")
+    def since(self, earlier: "Reading") -> list[int]:
+        """As `gaps`, of the tokens since another reading."""
+        return [now - then for now, then in zip(self.gaps, earlier.gaps, strict=True)]
 
 
 class Pulse:
-    """The engine's side. A file that is there already is replaced: its readers keep the old."""
+    """Told by the engine's thread alone.
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        path.unlink(missing_ok=True)
-        file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
-        try:
-            os.ftruncate(file, _BYTES)
-            self._words = memoryview(mmap.mmap(file, _BYTES)).cast("q")
-        finally:
-            os.close(file)
+    Attributes:
+        running: answers that are being generated now.
+    """
 
-    def running(self, answers: int) -> None:
-        """So many answers are being generated now."""
-        self._words[_RUNNING] = answers
+    def __init__(self) -> None:
+        self.running = 0
+        self._steps = 0
+        self._gaps = [0] * _BUCKETS
 
     def step(self, gaps: Mapping[float, int]) -> None:
         """A step was told: so many tokens came so many seconds after the ones before them."""
         for seconds, tokens in gaps.items():
-            self._words[_HEAD + _bucket(seconds)] += tokens
-        self._words[_STEPS] += 1
-
-    def close(self) -> None:
-        """Nothing runs any more, and nobody is to look."""
-        self.running(0)
-        self.path.unlink(missing_ok=True)
-
-
-class PulseReader:
-    """Another process's side. Raises OSError if there is no such file."""
-
-    def __init__(self, path: Path) -> None:
-        with path.open("rb") as file:
-            memory = mmap.mmap(file.fileno(), _BYTES, access=mmap.ACCESS_READ)
-        self._words = memoryview(memory).cast("q")
-
-    @property
-    def running(self) -> int:
-        """Answers that are being generated: cheap to ask."""
-        return self._words[_RUNNING]
+            self._gaps[_bucket(seconds)] += tokens
+        self._steps += 1
 
     def read(self) -> Reading:
-        """All of it; what is written meanwhile is in it or is not."""
-        words = self._words.tolist()
-        return Reading(words[_RUNNING], words[_STEPS], words[_HEAD:])
+        """All of it; what is told meanwhile is in it or is not."""
+        return Reading(self.running, self._steps, self._gaps.copy())
+
+
+def quantile(gaps: Sequence[float], share: float) -> float | None:
+    """Seconds between tokens that `share` of them did not exceed, true to 2 %; None of none.
+
+    Args:
+        gaps: as in a Reading; their numbers may be weighted.
+    """
+    rank = share * sum(gaps)
+    if not rank:
+        return None
+    bucket = next(at for at, seen in enumerate(accumulate(gaps)) if seen >= rank)
+    return _SHORTEST_S * math.pow(2, (bucket + 0.5) / _PER_OCTAVE)
 
 
 def _bucket(seconds: float) -> int:

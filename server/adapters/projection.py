@@ -56,5 +56,18 @@ def projections(
 def dropped(rows: Tensor, dropout: float) -> Tensor:
     """`rows` as an adapter sees them: thinned out while gradients are recorded."""
     if dropout and torch.is_grad_enabled():
-        return functional.dropout(rows, dropout)
+        return thinned(rows, dropout)
     return rows
+
+
+def thinned(rows: Tensor, dropout: float) -> Tensor:
+    """Dropout whose mask follows from the state of torch's generator on the CPU.
+
+    Never from the device's: while a thread of this process captures a graph it belongs to that.
+    """
+    if rows.device.type == "cpu":
+        return functional.dropout(rows, dropout)
+    generator = torch.Generator(rows.device)
+    generator.manual_seed(int(torch.randint(2**62, ())))
+    kept = torch.empty_like(rows).bernoulli_(1 - dropout, generator=generator)
+    return rows * kept.div_(1 - dropout)

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
-from torch.nn import functional
 
 from server.adapters.method import Rows
+from server.adapters.projection import thinned
 from server.adapters.randlora_frozen import Frozen
 
 
@@ -27,7 +27,7 @@ class Dropped:
         if not self._dropout or not torch.is_grad_enabled():
             return rows
         if self._dropped is None or x is not self._x:
-            self._x, self._dropped = x, functional.dropout(rows, self._dropout)
+            self._x, self._dropped = x, thinned(rows, self._dropout)
         return self._dropped
 
 

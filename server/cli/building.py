@@ -4,7 +4,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Literal
 
@@ -19,7 +19,6 @@ from server.bases.model import BaseModel, load_base
 from server.bases.tokenizer import ChatTokenizer, load_tokenizer
 from server.cli.capturing import capturing
 from server.cli.options import BadOption
-from server.cli.sharing import lending, open_pulse
 from server.cli.sizes import Sizes, kv_memory_mb
 from server.config import Settings
 from server.db.session import Database
@@ -27,6 +26,7 @@ from server.engine.blocks import BlockPool
 from server.engine.fast import fast_forward
 from server.engine.kv_cache import KVCache
 from server.engine.runner import Runner
+from server.engine.urgent import urgent
 from server.jobs.files import Files
 from server.jobs.queue import JobQueue
 from server.metrics import Metrics
@@ -57,12 +57,13 @@ class Records:
 
 @dataclass(frozen=True)
 class Engine:
-    """The base model and what runs it."""
+    """The base model and what runs it. `pulse` tells how that fares."""
 
     base: BaseModel
     tokenizer: ChatTokenizer
     adapters: ResidentAdapters
     loop: ServingLoop
+    pulse: Pulse
 
 
 @contextmanager
@@ -108,16 +109,16 @@ def running_engine(
     started = time.monotonic()
     base, tokenizer = load_model(settings, settings.threads or threads_beside_http())
     say(f"loaded {base.name} on {base.device} in {time.monotonic() - started:.1f} s")
-    adapters = _adapters(settings, base, records.store)
-    pulse = open_pulse(settings, base.device)
-    loop = _loop(settings, base, tokenizer, adapters, metrics, pulse)
-    adapters.on_loaded = loop.wake
-    for ref in pins:
-        adapters.pin(ref)
+    pulse, within = Pulse(), urgent(base.device)
+    with within():
+        adapters = _adapters(settings, base, records.store)
+        loop = _loop(settings, base, tokenizer, adapters, metrics, pulse, within)
+        adapters.on_loaded = loop.wake
+        for ref in pins:
+            adapters.pin(ref)
     loop.start()
     try:
-        with lending(settings, base, pulse):
-            yield Engine(base, tokenizer, adapters, loop)
+        yield Engine(base, tokenizer, adapters, loop, pulse)
     finally:
         loop.stop(0)
         adapters.close()
@@ -146,7 +147,8 @@ def _loop(
     tokenizer: ChatTokenizer,
     adapters: ResidentAdapters,
     metrics: Metrics,
-    pulse: Pulse | None,
+    pulse: Pulse,
+    within: Callable[[], AbstractContextManager[object]],
 ) -> ServingLoop:
     try:
         memory_mb = kv_memory_mb(settings, base.device)
@@ -169,6 +171,7 @@ def _loop(
         ),
         metrics=metrics,
         pulse=pulse,
+        within=within,
     )
 
 

@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from multiprocessing.connection import Client, Connection
 from pickle import dumps
 from types import FrameType
@@ -13,6 +14,7 @@ from types import FrameType
 from adapters_store.errors import StoreError
 from server.cli.building import Engine, open_records, running_engine
 from server.cli.options import BadOption, add_settings, read_settings, set_log_level
+from server.cli.training import LAST_WORDS_S, training_beside, trains_beside
 from server.config import Settings
 from server.errors import VerandahError
 from server.metrics import Metrics
@@ -28,10 +30,11 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    threading.Thread(target=_outlive_nobody, daemon=True).start()
     signal.signal(signal.SIGTERM, _end)
     settings = read_settings(options)
     set_log_level(settings)
+    last_words_s = LAST_WORDS_S if trains_beside(settings) else 0.0
+    threading.Thread(target=_outlive_nobody, args=(last_words_s,), daemon=True).start()
     with Client(options.connect) as connection:
         try:
             _answer(settings, connection)
@@ -48,9 +51,10 @@ def _answer(settings: Settings, connection: "Connection[object, object]") -> Non
     with (
         open_records(settings) as records,
         running_engine(settings, records, metrics, _say) as engine,
+        training_beside(settings, records, engine) as worker,
     ):
         gc.freeze()  # what is there will stay: looking through it again pauses every stream
-        child = Child(connection, engine.loop, engine.adapters, metrics)
+        child = Child(connection, engine.loop, engine.adapters, metrics, worker)
         child.run(_facts(engine))
 
 
@@ -67,11 +71,15 @@ def _facts(engine: Engine) -> Facts:
     )
 
 
-def _outlive_nobody() -> None:
-    """End at once when the server has ended: its end of our standard input is then closed."""
+def _outlive_nobody(last_words_s: float) -> None:
+    """End when the server has ended: its end of our standard input is then closed.
+
+    The main thread learns of it as well; what it may take for it is `last_words_s`.
+    """
     # Below Python's own reader, which would hold a lock that the interpreter wants at exit.
     while os.read(sys.stdin.fileno(), 4096):
         pass
+    time.sleep(last_words_s)
     os._exit(1)
 
 

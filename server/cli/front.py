@@ -25,8 +25,9 @@ from server.cli.building import (
     running_engine,
     threads_beside_http,
 )
-from server.cli.itself import command, environment
+from server.cli.itself import command, environment, worker_id
 from server.cli.options import BadOption
+from server.cli.training import training_beside, trains_beside
 from server.config import Settings
 from server.errors import UnsupportedModel
 from server.metrics import Metrics
@@ -35,6 +36,7 @@ from server.replicas.gathered import gather
 from server.replicas.messages import Facts
 from server.replicas.replica import Replica
 from server.replicas.residency import FleetResidency
+from server.replicas.worker import WorkerThere
 from server.tenancy.keys import Keys
 from server.training.appraiser import Appraiser
 
@@ -45,6 +47,7 @@ _MIB = 2**20
 class Front:
     """`base` is the model itself, or, with engines in processes of their own, its outline on
     torch's meta device. `processes` are those engines; none if the engine is in this process.
+    `worker` is who trains in an engine's process; None if nobody does.
     """
 
     base: BaseModel
@@ -55,6 +58,7 @@ class Front:
     porting: PortingDesk
     stop: Callable[[float], None]
     processes: Sequence[seams.Worker] = ()
+    worker: seams.Worker | None = None
 
 
 @contextmanager
@@ -74,7 +78,7 @@ def wire(
     metrics: Metrics,
     worker: seams.Worker | None,
 ) -> Parts:
-    """What the HTTP application is made of."""
+    """What the HTTP application is made of. `worker` trains in a process of its own."""
     key = settings.api_key
     return Parts(
         base=BaseCard(
@@ -98,7 +102,7 @@ def wire(
         jobs=records.jobs,
         keys=Keys(None if key is None else key.get_secret_value()),
         metrics=metrics,
-        worker=worker,
+        worker=front.worker if worker is None else worker,
         describe=describe,
         max_rank=settings.max_rank,
         request_timeout_s=settings.request_timeout_s,
@@ -118,7 +122,16 @@ def _apart(settings: Settings) -> bool:
 def _in_this_process(
     settings: Settings, records: Records, metrics: Metrics, say: Say
 ) -> Iterator[Front]:
-    with running_engine(settings, records, metrics, say) as engine:
+    with (
+        running_engine(settings, records, metrics, say) as engine,
+        training_beside(settings, records, engine) as worker,
+    ):
+
+        def stop(drain_timeout_s: float) -> None:
+            if worker is not None:  # its jobs are given back while answers end
+                worker.stop()
+            engine.loop.stop(drain_timeout_s)
+
         inspections = Inspections(engine.base, records.store, settings.max_rank)
         try:
             yield Front(
@@ -128,7 +141,8 @@ def _in_this_process(
                 residency=engine.adapters,
                 inspections=inspections,
                 porting=_porting(settings, records, engine.base),
-                stop=engine.loop.stop,
+                stop=stop,
+                worker=worker,
             )
         finally:
             inspections.close()
@@ -142,7 +156,12 @@ def _in_processes(
     hush_progress()
     fleet = Fleet(
         [
-            Replica(number, command("engine"), _environment_of(settings, number))
+            Replica(
+                number,
+                command("engine"),
+                _environment_of(settings, number),
+                on_end=lambda pid: records.jobs.abandon(worker_id(pid)),
+            )
             for number in range(settings.replicas)
         ]
     )
@@ -166,6 +185,7 @@ def _in_processes(
                 porting=_porting(settings, records, base),
                 stop=fleet.stop,
                 processes=fleet.replicas,
+                worker=WorkerThere(fleet.replicas[0]) if trains_beside(settings) else None,
             )
         finally:
             inspections.close()
@@ -174,9 +194,11 @@ def _in_processes(
 
 
 def _environment_of(settings: Settings, number: int) -> dict[str, str]:
-    """A replica's environment: it sees one CUDA device only, or has its share of the cores."""
+    """A replica's environment: it sees one CUDA device only, or has its share of the cores. The
+    first alone may train."""
     threads = settings.threads or max(1, threads_beside_http() // settings.replicas)
-    own = settings.model_copy(update={"pinned": (), "threads": threads})
+    worker = settings.worker and number == 0
+    own = settings.model_copy(update={"pinned": (), "threads": threads, "worker": worker})
     variables = environment(own)
     if on_cuda(settings):
         variables["CUDA_VISIBLE_DEVICES"] = _devices(settings.replicas)[number]

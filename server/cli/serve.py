@@ -24,6 +24,7 @@ from server.cli.options import (
     read_settings,
     set_log_level,
 )
+from server.cli.training import trains_beside
 from server.config import Settings
 from server.jobs.queue import JobQueue
 from server.metrics import Metrics
@@ -132,8 +133,9 @@ def _bound(settings: Settings) -> Iterator[socket.socket]:
 
 @contextlib.contextmanager
 def _worker(settings: Settings, jobs: JobQueue) -> Iterator[Supervisor | None]:
-    """The training worker, if it is wanted: this program again, told its settings."""
-    if not settings.worker:
+    """The training worker, if one is wanted that is a process: this program again, told its
+    settings."""
+    if not settings.worker or trains_beside(settings):
         yield None
         return
     supervisor = Supervisor(

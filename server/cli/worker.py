@@ -1,4 +1,4 @@
-"""`verandah worker`: trains waiting jobs. `serve` starts one; more may run beside it."""
+"""`verandah worker`: trains waiting jobs. More than one may run beside a server."""
 
 import argparse
 import contextlib
@@ -13,12 +13,10 @@ import torch
 
 from server.bases.model import BaseModel
 from server.bases.tokenizer import ChatTokenizer
-from server.cli.building import device_of, load_model, open_records
-from server.cli.itself import worker_id
+from server.cli.building import load_model, open_records
 from server.cli.options import add_settings, read_settings, set_log_level
-from server.cli.sharing import Borrower
-from server.training.desk import Desk
-from server.training.worker import WorkerParts, run_worker
+from server.cli.training import LAST_WORDS_S, worker_parts
+from server.training.worker import run_worker
 
 EXAMPLES = """examples:
   verandah worker                                  beside a server with the same home
@@ -27,7 +25,6 @@ EXAMPLES = """examples:
 """
 
 _NICENESS = 5  # answering comes before training, where both want the same cores
-_LAST_WORDS_S = 20.0
 
 log = logging.getLogger(__name__)
 
@@ -56,33 +53,19 @@ def run(options: argparse.Namespace) -> int:
     if settings.worker_device != "auto":
         own = settings.model_copy(update={"device": settings.worker_device})
 
-    def load_own() -> tuple[BaseModel, ChatTokenizer]:
+    def load() -> tuple[BaseModel, ChatTokenizer]:
         return load_model(own, settings.worker_threads)
 
-    borrower = Borrower(own, torch.device(device_of(own)), load_own, stop)
     # A server that started us has made the database: if it is missing now, it was taken away.
     with open_records(settings, create=not options.supervised) as records:
-        desk = Desk(
-            queue=records.jobs,
-            files=records.files,
-            store=records.store,
-            served_name=settings.served_name,
-            folder=settings.home_path / "training",
-            max_rank=settings.max_rank,
-            lease_s=settings.lease_s,
-            checkpoint_every_s=settings.checkpoint_every_s,
-        )
-        parts = WorkerParts(
-            desk=desk,
-            load=borrower.load,
-            worker_id=worker_id(os.getpid()),
-            poll_s=settings.worker_poll_s,
-            jobs=settings.worker_jobs,
-            step_tokens=settings.worker_step_tokens,
-            positions=borrower.positions,
-        )
-        run_worker(parts, stop)
-    return os.EX_TEMPFAIL if borrower.bereft else 0
+        run_worker(worker_parts(settings, records, load, _give_memory_back), stop)
+    return 0
+
+
+def _give_memory_back() -> None:
+    """To the device, on which a server may be as well."""
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 def _outlive_nobody(stop: threading.Event) -> None:
@@ -91,8 +74,6 @@ def _outlive_nobody(stop: threading.Event) -> None:
     while os.read(sys.stdin.fileno(), 4096):
         pass
     stop.set()
-    threading.Event().wait(_LAST_WORDS_S)
-    log.warning(
-        "still busy %g s after the server ended; leaving the job to the next", _LAST_WORDS_S
-    )
+    threading.Event().wait(LAST_WORDS_S)
+    log.warning("still busy %g s after the server ended; leaving the job to the next", LAST_WORDS_S)
     os._exit(1)

@@ -19,6 +19,7 @@ from server.adapters.residency import ResidentAdapters
 from server.adapters.site_parts import Parts
 from server.engine.decoder import NoAdapters, SiteAdapters
 from server.engine.kernels.gate import silu_mul
+from server.engine.urgent import HIGHEST
 
 MOST: Final = 256
 """Kept at once; each is some hundred kB of launches."""
@@ -45,7 +46,8 @@ class Captures:
         self._parts = Parts()
         self._kept: OrderedDict[Hashable, Captured] = OrderedDict()
         self._pool = torch.cuda.graph_pool_handle()
-        self._stream = torch.cuda.Stream()
+        # Nodes of a graph keep the priority of the stream that they were captured on.
+        self._stream = torch.cuda.Stream(priority=HIGHEST)
 
     def find(
         self,

@@ -73,6 +73,18 @@ class Residency(Protocol):
     def forget(self, ref: AdapterRef) -> None: ...
 
 
+class Worker(Protocol):
+    """`server.training.beside.Beside`."""
+
+    @property
+    def alive(self) -> bool: ...
+
+    @property
+    def restarts(self) -> int: ...
+
+    def stop(self) -> None: ...
+
+
 @dataclass
 class _Asked:
     """A request under way."""
@@ -82,7 +94,11 @@ class _Asked:
 
 
 class Child:
-    """Runs a loop for another process, until that process is gone."""
+    """Runs a loop for another process, until that process is gone.
+
+    Args:
+        worker: trains in this process; None: nobody does.
+    """
 
     def __init__(
         self,
@@ -90,9 +106,11 @@ class Child:
         loop: Loop,
         residency: Residency,
         metrics: Metrics,
+        worker: Worker | None = None,
     ) -> None:
         self._connection = connection
         self._loop = loop
+        self._worker = worker
         self._outbox: Outbox[FromEngine | tuple[int, Delta]] = Outbox(connection, _pack)
         self._asked: dict[int, _Asked] = {}
         self._stopping = False
@@ -104,6 +122,7 @@ class Child:
             "counts": lambda: (residency.loads, residency.evictions, residency.hits),
             "stats": loop.stats,
             "metrics": lambda: list(metrics.registry.collect()),
+            "worker": lambda: worker and (worker.alive, worker.restarts),
         }
 
     def run(self, facts: Facts) -> None:
@@ -159,6 +178,8 @@ class Child:
             return Failure(call.number, _told(error))
 
     def _stop(self, drain_timeout_s: float) -> None:
+        if self._worker is not None:  # its jobs are given back while answers end
+            self._worker.stop()
         self._loop.stop(drain_timeout_s)
         self._outbox.put(Stopped())
 

@@ -29,17 +29,25 @@ class Replica:
 
     Args:
         environment: the whole environment of the child.
+        on_end: told the process id of each child that has ended, before the next one starts.
     """
 
-    def __init__(self, number: int, command: Sequence[str], environment: Mapping[str, str]) -> None:
+    def __init__(
+        self,
+        number: int,
+        command: Sequence[str],
+        environment: Mapping[str, str],
+        on_end: Callable[[int], None] = lambda _pid: None,
+    ) -> None:
         self.number = number
+        self._on_end = on_end
         self.on_ready: OnReady | None = None  # told of each child that is ready, before others are
         self._listener = Listener(family="AF_UNIX")  # in a folder that only we may enter
         self._supervisor = Supervisor(
             [*command, "--connect", str(self._listener.address)],
             environment,
             name=f"engine {number}",
-            on_end=lambda _pid: self._over(None),
+            on_end=self._ended,
         )
         self._link: Link | None = None
         self._stopping = False
@@ -141,6 +149,10 @@ class Replica:
         self._link = link
         self._begun.set()
         return link
+
+    def _ended(self, pid: int) -> None:
+        self._over(None)
+        self._on_end(pid)
 
     def _over(self, error: Exception | None) -> None:
         """A child ended, or said why it is about to."""

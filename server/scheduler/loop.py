@@ -13,6 +13,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable
 from collections.abc import Sequence as Seq
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -66,7 +67,12 @@ class Limits:
 
 
 class ServingLoop:
-    """Continuous batching: answers join and leave between any two steps."""
+    """Continuous batching: answers join and leave between any two steps.
+
+    Args:
+        pulse: told how the answers fare.
+        within: what the loop's thread enters, and works in.
+    """
 
     def __init__(
         self,
@@ -79,6 +85,7 @@ class ServingLoop:
         limits: Limits,
         metrics: Metrics,
         pulse: Pulse | None = None,
+        within: Callable[[], AbstractContextManager[object]] = nullcontext,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._engine = engine
@@ -106,6 +113,7 @@ class ServingLoop:
         self._in_air: deque[tuple[Flight, Seq[Chunk]]] = deque()
         self._next_deadline = math.inf  # at the latest the first of all that have not ended
         self._pulse = pulse
+        self._within = within
         self._beat = Beat(metrics, pulse)
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
 
@@ -167,8 +175,9 @@ class ServingLoop:
 
     def _run(self) -> None:
         try:
-            while not self._stop.is_set():
-                self._turn()
+            with self._within():
+                while not self._stop.is_set():
+                    self._turn()
         finally:  # a fault of the loop itself must not leave listeners waiting for ever
             self._intake.close()
             self._take_inbox()
@@ -181,7 +190,7 @@ class ServingLoop:
         self._drop_late()
         self._admit()
         if self._pulse is not None:
-            self._pulse.running(len(self._running))
+            self._pulse.running = len(self._running)
         launched = self._launch()
         if self._in_air and not (launched and len(self._in_air) <= self._engine.ahead):
             self._collect()

@@ -1,37 +1,68 @@
 """How much of the time training may take beside requests. Pure: it is told figures and the time.
 
 A target says how many times as long the time between tokens may become (95th percentile). What it
-would be without training is measured: now and then training pauses for some steps, and listens.
-Between, its share grows by a little while the target is kept and shrinks by more when it is not,
-much as computers share a line; at first it grows fast, until the target is missed once.
+is without training is listened for in short pauses, for each load by itself, and what several of
+them heard is taken together. In between, each stretch of work is judged: the share moves in
+proportion to how far the stretch was from the target, on a logarithmic scale, so that noise up and
+noise down cancel out. It begins at the whole time, and outlives the moments without requests.
 """
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from server.pulse import Reading
+from server.pulse import Reading, quantile
 
-LEAST: Final = 0.02  # of the time: training goes on, whatever the target
-_STEPS: Final = 64  # of the engine, from which a quantile is taken
-_LONGEST_S: Final = 2.0  # of a pause, should the engine take few steps
-_GONE_S: Final = 10.0  # without a step: an engine that was killed says for ever that it is busy
-_BETWEEN: Final = 24  # stretches of work between two pauses
+LEAST: Final = 0.03  # of the time: fewer than one token in twenty waits for it
 _QUANTILE: Final = 0.95
-_AIM: Final = 0.8  # of what the target leaves: its quantile is over stretches good and bad
-_FAST, _MORE, _LESS = 1.5, 1.1, 0.85  # times the share, from one stretch to the next
-_SMOOTH: Final = 0.5  # of the last pause in what is known of pauses
-_CROWDED: Final = 0.1  # a share below it: smaller passes disturb less for the same work
-_ROOMY: Final = 0.6
-_PATIENT: Final = 4  # stretches in a row that it takes to change the size of passes
-_SMALLEST: Final = 1 / 8
+_WORK_S, _WORK_STEPS = 0.2, 48  # of the engine: a share stands for both
+_LISTEN_S, _LISTEN_STEPS = 0.1, 48  # a pause lasts for both
+_FIRST: Final = 2  # times as long: the first of a load
+_LONGEST_S: Final = 2.0  # of a pause, should the engine take few steps
+_FRESH_S: Final = 2.5  # what is known of a load is listened for again
+_APART: Final = 16  # times as long as a pause: until the next
+_FADING: Final = 0.8  # of what was known, from one pause to the next
+_GAIN: Final = 0.6  # of the way to the share that would just meet the target
+_FAR: Final = 2.0  # times above the target: noise does not go there, so all of the way is gone
+_FARTHEST: Final = 8.0  # times above or below: beyond, a stretch counts as this far
+_CLOSEST: Final = 0.01  # a target of 1 leaves nothing, and nothing cannot be divided by
+_OTHER_LOAD: Final = 1.5  # times the answers with which a stretch began
+_ASLEEP_S: Final = 0.5  # without a look: nobody trained
 
 
-@dataclass
+@dataclass(frozen=True)
 class _Stretch:
     """From where on figures are looked at."""
 
     since: Reading
     began: float
+    alone: bool = False
+    times: int = 1  # as long as such stretches are
+
+    def over(self, reading: Reading, now: float) -> bool:
+        took, steps = now - self.began, reading.steps - self.since.steps
+        if self.alone and took > _LONGEST_S:
+            return True
+        if self.alone:
+            return steps >= self.times * _LISTEN_STEPS and took >= self.times * _LISTEN_S
+        return steps >= _WORK_STEPS and took >= _WORK_S
+
+    def of_another_load(self, reading: Reading) -> bool:
+        then, now = self.since.running, reading.running
+        return max(then, now) > _OTHER_LOAD * min(then, now)
+
+
+@dataclass(frozen=True)
+class _Known:
+    """How long tokens came after each other without training, and when it was listened for."""
+
+    gaps: Sequence[float]
+    at: float
+
+    def joined(self, gaps: Sequence[int], now: float) -> "_Known":
+        faded = [_FADING * before + new for before, new in zip(self.gaps, gaps, strict=True)]
+        return _Known(faded, now)
 
 
 class Throttle:
@@ -42,16 +73,14 @@ class Throttle:
     """
 
     def __init__(self, target: float) -> None:
-        self._aim = 1 + _AIM * (target - 1)
+        self._room = max(target - 1, _CLOSEST)
+        self._allowed = 1.0
         self._busy = False
-        self._last_step = (-1, 0.0)  # its number, and when it was seen
-        self._allowed = LEAST
-        self._more = _FAST
-        self._size = 1.0
-        self._alone_s: float | None = None  # between tokens, without training
-        self._stretch: _Stretch | None = None  # None: nothing was looked at yet
-        self._left = 0  # stretches of work until the next pause; 0: it is one
-        self._in_a_row = 0  # stretches that were all crowded (negative) or roomy
+        self._wants_pause = False
+        self._alone: dict[int, _Known] = {}  # by load
+        self._stretch: _Stretch | None = None
+        self._looked = -math.inf
+        self._next_pause = -math.inf
 
     @property
     def busy(self) -> bool:
@@ -60,64 +89,63 @@ class Throttle:
 
     @property
     def share(self) -> float:
-        """0: pause; 1: work as fast as you can."""
+        """0: pause, and say so by `paused`; 1: work as fast as you can."""
         if not self._busy:
             return 1.0
-        return self._allowed if self._left else 0.0
-
-    @property
-    def grain(self) -> float:
-        """Which part of the positions of a forward pass should be run at once: a power of 1/2."""
-        return self._size if self._busy else 1.0
+        return 0.0 if self._wants_pause else self._allowed
 
     def look(self, reading: Reading, now: float) -> None:
-        """Take in what the engine tells, at least some times a second; `now` in seconds."""
-        if reading.steps != self._last_step[0] or not reading.running:
-            self._last_step = (reading.steps, now)
-        self._busy = reading.running > 0 and now - self._last_step[1] < _GONE_S
+        """Take in what the engine tells, some times in each stretch; `now` in seconds."""
+        asleep, self._looked = now - self._looked > _ASLEEP_S, now
+        self._busy = reading.running > 0 and self._room < math.inf
+        stretch = self._stretch
         if not self._busy:
-            return
-        if self._stretch is None:
-            self._stretch = _Stretch(reading, now)
-        steps = reading.steps - self._stretch.since.steps
-        late = not self._left and now - self._stretch.began > _LONGEST_S
-        if steps < _STEPS and not late:
-            return
-        gap = reading.quantile(self._stretch.since, _QUANTILE)
+            self._stretch, self._wants_pause = None, False
+        elif stretch is None or asleep or stretch.of_another_load(reading):
+            self._pause_is_over(now)
+            self._work(reading, now)
+        elif stretch.over(reading, now):
+            self._end(stretch, reading, now)
+            self._work(reading, now)
+
+    def paused(self, reading: Reading, now: float) -> None:
+        """From here on nothing trains, until `share` is above 0."""
+        times = 1 if _load(reading) in self._alone else _FIRST
+        self._stretch, self._looked = _Stretch(reading, now, alone=True, times=times), now
+
+    def _work(self, reading: Reading, now: float) -> None:
+        """Begin a stretch of work; with a pause before it, if it is time to listen."""
+        known = self._alone.get(_load(reading))
+        stale = known is None or now - known.at > _FRESH_S
+        self._wants_pause = stale and now >= self._next_pause
         self._stretch = _Stretch(reading, now)
-        if self._left:
-            self._left -= 1
-            self._worked(gap)
-        else:
-            self._left = _BETWEEN
-            self._listened(gap)
 
-    def _listened(self, gap: float | None) -> None:
-        if gap is not None:
-            known = gap if self._alone_s is None else self._alone_s
-            self._alone_s = known + _SMOOTH * (gap - known)
+    def _end(self, stretch: _Stretch, reading: Reading, now: float) -> None:
+        if self._wants_pause and not stretch.alone:
+            return  # it was asked for, and training has not come to it yet
+        gaps, load = reading.since(stretch.since), _load(stretch.since)
+        known = self._alone.get(load)
+        self._pause_is_over(now)
+        if stretch.alone:
+            self._alone[load] = known.joined(gaps, now) if known else _Known(gaps, now)
+        elif known is not None:
+            self._judge(quantile(known.gaps, _QUANTILE), quantile(gaps, _QUANTILE))
 
-    def _worked(self, gap: float | None) -> None:
-        if gap is None or self._alone_s is None:
-            return
-        if gap > self._aim * self._alone_s:
-            self._allowed = max(LEAST, _LESS * self._allowed)
-            self._more = _MORE
-        else:
-            self._allowed = min(1.0, self._more * self._allowed)
-        self._resize()
+    def _pause_is_over(self, now: float) -> None:
+        """If it was one that ends here, put the next off."""
+        if self._stretch is not None and self._stretch.alone:
+            took = (now - self._stretch.began) / self._stretch.times
+            self._next_pause = now + _APART * took
 
-    def _resize(self) -> None:
-        if self._allowed < _CROWDED:
-            self._in_a_row = min(self._in_a_row, 0) - 1
-        elif self._allowed > _ROOMY:
-            self._in_a_row = max(self._in_a_row, 0) + 1
-        else:
-            self._in_a_row = 0
-        if abs(self._in_a_row) >= _PATIENT:
-            if self._in_a_row < 0:
-                self._size = max(_SMALLEST, self._size / 2)
-            elif self._size < 1:  # as much work as before, at first
-                self._size *= 2
-                self._allowed /= 2
-            self._in_a_row = 0
+    def _judge(self, alone_s: float | None, beside_s: float | None) -> None:
+        if alone_s is None or beside_s is None:
+            return  # no answer had a second token
+        taken = (beside_s / alone_s - 1) / self._room
+        far = min(max(taken, 1 / _FARTHEST), _FARTHEST)
+        gain = _GAIN if far < _FAR else 1.0
+        self._allowed = min(1.0, max(LEAST, self._allowed * far**-gain))
+
+
+def _load(reading: Reading) -> int:
+    """The same for numbers of answers that are 20 % apart at most."""
+    return round(2 * math.log2(reading.running))

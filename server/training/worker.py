@@ -38,8 +38,8 @@ class WorkerParts:
     """What a worker works with.
 
     `load` makes the base model, called at the first job. At most `jobs` are trained at once, and
-    a forward pass of theirs takes `step_tokens` positions, unless one job's own limit is higher;
-    `positions` says how many of those it should take now.
+    a forward pass of theirs takes `step_tokens` positions, unless one job's own limit is higher.
+    `tidy` is called whenever a job has left, and its memory with it.
     """
 
     desk: Desk
@@ -48,11 +48,19 @@ class WorkerParts:
     poll_s: float = 0.5
     jobs: int = 8
     step_tokens: int = 4096
-    positions: Callable[[int], int] = lambda most: most
+    tidy: Callable[[], None] = lambda: None
+
+
+class DeviceLost(Exception):
+    """An accelerator has failed for good, as far as this process goes: no job is to blame."""
 
 
 def run_worker(parts: WorkerParts, stop: threading.Event) -> None:
-    """Work through the queue until `stop` is set; then give back what is in hand, and return."""
+    """Work through the queue until `stop` is set; then give back what is in hand, and return.
+
+    Raises:
+        DeviceLost: nothing can be done here any more. Jobs stay as they are: their leases end.
+    """
     sweep(parts.desk.folder, older_than_s=_LEFTOVER_AGE_S, keep=_unfinished(parts))
     worker = _Worker(parts, stop)
     try:
@@ -115,7 +123,7 @@ class _Worker:
         trainers = [attempt.trainer for attempt in attempts]
         most = max(trainer.part_tokens for trainer in trainers)
         tokens = most if len(trainers) == 1 else max(most, self._parts.step_tokens)
-        results = zip(attempts, take_step(trainers, self._parts.positions(tokens)), strict=True)
+        results = zip(attempts, take_step(trainers, tokens), strict=True)
         self._finish(
             [
                 attempt
@@ -171,6 +179,7 @@ class _Worker:
         try:
             action()
         except Exception as error:
+            self._check_device(error)
             attempt.end(error)
             self._drop(attempt)
             return False
@@ -179,5 +188,13 @@ class _Worker:
     def _drop(self, attempt: Attempt) -> None:
         self._attempts.remove(attempt)
         attempt.close()
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()  # the server may be on the same device
+        self._parts.tidy()
+
+    def _check_device(self, error: Exception) -> None:
+        """Whether it still works after a failure: one that does not would fail every job."""
+        if self._loaded is None or self._loaded[0].device.type != "cuda":
+            return
+        try:
+            torch.cuda.current_stream().synchronize()
+        except RuntimeError:
+            raise DeviceLost(f"the device has failed: {error}") from error

@@ -11,11 +11,11 @@ def test_every_way_is_timed(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     small = "--streams 2 --answer-tokens 24 --rank 8 --tokens 24 --warming 1 --seconds 0.5"
-    asked = "--rounds 1 --times 1 --ways apart thread interleaved"
+    asked = "--rounds 1 --times 1 --ways product never"
     run(monkeypatch, beside, f"--shape tiny {small} {asked}")
     text = capsys.readouterr().out
     rows = {cells(line)[0]: cells(line)[1:] for line in text.splitlines() if line[:1] == "|"}
-    for name in ("a process, time-sliced", "a thread, low priority", "a layer before each step"):
+    for name in ("gives way, 1.3 times", "gives way to priority alone"):
         alone, _, beside_ms, *_ = map(float, rows[name][:5])
         assert alone > 0
         assert beside_ms > 0

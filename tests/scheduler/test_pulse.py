@@ -1,23 +1,21 @@
-"""The loop tells other processes how it fares."""
+"""The loop tells whoever trains beside it how it fares."""
 
 import threading
-from pathlib import Path
 
 import pytest
 
 from server.engine.blocks import BlockPool
 from server.engine.sequence import SamplingParams
 from server.metrics import Metrics
-from server.pulse import Pulse, PulseReader
+from server.pulse import Pulse
 from server.scheduler.loop import Limits, ServingLoop
 from server.scheduler.request import Delta, Generation
 from tests.scheduler.fakes import CountingEngine, FakeSlots, NumberDecoder
 
 
 @pytest.mark.parametrize("ahead", [0, 1])
-def test_the_loop_tells_steps_gaps_and_how_many_run(tmp_path: Path, ahead: int) -> None:
-    pulse = Pulse(tmp_path / "pulse")
-    reader = PulseReader(pulse.path)
+def test_the_loop_tells_steps_gaps_and_how_many_run(ahead: int) -> None:
+    pulse = Pulse()
     loop = ServingLoop(
         CountingEngine(ahead=ahead),
         FakeSlots(),
@@ -32,7 +30,7 @@ def test_the_loop_tells_steps_gaps_and_how_many_run(tmp_path: Path, ahead: int) 
     done = threading.Event()
 
     def hear(delta: Delta) -> None:
-        seen.append(reader.running)
+        seen.append(pulse.running)
         if delta.finish is not None:
             done.set()
 
@@ -40,8 +38,7 @@ def test_the_loop_tells_steps_gaps_and_how_many_run(tmp_path: Path, ahead: int) 
     loop.submit(Generation("r", "owner", (1, 2, 3), SamplingParams(max_tokens=6)), hear)
     assert done.wait(10)
     loop.stop(1)
-    found = reader.read()
+    found = pulse.read()
     assert seen == [1] * 6
     assert sum(found.gaps) == 5
     assert found.steps >= 6
-    assert found.quantile(type(found)(0, 0, [0] * len(found.gaps)), 1.0) is not None

@@ -1,18 +1,29 @@
-"""A model that is slowed down computes the same, and rests between its layers."""
+"""A model that is slowed down computes the same, and rests between its linears."""
 
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import pytest
 import torch
 
 from server.bases.model import BaseModel
-from server.pulse import Pulse, PulseReader
+from server.pulse import Pulse
 from server.training.giving_way import GivingWay
-from server.training.throttle import LEAST, Throttle
+from server.training.throttle import Throttle
 from tests.models import Kind, tiny_base
 
-WORK_S = 0.001  # that the clock of these tests goes on between two questions for the time
+WORK_S = 0.001  # that the clock goes on between two questions for the time
+
+
+class Fixed(Throttle):
+    """A share that nothing changes while requests run."""
+
+    def __init__(self, share: float) -> None:
+        super().__init__(1.3)
+        self.fixed = share
+
+    @property
+    def share(self) -> float:
+        return self.fixed if self.busy else 1.0
 
 
 @dataclass
@@ -20,10 +31,11 @@ class Time:
     """A clock that goes on when it is asked, and when somebody sleeps."""
 
     now: float = 0.0
+    tick: float = WORK_S
     slept: list[float] = field(default_factory=list)
 
     def clock(self) -> float:
-        self.now += WORK_S
+        self.now += self.tick
         return self.now
 
     def sleep(self, seconds: float) -> None:
@@ -33,18 +45,12 @@ class Time:
 
 @dataclass
 class Rig:
-    pulse: Pulse
     throttle: Throttle
-    time: Time
-    giving: GivingWay
+    pulse: Pulse = field(default_factory=Pulse)
+    time: Time = field(default_factory=Time)
 
-
-@pytest.fixture
-def rig(tmp_path: Path) -> Rig:
-    pulse, throttle, time = Pulse(tmp_path / "pulse"), Throttle(1.3), Time()
-    reader = PulseReader(pulse.path)
-    giving = GivingWay(throttle, reader, clock=time.clock, sleep=time.sleep)
-    return Rig(pulse, throttle, time, giving)
+    def giving(self) -> GivingWay:
+        return GivingWay(self.throttle, self.pulse, clock=self.time.clock, sleep=self.time.sleep)
 
 
 def passed(base: BaseModel) -> tuple[torch.Tensor, torch.Tensor]:
@@ -58,66 +64,81 @@ def passed(base: BaseModel) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 @pytest.mark.parametrize("kind", ["llama", "gpt2", "qwen3", "phi"])
-def test_a_slowed_model_computes_the_same_and_rests_both_ways(rig: Rig, kind: Kind) -> None:
+def test_a_slowed_model_computes_the_same_and_rests_both_ways(kind: Kind) -> None:
     expected = passed(tiny_base(kind))
-    base = tiny_base(kind)
-    rig.giving.slow_down(base)
-    rig.throttle.look(PulseReader(rig.pulse.path).read(), 0.0)
-    rig.pulse.running(1)
+    base, rig = tiny_base(kind), Rig(Fixed(0.5))
+    rig.giving().slow_down(base)
+    rig.pulse.running = 1
     found = passed(base)
     for mine, theirs in zip(found, expected, strict=True):
         assert torch.equal(mine, theirs)
-    rests = [seconds for seconds in rig.time.slept if seconds > 2 * WORK_S]
-    assert len(rests) >= 2 * base.num_layers - 1  # the first layer's time is a pause's
+    assert len(rig.time.slept) == 2 * len(base.targets)
 
 
-def test_without_requests_there_is_no_rest(rig: Rig) -> None:
-    base = tiny_base("llama")
-    rig.giving.slow_down(base)
+def test_without_requests_there_is_no_rest_and_no_question_for_the_time() -> None:
+    base, rig = tiny_base("llama"), Rig(Throttle(1.3))
+    giving = rig.giving()
+    giving.slow_down(base)
+    before = rig.time.now
+    passed(base)
+    assert rig.time.slept == []
+    assert rig.time.now == pytest.approx(before + len(base.targets) * WORK_S)
+
+
+def test_whoever_may_work_all_the_time_never_rests() -> None:
+    base, rig = tiny_base("llama"), Rig(Fixed(1.0))
+    rig.giving().slow_down(base)
+    rig.pulse.running = 1
     passed(base)
     assert rig.time.slept == []
 
 
-def test_a_pause_ends_when_the_requests_do(rig: Rig) -> None:
-    rig.pulse.running(1)
-    asked: list[float] = []
+@pytest.mark.parametrize("share", [0.1, 0.5, 0.9])
+def test_it_works_for_its_share_of_the_time(share: float) -> None:
+    rig = Rig(Fixed(share), time=Time(tick=0.0))
+    rig.pulse.running = 1
+    giving = rig.giving()
+    began = rig.time.now
+    for _ in range(500):
+        rig.time.now += WORK_S
+        giving.rest()
+    took = rig.time.now - began
+    assert 1 - sum(rig.time.slept) / took == pytest.approx(share, abs=0.02)
+
+
+def test_a_pause_lasts_until_enough_was_heard() -> None:
+    rig = Rig(Throttle(1.3), time=Time(tick=0.0))
+    rig.pulse.running = 1
 
     def sleep(seconds: float) -> None:
-        asked.append(seconds)
-        if len(asked) == 30:
-            rig.pulse.running(0)
-        rig.time.now += seconds
+        rig.time.sleep(seconds)
+        rig.pulse.step({0.002: 1})
 
-    rig.giving = GivingWay(
-        rig.throttle, PulseReader(rig.pulse.path), clock=rig.time.clock, sleep=sleep
-    )
-    rig.giving.rest()
-    assert 30 <= len(asked) < 60
+    giving = GivingWay(rig.throttle, rig.pulse, clock=rig.time.clock, sleep=sleep)
+    giving.rest()
+    assert 0.2 <= sum(rig.time.slept) < 0.5
     assert rig.throttle.share == 1
 
 
-def test_the_rest_is_as_long_as_the_share_says(rig: Rig) -> None:
-    rig.pulse.running(1)
-    rig.giving.rest()
-    assert rig.throttle.share == LEAST
-    rig.time.slept.clear()
-    rig.giving.rest()
-    assert rig.time.slept == [pytest.approx(WORK_S * (1 / LEAST - 1))]
+def test_a_pause_ends_when_the_requests_do() -> None:
+    rig = Rig(Throttle(1.3))
+    rig.pulse.running = 1
+
+    def sleep(seconds: float) -> None:
+        rig.time.sleep(seconds)
+        if len(rig.time.slept) == 30:
+            rig.pulse.running = 0
+
+    giving = GivingWay(rig.throttle, rig.pulse, clock=rig.time.clock, sleep=sleep)
+    giving.rest()
+    assert len(rig.time.slept) == 30
+    assert rig.throttle.share == 1
 
 
-def test_what_was_no_work_on_the_device_costs_no_long_rest(rig: Rig) -> None:
-    rig.pulse.running(1)
-    rig.giving.rest()
+def test_what_was_no_work_on_the_device_costs_no_long_rest() -> None:
+    rig = Rig(Fixed(0.1))
+    rig.pulse.running = 1
+    giving = rig.giving()
     rig.time.now += 7.0  # a checkpoint was written
-    rig.pulse.step({0.002: 1})
-    rig.time.slept.clear()
-    rig.giving.rest()
+    giving.rest()
     assert max(rig.time.slept) <= 0.5
-
-
-@pytest.mark.parametrize(("most", "now"), [(4096, 512), (256, 128), (100, 100)])
-def test_small_grains_make_small_passes(rig: Rig, most: int, now: int) -> None:
-    assert rig.giving.positions(most) == most
-    rig.throttle._busy, rig.throttle._size = True, 1 / 8
-    rig.pulse.running(1)
-    assert rig.giving.positions(most) == now

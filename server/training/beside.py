@@ -1,0 +1,140 @@
+"""Training in the process of an engine: a thread on a stream that comes after the engine's.
+
+The base is in memory once, and the device's scheduler, which is quicker than any rest, lets the
+engine's kernels go first. What it costs is isolation: a fault of the device ends both. Knows no
+jobs: what the thread does is handed to it.
+"""
+
+import contextlib
+import logging
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from typing import Final
+
+import torch
+
+from server.bases.model import BaseModel
+from server.bases.twin import twin_of
+from server.pulse import Pulse
+from server.training.giving_way import GivingWay
+from server.training.throttle import Throttle
+from server.training.worker import DeviceLost
+
+log = logging.getLogger(__name__)
+
+LOWEST: Final = 0  # the priority of a stream: the engine's has the highest
+_SWITCH_S: Final = 1e-4  # how long one thread may keep the interpreter from another
+_FIRST_PAUSE_S: Final = 0.5
+_LONGEST_PAUSE_S: Final = 30.0
+_STEADY_S: Final = 60.0  # work that went well for as long did not fail of its start
+
+Work = Callable[[threading.Event], None]
+"""Goes on until the event is set."""
+
+
+class Beside:
+    """A thread that trains on the base of an engine, which it gives way to.
+
+    Args:
+        base: the engine's, before the engine takes over its attention.
+        pulse: told by the engine.
+        target: see `Throttle`.
+        lost: called when the device has failed, and nothing in this process can use it again.
+
+    Attributes:
+        base: to train on; the same weights.
+        restarts: how often the work was begun again after it had failed.
+    """
+
+    def __init__(
+        self,
+        base: BaseModel,
+        pulse: Pulse,
+        target: float,
+        lost: Callable[[], None],
+    ) -> None:
+        self.base = twin_of(base)
+        GivingWay(Throttle(target), pulse).slow_down(self.base)
+        self.restarts = 0
+        self._lost = lost
+        self._stop = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    @property
+    def alive(self) -> bool:
+        """Whether the thread runs."""
+        return self._thread is not None and self._thread.is_alive()
+
+    def start(
+        self,
+        work: Work,
+        *,
+        on_end: Callable[[], None] = lambda: None,
+        within: Callable[[], AbstractContextManager[object]] | None = None,
+    ) -> None:
+        """Do `work` until `stop`; begin again, ever later, when it fails.
+
+        Args:
+            on_end: called after each failure.
+            within: what the thread enters; by default, on CUDA, a stream of the lowest priority.
+        """
+        self._stop.clear()
+        run = (work, on_end, within or self._low)
+        self._thread = threading.Thread(target=self._run, args=run, name="training", daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Ask the work to end; returns at once."""
+        self._stop.set()
+
+    def join(self, timeout_s: float) -> bool:
+        """Wait for its end; whether it has come."""
+        if self._thread is not None:
+            self._thread.join(timeout_s)
+        return not self.alive
+
+    def _run(
+        self,
+        work: Work,
+        on_end: Callable[[], None],
+        within: Callable[[], AbstractContextManager[object]],
+    ) -> None:
+        pause = _FIRST_PAUSE_S
+        with _switching_fast(), within():
+            while not self._stop.is_set():
+                began = time.monotonic()
+                try:
+                    work(self._stop)
+                    continue
+                except DeviceLost:
+                    log.critical("the device has failed while it trained", exc_info=True)
+                    self._lost()
+                    return
+                except Exception:
+                    if time.monotonic() - began > _STEADY_S:
+                        pause = _FIRST_PAUSE_S
+                    log.exception("training failed; it begins again in %g s", pause)
+                with contextlib.suppress(Exception):  # it is told to the log where it fails
+                    on_end()
+                self._stop.wait(pause)
+                self.restarts += 1
+                pause = min(pause * 2, _LONGEST_PAUSE_S)
+
+    def _low(self) -> AbstractContextManager[object]:
+        if self.base.device.type != "cuda":
+            return contextlib.nullcontext()
+        return torch.cuda.stream(torch.cuda.Stream(self.base.device, priority=LOWEST))
+
+
+@contextlib.contextmanager
+def _switching_fast() -> Iterator[None]:
+    """Within, the engine's thread waits for this one's Python a tenth of a millisecond at most."""
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(_SWITCH_S)
+    try:
+        yield
+    finally:
+        sys.setswitchinterval(before)

@@ -1,0 +1,116 @@
+"""Who trains, and where: a thread beside the engine, in this process or its own, or a process."""
+
+import os
+import signal
+from pathlib import Path
+
+import httpx
+import pytest
+import torch
+
+from clients.python import Client
+from server.app import create_app
+from server.cli import training
+from server.cli.building import open_records
+from server.cli.front import running_front, wire
+from server.cli.options import BadOption
+from server.cli.training import trains_beside
+from server.config import Settings
+from server.db.session import Database
+from server.jobs.job import JobStatus
+from server.jobs.queue import JobQueue
+from server.metrics import Metrics
+from tests.api.running import eventually, hosting
+from tests.cli.test_serve import Start, alive, children, start, told_of
+from tests.training.workplace import lines
+
+__all__ = ["start"]
+
+ENDLESS = {"n_epochs": 1000, "rank": 4}
+
+
+@pytest.mark.parametrize(
+    ("device", "options", "expected"),
+    [
+        ("cuda", {}, True),
+        ("cuda", {"worker_device": "cuda"}, True),
+        ("cuda", {"worker_device": "cpu"}, False),
+        ("cuda", {"worker_process": "yes"}, False),
+        ("cuda", {"worker": False}, False),
+        ("cpu", {}, False),
+        ("cpu", {"worker_process": "no"}, True),
+        ("cpu", {"worker_device": "cuda"}, False),
+    ],
+)
+def test_a_worker_is_a_thread_where_it_shares_a_cuda_device(
+    device: str, options: dict[str, object], expected: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(training, "device_of", lambda _settings: device)
+    assert trains_beside(Settings.model_validate(options)) is expected
+
+
+def test_a_thread_on_another_device_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(training, "device_of", lambda _settings: "cuda")
+    with pytest.raises(BadOption, match="the engine runs on cuda and --worker-device is cpu"):
+        trains_beside(Settings(worker_process="no", worker_device="cpu"))
+
+
+def submitted(client: Client, folder: Path) -> str:
+    file = folder / "lines.jsonl"
+    file.write_bytes(lines(12))
+    uploaded = client.upload(file).id
+    return client.train(uploaded, hyperparameters=ENDLESS).id  # type: ignore[arg-type]
+
+
+def test_a_thread_trains_while_the_engine_of_its_process_answers(
+    model_folder: Path, tmp_path: Path
+) -> None:
+    threads = torch.get_num_threads()
+    settings = Settings(
+        home=tmp_path,
+        model=str(model_folder),
+        kv_memory_mb=8,
+        adapter_slots=8,
+        threads=1,
+        worker_process="no",
+    )
+    metrics = Metrics("base")
+    with (
+        open_records(settings) as records,
+        running_front(settings, records, metrics, lambda _: None) as front,
+        hosting() as host,
+    ):
+        host.app = create_app(wire(settings, records, front, metrics, None))
+        with Client(host.url) as client:
+            job = submitted(client, tmp_path)
+            assert eventually(lambda: told_of(client, job, "Step 0/"), 60)
+            question = [{"role": "user", "content": "Hello"}]
+            assert "".join(client.chat("base", question, max_tokens=8, ignore_eos=True))
+        assert 'training_worker_up{model_name="base"} 1.0' in host.http.get("/metrics").text
+        front.stop(10)
+        assert front.worker is not None
+        assert eventually(lambda: records.jobs.counts()[JobStatus.QUEUED] == 1, 20)
+    assert not front.worker.alive
+    torch.set_num_threads(threads)
+
+
+@pytest.mark.slow
+def test_an_engine_that_dies_with_its_worker_is_replaced_and_a_killed_server_leaves_none(
+    start: Start, tmp_path: Path
+) -> None:
+    """What the thread held is not waited for: the server knows at once that it is dead."""
+    variables = {"VERANDAH_LEASE_S": "1000"}
+    served = start("--worker-process", "no", "--engine-process", "yes", **variables)
+    served.wait_until_it_listens()
+    (engine,) = children(served.process.pid)
+    with Client(served.url) as client:
+        job = submitted(client, tmp_path)
+        assert eventually(lambda: told_of(client, job, "Step 0/"), 60), served.log
+        assert 'worker_up{model_name="base"} 1.0' in httpx.get(f"{served.url}/metrics").text
+        os.kill(engine, signal.SIGKILL)
+        assert eventually(lambda: told_of(client, job, "attempt 2"), 60), served.log
+    (second,) = children(served.process.pid)
+    served.process.kill()
+    assert eventually(lambda: not alive(second), 30)
+    queue = JobQueue(Database(f"sqlite:///{tmp_path / 'home' / 'verandah.db'}"))
+    assert queue.counts()[JobStatus.QUEUED] == 1, "the thread gives the job back"

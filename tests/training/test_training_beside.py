@@ -1,0 +1,149 @@
+"""A thread that trains in an engine's process: it gives way, begins again, and can be stopped."""
+
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from server.engine.kv_cache import KVCache
+from server.engine.runner import Runner
+from server.jobs.job import JobStatus
+from server.pulse import Pulse
+from server.training import beside as module
+from server.training.beside import Beside
+from server.training.worker import DeviceLost, run_worker
+from tests.models import tiny_base
+from tests.training.chats import byte_tokenizer
+from tests.training.test_worker import OPTIONS, job_now, submit, until
+from tests.training.workplace import Workplace
+
+TOKENS = torch.arange(3, 20)[None]
+
+
+@pytest.fixture(autouse=True)
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_FIRST_PAUSE_S", 0.01)
+
+
+def beside_of(pulse: Pulse | None = None, lost: Callable[[], None] = lambda: None) -> Beside:
+    return Beside(tiny_base("llama"), pulse or Pulse(), 1.3, lost)
+
+
+def stop(beside: Beside) -> None:
+    beside.stop()
+    assert beside.join(20)
+
+
+def test_a_job_is_trained_on_the_base_of_an_engine_that_has_taken_it_over(
+    tmp_path: Path,
+) -> None:
+    place = Workplace.at(tmp_path)
+    base = tiny_base("llama")
+    before = {name: it.clone() for name, it in base.model.named_parameters()}
+    Runner(base, None, KVCache(base, memory_mb=1, block_tokens=16))
+    beside = Beside(base, Pulse(), 1.3, lambda: None)
+    parts = place.parts(load=lambda: (beside.base, byte_tokenizer()), checkpoint_every_s=1000)
+    job = submit(place, options=OPTIONS)
+    beside.start(lambda stop: run_worker(parts, stop))
+    until(lambda: job_now(place, job).status.ended)
+    stop(beside)
+    assert job_now(place, job).status == JobStatus.SUCCEEDED
+    for name, weight in base.model.named_parameters():
+        assert torch.equal(weight, before[name]), name
+        assert weight.grad is None and not weight.requires_grad
+
+
+def test_it_gives_way_to_the_engine_of_its_process() -> None:
+    pulse = Pulse()
+    pulse.running = 1
+    beside, passed = beside_of(pulse), threading.Event()
+
+    def work(stop: threading.Event) -> None:
+        beside.base.model(TOKENS)  # rests, to listen, until nobody asks any more
+        passed.set()
+        stop.wait()
+
+    beside.start(work)
+    assert not passed.wait(0.3)
+    pulse.running = 0
+    assert passed.wait(10)
+    stop(beside)
+
+
+def test_what_fails_begins_again_and_who_cares_is_told() -> None:
+    beside, ends, begun = beside_of(), [], threading.Semaphore(0)
+
+    def work(stop: threading.Event) -> None:
+        begun.release()
+        raise OSError("the base cannot be loaded")
+
+    def on_end() -> None:
+        ends.append(beside.restarts)
+        raise RuntimeError("nobody could be told")
+
+    beside.start(work, on_end=on_end)
+    for _ in range(3):
+        assert begun.acquire(timeout=10)
+    assert beside.alive
+    stop(beside)
+    assert ends[:2] == [0, 1]
+    assert not beside.alive
+
+
+def test_a_device_that_is_lost_is_told_and_not_tried_again() -> None:
+    lost = threading.Event()
+    beside, ends = beside_of(lost=lost.set), []
+
+    def work(stop: threading.Event) -> None:
+        raise DeviceLost("an illegal memory access was encountered")
+
+    beside.start(work, on_end=lambda: ends.append(1))
+    assert lost.wait(10)
+    assert beside.join(10)
+    assert (ends, beside.restarts) == ([], 0)
+
+
+def test_the_interpreter_changes_hands_fast_while_it_trains_and_not_after() -> None:
+    before, seen = sys.getswitchinterval(), []
+    beside = beside_of()
+
+    def work(stop: threading.Event) -> None:
+        seen.append(sys.getswitchinterval())
+        stop.wait()
+
+    beside.start(work)
+    until(lambda: bool(seen))
+    stop(beside)
+    assert seen == [pytest.approx(1e-4)]
+    assert sys.getswitchinterval() == before
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_on_cuda_all_of_a_step_comes_after_the_engine_s() -> None:
+    from server.engine.urgent import urgent
+
+    base = tiny_base("llama")
+    torch.nn.Module.to(base.model, "cuda")
+    beside = Beside(type(base).of(base.model, "tiny"), Pulse(), 1.3, lambda: None)
+    seen: list[torch.cuda.Stream] = []
+    done = threading.Event()
+
+    def work(stop: threading.Event) -> None:
+        embedded = torch.randn(1, 8, 48, device="cuda", requires_grad=True)
+        embedded.register_hook(lambda _: seen.append(torch.cuda.current_stream()))
+        seen.append(torch.cuda.current_stream())
+        beside.base.model(inputs_embeds=embedded).logits.sum().backward()
+        done.set()
+        stop.wait()
+
+    beside.start(work)
+    assert done.wait(60)
+    stop(beside)
+    with urgent(torch.device("cuda"))():
+        engine = torch.cuda.current_stream()
+    assert seen[0] == seen[1] != torch.cuda.default_stream()
+    assert engine.priority < seen[0].priority
