@@ -15,7 +15,7 @@ import tempfile
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from multiprocessing.connection import Client
@@ -54,6 +54,7 @@ class MadeUpLoop:
     alive = True
 
     def __init__(self, burst: int, pace_s: float) -> None:
+        self.on_told: Callable[[], None] = lambda: None
         self._burst = burst
         self._pace_s = pace_s
         self._submitted: deque[tuple[Generation, Listener]] = deque()
@@ -82,6 +83,7 @@ class MadeUpLoop:
                 request, listener = self._submitted.popleft()
                 open_.append([request.params.max_tokens, listener])
             open_ = [stream for stream in open_ if self._step(stream)]
+            self.on_told()
 
     def _step(self, stream: list[object]) -> bool:
         """Whether the stream goes on."""

@@ -40,6 +40,8 @@ _LOOK_S = 0.5  # how late a loop that ended by itself may be noticed
 class Loop(Protocol):
     """`server.scheduler.loop.ServingLoop`."""
 
+    on_told: Callable[[], None]
+
     @property
     def alive(self) -> bool: ...
 
@@ -111,7 +113,9 @@ class Child:
         self._connection = connection
         self._loop = loop
         self._worker = worker
-        self._outbox: Outbox[FromEngine | tuple[int, Delta]] = Outbox(connection, _pack)
+        self._outbox: Outbox[FromEngine] = Outbox(connection)
+        self._news = News()  # of this step; the engine's thread's
+        loop.on_told = self._send_news
         self._asked: dict[int, _Asked] = {}
         self._stopping = False
         self._calls: Mapping[str, Callable[..., object]] = {
@@ -159,17 +163,26 @@ class Child:
         try:
             asked.handle = self._loop.submit(request, partial(self._hear, first))
         except Exception as error:  # mostly refused before, by the same limits
+            del self._asked[first]
+            news, told = News(), _told(error)
             for index in range(request.n):
-                self._hear(first, Delta(index, finish=FinishReason.ERROR, error=_told(error)))
+                news.add(first + index, Delta(index, finish=FinishReason.ERROR, error=told))
+            self._outbox.put(news)
 
     def _hear(self, first: int, delta: Delta) -> None:
         """On the engine's thread."""
-        self._outbox.put((first + delta.index, delta))
+        self._news.add(first + delta.index, delta)
         if delta.finish is not None:
             asked = self._asked[first]
             asked.left -= 1
             if not asked.left:
                 del self._asked[first]
+
+    def _send_news(self) -> None:
+        """On the engine's thread, once a step: all that it told goes as one message."""
+        if self._news:
+            news, self._news = self._news, News()
+            self._outbox.put(news)
 
     def _result(self, call: Call) -> Result | Failure:
         try:
@@ -182,13 +195,6 @@ class Child:
             self._worker.stop()
         self._loop.stop(drain_timeout_s)
         self._outbox.put(Stopped())
-
-
-def _pack(items: list[FromEngine | tuple[int, Delta]]) -> list[FromEngine]:
-    """The deltas of a packet as one message, before the others: Stopped is the last word."""
-    deltas = [item for item in items if isinstance(item, tuple)]
-    others = [item for item in items if not isinstance(item, tuple)]
-    return [News.of(deltas), *others] if deltas else others
 
 
 def _told(error: Exception) -> Exception:

@@ -40,7 +40,7 @@ class Link:
         self.facts = facts
         self.room = Room(capacity=facts.max_answers, max_context=facts.max_context)
         self.stopped = threading.Event()
-        self._outbox: Outbox[ToEngine] = Outbox(connection, list)
+        self._outbox: Outbox[ToEngine] = Outbox(connection)
         self._lock = threading.Lock()
         self._open = True
         self._next = 0

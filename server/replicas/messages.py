@@ -4,7 +4,7 @@ Tokens make up nearly all of it: the plain ones of a message travel as three col
 twentieth of the time that pickling their objects does (decision 14).
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 from server.scheduler.request import Delta, Generation, TokenPiece
@@ -99,40 +99,36 @@ class News:
     keys: list[int] = field(default_factory=list)
     token_ids: list[int] = field(default_factory=list)
     texts: list[str] = field(default_factory=list)
-    others: list[tuple[int, Delta]] = field(default_factory=list)
+    others: dict[int, list[Delta]] = field(default_factory=dict)
 
-    @classmethod
-    def of(cls, deltas: Iterable[tuple[int, Delta]]) -> "News":
-        """Pack (key, delta) pairs."""
-        news = cls()
-        no_longer_plain: set[int] = set()  # or a plain delta would overtake another of its answer
-        for key, delta in deltas:
-            if key not in no_longer_plain and _is_plain(delta):
-                news.keys.append(key)
-                news.token_ids.append(delta.tokens[0].token_id)
-                news.texts.append(delta.text)
-            else:
-                no_longer_plain.add(key)
-                news.others.append((key, delta))
-        return news
+    def __bool__(self) -> bool:
+        return bool(self.keys or self.others)
+
+    def add(self, key: int, delta: Delta) -> None:
+        """Pack a delta of the answer called `key`."""
+        tokens = delta.tokens
+        if (
+            delta.finish is None
+            and len(tokens) == 1
+            and tokens[0].logprob is None
+            and tokens[0].text == delta.text
+            and delta.prompt_logprobs is None
+            and delta.error is None
+            and key not in self.others  # or it would overtake another of its answer
+        ):
+            self.keys.append(key)
+            self.token_ids.append(tokens[0].token_id)
+            self.texts.append(delta.text)
+        else:
+            self.others.setdefault(key, []).append(delta)
 
     def deltas(self, indices: Mapping[int, int]) -> Iterator[tuple[int, Delta]]:
         """Unpack. `indices` has the place of each key's answer among its request's."""
         for key, token_id, text in zip(self.keys, self.token_ids, self.texts, strict=True):
             yield key, Delta(indices[key], text, (TokenPiece(token_id, text),))
-        yield from self.others
-
-
-def _is_plain(delta: Delta) -> bool:
-    tokens = delta.tokens
-    return (
-        delta.finish is None
-        and len(tokens) == 1
-        and tokens[0].logprob is None
-        and tokens[0].text == delta.text
-        and delta.prompt_logprobs is None
-        and delta.error is None
-    )
+        for key, deltas in self.others.items():
+            for delta in deltas:
+                yield key, delta
 
 
 ToEngine = Submit | Cancel | Call | Stop

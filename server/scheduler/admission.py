@@ -6,7 +6,7 @@ Knows no engine, no steps and no listeners. Used by the loop's thread alone.
 import itertools
 import math
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable
 from typing import Protocol
 
 from adapters_store.manifest import AdapterRef
@@ -85,10 +85,8 @@ class Admission:
         started: list[Answer] = []
         if len(running) >= self._max_rows:
             return started
-        promised = sum(
-            self._blocks.need(answer.sequence, answer.sequence.num_tokens) for answer in running
-        )
-        owners = [answer.owner for answer in running]
+        promised = self._promised(running)
+        owners = [answer.request.owner for answer in running]
         last = self._last_to_take_slots()
         for answer in admission_order(self.waiting, owners, self._served):
             if len(running) + len(started) >= self._max_rows:
@@ -105,6 +103,16 @@ class Admission:
             self._start(answer)
             started.append(answer)
         return started
+
+    def _promised(self, running: Iterable[Answer]) -> int:
+        """Blocks that those who run lack for the tokens they have: asked of all, most steps."""
+        size, blocks = self._blocks.block_tokens, 0
+        for answer in running:
+            sequence = answer.sequence
+            lacking = sequence.num_tokens - len(sequence.blocks) * size
+            if lacking > 0:
+                blocks -= -lacking // size
+        return blocks
 
     def _last_to_take_slots(self) -> float:
         """The last arrival that may take a slot: later ones wait for the crowded out.

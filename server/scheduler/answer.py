@@ -34,22 +34,23 @@ class Answer:
     def adapter(self) -> AdapterRef | None:
         return self.request.adapter
 
-    def take(self, output: StepOutput, eos: frozenset[int], max_context: int) -> Delta | None:
+    def take(self, output: StepOutput, eos: frozenset[int]) -> Delta | None:
         """Take in what a step gave; the news for the listener, or None if there is none yet.
 
         Sets `sequence.finish` when the answer is complete.
         """
-        self.scored.extend(output.prompt_logprobs)
-        if output.token_id is None:
+        if output.prompt_logprobs:
+            self.scored.extend(output.prompt_logprobs)
+        token_id = output.token_id
+        if token_id is None:
             return None
         if self.request.params.max_tokens == 0:
             self.sequence.finish = FinishReason.LENGTH
             return self._delta()
-        return self._append(output.token_id, output.logprob, eos, max_context)
+        return self._append(token_id, output.logprob, eos)
 
-    def _append(
-        self, token_id: int, logprob: TokenLogprob | None, eos: frozenset[int], max_context: int
-    ) -> Delta:
+    def _append(self, token_id: int, logprob: TokenLogprob | None, eos: frozenset[int]) -> Delta:
+        """Most tokens are neither the last nor asked about: those take as few calls as may be."""
         params, sequence = self.request.params, self.sequence
         sequence.output.append(token_id)
         ends = token_id in params.stop_token_ids
@@ -59,15 +60,19 @@ class Answer:
             return self._delta(
                 self.text.finish().text, (token,), stop_reason=token_id if ends else None
             )
-        shown = self.text.push(token_id)
-        text, stop = shown.text, shown.stop
+        piece = text = self.text.decode(token_id)
+        stop: str | None = None
+        if self.text.stops:
+            text, stop = self.text.show(piece)
         if stop is not None:
             sequence.finish = FinishReason.STOP
-        elif len(sequence.output) >= params.max_tokens or sequence.num_known >= max_context:
+        elif len(sequence.output) >= params.max_tokens:
             sequence.finish = FinishReason.LENGTH
             last = self.text.finish()
             text, stop = text + last.text, last.stop
-        return self._delta(text, (TokenPiece(token_id, shown.piece, logprob),), stop_reason=stop)
+        elif not params.prompt_logprobs:
+            return Delta(self.index, text, (TokenPiece(token_id, piece, logprob),))
+        return self._delta(text, (TokenPiece(token_id, piece, logprob),), stop_reason=stop)
 
     def _delta(
         self,

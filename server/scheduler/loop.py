@@ -69,6 +69,9 @@ class Limits:
 class ServingLoop:
     """Continuous batching: answers join and leave between any two steps.
 
+    Attributes:
+        on_told: called on the loop's thread when listeners may have been told, once a step.
+
     Args:
         pulse: told how the answers fare.
         within: what the loop's thread enters, and works in.
@@ -115,6 +118,7 @@ class ServingLoop:
         self._pulse = pulse
         self._within = within
         self._beat = Beat(metrics, pulse)
+        self.on_told: Callable[[], None] = _nothing
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
 
     # Called from any thread.
@@ -184,6 +188,7 @@ class ServingLoop:
             error = Unavailable("the engine has stopped; try again when the server is back")
             for answer in [*self._answers.values()]:
                 self._end(answer, FinishReason.CANCELLED, error)
+            self.on_told()
 
     def _turn(self) -> None:
         self._take_inbox()
@@ -192,9 +197,11 @@ class ServingLoop:
         if self._pulse is not None:
             self._pulse.running = len(self._running)
         launched = self._launch()
-        if self._in_air and not (launched and len(self._in_air) <= self._engine.ahead):
+        due = bool(self._in_air) and not (launched and len(self._in_air) <= self._engine.ahead)
+        if due:
             self._collect()
-        elif not self._running:
+        self.on_told()
+        if not due and not self._running:
             self._wake.wait(_IDLE_WAIT_S)
             self._wake.clear()
 
@@ -288,7 +295,7 @@ class ServingLoop:
             self._end(answer, FinishReason.ERROR, Unavailable(output.failure))
             return
         try:
-            delta = answer.take(output, self._eos, self.max_context)
+            delta = answer.take(output, self._eos)
         except Exception as error:  # a tokenizer's fault must not stop the others' answers
             log.exception("the text of %s failed", answer.request.request_id)
             self._fail([answer], error)
@@ -327,3 +334,7 @@ class ServingLoop:
         self._intake.ended(now)
         answer.times.end(answer.sequence, now, self._metrics)
         self._tell(answer, delta or Delta(answer.index, finish=reason, error=error))
+
+
+def _nothing() -> None:
+    """Nobody asked to be called."""

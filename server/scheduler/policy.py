@@ -104,23 +104,24 @@ def plan_step(running: Seq[Sequence], blocks: Blocks, max_step_tokens: int) -> P
     What earlier steps computed is found by those that begin alike; and of prompts that begin alike
     in one step only the oldest runs, for the others will find its blocks in the next.
     """
-    decodes: list[Sequence] = []
-    prompts: list[Sequence] = []
+    size = blocks.block_tokens
+    decodes: list[tuple[Sequence, int]] = []
+    prompts: list[tuple[Sequence, int]] = []
     for sequence in running:
-        if sequence.num_computed - sequence.num_shared >= blocks.block_tokens:
+        if sequence.num_computed - sequence.num_shared >= size:
             blocks.share(sequence)
-        (decodes if sequence.remaining == 1 else prompts).append(sequence)
+        remaining = sequence.remaining
+        (decodes if remaining == 1 else prompts).append((sequence, remaining))
     alive = list(running)
-    chunks: list[Chunk] = []
+    chunks: list[tuple[Sequence, int]] = []
     preempted: list[Sequence] = []
     begun: set[bytes] = set()
     budget = max_step_tokens
-    for sequence in (*decodes, *prompts):
+    for sequence, length in (*decodes, *prompts):
         if budget == 0:
             break
         if preempted and sequence in preempted:
             continue
-        length = sequence.remaining
         if length > 1:
             blocks.reuse(sequence)
             key = blocks.next_key(sequence)
@@ -129,14 +130,15 @@ def plan_step(running: Seq[Sequence], blocks: Blocks, max_step_tokens: int) -> P
             if key is not None:
                 begun.add(key)
             length = min(sequence.remaining, budget)
-        while not blocks.grow(sequence, sequence.num_computed + length):
+        stop = sequence.num_computed + length
+        while stop > len(sequence.blocks) * size and not blocks.grow(sequence, stop):
             victim = alive.pop()
             blocks.free(victim)
             preempted.append(victim)
-            chunks = [chunk for chunk in chunks if chunk.sequence is not victim]
+            chunks = [chunk for chunk in chunks if chunk[0] is not victim]
             if victim is sequence:
                 break
         else:
-            chunks.append(Chunk(sequence, length))
+            chunks.append((sequence, length))
             budget -= length
-    return Plan(tuple(chunks), tuple(preempted))
+    return Plan(tuple(map(Chunk._make, chunks)), tuple(preempted))

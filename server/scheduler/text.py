@@ -13,10 +13,9 @@ class Decoder(Protocol):
 
 
 class Shown(NamedTuple):
-    """`text` may be sent now; `piece` is what the token decoded to; `stop` ended the answer."""
+    """`text` may be sent now; `stop` ended the answer."""
 
     text: str
-    piece: str
     stop: str | None = None
 
 
@@ -29,35 +28,33 @@ class AnswerText:
 
     def __init__(self, decoder: Decoder, stops: Seq[str]) -> None:
         self._decoder = decoder
-        self._stops = tuple(stops)
+        self.stops = tuple(stops)
+        self.decode = decoder.push  # once a token: as an attribute it takes one call, not two
         self._held = ""
 
-    def push(self, token_id: int) -> Shown:
-        piece = self._decoder.push(token_id)
-        return self._show(piece) if self._stops else Shown(piece, piece)
-
-    def finish(self) -> Shown:
-        """The answer ended for another reason: release what was held."""
-        shown = self._show(self._decoder.flush())
-        rest, self._held = self._held, ""
-        return shown if shown.stop else Shown(shown.text + rest, shown.piece)
-
-    def _show(self, piece: str) -> Shown:
+    def show(self, piece: str) -> Shown:
+        """The answer grew by what a token decoded to. Without stop strings, that is shown."""
         text = self._held + piece
         found = min(
-            ((at, stop) for stop in self._stops if (at := text.find(stop)) >= 0), default=None
+            ((at, stop) for stop in self.stops if (at := text.find(stop)) >= 0), default=None
         )
         if found is not None:
             self._held = ""
-            return Shown(text[: found[0]], piece, found[1])
+            return Shown(text[: found[0]], found[1])
         keep = self._possible_start(text)
         self._held = text[len(text) - keep :]
-        return Shown(text[: len(text) - keep], piece)
+        return Shown(text[: len(text) - keep])
+
+    def finish(self) -> Shown:
+        """The answer ended for another reason: release what was held."""
+        shown = self.show(self._decoder.flush())
+        rest, self._held = self._held, ""
+        return shown if shown.stop else Shown(shown.text + rest)
 
     def _possible_start(self, text: str) -> int:
         """Length of the longest end of `text` that begins some stop string."""
-        longest = min(len(text), max((len(stop) for stop in self._stops), default=1) - 1)
+        longest = min(len(text), max((len(stop) for stop in self.stops), default=1) - 1)
         for length in range(longest, 0, -1):
-            if any(stop.startswith(text[-length:]) for stop in self._stops):
+            if any(stop.startswith(text[-length:]) for stop in self.stops):
                 return length
         return 0

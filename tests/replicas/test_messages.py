@@ -38,7 +38,10 @@ def test_news_keep_every_delta_and_the_order_of_each_answer(seed: int) -> None:
     draw = random.Random(seed)
     indices = {key: key % 3 for key in range(5)}
     sent = [(key, some_delta(draw, indices[key])) for key in draw.choices(range(5), k=40)]
-    news = pickle.loads(pickle.dumps(News.of(sent)))
+    packed = News()
+    for key, delta in sent:
+        packed.add(key, delta)
+    news = pickle.loads(pickle.dumps(packed))
     heard = list(news.deltas(indices))
     assert len(heard) == len(sent)
     for key in indices:

@@ -24,7 +24,7 @@ def run(pieces: list[str], stops: list[str], tail: str = "") -> tuple[str, str |
     text = AnswerText(Pieces(pieces, tail), stops)
     out = ""
     for index in range(len(pieces)):
-        shown = text.push(index)
+        shown = text.show(text.decode(index))
         out += shown.text
         if shown.stop is not None:
             return out, shown.stop
@@ -56,7 +56,7 @@ def test_what_is_held_at_the_end_is_shown() -> None:
 
 def test_nothing_that_may_become_a_stop_is_shown_early() -> None:
     text = AnswerText(Pieces(["a", "b", "c"]), ["abcd"])
-    assert [text.push(index).text for index in range(3)] == ["", "", ""]
+    assert [text.show(text.decode(index)).text for index in range(3)] == ["", "", ""]
 
 
 @given(
