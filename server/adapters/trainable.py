@@ -178,10 +178,9 @@ def active_together(
 def _as_one(shares: Sequence[tuple[TrainableAdapter | None, int]]) -> Share:
     """Neighbours of one kind, or none of whom has an adapter."""
     tokens = [count for _, count in shares]
-    first, *others = [adapter for adapter, _ in shares if adapter is not None] or [None]
-    if first is None:
-        return {}, sum(tokens)
-    return first.deltas([other for other in others if other is not None], tokens), sum(tokens)
+    adapters = [adapter for adapter, _ in shares if adapter is not None]
+    deltas = adapters[0].deltas(adapters[1:], tokens) if adapters else {}
+    return deltas, sum(tokens)
 
 
 def _scale_of(method: Method, rank: int, options: Mapping[str, float | str]) -> float:

@@ -13,6 +13,7 @@ from typing import Any, Final
 from torch import Tensor, nn
 from torch.nn import functional
 
+from server.adapters.shares import KERNELS_FROM
 from server.bases.model import BaseModel
 from server.training.between import Between
 
@@ -22,20 +23,22 @@ _ELSEWHERE: Final = ("attention_mask", "past_key_values")
 
 
 @contextmanager
-def lean_layers(base: BaseModel) -> Iterator[None]:
-    """Within, passes through `base` without a cache or a mask take its layers' lean form.
+def lean_layers(base: BaseModel, tokens: int) -> Iterator[None]:
+    """Within, a pass of `tokens` through `base` without a cache or a mask takes the lean form.
 
-    A base on a CPU, or of a shape that is not known, is left alone.
+    Left alone are a base on a CPU or of a shape that is not known, and a pass so small that the
+    host cannot launch it as fast as the device runs it: a kernel of ours takes longer to launch
+    than those of torch that it stands for.
     """
-    if base.device.type != "cuda" or not knows(base):
+    known = base.device.type == "cuda" and knows(base)
+    if not known or tokens * base.model.config.hidden_size < KERNELS_FROM:
         yield
         return
     from server.training.kernels.gate import silu_mul  # a CPU has no triton
     from server.training.kernels.norm import add_rms_norm
     from server.training.kernels.rotary import rotate
 
-    kernels = Between(add_rms_norm, rotate, silu_mul)
-    with lean_with(base, kernels):
+    with lean_with(base, Between(add_rms_norm, rotate, silu_mul)):
         yield
 
 
@@ -90,21 +93,28 @@ class _Lean:
             between, h, self._attended(x, cos[0], sin[0]), layer.post_attention_layernorm
         )
         mlp = layer.mlp
-        h = h + mlp.down_proj(between.silu_mul(mlp.gate_proj(x), mlp.up_proj(x)))
-        return h.view(hidden_states.shape)
+        out: Tensor = h + mlp.down_proj(between.silu_mul(mlp.gate_proj(x), mlp.up_proj(x)))
+        return out.view(hidden_states.shape)
 
     def _attended(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         """x: [tokens, hidden] in rows of as many tokens as there are angles."""
         attention = self._layer.self_attn
         q, k = self._between.rotate(attention.q_proj(x), attention.k_proj(x), cos, sin)
-        heads = [
-            each.view(-1, len(cos), each.shape[1] // self._head_dim, self._head_dim).transpose(1, 2)
-            for each in (q, k, attention.v_proj(x))
-        ]
         out = functional.scaled_dot_product_attention(
-            *heads, is_causal=True, scale=attention.scaling, enable_gqa=True
+            self._heads(q, len(cos)),
+            self._heads(k, len(cos)),
+            self._heads(attention.v_proj(x), len(cos)),
+            is_causal=True,
+            scale=attention.scaling,
+            enable_gqa=True,
         )
-        return attention.o_proj(out.transpose(1, 2).reshape(len(x), -1))
+        projected: Tensor = attention.o_proj(out.transpose(1, 2).reshape(len(x), -1))
+        return projected
+
+    def _heads(self, x: Tensor, columns: int) -> Tensor:
+        """[tokens, heads * head_dim] as [rows, heads, columns, head_dim]."""
+        heads = x.shape[1] // self._head_dim
+        return x.view(-1, columns, heads, self._head_dim).transpose(1, 2)
 
 
 def _normed(

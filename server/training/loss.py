@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from server.adapters.shares import sent
 from server.bases.model import BaseModel
 from server.training.examples import Example
 from server.training.lean_layers import lean_layers
@@ -59,7 +60,7 @@ def counted_losses(base: BaseModel, examples: Sequence[Example]) -> tuple[Tensor
     tokens, rows, columns, targets = _tensors(examples, base.device)
     # No mask: padding is at the right, where a causal model's tokens do not look. With one, torch's
     # fastest attention would be out of reach.
-    with lean_layers(base), head_reads(base, rows, columns):
+    with lean_layers(base, tokens.numel()), head_reads(base, rows, columns):
         output = base.model(input_ids=tokens, use_cache=False)
     return cross_entropy(picked(output.logits, rows, columns), targets)
 
@@ -90,9 +91,9 @@ def _tensors(
         tokens[row, : len(example.tokens)] = example.tokens
         counts[row, : len(example.counts)] = example.counts
     rows, columns = np.nonzero(counts[:, 1:])
-    places = np.stack([rows, columns, tokens[rows, columns + 1]])
-    on_device = torch.from_numpy(places).to(device)
-    return torch.from_numpy(tokens[:, :-1].copy()).to(device), *on_device.unbind()
+    places = sent(torch.from_numpy(np.stack([rows, columns, tokens[rows, columns + 1]])), device)
+    inputs = sent(torch.from_numpy(tokens[:, :-1].copy()), device)
+    return inputs, places[0], places[1], places[2]
 
 
 @contextmanager

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from server.adapters.shares import sent
 from server.adapters.trainable import TrainableAdapter, active_together
 from server.training.batches import micro_batches
 from server.training.examples import Example
@@ -135,4 +136,4 @@ def _counted(part: _Part, device: torch.device) -> tuple[Tensor, Tensor]:
     counts = [sum(example.num_targets for example in mine) for _, mine in part]
     owner = np.repeat([member.place for member, _ in part], counts)
     weight = np.repeat(np.array([1 / member.targets for member, _ in part], np.float32), counts)
-    return torch.from_numpy(owner).to(device), torch.from_numpy(weight).to(device)
+    return sent(torch.from_numpy(owner), device), sent(torch.from_numpy(weight), device)

@@ -68,8 +68,8 @@ def test_rotary(dtype: torch.dtype, heads: int, kv_heads: int, head_dim: int) ->
     k, gk = (noise(rows * positions, kv_heads * head_dim, dtype=dtype, seed=s) for s in (3, 4))
     angles = noise(positions, head_dim // 2, dtype=torch.float32, seed=5).repeat(1, 2)
     cos, sin = angles.cos().to(dtype), angles.sin().to(dtype)
-    found = both_ways(lambda *it: rotate(*it, cos, sin), [q, k], [gq, gk])
-    assert_all_near(found, both_ways(lambda *it: PLAIN.rotate(*it, cos, sin), [q, k], [gq, gk]))
+    found = both_ways(lambda x, y: rotate(x, y, cos, sin), [q, k], [gq, gk])
+    assert_all_near(found, both_ways(lambda x, y: PLAIN.rotate(x, y, cos, sin), [q, k], [gq, gk]))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
