@@ -72,7 +72,7 @@ def reference_scaled(
 def _by_share(x: Tensor, vectors: Tensor, shares: Shares) -> Tensor:
     # Never through zeros for the others: 0 * nan is nan, and one adapter's must stay its own.
     if len(set(shares.tokens)) == 1:
-        many = x.unflatten(0, (len(shares.tokens), -1))
-        return (many * vectors[:, None]).flatten(0, 1)
+        many = x.view(len(shares.tokens), -1, x.shape[1])
+        return (many * vectors[:, None]).view(x.shape)
     parts = zip(x.split(shares.tokens), vectors.unbind(), strict=True)
     return torch.cat([part * vector for part, vector in parts])
