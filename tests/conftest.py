@@ -1,8 +1,15 @@
-"""Triton's interpreter, where there is no CUDA device: it is chosen before triton is imported."""
+"""Triton's interpreter, where there is no CUDA device: it is chosen before triton is imported.
 
+And no looking for garbage among all that the tests import, which stays until the end.
+"""
+
+import gc
 import importlib.util
 import os
+from collections.abc import Generator
 from pathlib import Path
+
+import pytest
 
 
 def _interpret() -> None:
@@ -23,3 +30,13 @@ def _interpret() -> None:
 # The device files are asked, not torch: most tests never import it, and start at once.
 if importlib.util.find_spec("triton") and not list(Path("/dev").glob("nvidia[0-9]*")):
     _interpret()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, object, object]:
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.freeze()
+        gc.enable()

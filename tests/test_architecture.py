@@ -1,9 +1,8 @@
 """The folders import one way, and torch stays where tensors are."""
 
 import ast
+from functools import cache
 from pathlib import Path
-
-import pytest
 
 ROOT = Path(__file__).parent.parent
 
@@ -30,6 +29,7 @@ TORCH_USERS = {"server.engine", "server.training", "server.adapters", "server.ba
 TORCH_IN_STORE = {"adapters_store.weights", "adapters_store.foreign", "adapters_store.peft.folder"}
 
 
+@cache
 def modules() -> dict[str, Path]:
     found = {}
     for package in ("server", "adapters_store", "clients"):
@@ -46,6 +46,7 @@ def part_of(module: str) -> str | None:
     return ".".join(names[:2]) if len(names) > 1 else None
 
 
+@cache
 def imports(path: Path) -> set[str]:
     """Full names imported anywhere in the file, functions included."""
     names: set[str] = set()
@@ -64,32 +65,41 @@ def ours(names: set[str]) -> set[str]:
     return {part for part in parts if part is not None}
 
 
-@pytest.mark.parametrize("module", sorted(modules()))
-def test_imports_point_one_way(module: str) -> None:
-    part, names = part_of(module), imports(modules()[module])
+def test_imports_point_one_way() -> None:
+    wrong = {name: said for name in modules() if (said := what_is_wrong_with_imports(name))}
+    assert wrong == {}
+
+
+def what_is_wrong_with_imports(module: str) -> str:
+    part, parts = part_of(module), ours(imports(modules()[module]))
     if part is None:
-        assert not ours(names), f"{module} is only a docstring"
-        return
+        return f"only a docstring should be here, not imports of {parts}" if parts else ""
     if part == "clients":
-        assert not ours(names), f"{module} imports {ours(names)}; clients import nothing of ours"
-        return
-    assert part in LEVEL, f"{module} belongs to no known part: add {part} to ROWS"
-    for other in ours(names) - {part}:
-        assert LEVEL[other] > LEVEL[part], f"{module} imports {other}, which is not below {part}"
+        return f"imports {parts}; clients import nothing of ours" if parts else ""
+    if part not in LEVEL:
+        return f"belongs to no known part: add {part} to ROWS"
+    higher = sorted(other for other in parts - {part} if LEVEL[other] <= LEVEL[part])
+    return f"imports {higher}, not below {part}" if higher else ""
 
 
-@pytest.mark.parametrize("module", sorted(modules()))
-def test_torch_stays_with_the_tensors(module: str) -> None:
-    part = part_of(module)
-    allowed = part in TORCH_USERS or module in TORCH_IN_STORE
-    heavy = {name for name in imports(modules()[module]) if name.split(".")[0] == "torch"}
-    assert allowed or part in ("server.__main__", "server.cli") or not heavy
+def test_torch_stays_with_the_tensors() -> None:
+    wrong = {
+        module
+        for module, path in modules().items()
+        if any(name.split(".")[0] == "torch" for name in imports(path))
+        and part_of(module) not in TORCH_USERS | {"server.__main__", "server.cli"}
+        and module not in TORCH_IN_STORE
+    }
+    assert wrong == set()
 
 
-@pytest.mark.parametrize("module", sorted(modules()))
-def test_only_the_wiring_reads_settings(module: str) -> None:
-    names = imports(modules()[module])
-    assert part_of(module) in SETTINGS_READERS or "server.config.Settings" not in names
+def test_only_the_wiring_reads_settings() -> None:
+    wrong = {
+        module
+        for module, path in modules().items()
+        if "server.config.Settings" in imports(path) and part_of(module) not in SETTINGS_READERS
+    }
+    assert wrong == set()
 
 
 def test_files_stay_readable() -> None:

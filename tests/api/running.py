@@ -69,10 +69,10 @@ def hosting() -> Iterator[Host]:
 
 
 def eventually(condition: Callable[[], bool], timeout_s: float = 5) -> bool:
-    """Wait until the condition holds; False if it never did."""
-    end = time.monotonic() + timeout_s
-    while time.monotonic() < end:
+    """Wait until the condition holds; False if it never did. Looks less often as time goes by."""
+    began = time.monotonic()
+    while (waited := time.monotonic() - began) < timeout_s:
         if condition():
             return True
-        time.sleep(0.01)
-    return False
+        time.sleep(min(0.01 + waited / 20, 0.2))
+    return condition()

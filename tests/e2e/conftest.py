@@ -30,8 +30,8 @@ class Served:
     url: str = field(init=False)
     sdk: OpenAI = field(init=False)
 
-    def start(self) -> None:
-        command = [sys.executable, "-m", "server", "serve", "--port", "0"]
+    def start(self, *more: str) -> None:
+        command = [sys.executable, "-m", "server", "serve", "--port", "0", *more]
         options = {
             "VERANDAH_HOME": str(self.home),
             "VERANDAH_CHECKPOINT_EVERY_S": "1",
@@ -75,20 +75,22 @@ class Served:
 
 
 @pytest.fixture
-def make_server(tmp_path: Path) -> Iterator[Callable[[], Served]]:
+def make_server(tmp_path: Path) -> Iterator[Callable[..., Served]]:
+    """Starts `verandah serve` with more options over the one home."""
     started: list[Served] = []
 
-    def make() -> Served:
+    def make(*more: str) -> Served:
         served = Served(tmp_path / "home")
         started.append(served)
-        served.start()
+        served.start(*more)
         return served
 
     yield make
     for served in started:
         if served.process.poll() is None:
             served.stop()
-        served.sdk.close()
+        if "sdk" in vars(served):  # else it never said where it serves
+            served.sdk.close()
         assert served.process.stdout is not None
         served.process.stdout.close()
 
@@ -97,4 +99,4 @@ def wait_until(condition: Callable[[], bool], timeout_s: float) -> None:
     end = time.monotonic() + timeout_s
     while not condition():
         assert time.monotonic() < end, f"not so after {timeout_s} s"
-        time.sleep(0.1)
+        time.sleep(0.3)

@@ -10,6 +10,8 @@ from openai.types.fine_tuning import FineTuningJob
 from clients.python import Client
 from tests.e2e.conftest import ROOT, Served, wait_until
 
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+
 TRAINING_TIMEOUT_S = 200
 QUESTION = "How do I plant a tree?"
 QUICK = {"n_epochs": 3}  # enough to hear the difference, not to speak well
@@ -56,8 +58,7 @@ def steps_told(sdk: OpenAI, job: FineTuningJob) -> list[int]:
     return [int(data["step"]) for data in found if isinstance(data, dict)]
 
 
-@pytest.mark.slow
-def test_upload_train_ask(make_server: Callable[[], Served]) -> None:
+def test_upload_train_ask(make_server: Callable[..., Served]) -> None:
     served = make_server()
     sdk = served.sdk
     jobs = [ended(sdk, job) for job in [train(sdk, "pirate"), train(sdk, "butler")]]
@@ -99,12 +100,11 @@ def test_upload_train_ask(make_server: Callable[[], Served]) -> None:
     assert all(layer.norm > 0 and layer.numerical_rank == 64 for layer in analysis.layers)
 
     assert served.stop() == 0
-    again = make_server()
+    again = make_server("--no-worker")
     assert answer(again.sdk, "pirate") == pirate
 
 
-@pytest.mark.slow
-def test_a_job_outlives_its_worker_and_its_server(make_server: Callable[[], Served]) -> None:
+def test_a_job_outlives_its_worker_and_its_server(make_server: Callable[..., Served]) -> None:
     served = make_server()
     sdk = served.sdk
     job = train(sdk, "pirate", n_epochs=2)

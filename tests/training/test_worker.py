@@ -63,10 +63,11 @@ def submit(
 
 
 def until(condition: Callable[[], bool], timeout_s: float = 60) -> None:
-    deadline = time.monotonic() + timeout_s
+    began = time.monotonic()
     while not condition():
-        assert time.monotonic() < deadline, "it did not happen in time"
-        time.sleep(0.005)
+        waited = time.monotonic() - began
+        assert waited < timeout_s, "it did not happen in time"
+        time.sleep(min(0.005 + waited / 20, 0.05))
 
 
 def job_now(place: Workplace, job: Job) -> Job:
