@@ -38,7 +38,7 @@ from server.pulse import Pulse
 
 PROMPT_TOKENS: Final = 128
 BAR_GAP, BAR_KEPT, BAR_IDLE, BAR_MEMORY = 1.3, 0.4, 0.95, 0.15
-WAYS: Final = ("product", "never", "sms")
+WAYS: Final = ("product", "never", "switch", "sms")
 
 
 @dataclass
@@ -187,15 +187,18 @@ def engine_of(
 def ways_of(
     options: argparse.Namespace, base: BaseModel, pulse: Pulse, product: Way
 ) -> Mapping[str, tuple[str, Callable[[], Way]]]:
-    job = Job.of(options)
-
-    def on_some() -> Way:
-        return Product(base, pulse, job, math.inf, within=multiprocessors(options.sms))
-
+    never = partial(Product, base, pulse, Job.of(options), math.inf)
     return {
         "product": (f"gives way, {options.target:g} times", lambda: product),
-        "never": ("gives way to priority alone", lambda: Product(base, pulse, job, math.inf)),
-        "sms": (f"the same, on {options.sms} multiprocessors", on_some),
+        "never": ("gives way to priority alone", never),
+        "switch": (
+            f"the same, the interpreter for {options.switch * 1e6:g} us",
+            lambda: never(switch_s=options.switch),
+        ),
+        "sms": (
+            f"the same, on {options.sms} multiprocessors",
+            lambda: never(within=multiprocessors(options.sms)),
+        ),
     }
 
 
@@ -236,6 +239,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=4, help="of training by itself")
     parser.add_argument("--target", type=float, default=BAR_GAP)
     parser.add_argument("--sms", type=int, default=32)
+    parser.add_argument("--switch", type=float, default=2e-5, help="seconds")
     parser.add_argument("--examples", type=int, default=200)
     parser.add_argument("--tokens", type=int, default=256, help="of one example")
     parser.add_argument("--rank", type=int, default=256)

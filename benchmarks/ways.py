@@ -10,7 +10,6 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any, Protocol, cast
 
 import torch
@@ -52,6 +51,7 @@ class Training:
 
     def __init__(self, base: BaseModel, job: Job) -> None:
         (self._trainer,) = trainers_of(base, job.work, 1)
+        take_step([self._trainer], self._trainer.part_tokens)  # kernels are compiled
         self.marks: list[tuple[float, int]] = []
 
     def __call__(self, stop: threading.Event) -> None:
@@ -68,7 +68,7 @@ class Product:
     """`server.training.beside.Beside`, as `verandah serve` makes it.
 
     Args:
-        within: see `Beside.start`.
+        within: see `Beside.start`. switch_s: see `Beside`.
     """
 
     def __init__(
@@ -77,9 +77,11 @@ class Product:
         pulse: Pulse,
         job: Job,
         latency: float,
+        *,
         within: Callable[[], AbstractContextManager[object]] | None = None,
+        switch_s: float = 1e-4,
     ) -> None:
-        self._beside = Beside(base, pulse, latency, _lost)
+        self._beside = Beside(base, pulse, latency, _lost, switch_s=switch_s)
         if base.device.type == "cuda":
             keep_headroom(self._beside.base)
         self._training = Training(self._beside.base, job)
@@ -118,7 +120,13 @@ def multiprocessors(count: int) -> Callable[[], AbstractContextManager[object]]:
     from torch.cuda.green_contexts import GreenContext
 
     context = cast(Any, GreenContext.create(num_sms=count))
-    return partial(torch.cuda.stream, context.Stream())
+    stream = context.Stream()
+
+    def enter() -> AbstractContextManager[object]:
+        assert context is not None, "it is held as long as its stream"
+        return torch.cuda.stream(stream)
+
+    return enter
 
 
 def _lost() -> None:

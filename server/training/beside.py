@@ -7,6 +7,7 @@ jobs: what the thread does is handed to it.
 
 import contextlib
 import logging
+import math
 import sys
 import threading
 import time
@@ -26,7 +27,6 @@ from server.training.worker import DeviceLost
 log = logging.getLogger(__name__)
 
 LOWEST: Final = 0  # the priority of a stream: the engine's has the highest
-_SWITCH_S: Final = 1e-4  # how long one thread may keep the interpreter from another
 _FIRST_PAUSE_S: Final = 0.5
 _LONGEST_PAUSE_S: Final = 30.0
 _STEADY_S: Final = 60.0  # work that went well for as long did not fail of its start
@@ -41,8 +41,9 @@ class Beside:
     Args:
         base: the engine's, before the engine takes over its attention.
         pulse: told by the engine.
-        target: see `Throttle`.
+        target: see `Throttle`; infinite: the device's own priorities are all.
         lost: called when the device has failed, and nothing in this process can use it again.
+        switch_s: how long one thread may keep the interpreter from another while this one runs.
 
     Attributes:
         base: to train on; the same weights.
@@ -55,11 +56,15 @@ class Beside:
         pulse: Pulse,
         target: float,
         lost: Callable[[], None],
+        *,
+        switch_s: float = 1e-4,
     ) -> None:
         self.base = twin_of(base)
-        GivingWay(Throttle(target), pulse).slow_down(self.base)
+        if math.isfinite(target):
+            GivingWay(Throttle(target), pulse).slow_down(self.base)
         self.restarts = 0
         self._lost = lost
+        self._switch_s = switch_s
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
 
@@ -103,7 +108,7 @@ class Beside:
         within: Callable[[], AbstractContextManager[object]],
     ) -> None:
         pause = _FIRST_PAUSE_S
-        with _switching_fast(), within():
+        with _switching(self._switch_s), within():
             while not self._stop.is_set():
                 began = time.monotonic()
                 try:
@@ -130,10 +135,10 @@ class Beside:
 
 
 @contextlib.contextmanager
-def _switching_fast() -> Iterator[None]:
-    """Within, the engine's thread waits for this one's Python a tenth of a millisecond at most."""
+def _switching(seconds: float) -> Iterator[None]:
+    """Within, the engine's thread waits no longer than that for this one's Python."""
     before = sys.getswitchinterval()
-    sys.setswitchinterval(_SWITCH_S)
+    sys.setswitchinterval(seconds)
     try:
         yield
     finally:

@@ -69,7 +69,7 @@ class Throttle:
     """Decides the share of the time that training works.
 
     Args:
-        target: at least 1; infinite: training does not give way.
+        target: at least 1, and finite.
     """
 
     def __init__(self, target: float) -> None:
@@ -97,7 +97,7 @@ class Throttle:
     def look(self, reading: Reading, now: float) -> None:
         """Take in what the engine tells, some times in each stretch; `now` in seconds."""
         asleep, self._looked = now - self._looked > _ASLEEP_S, now
-        self._busy = reading.running > 0 and self._room < math.inf
+        self._busy = reading.running > 0
         stretch = self._stretch
         if not self._busy:
             self._stretch, self._wants_pause = None, False
@@ -148,4 +148,4 @@ class Throttle:
 
 def _load(reading: Reading) -> int:
     """The same for numbers of answers that are 20 % apart at most."""
-    return round(2 * math.log2(reading.running))
+    return round(2 * math.log2(max(reading.running, 1)))

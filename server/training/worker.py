@@ -52,7 +52,7 @@ class WorkerParts:
 
 
 class DeviceLost(Exception):
-    """An accelerator has failed for good, as far as this process goes: no job is to blame."""
+    """An accelerator has failed for good, as far as this process goes."""
 
 
 def run_worker(parts: WorkerParts, stop: threading.Event) -> None:
@@ -68,8 +68,12 @@ def run_worker(parts: WorkerParts, stop: threading.Event) -> None:
             worker.take_in()
             if not worker.step():
                 stop.wait(parts.poll_s)
-    finally:
+    except DeviceLost:  # which of its jobs did it is not known: each counts a lost worker
+        raise
+    except BaseException:
         worker.give_back()
+        raise
+    worker.give_back()
 
 
 def _unfinished(parts: WorkerParts) -> set[str]:

@@ -1,8 +1,10 @@
 """A thread that trains in an engine's process: it gives way, begins again, and can be stopped."""
 
+import math
 import sys
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,7 +19,7 @@ from server.training.beside import Beside
 from server.training.worker import DeviceLost, run_worker
 from tests.models import tiny_base
 from tests.training.chats import byte_tokenizer
-from tests.training.test_worker import OPTIONS, job_now, submit, until
+from tests.training.test_worker import OPTIONS, job_now, submit, until, work_off
 from tests.training.workplace import Workplace
 
 TOKENS = torch.arange(3, 20)[None]
@@ -28,8 +30,10 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_FIRST_PAUSE_S", 0.01)
 
 
-def beside_of(pulse: Pulse | None = None, lost: Callable[[], None] = lambda: None) -> Beside:
-    return Beside(tiny_base("llama"), pulse or Pulse(), 1.3, lost)
+def beside_of(
+    pulse: Pulse | None = None, lost: Callable[[], None] = lambda: None, target: float = 1.3
+) -> Beside:
+    return Beside(tiny_base("llama"), pulse or Pulse(), target, lost)
 
 
 def stop(beside: Beside) -> None:
@@ -69,6 +73,21 @@ def test_it_gives_way_to_the_engine_of_its_process() -> None:
     beside.start(work)
     assert not passed.wait(0.3)
     pulse.running = 0
+    assert passed.wait(10)
+    stop(beside)
+
+
+def test_without_a_target_it_never_rests() -> None:
+    pulse = Pulse()
+    pulse.running = 1
+    beside, passed = beside_of(pulse, target=math.inf), threading.Event()
+
+    def work(stop: threading.Event) -> None:
+        beside.base.model(TOKENS)
+        passed.set()
+        stop.wait()
+
+    beside.start(work)
     assert passed.wait(10)
     stop(beside)
 
@@ -119,6 +138,24 @@ def test_the_interpreter_changes_hands_fast_while_it_trains_and_not_after() -> N
     stop(beside)
     assert seen == [pytest.approx(1e-4)]
     assert sys.getswitchinterval() == before
+
+
+def test_a_device_that_fails_fails_no_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Broken:
+        def synchronize(self) -> None:
+            raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    monkeypatch.setattr(torch.cuda, "current_stream", Broken)
+    place, base = Workplace.at(tmp_path), tiny_base("llama")
+    there = replace(base, device=torch.device("cuda"))  # of which this machine has none
+    parts = place.parts(load=lambda: (there, byte_tokenizer()), lease_s=1000)
+    job = submit(place, options=OPTIONS)
+    with pytest.raises(DeviceLost, match="the device has failed"):
+        run_worker(parts, threading.Event())
+    assert job_now(place, job).status == JobStatus.RUNNING
+    place.queue.abandon(parts.worker_id)
+    done = work_off(place, job)
+    assert (done.status, done.attempt) == (JobStatus.SUCCEEDED, 2)
 
 
 @pytest.mark.gpu
