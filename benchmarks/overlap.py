@@ -1,17 +1,14 @@
-"""What overlapping launches is worth in whole steps: `python -m benchmarks.overlap`, on CUDA.
+"""What it is worth in whole steps that kernels begin early: `python -m benchmarks.overlap` (CUDA).
 
-    python -m benchmarks.overlap --shape 8b --variants off early ahead8 own16 later all8
-
-Each variant sets `server.adapters.kernels.overlap`'s switches and captures its steps anew; sides
-take turns within it. A variant computes the same sums in the same order: its logits must be those
-of the first variant to the bit, which the last column says. "over base" is over the base of the
-same variant, "over off" over the same side of the first one.
+Steps are captured with `server.adapters.kernels.overlap`'s switch off, on, and both once more;
+sides take turns within each. "over base" is over the base of the same capture, "over off" over the
+same side with the switch off. The sums are the same in the same order, so logits should be those
+of the first capture: the last column is the largest difference over their spread.
 """
 
 import argparse
 import statistics
 import tempfile
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -26,39 +23,6 @@ from benchmarks.report import origin, table
 from benchmarks.shapes import SHAPES, base_of
 from server.adapters.kernels import overlap
 from server.engine.captures import Captures
-
-_MIB = 2**20
-
-
-@dataclass(frozen=True)
-class Variant:
-    """The switches: by name, in MiB where they are bytes."""
-
-    name: str
-    early: bool = False
-    ahead: int = 0
-    own: int = 0
-    later: bool = False
-
-    @classmethod
-    def named(cls, name: str) -> "Variant":
-        """`early+ahead8+own16+later`, any of them; `off`."""
-        told: dict[str, int] = {}
-        for word in name.split("+"):
-            switch = word.rstrip("0123456789")
-            if switch not in ("off", "early", "ahead", "own", "later"):
-                raise SystemExit(f"{word!r} is no switch: early, ahead8, own16, later, or off")
-            told[switch] = int(word[len(switch) :] or 1)
-        return cls(
-            name, bool(told.get("early")), told.get("ahead", 0), told.get("own", 0),
-            bool(told.get("later")),
-        )  # fmt: skip
-
-    def apply(self) -> None:
-        overlap.EARLY = self.early
-        overlap.AHEAD_BYTES = self.ahead * _MIB
-        overlap.OWN_BYTES = self.own * _MIB
-        overlap.LATER = self.later
 
 
 class Trial:
@@ -86,13 +50,12 @@ class Trial:
         self._captures: Captures = self.engine.runner._forward._decodes._captures  # type: ignore
         self._kept = self._captures._kept
 
-    def run(self, variant: Variant, rounds: int) -> tuple[dict[Side, list[float]], list[Tensor]]:
+    def run(self, early: bool, rounds: int) -> tuple[dict[Side, list[float]], list[Tensor]]:
         """Seconds of each side, and the logits of each one's last step."""
-        variant.apply()
+        overlap.EARLY = early
         self._captures._kept.clear()
         # torch gives a pool up with the last of its graphs.
         self._captures._pool = torch.cuda.graph_pool_handle()
-        self._captures._pool = torch.cuda.graph_pool_handle()  # torch gives up one without graphs
         times = self.turns.times(self.sides, rounds)
         logits = []
         for side in self.sides:
@@ -107,27 +70,25 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=64)
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--rounds", type=int, default=4)
-    parser.add_argument("--variants", nargs="+", default=["off", "early", "ahead8", "own16+later"])
     options = parser.parse_args()
-    variants = [Variant.named(name) for name in options.variants]
     print(origin(), flush=True)
     with tempfile.TemporaryDirectory(dir=crowd.scratch()) as folder:
         trial = Trial(options, Path(folder))
-        first, expected = trial.run(variants[0], options.rounds)
-        for variant in variants:
-            times, logits = trial.run(variant, options.rounds)
-            lines = [
-                (
-                    variant.name, side.who, side.load, statistics.median(times[side]) * 1e3,
-                    f"{ratio(times, side, trial.sides[0]):.3f}",
-                    statistics.median(times[side]) / statistics.median(first[side]),
-                    "same" if bool((found == wanted).all()) else "OTHER",
-                )
-                for side, found, wanted in zip(trial.sides, logits, expected, strict=True)
-            ]  # fmt: skip
-            columns = ("variant", "adapters", "load", "ms", "over base", "over off", "logits")
-            print(table(columns, lines), flush=True)
+        runs = [(early, *trial.run(early, options.rounds)) for early in (False, True) * 2]
         trial.adapters.close()
+    _, first, expected = runs[0]
+    lines = [
+        (
+            "early" if early else "off", side.who, side.load,
+            statistics.median(times[side]) * 1e3, f"{ratio(times, side, trial.sides[0]):.3f}",
+            f"{statistics.median(times[side]) / statistics.median(first[side]):.3f}",
+            f"{float((found - wanted).float().abs().max() / wanted.float().std()):.2g}",
+        )
+        for early, times, logits in runs
+        for side, found, wanted in zip(trial.sides, logits, expected, strict=True)
+    ]  # fmt: skip
+    columns = ("launches", "adapters", "load", "ms", "over base", "over off", "difference")
+    print(table(columns, lines), flush=True)
 
 
 if __name__ == "__main__":

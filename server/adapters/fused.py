@@ -24,8 +24,8 @@ from server.adapters.site_parts import Parts
 from server.adapters.sites import Site
 from server.bases.model import TargetLinear
 
-Gate = Callable[[Tensor, int, Tensor | None], Tensor]
-"""`silu(gate) * up` of [tokens, at least 2 * width], width, and the weight that is read next."""
+Gate = Callable[[Tensor, int], Tensor]
+"""`silu(gate) * up` of [tokens, at least 2 * width] and width."""
 
 
 class Inputs:
@@ -123,9 +123,7 @@ class FusedAdapters:
             if group is not last:
                 group.add(site, x, y)
         self._add_rest(site, x, y)
-        if last is not None:
-            return last.gate(site, x, y)
-        return self._gate(y, site.width // 2, site.then)
+        return self._gate(y, site.width // 2) if last is None else last.gate(site, x, y)
 
     def _add_rest(self, site: Site, x: Tensor, y: Tensor) -> None:
         if not self._rest:
@@ -193,8 +191,7 @@ class _Vera:
             z = self._shared.project(site, pair, x, y)
             present = tuple(part for part in parts if part is not None)
             rank = self._group.rank
-            memory, pages = self._memory, self._inputs.pages
-            add_vera(y, z, pair.bt, memory, pages, present, rank, then=site.then)
+            add_vera(y, z, pair.bt, self._memory, self._inputs.pages, present, rank)
 
     def gate(self, site: Site, x: Tensor, y: Tensor) -> Tensor:
         [(pair, (gate_part, up_part))] = self._parts.vera(self._group, site)
@@ -209,7 +206,6 @@ class _Vera:
             up_part,
             site.width // 2,
             self._group.rank,
-            then=site.then,
         )
 
 
@@ -268,8 +264,7 @@ class _LowRank:
             return
         s = self._down(site, x, y, parts)
         if "B" in self._trained:
-            rank = self._group.rank
-            expand(y, s, self._memory, self._segments, parts, rank, then=site.then)
+            expand(y, s, self._memory, self._segments, parts, self._group.rank)
         else:
             self._add_frozen_b(site, s, y)
 
@@ -290,14 +285,12 @@ class _LowRank:
             up,
             site.width // 2,
             self._group.rank,
-            then=site.then,
         )
 
     def _down(self, site: Site, x: Tensor, y: Tensor, parts: Sequence[LoraPart]) -> Tensor:
         """`A x` as `expand` takes it."""
         if "A" in self._trained:
-            expands, rank = "B" in self._trained, self._group.rank
-            return shrink(x, self._memory, self._segments, parts, rank, expands=expands)
+            return shrink(x, self._memory, self._segments, parts, self._group.rank)
         path = next(path for path in site.columns if path in self._group.targets)
         z = self._shared.project(site, self._group.held.bases[path], x, y)
         return z[None, :, None, :].expand(1, -1, len(parts), -1)

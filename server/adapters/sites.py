@@ -31,8 +31,7 @@ class Riding:
 class Site:
     """One product: `x` [tokens, in] by `weight` [width, in], and by the rows that ride behind it.
 
-    `columns` says where each linear's output lies in the product's, by module path. `then` is the
-    weight that is read after this one, where nothing large is read between.
+    `columns` says where each linear's output lies in the product's, by module path.
     """
 
     columns: Mapping[str, slice]
@@ -40,7 +39,6 @@ class Site:
     weight: Tensor
     bias: Tensor | None
     riding: Riding | None
-    then: Tensor | None = None
 
     def product(self, x: Tensor, *, ride: bool) -> Tensor:
         """[tokens, width], or with `ride` [tokens, width + rank]: the last columns are `A x`."""

@@ -6,8 +6,8 @@ Products that read the same input are one (`server.adapters.sites`); norms, rota
 and attention are kernels. Knows no sampling and no slots.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
 import torch
@@ -55,7 +55,7 @@ class NoAdapters:
         pass
 
     def gate(self, site: Site, x: Tensor, y: Tensor) -> Tensor:
-        return silu_mul(y, site.width // 2, site.then)
+        return silu_mul(y, site.width // 2)
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,11 +83,10 @@ class FusedDecoder:
         prefix = next(path for path, module in model.named_modules() if module is decoder)
         self._embedding: nn.Embedding = model.get_input_embeddings()
         self._head: nn.Linear = model.get_output_embeddings()
-        layers = [
+        self._layers = [
             _layer(base, f"{prefix}.layers.{index}", layer, riding)
             for index, layer in enumerate(decoder.layers)
         ]
-        self._layers = _in_order(layers, self._head.weight)
         self._norm: Tensor = decoder.norm.weight
         self._eps: float = decoder.norm.variance_epsilon
         self.heads: int = config.num_attention_heads
@@ -136,17 +135,17 @@ class FusedDecoder:
         cos, sin = self._cos[positions], self._sin[positions]
         delta: Tensor | None = None
         for index, layer in enumerate(self._layers):
-            x = add_rms_norm(h, delta, layer.norm, layer.eps, layer.qkv.weight)
+            x = add_rms_norm(h, delta, layer.norm, layer.eps)
             qkv = _product(layer.qkv, x, adapters)
             q = qkv[:, : self._q]
             k = qkv[:, self._q : self._q + self._kv]
             v = qkv[:, self._q + self._kv : self._q + 2 * self._kv]
             rotate_and_store(q, k, v, cos, sin, *kv.layers[index], write_at)
             delta = _product(layer.out, attend(index, q, k, v), adapters)
-            x = add_rms_norm(h, delta, layer.mlp_norm, layer.eps, layer.gate_up.weight)
+            x = add_rms_norm(h, delta, layer.mlp_norm, layer.eps)
             gate_up = layer.gate_up.product(x, ride=adapters.rides(layer.gate_up))
             delta = _product(layer.down, adapters.gate(layer.gate_up, x, gate_up), adapters)
-        return add_rms_norm(h, delta, self._norm, self._eps, self._head.weight)
+        return add_rms_norm(h, delta, self._norm, self._eps)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """[rows, vocab] of [rows, hidden]."""
@@ -172,20 +171,6 @@ def _layer(base: BaseModel, path: str, layer: Any, riding: Riding | None) -> _La
         mlp_norm=layer.post_attention_layernorm.weight,
         eps=layer.input_layernorm.variance_epsilon,
     )
-
-
-def _in_order(layers: Sequence[_Layer], head: Tensor) -> list[_Layer]:
-    """The layers, their sites knowing what is read after them. Attention reads much after qkv."""
-    following = [*(layer.qkv.weight for layer in layers[1:]), head]
-    return [
-        replace(
-            layer,
-            out=replace(layer.out, then=layer.gate_up.weight),
-            gate_up=replace(layer.gate_up, then=layer.down.weight),
-            down=replace(layer.down, then=after),
-        )
-        for layer, after in zip(layers, following, strict=True)
-    ]
 
 
 def _window(layer: Any, config: Any) -> int | None:

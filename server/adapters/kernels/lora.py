@@ -17,15 +17,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from server.adapters.kernels.overlap import (
-    ahead_of,
-    ask,
-    ask_entries,
-    distance,
-    early,
-    let_next_begin,
-    wait,
-)
+from server.adapters.kernels.overlap import early, let_next_begin, wait
 from server.adapters.kernels.parts import part_of, power_of_two, tiles_over
 from server.adapters.kernels.segments import TOKENS_EACH, Segments
 from server.adapters.layouts import PAGE
@@ -51,8 +43,6 @@ def expand(
     segments: Segments,
     parts: Sequence[LoraPart],
     rank: int,
-    *,
-    then: Tensor | None = None,
 ) -> None:
     """y[t, column_p + n] += sum_r B_p[n, r] s[t, p, r] for n < out_features, for every part p.
 
@@ -63,7 +53,6 @@ def expand(
         s: [splits, tokens, parts, rank], any dtype, inner stride 1, other strides as they come:
             `z[None, :, None, :].expand(1, -1, len(parts), -1)` gives all parts the same `A x`.
         rank: of the room: B is [out, rank] there.
-        then: a weight that is read soon after.
     """
     if len(y) == 0 or segments.capacity == 0 or not parts:
         return
@@ -74,10 +63,9 @@ def expand(
     begun = early(y.device)
     _expand[grid](
         y, s, memory, segments.table, places,
-        y.stride(0), s.stride(0), s.stride(1), s.stride(2),
-        *ahead_of(then, y, grid[0] * grid[1], 4), PAGE_ENTRIES=PAGE, SLOTS=TOKENS_EACH,
-        SPLITS=len(s), BLOCK_N=block_n, RANK=rank, BLOCK_R=block_r, EARLY=begun, THREADS=128,
-        DISTANCE=distance(grid[0], y.device), num_warps=4, num_stages=2, launch_pdl=begun,
+        y.stride(0), s.stride(0), s.stride(1), s.stride(2), PAGE_ENTRIES=PAGE, SLOTS=TOKENS_EACH,
+        SPLITS=len(s), BLOCK_N=block_n, RANK=rank, BLOCK_R=block_r, EARLY=begun,
+        num_warps=4, num_stages=2, launch_pdl=begun,
     )  # fmt: skip
 
 
@@ -118,13 +106,6 @@ def segment_of(table, number, SLOTS: tl.constexpr):
 
 
 @triton.jit
-def page_later(table, number, segments, SLOTS: tl.constexpr, DISTANCE: tl.constexpr):
-    """The page of the segment that many later, 0 if there is none."""
-    later = number + DISTANCE
-    return tl.load(table + later * (1 + SLOTS), mask=later < segments, other=0).to(tl.int64)
-
-
-@triton.jit
 def _expand(
     y,
     s,
@@ -135,10 +116,6 @@ def _expand(
     s_split,
     s_token,
     s_part,
-    ahead,
-    ahead_start,
-    ahead_stride,
-    ahead_count,
     PAGE_ENTRIES: tl.constexpr,
     SLOTS: tl.constexpr,
     SPLITS: tl.constexpr,
@@ -146,46 +123,55 @@ def _expand(
     RANK: tl.constexpr,
     BLOCK_R: tl.constexpr,
     EARLY: tl.constexpr,
-    THREADS: tl.constexpr,
-    DISTANCE: tl.constexpr,
 ):
     let_next_begin(EARLY)
-    number = tl.program_id(1)
-    page, alone, first, token = segment_of(table, number, SLOTS)
-    part, column, out_features, _, b_at, start = part_of(tl.program_id(0), parts, BLOCK_N)
-    n = start + tl.arange(0, BLOCK_N)
-    if DISTANCE > 0:
-        later = page_later(table, number, tl.num_programs(1), SLOTS, DISTANCE)
-        next_b = memory + later * PAGE_ENTRIES + b_at
-        size = tl.where(later > 0, tl.minimum(out_features - start, BLOCK_N), 0)
-        ask_entries(next_b + start * RANK, size * RANK, THREADS)
-    program = tl.program_id(1) * tl.num_programs(0) + tl.program_id(0)
-    programs = tl.num_programs(0) * tl.num_programs(1)
-    wait(EARLY)
-    ask(ahead, ahead_start, ahead_stride, ahead_count, program, programs, THREADS)
+    page, alone, first, token = segment_of(table, tl.program_id(1), SLOTS)
     if page == 0:
+        wait(EARLY)
         return
-    b = memory + page * PAGE_ENTRIES + b_at + (n * RANK)[:, None]
+    part, column, out_features, _, b_at, start = part_of(tl.program_id(0), parts, BLOCK_N)
+    adapter = memory + page * PAGE_ENTRIES + b_at
     s += part * s_part
-    y += column + n
-    inside = n < out_features
+    y += column
     if alone:
-        at = y + first * y_stride
+        n = start + tl.arange(0, BLOCK_N)
+        b = adapter + (n * RANK)[:, None]
+        inside = n < out_features
+        wide = block_of(b, inside, 0, RANK, BLOCK_R)
+        wait(EARLY)
+        at = y + n + first * y_stride
         plain = tl.load(at, mask=inside, other=0.0)
-        delta = expand_one(s + first * s_token, s_split, b, inside, SPLITS, RANK, BLOCK_R)
+        own = s + first * s_token
+        delta = expand_one(wide, own, s_split, b, inside, SPLITS, RANK, BLOCK_R)
         tl.store(at, plain.to(tl.float32) + delta, mask=inside)
     else:
+        # A quarter at a time: all at once take the registers of twice as many programs, and where
+        # every token has its own adapter, the more programs the better.
+        wait(EARLY)
         filled = token >= 0
-        here = filled & inside[None, :]
-        ats = y[None, :] + token * y_stride
-        plains = tl.load(ats, mask=here, other=0.0)
-        downs = s + token * s_token
-        deltas = expand_many(downs, s_split, b, filled, inside, SPLITS, RANK, BLOCK_R)
-        tl.store(ats, plains.to(tl.float32) + deltas, mask=here)
+        for quarter in range(4):
+            own = start + quarter * (BLOCK_N // 4) + tl.arange(0, BLOCK_N // 4)
+            bs = adapter + (own * RANK)[:, None]
+            known = own < out_features
+            here = filled & known[None, :]
+            ats = y + own[None, :] + token * y_stride
+            plains = tl.load(ats, mask=here, other=0.0)
+            downs = s + token * s_token
+            deltas = expand_many(downs, s_split, bs, filled, known, SPLITS, RANK, BLOCK_R)
+            tl.store(ats, plains.to(tl.float32) + deltas, mask=here)
+
+
+@triton.jit
+def block_of(b, inside, start, RANK: tl.constexpr, BLOCK_R: tl.constexpr):
+    """Some rows of B, [rows, BLOCK_R], from rank `start` on."""
+    r = (start + tl.arange(0, BLOCK_R))[None, :]
+    known = inside[:, None] & (r < RANK)
+    return tl.load(b + r, mask=known, other=0.0, eviction_policy="evict_first")
 
 
 @triton.jit
 def expand_one(
+    wide,
     s,
     s_split,
     b,
@@ -194,17 +180,24 @@ def expand_one(
     RANK: tl.constexpr,
     BLOCK_R: tl.constexpr,
 ):
-    sums = tl.zeros(inside.shape, tl.float32)
-    for start in tl.static_range(0, RANK, BLOCK_R):
-        r = start + tl.arange(0, BLOCK_R)
-        known = inside[:, None] & (r < RANK)[None, :]
-        wide = tl.load(b + r[None, :], mask=known, other=0.0, eviction_policy="evict_first")
-        down = tl.zeros([BLOCK_R], tl.float32)
-        for split in tl.static_range(SPLITS):
-            down += tl.load(s + split * s_split + r, mask=r < RANK, other=0.0)
-        down = down.to(wide.dtype).to(tl.float32)
-        sums += tl.sum(wide.to(tl.float32) * down[None, :], 1)
+    """B s of one token. wide: the first of B's blocks, which needs no s and so came before it."""
+    sums = _product(wide, s, s_split, 0, SPLITS, RANK, BLOCK_R)
+    for start in tl.static_range(BLOCK_R, RANK, BLOCK_R):
+        more = block_of(b, inside, start, RANK, BLOCK_R)
+        sums += _product(more, s, s_split, start, SPLITS, RANK, BLOCK_R)
     return sums
+
+
+@triton.jit
+def _product(
+    wide, s, s_split, start, SPLITS: tl.constexpr, RANK: tl.constexpr, BLOCK_R: tl.constexpr
+):  # fmt: skip
+    r = start + tl.arange(0, BLOCK_R)
+    down = tl.zeros([BLOCK_R], tl.float32)
+    for split in tl.static_range(SPLITS):
+        down += tl.load(s + split * s_split + r, mask=r < RANK, other=0.0)
+    down = down.to(wide.dtype).to(tl.float32)
+    return tl.sum(wide.to(tl.float32) * down[None, :], 1)
 
 
 @triton.jit

@@ -15,22 +15,14 @@ from torch.nn.functional import silu
 from server.adapters.kernels.lora import (
     EXPAND_ENTRIES,
     LoraPart,
+    block_of,
     expand_many,
     expand_one,
-    page_later,
     rank_block,
     reference_expand,
     segment_of,
 )
-from server.adapters.kernels.overlap import (
-    ahead_of,
-    ask,
-    ask_entries,
-    distance,
-    early,
-    let_next_begin,
-    wait,
-)
+from server.adapters.kernels.overlap import early, let_next_begin, wait
 from server.adapters.kernels.parts import cdiv
 from server.adapters.kernels.segments import TOKENS_EACH, Segments
 from server.adapters.layouts import PAGE
@@ -46,8 +38,6 @@ def expand_gate(
     up_part: LoraPart | None,
     width: int,
     rank: int,
-    *,
-    then: Tensor | None = None,
 ) -> Tensor:
     """silu(gate + its delta) * (up + its delta), the deltas being `expand`'s.
 
@@ -58,7 +48,6 @@ def expand_gate(
         s: as for `expand`; its parts are those of the two that are not None, in this order.
         pages: [tokens], int64, contiguous: 0 for the tokens that are in no segment.
         gate_part, up_part: where their matrices lie; None: not adapted. Columns go by `width`.
-        then: a weight that is read soon after.
 
     Returns: [tokens, width], contiguous.
     """
@@ -75,11 +64,9 @@ def expand_gate(
         gate_part.b_at if gate_part else 0, up_part.b_at if up_part else 0,
         tokens, width, segments.capacity,
         gate_up.stride(0), s.stride(0), s.stride(1), s.stride(2),
-        *ahead_of(then, act, grid[0] * grid[1], 4), EARLY=begun, THREADS=128,
-        DISTANCE=distance(grid[0], act.device),
         GATE=gate_part is not None, UP=up_part is not None, PAGE_ENTRIES=PAGE, SLOTS=TOKENS_EACH,
-        SPLITS=len(s), BLOCK_N=block_n, RANK=rank, BLOCK_R=block_r, num_warps=4, num_stages=2,
-        launch_pdl=begun,
+        SPLITS=len(s), BLOCK_N=block_n, RANK=rank, BLOCK_R=block_r, EARLY=begun,
+        num_warps=4, num_stages=2, launch_pdl=begun,
     )  # fmt: skip
     return act
 
@@ -126,13 +113,7 @@ def _expand_gate(
     s_split,
     s_token,
     s_part,
-    ahead,
-    ahead_start,
-    ahead_stride,
-    ahead_count,
     EARLY: tl.constexpr,
-    THREADS: tl.constexpr,
-    DISTANCE: tl.constexpr,
     GATE: tl.constexpr,
     UP: tl.constexpr,
     PAGE_ENTRIES: tl.constexpr,
@@ -143,17 +124,15 @@ def _expand_gate(
     BLOCK_R: tl.constexpr,
 ):
     let_next_begin(EARLY)
-    n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
+    first_column = tl.program_id(0) * BLOCK_N
+    n = first_column + tl.arange(0, BLOCK_N)
     inside = n < width
     number = tl.program_id(1)
-    programs = tl.num_programs(0) * tl.num_programs(1)
-    wait(EARLY)
-    program = number * tl.num_programs(0) + tl.program_id(0)
-    ask(ahead, ahead_start, ahead_stride, ahead_count, program, programs, THREADS)
     dtype = act.dtype.element_ty
     if number >= capacity:
         m = (number - capacity) * SLOTS + tl.arange(0, SLOTS)
         plain = (m < tokens) & (tl.load(pages + m, mask=m < tokens, other=1) == 0)
+        wait(EARLY)
         m = m.to(tl.int64)[:, None]
         here = plain[:, None] & inside[None, :]
         at = gate_up + m * gate_up_stride + n[None, :]
@@ -163,46 +142,53 @@ def _expand_gate(
         return
     page, alone, first, token = segment_of(table, number, SLOTS)
     if page == 0:
+        wait(EARLY)
         return
-    if DISTANCE > 0:
-        later = page_later(table, number, capacity, SLOTS, DISTANCE)
-        start = tl.program_id(0) * BLOCK_N
-        next_row = memory + later * PAGE_ENTRIES + start * RANK
-        size = tl.where(later > 0, tl.minimum(width - start, BLOCK_N), 0)
-        if GATE:
-            ask_entries(next_row + gate_b_at, size * RANK, THREADS)
-        if UP:
-            ask_entries(next_row + up_b_at, size * RANK, THREADS)
-    row = memory + page * PAGE_ENTRIES + (n * RANK)[:, None]
+    row = memory + page * PAGE_ENTRIES
     up_s = s
     if GATE:
         up_s += s_part
     if alone:
+        b = row + (n * RANK)[:, None]
+        if GATE:
+            gate_wide = block_of(b + gate_b_at, inside, 0, RANK, BLOCK_R)
+        if UP:
+            up_wide = block_of(b + up_b_at, inside, 0, RANK, BLOCK_R)
+        wait(EARLY)
         one_at = gate_up + first * gate_up_stride + n
         gate = tl.load(one_at, mask=inside, other=0.0)
         up = tl.load(one_at + width, mask=inside, other=0.0)
         own = first * s_token
         gate_delta, up_delta = 0.0, 0.0
         if GATE:
-            b = row + gate_b_at
-            gate_delta = expand_one(s + own, s_split, b, inside, SPLITS, RANK, BLOCK_R)
+            one = s + own
+            gate_delta = expand_one(
+                gate_wide, one, s_split, b + gate_b_at, inside, SPLITS, RANK, BLOCK_R
+            )
         if UP:
-            b = row + up_b_at
-            up_delta = expand_one(up_s + own, s_split, b, inside, SPLITS, RANK, BLOCK_R)
+            one = up_s + own
+            up_delta = expand_one(up_wide, one, s_split, b + up_b_at, inside, SPLITS, RANK, BLOCK_R)
         made = _gated(gate.to(tl.float32) + gate_delta, up.to(tl.float32) + up_delta, dtype)
         tl.store(act + first * width + n, made, mask=inside)
     else:
+        wait(EARLY)
         filled = token >= 0
-        all_here = filled & inside[None, :]
-        all_at = gate_up + token * gate_up_stride + n[None, :]
-        many = tl.load(all_at, mask=all_here, other=0.0).to(tl.float32)
-        many_up = tl.load(all_at + width, mask=all_here, other=0.0).to(tl.float32)
         owns = token * s_token
-        if GATE:
-            b = row + gate_b_at
-            many += expand_many(s + owns, s_split, b, filled, inside, SPLITS, RANK, BLOCK_R)
-        if UP:
-            b = row + up_b_at
-            many_up += expand_many(up_s + owns, s_split, b, filled, inside, SPLITS, RANK, BLOCK_R)
-        into = act + token * width + n[None, :]
-        tl.store(into, _gated(many, many_up, dtype), mask=all_here)
+        for quarter in range(4):  # see `_expand`
+            some = first_column + quarter * (BLOCK_N // 4) + tl.arange(0, BLOCK_N // 4)
+            bs = row + (some * RANK)[:, None]
+            known = some < width
+            all_here = filled & known[None, :]
+            all_at = gate_up + token * gate_up_stride + some[None, :]
+            many = tl.load(all_at, mask=all_here, other=0.0).to(tl.float32)
+            ups = tl.load(all_at + width, mask=all_here, other=0.0).to(tl.float32)
+            down = s + owns
+            if GATE:
+                wide = bs + gate_b_at
+                many += expand_many(down, s_split, wide, filled, known, SPLITS, RANK, BLOCK_R)
+            down = up_s + owns
+            if UP:
+                wide = bs + up_b_at
+                ups += expand_many(down, s_split, wide, filled, known, SPLITS, RANK, BLOCK_R)
+            into = act + token * width + some[None, :]
+            tl.store(into, _gated(many, ups, dtype), mask=all_here)

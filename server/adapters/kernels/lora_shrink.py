@@ -10,16 +10,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from server.adapters.kernels.lora import LoraPart, page_later, rank_block, segment_of
-from server.adapters.kernels.overlap import (
-    ask_piece,
-    ask_rows,
-    distance,
-    early,
-    let_next_begin,
-    segments_ahead,
-    wait,
-)
+from server.adapters.kernels.lora import LoraPart, rank_block, segment_of
+from server.adapters.kernels.overlap import early, let_next_begin, wait
 from server.adapters.kernels.parts import cdiv
 from server.adapters.kernels.segments import TOKENS_EACH, Segments
 from server.adapters.layouts import PAGE
@@ -30,13 +22,7 @@ _MOST_SPLITS = 16  # whoever reads a sum adds them all, for every tile of output
 
 
 def shrink(
-    x: Tensor,
-    memory: Tensor,
-    segments: Segments,
-    parts: Sequence[LoraPart],
-    rank: int,
-    *,
-    expands: bool = False,
+    x: Tensor, memory: Tensor, segments: Segments, parts: Sequence[LoraPart], rank: int
 ) -> Tensor:
     """sum_i s[i, t, p, r] = sum_k A_p[r, k] x[t, k], for every part p.
 
@@ -44,7 +30,6 @@ def shrink(
         x: [tokens, in], inner stride 1, any row stride; what all parts read.
         memory: [entries], of x's dtype.
         rank: of the room: A is [rank, in] there.
-        expands: whether `expand` comes next: the parts' B are then asked for meanwhile.
 
     Returns: s, float32 [splits, tokens, parts, rank], summed by whoever reads it. Rows of tokens in
         no segment are not written.
@@ -63,16 +48,11 @@ def shrink(
         return s
     grid = (splits, len(parts) * rank_blocks, segments.capacity)
     begun = early(x.device)
-    b_bytes = [part.out_features * rank * x.itemsize if expands else 0 for part in parts]
-    # Each of a segment's programs for a part asks for some of its B.
-    pieces = [size // (splits * rank_blocks) // 16 * 16 for size in b_bytes]
-    places = tuple((it.a_at, it.b_at, piece) for it, piece in zip(parts, pieces, strict=True))
     _shrink[grid](
-        s, x, memory, segments.table, places, segments_ahead(sum(b_bytes), x),
+        s, x, memory, segments.table, tuple(part.a_at for part in parts),
         tokens, width, x.stride(0), PAGE_ENTRIES=PAGE, SLOTS=TOKENS_EACH, STEPS=steps,
         BLOCK_K=block_k, RANK=rank, BLOCK_R=block_r, RANK_BLOCKS=rank_blocks,
-        EARLY=begun, THREADS=128, DISTANCE=distance(grid[0] * grid[1], x.device),
-        num_warps=4, num_stages=3, launch_pdl=begun,
+        EARLY=begun, num_warps=4, num_stages=3, launch_pdl=begun,
     )  # fmt: skip
     return s
 
@@ -97,8 +77,7 @@ def _shrink(
     x,
     memory,
     table,
-    parts,
-    segments_ahead,
+    a_at,
     tokens,
     width,
     x_stride,
@@ -110,45 +89,28 @@ def _shrink(
     BLOCK_R: tl.constexpr,
     RANK_BLOCKS: tl.constexpr,
     EARLY: tl.constexpr,
-    THREADS: tl.constexpr,
-    DISTANCE: tl.constexpr,
 ):
     let_next_begin(EARLY)
-    number = tl.program_id(2)
-    page, alone, first, token = segment_of(table, number, SLOTS)
-    later = page_later(table, number, tl.num_programs(2), SLOTS, DISTANCE)
+    page, alone, first, token = segment_of(table, tl.program_id(2), SLOTS)
     if page == 0:
         wait(EARLY)
         return
     split = tl.program_id(0)
     part = tl.program_id(1) // RANK_BLOCKS
     r = tl.program_id(1) % RANK_BLOCKS * BLOCK_R + tl.arange(0, BLOCK_R)
-    at, b_at, piece = parts[0]
-    for i in tl.static_range(1, len(parts)):
-        at = tl.where(part == i, parts[i][0], at)
-        b_at = tl.where(part == i, parts[i][1], b_at)
-        piece = tl.where(part == i, parts[i][2], piece)
+    at = a_at[0]
+    for i in tl.static_range(1, len(a_at)):
+        at = tl.where(part == i, a_at[i], at)
     known = r < RANK
-    adapter = memory + page * PAGE_ENTRIES
-    a = adapter + at + (r * width)[:, None]
-    b = (adapter + b_at).to(tl.int64)
-    b += (split * RANK_BLOCKS + tl.program_id(1) % RANK_BLOCKS).to(tl.int64) * piece
-    piece = tl.where(number < segments_ahead, piece, 0)
-    row = len(parts) * RANK
+    a = memory + page * PAGE_ENTRIES + at + (r * width)[:, None]
+    row = len(a_at) * RANK
     s += split.to(tl.int64) * tokens * row + part * RANK + r
     if alone:
         own = x + first * x_stride
-        next_a = (
-            memory + later * PAGE_ENTRIES + at + tl.program_id(1) % RANK_BLOCKS * BLOCK_R * width
-        )
-        one = _shrink_one(
-            own, a, known, split * STEPS, width, b, piece, next_a, later, STEPS, BLOCK_K, EARLY,
-            THREADS, DISTANCE,
-        )  # fmt: skip
+        one = _shrink_one(own, a, known, split * STEPS, width, STEPS, BLOCK_K, EARLY)
         tl.store(s + first * row, one, mask=known)
     else:
         # A quarter at a time: the tokens' x lies beside A in shared memory, in several stages.
-        ask_piece(b, piece, THREADS)
         wait(EARLY)
         filled = token >= 0
         block = split * STEPS * 4
@@ -164,15 +126,9 @@ def _shrink_one(
     known,
     block,
     width,
-    b,
-    piece,
-    next_a,
-    later,
     STEPS: tl.constexpr,
     BLOCK_K: tl.constexpr,
     EARLY: tl.constexpr,
-    THREADS: tl.constexpr,
-    DISTANCE: tl.constexpr,
 ):
     sums = tl.zeros(known.shape, tl.float32)
     if STEPS > 1:
@@ -184,12 +140,6 @@ def _shrink_one(
         if STEPS == 1:
             wait(EARLY)
         own = tl.load(x + k, mask=k < width, other=0.0)
-        if step == 0:
-            if DISTANCE > 0:
-                span = tl.minimum(width - block * BLOCK_K, STEPS * BLOCK_K)
-                rows = tl.where(later > 0, known.shape[0], 0)
-                ask_rows(next_a + block * BLOCK_K, width, span, rows, THREADS)
-            ask_piece(b, piece, THREADS)
         sums += tl.sum(narrow.to(tl.float32) * own.to(tl.float32)[None, :], 1)
     return sums
 

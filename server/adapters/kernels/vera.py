@@ -19,7 +19,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from server.adapters.kernels.overlap import ahead_of, ask, early, let_next_begin, wait
+from server.adapters.kernels.overlap import early, let_next_begin, wait
 from server.adapters.kernels.parts import cdiv, part_of, power_of_two, tiles_over
 from server.adapters.layouts import PAGE
 
@@ -46,8 +46,9 @@ class Tiles(NamedTuple):
     stages: int
 
 
-_FEW_TOKENS = 64
+_FEW_TOKENS = 512
 _MOST_AT_ONCE = 256  # ranks; more would not fit a program's registers and shared memory
+_ROUND_OF_SMALL = 132 * 64 * 64  # outputs: fewer would leave multiprocessors without a small tile
 _ROUND_OF_LARGE = 132 * 128 * 128  # outputs: fewer would leave multiprocessors without a large tile
 
 
@@ -63,7 +64,10 @@ def tiles_for(
     ranks = max(power_of_two(rank), 16)
     if tokens <= _FEW_TOKENS and ranks * entry_bytes <= 2 * _MOST_AT_ONCE:
         # Fewer columns than 64 are no product of a warp group.
-        rows = min(max(power_of_two(tokens), 16), (16 if columns < 4096 else 32) * products)
+        most = (16 if columns < 4096 else 32) * products
+        if tokens * columns > _ROUND_OF_SMALL:
+            most = 64
+        rows = min(max(power_of_two(tokens), 16), most)
         wide = 128 if columns > 16384 else 64
         return Tiles(rows, wide, ranks, warps=16 if rows * wide > 4096 else 8, stages=1)
     ranks = min(ranks, 128 // entry_bytes)
@@ -81,7 +85,6 @@ def add_vera(
     parts: Sequence[VeraPart],
     rank: int,
     tiles: Tiles | None = None,
-    then: Tensor | None = None,
 ) -> None:
     """y[t, column + n] += b[n] * sum_r z[t, r] d[r] bt[r, n] for n < out_features, for every part.
 
@@ -95,7 +98,6 @@ def add_vera(
         pages: [tokens], int64, contiguous: where each token's adapter's row begins; 0: none.
         parts: linears that share z and bt; no two share a column.
         tiles: instead of `tiles_for`'s choice, to measure others.
-        then: a weight that is read soon after.
     """
     tokens = y.shape[0]
     if tokens == 0:
@@ -106,8 +108,7 @@ def add_vera(
     begun = early(y.device)
     _add_vera[grid](
         y, z, bt, memory, pages, tuple(map(tuple, parts)), tokens, rank,
-        y.stride(0), z.stride(0), bt.stride(0), *ahead_of(then, y, grid[0] * grid[1], tiles.warps),
-        PAGE_ENTRIES=PAGE, EARLY=begun, THREADS=tiles.warps * 32,
+        y.stride(0), z.stride(0), bt.stride(0), PAGE_ENTRIES=PAGE, EARLY=begun,
         BLOCK_M=tiles.tokens, BLOCK_N=tiles.columns, BLOCK_K=tiles.ranks,
         RANK_STEPS=cdiv(rank, tiles.ranks),
         num_warps=tiles.warps, num_stages=tiles.stages, launch_pdl=begun,
@@ -138,7 +139,8 @@ def reference_add_vera(
 def rows_of(pages, tokens, BLOCK_M: tl.constexpr):
     """This program's tokens, and the page of each: 0 for the base's and for those past the end."""
     m = tl.program_id(1) * BLOCK_M + tl.arange(0, BLOCK_M)
-    page = tl.load(pages + m, mask=m < tokens, other=0)
+    # All that follows waits for it, and a layer's weights would drive it from the L2 cache.
+    page = tl.load(pages + m, mask=m < tokens, other=0, eviction_policy="evict_last")
     return m.to(tl.int64)[:, None], page.to(tl.int64)[:, None]
 
 
@@ -210,13 +212,8 @@ def _add_vera(
     y_stride,
     z_stride,
     bt_stride,
-    ahead,
-    ahead_start,
-    ahead_stride,
-    ahead_count,
     PAGE_ENTRIES: tl.constexpr,
     EARLY: tl.constexpr,
-    THREADS: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
@@ -240,9 +237,6 @@ def _add_vera(
         wait(EARLY)
         plain = tl.load(into, mask=(m < tokens) & inside)
         own = tl.load(z + k[None, :], mask=(m < tokens) & known, other=0.0)
-        program = tl.program_id(1) * tl.num_programs(0) + tl.program_id(0)
-        programs = tl.num_programs(0) * tl.num_programs(1)
-        ask(ahead, ahead_start, ahead_stride, ahead_count, program, programs, THREADS)
         wide = wide_of(slab, scaled(own, d, adapted))
         tl.store(into, plain.to(tl.float32) + b.to(tl.float32) * wide, mask=adapted & inside)
         return

@@ -11,7 +11,7 @@ import triton.language as tl
 from torch import Tensor
 from torch.nn.functional import silu
 
-from server.adapters.kernels.overlap import ahead_of, ask, early, let_next_begin, wait
+from server.adapters.kernels.overlap import early, let_next_begin, wait
 from server.adapters.kernels.parts import cdiv
 from server.adapters.kernels.vera import (
     Tiles,
@@ -37,7 +37,6 @@ def gate_vera(
     width: int,
     rank: int,
     tiles: Tiles | None = None,
-    then: Tensor | None = None,
 ) -> Tensor:
     """silu(gate + its delta) * (up + its delta), the deltas being `add_vera`'s.
 
@@ -46,7 +45,6 @@ def gate_vera(
     Args:
         gate_up: [tokens, at least 2 * width], gate first, inner stride 1; it is not written.
         gate_part, up_part: where their vectors lie; None: not adapted. Columns go by `width`.
-        then: a weight that is read soon after.
 
     Returns: [tokens, width], contiguous.
     """
@@ -61,9 +59,7 @@ def gate_vera(
     _gate_vera[grid](
         act, gate_up, z, bt, memory, pages, gate.d_at, gate.b_at, up.d_at, up.b_at,
         tokens, width, rank, gate_up.stride(0), z.stride(0), bt.stride(0),
-        *ahead_of(then, act, grid[0] * grid[1], tiles.warps),
-        EARLY=begun, THREADS=tiles.warps * 32,
-        GATE=gate_part is not None, UP=up_part is not None, PAGE_ENTRIES=PAGE,
+        EARLY=begun, GATE=gate_part is not None, UP=up_part is not None, PAGE_ENTRIES=PAGE,
         BLOCK_M=tiles.tokens, BLOCK_N=tiles.columns, BLOCK_K=tiles.ranks,
         RANK_STEPS=cdiv(rank, tiles.ranks),
         num_warps=tiles.warps, num_stages=tiles.stages, launch_pdl=begun,
@@ -107,12 +103,7 @@ def _gate_vera(
     gate_up_stride,
     z_stride,
     bt_stride,
-    ahead,
-    ahead_start,
-    ahead_stride,
-    ahead_count,
     EARLY: tl.constexpr,
-    THREADS: tl.constexpr,
     GATE: tl.constexpr,
     UP: tl.constexpr,
     PAGE_ENTRIES: tl.constexpr,
@@ -146,9 +137,6 @@ def _gate_vera(
     up = tl.load(at + width, mask=inside, other=0.0)
     if RANK_STEPS == 1:
         own = tl.load(z + k[None, :], mask=(m < tokens) & known, other=0.0)
-        program = tl.program_id(1) * tl.num_programs(0) + tl.program_id(0)
-        programs = tl.num_programs(0) * tl.num_programs(1)
-        ask(ahead, ahead_start, ahead_stride, ahead_count, program, programs, THREADS)
         if GATE:
             gate_wide = wide_of(slab, scaled(own, gate_d, adapted))
         if UP:

@@ -6,19 +6,18 @@ import triton.language as tl
 from torch import Tensor
 from torch.nn.functional import silu
 
-from server.adapters.kernels.overlap import ahead_of, ask, early, let_next_begin, wait
+from server.adapters.kernels.overlap import early, let_next_begin, wait
 
 _BLOCK = 1024
 
 
-def silu_mul(gate_up: Tensor, width: int, then: Tensor | None = None) -> Tensor:
+def silu_mul(gate_up: Tensor, width: int) -> Tensor:
     """silu(gate) * up, where gate is gate_up[:, :width] and up is gate_up[:, width : 2 * width].
 
     silu is computed in float32 and rounded before it meets `up`, as in torch.
 
     Args:
         gate_up: [tokens, at least 2 * width], any row stride; further columns are not read.
-        then: a weight that is read soon after.
 
     Returns: [tokens, width], contiguous.
     """
@@ -27,8 +26,8 @@ def silu_mul(gate_up: Tensor, width: int, then: Tensor | None = None) -> Tensor:
     grid = (tokens, triton.cdiv(width, _BLOCK))
     begun = early(act.device)
     _silu_mul[grid](
-        gate_up, act, gate_up.stride(0), *ahead_of(then, act, grid[0] * grid[1], 4),
-        WIDTH=width, BLOCK=_BLOCK, EARLY=begun, THREADS=128, num_warps=4, launch_pdl=begun,
+        gate_up, act, gate_up.stride(0), WIDTH=width, BLOCK=_BLOCK, EARLY=begun,
+        num_warps=4, launch_pdl=begun,
     )  # fmt: skip
     return act
 
@@ -43,14 +42,9 @@ def _silu_mul(
     gate_up_ptr,
     act_ptr,
     stride,
-    ahead,
-    ahead_start,
-    ahead_stride,
-    ahead_count,
     WIDTH: tl.constexpr,
     BLOCK: tl.constexpr,
     EARLY: tl.constexpr,
-    THREADS: tl.constexpr,
 ):
     let_next_begin(EARLY)
     wait(EARLY)
@@ -60,9 +54,6 @@ def _silu_mul(
     row = gate_up_ptr + token * stride + column
     gate = tl.load(row, mask=inside, other=0.0).to(tl.float32)
     up = tl.load(row + WIDTH, mask=inside, other=0.0).to(tl.float32)
-    program = tl.program_id(1) * tl.num_programs(0) + tl.program_id(0)
-    programs = tl.num_programs(0) * tl.num_programs(1)
-    ask(ahead, ahead_start, ahead_stride, ahead_count, program, programs, THREADS)
     gate = (gate / (1.0 + tl.exp(-gate))).to(act_ptr.dtype.element_ty).to(tl.float32)
     act = (gate * up).to(act_ptr.dtype.element_ty)
     tl.store(act_ptr + token * WIDTH + column, act, mask=inside)

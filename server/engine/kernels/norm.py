@@ -8,16 +8,14 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from server.adapters.kernels.overlap import ahead_of, ask, early, let_next_begin, wait
+from server.adapters.kernels.overlap import early, let_next_begin, wait
 
 # Sixteen entries a thread: two loads of 16 bytes of each operand, and one pass for every width.
 _WIDTH_PER_WARP = 512
 _MOST_WARPS = 16
 
 
-def add_rms_norm(
-    h: Tensor, delta: Tensor | None, weight: Tensor, eps: float, then: Tensor | None = None
-) -> Tensor:
+def add_rms_norm(h: Tensor, delta: Tensor | None, weight: Tensor, eps: float) -> Tensor:
     """h += delta in place, then h / sqrt(mean(h^2) + eps) * weight.
 
     Statistics are float32; the quotient is rounded to h's dtype before it meets `weight`, as in
@@ -27,7 +25,6 @@ def add_rms_norm(
         h: [tokens, hidden], any row stride; hidden at most 16384.
         delta: the same shape, any row stride; None: h stays as it is.
         weight: [hidden], contiguous, of h's dtype.
-        then: a weight that is read soon after.
 
     Returns: [tokens, hidden], contiguous, of h's dtype.
     """
@@ -35,13 +32,11 @@ def add_rms_norm(
     x = torch.empty((tokens, hidden), dtype=h.dtype, device=h.device)
     block = triton.next_power_of_2(hidden)
     other = h if delta is None else delta
-    warps = min(max(block // _WIDTH_PER_WARP, 1), _MOST_WARPS)
     begun = early(h.device)
     _add_rms_norm[(tokens,)](
         h, other, weight, x, h.stride(0), other.stride(0), eps,
-        *ahead_of(then, x, tokens, warps, second=True),
-        HIDDEN=hidden, BLOCK=block, ADD=delta is not None, EARLY=begun, THREADS=warps * 32,
-        num_warps=warps, launch_pdl=begun,
+        HIDDEN=hidden, BLOCK=block, ADD=delta is not None, EARLY=begun,
+        num_warps=min(max(block // _WIDTH_PER_WARP, 1), _MOST_WARPS), launch_pdl=begun,
     )  # fmt: skip
     return x
 
@@ -64,15 +59,10 @@ def _add_rms_norm(
     h_stride,
     delta_stride,
     eps,
-    ahead,
-    ahead_start,
-    ahead_stride,
-    ahead_count,
     HIDDEN: tl.constexpr,
     BLOCK: tl.constexpr,
     ADD: tl.constexpr,
     EARLY: tl.constexpr,
-    THREADS: tl.constexpr,
 ):
     let_next_begin(EARLY)
     token = tl.program_id(0).to(tl.int64)
@@ -84,9 +74,6 @@ def _add_rms_norm(
     h = tl.load(h_row, mask=inside, other=0.0).to(tl.float32)
     if ADD:
         delta = tl.load(delta_ptr + token * delta_stride + column, mask=inside, other=0.0)
-    program = tl.program_id(0)
-    ask(ahead, ahead_start, ahead_stride, ahead_count, program, tl.num_programs(0), THREADS)
-    if ADD:
         rounded = (h + delta.to(tl.float32)).to(h_ptr.dtype.element_ty)
         tl.store(h_row, rounded, mask=inside)
         h = rounded.to(tl.float32)
