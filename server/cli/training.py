@@ -53,6 +53,7 @@ def training_beside(
     tokenizer = load_tokenizer(settings.model)  # its own: two threads must not share one
     parts = worker_parts(settings, records, lambda: (beside.base, tokenizer))
     beside.start(partial(run_worker, parts), on_end=lambda: records.jobs.abandon(parts.worker_id))
+    log.info("jobs are trained in this process, on %s", engine.base.device)
     try:
         yield beside
     finally:

@@ -10,7 +10,7 @@ import torch
 
 from clients.python import Client
 from server.app import create_app
-from server.cli import training
+from server.cli import front, training
 from server.cli.building import open_records
 from server.cli.front import running_front, wire
 from server.cli.options import BadOption
@@ -55,6 +55,12 @@ def test_a_thread_on_another_device_is_refused(monkeypatch: pytest.MonkeyPatch) 
         trains_beside(Settings(worker_process="no", worker_device="cpu"))
 
 
+def test_of_several_engines_the_first_trains() -> None:
+    settings = Settings(replicas=2, worker_process="no", threads=1)
+    told = [front._environment_of(settings, number)["VERANDAH_WORKER"] for number in range(2)]
+    assert told == ["True", "False"]
+
+
 def submitted(client: Client, folder: Path) -> str:
     file = folder / "lines.jsonl"
     file.write_bytes(lines(12))
@@ -77,20 +83,20 @@ def test_a_thread_trains_while_the_engine_of_its_process_answers(
     metrics = Metrics("base")
     with (
         open_records(settings) as records,
-        running_front(settings, records, metrics, lambda _: None) as front,
+        running_front(settings, records, metrics, lambda _: None) as running,
         hosting() as host,
     ):
-        host.app = create_app(wire(settings, records, front, metrics, None))
+        host.app = create_app(wire(settings, records, running, metrics, None))
         with Client(host.url) as client:
             job = submitted(client, tmp_path)
             assert eventually(lambda: told_of(client, job, "Step 0/"), 60)
             question = [{"role": "user", "content": "Hello"}]
             assert "".join(client.chat("base", question, max_tokens=8, ignore_eos=True))
         assert 'training_worker_up{model_name="base"} 1.0' in host.http.get("/metrics").text
-        front.stop(10)
-        assert front.worker is not None
+        running.stop(10)
+        assert running.worker is not None
         assert eventually(lambda: records.jobs.counts()[JobStatus.QUEUED] == 1, 20)
-    assert not front.worker.alive
+    assert not running.worker.alive
     torch.set_num_threads(threads)
 
 
