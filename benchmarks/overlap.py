@@ -50,7 +50,7 @@ class Trial:
         self._captures: Captures = self.engine.runner._forward._decodes._captures  # type: ignore
         self._kept = self._captures._kept
 
-    def run(self, early: bool, rounds: int) -> tuple[dict[Side, list[float]], list[Tensor]]:
+    def run(self, early: int, rounds: int) -> tuple[dict[Side, list[float]], list[Tensor]]:
         """Seconds of each side, and the logits of each one's last step."""
         overlap.EARLY = early
         self._captures._kept.clear()
@@ -70,16 +70,17 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=64)
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--rounds", type=int, default=4)
+    parser.add_argument("--early", type=int, nargs="+", default=[0, 1, 0, 1])
     options = parser.parse_args()
     print(origin(), flush=True)
     with tempfile.TemporaryDirectory(dir=crowd.scratch()) as folder:
         trial = Trial(options, Path(folder))
-        runs = [(early, *trial.run(early, options.rounds)) for early in (False, True) * 2]
+        runs = [(early, *trial.run(early, options.rounds)) for early in options.early]
         trial.adapters.close()
     _, first, expected = runs[0]
     lines = [
         (
-            "early" if early else "off", side.who, side.load,
+            early, side.who, side.load,
             statistics.median(times[side]) * 1e3, f"{ratio(times, side, trial.sides[0]):.3f}",
             f"{statistics.median(times[side]) / statistics.median(first[side]):.3f}",
             f"{float((found - wanted).float().abs().max() / wanted.float().std()):.2g}",
@@ -87,7 +88,7 @@ def main() -> None:
         for early, times, logits in runs
         for side, found, wanted in zip(trial.sides, logits, expected, strict=True)
     ]  # fmt: skip
-    columns = ("launches", "adapters", "load", "ms", "over base", "over off", "difference")
+    columns = ("early", "adapters", "load", "ms", "over base", "over off", "difference")
     print(table(columns, lines), flush=True)
 
 

@@ -65,7 +65,7 @@ def expand(
         y, s, memory, segments.table, places,
         y.stride(0), s.stride(0), s.stride(1), s.stride(2), PAGE_ENTRIES=PAGE, SLOTS=TOKENS_EACH,
         SPLITS=len(s), BLOCK_N=block_n, RANK=rank, BLOCK_R=block_r, EARLY=begun,
-        num_warps=4, num_stages=2, launch_pdl=begun,
+        num_warps=4, num_stages=2, launch_pdl=begun > 0,
     )  # fmt: skip
 
 

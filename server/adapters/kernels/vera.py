@@ -111,7 +111,7 @@ def add_vera(
         y.stride(0), z.stride(0), bt.stride(0), PAGE_ENTRIES=PAGE, EARLY=begun,
         BLOCK_M=tiles.tokens, BLOCK_N=tiles.columns, BLOCK_K=tiles.ranks,
         RANK_STEPS=cdiv(rank, tiles.ranks),
-        num_warps=tiles.warps, num_stages=tiles.stages, launch_pdl=begun,
+        num_warps=tiles.warps, num_stages=tiles.stages, launch_pdl=begun > 0,
     )  # fmt: skip
 
 
