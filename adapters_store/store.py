@@ -171,18 +171,19 @@ class AdapterStore:
         folder = self._root / owner / name
         return [v for v in self.versions(owner, name) if (folder / str(v) / _ASIDE).exists()]
 
-    def delete(self, owner: str, name: str, version: int | None = None) -> None:
-        """Remove one version, or (None) all. The numbers are not issued again.
+    def delete(self, owner: str, name: str, version: int | None = None) -> list[int]:
+        """Remove one version, or (None) all; returns which. The numbers are not issued again.
 
         Whoever has the file open may read on; the latest falls back to the highest that is left
-        and does not stand aside.
+        and does not stand aside. All can be removed whatever is damaged.
 
         Raises:
             AdapterNotFound: there is no such adapter or version.
+            AdapterCorrupt: a version's adapter does not say what it has.
         """
         with self._staging_in_use(), self._writing():
             folder = self._root / check_name("owner", owner) / check_name("adapter", name)
-            pointer = self._pointer(folder)
+            pointer = self._pointer_or_folders(folder) if version is None else self._pointer(folder)
             if pointer is None or version is not None:
                 self.resolve(owner, name, version)
             assert pointer is not None, "resolve found it, and writers hold the lock"
@@ -202,6 +203,7 @@ class AdapterStore:
         self.sweep()
         if imported:
             self._sweep_bases()
+        return gone
 
     def path(self, ref: AdapterRef) -> Path:
         """Where the version's file is, if it exists."""
@@ -286,16 +288,24 @@ class AdapterStore:
     def _pointer(self, folder: Path) -> _Pointer | None:
         path = folder / "latest"
         try:
-            text = path.read_text()
+            text = path.read_text(errors="replace")
         except FileNotFoundError:
             return None
         try:
             latest, issued = map(int, text.split())
         except ValueError as error:
             raise AdapterCorrupt(
-                f"{path}: {text[:40]!r} is not two version numbers, the latest and the highest"
+                f"{path}: {text[:40]!r} is not two version numbers, the latest and the highest: "
+                f"write them, or delete the adapter {folder.name!r} whole"
             ) from error
         return _Pointer(latest, issued)
+
+    def _pointer_or_folders(self, folder: Path) -> _Pointer | None:
+        """The pointer; where that is damaged, the highest version that is there."""
+        try:
+            return self._pointer(folder)
+        except AdapterCorrupt:
+            return _Pointer(0, max(_numbers(folder), default=0))
 
     def _write(self, path: Path, text: str) -> None:
         """Replace a small file at once and wait for the disk."""
@@ -349,8 +359,11 @@ def _folders(path: Path) -> list[str]:
 
 
 def _versions(folder: Path, pointer: _Pointer) -> list[int]:
-    numbers = (int(name) for name in _folders(folder) if name.isdecimal())
-    return sorted(number for number in numbers if number <= pointer.issued)
+    return sorted(number for number in _numbers(folder) if number <= pointer.issued)
+
+
+def _numbers(folder: Path) -> list[int]:
+    return [int(name) for name in _folders(folder) if name.isdecimal()]
 
 
 def _sync(folder: Path) -> None:

@@ -1,7 +1,8 @@
 """/v1/models: the base model, and every adapter as a model whose `parent` it is."""
 
+import contextlib
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from fastapi import APIRouter, Query
 
@@ -99,6 +100,7 @@ def delete_adapter(parts: Parts, owner: str, adapter_id: str) -> None:
     Raises:
         ModelNotFound: no such adapter or version.
         InvalidRequest: the id is the base model's.
+        AdapterCorrupt: a version's adapter does not say what it has; the bare name can go.
     """
     if adapter_id == parts.base.id:
         raise InvalidRequest("the base model cannot be deleted", param="model")
@@ -107,25 +109,18 @@ def delete_adapter(parts: Parts, owner: str, adapter_id: str) -> None:
         parts.residency.forget(AdapterRef(owner, name, number))
 
 
-def _deleted(parts: Parts, owner: str, adapter_id: str) -> tuple[str, list[int]]:
+def _deleted(parts: Parts, owner: str, adapter_id: str) -> tuple[str, Sequence[int]]:
     """Delete from the store; the name and the versions that are gone."""
     store = parts.adapters
-    if "@" not in adapter_id and (versions := _versions(parts, owner, adapter_id)):
-        store.delete(owner, adapter_id)
-        return adapter_id, versions
+    if "@" not in adapter_id:
+        with contextlib.suppress(AdapterNotFound, InvalidName):  # told below, with what there is
+            return adapter_id, store.delete(owner, adapter_id)
     ref = find_model(parts, owner, adapter_id)
     assert ref is not None, "it is not the base's id"
     gone = [*_on_the_way_to(parts, ref), ref.version]
     for version in gone:
         store.delete(owner, ref.name, version)
     return ref.name, gone
-
-
-def _versions(parts: Parts, owner: str, name: str) -> list[int]:
-    try:
-        return list(parts.adapters.versions(owner, name))
-    except InvalidName:
-        return []
 
 
 def _on_the_way_to(parts: Parts, ref: AdapterRef) -> list[int]:

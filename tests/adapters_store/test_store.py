@@ -162,6 +162,19 @@ def test_a_damaged_pointer_is_named(
         store.resolve("ann", "poet")
 
 
+@pytest.mark.parametrize("rubbish", [b"", b"1", b"\xff\xfe"])
+def test_what_has_a_damaged_pointer_can_be_deleted_whole(
+    store: AdapterStore, publish: Publish, tmp_path: Path, rubbish: bytes
+) -> None:
+    publish(), publish()
+    (tmp_path / "adapters" / "ann" / "poet" / "latest").write_bytes(rubbish)
+    with pytest.raises(AdapterCorrupt, match="delete the adapter 'poet' whole"):
+        store.delete("ann", "poet", 1)
+    assert store.delete("ann", "poet") == [1, 2]
+    assert store.names("ann") == []
+    assert publish().version == 3, "numbers are not issued again"
+
+
 def test_a_damaged_file_is_named(store: AdapterStore, publish: Publish) -> None:
     ref = publish()
     path = store.path(ref)
