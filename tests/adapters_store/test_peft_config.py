@@ -116,9 +116,9 @@ def test_patterns_match_the_end_of_a_path(pattern: str, path: str, found: bool) 
 
 @pytest.mark.parametrize("pattern", [r"(a+)+b", "(a|a)*", "a*b*c*d*", "x" * 300, "(unclosed"])
 def test_a_pattern_cannot_hang_the_server(pattern: str) -> None:
-    began = time.monotonic()
+    began = time.thread_time()
     with pytest.raises(InvalidCheckpoint, match="pattern"):
         Patterns.of("rank_pattern", {pattern: 1}).find("a" * 60, 0)
-    assert time.monotonic() - began < 1
+    assert time.thread_time() - began < 1
     with pytest.raises(InvalidCheckpoint, match="entries"):
         Patterns.of("rank_pattern", {str(i): 1 for i in range(5000)})

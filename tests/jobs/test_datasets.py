@@ -207,6 +207,6 @@ def test_no_json_breaks_the_check(value: object) -> None:
 
 
 def test_fifty_thousand_lines_take_seconds() -> None:
-    start = time.perf_counter()
+    start = time.process_time()
     assert len(validate([GOOD] * 50_000)) == 50_000
-    assert time.perf_counter() - start < 10
+    assert time.process_time() - start < 10
