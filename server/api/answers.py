@@ -3,9 +3,9 @@
 import asyncio
 import contextlib
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable
+from collections.abc import Sequence as Seq
 from enum import IntEnum
-from functools import partial
 from typing import NamedTuple
 
 from starlette.types import Receive
@@ -21,34 +21,37 @@ _GRACE_S = 10.0  # beyond a request's own deadline, which the engine keeps
 _PIECES_PER_S = 8000  # written to streams at most, all together; each costs a system call
 _SHORTEST_PAUSE_S = 0.001  # a timer knows no shorter
 
+Heard = list[str | Delta]
+"""What was heard of one answer, in order; a text is that of a token that shows it and no more."""
+
 
 class ClientGone(Exception):
     """The client closed its connection; there is nobody left to answer."""
 
 
 class News(NamedTuple):
-    """A delta, and which of the request's prompts it belongs to."""
+    """What one answer has to tell.
 
-    prompt: int
+    `choice` is its place among all of the request's. `made` counts the tokens: `delta` does not
+    have those that came as a text alone.
+    """
+
+    choice: int
     delta: Delta
+    made: int
 
 
-def joined(batch: Iterable[News]) -> list[News]:
-    """The same news with one delta for each answer: how a reader who is behind catches up."""
-    together: dict[tuple[int, int], list[Delta]] = {}
-    for prompt, delta in batch:
-        together.setdefault((prompt, delta.index), []).append(delta)
-    return [News(prompt, _one(deltas)) for (prompt, _), deltas in together.items()]
-
-
-def _one(deltas: list[Delta]) -> Delta:
+def joined(choice: int, heard: Heard) -> News:
+    """All that was heard of an answer, which is something, as one delta."""
+    try:
+        return News(choice, Delta(0, "".join(heard)), len(heard))  # type: ignore[arg-type]
+    except TypeError:  # not texts alone, which is rare
+        deltas = [each for each in heard if isinstance(each, Delta)]
     last = deltas[-1]
-    if len(deltas) == 1:
-        return last
     scores = (delta.prompt_logprobs for delta in deltas if delta.prompt_logprobs is not None)
-    return Delta(
+    delta = Delta(
         last.index,
-        "".join([delta.text for delta in deltas]),
+        "".join([each.text if isinstance(each, Delta) else each for each in heard]),
         tuple([token for delta in deltas for token in delta.tokens]),
         next(scores, None),
         last.finish,
@@ -56,6 +59,7 @@ def _one(deltas: list[Delta]) -> Delta:
         last.cached_tokens,
         last.error,
     )
+    return News(choice, delta, len(delta.tokens) + len(heard) - len(deltas))
 
 
 class Waking(IntEnum):
@@ -76,7 +80,7 @@ class Wakes:
 
     def __init__(self) -> None:
         self.streams = 0  # open ones; counted on the event loop
-        self._due: dict[Waking, deque[asyncio.Event]] = {how: deque() for how in Waking}
+        self._due: dict[Waking, deque[Callable[[], None]]] = {how: deque() for how in Waking}
         self._called: dict[Waking, bool] = dict.fromkeys(Waking, False)
         self._not_before = 0.0
 
@@ -87,10 +91,10 @@ class Wakes:
         return 0.0 if pause < _SHORTEST_PAUSE_S else pause
 
     def wake(
-        self, event_loop: asyncio.AbstractEventLoop, event: asyncio.Event, how: Waking
+        self, event_loop: asyncio.AbstractEventLoop, rouse: Callable[[], None], how: Waking
     ) -> None:
-        """Set the event soon."""
-        self._due[how].append(event)
+        """Have `rouse` called on the event loop soon."""
+        self._due[how].append(rouse)
         if not self._called[how]:
             self._called[how] = True
             with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
@@ -99,15 +103,15 @@ class Wakes:
     def _wake(self, event_loop: asyncio.AbstractEventLoop, how: Waking) -> None:
         pause = self._not_before - event_loop.time()
         if how is Waking.WITH_THE_OTHERS and pause > 0:
-            event_loop.call_later(pause, self._set, event_loop, how)
+            event_loop.call_later(pause, self._rouse, event_loop, how)
         else:
-            self._set(event_loop, how)
+            self._rouse(event_loop, how)
 
-    def _set(self, event_loop: asyncio.AbstractEventLoop, how: Waking) -> None:
+    def _rouse(self, event_loop: asyncio.AbstractEventLoop, how: Waking) -> None:
         self._called[how] = False  # before looking: what comes from here on calls again
         due = self._due[how]
         while due:
-            due.popleft().set()
+            due.popleft()()
         if how is Waking.WITH_THE_OTHERS:
             self._not_before = event_loop.time() + self.pause_s
 
@@ -126,23 +130,26 @@ class Answers:
     ) -> None:
         self._engine = engine
         self._wakes = wakes
-        self._ends_only = ends_only
+        self._ends_only = self._begun = ends_only
         self._event_loop = asyncio.get_running_loop()
-        self._late = self._gone = self._begun = False
+        self._late = self._gone = False
         # One for all the answer: a timer for each token costs more than the token's event.
         self._timer = self._event_loop.call_later(timeout_s + _GRACE_S, self._give_up)
-        self._arrived = asyncio.Event()
-        self._waking = Waking.NOT
+        self._waiter: asyncio.Future[None] | None = None
+        # Who listens for ends only is as one who will be woken with the others anyway.
+        self._at_rest = self.waking = Waking.WITH_THE_OTHERS if ends_only else Waking.NOT
         self._watch = self._event_loop.create_task(self._until_gone(receive))
         self._wakes.streams += not ends_only
-        self._news: deque[News] = deque()
+        self._heard: list[Heard] = []  # of each choice
+        self._failure: Exception | None = None
         self._handles: list[Handle] = []
         self._open = 0
 
     def ask(self, generation: Generation) -> None:
         """Submit one prompt's generation. Raises what `Engine.submit` raises."""
-        prompt = len(self._handles)
-        self._handles.append(self._engine.submit(generation, partial(self._hear, prompt)))
+        heard: list[Heard] = [[] for _ in range(generation.n)]
+        self._handles.append(self._engine.submit(generation, Ear(self, heard)))
+        self._heard += heard
         self._open += generation.n
 
     @property
@@ -151,33 +158,26 @@ class Answers:
         return self._open == 0
 
     async def next(self) -> list[News]:
-        """Wait for news; never empty.
+        """Wait for news: of each answer at most one, and at least one in all.
 
         Raises:
             Exception: what an answer ended with instead of its last token.
             Unavailable: the engine said nothing until long after the deadline.
             ClientGone: there is nobody left to answer.
         """
-        while self._gone or not self._news:
-            if self._gone:
-                raise ClientGone
+        while not self._gone:
+            if self._failure is not None:
+                raise self._failure
+            self.waking = self._at_rest  # before looking: what comes from here on wakes again
+            news = self._take()
+            if news:
+                return news
             if self._late:
                 raise Unavailable("the engine does not answer; look at /ready")
-            await self._arrived.wait()
-            self._arrived.clear()
-            self._waking = Waking.NOT  # before looking: what arrives from here on wakes again
-        batch: list[News] = []
-        while self._news:
-            delta = self._news[0].delta
-            if delta.finish is not None or delta.error is not None:
-                failure = _failure(delta)
-                if failure is not None and batch:
-                    break  # what came before it is told first
-                if failure is not None:
-                    raise failure
-                self._open -= 1
-            batch.append(self._news.popleft())
-        return batch
+            if self._failure is None:
+                self._waiter = self._event_loop.create_future()
+                await self._waiter
+        raise ClientGone
 
     def close(self) -> None:
         """Cancel what still runs. Once only."""
@@ -188,29 +188,79 @@ class Answers:
             for handle in self._handles:
                 self._engine.cancel(handle)
 
-    def _hear(self, prompt: int, delta: Delta) -> None:
-        """On the engine's thread, or on that which hears its process."""
-        self._news.append(News(prompt, delta))
-        if delta.finish is not None or delta.error is not None:
-            how = Waking.AT_ONCE
-        elif self._ends_only or self._waking:
-            return
-        else:
-            how = Waking.WITH_THE_OTHERS if self._begun else Waking.AT_ONCE
+    def stir(self, how: Waking) -> None:
+        """There is news. From any thread."""
+        if how > self.waking:
+            self.waking = how = how if self._begun else Waking.AT_ONCE
             self._begun = True
-        if how > self._waking:
-            self._waking = how
-            self._wakes.wake(self._event_loop, self._arrived, how)
+            self._wakes.wake(self._event_loop, self._rouse, how)
+
+    def _take(self) -> list[News]:
+        """All that was heard; what an answer failed with comes to be `_failure`."""
+        news: list[News] = []
+        for choice, heard in enumerate(self._heard):
+            new = heard[:]
+            if not new:
+                continue
+            del heard[: len(new)]  # no more: the engine's thread may have added to it
+            last = new[-1]
+            if isinstance(last, Delta) and _ends(last) and not self._end(last):
+                new.pop()
+            if new:
+                news.append(joined(choice, new))
+        return news
+
+    def _end(self, last: Delta) -> bool:
+        """Whether an answer ended as it should."""
+        failure = _failure(last)
+        self._failure = self._failure or failure
+        self._open -= failure is None
+        return failure is None
+
+    def _rouse(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
 
     def _give_up(self) -> None:
         self._late = True
-        self._arrived.set()
+        self._rouse()
 
     async def _until_gone(self, receive: Receive) -> None:
         while (await receive())["type"] != "http.disconnect":
             pass
         self._gone = True
-        self._arrived.set()
+        self._rouse()
+
+
+class Ear:
+    """Hears the answers to one prompt, on the engine's thread or that which hears its process.
+
+    Args:
+        heard: where to put it, for each answer.
+    """
+
+    def __init__(self, answers: Answers, heard: Seq[Heard]) -> None:
+        self._answers = answers
+        self._heard = heard
+
+    def __call__(self, delta: Delta) -> None:
+        self._heard[delta.index].append(delta)
+        self._answers.stir(Waking.AT_ONCE if _ends(delta) else Waking.WITH_THE_OTHERS)
+
+    def taker(self, index: int) -> Callable[[int, str], None]:
+        """What takes an answer's tokens that show their text and no more; see `Link`."""
+        answers, append = self._answers, self._heard[index].append
+
+        def take(_token_id: int, text: str) -> None:
+            append(text)
+            if not answers.waking:
+                answers.stir(Waking.WITH_THE_OTHERS)
+
+        return take
+
+
+def _ends(delta: Delta) -> bool:
+    return delta.finish is not None or delta.error is not None
 
 
 def _failure(delta: Delta) -> Exception | None:

@@ -15,7 +15,7 @@ from fastapi.responses import JSONResponse
 from starlette.types import Receive
 
 from adapters_store.errors import StoreError
-from server.api.answers import Answers, ClientGone, News, Wakes, joined
+from server.api.answers import Answers, ClientGone, News, Wakes
 from server.api.asking import Asked, usage
 from server.api.seams import Parts
 from server.api.sse import DONE, AnswerStream, event
@@ -33,13 +33,16 @@ class Transcript:
     """One whole answer."""
 
     text: str = ""
+    made: int = 0
     tokens: list[TokenPiece] = field(default_factory=list)
     prompt_logprobs: tuple[TokenLogprob | None, ...] | None = None
     finish: FinishReason | None = None
     stop_reason: str | int | None = None
 
-    def add(self, delta: Delta) -> None:
+    def add(self, delta: Delta, made: int) -> None:
+        """Go on with what a News tells."""
         self.text += delta.text
+        self.made += made
         self.tokens.extend(delta.tokens)
         self.prompt_logprobs = self.prompt_logprobs or delta.prompt_logprobs
         self.finish = delta.finish
@@ -127,13 +130,9 @@ def _submit(parts: Parts, answers: Answers, asked: Asked) -> None:
         raise
 
 
-def _choice(asked: Asked, news: News) -> int:
-    return news.prompt * asked.generations[news.prompt].n + news.delta.index
-
-
 def _cached_tokens(batch: Seq[News]) -> int:
     """Of each prompt's first answer: the others find what that one computed."""
-    return sum([delta.cached_tokens for _, delta in batch if delta.index == 0])
+    return sum([delta.cached_tokens for _, delta, _ in batch if delta.index == 0])
 
 
 async def _document(answers: Answers, asked: Asked, shape: Shape) -> dict[str, object]:
@@ -143,8 +142,8 @@ async def _document(answers: Answers, asked: Asked, shape: Shape) -> dict[str, o
         batch = await answers.next()
         cached += _cached_tokens(batch)
         for news in batch:
-            transcripts[_choice(asked, news)].add(news.delta)
-    made = sum(len(transcript.tokens) for transcript in transcripts.values())
+            transcripts[news.choice].add(news.delta, news.made)
+    made = sum(transcript.made for transcript in transcripts.values())
     return {
         **asked.labels(shape.document_kind),
         "choices": [shape.whole(choice, transcripts[choice]) for choice in sorted(transcripts)],
@@ -154,37 +153,39 @@ async def _document(answers: Answers, asked: Asked, shape: Shape) -> dict[str, o
 
 async def _events(
     parts: Parts, answers: Answers, batch: Seq[News], asked: Asked, shape: Shape, usage_chunk: bool
-) -> AsyncIterator[bytes]:
+) -> AsyncIterator[tuple[bytes, bool]]:
+    """See `AnswerStream`."""
     labels = asked.labels(shape.chunk_kind)
     if usage_chunk:
         labels["usage"] = None
-    chunks = Chunks(labels, asked, shape)
+    chunks = Chunks(labels, shape)
     made = cached = 0
     try:
         while True:
-            made += sum([len(delta.tokens) for _, delta in batch])
+            made += sum([news.made for news in batch])
             cached += _cached_tokens(batch)
             told = chunks.of(batch)
             if answers.complete:
                 break
             if told:
-                yield told
+                yield told, True
             batch = await answers.next()
     except ClientGone:
+        yield b"", False
         return
     except Exception as error:  # the status is sent: the stream itself must tell
         if not isinstance(error, VerandahError | StoreError):
             log.exception("answer %s failed", asked.id)
-        yield event(parts.describe(error).body(), name="error")
+        yield event(parts.describe(error).body(), name="error"), False
         return
     if usage_chunk:
         told += event({**labels, "choices": [], "usage": usage(asked.prompt_tokens, made, cached)})
-    yield told + DONE
+    yield told + DONE, False
 
 
 _TEXT = "\0"
 _ENCODED_TEXT = json.dumps(_TEXT).encode()
-_encoded = json.JSONEncoder(ensure_ascii=False).encode
+_encoded = json.encoder.encode_basestring  # a text as `event` writes it
 
 
 class Chunks:
@@ -193,18 +194,16 @@ class Chunks:
     Nearly all tell text and nothing else: of those, all but the text is made once for each choice.
     """
 
-    def __init__(self, labels: Mapping[str, object], asked: Asked, shape: Shape) -> None:
+    def __init__(self, labels: Mapping[str, object], shape: Shape) -> None:
         self._labels = labels
-        self._asked = asked
         self._shape = shape
         self._frames: dict[int, tuple[bytes, bytes]] = {}
 
     def of(self, batch: Seq[News]) -> bytes:
         """One event for each answer that has something to tell, or few: empty if none has."""
-        return b"".join(map(self._told, batch if len(batch) == 1 else joined(batch)))
+        return b"".join([self._told(choice, delta) for choice, delta, _ in batch])
 
-    def _told(self, news: News) -> bytes:
-        choice, delta = _choice(self._asked, news), news.delta
+    def _told(self, choice: int, delta: Delta) -> bytes:
         frame = self._frames.get(choice)
         if frame is not None and delta.finish is None:
             return frame[0] + _encoded(delta.text).encode() + frame[1] if delta.text else b""

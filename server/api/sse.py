@@ -9,12 +9,13 @@ from starlette.types import Receive, Scope, Send
 
 DONE = b"data: [DONE]\n\n"
 
+_encode = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode
+
 
 def event(data: Mapping[str, object], name: str | None = None, id: str | None = None) -> bytes:
     """One event; `name` and `id` are sent only when given, as OpenAI's streams have none."""
-    text = json.dumps(data, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
     head = (f"id: {id}\n" if id else "") + (f"event: {name}\n" if name else "")
-    return f"{head}data: {text}\n\n".encode()
+    return f"{head}data: {_encode(data)}\n\n".encode()
 
 
 _HEADERS = {"cache-control": "no-cache", "x-accel-buffering": "no"}
@@ -28,10 +29,15 @@ class AnswerStream(Response):
     """Streams events that end by themselves when the client goes away, so that nothing else must
     watch for it: Starlette's response takes tasks for that, a quarter of a request's time.
 
-    `on_end` is as in EventStream.
+    Args:
+        events: pieces of the stream, each with whether more will come: the last is written with the
+            end of the response, for a write costs more than all that was written.
+        on_end: as in EventStream.
     """
 
-    def __init__(self, events: AsyncIterator[bytes], on_end: Callable[[], None]) -> None:
+    def __init__(
+        self, events: AsyncIterator[tuple[bytes, bool]], on_end: Callable[[], None]
+    ) -> None:
         # In place of Response's own, which would make headers anew from a body that is not there.
         self._events = events
         self._on_end = on_end
@@ -43,9 +49,8 @@ class AnswerStream(Response):
         try:
             start = {"status": self.status_code, "headers": self.raw_headers}
             await send({"type": "http.response.start", **start})
-            async for events in self._events:
-                await send({"type": "http.response.body", "body": events, "more_body": True})
-            await send({"type": "http.response.body", "body": b"", "more_body": False})
+            async for events, more in self._events:
+                await send({"type": "http.response.body", "body": events, "more_body": more})
         finally:
             self._on_end()
 

@@ -3,7 +3,9 @@
 import logging
 import threading
 import time
+from collections.abc import Callable
 from concurrent.futures import Future
+from functools import partial
 from multiprocessing.connection import Connection
 
 from server.engine.sequence import FinishReason
@@ -22,12 +24,15 @@ from server.replicas.messages import (
     ToEngine,
 )
 from server.replicas.outbox import Outbox
-from server.scheduler.request import Delta, Generation, Listener
+from server.scheduler.request import Delta, Generation, Listener, TokenPiece
 from server.scheduler.room import Room
 
 log = logging.getLogger(__name__)
 
 _CALL_TIMEOUT_S = 10.0
+
+Taker = Callable[[int, str], None]
+"""Takes the id and the text of a plain token: see `News`."""
 
 
 class Link:
@@ -46,6 +51,7 @@ class Link:
         self._next = 0
         self._listeners: dict[int, Listener] = {}
         self._indices: dict[int, int] = {}
+        self._takers: dict[int, Taker] = {}
         self._calls: dict[int, Future[object]] = {}
 
     def submit(self, request: Generation, listener: Listener) -> int:
@@ -61,6 +67,7 @@ class Link:
             for index in range(request.n):
                 self._listeners[first + index] = listener
                 self._indices[first + index] = index
+                self._takers[first + index] = _taker(listener, index)
         self._outbox.put(Submit(first, request))
         return first
 
@@ -117,6 +124,7 @@ class Link:
         for key, listener in self._listeners.items():
             self._hear(listener, Delta(self._indices[key], finish=FinishReason.ERROR, error=error))
         self._listeners.clear()
+        self._takers.clear()
         for call in self._calls.values():
             call.set_exception(error)
         self._calls.clear()
@@ -128,11 +136,18 @@ class Link:
             raise Unavailable("the engine takes no requests now; try again in a moment")
 
     def _tell(self, news: News) -> None:
-        for key, delta in news.deltas(self._indices):
-            self._hear(self._listeners[key], delta)
-            if delta.finish is not None:
+        takers = self._takers
+        for key, token_id, text in zip(news.keys, news.token_ids, news.texts, strict=True):
+            try:
+                takers[key](token_id, text)
+            except Exception:
+                log.exception("a listener failed")
+        for key, deltas in news.others.items():
+            for delta in deltas:
+                self._hear(self._listeners[key], delta)
+            if deltas[-1].finish is not None:
                 with self._lock:
-                    del self._listeners[key], self._indices[key]
+                    del self._listeners[key], self._indices[key], self._takers[key]
                 self.room.leave(time.monotonic())
 
     def _hear(self, listener: Listener, delta: Delta) -> None:
@@ -140,3 +155,15 @@ class Link:
             listener(delta)
         except Exception:  # one listener's fault must not cost the others their answers
             log.exception("a listener failed")
+
+
+def _taker(listener: Listener, index: int) -> Taker:
+    """A listener may have a `taker(index)` for each of its answers, and so spare the time for an
+    object a token, which takes longer than the rest of the way here.
+    """
+    own: Callable[[int], Taker] | None = getattr(listener, "taker", None)
+    return partial(_plain, listener, index) if own is None else own(index)
+
+
+def _plain(listener: Listener, index: int, token_id: int, text: str) -> None:
+    listener(Delta(index, text, (TokenPiece(token_id, text),)))

@@ -4,10 +4,9 @@ Tokens make up nearly all of it: the plain ones of a message travel as three col
 twentieth of the time that pickling their objects does (decision 14).
 """
 
-from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
-from server.scheduler.request import Delta, Generation, TokenPiece
+from server.scheduler.request import Delta, Generation
 
 
 @dataclass(frozen=True)
@@ -91,7 +90,7 @@ class Stopped:
 
 @dataclass
 class News:
-    """Deltas of answers, each under its key; those of one answer keep their order.
+    """Deltas of answers, each under its key; of one answer the plain ones come before the others.
 
     A plain delta is one token without a score that shows all of its text.
     """
@@ -121,14 +120,6 @@ class News:
             self.texts.append(delta.text)
         else:
             self.others.setdefault(key, []).append(delta)
-
-    def deltas(self, indices: Mapping[int, int]) -> Iterator[tuple[int, Delta]]:
-        """Unpack. `indices` has the place of each key's answer among its request's."""
-        for key, token_id, text in zip(self.keys, self.token_ids, self.texts, strict=True):
-            yield key, Delta(indices[key], text, (TokenPiece(token_id, text),))
-        for key, deltas in self.others.items():
-            for delta in deltas:
-                yield key, delta
 
 
 ToEngine = Submit | Cancel | Call | Stop

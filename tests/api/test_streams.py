@@ -3,20 +3,21 @@
 import asyncio
 import random
 from collections.abc import Iterator
-from collections.abc import Sequence as Seq
 
 import pytest
 from starlette.types import Message, Receive
 
-from server.api.answers import Answers, ClientGone, News, Wakes, joined
+from server.api.answers import Answers, ClientGone, Ear, Heard, News, Wakes, joined
 from server.api.asking import Asked
 from server.api.chat import ChatShape
 from server.api.completions import CompletionShape, Echo
 from server.api.replies import Chunks, Shape, Transcript
 from server.api.sse import event
 from server.engine.sequence import FinishReason, SamplingParams
-from server.scheduler.request import Delta, Generation, TokenPiece
-from tests.api.fakes import ByteTokenizer, FakeLoop, score
+from server.errors import Unavailable
+from server.scheduler.intake import Handle
+from server.scheduler.request import Delta, Generation, Listener, LoopStats, TokenPiece
+from tests.api.fakes import ByteTokenizer, score
 
 PROMPTS = (b"one", b"two")
 N = 2
@@ -42,25 +43,21 @@ def answer(draw: random.Random, prompt: int, index: int) -> Iterator[News]:
         text = draw.choice(["", 'a"b', "é😀", "\0", "\u2028\n", " word"])
         token = TokenPiece(ord("x"), text, score(ord("x")))
         finish = FinishReason.LENGTH if place == 5 else None
-        yield News(prompt, Delta(index, text, (token,), finish=finish))
+        yield News(prompt * N + index, Delta(index, text, (token,), finish=finish), 1)
 
 
-def batches(seed: int) -> list[list[News]]:
+def news_of(seed: int) -> list[News]:
     """All answers' news, mixed, each answer's in order."""
     draw = random.Random(seed)
     waiting = [list(answer(draw, prompt, index)) for prompt in range(2) for index in range(N)]
     news = []
     while any(waiting):
         news.append(draw.choice([each for each in waiting if each]).pop(0))
-    return [[one] for one in news]
+    return news
 
 
-def plainly(labels: dict[str, object], batch: Seq[News], shape: Shape) -> bytes:
-    choices = [
-        choice
-        for news in batch
-        for choice in shape.chunks(news.prompt * N + news.delta.index, news.delta)
-    ]
+def plainly(labels: dict[str, object], news: News, shape: Shape) -> bytes:
+    choices = shape.chunks(news.choice, news.delta)
     return b"".join(event({**labels, "choices": [choice]}) for choice in choices)
 
 
@@ -69,29 +66,30 @@ def plainly(labels: dict[str, object], batch: Seq[News], shape: Shape) -> bytes:
 @pytest.mark.parametrize("kind", ["chat", "completion", "echo"])
 def test_frames_hold_what_whole_chunks_do(kind: str, logprobs: bool, seed: int) -> None:
     labels = asked('a"\\u0000"').labels("chunk") | {"usage": None}
-    chunks, plain = Chunks(labels, asked(), shape(kind, logprobs)), shape(kind, logprobs)
-    for batch in batches(seed):
-        assert chunks.of(batch) == plainly(labels, batch, plain)
+    chunks, plain = Chunks(labels, shape(kind, logprobs)), shape(kind, logprobs)
+    for news in news_of(seed):
+        assert chunks.of([news]) == plainly(labels, news, plain)
 
 
-@pytest.mark.parametrize("seed", range(5))
-def test_joined_news_say_the_same(seed: int) -> None:
-    news = [one for batch in batches(seed) for one in batch]
-    together = joined(news)
-    assert len(together) == len({(one.prompt, one.delta.index) for one in news})
-    for one in together:
-        mine = [n.delta for n in news if (n.prompt, n.delta.index) == (one.prompt, one.delta.index)]
-        heard, at_once = Transcript(), Transcript()
-        for delta in mine:
-            heard.add(delta)
-        at_once.add(one.delta)
-        assert at_once == heard
+def heard_of(draw: random.Random) -> Heard:
+    """What an answer's listener was told: some tokens by their text alone."""
+    deltas = [news.delta for news in answer(draw, 0, 1)]
+    return [delta.text if draw.random() < 0.6 else delta for delta in deltas[:-1]] + deltas[-1:]
 
 
-def test_what_waited_is_one_chunk_for_each_answer() -> None:
-    told = Chunks(asked().labels("chunk"), asked(), shape("completion", False))
-    news = [one for batch in batches(0) for one in batch]
-    assert told.of(news).count(b"data: ") == len(PROMPTS) * N
+@pytest.mark.parametrize("seed", range(20))
+def test_what_was_heard_is_told_as_one_delta(seed: int) -> None:
+    heard = heard_of(random.Random(seed))
+    if seed % 2:
+        heard.pop()
+    one_by_one, at_once = Transcript(), Transcript()
+    for each in heard:
+        one_by_one.add(*joined(1, [each])[1:])
+    news = joined(1, heard)
+    at_once.add(*news[1:])
+    assert at_once == one_by_one
+    assert at_once.made == len(heard)
+    assert (news.choice, news.delta.finish) == (1, None if seed % 2 else FinishReason.LENGTH)
 
 
 async def stays() -> Message:
@@ -100,18 +98,38 @@ async def stays() -> Message:
     raise AssertionError
 
 
-def opened(wakes: Wakes, count: int, receive: Receive = stays) -> list[Answers]:
-    """Streams of one answer each."""
-    streams = [
-        Answers(FakeLoop(), wakes, receive, ends_only=False, timeout_s=9) for _ in range(count)
-    ]
-    for stream in streams:
-        stream._open = 1
+class Mute:
+    """An engine that leaves what is told to the test."""
+
+    alive, max_context, max_answers = True, 256, 576
+
+    def __init__(self) -> None:
+        self.listeners: list[Listener] = []
+
+    def submit(self, request: Generation, listener: Listener) -> Handle:
+        self.listeners.append(listener)
+        return Handle(())
+
+    def cancel(self, handle: Handle) -> None:
+        pass
+
+    def stats(self) -> LoopStats:
+        return LoopStats()
+
+
+def opened(wakes: Wakes, count: int, receive: Receive = stays) -> list[tuple[Answers, Listener]]:
+    """Streams of one answer each, and who hears it."""
+    streams = []
+    for _ in range(count):
+        engine = Mute()
+        stream = Answers(engine, wakes, receive, ends_only=False, timeout_s=9)
+        stream.ask(Generation("r", "o", (1,), SamplingParams(max_tokens=9)))
+        streams.append((stream, engine.listeners[0]))
     return streams
 
 
 def test_a_step_wakes_the_event_loop_once() -> None:
-    async def listen() -> tuple[int, list[int]]:
+    async def listen() -> tuple[int, list[str]]:
         loop, wakes, calls = asyncio.get_running_loop(), Wakes(), 0
         call_soon = loop.call_soon_threadsafe
 
@@ -122,15 +140,15 @@ def test_a_step_wakes_the_event_loop_once() -> None:
 
         loop.call_soon_threadsafe = counted  # type: ignore[method-assign,assignment]
         streams = opened(wakes, 7)
-        for stream in streams:
-            stream._hear(0, Delta(0, "a"))
-            stream._hear(0, Delta(0, "b", finish=FinishReason.STOP))
-        heard = [len(await stream.next()) for stream in streams]
-        for stream in streams:
+        for _, hear in streams:
+            hear(Delta(0, "a"))
+            hear(Delta(0, "b", finish=FinishReason.STOP))
+        told = [(await stream.next())[0].delta.text for stream, _ in streams]
+        for stream, _ in streams:
             stream.close()
-        return calls, heard
+        return calls, told
 
-    assert asyncio.run(listen()) == (1, [2] * 7)
+    assert asyncio.run(listen()) == (1, ["ab"] * 7)
 
 
 def test_few_streams_are_told_each_token_and_many_several_in_one_piece() -> None:
@@ -138,22 +156,23 @@ def test_few_streams_are_told_each_token_and_many_several_in_one_piece() -> None
         """How many tokens each piece of one of `count` streams had, and how often it was late."""
         wakes = Wakes()
         streams = opened(wakes, count)
+        stream, hear = streams[0]
         heard: list[int] = []
 
         async def listen() -> None:
             while sum(heard) < tokens:
-                heard.append(len(await streams[0].next()))
+                heard.append(len((await stream.next())[0].delta.text))
 
         listener, late = asyncio.create_task(listen()), 0
         for place in range(tokens):
             told = len(heard)
             finish = FinishReason.STOP if place == tokens - 1 else None
-            streams[0]._hear(0, Delta(0, "a", finish=finish))
+            hear(Delta(0, "a", finish=finish))
             await asyncio.sleep(pace_s)
             late += len(heard) == told and place in (0, tokens - 1)
         await listener
-        for stream in streams:
-            stream.close()
+        for each, _ in streams:
+            each.close()
         assert wakes.streams == 0
         return heard, late
 
@@ -163,12 +182,78 @@ def test_few_streams_are_told_each_token_and_many_several_in_one_piece() -> None
     assert crowded[0] == 1 and late == 0, "the first token and the end wait for nobody"
 
 
+def test_plain_tokens_are_heard_as_texts_in_their_place() -> None:
+    """As from an engine in a process of its own, from another thread."""
+
+    async def listen() -> list[News]:
+        ((stream, hear),) = opened(Wakes(), 1)
+        assert isinstance(hear, Ear)
+        take = hear.taker(0)
+
+        def tell() -> None:
+            for text in "abcdef":
+                take(5, text)
+            hear(Delta(0, "g", (TokenPiece(5, "g", score(5)),)))
+            take(5, "h")
+            hear(Delta(0, "i", (TokenPiece(5, "i"),), finish=FinishReason.STOP))
+
+        telling, news = asyncio.create_task(asyncio.to_thread(tell)), []
+        while not stream.complete:
+            news += await stream.next()
+        await telling
+        stream.close()
+        return news
+
+    news = asyncio.run(listen())
+    assert "".join(each.delta.text for each in news) == "abcdefghi"
+    assert sum(each.made for each in news) == 9
+
+
+def test_what_came_before_a_failure_is_told_first() -> None:
+    async def listen() -> str:
+        ((stream, hear),) = opened(Wakes(), 1)
+        hear(Delta(0, "a"))
+        hear(Delta(0, finish=FinishReason.ERROR, error=Unavailable("gone")))
+        try:
+            (news,) = await stream.next()
+            with pytest.raises(Unavailable, match="gone"):
+                await stream.next()
+        finally:
+            stream.close()
+        return news.delta.text
+
+    assert asyncio.run(listen()) == "a"
+
+
+def test_who_waits_for_ends_is_woken_by_nothing_else() -> None:
+    async def listen() -> tuple[list[bool], str]:
+        engine, wakes = Mute(), Wakes()
+        answers = Answers(engine, wakes, stays, ends_only=True, timeout_s=9)
+        answers.ask(Generation("r", "o", (1,), SamplingParams(max_tokens=9)))
+        called: list[bool] = []
+        ear = engine.listeners[0]
+        assert isinstance(ear, Ear)
+        waiting = asyncio.create_task(answers.next())
+        await asyncio.sleep(0)
+        for text in "ab":
+            ear.taker(0)(5, text)
+            ear(Delta(0, text))
+            await asyncio.sleep(0)
+            called.append(any(wakes._called.values()))
+        ear(Delta(0, finish=FinishReason.STOP))
+        (news,) = await waiting
+        answers.close()
+        return called, news.delta.text
+
+    assert asyncio.run(listen()) == ([False, False], "aabb")
+
+
 def test_who_waits_for_news_hears_that_the_client_went_away() -> None:
     async def leave() -> Message:
         return {"type": "http.disconnect"}
 
     async def listen() -> None:
-        (stream,) = opened(Wakes(), 1, leave)
+        ((stream, _),) = opened(Wakes(), 1, leave)
         try:
             with pytest.raises(ClientGone):
                 await asyncio.wait_for(stream.next(), 5)

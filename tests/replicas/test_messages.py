@@ -2,11 +2,13 @@
 
 import pickle
 import random
+from collections.abc import Iterator
+from multiprocessing import Pipe
 
 import pytest
 
 from adapters_store.errors import AdapterCorrupt, AdapterNotFound
-from server.engine.sequence import FinishReason, TokenLogprob
+from server.engine.sequence import FinishReason, SamplingParams, TokenLogprob
 from server.errors import (
     ContextLengthExceeded,
     InvalidDataset,
@@ -16,8 +18,9 @@ from server.errors import (
     TrainingFailed,
     Unavailable,
 )
-from server.replicas.messages import News
-from server.scheduler.request import Delta, TokenPiece
+from server.replicas.link import Link, Taker
+from server.replicas.messages import Facts, News
+from server.scheduler.request import Delta, Generation, TokenPiece
 
 
 def some_delta(draw: random.Random, index: int) -> Delta:
@@ -33,19 +36,42 @@ def some_delta(draw: random.Random, index: int) -> Delta:
     return plain if draw.random() < 0.7 else draw.choice(others)
 
 
+class Mixed:
+    """Hears plain tokens by themselves, and makes of them what other listeners are told."""
+
+    def __init__(self) -> None:
+        self.heard: list[Delta] = []
+
+    def __call__(self, delta: Delta) -> None:
+        self.heard.append(delta)
+
+    def taker(self, index: int) -> Taker:
+        return lambda token_id, text: self(Delta(index, text, (TokenPiece(token_id, text),)))
+
+
+@pytest.fixture
+def link() -> Iterator[Link]:
+    ours, _theirs = Pipe()
+    link = Link(ours, Facts("base", "f", "cpu", "float32", 100, 100, 1))
+    yield link
+    link.fail(Unavailable("the test is over"))
+
+
 @pytest.mark.parametrize("seed", range(20))
-def test_news_keep_every_delta_and_the_order_of_each_answer(seed: int) -> None:
+def test_listeners_hear_every_delta_in_the_order_of_each_answer(link: Link, seed: int) -> None:
     draw = random.Random(seed)
-    indices = {key: key % 3 for key in range(5)}
-    sent = [(key, some_delta(draw, indices[key])) for key in draw.choices(range(5), k=40)]
-    packed = News()
+    mixed, plain = Mixed(), Mixed()
+    for listener in (mixed, plain.heard.append):
+        link.submit(Generation("r", "o", (1,), SamplingParams(), n=3), listener)
+    sent = [(key, some_delta(draw, key % 3)) for key in draw.choices(range(6), k=40)]
+    news = News()
     for key, delta in sent:
-        packed.add(key, delta)
-    news = pickle.loads(pickle.dumps(packed))
-    heard = list(news.deltas(indices))
-    assert len(heard) == len(sent)
-    for key in indices:
-        assert [d for k, d in heard if k == key] == [d for k, d in sent if k == key]
+        news.add(key, delta)
+    link.take(pickle.loads(pickle.dumps(news)))
+    for key in range(6):
+        heard = (mixed if key < 3 else plain).heard
+        told = [delta for delta in heard if delta.index == key % 3]
+        assert told == [delta for k, delta in sent if k == key]
 
 
 @pytest.mark.parametrize(
