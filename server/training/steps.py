@@ -15,6 +15,7 @@ from torch import Tensor
 
 from server.adapters.shares import sent
 from server.adapters.trainable import TrainableAdapter, active_together
+from server.training.adamw import Step, adamw
 from server.training.batches import micro_batches
 from server.training.examples import Example
 from server.training.loss import Score, counted_losses, positions
@@ -65,7 +66,10 @@ def take_step(trainers: Sequence[Trainer], max_tokens: int) -> list[Progress | E
         if len(trainers) == 1:
             return [error]
         return [result for one in trainers for result in take_step([one], max_tokens)]
-    return [member.update(*mine) for member, mine in zip(members, read, strict=True)]
+    for member, (loss, hits, norm) in zip(members, read, strict=True):
+        member.scored(loss, hits, norm)
+    adamw([member.outcome for member in members if isinstance(member.outcome, Step)])
+    return [member.stepped() for member in members]
 
 
 @dataclass(eq=False)
@@ -76,15 +80,28 @@ class _Member:
     trainer: Trainer
     batch: list[Example] = field(default_factory=list)
     targets: int = 0
+    score: Score = field(init=False)
+    outcome: Step | Exception = field(init=False)
 
     def open(self) -> None:
         """Draw the batch. Just before its forward passes, for it seeds them."""
         self.batch = self.trainer.batch()
         self.targets = sum(example.num_targets for example in self.batch)
 
-    def update(self, loss: float, hits: float, norm: float) -> Progress | Exception:
+    def scored(self, loss: float, hits: float, norm: float) -> None:
+        """Take in the sums over the batch, and the norm of its gradient."""
+        self.score = Score(loss / self.targets, hits / self.targets)
         try:
-            return self.trainer.update(Score(loss / self.targets, hits / self.targets), norm)
+            self.outcome = self.trainer.next_step(self.score.loss, norm)
+        except Exception as error:
+            self.outcome = error
+
+    def stepped(self) -> Progress | Exception:
+        """Once the step was taken; a run that failed has taken none."""
+        if isinstance(self.outcome, Exception):
+            return self.outcome
+        try:
+            return self.trainer.stepped(self.score)
         except Exception as error:
             return error
 

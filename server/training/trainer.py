@@ -1,7 +1,7 @@
-"""The state of one run: an adapter on a frozen base, its optimizer, and how far it is.
+"""The state of one run: an adapter on a frozen base, its moments, and how far it is.
 
 Knows no queue, no files and no HTTP; `server.training.steps` takes the steps. Everything random is
-a pure function of (seed, step), so a run is its step, its vectors and its optimizer's moments:
+a pure function of (seed, step), so a run is its step, its vectors and their moments:
 `Trainer.checkpoint()` between two steps and `restore()` in a new process go on to the same bits as
 a run that was never cut (CPU, float32, same number of threads, nobody else in its batches).
 """
@@ -19,6 +19,7 @@ from torch import Tensor
 from server.adapters.trainable import TrainableAdapter
 from server.bases.model import BaseModel
 from server.errors import TrainingFailed
+from server.training.adamw import Learning, Step
 from server.training.batches import epoch_batches, micro_batches, steps_per_epoch
 from server.training.checkpoint import Checkpoint
 from server.training.defaults import Plan
@@ -27,7 +28,6 @@ from server.training.loss import Score, Sums, counted_losses
 from server.training.schedule import learning_rate
 
 _LAYOUT = "flat"  # of checkpoints: one parameter an adapter
-_VALUE = "value"  # of a parameter, beside its optimizer's moments
 _LOGITS_BYTES = 2**31  # what one part's logits may take, with their gradient and softmax
 
 
@@ -72,13 +72,8 @@ class Trainer:
             plan.max_tokens_per_batch, max(1, _LOGITS_BYTES // (3 * 4 * base.vocab_size))
         )
         self._lengths = [len(example.tokens) - 1 for example in train]  # the last is only a target
-        self._parameters = adapter.parameters()
-        self._optimizer = torch.optim.AdamW(
-            self._parameters,
-            lr=plan.learning_rate,
-            weight_decay=plan.weight_decay,
-            fused=True,
-        )
+        (parameter,) = adapter.parameters()
+        self._learning = Learning.of(parameter)
         per_epoch = steps_per_epoch(len(train), plan.batch_size)
         self._per_epoch = per_epoch
         self.total_steps = per_epoch * plan.n_epochs
@@ -102,39 +97,44 @@ class Trainer:
         """What the step to come learns from. Seeds dropout, and forgets the last gradients."""
         # The CPU alone: see `server.adapters.projection.thinned`.
         torch.default_generator.manual_seed((self.plan.seed * 1_000_003 + self.step) % 2**63)
-        self._optimizer.zero_grad(set_to_none=True)
+        self._learning.parameter.grad = None
         return [self._train[i] for i in self._batch()]
 
     def gradient_norm(self) -> Tensor:
-        """The norm of all gradients, where they are: reading it waits for the accelerator."""
-        grads = [p.grad for p in self._parameters if p.grad is not None]
-        return torch.nn.utils.get_total_norm(grads)
+        """Of the batch's gradient, where that is: reading it waits for the accelerator."""
+        assert self._learning.parameter.grad is not None, "there was no backward pass"
+        norm: Tensor = torch.linalg.vector_norm(self._learning.parameter.grad)
+        return norm
 
-    def update(self, score: Score, norm: float) -> Progress:
-        """Take the step, once the batch's gradients are there.
+    def next_step(self, loss: float, norm: float) -> Step:
+        """The step to take, once the batch's gradient is there.
 
         Args:
-            score: of the batch.
+            loss: of the batch.
             norm: what `gradient_norm` gave.
 
         Raises:
             TrainingFailed: `diverged`, when the loss or its gradient is no longer finite.
         """
-        if not math.isfinite(score.loss) or not math.isfinite(norm):
+        if not math.isfinite(loss) or not math.isfinite(norm):
             raise TrainingFailed(
                 f"the loss is no longer finite at step {self.step + 1}: train again with a "
                 f"learning_rate below {self.plan.learning_rate:g}, or check the data for "
                 "extremely long or garbled answers",
                 code="diverged",
             )
-        if norm > self.plan.max_grad_norm:
-            for parameter in self._parameters:
-                assert parameter.grad is not None, "there is a gradient, for it has a norm"
-                parameter.grad.mul_(self.plan.max_grad_norm / norm)
+        limit = self.plan.max_grad_norm
+        return Step(
+            self._learning,
+            number=self.step + 1,
+            rate=self._learning_rate(),
+            decay=self.plan.weight_decay,
+            factor=limit / norm if norm > limit else 1.0,
+        )
+
+    def stepped(self, score: Score) -> Progress:
+        """Count the step that was taken, whose batch scored so, and score the rest when due."""
         rate = self._learning_rate()
-        for group in self._optimizer.param_groups:
-            group["lr"] = rate
-        self._optimizer.step()
         tokens = sum(self._lengths[i] for i in self._batch())
         self.step += 1
         self.trained_tokens += tokens
@@ -161,11 +161,7 @@ class Trainer:
 
     def checkpoint(self) -> Checkpoint:
         """Everything that the rest of the run depends on, and what it is a run of."""
-        tensors: dict[str, Tensor] = {}
-        for index, parameter in enumerate(self._parameters):
-            tensors[f"{index}/{_VALUE}"] = parameter.detach()
-            for name, moment in self._optimizer.state[parameter].items():
-                tensors[f"{index}/{name}"] = moment
+        tensors = {name: tensor.detach() for name, tensor in self._held().items()}
         state = {"run": self._run_id, "trained_tokens": self.trained_tokens}
         return Checkpoint(self.step, tensors, state)
 
@@ -175,17 +171,15 @@ class Trainer:
 
     def restore(self, checkpoint: Checkpoint) -> None:
         """Go on from `checkpoint`, which must fit."""
-        state: dict[int, dict[str, Tensor]] = {i: {} for i in range(len(self._parameters))}
-        for place, tensor in checkpoint.tensors.items():
-            number, name = place.split("/")
-            state[int(number)][name] = tensor
         with torch.no_grad():
-            for index, parameter in enumerate(self._parameters):
-                parameter.copy_(state[index].pop(_VALUE))
-        groups = self._optimizer.state_dict()["param_groups"]
-        self._optimizer.load_state_dict({"state": state, "param_groups": groups})
+            for name, tensor in self._held().items():
+                tensor.copy_(checkpoint.tensors[name])
         self.step = checkpoint.step
         self.trained_tokens = int(str(checkpoint.state["trained_tokens"]))
+
+    def _held(self) -> dict[str, Tensor]:
+        learning = self._learning
+        return {"value": learning.parameter, "mean": learning.mean, "square": learning.square}
 
     @cached_property
     def _run_id(self) -> str:

@@ -105,7 +105,7 @@ def test_resumed_at_any_step_it_ends_in_the_same_bits(cut: int) -> None:
     torch.rand(17)  # whatever else used the generator must not matter
     assert [progress.train for progress in run(second)] == steps[cut + 1 :]
     assert second.trained_tokens == whole.trained_tokens
-    for mine, theirs in zip(second._parameters, whole._parameters, strict=True):
+    for mine, theirs in zip(second.adapter.parameters(), whole.adapter.parameters(), strict=True):
         assert torch.equal(mine, theirs)
 
 
@@ -144,7 +144,7 @@ def test_no_example_is_refused() -> None:
 def test_divergence_ends_the_run(poison: float, monkeypatch: pytest.MonkeyPatch) -> None:
     trainer = make_trainer()
     with torch.no_grad():
-        trainer._parameters[0].fill_(poison)
+        trainer.adapter.parameters()[0].fill_(poison)
     with pytest.raises(TrainingFailed, match=r"learning_rate below 0\.02") as caught:
         list(run(trainer))
     assert caught.value.code == "diverged"
