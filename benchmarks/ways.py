@@ -88,13 +88,17 @@ class Product:
         self._within = within
 
     def start(self) -> None:
-        self._beside.start(self._training, within=self._within)
+        self._beside.start(self._work, within=self._within)
 
     def stop(self) -> Marks:
         self._beside.stop()
         while not self._beside.join(60):
             print("a step takes longer than a minute", flush=True)
         return self._training.marks
+
+    def _work(self, stop: threading.Event) -> None:
+        with self._beside.at_work():
+            self._training(stop)
 
 
 class Plain:

@@ -4,6 +4,7 @@ import logging
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from typing import Final
 
@@ -51,7 +52,9 @@ def training_beside(
     if engine.base.device.type == "cuda":
         keep_headroom(beside.base)
     tokenizer = load_tokenizer(settings.model)  # its own: two threads must not share one
-    parts = worker_parts(settings, records, lambda: (beside.base, tokenizer))
+    parts = replace(
+        worker_parts(settings, records, lambda: (beside.base, tokenizer)), at_work=beside.at_work
+    )
     beside.start(partial(run_worker, parts), on_end=lambda: records.jobs.abandon(parts.worker_id))
     log.info("jobs are trained in this process, on %s", engine.base.device)
     try:
@@ -66,9 +69,8 @@ def worker_parts(
     settings: Settings,
     records: Records,
     load: Callable[[], tuple[BaseModel, ChatTokenizer]],
-    tidy: Callable[[], None] = lambda: None,
 ) -> WorkerParts:
-    """What a worker of this process works with."""
+    """What a worker works with, whatever process it is in."""
     return WorkerParts(
         desk=Desk(
             queue=records.jobs,
@@ -85,7 +87,6 @@ def worker_parts(
         poll_s=settings.worker_poll_s,
         jobs=settings.worker_jobs,
         step_tokens=settings.worker_step_tokens,
-        tidy=tidy,
     )
 
 

@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 import threading
+from dataclasses import replace
 from types import FrameType
 
 import torch
@@ -58,7 +59,7 @@ def run(options: argparse.Namespace) -> int:
 
     # A server that started us has made the database: if it is missing now, it was taken away.
     with open_records(settings, create=not options.supervised) as records:
-        run_worker(worker_parts(settings, records, load, _give_memory_back), stop)
+        run_worker(replace(worker_parts(settings, records, load), tidy=_give_memory_back), stop)
     return 0
 
 

@@ -43,7 +43,7 @@ class Beside:
         pulse: told by the engine.
         target: see `Throttle`; infinite: the device's own priorities are all.
         lost: called when the device has failed, and nothing in this process can use it again.
-        switch_s: how long one thread may keep the interpreter from another while this one runs.
+        switch_s: how long one thread may keep the interpreter from another within `at_work`.
 
     Attributes:
         base: to train on; the same weights.
@@ -91,6 +91,17 @@ class Beside:
         self._thread = threading.Thread(target=self._run, args=run, name="training", daemon=True)
         self._thread.start()
 
+    @contextlib.contextmanager
+    def at_work(self) -> Iterator[None]:
+        """To be entered while there is something to train: the engine's thread then waits no
+        longer than `switch_s` for this one's Python. At other times that would only cost it."""
+        before = sys.getswitchinterval()
+        sys.setswitchinterval(self._switch_s)
+        try:
+            yield
+        finally:
+            sys.setswitchinterval(before)
+
     def stop(self) -> None:
         """Ask the work to end; returns at once."""
         self._stop.set()
@@ -108,7 +119,7 @@ class Beside:
         within: Callable[[], AbstractContextManager[object]],
     ) -> None:
         pause = _FIRST_PAUSE_S
-        with _switching(self._switch_s), within():
+        with within():
             while not self._stop.is_set():
                 began = time.monotonic()
                 try:
@@ -132,14 +143,3 @@ class Beside:
         if self.base.device.type != "cuda":
             return contextlib.nullcontext()
         return torch.cuda.stream(torch.cuda.Stream(self.base.device, priority=LOWEST))
-
-
-@contextlib.contextmanager
-def _switching(seconds: float) -> Iterator[None]:
-    """Within, the engine's thread waits no longer than that for this one's Python."""
-    before = sys.getswitchinterval()
-    sys.setswitchinterval(seconds)
-    try:
-        yield
-    finally:
-        sys.setswitchinterval(before)

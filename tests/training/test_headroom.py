@@ -3,8 +3,9 @@
 import pytest
 import torch
 
+from server.bases.model import BaseModel
 from server.bases.twin import twin_of
-from server.training.headroom import limit_passes
+from server.training.headroom import keep_headroom, limit_passes
 from tests.models import tiny_base
 
 TOKENS = torch.arange(3, 20)[None]
@@ -29,3 +30,21 @@ def test_every_layer_is_looked_at() -> None:
     limit_passes(base, 1, lambda: len(looks.append(1) or ()))  # type: ignore[func-returns-value]
     base.model(TOKENS)
     assert 5 <= len(looks) <= 6
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_on_cuda_what_the_engine_may_need_is_left() -> None:
+    base = tiny_base("llama")
+    torch.nn.Module.to(base.model, "cuda")
+    twin = twin_of(BaseModel.of(base.model, "tiny"))
+    tokens = TOKENS.cuda()
+    expected = twin.model(tokens).logits
+    keep_headroom(twin)
+    free, _ = torch.cuda.mem_get_info()
+    hog = torch.empty(free - 2**30, dtype=torch.uint8, device="cuda")
+    with pytest.raises(torch.OutOfMemoryError, match="memory that answers need"):
+        twin.model(tokens)
+    del hog
+    torch.cuda.empty_cache()
+    assert torch.equal(twin.model(tokens).logits, expected)

@@ -6,6 +6,7 @@ import threading
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 import torch
@@ -125,17 +126,18 @@ def test_a_device_that_is_lost_is_told_and_not_tried_again() -> None:
     assert (ends, beside.restarts) == ([], 0)
 
 
-def test_the_interpreter_changes_hands_fast_while_it_trains_and_not_after() -> None:
+def test_the_interpreter_changes_hands_fast_at_work_and_at_no_other_time(tmp_path: Path) -> None:
     before, seen = sys.getswitchinterval(), []
     beside = beside_of()
 
-    def work(stop: threading.Event) -> None:
+    def load() -> NoReturn:
         seen.append(sys.getswitchinterval())
-        stop.wait()
+        raise OSError("enough")
 
-    beside.start(work)
-    until(lambda: bool(seen))
-    stop(beside)
+    place = Workplace.at(tmp_path)
+    submit(place)
+    with pytest.raises(OSError, match="enough"):
+        run_worker(place.parts(load=load, at_work=beside.at_work), threading.Event())
     assert seen == [pytest.approx(1e-4)]
     assert sys.getswitchinterval() == before
 
