@@ -79,7 +79,7 @@ def test_refusals_keep_their_type(make_fleet: MakeFleet) -> None:
 
 
 def test_a_cancelled_answer_ends_and_makes_room(make_fleet: MakeFleet) -> None:
-    fleet = make_fleet(pace_s=0.01)
+    fleet = make_fleet(pace_s=0.05)
     heard, ticket = ask(fleet, max_tokens=200)
     assert eventually(lambda: len(heard.deltas) > 2)
     fleet.cancel(ticket)
@@ -89,7 +89,7 @@ def test_a_cancelled_answer_ends_and_makes_room(make_fleet: MakeFleet) -> None:
 
 
 def test_a_killed_engine_fails_its_answers_and_is_started_again(make_fleet: MakeFleet) -> None:
-    fleet = make_fleet(pace_s=0.01)
+    fleet = make_fleet(pace_s=0.05)
     residency = FleetResidency(fleet)
     residency.pin(ref("pirate"))
     (only,) = fleet.replicas
@@ -140,7 +140,7 @@ def gone(pid: int) -> bool:
 
 
 def test_two_engines_share_the_work_and_keep_their_adapters(make_fleet: MakeFleet) -> None:
-    fleet = make_fleet(2, pace_s=0.01)
+    fleet = make_fleet(2, pace_s=0.05)
     first, second = fleet.links
     pirates = [ask(fleet, adapter=ref("pirate"), max_tokens=60) for _ in range(3)]
     assert len({ticket.link for _, ticket in pirates}) == 1, "an adapter stays where it is"

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import pytest
 import torch
@@ -25,6 +25,8 @@ from server.jobs.job import Job, JobStatus
 from server.jobs.options import TrainOptions
 from server.training.examples import Example
 from server.training.loss import counted_losses
+from server.training.steps import take_step
+from server.training.trainer import Trainer
 from server.training.worker import run_worker
 from tests.training.workplace import BASE, OWNER, Workplace, lines
 
@@ -328,11 +330,23 @@ def test_a_worker_whose_job_was_taken_over_drops_it(place: Workplace) -> None:
     assert place.store.names(OWNER) == []
 
 
-def test_a_checkpoint_of_other_data_is_not_gone_on_from(place: Workplace) -> None:
+def test_a_checkpoint_of_other_data_is_not_gone_on_from(
+    place: Workplace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    third, go = threading.Event(), threading.Event()
+
+    def wait_and_step(trainers: Sequence[Trainer], *args: Any) -> object:
+        if trainers[0].step == 3:
+            third.set()
+            assert go.wait(30)
+        return take_step(trainers, *args)
+
+    monkeypatch.setattr("server.training.worker.take_step", wait_and_step)
     other, job = submit(place, count=10), submit(place, count=12)
     with working(place, jobs=1) as stop:
-        until(lambda: bool(checkpoint_steps(place, other)))
+        assert third.wait(60)
         stop.set()
+        go.set()
     (place.home / "jobs" / other.id).rename(place.home / "jobs" / job.id)
     place.queue.cancel(OWNER, other.id)
     assert work_off(place, job).status == JobStatus.SUCCEEDED
