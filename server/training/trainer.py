@@ -102,8 +102,10 @@ class Trainer:
 
     def gradient_norm(self) -> Tensor:
         """Of the batch's gradient, where that is: reading it waits for the accelerator."""
-        assert self._learning.parameter.grad is not None, "there was no backward pass"
-        norm: Tensor = torch.linalg.vector_norm(self._learning.parameter.grad)
+        parameter = self._learning.parameter
+        if parameter.grad is None:  # the losses do not depend on it
+            parameter.grad = torch.zeros_like(parameter)
+        norm: Tensor = torch.linalg.vector_norm(parameter.grad)
         return norm
 
     def next_step(self, loss: float, norm: float) -> Step:
