@@ -141,9 +141,13 @@ def _gate_vera(
     up = tl.load(at + width, mask=inside, other=0.0)
     if RANK_STEPS == 1:
         if GATE:
-            gate_wide = wide_of(slab, scaled(own, gate_d, adapted))
+            gate_left = scaled(own, gate_d, adapted)
         if UP:
-            up_wide = wide_of(slab, scaled(own, up_d, adapted))
+            up_left = scaled(own, up_d, adapted)
+        if GATE:
+            gate_wide = wide_of(slab, gate_left)
+        if UP:
+            up_wide = wide_of(slab, up_left)
     else:
         gate_wide = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
         up_wide = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
