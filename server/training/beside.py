@@ -39,7 +39,7 @@ class Beside:
     """A thread that trains on the base of an engine, which it gives way to.
 
     Args:
-        base: the engine's, before the engine takes over its attention.
+        base: the engine's.
         pulse: told by the engine.
         target: see `Throttle`; infinite: the device's own priorities are all.
         lost: called when the device has failed, and nothing in this process can use it again.
@@ -122,24 +122,36 @@ class Beside:
         with within():
             while not self._stop.is_set():
                 began = time.monotonic()
-                try:
-                    work(self._stop)
-                    continue
-                except DeviceLost:
-                    log.critical("the device has failed while it trained", exc_info=True)
-                    self._lost()
+                if self._is_over(work):
                     return
-                except Exception:
-                    if time.monotonic() - began > _STEADY_S:
-                        pause = _FIRST_PAUSE_S
-                    log.exception("training failed; it begins again in %g s", pause)
-                with contextlib.suppress(Exception):  # it is told to the log where it fails
-                    on_end()
+                if time.monotonic() - began > _STEADY_S:
+                    pause = _FIRST_PAUSE_S
+                log.warning("training begins again in %g s", pause)
+                _tell(on_end)
                 self._stop.wait(pause)
                 self.restarts += 1
                 pause = min(pause * 2, _LONGEST_PAUSE_S)
+
+    def _is_over(self, work: Work) -> bool:
+        """Do the work; False: it failed, and is to begin again."""
+        try:
+            work(self._stop)
+        except DeviceLost:
+            log.critical("the device has failed while it trained", exc_info=True)
+            self._lost()
+        except Exception:
+            log.exception("training failed")
+            return False
+        return True
 
     def _low(self) -> AbstractContextManager[object]:
         if self.base.device.type != "cuda":
             return contextlib.nullcontext()
         return torch.cuda.stream(torch.cuda.Stream(self.base.device, priority=LOWEST))
+
+
+def _tell(on_end: Callable[[], None]) -> None:
+    try:
+        on_end()
+    except Exception:  # the work is to begin again all the same
+        log.exception("nobody could be told that training failed")
