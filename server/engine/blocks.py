@@ -61,7 +61,7 @@ class BlockPool:
         """Take all blocks back; to run again, the sequence finds or computes its tokens anew."""
         self.share(sequence)
         self._release(sequence.blocks)
-        sequence.blocks.clear()
+        sequence.blocks = []  # another list: who knows the old one need not look for changes in it
         sequence.num_computed = sequence.num_shared = 0
 
     def share(self, sequence: Sequence) -> None:
@@ -100,7 +100,7 @@ class BlockPool:
             self._holders[block] += 1
             self._idle.pop(block, None)
         self._release(sequence.blocks[start:])  # part of a block that is now here as a whole
-        sequence.blocks[start:] = found
+        sequence.blocks = [*sequence.blocks[:start], *found]
         self._count_reused(sequence, (start + len(found)) * size)
 
     def next_key(self, sequence: Sequence) -> bytes | None:

@@ -104,7 +104,8 @@ class Flight:
         for sequence in self._sampled:
             sequence.pending -= 1
         if not found and min(known.values(), default=0) >= 0:
-            return [StepOutput(sequence, known.get(sequence)) for sequence, _ in self._chunks]
+            ran = [sequence for sequence, _ in self._chunks]
+            return list(map(StepOutput, ran, map(known.get, ran)))
         token_scores = self._token_scores(known, found[:3]) if self._asked else {}
         prompt_scores = self._prompt_scores(found[-3:]) if self._scored else {}
         return [
