@@ -1,6 +1,7 @@
 """A thread that trains in an engine's process: it gives way, begins again, and can be stopped."""
 
 import math
+import random
 import sys
 import threading
 from collections.abc import Callable
@@ -11,19 +12,28 @@ from typing import NoReturn
 import pytest
 import torch
 
+from server.bases.model import BaseModel
+from server.engine.blocks import BlockPool
 from server.engine.kv_cache import KVCache
 from server.engine.runner import Runner
+from server.engine.urgent import urgent
 from server.jobs.job import JobStatus
 from server.pulse import Pulse
 from server.training import beside as module
 from server.training.beside import Beside
 from server.training.worker import DeviceLost, run_worker
-from tests.models import tiny_base
+from tests.engine.driving import Engine, generate, make_sequence, random_prompt
+from tests.models import VOCAB, tiny_base, tiny_model
 from tests.training.chats import byte_tokenizer
 from tests.training.test_worker import OPTIONS, job_now, submit, until, work_off
 from tests.training.workplace import Workplace
 
 TOKENS = torch.arange(3, 20)[None]
+GPU = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
+]
+DEVICES = ["cpu", pytest.param("cuda", marks=GPU)]
 
 
 @pytest.fixture(autouse=True)
@@ -160,19 +170,51 @@ def test_a_device_that_fails_fails_no_job(tmp_path: Path, monkeypatch: pytest.Mo
     assert (done.status, done.attempt) == (JobStatus.SUCCEEDED, 2)
 
 
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-def test_on_cuda_all_of_a_step_comes_after_the_engine_s() -> None:
-    from server.engine.urgent import urgent
+def gradient(base: BaseModel) -> torch.Tensor:
+    """Through all layers."""
+    embedded = torch.linspace(-1, 1, 20 * 48, device=base.device).view(1, 20, 48).requires_grad_()
+    base.model(inputs_embeds=embedded).logits.square().mean().backward()
+    assert embedded.grad is not None
+    return embedded.grad
 
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_both_at_once_compute_what_each_does_alone(device: str) -> None:
+    rng, model = random.Random(1), tiny_model("llama")
+    prompts = [random_prompt(rng, rng.randint(1, 40), VOCAB) for _ in range(8)]
+    expected = [generate(model, prompt, 12) for prompt in prompts]
+    torch.nn.Module.to(model, device)
+    base = BaseModel.of(model, "tiny")
+    beside, within = Beside(base, Pulse(), 1.3, lambda: None), urgent(base.device)
+    gradients: list[torch.Tensor] = []
+    with within():
+        kv = KVCache(base, memory_mb=4, block_tokens=16)
+        engine = Engine(Runner(base, None, kv), BlockPool(kv.num_blocks, 16))
+
+    def work(stop: threading.Event) -> None:
+        while len(gradients) < 3 or not stop.is_set():
+            gradients.append(gradient(beside.base))
+
+    beside.start(work)
+    sequences = [make_sequence(number, prompt) for number, prompt in enumerate(prompts)]
+    with within():
+        engine.finish_mixed(sequences, rng)
+    stop(beside)
+    assert [sequence.output for sequence in sequences] == expected
+    for found in gradients:
+        torch.testing.assert_close(found, gradients[0])
+
+
+@pytest.mark.parametrize("device", DEVICES[1:])
+def test_all_of_a_step_comes_after_the_engine_s(device: str) -> None:
     base = tiny_base("llama")
-    torch.nn.Module.to(base.model, "cuda")
-    beside = Beside(type(base).of(base.model, "tiny"), Pulse(), 1.3, lambda: None)
+    torch.nn.Module.to(base.model, device)
+    beside = Beside(BaseModel.of(base.model, "tiny"), Pulse(), 1.3, lambda: None)
     seen: list[torch.cuda.Stream] = []
     done = threading.Event()
 
     def work(stop: threading.Event) -> None:
-        embedded = torch.randn(1, 8, 48, device="cuda", requires_grad=True)
+        embedded = torch.randn(1, 8, 48, device=device, requires_grad=True)
         embedded.register_hook(lambda _: seen.append(torch.cuda.current_stream()))
         seen.append(torch.cuda.current_stream())
         beside.base.model(inputs_embeds=embedded).logits.sum().backward()
@@ -182,7 +224,7 @@ def test_on_cuda_all_of_a_step_comes_after_the_engine_s() -> None:
     beside.start(work)
     assert done.wait(60)
     stop(beside)
-    with urgent(torch.device("cuda"))():
+    with urgent(torch.device(device))():
         engine = torch.cuda.current_stream()
     assert seen[0] == seen[1] != torch.cuda.default_stream()
     assert engine.priority < seen[0].priority
