@@ -30,7 +30,7 @@ from server.replicas.messages import (
 )
 from server.replicas.outbox import Outbox
 from server.scheduler.intake import Handle
-from server.scheduler.request import Delta, Generation, Listener, LoopStats
+from server.scheduler.request import Delta, Generation, Listener, LoopStats, Taker
 
 log = logging.getLogger(__name__)
 
@@ -93,6 +93,20 @@ class _Asked:
 
     left: int
     handle: Handle | None = None
+
+
+class _Ear:
+    """Hears a request's answers on the engine's thread."""
+
+    def __init__(self, child: "Child", first: int) -> None:
+        self._child = child
+        self._first = first
+
+    def __call__(self, delta: Delta) -> None:
+        self._child.hear(self._first, delta)
+
+    def taker(self, index: int) -> Taker:
+        return partial(self._child.take, self._first + index)
 
 
 class Child:
@@ -161,7 +175,7 @@ class Child:
     def _submit(self, first: int, request: Generation) -> None:
         asked = self._asked[first] = _Asked(request.n)
         try:
-            asked.handle = self._loop.submit(request, partial(self._hear, first))
+            asked.handle = self._loop.submit(request, _Ear(self, first))
         except Exception as error:  # mostly refused before, by the same limits
             del self._asked[first]
             news, told = News(), _told(error)
@@ -169,7 +183,7 @@ class Child:
                 news.add(first + index, Delta(index, finish=FinishReason.ERROR, error=told))
             self._outbox.put(news)
 
-    def _hear(self, first: int, delta: Delta) -> None:
+    def hear(self, first: int, delta: Delta) -> None:
         """On the engine's thread."""
         self._news.add(first + delta.index, delta)
         if delta.finish is not None:
@@ -177,6 +191,10 @@ class Child:
             asked.left -= 1
             if not asked.left:
                 del self._asked[first]
+
+    def take(self, key: int, token_id: int, text: str) -> None:
+        """A plain token; on the engine's thread."""
+        self._news.take(key, token_id, text)
 
     def _send_news(self) -> None:
         """On the engine's thread, once a step: all that it told goes as one message."""

@@ -3,9 +3,7 @@
 import logging
 import threading
 import time
-from collections.abc import Callable
 from concurrent.futures import Future
-from functools import partial
 from multiprocessing.connection import Connection
 
 from server.engine.sequence import FinishReason
@@ -24,15 +22,12 @@ from server.replicas.messages import (
     ToEngine,
 )
 from server.replicas.outbox import Outbox
-from server.scheduler.request import Delta, Generation, Listener, TokenPiece
+from server.scheduler.request import Delta, Generation, Listener, Taker, taker_of
 from server.scheduler.room import Room
 
 log = logging.getLogger(__name__)
 
 _CALL_TIMEOUT_S = 10.0
-
-Taker = Callable[[int, str], None]
-"""Takes the id and the text of a plain token: see `News`."""
 
 
 class Link:
@@ -67,7 +62,7 @@ class Link:
             for index in range(request.n):
                 self._listeners[first + index] = listener
                 self._indices[first + index] = index
-                self._takers[first + index] = _taker(listener, index)
+                self._takers[first + index] = taker_of(listener, index)
         self._outbox.put(Submit(first, request))
         return first
 
@@ -155,15 +150,3 @@ class Link:
             listener(delta)
         except Exception:  # one listener's fault must not cost the others their answers
             log.exception("a listener failed")
-
-
-def _taker(listener: Listener, index: int) -> Taker:
-    """A listener may have a `taker(index)` for each of its answers, and so spare the time for an
-    object a token, which takes longer than the rest of the way here.
-    """
-    own: Callable[[int], Taker] | None = getattr(listener, "taker", None)
-    return partial(_plain, listener, index) if own is None else own(index)
-
-
-def _plain(listener: Listener, index: int, token_id: int, text: str) -> None:
-    listener(Delta(index, text, (TokenPiece(token_id, text),)))

@@ -115,11 +115,15 @@ class News:
             and delta.error is None
             and key not in self.others  # or it would overtake another of its answer
         ):
-            self.keys.append(key)
-            self.token_ids.append(tokens[0].token_id)
-            self.texts.append(delta.text)
+            self.take(key, tokens[0].token_id, delta.text)
         else:
             self.others.setdefault(key, []).append(delta)
+
+    def take(self, key: int, token_id: int, text: str) -> None:
+        """Pack a plain delta; of one answer, none after another that is not plain."""
+        self.keys.append(key)
+        self.token_ids.append(token_id)
+        self.texts.append(text)
 
 
 ToEngine = Submit | Cancel | Call | Stop

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 
 from adapters_store.manifest import AdapterRef
 from server.engine.sequence import FinishReason, Sequence, StepOutput, TokenLogprob
-from server.scheduler.request import Delta, Generation, Listener, TokenPiece
+from server.scheduler.request import Delta, Generation, Listener, Plain, Taker, TokenPiece
 from server.scheduler.text import AnswerText
 from server.scheduler.timing import Times
 
@@ -19,6 +19,7 @@ class Answer:
     sequence: Sequence
     text: AnswerText
     listener: Listener
+    taker: Taker
     times: Times
     holds_slot: bool = False
     crowded_out_at: float | None = None  # since when its adapter is loaded but finds no slot
@@ -34,7 +35,7 @@ class Answer:
     def adapter(self) -> AdapterRef | None:
         return self.request.adapter
 
-    def take(self, output: StepOutput, eos: frozenset[int]) -> Delta | None:
+    def take(self, output: StepOutput, eos: frozenset[int]) -> Delta | Plain | None:
         """Take in what a step gave; the news for the listener, or None if there is none yet.
 
         Sets `sequence.finish` when the answer is complete.
@@ -49,7 +50,9 @@ class Answer:
             return self._delta()
         return self._append(token_id, output.logprob, eos)
 
-    def _append(self, token_id: int, logprob: TokenLogprob | None, eos: frozenset[int]) -> Delta:
+    def _append(
+        self, token_id: int, logprob: TokenLogprob | None, eos: frozenset[int]
+    ) -> Delta | Plain:
         """Most tokens are neither the last nor asked about: those take as few calls as may be."""
         params, sequence = self.request.params, self.sequence
         sequence.output.append(token_id)
@@ -70,8 +73,8 @@ class Answer:
             sequence.finish = FinishReason.LENGTH
             last = self.text.finish()
             text, stop = text + last.text, last.stop
-        elif not params.prompt_logprobs:
-            return Delta(self.index, text, (TokenPiece(token_id, piece, logprob),))
+        elif logprob is None and text == piece and not params.prompt_logprobs:
+            return token_id, text
         return self._delta(text, (TokenPiece(token_id, piece, logprob),), stop_reason=stop)
 
     def _delta(

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from server.engine.sequence import Sequence
 from server.errors import Unavailable
 from server.scheduler.answer import Answer
-from server.scheduler.request import Generation, Listener
+from server.scheduler.request import Generation, Listener, taker_of
 from server.scheduler.room import Room
 from server.scheduler.text import AnswerText, Decoder
 from server.scheduler.timing import Times
@@ -97,5 +97,6 @@ class Intake:
             sequence=Sequence(self._arrivals, request.prompt, params, seed),
             text=AnswerText(self._new_decoder(), params.stop),
             listener=listener,
+            taker=taker_of(listener, index),
             times=Times(submitted=now, deadline=now + request.timeout_s),
         )

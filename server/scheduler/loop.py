@@ -26,7 +26,7 @@ from server.scheduler.admission import Admission, Slots
 from server.scheduler.answer import Answer
 from server.scheduler.intake import Handle, Intake
 from server.scheduler.policy import Blocks, plan_step
-from server.scheduler.request import Delta, Generation, Listener, LoopStats
+from server.scheduler.request import Delta, Generation, Listener, LoopStats, Plain
 from server.scheduler.text import Decoder
 from server.scheduler.timing import Beat
 
@@ -295,22 +295,25 @@ class ServingLoop:
             self._end(answer, FinishReason.ERROR, Unavailable(output.failure))
             return
         try:
-            delta = answer.take(output, self._eos)
+            news = answer.take(output, self._eos)
         except Exception as error:  # a tokenizer's fault must not stop the others' answers
             log.exception("the text of %s failed", answer.request.request_id)
             self._fail([answer], error)
             return
-        if delta is None:
+        if news is None:
             return
         answer.times.token(now, self._beat)
-        if delta.finish is None:
-            self._tell(answer, delta)
+        if isinstance(news, Delta) and news.finish is not None:
+            self._end(answer, news.finish, delta=news)
         else:
-            self._end(answer, delta.finish, delta=delta)
+            self._tell(answer, news)
 
-    def _tell(self, answer: Answer, delta: Delta) -> None:
+    def _tell(self, answer: Answer, news: Delta | Plain) -> None:
         try:
-            answer.listener(delta)
+            if isinstance(news, Delta):
+                answer.listener(news)
+            else:
+                answer.taker(*news)
         except Exception:  # a listener's fault must not stop the others' answers
             log.exception("the listener of %s failed", answer.request.request_id)
             self._intake.cancel(Handle((answer,)))

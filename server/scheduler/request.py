@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import NamedTuple
 
 from adapters_store.manifest import AdapterRef
@@ -51,6 +52,24 @@ class Delta:
 
 Listener = Callable[[Delta], None]
 """Called from the engine's thread; must return at once and never raise."""
+
+Plain = tuple[int, str]
+"""A token without a score, and the text that it shows, which is all of its own: most news are."""
+
+Taker = Callable[[int, str], None]
+"""Hears the plain tokens of one answer, as a listener hears its deltas."""
+
+
+def taker_of(listener: Listener, index: int) -> Taker:
+    """A listener may have a `taker(index)` for each of its answers, and so spare the time for an
+    object a token, which takes longer than the rest of the way.
+    """
+    own: Callable[[int], Taker] | None = getattr(listener, "taker", None)
+    return partial(_tell_plain, listener, index) if own is None else own(index)
+
+
+def _tell_plain(listener: Listener, index: int, token_id: int, text: str) -> None:
+    listener(Delta(index, text, (TokenPiece(token_id, text),)))
 
 
 @dataclass(frozen=True)

@@ -18,9 +18,9 @@ from server.errors import (
     TrainingFailed,
     Unavailable,
 )
-from server.replicas.link import Link, Taker
+from server.replicas.link import Link
 from server.replicas.messages import Facts, News
-from server.scheduler.request import Delta, Generation, TokenPiece
+from server.scheduler.request import Delta, Generation, Taker, TokenPiece
 
 
 def some_delta(draw: random.Random, index: int) -> Delta:
