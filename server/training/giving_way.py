@@ -76,12 +76,11 @@ class GivingWay:
             self.throttle.look(self._pulse.read(), self._clock())
 
     def _look(self) -> None:
-        running, busy = self._pulse.running, self.throttle.busy
-        if not running and not busy:
-            return  # without requests this is all that it costs
-        now = self._clock()
-        if busy != bool(running) or now - self._looked >= _LOOK_S:
+        now, was_busy = self._clock(), self.throttle.busy
+        changed = was_busy != bool(self._pulse.running)
+        if changed or now - self._looked >= _LOOK_S:
             self._looked = now
+            self._since = self._since if was_busy else now
             self.throttle.look(self._pulse.read(), now)
 
     def _finish(self) -> None:
@@ -90,6 +89,8 @@ class GivingWay:
             torch.cuda.current_stream().synchronize()
 
     def _passed(self, _module: nn.Module, _inputs: Any, output: Any) -> None:
+        if not self._pulse.running and not self.throttle.busy:
+            return  # without requests this is all that it costs
         self.rest()
         if self.throttle.share < 1 and isinstance(output, Tensor) and output.requires_grad:
             output.register_hook(self._returned)
