@@ -65,7 +65,7 @@ def expand(
         y, s, memory, segments.table, places,
         y.stride(0), s.stride(0), s.stride(1), s.stride(2), PAGE_ENTRIES=PAGE, SLOTS=TOKENS_EACH,
         SPLITS=len(s), BLOCK_N=block_n, RANK=rank, BLOCK_R=block_r, EARLY=begun,
-        num_warps=4, num_stages=2, launch_pdl=begun > 0,
+        num_warps=4, num_stages=2, launch_pdl=begun,
     )  # fmt: skip
 
 
@@ -149,15 +149,16 @@ def _expand(
         # every token has its own adapter, the more programs the better.
         wait(EARLY)
         filled = token >= 0
-        for quarter in range(4):
+        own_s = s + token * s_token
+        downs = downs_of(own_s, s_split, filled, 0, SPLITS, RANK, BLOCK_R)
+        for quarter in tl.range(0, 4, num_stages=3):
             own = start + quarter * (BLOCK_N // 4) + tl.arange(0, BLOCK_N // 4)
             bs = adapter + (own * RANK)[:, None]
             known = own < out_features
             here = filled & known[None, :]
             ats = y + own[None, :] + token * y_stride
             plains = tl.load(ats, mask=here, other=0.0)
-            downs = s + token * s_token
-            deltas = expand_many(downs, s_split, bs, filled, known, SPLITS, RANK, BLOCK_R)
+            deltas = expand_many(downs, own_s, s_split, bs, filled, known, SPLITS, RANK, BLOCK_R)
             tl.store(ats, plains.to(tl.float32) + deltas, mask=here)
 
 
@@ -201,7 +202,20 @@ def _product(
 
 
 @triton.jit
+def downs_of(
+    s, s_split, filled, start, SPLITS: tl.constexpr, RANK: tl.constexpr, BLOCK_R: tl.constexpr
+):
+    """s of several tokens summed over its splits, [tokens, BLOCK_R], from rank `start` on."""
+    r = (start + tl.arange(0, BLOCK_R))[None, :]
+    downs = tl.zeros([filled.shape[0], BLOCK_R], tl.float32)
+    for split in tl.static_range(SPLITS):
+        downs += tl.load(s + split * s_split + r, mask=filled & (r < RANK), other=0.0)
+    return downs
+
+
+@triton.jit
 def expand_many(
+    downs,
     s,
     s_split,
     b,
@@ -211,12 +225,12 @@ def expand_many(
     RANK: tl.constexpr,
     BLOCK_R: tl.constexpr,
 ):
+    """B s of several tokens. downs: the first of s' blocks, for that is the same for all of B."""
     sums = tl.zeros([filled.shape[0], inside.shape[0]], tl.float32)
     for start in tl.static_range(0, RANK, BLOCK_R):
         r = (start + tl.arange(0, BLOCK_R))[None, :]
         wide = tl.load(b + r, mask=inside[:, None] & (r < RANK), other=0.0)
-        down = tl.zeros([filled.shape[0], BLOCK_R], tl.float32)
-        for split in tl.static_range(SPLITS):
-            down += tl.load(s + split * s_split + r, mask=filled & (r < RANK), other=0.0)
-        sums = tl.dot(down.to(wide.dtype), tl.trans(wide), sums, input_precision="ieee")
+        if start > 0:
+            downs = downs_of(s, s_split, filled, start, SPLITS, RANK, BLOCK_R)
+        sums = tl.dot(downs.to(wide.dtype), tl.trans(wide), sums, input_precision="ieee")
     return sums

@@ -16,6 +16,7 @@ from server.adapters.kernels.lora import (
     EXPAND_ENTRIES,
     LoraPart,
     block_of,
+    downs_of,
     expand_many,
     expand_one,
     rank_block,
@@ -26,6 +27,8 @@ from server.adapters.kernels.overlap import early, let_next_begin, wait
 from server.adapters.kernels.parts import cdiv
 from server.adapters.kernels.segments import TOKENS_EACH, Segments
 from server.adapters.layouts import PAGE
+
+_SEVEN_EACH = 72  # registers: seven programs run on a multiprocessor, and none are spilt
 
 
 def expand_gate(
@@ -66,7 +69,8 @@ def expand_gate(
         gate_up.stride(0), s.stride(0), s.stride(1), s.stride(2),
         GATE=gate_part is not None, UP=up_part is not None, PAGE_ENTRIES=PAGE, SLOTS=TOKENS_EACH,
         SPLITS=len(s), BLOCK_N=block_n, RANK=rank, BLOCK_R=block_r, EARLY=begun,
-        num_warps=4, num_stages=2, launch_pdl=begun > 0,
+        num_warps=4, num_stages=2, launch_pdl=begun,
+        maxnreg=_SEVEN_EACH if rank * act.itemsize <= 128 else None,
     )  # fmt: skip
     return act
 
@@ -173,22 +177,29 @@ def _expand_gate(
     else:
         wait(EARLY)
         filled = token >= 0
-        owns = token * s_token
-        for quarter in range(4):  # see `_expand`
+        gate_s = s + token * s_token
+        own_up_s = up_s + token * s_token
+        if GATE:
+            gate_downs = downs_of(gate_s, s_split, filled, 0, SPLITS, RANK, BLOCK_R)
+        if UP:
+            up_downs = downs_of(own_up_s, s_split, filled, 0, SPLITS, RANK, BLOCK_R)
+        for quarter in tl.range(0, 4, num_stages=3):  # see `_expand`
             some = first_column + quarter * (BLOCK_N // 4) + tl.arange(0, BLOCK_N // 4)
             bs = row + (some * RANK)[:, None]
             known = some < width
             all_here = filled & known[None, :]
             all_at = gate_up + token * gate_up_stride + some[None, :]
-            many = tl.load(all_at, mask=all_here, other=0.0).to(tl.float32)
+            gates = tl.load(all_at, mask=all_here, other=0.0).to(tl.float32)
             ups = tl.load(all_at + width, mask=all_here, other=0.0).to(tl.float32)
-            down = s + owns
             if GATE:
-                wide = bs + gate_b_at
-                many += expand_many(down, s_split, wide, filled, known, SPLITS, RANK, BLOCK_R)
-            down = up_s + owns
+                gates += expand_many(
+                    gate_downs, gate_s, s_split, bs + gate_b_at, filled, known,
+                    SPLITS, RANK, BLOCK_R,
+                )  # fmt: skip
             if UP:
-                wide = bs + up_b_at
-                ups += expand_many(down, s_split, wide, filled, known, SPLITS, RANK, BLOCK_R)
+                ups += expand_many(
+                    up_downs, own_up_s, s_split, bs + up_b_at, filled, known,
+                    SPLITS, RANK, BLOCK_R,
+                )  # fmt: skip
             into = act + token * width + some[None, :]
-            tl.store(into, _gated(many, ups, dtype), mask=all_here)
+            tl.store(into, _gated(gates, ups, dtype), mask=all_here)

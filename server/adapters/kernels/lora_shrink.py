@@ -52,7 +52,7 @@ def shrink(
         s, x, memory, segments.table, tuple(part.a_at for part in parts),
         tokens, width, x.stride(0), PAGE_ENTRIES=PAGE, SLOTS=TOKENS_EACH, STEPS=steps,
         BLOCK_K=block_k, RANK=rank, BLOCK_R=block_r, RANK_BLOCKS=rank_blocks,
-        EARLY=begun, num_warps=4, num_stages=3, launch_pdl=begun > 0,
+        EARLY=begun, num_warps=4, num_stages=3, launch_pdl=begun,
     )  # fmt: skip
     return s
 

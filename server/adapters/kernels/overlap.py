@@ -12,14 +12,13 @@ import torch
 import triton
 import triton.language as tl
 
-EARLY = 1
-"""Where the device can, the next kernel may begin with this one (1), or once this one need not wait
-any more (2); 0: when it has ended."""
+EARLY = True
+"""Whether kernels are launched early where the device can."""
 
 
-def early(device: torch.device) -> int:
-    """How early kernels are launched on the device; 0: not early."""
-    return EARLY if _able(device) else 0
+def early(device: torch.device) -> bool:
+    """Whether kernels on the device are launched early."""
+    return EARLY and _able(device)
 
 
 @cache
@@ -30,14 +29,12 @@ def _able(device: torch.device) -> bool:
 @triton.jit
 def wait(EARLY: tl.constexpr):
     """Go on when all kernels before this one have ended, and what they wrote is seen."""
-    if EARLY > 0:
+    if EARLY:
         tl.extra.cuda.gdc_wait()
-    if EARLY == 2:
-        tl.extra.cuda.gdc_launch_dependents()
 
 
 @triton.jit
 def let_next_begin(EARLY: tl.constexpr):
     """The next kernel may take what room is left on the device, as soon as all programs say so."""
-    if EARLY == 1:
+    if EARLY:
         tl.extra.cuda.gdc_launch_dependents()

@@ -111,7 +111,7 @@ def add_vera(
         y.stride(0), z.stride(0), bt.stride(0), PAGE_ENTRIES=PAGE, EARLY=begun,
         BLOCK_M=tiles.tokens, BLOCK_N=tiles.columns, BLOCK_K=tiles.ranks,
         RANK_STEPS=cdiv(rank, tiles.ranks),
-        num_warps=tiles.warps, num_stages=tiles.stages, launch_pdl=begun > 0,
+        num_warps=tiles.warps, num_stages=tiles.stages, launch_pdl=begun,
     )  # fmt: skip
 
 
@@ -240,6 +240,7 @@ def _add_vera(
         wait(EARLY)
         own = tl.load(z + k[None, :], mask=(m < tokens) & known, other=0.0)
         plain = tl.load(into, mask=(m < tokens) & inside)
+        tl.debug_barrier()  # else it is asked for when z has come
         wide = wide_of(slab, scaled(own, d, adapted))
         tl.store(into, plain.to(tl.float32) + b.to(tl.float32) * wide, mask=adapted & inside)
         return

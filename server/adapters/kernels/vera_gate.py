@@ -62,7 +62,7 @@ def gate_vera(
         EARLY=begun, GATE=gate_part is not None, UP=up_part is not None, PAGE_ENTRIES=PAGE,
         BLOCK_M=tiles.tokens, BLOCK_N=tiles.columns, BLOCK_K=tiles.ranks,
         RANK_STEPS=cdiv(rank, tiles.ranks),
-        num_warps=tiles.warps, num_stages=tiles.stages, launch_pdl=begun > 0,
+        num_warps=tiles.warps, num_stages=tiles.stages, launch_pdl=begun,
     )  # fmt: skip
     return act
 
@@ -140,6 +140,7 @@ def _gate_vera(
     gate = tl.load(at, mask=inside, other=0.0)
     up = tl.load(at + width, mask=inside, other=0.0)
     if RANK_STEPS == 1:
+        tl.debug_barrier()
         if GATE:
             gate_left = scaled(own, gate_d, adapted)
         if UP:

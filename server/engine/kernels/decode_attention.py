@@ -81,13 +81,13 @@ def decode_attention(
         GROUP=group, BLOCK_TOKENS=block_tokens, HEAD_DIM=head_dim, SPLIT=splits > 1,
         BLOCK_GROUP=max(triton.next_power_of_2(group), _FEWEST_HEADS), BLOCK_DIM=block_dim,
         TILE=min(max(tile, _FEWEST_TILE_KEYS), _MOST_TILE_KEYS), FEWEST_KEYS=_FEWEST_KEYS,
-        EARLY=begun, num_warps=_WARPS, num_stages=_STAGES, launch_pdl=begun > 0,
+        EARLY=begun, num_warps=_WARPS, num_stages=_STAGES, launch_pdl=begun,
     )  # fmt: skip
     if splits > 1:
         _join[(rows, heads)](
             partial, weight, out, splits, HEAD_DIM=head_dim,
             BLOCK_DIM=block_dim, BLOCK_SPLITS=triton.next_power_of_2(splits), EARLY=begun,
-            num_warps=4, launch_pdl=begun > 0,
+            num_warps=4, launch_pdl=begun,
         )  # fmt: skip
     return out
 

@@ -27,7 +27,7 @@ def silu_mul(gate_up: Tensor, width: int) -> Tensor:
     begun = early(act.device)
     _silu_mul[grid](
         gate_up, act, gate_up.stride(0), WIDTH=width, BLOCK=_BLOCK, EARLY=begun,
-        num_warps=4, launch_pdl=begun > 0,
+        num_warps=4, launch_pdl=begun,
     )  # fmt: skip
     return act
 

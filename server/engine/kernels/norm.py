@@ -36,7 +36,7 @@ def add_rms_norm(h: Tensor, delta: Tensor | None, weight: Tensor, eps: float) ->
     _add_rms_norm[(tokens,)](
         h, other, weight, x, h.stride(0), other.stride(0), eps,
         HIDDEN=hidden, BLOCK=block, ADD=delta is not None, EARLY=begun,
-        num_warps=min(max(block // _WIDTH_PER_WARP, 1), _MOST_WARPS), launch_pdl=begun > 0,
+        num_warps=min(max(block // _WIDTH_PER_WARP, 1), _MOST_WARPS), launch_pdl=begun,
     )  # fmt: skip
     return x
 

@@ -51,7 +51,7 @@ def rotate_and_store(
         BLOCK_KV_HEADS=triton.next_power_of_2(kv_heads),
         BLOCK_HALF=triton.next_power_of_2(head_dim // 2),
         LARGEST=torch.finfo(keys.dtype).max,
-        EARLY=begun, launch_pdl=begun > 0,
+        EARLY=begun, launch_pdl=begun,
         num_warps=min(max(entries // _ENTRIES_PER_WARP, 1), _MOST_WARPS),
     )  # fmt: skip
 
