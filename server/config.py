@@ -104,7 +104,10 @@ class Settings(BaseSettings):
     worker_poll_s: float = Field(0.5, gt=0, description="seconds between looks for a waiting job")
     worker_jobs: int = Field(8, ge=1, le=256, description="jobs that a worker trains at once")
     worker_step_tokens: int = Field(
-        4096, ge=1, description="tokens of one forward pass of jobs that train together"
+        0,
+        ge=0,
+        description="tokens of one forward pass of jobs that train together; 0: 8192 on CUDA, 4096 "
+        "elsewhere",
     )
     lease_s: float = Field(30, gt=0, description="seconds without a heartbeat that lose a job")
     checkpoint_every_s: float = Field(20, gt=0, description="seconds between training checkpoints")

@@ -47,8 +47,8 @@ def take_step(trainers: Sequence[Trainer], max_tokens: int) -> list[Progress | E
         max_tokens: positions of one forward pass, padding included; a longer example is a forward
             pass of its own.
 
-    Returns: in order, the step of each run, or what it failed of. A step that fails for several
-    together is tried for each by itself.
+    Returns: in order, the step of each run, or what it failed of. Where memory runs out, the step
+    is tried in passes of half the size; what fails for several together, for each by itself.
     """
     members = [_Member(place, trainer) for place, trainer in enumerate(trainers)]
     # A mask of dropout is drawn for a whole batch: with others in it, it would be another mask.
@@ -65,6 +65,11 @@ def take_step(trainers: Sequence[Trainer], max_tokens: int) -> list[Progress | E
     except Exception as error:
         if len(trainers) == 1:
             return [error]
+        half = max_tokens // 2
+        if isinstance(error, torch.OutOfMemoryError) and half >= max(
+            trainer.part_tokens for trainer in trainers
+        ):
+            return take_step(trainers, half)
         return [result for one in trainers for result in take_step([one], max_tokens)]
     for member, (loss, hits, norm) in zip(members, read, strict=True):
         member.scored(loss, hits, norm)

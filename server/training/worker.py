@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
+from typing import Final
 
 import torch
 
@@ -29,6 +30,8 @@ from server.training.steps import take_step
 
 log = logging.getLogger(__name__)
 
+STEP_TOKENS: Final = {"cpu": 4096, "cuda": 8192}
+"""Positions of a forward pass of several jobs, by device; see decision 11."""
 _LEFTOVER_AGE_S = 3600  # of jobs that have ended; a worker that was fenced may still write to them
 
 Load = Callable[[], tuple[BaseModel, ChatTokenizer]]
@@ -39,7 +42,8 @@ class WorkerParts:
     """What a worker works with.
 
     `load` makes the base model, called at the first job. At most `jobs` are trained at once, and
-    a forward pass of theirs takes `step_tokens` positions, unless one job's own limit is higher.
+    a forward pass of theirs takes `step_tokens` positions (0: what suits the device), unless one
+    job's own limit is higher.
     `tidy` is called whenever a job has left, and its memory with it. What `at_work` gives is
     entered for as long as there is something to do.
     """
@@ -49,7 +53,7 @@ class WorkerParts:
     worker_id: str
     poll_s: float = 0.5
     jobs: int = 8
-    step_tokens: int = 4096
+    step_tokens: int = 0
     tidy: Callable[[], None] = lambda: None
     at_work: Callable[[], AbstractContextManager[object]] = nullcontext
 
@@ -131,7 +135,7 @@ class _Worker:
             return False
         trainers = [attempt.trainer for attempt in attempts]
         most = max(trainer.part_tokens for trainer in trainers)
-        tokens = most if len(trainers) == 1 else max(most, self._parts.step_tokens)
+        tokens = most if len(trainers) == 1 else max(most, self._step_tokens(trainers[0].base))
         results = zip(attempts, take_step(trainers, tokens), strict=True)
         self._finish(
             [
@@ -155,9 +159,12 @@ class _Worker:
             return
         base, tokenizer, _ = self._loaded
         asked = [attempt.questions() for attempt in judged]
-        answers = answer_all(base, asked, max_new=MAX_NEW, max_tokens=self._parts.step_tokens)
+        answers = answer_all(base, asked, max_new=MAX_NEW, max_tokens=self._step_tokens(base))
         for attempt, mine in zip(judged, answers, strict=True):
             self._deliver(attempt, partial(attempt.publish, mine, tokenizer))
+
+    def _step_tokens(self, base: BaseModel) -> int:
+        return self._parts.step_tokens or STEP_TOKENS[base.device.type]
 
     def _deliver(self, attempt: Attempt, publish: Callable[[], None]) -> None:
         if self._settle(attempt, publish) and attempt.published:

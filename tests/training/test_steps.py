@@ -162,6 +162,25 @@ def test_what_is_too_much_for_all_is_tried_one_by_one(monkeypatch: pytest.Monkey
         assert_same(trainer.adapter.tensors(), alone(index)[1])
 
 
+def test_where_memory_runs_out_all_take_smaller_passes(monkeypatch: pytest.MonkeyPatch) -> None:
+    plain, sizes = counted_losses, []
+
+    def at_most(base: BaseModel, part: list[Example]) -> tuple[Tensor, Tensor]:
+        sizes.append(len(part))
+        if len(part) > 8:
+            raise torch.OutOfMemoryError("too much")
+        return plain(base, part)
+
+    monkeypatch.setattr(steps, "counted_losses", at_most)
+    on = base()
+    trainers = [trainer_of(on, 0, max_tokens_per_batch=50, seed=seed) for seed in (1, 2, 3)]
+    assert all(isinstance(result, Progress) for result in take_step(trainers, 500))
+    assert sizes[0] == 12, "all at once"
+    done = [size for size in sizes if size <= 8]
+    assert sum(done) == 12
+    assert max(done) > 4, "then in smaller passes, of more than one run"
+
+
 def test_the_base_runs_once_for_all(monkeypatch: pytest.MonkeyPatch) -> None:
     on = base()
     passes = 0
