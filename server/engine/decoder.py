@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from server.adapters.fused import Begun
 from server.adapters.sites import Riding, Site, join
 from server.bases.model import BaseModel
 from server.engine.kernels.gate import silu_mul
@@ -36,11 +37,15 @@ class SiteAdapters(Protocol):
         """Whether `A x` is wanted beside the site's product."""
         ...
 
-    def add(self, site: Site, x: Tensor, y: Tensor) -> None:
+    def begin(self, site: Site, x: Tensor) -> Begun:
+        """What of the deltas needs no product: to be called before it, and handed on."""
+        ...
+
+    def add(self, site: Site, x: Tensor, y: Tensor, begun: Begun) -> None:
         """Add all deltas to y [tokens, at least site.width], in place."""
         ...
 
-    def gate(self, site: Site, x: Tensor, y: Tensor) -> Tensor:
+    def gate(self, site: Site, x: Tensor, y: Tensor, begun: Begun) -> Tensor:
         """`silu(gate) * up` of y with all deltas; gate and up are the halves of the site."""
         ...
 
@@ -51,10 +56,13 @@ class NoAdapters:
     def rides(self, site: Site) -> bool:
         return False
 
-    def add(self, site: Site, x: Tensor, y: Tensor) -> None:
+    def begin(self, site: Site, x: Tensor) -> Begun:
+        return ()
+
+    def add(self, site: Site, x: Tensor, y: Tensor, begun: Begun) -> None:
         pass
 
-    def gate(self, site: Site, x: Tensor, y: Tensor) -> Tensor:
+    def gate(self, site: Site, x: Tensor, y: Tensor, begun: Begun) -> Tensor:
         return silu_mul(y, site.width // 2)
 
 
@@ -143,8 +151,10 @@ class FusedDecoder:
             rotate_and_store(q, k, v, cos, sin, *kv.layers[index], write_at)
             delta = _product(layer.out, attend(index, q, k, v), adapters)
             x = add_rms_norm(h, delta, layer.mlp_norm, layer.eps)
+            begun = adapters.begin(layer.gate_up, x)
             gate_up = layer.gate_up.product(x, ride=adapters.rides(layer.gate_up))
-            delta = _product(layer.down, adapters.gate(layer.gate_up, x, gate_up), adapters)
+            act = adapters.gate(layer.gate_up, x, gate_up, begun)
+            delta = _product(layer.down, act, adapters)
         return add_rms_norm(h, delta, self._norm, self._eps)
 
     def logits(self, hidden: Tensor) -> Tensor:
@@ -153,8 +163,9 @@ class FusedDecoder:
 
 
 def _product(site: Site, x: Tensor, adapters: SiteAdapters) -> Tensor:
+    begun = adapters.begin(site, x)
     y = site.product(x, ride=adapters.rides(site))
-    adapters.add(site, x, y)
+    adapters.add(site, x, y, begun)
     return y[:, : site.width]
 
 
