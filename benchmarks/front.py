@@ -8,7 +8,6 @@ what a chunk costs, the rest what a request does, its tokens included.
 """
 
 import argparse
-import gc
 import os
 import sys
 import tempfile
@@ -34,6 +33,7 @@ from server.bases.model import outline_base
 from server.bases.tokenizer import load_tokenizer
 from server.cli.building import Records, open_records
 from server.cli.front import Front, wire
+from server.cli.serve import spare_collector
 from server.config import Settings
 from server.engine.sequence import FinishReason
 from server.metrics import Metrics
@@ -143,7 +143,7 @@ def listening(parts: Parts) -> Iterator[int]:
     config = uvicorn.Config(
         create_app(parts), port=0, log_config=None, access_log=False, lifespan="off"
     )
-    gc.freeze()  # as `verandah serve` does
+    spare_collector()
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run)
     thread.start()

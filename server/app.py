@@ -9,6 +9,7 @@ from typing import cast
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp
 
 from adapters_store.errors import (
     AdapterCorrupt,
@@ -159,7 +160,7 @@ def _field(location: Sequence[str | int]) -> str:
     return "".join(parts)[1:]
 
 
-def create_app(parts: Parts) -> FastAPI:
+def create_app(parts: Parts) -> ASGIApp:
     """Build the application around parts that somebody else starts and stops."""
     app = FastAPI(
         title="Verandah",
@@ -176,19 +177,18 @@ def create_app(parts: Parts) -> FastAPI:
     app.add_exception_handler(StoreError, _known)
     app.add_exception_handler(HTTPException, _http)
     app.add_exception_handler(RequestValidationError, _invalid)
-    # The last added is the outermost.
+    app.add_exception_handler(Exception, _known)
+    parts.metrics.registry.register(ops.ServerGauges(parts))
+    # Around FastAPI and not its middleware: so the direct way spares FastAPI's own layers.
     ways = {
         "/v1/chat/completions": Way(chat.ChatRequest, chat.answer),
         "/v1/completions": Way(completions.CompletionRequest, completions.answer),
     }
-    app.add_middleware(Direct, parts=parts, wakes=wakes, ways=ways)
-    app.add_middleware(
-        BodyLimit,
-        describe=parts.describe,
+    direct = Direct(app, parts, wakes, ways)
+    limited = BodyLimit(
+        direct,
+        parts.describe,
         body_bytes=parts.max_body_bytes,
         file_bytes=parts.max_file_bytes,
     )
-    app.add_middleware(KeyCheck, keys=parts.keys, describe=parts.describe)
-    app.add_middleware(RequestIds, describe=parts.describe)
-    parts.metrics.registry.register(ops.ServerGauges(parts))
-    return app
+    return RequestIds(KeyCheck(limited, parts.keys, parts.describe), parts.describe)

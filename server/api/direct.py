@@ -17,6 +17,8 @@ from server.api.answers import Wakes
 from server.api.seams import Parts
 from server.errors import VerandahError
 
+_JSON = (b"content-type", b"application/json")
+
 
 @dataclass(frozen=True)
 class Way:
@@ -39,7 +41,7 @@ class Direct:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         way = self._ways.get(scope["path"]) if scope["type"] == "http" else None
-        if way is None or scope["method"] != "POST" or not _says_json(scope):
+        if way is None or scope["method"] != "POST" or _JSON not in scope["headers"]:
             return await self._app(scope, receive, send)
         read = await _read(receive)
         if read is None:
@@ -54,12 +56,6 @@ class Direct:
         except (VerandahError, StoreError) as error:
             response = self._parts.describe(error).response()
         return await response(scope, receive, send)
-
-
-def _says_json(scope: Scope) -> bool:
-    return any(
-        name == b"content-type" and value == b"application/json" for name, value in scope["headers"]
-    )
 
 
 async def _read(receive: Receive) -> bytes | None:

@@ -4,8 +4,9 @@ import logging
 import re
 import secrets
 from collections.abc import Callable
+from typing import cast
 
-from starlette.datastructures import Headers, MutableHeaders
+from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from server.api.errors import Failure
@@ -32,25 +33,29 @@ class RequestIds:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return await self._app(scope, receive, send)
-        given = Headers(scope=scope).get("x-request-id", "")
+        given = _header(scope, b"x-request-id") or ""
         request_id = given if _REQUEST_ID.fullmatch(given) else f"req_{secrets.token_hex(12)}"
         scope["verandah.request_id"] = request_id
-        started = False
+        name = (b"x-request-id", request_id.encode())
+        started = ended = False
 
         async def send_named(message: Message) -> None:
-            nonlocal started
+            nonlocal started, ended
             if message["type"] == "http.response.start":
                 started = True
-                MutableHeaders(scope=message)["x-request-id"] = request_id
+                message["headers"] = [*message.get("headers", ()), name]
+            else:
+                ended = not message.get("more_body", False)
             await send(message)
 
         try:
             await self._app(scope, receive, send_named)
         except Exception as error:
             log.exception("request %s failed", request_id)
-            if started:
+            if not started:
+                await self._describe(error).response()(scope, receive, send_named)
+            elif not ended:  # Starlette answers, and raises all the same
                 raise  # the server closes the connection: half an answer must not look whole
-            await self._describe(error).response()(scope, receive, send_named)
 
 
 class KeyCheck:
@@ -64,9 +69,7 @@ class KeyCheck:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and scope["path"].startswith("/v1/"):
             try:
-                scope["verandah.owner"] = self._keys.owner(
-                    Headers(scope=scope).get("authorization")
-                )
+                scope["verandah.owner"] = self._keys.owner(_header(scope, b"authorization"))
             except Unauthorized as error:
                 return await self._describe(error).response()(scope, receive, send)
         await self._app(scope, receive, send)
@@ -89,23 +92,26 @@ class BodyLimit:
             return await self._app(scope, receive, send)
         uploads = scope["path"] in _UPLOADS
         limit = self._upload_bytes if uploads else self._body_bytes
-        kind = "file" if uploads else "request body"
-        error = RequestTooLarge(
-            f"the {kind} is over the limit of {limit} bytes; send less, or raise the server's "
-            f"{'max_file_mb' if uploads else 'max_body_mb'}",
-            param="file" if uploads else None,
-        )
-        declared = Headers(scope=scope).get("content-length", "0")
+        declared = _header(scope, b"content-length") or "0"
         if declared.isdecimal() and int(declared) > limit:
             await _discard(receive, _DISCARD_FACTOR * limit)
-            return await self._describe(error).response()(scope, receive, send)
+            return await self._refusal(uploads, limit)(scope, receive, send)
         counted = _Counted(receive, limit)
         try:
             await self._app(scope, counted, send)
         except _OverLimit:
             if not counted.complete:
                 await _discard(receive, _DISCARD_FACTOR * limit)
-            await self._describe(error).response()(scope, receive, send)
+            await self._refusal(uploads, limit)(scope, receive, send)
+
+    def _refusal(self, uploads: bool, limit: int) -> Response:
+        kind = "file" if uploads else "request body"
+        error = RequestTooLarge(
+            f"the {kind} is over the limit of {limit} bytes; send less, or raise the server's "
+            f"{'max_file_mb' if uploads else 'max_body_mb'}",
+            param="file" if uploads else None,
+        )
+        return self._describe(error).response()
 
 
 class _OverLimit(BaseException):
@@ -135,3 +141,11 @@ async def _discard(receive: Receive, most: int) -> None:
         if message["type"] != "http.request" or not message.get("more_body", False):
             return
         most -= len(message.get("body", b""))
+
+
+def _header(scope: Scope, name: bytes) -> str | None:
+    """The first of that name."""
+    for key, value in scope["headers"]:
+        if key == name:
+            return cast(bytes, value).decode("latin-1")
+    return None
