@@ -1,10 +1,11 @@
 """What it is worth in whole steps that kernels begin early: `python -m benchmarks.overlap` (CUDA).
 
-Steps are captured with `server.adapters.kernels.overlap`'s switch off twice, then on, then also with
-LoRA's projections down before the products; sides take turns within each. "over base" is over the base of the same capture, "over off" over the same
-side of the first one. All do the same sums in the same order, so from the same keys and values
-their logits must be those of the first capture: "first" and "later" are the largest difference over
-their spread, after one step and after many, each of which feeds its tokens to the next.
+Steps are captured with `server.adapters.kernels.overlap`'s switch off twice, then on, then also
+with LoRA's projections down before the products; sides take turns within each. "over base" is over
+the base of the same capture, "over off" over the same side of the first one. All do the same sums
+in the same order, so from the same keys and values their logits must be those of the first capture:
+"first" and "later" are the largest difference over their spread, after one step and after many,
+each of which feeds its tokens to the next.
 """
 
 import argparse
