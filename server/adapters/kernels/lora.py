@@ -96,10 +96,12 @@ def reference_expand(
 def segment_of(table, number, SLOTS: tl.constexpr):
     """A segment's page, 0 if it is unused; if it has one token only, which one; all as a column."""
     at = table + number * (1 + SLOTS)
-    page = tl.load(at).to(tl.int64)
-    first = tl.load(at + 1).to(tl.int64)
-    second = tl.load(at + 2)
-    all_of_it = tl.load(at + 1 + tl.arange(0, SLOTS)).to(tl.int64)[:, None]
+    # All that follows waits for these, and a layer's weights would drive them from the L2 cache.
+    page = tl.load(at, eviction_policy="evict_last").to(tl.int64)
+    first = tl.load(at + 1, eviction_policy="evict_last").to(tl.int64)
+    second = tl.load(at + 2, eviction_policy="evict_last")
+    tokens = at + 1 + tl.arange(0, SLOTS)
+    all_of_it = tl.load(tokens, eviction_policy="evict_last").to(tl.int64)[:, None]
     # Never so, but where the first branch waits for one number alone, the others are loaded after.
     page = tl.where((first < 0) | (second < -1), 0, page)
     return page, second < 0, first, all_of_it
