@@ -5,7 +5,6 @@ import contextlib
 from collections import deque
 from collections.abc import Callable
 from collections.abc import Sequence as Seq
-from enum import IntEnum
 from typing import NamedTuple
 
 from starlette.types import Receive
@@ -62,58 +61,64 @@ def joined(choice: int, heard: Heard) -> News:
     return News(choice, delta, len(delta.tokens) + len(heard) - len(deltas))
 
 
-class Waking(IntEnum):
-    """How soon somebody is to be woken."""
-
-    NOT = 0
-    WITH_THE_OTHERS = 1
-    AT_ONCE = 2
-
-
 class Wakes:
-    """Wakes those who wait on one event loop, from any thread: all that are due at once.
+    """Wakes those who wait on one event loop, from any thread.
 
     A step of the engine brings news to every stream, and a wake-up of the event loop from another
-    thread costs more than a token's event. With many streams open, `WITH_THE_OTHERS` comes no more
-    often than `_PIECES_PER_S` allow: a stream then gets several tokens in one piece.
+    thread costs more than a token's event: so all streams are looked at together, and with many of
+    them no more often than `_PIECES_PER_S` allow. A stream then gets several tokens in one piece.
     """
 
     def __init__(self) -> None:
-        self.streams = 0  # open ones; counted on the event loop
-        self._due: dict[Waking, deque[Callable[[], None]]] = {how: deque() for how in Waking}
-        self._called: dict[Waking, bool] = dict.fromkeys(Waking, False)
+        self.streams: set[Answers] = set()  # those open; changed on the event loop alone
+        self.event_loop: asyncio.AbstractEventLoop | None = None
+        self._hurried: deque[Answers] = deque()
+        self._hurrying = self._looking = False  # soon; called for on the event loop
         self._not_before = 0.0
 
     @property
     def pause_s(self) -> float:
-        """How long those who wait `WITH_THE_OTHERS` are left alone after they were woken."""
-        pause = self.streams / _PIECES_PER_S
+        """How long the streams are left alone after they were looked at."""
+        pause = len(self.streams) / _PIECES_PER_S
         return 0.0 if pause < _SHORTEST_PAUSE_S else pause
 
-    def wake(
-        self, event_loop: asyncio.AbstractEventLoop, rouse: Callable[[], None], how: Waking
-    ) -> None:
-        """Have `rouse` called on the event loop soon."""
-        self._due[how].append(rouse)
-        if not self._called[how]:
-            self._called[how] = True
-            with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
-                event_loop.call_soon_threadsafe(self._wake, event_loop, how)
+    def told(self) -> None:
+        """Some streams may have news, which can wait."""
+        if self.streams and not self._looking:
+            self._looking = True
+            self._call(self._pause)
 
-    def _wake(self, event_loop: asyncio.AbstractEventLoop, how: Waking) -> None:
-        pause = self._not_before - event_loop.time()
-        if how is Waking.WITH_THE_OTHERS and pause > 0:
-            event_loop.call_later(pause, self._rouse, event_loop, how)
+    def hurry(self, answers: "Answers") -> None:
+        """These have news that cannot wait."""
+        self._hurried.append(answers)
+        if not self._hurrying:
+            self._hurrying = True
+            self._call(self._rouse)
+
+    def _call(self, wanted: Callable[[], None]) -> None:
+        assert self.event_loop is not None, "nobody waits"
+        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
+            self.event_loop.call_soon_threadsafe(wanted)
+
+    def _rouse(self) -> None:
+        self._hurrying = False  # before looking: what comes from here on calls again
+        while self._hurried:
+            self._hurried.popleft().look()
+
+    def _pause(self) -> None:
+        assert self.event_loop is not None
+        pause = self._not_before - self.event_loop.time()
+        if pause > 0:
+            self.event_loop.call_later(pause, self._look)
         else:
-            self._rouse(event_loop, how)
+            self._look()
 
-    def _rouse(self, event_loop: asyncio.AbstractEventLoop, how: Waking) -> None:
-        self._called[how] = False  # before looking: what comes from here on calls again
-        due = self._due[how]
-        while due:
-            due.popleft()()
-        if how is Waking.WITH_THE_OTHERS:
-            self._not_before = event_loop.time() + self.pause_s
+    def _look(self) -> None:
+        assert self.event_loop is not None
+        self._looking = False  # before looking
+        for stream in self.streams:
+            stream.look()
+        self._not_before = self.event_loop.time() + self.pause_s
 
 
 class Answers:
@@ -130,16 +135,15 @@ class Answers:
     ) -> None:
         self._engine = engine
         self._wakes = wakes
-        self._ends_only = self._begun = ends_only
-        self._event_loop = asyncio.get_running_loop()
+        self._ends_only = ends_only
+        self._event_loop = wakes.event_loop = asyncio.get_running_loop()
         self._late = self._gone = False
         # One for all the answer: a timer for each token costs more than the token's event.
         self._timer = self._event_loop.call_later(timeout_s + _GRACE_S, self._give_up)
         self._waiter: asyncio.Future[None] | None = None
-        # Who listens for ends only is as one who will be woken with the others anyway.
-        self._at_rest = self.waking = Waking.WITH_THE_OTHERS if ends_only else Waking.NOT
         self._watch = self._event_loop.create_task(self._until_gone(receive))
-        self._wakes.streams += not ends_only
+        if not ends_only:
+            wakes.streams.add(self)
         self._heard: list[Heard] = []  # of each choice
         self._failure: Exception | None = None
         self._handles: list[Handle] = []
@@ -148,7 +152,9 @@ class Answers:
     def ask(self, generation: Generation) -> None:
         """Submit one prompt's generation. Raises what `Engine.submit` raises."""
         heard: list[Heard] = [[] for _ in range(generation.n)]
-        self._handles.append(self._engine.submit(generation, Ear(self, heard)))
+        self._handles.append(
+            self._engine.submit(generation, Ear(self, self._wakes, heard, self._ends_only))
+        )
         self._heard += heard
         self._open += generation.n
 
@@ -168,7 +174,6 @@ class Answers:
         while not self._gone:
             if self._failure is not None:
                 raise self._failure
-            self.waking = self._at_rest  # before looking: what comes from here on wakes again
             news = self._take()
             if news:
                 return news
@@ -183,17 +188,15 @@ class Answers:
         """Cancel what still runs. Once only."""
         self._timer.cancel()
         self._watch.cancel()
-        self._wakes.streams -= not self._ends_only
+        self._wakes.streams.discard(self)
         if not self.complete:
             for handle in self._handles:
                 self._engine.cancel(handle)
 
-    def stir(self, how: Waking) -> None:
-        """There is news. From any thread."""
-        if how > self.waking:
-            self.waking = how = how if self._begun else Waking.AT_ONCE
-            self._begun = True
-            self._wakes.wake(self._event_loop, self._rouse, how)
+    def look(self) -> None:
+        """Go on if there is news."""
+        if any(self._heard):
+            self._rouse()
 
     def _take(self) -> list[News]:
         """All that was heard; what an answer failed with comes to be `_failure`."""
@@ -239,24 +242,27 @@ class Ear:
         heard: where to put it, for each answer.
     """
 
-    def __init__(self, answers: Answers, heard: Seq[Heard]) -> None:
+    def __init__(self, answers: Answers, wakes: Wakes, heard: Seq[Heard], ends_only: bool) -> None:
         self._answers = answers
+        self._wakes = wakes
         self._heard = heard
+        self._begun = self._ends_only = ends_only
 
     def __call__(self, delta: Delta) -> None:
         self._heard[delta.index].append(delta)
-        self._answers.stir(Waking.AT_ONCE if _ends(delta) else Waking.WITH_THE_OTHERS)
+        if not self._begun or _ends(delta):
+            self._begun = True
+            self._wakes.hurry(self._answers)
+        elif not self._ends_only:
+            self._wakes.told()
 
-    def taker(self, index: int) -> Callable[[int, str], None]:
-        """What takes an answer's tokens that show their text and no more; see `Link`."""
-        answers, append = self._answers, self._heard[index].append
+    def taker(self, index: int) -> Callable[[str], None]:
+        """See `server.replicas.link.Ear`."""
+        return self._heard[index].append
 
-        def take(_token_id: int, text: str) -> None:
-            append(text)
-            if not answers.waking:
-                answers.stir(Waking.WITH_THE_OTHERS)
-
-        return take
+    @property
+    def told(self) -> Callable[[], None]:
+        return self._wakes.told
 
 
 def _ends(delta: Delta) -> bool:

@@ -3,8 +3,10 @@
 import logging
 import threading
 import time
+from collections.abc import Callable
 from concurrent.futures import Future
 from multiprocessing.connection import Connection
+from typing import Protocol, cast
 
 from server.engine.sequence import FinishReason
 from server.errors import Unavailable
@@ -22,12 +24,26 @@ from server.replicas.messages import (
     ToEngine,
 )
 from server.replicas.outbox import Outbox
-from server.scheduler.request import Delta, Generation, Listener, Taker, taker_of
+from server.scheduler.request import Delta, Generation, Listener, TokenPiece
 from server.scheduler.room import Room
 
 log = logging.getLogger(__name__)
 
 _CALL_TIMEOUT_S = 10.0
+
+
+class Ear(Protocol):
+    """A listener that needs no call of its own for a token: most of the time here would be that.
+
+    The first token of an answer, and whatever is not plain (see `News`), it hears as others do.
+    """
+
+    def taker(self, index: int) -> Callable[[str], object]:
+        """What takes the texts of an answer's plain tokens."""
+
+    @property
+    def told(self) -> Callable[[], None]:
+        """To be called when texts were taken. One and the same for many."""
 
 
 class Link:
@@ -46,7 +62,8 @@ class Link:
         self._next = 0
         self._listeners: dict[int, Listener] = {}
         self._indices: dict[int, int] = {}
-        self._takers: dict[int, Taker] = {}
+        self._takers: dict[int, Callable[[str], object]] = {}  # of answers that have begun
+        self._told: set[Callable[[], None]] = set()
         self._calls: dict[int, Future[object]] = {}
 
     def submit(self, request: Generation, listener: Listener) -> int:
@@ -62,7 +79,6 @@ class Link:
             for index in range(request.n):
                 self._listeners[first + index] = listener
                 self._indices[first + index] = index
-                self._takers[first + index] = taker_of(listener, index)
         self._outbox.put(Submit(first, request))
         return first
 
@@ -133,17 +149,33 @@ class Link:
     def _tell(self, news: News) -> None:
         takers = self._takers
         for key, token_id, text in zip(news.keys, news.token_ids, news.texts, strict=True):
-            try:
-                takers[key](token_id, text)
-            except Exception:
-                log.exception("a listener failed")
+            take = takers.get(key)
+            if take is None:
+                self._begin(key, token_id, text)
+            else:
+                take(text)
         for key, deltas in news.others.items():
             for delta in deltas:
                 self._hear(self._listeners[key], delta)
             if deltas[-1].finish is not None:
-                with self._lock:
-                    del self._listeners[key], self._indices[key], self._takers[key]
-                self.room.leave(time.monotonic())
+                self._forget(key)
+        for told in self._told:
+            told()
+
+    def _begin(self, key: int, token_id: int, text: str) -> None:
+        """An answer's first plain token; or any, if its listener hears all alike."""
+        listener, index = self._listeners[key], self._indices[key]
+        self._hear(listener, Delta(index, text, (TokenPiece(token_id, text),)))
+        if hasattr(listener, "taker"):  # isinstance would take longer than all the rest
+            ear = cast(Ear, listener)
+            self._takers[key] = ear.taker(index)
+            self._told.add(ear.told)
+
+    def _forget(self, key: int) -> None:
+        with self._lock:
+            del self._listeners[key], self._indices[key]
+        self._takers.pop(key, None)
+        self.room.leave(time.monotonic())
 
     def _hear(self, listener: Listener, delta: Delta) -> None:
         try:

@@ -173,7 +173,7 @@ def test_few_streams_are_told_each_token_and_many_several_in_one_piece() -> None
         await listener
         for each, _ in streams:
             each.close()
-        assert wakes.streams == 0
+        assert not wakes.streams
         return heard, late
 
     assert asyncio.run(pieces(1, 20, 0.003)) == ([1] * 20, 0)
@@ -192,9 +192,10 @@ def test_plain_tokens_are_heard_as_texts_in_their_place() -> None:
 
         def tell() -> None:
             for text in "abcdef":
-                take(5, text)
+                take(text)
+            hear.told()
             hear(Delta(0, "g", (TokenPiece(5, "g", score(5)),)))
-            take(5, "h")
+            take("h")
             hear(Delta(0, "i", (TokenPiece(5, "i"),), finish=FinishReason.STOP))
 
         telling, news = asyncio.create_task(asyncio.to_thread(tell)), []
@@ -236,10 +237,11 @@ def test_who_waits_for_ends_is_woken_by_nothing_else() -> None:
         waiting = asyncio.create_task(answers.next())
         await asyncio.sleep(0)
         for text in "ab":
-            ear.taker(0)(5, text)
+            ear.taker(0)(text)
+            ear.told()
             ear(Delta(0, text))
             await asyncio.sleep(0)
-            called.append(any(wakes._called.values()))
+            called.append(wakes._looking or wakes._hurrying)
         ear(Delta(0, finish=FinishReason.STOP))
         (news,) = await waiting
         answers.close()

@@ -2,7 +2,7 @@
 
 import pickle
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from multiprocessing import Pipe
 
 import pytest
@@ -20,7 +20,7 @@ from server.errors import (
 )
 from server.replicas.link import Link
 from server.replicas.messages import Facts, News
-from server.scheduler.request import Delta, Generation, Taker, TokenPiece
+from server.scheduler.request import Delta, Generation, TokenPiece
 
 
 def some_delta(draw: random.Random, index: int) -> Delta:
@@ -41,12 +41,16 @@ class Mixed:
 
     def __init__(self) -> None:
         self.heard: list[Delta] = []
+        self.times_told = 0
 
     def __call__(self, delta: Delta) -> None:
         self.heard.append(delta)
 
-    def taker(self, index: int) -> Taker:
-        return lambda token_id, text: self(Delta(index, text, (TokenPiece(token_id, text),)))
+    def taker(self, index: int) -> Callable[[str], None]:
+        return lambda text: self(Delta(index, text, (TokenPiece(5, text),)))
+
+    def told(self) -> None:
+        self.times_told += 1
 
 
 @pytest.fixture
@@ -72,6 +76,7 @@ def test_listeners_hear_every_delta_in_the_order_of_each_answer(link: Link, seed
         heard = (mixed if key < 3 else plain).heard
         told = [delta for delta in heard if delta.index == key % 3]
         assert told == [delta for k, delta in sent if k == key]
+    assert mixed.times_told == any(key < 3 for key in news.keys), "once for all answers"
 
 
 @pytest.mark.parametrize(
