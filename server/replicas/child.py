@@ -197,7 +197,9 @@ class Child:
         self._news.take(key, token_id, text)
 
     def _send_news(self) -> None:
-        """On the engine's thread, once a step: all that it told goes as one message."""
+        """On the engine's thread, once a step: all that it told goes as one message. A message a
+        token would wake the outbox at the first, to wait for the lock until the last is told.
+        """
         if self._news:
             news, self._news = self._news, News()
             self._outbox.put(news)

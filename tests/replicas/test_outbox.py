@@ -30,16 +30,6 @@ def read(connection: "Connection[object, object]", count: int) -> list[object]:
     return items
 
 
-def test_what_can_be_sent_is_sent_by_who_says_it(ends: Ends) -> None:
-    ours, theirs = ends
-    outbox = Outbox[str](ours)
-    for word in ("one", "two"):
-        outbox.put(word)
-        assert theirs.poll(0)
-        assert read(theirs, 1) == [word]
-    outbox.close()
-
-
 def test_nobody_waits_for_a_reader_who_is_busy(ends: Ends) -> None:
     ours, theirs = ends
     outbox = Outbox[bytes | int](ours)
