@@ -11,11 +11,13 @@ noisy moment falls on all sides alike; scoring held-out lines and checkpoints ar
 import argparse
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
+from torch.utils.checkpoint import checkpoint
 
 from benchmarks.peft_trainer import peft_seconds_per_step
 from benchmarks.profiles import profiled
@@ -94,18 +96,39 @@ def peak_gib(action: Callable[[], object], device: str) -> float:
     return (torch.cuda.max_memory_allocated() - before) / _GIB
 
 
-def in_turns(
-    trainers: Sequence[Trainer], rounds: int, widths: Sequence[int], device: str
-) -> dict[str, list[float]]:
-    """Seconds of one step of every job, each way, round after round."""
+def with_checkpoints(base: BaseModel, action: Callable[[], object]) -> None:
+    """Do it with layers that keep their inputs alone, and run again on the way back."""
+    layers: Any = base.model.get_decoder().layers
+    for layer in layers:
+        layer._gradient_checkpointing_func = partial(checkpoint, use_reentrant=False)
+        layer.gradient_checkpointing = layer.training = True
+    action()
+    for layer in layers:
+        layer.gradient_checkpointing = layer.training = False
+
+
+def ways_of(
+    base: BaseModel, trainers: Sequence[Trainer], options: argparse.Namespace
+) -> dict[str, Callable[[], object]]:
+    """A step of all jobs, by how it is taken; the first way is what the others are over."""
 
     def one_by_one() -> None:
         for trainer in trainers:
             take_step([trainer], trainer.part_tokens)
 
     ways: dict[str, Callable[[], object]] = {"one after the other": one_by_one}
-    for width in widths:
-        ways[f"together, {width:,} tokens a pass"] = partial(take_step, trainers, width)
+    for width in options.widths:
+        name, way = f"together, {width:,} tokens a pass", partial(take_step, trainers, width)
+        ways[name] = way
+        if options.checkpointing:
+            ways[f"{name}, checkpointed"] = partial(with_checkpoints, base, way)
+    return ways
+
+
+def in_turns(
+    ways: Mapping[str, Callable[[], object]], rounds: int, device: str
+) -> dict[str, list[float]]:
+    """Seconds of each, round after round."""
     for way in ways.values():
         way()
     found: dict[str, list[float]] = {name: [] for name in ways}
@@ -127,6 +150,7 @@ def main() -> None:
     parser.add_argument("--widths", type=int, nargs="+", default=[2048, 4096])
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--peft-steps", type=int, default=20, help="0: leave PEFT out")
+    parser.add_argument("--checkpointing", action="store_true", help="try it, too")
     parser.add_argument("--profile", action="store_true", help="say what a step's time goes to")
     options = parser.parse_args()
     work = work_of(options)
@@ -139,21 +163,18 @@ def main() -> None:
             name = f"{options.jobs} jobs, {width:,} tokens a pass"
             print(profiled(name, partial(take_step, trainers, width), base))
         return
-    found = in_turns(trainers, options.rounds, options.widths, options.device)
+    ways = ways_of(base, trainers, options)
+    found = in_turns(ways, options.rounds, options.device)
     one = found["one after the other"]
-    alone = peak_gib(lambda: take_step(trainers[:1], trainers[0].part_tokens), options.device)
     rows: list[tuple[object, ...]] = []
     for name, times in found.items():
         per_job = statistics.median(times) / options.jobs * work.steps
         faster = statistics.median(a / b for a, b in zip(one, times, strict=True))
         rows.append((name, 3600 / per_job, f"{faster:.2f}"))
-    peaks = [
-        (width, peak_gib(partial(take_step, trainers, width), options.device))
-        for width in options.widths
-    ]
+    peaks = {name: peak_gib(way, options.device) for name, way in ways.items()}
     trained = trainers[0].adapter
     if options.peft_steps:
-        del trainers
+        del trainers, ways
         step_s = peft_seconds_per_step(
             base, work.plan, examples_of(work, 0, base.vocab_size), trained, options.peft_steps
         )
@@ -168,9 +189,9 @@ def main() -> None:
     )
     print(table(("", "jobs per hour", "over one after the other"), rows))
     if options.device == "cuda":
-        print(f"\npeak memory of a step beside weights and states: one job {alone:.2f} GiB")
-        for width, peak in peaks:
-            print(f"  together, {width:,} tokens a pass: {peak:.2f} GiB")
+        print("\npeak memory of a step beside weights and states:")
+        for name, peak in peaks.items():
+            print(f"  {name}: {peak:.2f} GiB")
 
 
 if __name__ == "__main__":
