@@ -256,7 +256,7 @@ class Ear:
         elif not self._ends_only:
             self._wakes.told()
 
-    def taker(self, index: int) -> Callable[[str], None]:
+    def text_taker(self, index: int) -> Callable[[str], None]:
         """See `server.replicas.link.Ear`."""
         return self._heard[index].append
 

@@ -38,7 +38,7 @@ class Ear(Protocol):
     The first token of an answer, and whatever is not plain (see `News`), it hears as others do.
     """
 
-    def taker(self, index: int) -> Callable[[str], object]:
+    def text_taker(self, index: int) -> Callable[[str], object]:
         """What takes the texts of an answer's plain tokens."""
 
     @property
@@ -166,9 +166,9 @@ class Link:
         """An answer's first plain token; or any, if its listener hears all alike."""
         listener, index = self._listeners[key], self._indices[key]
         self._hear(listener, Delta(index, text, (TokenPiece(token_id, text),)))
-        if hasattr(listener, "taker"):  # isinstance would take longer than all the rest
+        if hasattr(listener, "text_taker"):  # isinstance would take longer than all the rest
             ear = cast(Ear, listener)
-            self._takers[key] = ear.taker(index)
+            self._takers[key] = ear.text_taker(index)
             self._told.add(ear.told)
 
     def _forget(self, key: int) -> None:

@@ -188,7 +188,7 @@ def test_plain_tokens_are_heard_as_texts_in_their_place() -> None:
     async def listen() -> list[News]:
         ((stream, hear),) = opened(Wakes(), 1)
         assert isinstance(hear, Ear)
-        take = hear.taker(0)
+        take = hear.text_taker(0)
 
         def tell() -> None:
             for text in "abcdef":
@@ -237,7 +237,7 @@ def test_who_waits_for_ends_is_woken_by_nothing_else() -> None:
         waiting = asyncio.create_task(answers.next())
         await asyncio.sleep(0)
         for text in "ab":
-            ear.taker(0)(text)
+            ear.text_taker(0)(text)
             ear.told()
             ear(Delta(0, text))
             await asyncio.sleep(0)

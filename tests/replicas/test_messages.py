@@ -46,7 +46,7 @@ class Mixed:
     def __call__(self, delta: Delta) -> None:
         self.heard.append(delta)
 
-    def taker(self, index: int) -> Callable[[str], None]:
+    def text_taker(self, index: int) -> Callable[[str], None]:
         return lambda text: self(Delta(index, text, (TokenPiece(5, text),)))
 
     def told(self) -> None:
