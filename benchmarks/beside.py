@@ -5,11 +5,12 @@
         --seconds 1 --rounds 1
 
 Steady streams with VeRA adapters are listened to, alone and beside one job that trains (VeRA on q
-and v), in turns. The first row is the server's own way; the others are it with something changed.
+and v), in turns. The first row is the server's own way; the second is it without any rests.
 """
 
 import argparse
 import itertools
+import logging
 import math
 import statistics
 import tempfile
@@ -32,13 +33,14 @@ from benchmarks.crowd import VERA_QV
 from benchmarks.live import Heard, Live, serving
 from benchmarks.report import origin, table
 from benchmarks.shapes import SHAPES, base_of
-from benchmarks.ways import Job, Marks, Plain, Product, Way, multiprocessors
+from benchmarks.ways import Job, Marks, Plain, Product, Way
 from server.bases.model import BaseModel
 from server.pulse import Pulse
+from server.training.beside import changing_hands_fast
 
 PROMPT_TOKENS: Final = 128
 BAR_GAP, BAR_KEPT, BAR_IDLE, BAR_MEMORY = 1.3, 0.4, 0.95, 0.15
-WAYS: Final = ("product", "never", "switch", "sms")
+WAYS: Final = ("product", "never")
 
 
 @dataclass
@@ -187,23 +189,17 @@ def engine_of(
 def ways_of(
     options: argparse.Namespace, base: BaseModel, pulse: Pulse, product: Way
 ) -> Mapping[str, tuple[str, Callable[[], Way]]]:
-    never = partial(Product, base, pulse, Job.of(options), math.inf)
     return {
         "product": (f"gives way, {options.target:g} times", lambda: product),
-        "never": ("gives way to priority alone", never),
-        "switch": (
-            f"the same, the interpreter for {options.switch * 1e6:g} us",
-            lambda: never(switch_s=options.switch),
-        ),
-        "sms": (
-            f"the same, on {options.sms} multiprocessors",
-            lambda: never(within=multiprocessors(options.sms)),
+        "never": (
+            "gives way to priority alone",
+            partial(Product, base, pulse, Job.of(options), math.inf),
         ),
     }
 
 
 def listen(options: argparse.Namespace, folder: Path) -> None:
-    with engine_of(options, folder) as (base, pulse, streams):
+    with changing_hands_fast(), engine_of(options, folder) as (base, pulse, streams):
         job = Job.of(options)
         product, memory = memory_of(base, lambda: Product(base, pulse, job, options.target))
         rounds = options.rounds
@@ -238,13 +234,15 @@ def main() -> None:
     parser.add_argument("--warming", type=int, default=2, help="streams before them")
     parser.add_argument("--seconds", type=float, default=4, help="of training by itself")
     parser.add_argument("--target", type=float, default=BAR_GAP)
-    parser.add_argument("--sms", type=int, default=32)
-    parser.add_argument("--switch", type=float, default=2e-5, help="seconds")
+    parser.add_argument("--judged", action="store_true", help="show what moves the share, and how")
     parser.add_argument("--examples", type=int, default=200)
     parser.add_argument("--tokens", type=int, default=256, help="of one example")
     parser.add_argument("--rank", type=int, default=256)
     parser.add_argument("--targets", nargs="*", default=("q_proj", "v_proj"))
     options = parser.parse_args()
+    if options.judged:
+        logging.basicConfig(format="%(relativeCreated)d ms: %(message)s")
+        logging.getLogger("server.training.throttle").setLevel(logging.DEBUG)
     with tempfile.TemporaryDirectory(dir=crowd.scratch()) as name:
         listen(options, Path(name))
 

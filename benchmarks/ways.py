@@ -1,4 +1,4 @@
-"""Training on the GPU that serves, as the product does it, and in the ways it is compared with.
+"""Training on the GPU that serves, as the product does it, and training by itself.
 
 All train in a thread of the engine's process, on a twin of its base. What else there was, and what
 it did, is told in decision 15.
@@ -7,12 +7,9 @@ it did, is told in decision 15.
 import argparse
 import threading
 import time
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Protocol, cast
-
-import torch
+from typing import Protocol
 
 from benchmarks.cohorts import Work, trainers_of, work_of
 from server.bases.model import BaseModel
@@ -65,40 +62,22 @@ class Training:
 
 
 class Product:
-    """`server.training.beside.Beside`, as `verandah serve` makes it.
+    """`server.training.beside.Beside`, as `verandah serve` makes it."""
 
-    Args:
-        within: see `Beside.start`. switch_s: see `Beside`.
-    """
-
-    def __init__(
-        self,
-        base: BaseModel,
-        pulse: Pulse,
-        job: Job,
-        latency: float,
-        *,
-        within: Callable[[], AbstractContextManager[object]] | None = None,
-        switch_s: float = 1e-4,
-    ) -> None:
-        self._beside = Beside(base, pulse, latency, _lost, switch_s=switch_s)
+    def __init__(self, base: BaseModel, pulse: Pulse, job: Job, latency: float) -> None:
+        self._beside = Beside(base, pulse, latency, _lost)
         if base.device.type == "cuda":
             keep_headroom(self._beside.base)
         self._training = Training(self._beside.base, job)
-        self._within = within
 
     def start(self) -> None:
-        self._beside.start(self._work, within=self._within)
+        self._beside.start(self._training)
 
     def stop(self) -> Marks:
         self._beside.stop()
         while not self._beside.join(60):
             print("a step takes longer than a minute", flush=True)
         return self._training.marks
-
-    def _work(self, stop: threading.Event) -> None:
-        with self._beside.at_work():
-            self._training(stop)
 
 
 class Plain:
@@ -117,20 +96,6 @@ class Plain:
         self._stop.set()
         self._thread.join()
         return self._training.marks
-
-
-def multiprocessors(count: int) -> Callable[[], AbstractContextManager[object]]:
-    """What a thread enters to have `count` of the device's multiprocessors and no others."""
-    from torch.cuda.green_contexts import GreenContext
-
-    context = cast(Any, GreenContext.create(num_sms=count))
-    stream = context.Stream()
-
-    def enter() -> AbstractContextManager[object]:
-        assert context is not None, "it is held as long as its stream"
-        return torch.cuda.stream(stream)
-
-    return enter
 
 
 def _lost() -> None:

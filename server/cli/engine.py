@@ -20,6 +20,7 @@ from server.errors import VerandahError
 from server.metrics import Metrics
 from server.replicas.child import Child
 from server.replicas.messages import Facts, Unfit
+from server.training.beside import changing_hands_fast
 
 EXAMPLES = ""
 
@@ -49,6 +50,7 @@ def run(options: argparse.Namespace) -> int:
 def _answer(settings: Settings, connection: "Connection[object, object]") -> None:
     metrics = Metrics(settings.served_name)
     with (
+        changing_hands_fast(),
         open_records(settings) as records,
         running_engine(settings, records, metrics, _say) as engine,
         training_beside(settings, records, engine) as worker,

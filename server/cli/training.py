@@ -4,7 +4,6 @@ import logging
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from functools import partial
 from typing import Final
 
@@ -14,7 +13,7 @@ from server.cli.building import Engine, Records, device_of
 from server.cli.itself import worker_id
 from server.cli.options import BadOption
 from server.config import Settings
-from server.training.beside import Beside
+from server.training.beside import Beside, changing_hands_fast
 from server.training.desk import Desk
 from server.training.headroom import keep_headroom
 from server.training.worker import WorkerParts, run_worker
@@ -52,13 +51,12 @@ def training_beside(
     if engine.base.device.type == "cuda":
         keep_headroom(beside.base)
     tokenizer = load_tokenizer(settings.model)  # its own: two threads must not share one
-    parts = replace(
-        worker_parts(settings, records, lambda: (beside.base, tokenizer)), at_work=beside.at_work
-    )
+    parts = worker_parts(settings, records, lambda: (beside.base, tokenizer))
     beside.start(partial(run_worker, parts), on_end=lambda: records.jobs.abandon(parts.worker_id))
     log.info("jobs are trained in this process, on %s", engine.base.device)
     try:
-        yield beside
+        with changing_hands_fast():
+            yield beside
     finally:
         beside.stop()
         if not beside.join(_STOPPING_S):

@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
+from functools import partial
 from typing import Final
 
 import torch
@@ -27,6 +28,7 @@ from server.training.worker import DeviceLost
 log = logging.getLogger(__name__)
 
 LOWEST: Final = 0  # the priority of a stream: the engine's has the highest
+SWITCH_S: Final = 1e-4  # how long a thread may keep the interpreter from an engine's
 _FIRST_PAUSE_S: Final = 0.5
 _LONGEST_PAUSE_S: Final = 30.0
 _STEADY_S: Final = 60.0  # work that went well for as long did not fail of its start
@@ -43,7 +45,6 @@ class Beside:
         pulse: told by the engine.
         target: see `Throttle`; infinite: the device's own priorities are all.
         lost: called when the device has failed, and nothing in this process can use it again.
-        switch_s: how long one thread may keep the interpreter from another within `at_work`.
 
     Attributes:
         base: to train on; the same weights.
@@ -56,15 +57,13 @@ class Beside:
         pulse: Pulse,
         target: float,
         lost: Callable[[], None],
-        *,
-        switch_s: float = 1e-4,
     ) -> None:
         self.base = twin_of(base)
         if math.isfinite(target):
-            GivingWay(Throttle(target), pulse).slow_down(self.base)
+            giving = GivingWay(Throttle(target), pulse, finish=partial(_finish, base.device))
+            giving.slow_down(self.base)
         self.restarts = 0
         self._lost = lost
-        self._switch_s = switch_s
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
 
@@ -73,34 +72,15 @@ class Beside:
         """Whether the thread runs."""
         return self._thread is not None and self._thread.is_alive()
 
-    def start(
-        self,
-        work: Work,
-        *,
-        on_end: Callable[[], None] = lambda: None,
-        within: Callable[[], AbstractContextManager[object]] | None = None,
-    ) -> None:
-        """Do `work` until `stop`; begin again, ever later, when it fails.
+    def start(self, work: Work, *, on_end: Callable[[], None] = lambda: None) -> None:
+        """Do `work` until `stop`; begin again, ever later, when it fails: then call `on_end`.
 
-        Args:
-            on_end: called after each failure.
-            within: what the thread enters; by default, on CUDA, a stream of the lowest priority.
+        On CUDA it is done on a stream of the lowest priority.
         """
         self._stop.clear()
-        run = (work, on_end, within or self._low)
+        run = (work, on_end)
         self._thread = threading.Thread(target=self._run, args=run, name="training", daemon=True)
         self._thread.start()
-
-    @contextlib.contextmanager
-    def at_work(self) -> Iterator[None]:
-        """To be entered while there is something to train: the engine's thread then waits no
-        longer than `switch_s` for this one's Python. At other times that would only cost it."""
-        before = sys.getswitchinterval()
-        sys.setswitchinterval(self._switch_s)
-        try:
-            yield
-        finally:
-            sys.setswitchinterval(before)
 
     def stop(self) -> None:
         """Ask the work to end; returns at once."""
@@ -112,14 +92,9 @@ class Beside:
             self._thread.join(timeout_s)
         return not self.alive
 
-    def _run(
-        self,
-        work: Work,
-        on_end: Callable[[], None],
-        within: Callable[[], AbstractContextManager[object]],
-    ) -> None:
+    def _run(self, work: Work, on_end: Callable[[], None]) -> None:
         pause = _FIRST_PAUSE_S
-        with within():
+        with self._low():
             while not self._stop.is_set():
                 began = time.monotonic()
                 if self._is_over(work):
@@ -148,6 +123,23 @@ class Beside:
         if self.base.device.type != "cuda":
             return contextlib.nullcontext()
         return torch.cuda.stream(torch.cuda.Stream(self.base.device, priority=LOWEST))
+
+
+@contextlib.contextmanager
+def changing_hands_fast() -> Iterator[None]:
+    """To be entered where an engine runs: its thread waits no longer than `SWITCH_S` for the Python
+    of others, who train or load adapters, and not the 5 ms that are Python's own."""
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(SWITCH_S)
+    try:
+        yield
+    finally:
+        sys.setswitchinterval(before)
+
+
+def _finish(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.current_stream(device).synchronize()
 
 
 def _tell(on_end: Callable[[], None]) -> None:

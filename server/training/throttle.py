@@ -2,29 +2,35 @@
 
 A target says how many times as long the time between tokens may become (95th percentile). What it
 is without training is listened for in short pauses, for each load by itself, and what several of
-them heard is taken together. In between, each stretch of work is judged: the share moves in
-proportion to how far the stretch was from the target, on a logarithmic scale, so that noise up and
-noise down cancel out. It begins at the whole time, and outlives the moments without requests.
+them heard is taken together: many short ones, because the time between tokens grows with the
+answers, and one long pause would hear one moment of theirs. In between, each stretch of work is
+judged: the share moves in proportion to how far the stretch was from the target, on a logarithmic
+scale, so that noise up and noise down cancel out. It begins at the whole time, with a reserve that
+some misses use up before there is any rest, and outlives the moments without requests.
 """
 
+import logging
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from server.pulse import Reading, quantile
 
+log = logging.getLogger(__name__)
+
 LEAST: Final = 0.03  # of the time: fewer than one token in twenty waits for it
 _QUANTILE: Final = 0.95
 _WORK_S, _WORK_STEPS = 0.2, 48  # of the engine: a share stands for both
-_LISTEN_S, _LISTEN_STEPS = 0.1, 48  # a pause lasts for both
-_FIRST: Final = 2  # times as long: the first of a load
+_LISTEN_S, _LISTEN_STEPS = 0.02, 16  # a pause lasts for both
+_LEFT_STEPS: Final = 2  # at a pause's begin, that were launched while training worked
+_FIRST: Final = 6  # times as long: the first of a load
 _LONGEST_S: Final = 2.0  # of a pause, should the engine take few steps
-_FRESH_S: Final = 2.5  # what is known of a load is listened for again
-_APART: Final = 16  # times as long as a pause: until the next
-_FADING: Final = 0.8  # of what was known, from one pause to the next
+_APART: Final = 20  # times as long as a pause: until the next
+_FADING: Final = 0.9  # of what was known, from one pause to the next
 _GAIN: Final = 0.6  # of the way to the share that would just meet the target
-_FAR: Final = 2.0  # times above the target: noise does not go there, so all of the way is gone
+_RESERVE: Final = 2.0  # a share above 1 is as good as 1, and takes longer to fall below
+_FAR: Final = 2.0  # times above the target, after a miss: no noise, so all of the way is gone
 _FARTHEST: Final = 8.0  # times above or below: beyond, a stretch counts as this far
 _CLOSEST: Final = 0.01  # a target of 1 leaves nothing, and nothing cannot be divided by
 _OTHER_LOAD: Final = 1.5  # times the answers with which a stretch began
@@ -39,6 +45,7 @@ class _Stretch:
     began: float
     alone: bool = False
     times: int = 1  # as long as such stretches are
+    settled: bool = True  # whether what was launched before it began has been told
 
     def over(self, reading: Reading, now: float) -> bool:
         took, steps = now - self.began, reading.steps - self.since.steps
@@ -53,18 +60,6 @@ class _Stretch:
         return max(then, now) > _OTHER_LOAD * min(then, now)
 
 
-@dataclass(frozen=True)
-class _Known:
-    """How long tokens came after each other without training, and when it was listened for."""
-
-    gaps: Sequence[float]
-    at: float
-
-    def joined(self, gaps: Sequence[int], now: float) -> "_Known":
-        faded = [_FADING * before + new for before, new in zip(self.gaps, gaps, strict=True)]
-        return _Known(faded, now)
-
-
 class Throttle:
     """Decides the share of the time that training works.
 
@@ -74,10 +69,11 @@ class Throttle:
 
     def __init__(self, target: float) -> None:
         self._room = max(target - 1, _CLOSEST)
-        self._allowed = 1.0
+        self._allowed = _RESERVE
+        self._missed = False  # the target, in the stretch before
         self._busy = False
         self._wants_pause = False
-        self._alone: dict[int, _Known] = {}  # by load
+        self._alone: dict[int, Sequence[float]] = {}  # gaps, by load
         self._stretch: _Stretch | None = None
         self._looked = -math.inf
         self._next_pause = -math.inf
@@ -92,7 +88,7 @@ class Throttle:
         """0: pause, and say so by `paused`; 1: work as fast as you can."""
         if not self._busy:
             return 1.0
-        return 0.0 if self._wants_pause else self._allowed
+        return 0.0 if self._wants_pause else min(self._allowed, 1.0)
 
     def look(self, reading: Reading, now: float) -> None:
         """Take in what the engine tells, some times in each stretch; `now` in seconds."""
@@ -104,6 +100,8 @@ class Throttle:
         elif stretch is None or asleep or stretch.of_another_load(reading):
             self._pause_is_over(now)
             self._work(reading, now)
+        elif not stretch.settled and reading.steps >= stretch.since.steps + _LEFT_STEPS:
+            self._stretch = replace(stretch, since=reading, settled=True)
         elif stretch.over(reading, now):
             self._end(stretch, reading, now)
             self._work(reading, now)
@@ -111,13 +109,12 @@ class Throttle:
     def paused(self, reading: Reading, now: float) -> None:
         """From here on nothing trains, until `share` is above 0."""
         times = 1 if _load(reading) in self._alone else _FIRST
-        self._stretch, self._looked = _Stretch(reading, now, alone=True, times=times), now
+        self._stretch = _Stretch(reading, now, alone=True, times=times, settled=False)
+        self._looked = now
 
     def _work(self, reading: Reading, now: float) -> None:
         """Begin a stretch of work; with a pause before it, if it is time to listen."""
-        known = self._alone.get(_load(reading))
-        stale = known is None or now - known.at > _FRESH_S
-        self._wants_pause = stale and now >= self._next_pause
+        self._wants_pause = now >= self._next_pause
         self._stretch = _Stretch(reading, now)
 
     def _end(self, stretch: _Stretch, reading: Reading, now: float) -> None:
@@ -127,9 +124,9 @@ class Throttle:
         known = self._alone.get(load)
         self._pause_is_over(now)
         if stretch.alone:
-            self._alone[load] = known.joined(gaps, now) if known else _Known(gaps, now)
-        elif known is not None:
-            self._judge(quantile(known.gaps, _QUANTILE), quantile(gaps, _QUANTILE))
+            self._alone[load] = _joined(known, gaps) if known else gaps
+        elif known:
+            self._judge(quantile(known, _QUANTILE), quantile(gaps, _QUANTILE))
 
     def _pause_is_over(self, now: float) -> None:
         """If it was one that ends here, put the next off."""
@@ -142,8 +139,22 @@ class Throttle:
             return  # no answer had a second token
         taken = (beside_s / alone_s - 1) / self._room
         far = min(max(taken, 1 / _FARTHEST), _FARTHEST)
-        gain = _GAIN if far < _FAR else 1.0
-        self._allowed = min(1.0, max(LEAST, self._allowed * far**-gain))
+        if far > _FAR and self._missed:
+            moved = min(self._allowed, 1.0) / far
+        else:
+            moved = self._allowed * far**-_GAIN
+        self._missed = far > 1
+        self._allowed = min(_RESERVE, max(LEAST, moved))
+        log.debug(
+            "p95 between tokens %.2f ms beside training, %.2f without: its share becomes %.2f",
+            beside_s * 1e3,
+            alone_s * 1e3,
+            self._allowed,
+        )
+
+
+def _joined(before: Sequence[float], gaps: Sequence[int]) -> Sequence[float]:
+    return [_FADING * old + new for old, new in zip(before, gaps, strict=True)]
 
 
 def _load(reading: Reading) -> int:

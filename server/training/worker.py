@@ -9,7 +9,6 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Final
@@ -44,8 +43,7 @@ class WorkerParts:
     `load` makes the base model, called at the first job. At most `jobs` are trained at once, and
     a forward pass of theirs takes `step_tokens` positions (0: what suits the device), unless one
     job's own limit is higher.
-    `tidy` is called whenever a job has left, and its memory with it. What `at_work` gives is
-    entered for as long as there is something to do.
+    `tidy` is called whenever a job has left, and its memory with it.
     """
 
     desk: Desk
@@ -55,7 +53,6 @@ class WorkerParts:
     jobs: int = 8
     step_tokens: int = 0
     tidy: Callable[[], None] = lambda: None
-    at_work: Callable[[], AbstractContextManager[object]] = nullcontext
 
 
 class DeviceLost(Exception):
@@ -72,10 +69,8 @@ def run_worker(parts: WorkerParts, stop: threading.Event) -> None:
     worker = _Worker(parts, stop)
     try:
         while not stop.is_set():
-            with parts.at_work():
-                worker.take_in()
-                worked = worker.step()
-            if not worked:
+            worker.take_in()
+            if not worker.step():
                 stop.wait(parts.poll_s)
     except DeviceLost:  # which of its jobs did it is not known: each counts a lost worker
         raise

@@ -11,7 +11,9 @@ from server.pulse import Pulse
 from server.training.throttle import LEAST, Throttle
 
 HOOK_S = 0.002  # between looks of training
-REACTION_S = 0.04  # from when a pause is wanted to when nothing trains: a backward pass
+REACTION_S = (
+    0.04  # from when a pause is wanted to when nothing trains: a backward pass without rests
+)
 
 
 @dataclass
@@ -19,12 +21,14 @@ class Engine:
     """One whose steps become longer by `slower` times the share that training takes.
 
     `noise` is the spread of a step's logarithm. One step in thirty is long, as with a prompt in it.
+    Steps become longer by `grows` a second, too: answers that began together read ever more.
     """
 
     throttle: Throttle
     alone_s: float = 0.0012
     slower: float = 0.0
     noise: float = 0.0
+    grows: float = 0.0
     answers: int = 32
     now: float = 0.0
     pulse: Pulse = field(default_factory=Pulse)
@@ -32,13 +36,15 @@ class Engine:
     steps: list[tuple[float, float, float]] = field(default_factory=list)  # when, share, gap
     _looked: float = -1.0
     _wanted: float | None = None  # since when a pause is wanted
+    _worked: float = 1.0  # the share that training had last
     _paused: bool = False
 
     def run(self, seconds: float) -> None:
-        end = self.now + seconds
+        began, end = self.now, self.now + seconds
         while self.now < end:
-            share = 0.0 if self._paused else (self.throttle.share or 1.0)
-            gap = self.alone_s * (1 + self.slower * share)
+            self._worked = self.throttle.share or self._worked
+            share = 0.0 if self._paused else self._worked
+            gap = self.alone_s * (1 + self.slower * share) * (1 + self.grows * (self.now - began))
             gap *= self.chance.lognormvariate(0, self.noise)
             if self.noise and self.chance.random() < 1 / 30:
                 gap *= self.chance.uniform(1.2, 2.5)
@@ -63,7 +69,7 @@ class Engine:
             self._wanted = None
             return
         self._wanted = self.now if self._wanted is None else self._wanted
-        if self.now - self._wanted >= REACTION_S:
+        if self._worked < 1 or self.now - self._wanted >= REACTION_S:
             self._paused = True
             self.throttle.paused(self.pulse.read(), self.now)
 
@@ -122,6 +128,32 @@ def test_noise_alone_takes_little_and_nothing_for_long(seed: int) -> None:
         assert mean(within) > 0.3
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_answers_that_grow_together_are_not_taken_for_slowed_ones(seed: int) -> None:
+    """The measured case: what is heard at their begin is exceeded at their end, without training
+    by 12 % and with it by a third."""
+    engine = Engine(Throttle(1.3), slower=0.2, noise=0.04, grows=0.15, chance=Random(seed))
+    shares: list[float] = []
+    for _ in range(8):
+        before = engine.now
+        engine.run(0.8)
+        shares += engine.shares(before)
+        engine.rest(0.02)
+    assert mean([float(share == 1) for share in shares]) > 0.8
+    assert mean(shares) > 0.9
+
+
+def test_one_stretch_that_is_much_too_slow_does_not_stop_training() -> None:
+    engine = Engine(Throttle(1.3), slower=0.2)
+    engine.run(1)
+    before, engine.slower = engine.now, 4.0
+    engine.run(0.25)
+    engine.slower = 0.2
+    engine.run(0.5)
+    assert min(share for share in engine.shares(before) if share) > 0.4
+    assert engine.throttle.share == 1
+
+
 @settings(max_examples=15, deadline=None)
 @given(
     slower=st.floats(0, 50),
@@ -142,7 +174,7 @@ def test_a_share_is_a_share_and_no_requests_mean_full_speed(
         assert engine.throttle.share == 0 or LEAST <= engine.throttle.share <= 1
 
 
-def test_another_load_is_listened_to_and_a_known_one_is_not() -> None:
+def test_another_load_is_listened_to_and_a_known_one_is_remembered() -> None:
     engine = Engine(Throttle(1.3), slower=1.0)
     engine.run(2)
     engine.alone_s, engine.answers = 0.004, 256  # or it would seem three times too slow
@@ -151,7 +183,7 @@ def test_another_load_is_listened_to_and_a_known_one_is_not() -> None:
     engine.alone_s, engine.answers = 0.0012, 32
     before = engine.now
     engine.run(1)
-    assert 0 not in engine.shares(before)
+    assert mean([float(share == 0) for share in engine.shares(before)]) < 0.1
     assert 0.2 < mean(engine.shares(before)) < 0.4
 
 
@@ -160,7 +192,7 @@ def test_what_was_learnt_outlives_a_silence() -> None:
     engine.run(3)
     engine.rest(4)
     before = engine.now
-    engine.run(0.1)
+    engine.run(0.3)
     assert mean(engine.shares(before)) < 0.3
 
 

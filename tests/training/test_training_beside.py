@@ -7,7 +7,6 @@ import threading
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import NoReturn
 
 import pytest
 import torch
@@ -20,7 +19,7 @@ from server.engine.urgent import urgent
 from server.jobs.job import JobStatus
 from server.pulse import Pulse
 from server.training import beside as module
-from server.training.beside import Beside
+from server.training.beside import Beside, changing_hands_fast
 from server.training.worker import DeviceLost, run_worker
 from tests.engine.driving import Engine, generate, make_sequence, random_prompt
 from tests.models import VOCAB, tiny_base, tiny_model
@@ -136,19 +135,11 @@ def test_a_device_that_is_lost_is_told_and_not_tried_again() -> None:
     assert (ends, beside.restarts) == ([], 0)
 
 
-def test_the_interpreter_changes_hands_fast_at_work_and_at_no_other_time(tmp_path: Path) -> None:
-    before, seen = sys.getswitchinterval(), []
-    beside = beside_of()
-
-    def load() -> NoReturn:
-        seen.append(sys.getswitchinterval())
+def test_the_interpreter_changes_hands_fast_where_an_engine_runs_and_not_after_it() -> None:
+    before = sys.getswitchinterval()
+    with pytest.raises(OSError, match="enough"), changing_hands_fast():
+        assert sys.getswitchinterval() == pytest.approx(1e-4)
         raise OSError("enough")
-
-    place = Workplace.at(tmp_path)
-    submit(place)
-    with pytest.raises(OSError, match="enough"):
-        run_worker(place.parts(load=load, at_work=beside.at_work), threading.Event())
-    assert seen == [pytest.approx(1e-4)]
     assert sys.getswitchinterval() == before
 
 
