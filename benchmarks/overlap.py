@@ -1,11 +1,10 @@
 """What it is worth in whole steps that kernels begin early: `python -m benchmarks.overlap` (CUDA).
 
-Steps are captured with `server.adapters.kernels.overlap`'s switch off twice, then on, then also
-with LoRA's projections down before the products; sides take turns within each. "over base" is over
-the base of the same capture, "over off" over the same side of the first one. All do the same sums
-in the same order, so from the same keys and values their logits must be those of the first capture:
-"first" and "later" are the largest difference over their spread, after one step and after many,
-each of which feeds its tokens to the next.
+Steps are captured with `server.adapters.kernels.overlap`'s switch off twice, then on twice; sides
+take turns within each. "over base" is over the base of the same capture, "over off" over the same
+side of the first one. All do the same sums in the same order, so from the same keys and values
+their logits must be those of the first capture: "first" and "later" are the largest difference over
+their spread, after one step and after many, each of which feeds its tokens to the next.
 """
 
 import argparse
@@ -23,11 +22,8 @@ from benchmarks.decode import CONTEXT, Side, Slots, Times, Turns, base_side, rat
 from benchmarks.engine import Engine
 from benchmarks.report import origin, table
 from benchmarks.shapes import SHAPES, base_of
-from server.adapters import fused
 from server.adapters.kernels import overlap
 from server.engine.captures import Captures
-
-WAYS = {"off": (False, False), "early": (True, False), "early, down first": (True, True)}
 
 
 class Trial:
@@ -56,9 +52,9 @@ class Trial:
         self._captures: Captures = self.engine.runner._forward._decodes._captures  # type: ignore
         self._kv = [(it, it.clone()) for layer in self.engine.kv.layers for it in layer]
 
-    def run(self, way: str, rounds: int) -> tuple[Times, list[list[Tensor]]]:
+    def run(self, early: bool, rounds: int) -> tuple[Times, list[list[Tensor]]]:
         """Seconds of each side, and the logits of its first step and of a later one."""
-        overlap.EARLY, fused.DOWN_FIRST = WAYS[way]
+        overlap.EARLY = early
         self._captures._kept.clear()
         # torch gives a pool up with the last of its graphs.
         self._captures._pool = torch.cuda.graph_pool_handle()
@@ -89,20 +85,21 @@ def main() -> None:
     print(origin(), flush=True)
     with tempfile.TemporaryDirectory(dir=crowd.scratch()) as folder:
         trial = Trial(options, Path(folder))
-        runs = [(way, *trial.run(way, options.rounds)) for way in ("off", *WAYS)]
+        switched = (False, False, True, True)
+        runs = [(early, *trial.run(early, options.rounds)) for early in switched]
         trial.adapters.close()
     _, first, expected = runs[0]
     lines = [
         (
-            way, side.who, side.load,
+            "on" if early else "off", side.who, side.load,
             statistics.median(times[side]) * 1e3, f"{ratio(times, side, trial.sides[0]):.3f}",
             f"{statistics.median(times[side]) / statistics.median(first[side]):.3f}",
             *(differing(*pair) for pair in zip(found, wanted, strict=True)),
         )
-        for way, times, logits in runs
+        for early, times, logits in runs
         for side, found, wanted in zip(trial.sides, logits, expected, strict=True)
     ]  # fmt: skip
-    columns = ("launches", "adapters", "load", "ms", "over base", "over off", "first", "later")
+    columns = ("early", "adapters", "load", "ms", "over base", "over off", "first", "later")
     print(table(columns, lines), flush=True)
 
 

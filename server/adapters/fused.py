@@ -26,11 +26,6 @@ from server.bases.model import TargetLinear
 
 Gate = Callable[[Tensor, int], Tensor]
 """`silu(gate) * up` of [tokens, at least 2 * width] and width."""
-Begun = Sequence[Tensor | None]
-"""What was computed of each group before a site's product."""
-DOWN_FIRST = True
-"""Whether LoRA's projections down, which need no product, are launched before it. They read
-adapters' matrices while the kernel before them, which has not, is still running."""
 
 
 class Inputs:
@@ -116,25 +111,19 @@ class FusedAdapters:
     def rides(self, site: Site) -> bool:
         return any(group.rides(site) for group in self._running)
 
-    def begin(self, site: Site, x: Tensor) -> Begun:
-        return [group.begin(site, x) for group in self._running]
-
-    def add(self, site: Site, x: Tensor, y: Tensor, begun: Begun) -> None:
-        for group, down in zip(self._running, begun, strict=True):
-            group.add(site, x, y, down)
+    def add(self, site: Site, x: Tensor, y: Tensor) -> None:
+        for group in self._running:
+            group.add(site, x, y)
         self._add_rest(site, x, y)
 
-    def gate(self, site: Site, x: Tensor, y: Tensor, begun: Begun) -> Tensor:
-        both = list(zip(self._running, begun, strict=True))
-        gating = ((g, down) for g, down in both if not isinstance(g, _Own) and g.gates(site))
-        last, its_down = next(gating, (None, None))
-        for group, down in both:
+    def gate(self, site: Site, x: Tensor, y: Tensor) -> Tensor:
+        gating = (g for g in self._running if not isinstance(g, _Own) and g.gates(site))
+        last = next(gating, None)
+        for group in self._running:
             if group is not last:
-                group.add(site, x, y, down)
+                group.add(site, x, y)
         self._add_rest(site, x, y)
-        if last is None:
-            return self._gate(y, site.width // 2)
-        return last.gate(site, x, y, its_down)
+        return self._gate(y, site.width // 2) if last is None else last.gate(site, x, y)
 
     def _add_rest(self, site: Site, x: Tensor, y: Tensor) -> None:
         if not self._rest:
@@ -197,17 +186,14 @@ class _Vera:
     def gates(self, site: Site) -> bool:
         return len(self._parts.vera(self._group, site)) == 1
 
-    def begin(self, site: Site, x: Tensor) -> None:
-        return None  # A rides in the product
-
-    def add(self, site: Site, x: Tensor, y: Tensor, begun: Tensor | None) -> None:
+    def add(self, site: Site, x: Tensor, y: Tensor) -> None:
         for pair, parts in self._parts.vera(self._group, site):
             z = self._shared.project(site, pair, x, y)
             present = tuple(part for part in parts if part is not None)
             rank = self._group.rank
             add_vera(y, z, pair.bt, self._memory, self._inputs.pages, present, rank)
 
-    def gate(self, site: Site, x: Tensor, y: Tensor, begun: Tensor | None) -> Tensor:
+    def gate(self, site: Site, x: Tensor, y: Tensor) -> Tensor:
         [(pair, (gate_part, up_part))] = self._parts.vera(self._group, site)
         z = self._shared.project(site, pair, x, y)
         return gate_vera(
@@ -242,10 +228,7 @@ class _Own:
     def rides(self, site: Site) -> bool:
         return False
 
-    def begin(self, site: Site, x: Tensor) -> None:
-        return None
-
-    def add(self, site: Site, x: Tensor, y: Tensor, begun: Tensor | None) -> None:
+    def add(self, site: Site, x: Tensor, y: Tensor) -> None:
         found = [path for path in site.columns if path in self._deltas]
         if not found:
             return
@@ -275,17 +258,11 @@ class _LowRank:
     def rides(self, site: Site) -> bool:
         return "A" not in self._trained and self._shared.rides(site)
 
-    def begin(self, site: Site, x: Tensor) -> Tensor | None:
-        parts = self._parts.lora(self._group, site)
-        if not (DOWN_FIRST and parts and "A" in self._trained):
-            return None
-        return shrink(x, self._memory, self._segments, parts, self._group.rank)
-
-    def add(self, site: Site, x: Tensor, y: Tensor, begun: Tensor | None) -> None:
+    def add(self, site: Site, x: Tensor, y: Tensor) -> None:
         parts = self._parts.lora(self._group, site)
         if not parts:
             return
-        s = self._down(site, x, y, parts) if begun is None else begun
+        s = self._down(site, x, y, parts)
         if "B" in self._trained:
             expand(y, s, self._memory, self._segments, parts, self._group.rank)
         else:
@@ -294,10 +271,9 @@ class _LowRank:
     def gates(self, site: Site) -> bool:
         return "B" in self._trained and len(self._parts.lora(self._group, site)) > 0
 
-    def gate(self, site: Site, x: Tensor, y: Tensor, begun: Tensor | None) -> Tensor:
+    def gate(self, site: Site, x: Tensor, y: Tensor) -> Tensor:
         parts = self._parts.lora(self._group, site)
-        s = self._down(site, x, y, parts) if begun is None else begun
-        by_column = {part.column: part for part in parts}
+        s, by_column = self._down(site, x, y, parts), {part.column: part for part in parts}
         gate, up = (by_column.get(columns.start) for columns in site.columns.values())
         return expand_gate(
             y,

@@ -14,7 +14,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from server.adapters.fused import Begun
 from server.adapters.sites import Riding, Site, join
 from server.bases.model import BaseModel
 from server.engine.kernels.gate import silu_mul
@@ -37,15 +36,11 @@ class SiteAdapters(Protocol):
         """Whether `A x` is wanted beside the site's product."""
         ...
 
-    def begin(self, site: Site, x: Tensor) -> Begun:
-        """What of the deltas needs no product: to be called before it, and handed on."""
-        ...
-
-    def add(self, site: Site, x: Tensor, y: Tensor, begun: Begun) -> None:
+    def add(self, site: Site, x: Tensor, y: Tensor) -> None:
         """Add all deltas to y [tokens, at least site.width], in place."""
         ...
 
-    def gate(self, site: Site, x: Tensor, y: Tensor, begun: Begun) -> Tensor:
+    def gate(self, site: Site, x: Tensor, y: Tensor) -> Tensor:
         """`silu(gate) * up` of y with all deltas; gate and up are the halves of the site."""
         ...
 
@@ -56,13 +51,10 @@ class NoAdapters:
     def rides(self, site: Site) -> bool:
         return False
 
-    def begin(self, site: Site, x: Tensor) -> Begun:
-        return ()
-
-    def add(self, site: Site, x: Tensor, y: Tensor, begun: Begun) -> None:
+    def add(self, site: Site, x: Tensor, y: Tensor) -> None:
         pass
 
-    def gate(self, site: Site, x: Tensor, y: Tensor, begun: Begun) -> Tensor:
+    def gate(self, site: Site, x: Tensor, y: Tensor) -> Tensor:
         return silu_mul(y, site.width // 2)
 
 
@@ -151,10 +143,8 @@ class FusedDecoder:
             rotate_and_store(q, k, v, cos, sin, *kv.layers[index], write_at)
             delta = _product(layer.out, attend(index, q, k, v), adapters)
             x = add_rms_norm(h, delta, layer.mlp_norm, layer.eps)
-            begun = adapters.begin(layer.gate_up, x)
             gate_up = layer.gate_up.product(x, ride=adapters.rides(layer.gate_up))
-            act = adapters.gate(layer.gate_up, x, gate_up, begun)
-            delta = _product(layer.down, act, adapters)
+            delta = _product(layer.down, adapters.gate(layer.gate_up, x, gate_up), adapters)
         return add_rms_norm(h, delta, self._norm, self._eps)
 
     def logits(self, hidden: Tensor) -> Tensor:
@@ -163,9 +153,8 @@ class FusedDecoder:
 
 
 def _product(site: Site, x: Tensor, adapters: SiteAdapters) -> Tensor:
-    begun = adapters.begin(site, x)
     y = site.product(x, ride=adapters.rides(site))
-    adapters.add(site, x, y, begun)
+    adapters.add(site, x, y)
     return y[:, : site.width]
 
 

@@ -96,12 +96,10 @@ def reference_expand(
 def segment_of(table, number, SLOTS: tl.constexpr):
     """A segment's page, 0 if it is unused; if it has one token only, which one; all as a column."""
     at = table + number * (1 + SLOTS)
-    # All that follows waits for these, and a layer's weights would drive them from the L2 cache.
-    page = tl.load(at, eviction_policy="evict_last").to(tl.int64)
-    first = tl.load(at + 1, eviction_policy="evict_last").to(tl.int64)
-    second = tl.load(at + 2, eviction_policy="evict_last")
-    tokens = at + 1 + tl.arange(0, SLOTS)
-    all_of_it = tl.load(tokens, eviction_policy="evict_last").to(tl.int64)[:, None]
+    page = tl.load(at).to(tl.int64)
+    first = tl.load(at + 1).to(tl.int64)
+    second = tl.load(at + 2)
+    all_of_it = tl.load(at + 1 + tl.arange(0, SLOTS)).to(tl.int64)[:, None]
     # Never so, but where the first branch waits for one number alone, the others are loaded after.
     page = tl.where((first < 0) | (second < -1), 0, page)
     return page, second < 0, first, all_of_it
@@ -153,7 +151,7 @@ def _expand(
         filled = token >= 0
         own_s = s + token * s_token
         downs = downs_of(own_s, s_split, filled, 0, SPLITS, RANK, BLOCK_R)
-        for quarter in tl.range(0, 4, num_stages=3):
+        for quarter in tl.range(0, 4, num_stages=2):
             own = start + quarter * (BLOCK_N // 4) + tl.arange(0, BLOCK_N // 4)
             bs = adapter + (own * RANK)[:, None]
             known = own < out_features

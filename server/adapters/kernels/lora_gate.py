@@ -183,7 +183,7 @@ def _expand_gate(
             gate_downs = downs_of(gate_s, s_split, filled, 0, SPLITS, RANK, BLOCK_R)
         if UP:
             up_downs = downs_of(own_up_s, s_split, filled, 0, SPLITS, RANK, BLOCK_R)
-        for quarter in tl.range(0, 4, num_stages=3):  # see `_expand`
+        for quarter in tl.range(0, 4, num_stages=2):  # see `_expand`
             some = first_column + quarter * (BLOCK_N // 4) + tl.arange(0, BLOCK_N // 4)
             bs = row + (some * RANK)[:, None]
             known = some < width

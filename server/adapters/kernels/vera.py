@@ -231,16 +231,12 @@ def _add_vera(
     if RANK_STEPS == 1:
         k = tl.arange(0, BLOCK_K)
         known = (k < rank)[None, :]
+        slab = slab_of(bt, bt_stride, k, n, rank, out_features)
         d = tl.load(row + d_at + k[None, :], mask=adapted & known, other=0.0)
         b = tl.load(row + b_at + n[None, :], mask=adapted & inside)
-        # The slab goes to shared memory as soon as it comes, and what is loaded behind it is asked
-        # for after that. It is near; adapters' vectors are not, and no compiler may put it first.
-        tl.debug_barrier()
-        slab = slab_of(bt, bt_stride, k, n, rank, out_features)
         wait(EARLY)
-        own = tl.load(z + k[None, :], mask=(m < tokens) & known, other=0.0)
         plain = tl.load(into, mask=(m < tokens) & inside)
-        tl.debug_barrier()  # else it is asked for when z has come
+        own = tl.load(z + k[None, :], mask=(m < tokens) & known, other=0.0)
         wide = wide_of(slab, scaled(own, d, adapted))
         tl.store(into, plain.to(tl.float32) + b.to(tl.float32) * wide, mask=adapted & inside)
         return

@@ -123,6 +123,7 @@ def _gate_vera(
     if RANK_STEPS == 1:
         k = tl.arange(0, BLOCK_K)
         known = (k < rank)[None, :]
+        slab = slab_of(bt, bt_stride, k, n, rank, width)
         if GATE:
             gate_d = tl.load(row + gate_d_at + k[None, :], mask=adapted & known, other=0.0)
         if UP:
@@ -131,24 +132,15 @@ def _gate_vera(
         gate_b = tl.load(row + gate_b_at + n[None, :], mask=adapted & inside, other=0.0)
     if UP:
         up_b = tl.load(row + up_b_at + n[None, :], mask=adapted & inside, other=0.0)
-    if RANK_STEPS == 1:
-        tl.debug_barrier()  # see `_add_vera`
-        slab = slab_of(bt, bt_stride, k, n, rank, width)
     wait(EARLY)
-    if RANK_STEPS == 1:
-        own = tl.load(z + k[None, :], mask=(m < tokens) & known, other=0.0)
     gate = tl.load(at, mask=inside, other=0.0)
     up = tl.load(at + width, mask=inside, other=0.0)
     if RANK_STEPS == 1:
-        tl.debug_barrier()
+        own = tl.load(z + k[None, :], mask=(m < tokens) & known, other=0.0)
         if GATE:
-            gate_left = scaled(own, gate_d, adapted)
+            gate_wide = wide_of(slab, scaled(own, gate_d, adapted))
         if UP:
-            up_left = scaled(own, up_d, adapted)
-        if GATE:
-            gate_wide = wide_of(slab, gate_left)
-        if UP:
-            up_wide = wide_of(slab, up_left)
+            up_wide = wide_of(slab, scaled(own, up_d, adapted))
     else:
         gate_wide = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
         up_wide = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
