@@ -13,7 +13,7 @@ from server.api.seams import Engine
 from server.engine.sequence import FinishReason
 from server.errors import Unavailable
 from server.scheduler.intake import Handle
-from server.scheduler.request import Delta, Generation
+from server.scheduler.request import Delta, Generation, Taker
 
 _EARLY_ENDS = (FinishReason.CANCELLED, FinishReason.DEADLINE, FinishReason.ERROR)
 _GRACE_S = 10.0  # beyond a request's own deadline, which the engine keeps
@@ -250,11 +250,16 @@ class Ear:
 
     def __call__(self, delta: Delta) -> None:
         self._heard[delta.index].append(delta)
-        if not self._begun or _ends(delta):
-            self._begun = True
-            self._wakes.hurry(self._answers)
-        elif not self._ends_only:
-            self._wakes.told()
+        self._tell(_ends(delta))
+
+    def taker(self, index: int) -> Taker:
+        """See `taker_of`."""
+
+        def take(_token_id: int, text: str) -> None:
+            self._heard[index].append(text)
+            self._tell(False)
+
+        return take
 
     def text_taker(self, index: int) -> Callable[[str], None]:
         """See `server.replicas.link.Ear`."""
@@ -263,6 +268,13 @@ class Ear:
     @property
     def told(self) -> Callable[[], None]:
         return self._wakes.told
+
+    def _tell(self, ended: bool) -> None:
+        if ended or not self._begun:
+            self._begun = True
+            self._wakes.hurry(self._answers)
+        elif not self._ends_only:
+            self._wakes.told()
 
 
 def _ends(delta: Delta) -> bool:

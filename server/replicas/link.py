@@ -24,7 +24,7 @@ from server.replicas.messages import (
     ToEngine,
 )
 from server.replicas.outbox import Outbox
-from server.scheduler.request import Delta, Generation, Listener, TokenPiece
+from server.scheduler.request import Delta, Generation, Listener, taker_of
 from server.scheduler.room import Room
 
 log = logging.getLogger(__name__)
@@ -165,7 +165,10 @@ class Link:
     def _begin(self, key: int, token_id: int, text: str) -> None:
         """An answer's first plain token; or any, if its listener hears all alike."""
         listener, index = self._listeners[key], self._indices[key]
-        self._hear(listener, Delta(index, text, (TokenPiece(token_id, text),)))
+        try:
+            taker_of(listener, index)(token_id, text)
+        except Exception:
+            log.exception("a listener failed")
         if hasattr(listener, "text_taker"):  # isinstance would take longer than all the rest
             ear = cast(Ear, listener)
             self._takers[key] = ear.text_taker(index)

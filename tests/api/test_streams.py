@@ -189,6 +189,7 @@ def test_plain_tokens_are_heard_as_texts_in_their_place() -> None:
         ((stream, hear),) = opened(Wakes(), 1)
         assert isinstance(hear, Ear)
         take = hear.text_taker(0)
+        hear.taker(0)(5, "_")
 
         def tell() -> None:
             for text in "abcdef":
@@ -206,8 +207,8 @@ def test_plain_tokens_are_heard_as_texts_in_their_place() -> None:
         return news
 
     news = asyncio.run(listen())
-    assert "".join(each.delta.text for each in news) == "abcdefghi"
-    assert sum(each.made for each in news) == 9
+    assert "".join(each.delta.text for each in news) == "_abcdefghi"
+    assert sum(each.made for each in news) == 10
 
 
 def test_what_came_before_a_failure_is_told_first() -> None:
@@ -239,6 +240,7 @@ def test_who_waits_for_ends_is_woken_by_nothing_else() -> None:
         for text in "ab":
             ear.text_taker(0)(text)
             ear.told()
+            ear.taker(0)(5, text)
             ear(Delta(0, text))
             await asyncio.sleep(0)
             called.append(wakes._looking or wakes._hurrying)
@@ -247,7 +249,7 @@ def test_who_waits_for_ends_is_woken_by_nothing_else() -> None:
         answers.close()
         return called, news.delta.text
 
-    assert asyncio.run(listen()) == ([False, False], "aabb")
+    assert asyncio.run(listen()) == ([False, False], "aaabbb")
 
 
 def test_who_waits_for_news_hears_that_the_client_went_away() -> None:
