@@ -2,9 +2,10 @@
 
 `python -m benchmarks.front` serves over a made-up engine in a process of its own, which gives each
 stream `--burst` tokens at once every `--pace` seconds, and asks it from further processes. All but
-the engine is what `verandah serve` runs. Figures are CPU time, system calls included, so other work
-on the machine changes them little. Of two bursts the larger makes fewer chunks: the difference is
-what a chunk costs, the rest what a request does, its tokens included.
+the engine is what `verandah serve` runs. Figures are CPU time, system calls included: other work on
+the machine shows in them only by what it takes of the caches, which may be a quarter; what is to be
+compared should take turns. Of two bursts the larger makes fewer chunks: the difference is what a
+chunk costs, the rest what a request does, its tokens included.
 """
 
 import argparse
