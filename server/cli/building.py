@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import torch
@@ -15,9 +16,11 @@ from adapters_store.errors import StoreError
 from adapters_store.manifest import AdapterRef
 from adapters_store.store import AdapterStore
 from server.adapters.residency import ResidentAdapters
+from server.bases.device import works_still
 from server.bases.model import BaseModel, load_base
 from server.bases.tokenizer import ChatTokenizer, load_tokenizer
 from server.cli.capturing import capturing
+from server.cli.itself import end_soon
 from server.cli.options import BadOption
 from server.cli.sizes import Sizes, kv_memory_mb
 from server.config import Settings
@@ -172,6 +175,8 @@ def _loop(
         metrics=metrics,
         pulse=pulse,
         within=within,
+        works=partial(works_still, base.device),
+        lost=end_soon,
     )
 
 

@@ -1,14 +1,18 @@
-"""How this program starts itself again: which command, with which environment, under what name."""
+"""How this program starts itself again: which command, with which environment, under what name;
+and how it ends to be started again by others."""
 
 import os
 import socket
 import sys
+import threading
 from pathlib import Path
+from typing import Final
 
 from server.cli.options import PREFIX
 from server.config import Settings
 
 _ROOT = Path(__file__).parents[2]
+_LAST_WORDS_S: Final = 1.0
 
 
 def command(name: str, *options: str) -> list[str]:
@@ -32,3 +36,11 @@ def environment(settings: Settings) -> dict[str, str]:
 def worker_id(pid: int) -> str:
     """The name under which a worker of that process, on this machine, claims jobs."""
     return f"{socket.gethostname()}-{pid}"
+
+
+def end_soon() -> None:
+    """End this process, whose device has failed for good: in a second, so that who waits for an
+    answer hears of it. Whoever started it starts it again. Returns at once."""
+    end = threading.Timer(_LAST_WORDS_S, os._exit, (os.EX_TEMPFAIL,))
+    end.daemon = True
+    end.start()

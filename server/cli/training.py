@@ -10,7 +10,7 @@ from typing import Final
 from server.bases.model import BaseModel
 from server.bases.tokenizer import ChatTokenizer, load_tokenizer
 from server.cli.building import Engine, Records, device_of
-from server.cli.itself import worker_id
+from server.cli.itself import end_soon, worker_id
 from server.cli.options import BadOption
 from server.config import Settings
 from server.training.beside import Beside, changing_hands_fast
@@ -47,7 +47,7 @@ def training_beside(
     if not trains_beside(settings):
         yield None
         return
-    beside = Beside(engine.base, engine.pulse, settings.training_latency, lost=_end)
+    beside = Beside(engine.base, engine.pulse, settings.training_latency, lost=end_soon)
     if engine.base.device.type == "cuda":
         keep_headroom(beside.base)
     tokenizer = load_tokenizer(settings.model)  # its own: two threads must not share one
@@ -86,9 +86,3 @@ def worker_parts(
         jobs=settings.worker_jobs,
         step_tokens=settings.worker_step_tokens,
     )
-
-
-def _end() -> None:
-    """The device has failed, and the engine cannot use it either. Whoever started this process
-    starts it again, and its jobs are taken up where they were saved."""
-    os._exit(os.EX_TEMPFAIL)

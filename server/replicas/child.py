@@ -155,7 +155,7 @@ class Child:
             if self._connection.poll(_LOOK_S):
                 for message in cast(list[ToEngine], pickle.loads(self._connection.recv_bytes())):
                     self._obey(message)
-            elif not self._loop.alive and not self._stopping:
+            if not self._loop.alive and not self._stopping:
                 raise Unavailable("the engine's loop has ended; the log above says why")
 
     def _obey(self, message: ToEngine) -> None:

@@ -75,6 +75,8 @@ class ServingLoop:
     Args:
         pulse: told how the answers fare.
         within: what the loop's thread enters, and works in.
+        works: whether the engine can go on; asked after a step that failed.
+        lost: called when it cannot, after the loop has ended and everybody was told.
     """
 
     def __init__(
@@ -89,6 +91,8 @@ class ServingLoop:
         metrics: Metrics,
         pulse: Pulse | None = None,
         within: Callable[[], AbstractContextManager[object]] = nullcontext,
+        works: Callable[[], bool] = lambda: True,
+        lost: Callable[[], None] = lambda: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._engine = engine
@@ -117,6 +121,8 @@ class ServingLoop:
         self._next_deadline = math.inf  # at the latest the first of all that have not ended
         self._pulse = pulse
         self._within = within
+        self._works, self._lost = works, lost
+        self._working = True
         self._beat = Beat(metrics, pulse)
         self.on_told: Callable[[], None] = _nothing
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
@@ -180,15 +186,22 @@ class ServingLoop:
     def _run(self) -> None:
         try:
             with self._within():
-                while not self._stop.is_set():
+                while self._working and not self._stop.is_set():
                     self._turn()
         finally:  # a fault of the loop itself must not leave listeners waiting for ever
-            self._intake.close()
-            self._take_inbox()
-            error = Unavailable("the engine has stopped; try again when the server is back")
-            for answer in [*self._answers.values()]:
-                self._end(answer, FinishReason.CANCELLED, error)
-            self.on_told()
+            try:
+                self._end_all()
+            finally:
+                if not self._working:
+                    self._lost()
+
+    def _end_all(self) -> None:
+        self._intake.close()
+        self._take_inbox()
+        error = Unavailable("the engine has stopped; try again when the server is back")
+        for answer in [*self._answers.values()]:
+            self._end(answer, FinishReason.CANCELLED, error)
+        self.on_told()
 
     def _turn(self) -> None:
         self._take_inbox()
@@ -284,6 +297,9 @@ class ServingLoop:
         self._in_air.clear()
         self._fail([self._answers[it] for it in begun if it in self._answers], error)
         self._blocks.forget()
+        self._working = self._works()
+        if not self._working:
+            log.critical("the engine's device has failed, and answers nobody any more")
 
     def _fail(self, answers: Iterable[Answer], error: Exception) -> None:
         reason = Unavailable(f"the engine failed ({type(error).__name__}); try again")

@@ -13,9 +13,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Final
 
-import torch
-
 from server.adapters.matrices import SharedBases
+from server.bases.device import works_still
 from server.bases.model import BaseModel
 from server.bases.tokenizer import ChatTokenizer
 from server.errors import Unavailable
@@ -203,9 +202,5 @@ class _Worker:
 
     def _check_device(self, error: Exception) -> None:
         """Whether it still works after a failure: one that does not would fail every job."""
-        if self._loaded is None or self._loaded[0].device.type != "cuda":
-            return
-        try:
-            torch.cuda.current_stream().synchronize()
-        except RuntimeError:
+        if self._loaded is not None and not works_still(self._loaded[0].device):
             raise DeviceLost(f"the device has failed: {error}") from error

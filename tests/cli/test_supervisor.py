@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from server.cli.itself import end_soon
 from server.supervisor import Supervisor
 
 SLEEP = "import time; time.sleep(60)"
@@ -60,6 +61,18 @@ def test_a_killed_child_is_started_again(supervise: Supervise) -> None:
     os.kill(first, signal.SIGKILL)
     assert eventually(lambda: supervisor.restarts == 1 and supervisor.alive)
     assert supervisor.pid not in (None, first)
+
+
+def test_who_waits_is_answered_before_a_process_ends_of_its_device() -> None:
+    program = f"""
+import time
+from {end_soon.__module__} import {end_soon.__name__}
+{end_soon.__name__}()
+print("answered", flush=True)
+time.sleep(60)
+"""
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, timeout=30)
+    assert (ended.stdout, ended.returncode) == (b"answered\n", os.EX_TEMPFAIL)
 
 
 def test_who_cares_is_told_of_each_end_before_the_next_start(supervise: Supervise) -> None:

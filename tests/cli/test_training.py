@@ -2,6 +2,7 @@
 
 import os
 import signal
+import sys
 from pathlib import Path
 
 import httpx
@@ -13,6 +14,7 @@ from server.app import create_app
 from server.cli import front, training
 from server.cli.building import open_records
 from server.cli.front import running_front, wire
+from server.cli.itself import worker_id
 from server.cli.options import BadOption
 from server.cli.training import trains_beside
 from server.config import Settings
@@ -20,9 +22,11 @@ from server.db.session import Database
 from server.jobs.job import JobStatus
 from server.jobs.queue import JobQueue
 from server.metrics import Metrics
+from server.replicas.replica import Replica
 from tests.api.running import eventually, hosting
 from tests.cli.test_serve import Start, alive, children, start, told_of
-from tests.training.workplace import lines
+from tests.training.test_worker import submit
+from tests.training.workplace import Workplace, lines
 
 __all__ = ["start"]
 
@@ -100,23 +104,41 @@ def test_a_thread_trains_while_the_engine_of_its_process_answers(
     torch.set_num_threads(threads)
 
 
+def test_what_a_dead_engine_held_is_not_waited_for(
+    model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The server knows at once that its worker is dead. The engine is one that counts."""
+    monkeypatch.setattr(
+        front, "command", lambda _: [sys.executable, "-m", "tests.replicas.drill", "0"]
+    )
+    submit(Workplace.at(tmp_path))
+    settings = Settings(
+        home=tmp_path, model=str(model_folder), engine_process="yes", worker_process="no"
+    )
+    with (
+        open_records(settings) as records,
+        running_front(settings, records, Metrics("base"), lambda _: None) as running,
+    ):
+        (engine,) = running.processes
+        assert isinstance(engine, Replica) and engine.pid is not None
+        assert records.jobs.claim(worker_id(engine.pid), 1000)
+        assert records.jobs.claim("another", 1000) is None
+        os.kill(engine.pid, signal.SIGKILL)
+        assert eventually(lambda: records.jobs.claim("another", 1000) is not None, 20)
+
+
 @pytest.mark.slow
-def test_an_engine_that_dies_with_its_worker_is_replaced_and_a_killed_server_leaves_none(
+def test_an_engine_that_trains_gives_its_jobs_back_when_its_server_is_killed(
     start: Start, tmp_path: Path
 ) -> None:
-    """What the thread held is not waited for: the server knows at once that it is dead."""
-    variables = {"VERANDAH_LEASE_S": "1000"}
-    served = start("--worker-process", "no", "--engine-process", "yes", **variables)
+    served = start("--worker-process", "no", "--engine-process", "yes", VERANDAH_LEASE_S="1000")
     served.wait_until_it_listens()
     (engine,) = children(served.process.pid)
     with Client(served.url) as client:
         job = submitted(client, tmp_path)
         assert eventually(lambda: told_of(client, job, "Step 0/"), 60), served.log
         assert 'worker_up{model_name="base"} 1.0' in httpx.get(f"{served.url}/metrics").text
-        os.kill(engine, signal.SIGKILL)
-        assert eventually(lambda: told_of(client, job, "attempt 2"), 60), served.log
-    (second,) = children(served.process.pid)
     served.process.kill()
-    assert eventually(lambda: not alive(second), 30)
+    assert eventually(lambda: not alive(engine), 30)
     queue = JobQueue(Database(f"sqlite:///{tmp_path / 'home' / 'verandah.db'}"))
     assert queue.counts()[JobStatus.QUEUED] == 1, "the thread gives the job back"
