@@ -36,7 +36,6 @@ from benchmarks.shapes import SHAPES, base_of
 from benchmarks.ways import Job, Marks, Plain, Product, Way
 from server.bases.model import BaseModel
 from server.pulse import Pulse
-from server.training.beside import changing_hands_fast
 
 PROMPT_TOKENS: Final = 128
 BAR_GAP, BAR_KEPT, BAR_IDLE, BAR_MEMORY = 1.3, 0.4, 0.95, 0.15
@@ -199,7 +198,7 @@ def ways_of(
 
 
 def listen(options: argparse.Namespace, folder: Path) -> None:
-    with changing_hands_fast(), engine_of(options, folder) as (base, pulse, streams):
+    with engine_of(options, folder) as (base, pulse, streams):
         job = Job.of(options)
         product, memory = memory_of(base, lambda: Product(base, pulse, job, options.target))
         rounds = options.rounds

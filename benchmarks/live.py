@@ -19,6 +19,7 @@ from server.metrics import Metrics
 from server.pulse import Pulse
 from server.scheduler.loop import Limits, ServingLoop
 from server.scheduler.request import Delta, Generation
+from server.training.beside import changing_hands_fast
 
 
 class NoText:
@@ -100,7 +101,8 @@ def serving(
     step_tokens: int = 2048,
     pulse: Pulse | None = None,
 ) -> Iterator[Live]:
-    """A loop of at most `rows` answers of `context` tokens each, prompts included."""
+    """A loop of at most `rows` answers of `context` tokens each, prompts included; as an engine's
+    process runs it."""
     within = urgent(base.device)
     with within():
         engine = Engine.of(base, adapters, rows=rows, context=context)
@@ -122,8 +124,9 @@ def serving(
     )
     adapters.on_loaded = loop.wake
     loop.start()
-    try:
-        yield Live(base, loop, engine.start_s)
-    finally:
-        loop.stop(0)
-        adapters.close()
+    with changing_hands_fast():
+        try:
+            yield Live(base, loop, engine.start_s)
+        finally:
+            loop.stop(0)
+            adapters.close()
