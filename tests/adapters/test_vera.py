@@ -2,6 +2,8 @@
 
 import math
 from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 import torch
@@ -9,6 +11,8 @@ from torch import Tensor
 
 from server.adapters.method import BasisPair
 from server.adapters.methods import method_named
+from server.adapters.trained_rows import TrainedRows as LearningRows
+from server.adapters.trained_rows import TrainedVectors
 from server.adapters.vera import Vera
 from server.bases.seeded import SPEC, Basis
 from server.errors import InvalidAdapter
@@ -127,7 +131,8 @@ def test_gradients_are_those_of_the_formula(method: Vera) -> None:
         name: torch.randn(shape, generator=random).requires_grad_()
         for name, shape in method.shapes(linear, 4).items()
     }
-    layers = {"x": (linear, TrainedRows(**method.fold(linear, 4, vectors, 0.5)))}
+    folded = SimpleNamespace(shares=None, folded={"x": method.fold(linear, 4, vectors, 0.5)})
+    layers = {"x": (linear, LearningRows(cast(TrainedVectors, folded), "x"))}
     fast = method.deltas(layers, 4, {"x": pair_for(4, 13)})["x"](x, x, y)
     ours = torch.autograd.grad((fast * up).sum(), list(vectors.values()))
     plain = y + x @ method.dense(linear, 4, Basis(5), vectors, 0.5).float().t()

@@ -26,9 +26,9 @@ class Layers:
     def __init__(self) -> None:
         rows, dtype = Rows(), torch.bfloat16
         self.vera = VeraPart(0, HIDDEN, rows.place(RANK), rows.place(HIDDEN))
-        self.gates = [
+        self.gate_part, self.up_part = (
             VeraPart(column, WIDTH, rows.place(RANK), rows.place(WIDTH)) for column in (0, WIDTH)
-        ]
+        )
         self.lora = LoraPart(
             0, HIDDEN, HIDDEN, rows.place(LORA_RANK * HIDDEN), rows.place(HIDDEN * LORA_RANK)
         )
@@ -61,11 +61,27 @@ class Layers:
             x = add_rms_norm(h, y[:, :HIDDEN], self.norm, 1e-5)
             y = x @ self.up.t()
             act = gate_vera(
-                y, y[:, 2 * WIDTH :], self.bt, self.memory, self.pages, *self.gates, WIDTH, RANK
+                y,
+                y[:, 2 * WIDTH :],
+                self.bt,
+                self.memory,
+                self.pages,
+                self.gate_part,
+                self.up_part,
+                WIDTH,
+                RANK,
             )
             s = shrink(x, self.memory, self.segments, self.lora_gates, LORA_RANK)
             act += expand_gate(
-                y, s, self.memory, self.segments, self.pages, *self.lora_gates, WIDTH, LORA_RANK
+                y,
+                s,
+                self.memory,
+                self.segments,
+                self.pages,
+                self.lora_gates[0],
+                self.lora_gates[1],
+                WIDTH,
+                LORA_RANK,
             )
             act += silu_mul(y, WIDTH)
             delta = act @ self.down.t()
