@@ -64,11 +64,12 @@ class Outcome:
 
 
 def runs() -> Iterator[Run]:
-    """One source after the other, what takes the least first; then LoRA by the rule."""
+    """One source after the other, what takes the least first; then other methods by the rule."""
     for source in SOURCES:
         made = [Run(source, lines, each) for lines, epochs in EPOCHS.items() for each in epochs]
         yield from sorted(made, key=lambda one: one.lines * one.epochs)
-    yield from (Run(SOURCES[0], lines, epochs_for(lines), "lora") for lines in EPOCHS)
+    others = ("lora", "asymmetric-lora", "randlora")
+    yield from (Run(SOURCES[0], it, epochs_for(it), method) for method in others for it in EPOCHS)
 
 
 def records_of(folder: Path, source: str) -> list[dict[str, object]]:

@@ -15,7 +15,6 @@ from collections.abc import Callable, Iterable
 from collections.abc import Sequence as Seq
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Protocol
 
 from adapters_store.errors import StoreError
 from server.engine.sequence import Chunk, FinishReason, Sequence, StepOutput
@@ -27,33 +26,13 @@ from server.scheduler.answer import Answer
 from server.scheduler.intake import Handle, Intake
 from server.scheduler.policy import Blocks, plan_step
 from server.scheduler.request import Delta, Generation, Listener, LoopStats, Plain
+from server.scheduler.stepper import Flight, Stepper
 from server.scheduler.text import Decoder
 from server.scheduler.timing import Beat
 
 log = logging.getLogger(__name__)
 
 _IDLE_WAIT_S = 0.25  # how late a deadline may be noticed while nothing runs
-
-
-class Flight(Protocol):
-    """A launched step: `server.engine.flight.Flight`."""
-
-    def outputs(self) -> list[StepOutput]:
-        """What each chunk gave; waits until the step has run."""
-        ...
-
-
-class Stepper(Protocol):
-    """The engine: `server.engine.runner.Runner`."""
-
-    @property
-    def ahead(self) -> int:
-        """How many steps, 0 or 1, may be in the air while the next is planned and launched."""
-        ...
-
-    def launch(self, chunks: Seq[Chunk]) -> Flight:
-        """Start a step. Its sequences count as computed, with a pending token, from then on."""
-        ...
 
 
 @dataclass(frozen=True)
