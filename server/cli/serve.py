@@ -40,6 +40,9 @@ Then ask it with any OpenAI client: base_url is http://127.0.0.1:8000/v1.
 """
 
 _CLOSING_S = 5.0  # for the last bytes, after the engine has stopped
+# How often a worker's threads look for each other before they sleep (GNU OpenMP). Its own choice is
+# to look for milliseconds: where something else wants a core, they then mostly watch each other.
+_SPINS = "10000"
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -146,7 +149,7 @@ def _worker(settings: Settings, jobs: JobQueue) -> Iterator[Supervisor | None]:
         return
     supervisor = Supervisor(
         command("worker", "--supervised"),
-        environment(settings),
+        {"GOMP_SPINCOUNT": _SPINS} | environment(settings),
         on_end=lambda pid: jobs.abandon(worker_id(pid)),
     )
     supervisor.start()
