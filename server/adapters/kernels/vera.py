@@ -46,7 +46,7 @@ class Tiles(NamedTuple):
     stages: int
 
 
-_FEW_TOKENS = 512
+_FEW_TOKENS = 64
 _MOST_AT_ONCE = 256  # ranks; more would not fit a program's registers and shared memory
 _ROUND_OF_SMALL = 132 * 64 * 64  # outputs: fewer would leave multiprocessors without a small tile
 _ROUND_OF_LARGE = 132 * 128 * 128  # outputs: fewer would leave multiprocessors without a large tile
