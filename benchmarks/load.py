@@ -123,10 +123,11 @@ class _Asker(asyncio.Protocol):
 
     def _streamed(self, data: bytes, now: float) -> None:
         """Marks may be cut in two: the last bytes of the piece before are looked at again."""
+        begin = (self._tail or data)[:16]
+        if begin.startswith(b"HTTP/") and b" 200 " not in begin:
+            return self._whole(data, now)
         seen = self._tail + data
         events = seen.count(_EVENT) - self._tail.count(_EVENT)
-        if not self._tail and b" 200 " not in data[:16]:
-            return self._fail(seen[:500].decode(errors="replace"))
         if events and self._counts(now):
             self._heard.events += events
             since = self._last or self._asked_at
@@ -141,16 +142,16 @@ class _Asker(asyncio.Protocol):
     def _whole(self, data: bytes, now: float) -> None:
         self._tail += data
         if self._expected is None:
-            if b" 200 " not in self._tail[:16]:
-                return self._fail(self._tail[:500].decode(errors="replace"))
             head, found, _ = self._tail.partition(b"\r\n\r\n")
             if not found:
                 return None
             length = head.lower().partition(_LENGTH)[2].partition(b"\r\n")[0]
             self._expected = len(head) + len(found) + int(length)
-        if len(self._tail) >= self._expected:
-            self._answered(now)
-        return None
+        if len(self._tail) < self._expected:
+            return None
+        if b" 200 " not in self._tail[:16]:
+            return self._fail(self._tail[:500].decode(errors="replace"))
+        return self._answered(now)
 
     def _answered(self, now: float) -> None:
         self._heard.answers += self._counts(now)
