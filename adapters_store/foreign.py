@@ -19,7 +19,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from adapters_store.errors import AdapterCorrupt, AdapterNotFound
+from adapters_store.store_errors import AdapterCorrupt, AdapterNotFound
 
 _NAMES = {"a", "b"}
 _SUFFIX = ".safetensors"

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
-from adapters_store.errors import AdapterCorrupt, InvalidName
+from adapters_store.store_errors import AdapterCorrupt, InvalidName
 
 FORMAT_VERSION = 1
 _NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9._-]{0,63}")

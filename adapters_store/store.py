@@ -26,9 +26,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from adapters_store import weights
-from adapters_store.errors import AdapterCorrupt, AdapterNotFound, StoreError
 from adapters_store.foreign import ForeignBases
 from adapters_store.manifest import AdapterRef, Manifest, check_name
+from adapters_store.store_errors import AdapterCorrupt, AdapterNotFound, StoreError
 
 FILE_NAME = "adapter.safetensors"
 _ASIDE = "aside"

@@ -22,8 +22,8 @@ from typing import Any, BinaryIO, TypeGuard
 import torch
 from torch import Tensor
 
-from adapters_store.errors import AdapterCorrupt
 from adapters_store.manifest import Manifest
+from adapters_store.store_errors import AdapterCorrupt
 
 Tensors = Mapping[str, Tensor]
 ReadTensors = dict[str, Tensor]

@@ -6,9 +6,9 @@ import logging
 import sys
 from collections.abc import Sequence
 
-from adapters_store.errors import StoreError
-from clients.python.errors import ClientError
-from server.cli.options import BadOption
+from adapters_store.store_errors import StoreError
+from clients.python.client_errors import ClientError
+from server.config import BadOption
 from server.errors import VerandahError
 
 _COMMANDS = {

@@ -11,30 +11,27 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp
 
-from adapters_store.errors import (
+from adapters_store.store_errors import (
     AdapterCorrupt,
     AdapterNotFound,
     InvalidCheckpoint,
     InvalidName,
     StoreError,
 )
-from server.api import (
-    adapters,
-    analysis,
-    chat,
-    completions,
-    files,
-    job_events,
-    jobs,
-    models,
-    ops,
-    porting,
+from server.api import ops
+from server.api.adapters import (
+    adapter_endpoints,
+    analysis_endpoints,
+    model_endpoints,
+    porting_endpoints,
 )
-from server.api.answers import Wakes
-from server.api.direct import Direct, Way
-from server.api.errors import Failure
+from server.api.completions import chat_completion, text_completion
+from server.api.completions.delivery import Wakes
+from server.api.completions.fast_path import Direct, Way
+from server.api.error_body import Failure
 from server.api.gate import BodyLimit, KeyCheck, RequestIds
-from server.api.seams import Parts
+from server.api.interfaces import Parts
+from server.api.jobs import file_endpoints, job_endpoints, job_event_endpoints
 from server.errors import (
     Conflict,
     ContextLengthExceeded,
@@ -169,9 +166,16 @@ def create_app(parts: Parts) -> ASGIApp:
     )
     app.state.parts = parts
     app.state.wakes = wakes = Wakes()
-    talking = (chat, completions, models)
-    training = (files, jobs, job_events)
-    for module in (*talking, adapters, analysis, porting, *training, ops):
+    talking = (chat_completion, text_completion, model_endpoints)
+    training = (file_endpoints, job_endpoints, job_event_endpoints)
+    for module in (
+        *talking,
+        adapter_endpoints,
+        analysis_endpoints,
+        porting_endpoints,
+        *training,
+        ops,
+    ):
         app.include_router(module.router)
     app.add_exception_handler(VerandahError, _known)
     app.add_exception_handler(StoreError, _known)
@@ -181,8 +185,8 @@ def create_app(parts: Parts) -> ASGIApp:
     parts.metrics.registry.register(ops.ServerGauges(parts))
     # Around FastAPI and not its middleware: so the direct way spares FastAPI's own layers.
     ways = {
-        "/v1/chat/completions": Way(chat.ChatRequest, chat.answer),
-        "/v1/completions": Way(completions.CompletionRequest, completions.answer),
+        "/v1/chat/completions": Way(chat_completion.ChatRequest, chat_completion.answer),
+        "/v1/completions": Way(text_completion.CompletionRequest, text_completion.answer),
     }
     direct = Direct(app, parts, wakes, ways)
     limited = BodyLimit(

@@ -1,16 +1,22 @@
-"""Settings, read once. Only `server.__main__` and `server.app` import them; below, plain values."""
+"""Settings, read once. Only `server.wiring` and `server.cli` import them; below, plain values."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Final, Literal
 
 from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+PREFIX: Final = "VERANDAH_"
+
+
+class BadOption(Exception):
+    """A value that an option or variable may not have, said in one line."""
 
 
 class Settings(BaseSettings):
     """Every option of serve, worker and demo; each is also the variable `VERANDAH_<NAME>`."""
 
-    model_config = SettingsConfigDict(env_prefix="VERANDAH_", frozen=True, extra="forbid")
+    model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="forbid")
 
     home: Path = Field(Path("~/.verandah"), description="folder of adapters, files, and database")
     database_url: str = Field("", description="SQLAlchemy URL; empty: SQLite under the home")

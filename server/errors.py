@@ -20,7 +20,7 @@
     └── TrainingFailed             a job ended without an adapter; `code` says why in one word
 
 Raise the noun that fits; `server.app` alone turns nouns into HTTP statuses. A message names the
-value at fault and the remedy. The store's own tree is `adapters_store.errors`.
+value at fault and the remedy. The store's own tree is `adapters_store.store_errors`.
 """
 
 from collections.abc import Sequence

@@ -1,6 +1,7 @@
 """The folders import one way, and torch stays where tensors are."""
 
 import ast
+from collections import Counter
 from functools import cache
 from pathlib import Path
 
@@ -10,6 +11,7 @@ ROOT = Path(__file__).parent.parent
 ROWS = [
     {"server.__main__"},
     {"server.cli"},
+    {"server.wiring"},
     {"server.app"},
     {"server.api"},
     {"server.tenancy"},
@@ -20,12 +22,27 @@ ROWS = [
     {"server.bases"},
     {"server.jobs"},
     {"server.db"},
-    {"server.config", "server.errors", "server.metrics", "server.pulse", "server.supervisor"},
+    {
+        "server.config",
+        "server.errors",
+        "server.kernels",
+        "server.metrics",
+        "server.pulse",
+        "server.supervisor",
+    },
     {"adapters_store"},
 ]
 LEVEL = {part: row for row, parts in enumerate(ROWS) for part in parts}
-SETTINGS_READERS = {"server.__main__", "server.cli", "server.app", "server.config"}
-TORCH_USERS = {"server.engine", "server.training", "server.adapters", "server.bases"}
+SETTINGS_READERS = {"server.cli", "server.wiring", "server.config"}
+TORCH_USERS = {
+    "server.adapters",
+    "server.bases",
+    "server.cli",
+    "server.engine",
+    "server.kernels",
+    "server.training",
+    "server.wiring",
+}
 TORCH_IN_STORE = {"adapters_store.weights", "adapters_store.foreign", "adapters_store.peft.folder"}
 
 
@@ -87,7 +104,7 @@ def test_torch_stays_with_the_tensors() -> None:
         module
         for module, path in modules().items()
         if any(name.split(".")[0] == "torch" for name in imports(path))
-        and part_of(module) not in TORCH_USERS | {"server.__main__", "server.cli"}
+        and part_of(module) not in TORCH_USERS
         and module not in TORCH_IN_STORE
     }
     assert wrong == set()
@@ -107,16 +124,56 @@ def test_files_stay_readable() -> None:
     assert {name: length for name, length in lengths.items() if length > 400} == {}
 
 
+def test_a_folder_is_seen_at_one_look() -> None:
+    sizes = Counter(path.parent for path in modules().values() if path.name != "__init__.py")
+    assert {str(folder): size for folder, size in sizes.items() if size > 15} == {}
+
+
+def test_a_file_name_leads_to_one_place() -> None:
+    names = Counter(path.name for path in modules().values() if not path.name.startswith("__"))
+    assert [name for name, count in names.items() if count > 1] == []
+
+
 def test_no_cycles_between_modules() -> None:
+    assert in_a_circle(module_edges()) == set(), "these modules import each other in a circle"
+
+
+def test_parts_of_a_folder_import_one_way() -> None:
+    """Within a folder, its modules and its subfolders (each as a whole) never form a circle."""
+    packages = [name for name, path in modules().items() if path.name == "__init__.py"]
+    wrong = {name: circle for name in packages if (circle := in_a_circle(edges_within(name)))}
+    assert wrong == {}
+
+
+@cache
+def module_edges() -> dict[str, set[str]]:
     graph = {name: imports(path) for name, path in modules().items()}
-    edges = {
+    return {
         name: {other for other in graph if other != name and reaches(other, names)}
         for name, names in graph.items()
     }
+
+
+def edges_within(package: str) -> dict[str, set[str]]:
+    """What each direct child of a package imports of the other children."""
+
+    def child(module: str) -> str | None:
+        inner = module.removeprefix(f"{package}.")
+        return inner.split(".")[0] if inner != module else None
+
+    edges: dict[str, set[str]] = {}
+    for module, others in module_edges().items():
+        if (own := child(module)) is not None:
+            found = {name for other in others if (name := child(other)) not in (None, own)}
+            edges.setdefault(own, set()).update(name for name in found if name)
+    return edges
+
+
+def in_a_circle(edges: dict[str, set[str]]) -> set[str]:
     done: set[str] = set()
     while ready := {name for name in edges if name not in done and edges[name] <= done}:
         done |= ready
-    assert set(edges) - done == set(), "these modules import each other in a circle"
+    return set(edges) - done
 
 
 def reaches(module: str, names: set[str]) -> bool:

@@ -15,8 +15,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from adapters_store.errors import InvalidCheckpoint
-from adapters_store.peft.config import CONFIG_NAME
+from adapters_store.peft.adapter_config import CONFIG_NAME
+from adapters_store.store_errors import InvalidCheckpoint
 
 WEIGHTS_NAME: Final = "adapter_model.safetensors"
 LAYER_PREFIX: Final = "base_model.model."

@@ -20,7 +20,7 @@ from typing import Final, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from adapters_store.errors import InvalidCheckpoint
+from adapters_store.store_errors import InvalidCheckpoint
 
 Floats = NDArray[np.float32]
 Half = Literal["bfloat16", "float16"]

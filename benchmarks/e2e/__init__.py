@@ -1,1 +1,2 @@
-"""The pieces of `benchmarks.e2e_nlg`: data, learners, runs, grid, speed, scores and the report."""
+"""The pieces of `benchmarks.e2e.e2e_nlg`: data, learners, runs, grid, speed, scores and the
+report."""

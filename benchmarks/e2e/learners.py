@@ -17,8 +17,8 @@ from torch import nn
 from adapters_store.store import AdapterStore
 from benchmarks.e2e.peft_learners import peft_groups, peft_model
 from benchmarks.e2e.runs import Run
-from server.adapters import randlora
-from server.adapters.trainable import TrainableAdapter
+from server.adapters.learning.trainable import TrainableAdapter
+from server.adapters.methods import randlora
 from server.bases.model import BaseModel, load_base
 
 _OWNER, _NAME = "bench", "e2e"

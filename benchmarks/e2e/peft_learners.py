@@ -16,8 +16,8 @@ from peft import LoraConfig, PeftModel, RandLoraConfig, VeraConfig, get_peft_mod
 from torch import nn
 
 from benchmarks.e2e.runs import Run
-from server.adapters.methods import method_named
-from server.adapters.targets import resolve_targets
+from server.adapters.learning.targets import resolve_targets
+from server.adapters.methods.registry import method_named
 from server.bases.model import BaseModel, TargetLinear
 from server.bases.seeded import Basis
 

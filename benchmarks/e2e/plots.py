@@ -14,7 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
-from benchmarks.e2e.grid import (
+from benchmarks.e2e.e2e_grid import (
     ASYM_A,
     ASYM_B,
     FULL,
@@ -27,7 +27,7 @@ from benchmarks.e2e.grid import (
     matched_arms,
     randlora_arm,
 )
-from benchmarks.e2e.report import Line, Scores, line_of, lines, spread
+from benchmarks.e2e.e2e_report import Line, Scores, line_of, lines, spread
 
 _COLOURS = {
     "LoRA": "#4477aa",

@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 
-from benchmarks.e2e.data import Splits
-from benchmarks.e2e.grid import (
+from benchmarks.e2e.e2e_data import Splits
+from benchmarks.e2e.e2e_grid import (
     ASYM_A,
     ASYM_B,
     B_ONLY,
@@ -23,9 +23,9 @@ from benchmarks.e2e.grid import (
     UNIQUE,
     VERA,
 )
+from benchmarks.e2e.e2e_steps import Steps
 from benchmarks.e2e.learners import build
 from benchmarks.e2e.runs import Run
-from benchmarks.e2e.steps import Steps
 
 _WARM_STEPS = 12
 _WARM_REPLAYED = 80  # until nearly every shape has been recorded

@@ -1,10 +1,16 @@
 """A small typed client over httpx for what the OpenAI SDK lacks, and for our own command line."""
 
-from clients.python.analysis import Analysis
+from clients.python.analysis_result import Analysis
 from clients.python.client import Client
-from clients.python.errors import ApiError, BadFolder, ClientError, ConnectionFailed, JobFailed
+from clients.python.client_errors import (
+    ApiError,
+    BadFolder,
+    ClientError,
+    ConnectionFailed,
+    JobFailed,
+)
+from clients.python.hyperparameters import Hyperparameters
 from clients.python.shapes import Adapter, Checkpoint, Event, Job, Judgement, Sample, UploadedFile
-from clients.python.training import Hyperparameters
 
 __all__ = [
     "Adapter",

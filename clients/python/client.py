@@ -10,9 +10,10 @@ from typing import Any
 
 import httpx
 
-from clients.python.analysis import Analysis, read_analysis
-from clients.python.errors import ApiError, ConnectionFailed, JobFailed
+from clients.python.analysis_result import Analysis, read_analysis
+from clients.python.client_errors import ApiError, ConnectionFailed, JobFailed
 from clients.python.folders import check_free, checkpoint_files, unpack
+from clients.python.hyperparameters import Hyperparameters
 from clients.python.shapes import (
     Adapter,
     Checkpoint,
@@ -26,7 +27,6 @@ from clients.python.shapes import (
     read_job,
 )
 from clients.python.slim import without_copies
-from clients.python.training import Hyperparameters
 
 DEFAULT_URL = "http://127.0.0.1:8000"
 DEFAULT_TIMEOUT = httpx.Timeout(600.0, connect=10.0)

@@ -10,24 +10,24 @@ from contextlib import AbstractContextManager
 
 from adapters_store.manifest import AdapterRef
 from adapters_store.store import AdapterStore
-from server.adapters.banks import Bank
-from server.adapters.basis_id import BasisId
-from server.adapters.batch import MixedBatch
-from server.adapters.checks import AdapterChecks
-from server.adapters.dense_updates import DenseUpdates
-from server.adapters.device_bases import DeviceBases
-from server.adapters.host_cache import HostCache, LoadedAdapter
-from server.adapters.layouts import PAGE, Layouts, RowLayout
-from server.adapters.linears import install
-from server.adapters.loader import AdapterLoader
-from server.adapters.matrices import BasisNeed, BasisSource, HeldBases, HostBases
-from server.adapters.method import Method
-from server.adapters.methods import METHODS
-from server.adapters.pages import FreePages
-from server.adapters.plan import FusedGroup, FusedPlan
+from server.adapters.batch.fused_plan import FusedGroup, FusedPlan
+from server.adapters.batch.linears import install
+from server.adapters.batch.mixed_batch import MixedBatch
+from server.adapters.batch.step_inputs import Steps
+from server.adapters.loading.checks import AdapterChecks
+from server.adapters.loading.loader import AdapterLoader
+from server.adapters.memory.banks import Bank
+from server.adapters.memory.dense_updates import DenseUpdates
+from server.adapters.memory.device_bases import DeviceBases
+from server.adapters.memory.host_cache import HostCache, LoadedAdapter
+from server.adapters.memory.layouts import PAGE, Layouts, RowLayout
+from server.adapters.memory.matrices import BasisNeed, BasisSource, HeldBases, HostBases
+from server.adapters.memory.pages import FreePages
+from server.adapters.memory.slots import Occupant, SlotTable
+from server.adapters.methods.basis_id import BasisId
+from server.adapters.methods.method import Method
+from server.adapters.methods.registry import METHODS
 from server.adapters.residents import Resident, everybody, resident
-from server.adapters.slots import Occupant, SlotTable
-from server.adapters.steps import Steps
 from server.bases.model import BaseModel, TargetLinear
 
 _MIB = 2**20

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from adapters_store.manifest import AdapterRef
-from server.adapters.facts import AdapterFacts
-from server.adapters.slots import Occupant
+from server.adapters.memory.adapter_facts import AdapterFacts
+from server.adapters.memory.slots import Occupant
 
 
 class Residence(StrEnum):

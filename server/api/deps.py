@@ -4,7 +4,7 @@ from typing import Annotated, cast
 
 from fastapi import Depends, Request
 
-from server.api.seams import Parts
+from server.api.interfaces import Parts
 
 
 def _parts(request: Request) -> Parts:

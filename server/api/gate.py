@@ -9,7 +9,7 @@ from typing import cast
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from server.api.errors import Failure
+from server.api.error_body import Failure
 from server.errors import RequestTooLarge, Unauthorized
 from server.tenancy.keys import Keys
 

@@ -10,7 +10,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from server.api.deps import GivenParts
-from server.api.seams import Parts
+from server.api.interfaces import Parts
 from server.errors import Unavailable
 from server.metrics import PREFIX
 

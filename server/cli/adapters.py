@@ -8,8 +8,8 @@ from rich.table import Table
 from rich.text import Text
 
 from clients.python import Adapter, Client
-from server.cli.options import BadOption
-from server.cli.remote import add_server, connect
+from server.cli.options import add_server, connect
+from server.config import BadOption
 
 EXAMPLES = """examples:
   verandah adapters                     lists them

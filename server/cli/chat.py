@@ -7,8 +7,7 @@ from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from clients.python import ApiError, Client
-from server.cli.options import add_fields, read_fields
-from server.cli.remote import add_server, connect
+from server.cli.options import add_fields, add_server, connect, read_fields
 
 EXAMPLES = """examples:
   verandah chat                                    talks to the base model

@@ -19,10 +19,10 @@ from rich.panel import Panel
 from rich.text import Text
 
 from clients.python import Client, ClientError, Hyperparameters
-from server.cli.itself import command, environment
 from server.cli.options import add_settings, read_settings
 from server.cli.progress import TrainingBars
 from server.config import Settings
+from server.wiring.process import command, environment
 
 EXAMPLES = """examples:
   verandah demo                          in a temporary home, which is removed in the end

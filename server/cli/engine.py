@@ -11,16 +11,16 @@ from multiprocessing.connection import Client, Connection
 from pickle import dumps
 from types import FrameType
 
-from adapters_store.errors import StoreError
-from server.cli.building import Engine, open_records, running_engine
-from server.cli.options import BadOption, add_settings, read_settings, set_log_level
-from server.cli.training import LAST_WORDS_S, training_beside, trains_beside
-from server.config import Settings
+from adapters_store.store_errors import StoreError
+from server.cli.options import add_settings, read_settings, set_log_level
+from server.config import BadOption, Settings
 from server.errors import VerandahError
 from server.metrics import Metrics
-from server.replicas.child import Child
+from server.replicas.engine_process import Child
 from server.replicas.messages import Facts, Unfit
-from server.training.beside import changing_hands_fast
+from server.training.beside.training_thread import changing_hands_fast
+from server.wiring.building import Engine, open_records, running_engine
+from server.wiring.training import LAST_WORDS_S, training_beside, trains_beside
 
 EXAMPLES = ""
 

@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from server.cli.remote import add_server, connect
+from server.cli.options import add_server, connect
 
 EXAMPLES = """examples:
   verandah export pirate --out ./pirate                        as PEFT has it, matrices included

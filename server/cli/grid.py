@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Final, Protocol, TypeVar
 
-from clients.python.analysis import Analysis, LayerAnalysis
+from clients.python.analysis_result import Analysis, LayerAnalysis
 
 
 @dataclass(frozen=True)

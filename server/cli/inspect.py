@@ -16,7 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from clients.python import Analysis, Client
-from clients.python.analysis import Comparison, LayerSimilarity, SpaceSimilarity
+from clients.python.analysis_result import Comparison, LayerSimilarity, SpaceSimilarity
 from server.cli.grid import (
     MEASURES,
     Grid,
@@ -30,8 +30,8 @@ from server.cli.grid import (
     span,
     vectors_of,
 )
-from server.cli.options import BadOption
-from server.cli.remote import add_server, connect
+from server.cli.options import add_server, connect
+from server.config import BadOption
 
 EXAMPLES = """examples:
   verandah inspect pirate                       where, and how much, it changed the base

@@ -13,14 +13,14 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from server.adapters.counts import Counts, count
-from server.adapters.methods import method_named
-from server.adapters.targets import resolve_targets
-from server.adapters.trainable import MAX_RANK
+from server.adapters.inspecting.counts import Counts, count
+from server.adapters.learning.targets import resolve_targets
+from server.adapters.learning.trainable import MAX_RANK
+from server.adapters.methods.registry import method_named
 from server.bases.model import PORCH, BaseModel, outline_base
 from server.cli.options import add_fields, read_fields
-from server.jobs.options import TARGET_SETS, TRAINED
-from server.training.defaults import defaults_of
+from server.jobs.queue.train_options import TARGET_SETS, TRAINED
+from server.training.run.defaults import defaults_of
 
 EXAMPLES = """examples:
   verandah methods                                    of Porch, the embedded model

@@ -1,10 +1,13 @@
-"""Fields as command-line options: each is `--its-name` and an environment variable.
+"""Options of the commands: fields of settings, and where the running server is.
+
+Each field is `--its-name` and an environment variable.
 
 `Settings` are VERANDAH_ITS_NAME; a command's own options are VERANDAH_COMMAND_ITS_NAME.
 """
 
 import argparse
 import logging
+import os
 from types import UnionType
 from typing import Any, TypeVar, Union, get_args, get_origin
 
@@ -12,15 +15,11 @@ from pydantic import SecretStr, ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings
 
-from server.config import Settings
-
-PREFIX = "VERANDAH_"
+from clients.python import Client
+from clients.python.client import DEFAULT_URL
+from server.config import BadOption, Settings
 
 Fields = TypeVar("Fields", bound=BaseSettings)
-
-
-class BadOption(Exception):
-    """A value that an option or variable may not have, said in one line."""
 
 
 def add_settings(parser: argparse.ArgumentParser) -> None:
@@ -69,6 +68,26 @@ def read_fields(options: argparse.Namespace, kind: type[Fields]) -> Fields:
         return kind(**given)
     except ValidationError as error:
         raise BadOption(_one_line(error, given, kind)) from None
+
+
+def add_server(parser: argparse.ArgumentParser) -> None:
+    """Give the parser the server's address and key."""
+    group = parser.add_argument_group("server")
+    group.add_argument(
+        "--url",
+        default=os.environ.get("VERANDAH_URL", DEFAULT_URL),
+        help=f"where the server listens (VERANDAH_URL; default: {DEFAULT_URL})",
+    )
+    group.add_argument(
+        "--api-key",
+        default=os.environ.get("VERANDAH_API_KEY"),
+        help="the key it asks for (VERANDAH_API_KEY)",
+    )
+
+
+def connect(options: argparse.Namespace) -> Client:
+    """A client of the server that the options name; close it."""
+    return Client(options.url, options.api_key)
 
 
 def set_log_level(settings: Settings) -> None:

@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from clients.python.analysis import Analysis, Comparison, LayerSimilarity, SpaceSimilarity
+from clients.python.analysis_result import Analysis, Comparison, LayerSimilarity, SpaceSimilarity
 from server.cli.grid import (
     MEASURES,
     Grid,

@@ -15,20 +15,15 @@ import uvicorn
 from starlette.types import ASGIApp
 
 from server.app import create_app
-from server.cli.building import open_records
-from server.cli.front import running_front, wire
-from server.cli.itself import command, environment, worker_id
-from server.cli.options import (
-    BadOption,
-    add_settings,
-    read_settings,
-    set_log_level,
-)
-from server.cli.training import trains_beside
-from server.config import Settings
-from server.jobs.queue import JobQueue
+from server.cli.options import add_settings, read_settings, set_log_level
+from server.config import BadOption, Settings
+from server.jobs.queue.job_queue import JobQueue
 from server.metrics import Metrics
 from server.supervisor import Supervisor
+from server.wiring.building import open_records
+from server.wiring.front import running_front, wire
+from server.wiring.process import command, environment, worker_id
+from server.wiring.training import trains_beside
 
 EXAMPLES = """examples:
   verandah serve                                   the embedded model, on http://127.0.0.1:8000

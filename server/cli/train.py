@@ -10,10 +10,9 @@ from rich.console import Console
 from rich.text import Text
 
 from clients.python import Client, Hyperparameters, Job, JobFailed
-from server.cli.options import add_fields, read_fields
+from server.cli.options import add_fields, add_server, connect, read_fields
 from server.cli.progress import TrainingBars
-from server.cli.remote import add_server, connect
-from server.jobs.options import BASES, METHODS, PUBLISH, SPARSITIES, TARGET_SETS
+from server.jobs.queue.train_options import BASES, METHODS, PUBLISH, SPARSITIES, TARGET_SETS
 
 EXAMPLES = """examples:
   verandah train pirate.jsonl                      trains the adapter "pirate"

@@ -14,10 +14,10 @@ import torch
 
 from server.bases.model import BaseModel
 from server.bases.tokenizer import ChatTokenizer
-from server.cli.building import load_model, open_records
 from server.cli.options import add_settings, read_settings, set_log_level
-from server.cli.training import LAST_WORDS_S, worker_parts
-from server.training.worker import run_worker
+from server.training.job.worker_loop import run_worker
+from server.wiring.building import load_model, open_records
+from server.wiring.training import LAST_WORDS_S, worker_parts
 
 EXAMPLES = """examples:
   verandah worker                                  beside a server with the same home

@@ -78,7 +78,7 @@ class FileRow(Table):
 
 
 class JobRow(Table):
-    """A fine-tuning job. `server.jobs.queue` alone changes it:
+    """A fine-tuning job. `server.jobs.queue.job_queue` alone changes it:
 
         queued  --claim-->  running                        attempt + 1, lease begins
         running --claim, lease over-->  running            attempt + 1: the old worker is fenced

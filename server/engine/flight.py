@@ -6,10 +6,10 @@ from collections.abc import Sequence as Seq
 import torch
 from torch import Tensor
 
+from server.engine.device import Arriving, to_device
 from server.engine.logprobs import scores, told
 from server.engine.sampler import sample
 from server.engine.sequence import Chunk, Sequence, StepOutput, TokenLogprob
-from server.engine.transfer import Arriving, to_device
 
 NOT_FINITE = "the model's logits are not finite: the adapter or the base overflows in this dtype"
 

@@ -10,12 +10,12 @@ import torch
 
 from server.adapters.residency import ResidentAdapters
 from server.bases.model import BaseModel
-from server.engine import attention
 from server.engine.flight import Flight
-from server.engine.forward import Forward, PlainForward
 from server.engine.kv_cache import KVCache
+from server.engine.plain import attention
+from server.engine.plain.forward import Forward, PlainForward
+from server.engine.plain.model_support import Trial, check_config
 from server.engine.sequence import Chunk, StepOutput
-from server.engine.support import Trial, check_config
 
 
 class Runner:

@@ -16,8 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from server.engine.device import to_device
 from server.engine.sequence import Sequence
-from server.engine.transfer import to_device
 
 _HEAD = 64  # so many best tokens mostly hold top_p's share; the others look at more
 _WIDER = 16

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from adapters_store.manifest import AdapterRef
 from server.errors import QueueFull, Unavailable
-from server.replicas.link import Link
+from server.replicas.connection import Link
 from server.replicas.messages import Facts
 from server.replicas.replica import OnReady, Replica
 from server.scheduler.intake import Handle

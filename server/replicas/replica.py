@@ -10,7 +10,7 @@ from multiprocessing.connection import Client, Connection, Listener
 from typing import cast
 
 from server.errors import Unavailable
-from server.replicas.link import Link
+from server.replicas.connection import Link
 from server.replicas.messages import FromEngine, Ready, Unfit
 from server.supervisor import Supervisor
 

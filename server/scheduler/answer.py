@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from adapters_store.manifest import AdapterRef
 from server.engine.sequence import FinishReason, Sequence, StepOutput, TokenLogprob
 from server.scheduler.request import Delta, Generation, Listener, Plain, Taker, TokenPiece
-from server.scheduler.text import AnswerText
+from server.scheduler.stop_strings import AnswerText
 from server.scheduler.timing import Times
 
 

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from server.engine.sequence import Sequence
 from server.errors import Unavailable
 from server.scheduler.answer import Answer
+from server.scheduler.capacity import Room
 from server.scheduler.request import Generation, Listener, taker_of
-from server.scheduler.room import Room
-from server.scheduler.text import AnswerText, Decoder
+from server.scheduler.stop_strings import AnswerText, Decoder
 from server.scheduler.timing import Times
 
 _MASK_64 = (1 << 64) - 1

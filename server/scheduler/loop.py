@@ -16,18 +16,18 @@ from collections.abc import Sequence as Seq
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
-from adapters_store.errors import StoreError
+from adapters_store.store_errors import StoreError
 from server.engine.sequence import Chunk, FinishReason, Sequence, StepOutput
 from server.errors import DeadlineExceeded, Unavailable, VerandahError
 from server.metrics import Metrics
 from server.pulse import Pulse
 from server.scheduler.admission import Admission, Slots
 from server.scheduler.answer import Answer
+from server.scheduler.engine_interface import Flight, Stepper
 from server.scheduler.intake import Handle, Intake
 from server.scheduler.policy import Blocks, plan_step
 from server.scheduler.request import Delta, Generation, Listener, LoopStats, Plain
-from server.scheduler.stepper import Flight, Stepper
-from server.scheduler.text import Decoder
+from server.scheduler.stop_strings import Decoder
 from server.scheduler.timing import Beat
 
 log = logging.getLogger(__name__)

@@ -10,10 +10,10 @@ from torch import Tensor
 from transformers.pytorch_utils import Conv1D
 
 from adapters_store.manifest import Manifest
-from server.adapters.basis_id import NO_BASIS, BasisId
-from server.adapters.matrices import BasisSource, Foreign
-from server.adapters.methods import method_named
-from server.adapters.targets import resolve_targets
+from server.adapters.learning.targets import resolve_targets
+from server.adapters.memory.matrices import BasisSource, Foreign
+from server.adapters.methods.basis_id import NO_BASIS, BasisId
+from server.adapters.methods.registry import method_named
 from server.bases.model import BaseModel
 from server.bases.seeded import Basis
 

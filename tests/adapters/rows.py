@@ -6,7 +6,7 @@ from itertools import groupby
 import torch
 from torch import Tensor
 
-from server.adapters.method import BasisPair, BasisSize, Matrices, Run
+from server.adapters.methods.method import BasisPair, BasisSize, Matrices, Run
 from server.bases.model import TargetLinear
 
 

@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 
 from adapters_store.store import AdapterStore
 from adapters_store.weights import Content
-from server.adapters.layouts import Layouts
-from server.adapters.methods import method_named
-from server.adapters.packing import Kind, Kinds
+from server.adapters.loading.packing import Kind, Kinds
+from server.adapters.memory.layouts import Layouts
+from server.adapters.methods.registry import method_named
 from tests.adapters.made import Made, make_adapter, one_of_each
 from tests.models import tiny_base
 

@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from adapters_store.errors import AdapterCorrupt, AdapterNotFound
 from adapters_store.manifest import AdapterRef
+from adapters_store.store_errors import AdapterCorrupt, AdapterNotFound
 from adapters_store.weights import Content
 from server.adapters.residents import Residence, Resident
 from server.errors import BasisMismatch, Conflict, InvalidAdapter, Unavailable

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from adapters_store.errors import AdapterNotFound
 from adapters_store.store import AdapterStore
+from adapters_store.store_errors import AdapterNotFound
 from tests.adapters_store.conftest import MakeManifest, MakeTensors
 
 REPOSITORY = Path(__file__).parents[2]

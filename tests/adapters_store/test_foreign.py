@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from adapters_store.errors import AdapterCorrupt, AdapterNotFound
 from adapters_store.foreign import ForeignBases, basis_sha256
 from adapters_store.store import AdapterStore
+from adapters_store.store_errors import AdapterCorrupt, AdapterNotFound
 from tests.adapters_store.conftest import MakeManifest, MakeTensors
 
 

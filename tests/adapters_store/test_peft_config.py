@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from adapters_store.errors import InvalidCheckpoint
-from adapters_store.peft.config import MAX_CONFIG_BYTES, Patterns, PeftConfig, parse_config
+from adapters_store.peft.adapter_config import MAX_CONFIG_BYTES, Patterns, PeftConfig, parse_config
+from adapters_store.store_errors import InvalidCheckpoint
 
 
 def parse(kind: str = "LORA", **fields: Any) -> PeftConfig:

@@ -9,8 +9,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from adapters_store.errors import InvalidCheckpoint
 from adapters_store.peft.folder import check_file_name, open_tensors, write_folder
+from adapters_store.store_errors import InvalidCheckpoint
 
 
 @pytest.mark.parametrize("name", ["adapter_model.bin", "ADAPTER.PT", "x.pkl", "x.ckpt", "x.pth"])

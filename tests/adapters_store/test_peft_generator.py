@@ -8,7 +8,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from adapters_store.errors import InvalidCheckpoint
 from adapters_store.peft import generator
 from adapters_store.peft.generator import (
     ERAS,
@@ -22,6 +21,7 @@ from adapters_store.peft.generator import (
     sparse_randlora_projections,
     vera_projections,
 )
+from adapters_store.store_errors import InvalidCheckpoint
 
 HERE: Era = "2.12" if tuple(map(int, torch.__version__.split(".")[:2])) >= (2, 12) else "2.11"
 

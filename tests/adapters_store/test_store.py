@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from adapters_store.errors import AdapterCorrupt, AdapterNotFound, InvalidName
 from adapters_store.manifest import AdapterRef
 from adapters_store.store import AdapterStore
+from adapters_store.store_errors import AdapterCorrupt, AdapterNotFound, InvalidName
 from tests.adapters_store.conftest import MakeManifest, MakeTensors
 
 

@@ -16,8 +16,8 @@ from safetensors import safe_open
 from torch import Tensor
 
 from adapters_store import weights
-from adapters_store.errors import AdapterCorrupt
 from adapters_store.manifest import Manifest
+from adapters_store.store_errors import AdapterCorrupt
 from tests.adapters_store.conftest import MakeManifest, MakeTensors
 
 Entries = dict[str, dict[str, object]]

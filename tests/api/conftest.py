@@ -10,11 +10,11 @@ import torch
 
 from adapters_store.manifest import AdapterRef, Manifest
 from adapters_store.store import AdapterStore
-from server.api.seams import BaseCard, Parts
+from server.api.interfaces import BaseCard, Parts
 from server.app import create_app, describe
 from server.db.session import Database
-from server.jobs.files import Files
-from server.jobs.queue import JobQueue
+from server.jobs.files.file_store import Files
+from server.jobs.queue.job_queue import JobQueue
 from server.metrics import Metrics
 from server.tenancy.keys import DEFAULT_OWNER, Keys
 from tests.api.fakes import (

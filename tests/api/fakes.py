@@ -12,7 +12,7 @@ import torch
 
 from adapters_store.manifest import AdapterRef, Manifest
 from adapters_store.store import AdapterStore
-from server.adapters.findings import (
+from server.adapters.inspecting.findings import (
     Comparison,
     Findings,
     LayerFindings,
@@ -22,10 +22,10 @@ from server.adapters.findings import (
 )
 from server.engine.sequence import FinishReason, TokenLogprob
 from server.errors import InvalidDataset, InvalidRequest, LineProblem
-from server.jobs.appraisal import Appraisal
-from server.jobs.datasets import Dataset
-from server.jobs.notices import notices
-from server.jobs.options import TrainOptions
+from server.jobs.files.datasets import Dataset
+from server.jobs.files.notices import notices
+from server.jobs.queue.appraisal import Appraisal
+from server.jobs.queue.train_options import TrainOptions
 from server.scheduler.intake import Handle
 from server.scheduler.request import Delta, Generation, Listener, LoopStats, TokenPiece
 

@@ -12,7 +12,7 @@ from openai import OpenAI
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from adapters_store.manifest import AdapterRef
-from server.api.seams import Parts
+from server.api.interfaces import Parts
 from tests.api.fakes import FakeLoop, FakeResidency
 
 

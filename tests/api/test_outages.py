@@ -11,11 +11,11 @@ from pathlib import Path
 import openai
 import pytest
 
-import server.api.job_events
+import server.api.jobs.job_event_endpoints
 import server.db.session
-from server.jobs import files
+from server.jobs.files import file_store
+from tests.api.jobs.test_training import claim, upload
 from tests.api.running import Running, Serve, eventually
-from tests.api.test_training import claim, upload
 
 HELLO = [{"role": "user", "content": "Hello"}]
 
@@ -81,7 +81,7 @@ def test_who_only_reads_does_not_notice_a_lock(served: Running, tmp_path: Path) 
 def test_a_stream_of_events_outlives_an_outage(
     served: Running, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(server.api.job_events, "_POLL_S", 0.02)
+    monkeypatch.setattr(server.api.jobs.job_event_endpoints, "_POLL_S", 0.02)
     served.sdk.fine_tuning.jobs.create(model="base", training_file=upload(served))
     job = claim(served)
     seen: list[str] = []
@@ -113,7 +113,7 @@ def test_a_full_disk_keeps_nothing_of_an_upload_and_says_so(
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "/a/path")
 
     with monkeypatch.context() as disk:
-        disk.setattr(files.os, "fsync", full)  # type: ignore[attr-defined]
+        disk.setattr(file_store.os, "fsync", full)  # type: ignore[attr-defined]
         with pytest.raises(openai.InternalServerError, match="disk is full") as failed:
             upload(served)
     assert failed.value.status_code == 503

@@ -345,7 +345,8 @@ def test_dtypes_that_cannot_hold_the_entries_are_refused(dtype: torch.dtype) -> 
 
 
 def test_generation_is_nowhere_near_ten_times_its_bar() -> None:
-    """The bar, 0.15 s, is held by `benchmarks/bases.py`; this catches a lost fast path only."""
+    """The bar, 0.15 s, is held by `benchmarks/kernels/basis_speed.py`; this catches a lost fast
+    path only."""
     start = time.thread_time()
     Basis(0).a(1024, 14_336, torch.bfloat16)
     assert time.thread_time() - start < 1.5

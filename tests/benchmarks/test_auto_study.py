@@ -5,12 +5,12 @@ from pathlib import Path
 
 import torch
 
-from benchmarks import auto_study
-from benchmarks.auto_study import EPOCHS, Run, measure, records_of, report, runs
-from server.adapters.matrices import SharedBases
-from server.training.defaults import epochs_for
+from benchmarks.training import auto_study
+from benchmarks.training.auto_study import EPOCHS, Run, measure, records_of, report, runs
+from server.adapters.memory.matrices import SharedBases
+from server.training.run.defaults import epochs_for
 from tests.models import tiny_base
-from tests.training.test_trainer import make_examples
+from tests.training.run.test_trainer import make_examples
 
 
 def test_every_file_is_read_as_the_rule_says_and_otherwise() -> None:

@@ -2,8 +2,8 @@
 
 import pytest
 
-from benchmarks import cold
-from benchmarks.live import Heard
+from benchmarks.serving import cold
+from benchmarks.support.live import Heard
 from tests.benchmarks.running import cells, run
 
 ARGUMENTS = (

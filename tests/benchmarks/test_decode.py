@@ -5,10 +5,10 @@ import random
 import pytest
 import torch
 
-from benchmarks import decode
-from benchmarks.crowd import LORA, VERA
-from benchmarks.roofline import Chip, Work, step_work
-from benchmarks.shapes import base_of
+from benchmarks.serving import decode
+from benchmarks.support.base_shapes import base_of
+from benchmarks.support.crowd import LORA, VERA
+from benchmarks.support.roofline import Chip, Work, step_work
 from tests.benchmarks.running import cells, run
 
 

@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks.e2e.data import IGNORED, Batches, Encoded, Splits, natural, pairs, references
-from benchmarks.e2e.grid import LORA, RATES, SEEDS, Arm, main_arms, matched_arms, wanted
+from benchmarks.e2e.e2e_data import IGNORED, Batches, Encoded, Splits, natural, pairs, references
+from benchmarks.e2e.e2e_grid import LORA, RATES, SEEDS, Arm, main_arms, matched_arms, wanted
 from benchmarks.e2e.runs import Outcome, Run, outcomes
-from server.training.examples import Example
+from server.training.run.examples import Example
 
 
 def outcome(run: Run, loss: float) -> Outcome:

@@ -2,8 +2,8 @@
 
 import pytest
 
-from benchmarks.http import _tokenizer
-from benchmarks.load import Load, ask
+from benchmarks.serving.http import _tokenizer
+from benchmarks.support.load import Load, ask
 from server.bases.tokenizer import ChatTokenizer
 from tests.api.conftest import empty_database, host, parts, publish, serve, server, store
 from tests.api.running import Running

@@ -2,7 +2,7 @@
 
 import pytest
 
-from benchmarks import loading
+from benchmarks.serving import loading
 from tests.benchmarks.running import cells, run
 
 

@@ -4,7 +4,7 @@ import sys
 
 import pytest
 
-from benchmarks import rivals
+from benchmarks.serving import rivals
 from tests.benchmarks.running import cells, run
 
 ARGUMENTS = "--shape tiny --requests 3 --prompt-tokens 12 --answer-tokens 4 --rounds 1"
@@ -30,7 +30,7 @@ def test_rivals_report_every_side(
 def test_without_peft_the_rest_is_measured(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.delitem(sys.modules, "benchmarks.peft_side", raising=False)
+    monkeypatch.delitem(sys.modules, "benchmarks.support.peft_side", raising=False)
     monkeypatch.setitem(sys.modules, "peft", None)
     run(monkeypatch, rivals, f"{ARGUMENTS} --no-batching")
     out = capsys.readouterr().out

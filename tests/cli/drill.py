@@ -23,8 +23,8 @@ import httpx
 
 from clients.python import Client
 from server.db.session import Database
-from server.jobs.job import JobStatus
-from server.jobs.queue import JobQueue
+from server.jobs.queue.job import JobStatus
+from server.jobs.queue.job_queue import JobQueue
 from tests.api.running import eventually
 from tests.cli.test_serve import HELLO, alive, children, told_of
 from tests.training.workplace import lines

@@ -9,8 +9,8 @@ import torch
 
 from adapters_store.store import AdapterStore
 from server.bases.model import BaseModel
-from server.cli import building
 from server.config import Settings
+from server.wiring import building
 from tests.models import tiny_base
 
 

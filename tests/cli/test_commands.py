@@ -14,7 +14,7 @@ from rich.console import Console
 from clients.python import Client
 from server.__main__ import main
 from server.cli.train import show_outcome
-from server.jobs.judgement import Judgement, Sample
+from server.jobs.queue.judgement import Judgement, Sample
 from tests.api.running import Publish, Running, eventually
 
 COMMANDS = (

@@ -10,9 +10,9 @@ import pytest
 from PIL import Image
 
 from clients.python import Analysis
-from clients.python.analysis import read_analysis
+from clients.python.analysis_result import read_analysis
 from server.__main__ import main
-from server.adapters.findings import Findings
+from server.adapters.inspecting.findings import Findings
 from server.cli.grid import Grid, grid_of, hundredths, mean, short_names, shown, span, vectors_of
 from server.cli.plotting import draw
 from server.errors import InvalidAdapter

@@ -8,13 +8,13 @@ import pytest
 from transformers import AutoConfig
 
 from server.__main__ import main
-from server.adapters.counts import count
-from server.adapters.methods import method_named
-from server.adapters.targets import resolve_targets
+from server.adapters.inspecting.counts import count
+from server.adapters.learning.targets import resolve_targets
+from server.adapters.methods.registry import method_named
 from server.bases.model import BaseModel, load_base, outline_base
 from server.errors import UnsupportedModel
-from server.jobs.options import TRAINED
-from server.training.defaults import TABLE
+from server.jobs.queue.train_options import TRAINED
+from server.training.run.defaults import TABLE
 from tests.models import KINDS, Kind, tiny_model
 
 DOC = Path(__file__).parents[2] / "docs" / "methods.md"

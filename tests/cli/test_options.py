@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 
 from server.cli.chat import ChatFields
-from server.cli.itself import environment
-from server.cli.options import BadOption, add_fields, add_settings, read_fields, read_settings
+from server.cli.options import add_fields, add_settings, read_fields, read_settings
 from server.cli.train import TrainFields
-from server.config import Settings
-from server.jobs.options import TrainOptions
+from server.config import BadOption, Settings
+from server.jobs.queue.train_options import TrainOptions
+from server.wiring.process import environment
 
 
 def parse(*arguments: str) -> Settings:

@@ -16,8 +16,8 @@ import pytest
 from clients.python import Client
 from server.__main__ import main
 from server.db.session import Database
-from server.jobs.job import JobStatus
-from server.jobs.queue import JobQueue
+from server.jobs.queue.job import JobStatus
+from server.jobs.queue.job_queue import JobQueue
 from tests.api.running import eventually
 from tests.training.workplace import lines as training_lines
 

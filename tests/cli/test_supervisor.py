@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from server.cli.itself import end_soon
 from server.supervisor import Supervisor
+from server.wiring.process import end_soon
 
 SLEEP = "import time; time.sleep(60)"
 STUBBORN = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(60)"

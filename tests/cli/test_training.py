@@ -11,21 +11,20 @@ import torch
 
 from clients.python import Client
 from server.app import create_app
-from server.cli import front, training
-from server.cli.building import open_records
-from server.cli.front import running_front, wire
-from server.cli.itself import worker_id
-from server.cli.options import BadOption
-from server.cli.training import trains_beside
-from server.config import Settings
+from server.config import BadOption, Settings
 from server.db.session import Database
-from server.jobs.job import JobStatus
-from server.jobs.queue import JobQueue
+from server.jobs.queue.job import JobStatus
+from server.jobs.queue.job_queue import JobQueue
 from server.metrics import Metrics
 from server.replicas.replica import Replica
+from server.wiring import front, training
+from server.wiring.building import open_records
+from server.wiring.front import running_front, wire
+from server.wiring.process import worker_id
+from server.wiring.training import trains_beside
 from tests.api.running import eventually, hosting
 from tests.cli.test_serve import Start, alive, children, start, told_of
-from tests.training.test_worker import submit
+from tests.training.job.test_worker import submit
 from tests.training.workplace import Workplace, lines
 
 __all__ = ["start"]

@@ -8,7 +8,7 @@ import pytest
 
 from server.cli import serve
 from server.config import Settings
-from server.jobs.queue import JobQueue
+from server.jobs.queue.job_queue import JobQueue
 
 
 class Told:

@@ -12,9 +12,9 @@ import pytest
 
 from clients.python import ApiError, Client, ConnectionFailed, Hyperparameters, JobFailed
 from server.errors import InvalidAdapter, Unavailable
-from server.jobs.job import Job as QueuedJob
-from server.jobs.judgement import Judgement, Sample
-from server.jobs.options import METHODS, TrainOptions
+from server.jobs.queue.job import Job as QueuedJob
+from server.jobs.queue.judgement import Judgement, Sample
+from server.jobs.queue.train_options import METHODS, TrainOptions
 from server.tenancy.keys import Keys
 from tests.api.fakes import FakeInspection, FakeInspections, found
 from tests.api.running import Publish, Running, Serve, eventually

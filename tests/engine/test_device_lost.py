@@ -8,9 +8,8 @@ import threading
 import pytest
 import torch
 
-from server.bases.device import works_still
+from server.bases.device_health import works_still
 from server.bases.model import BaseModel
-from server.cli.itself import end_soon
 from server.engine.blocks import BlockPool
 from server.engine.kv_cache import KVCache
 from server.engine.runner import Runner
@@ -19,6 +18,7 @@ from server.engine.urgent import urgent
 from server.metrics import Metrics
 from server.scheduler.loop import Limits, ServingLoop
 from server.scheduler.request import Delta, Generation
+from server.wiring.process import end_soon
 from tests.models import tiny_model
 from tests.scheduler.fakes import FakeSlots, NumberDecoder
 

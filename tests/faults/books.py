@@ -13,11 +13,11 @@ from torch import Tensor
 
 from adapters_store.manifest import AdapterRef
 from server.db.tables import FileRow
-from server.jobs.files import RESULTS
-from server.jobs.job import Event, Job, JobStatus
-from server.jobs.options import TrainOptions
-from server.training.checkpoint import sweep
-from server.training.publish import JOB, STEP
+from server.jobs.files.file_store import RESULTS
+from server.jobs.queue.job import Event, Job, JobStatus
+from server.jobs.queue.train_options import TrainOptions
+from server.training.job.publish import JOB, STEP
+from server.training.run.checkpoint import sweep
 from tests.training.workplace import BASE, Workplace, lines
 
 OPTIONS = TrainOptions(

@@ -19,13 +19,13 @@ from safetensors.torch import save_file as _save_file
 from sqlalchemy import Engine, event
 
 import adapters_store.store
-import server.training.attempt
-import server.training.checkpoint
-import server.training.publish
-import server.training.steps
-import server.training.worker
+import server.training.job.attempt
+import server.training.job.publish
+import server.training.job.worker_loop
+import server.training.run.checkpoint
+import server.training.run.run_steps
 from server.db import session
-from server.jobs.claims import Claims
+from server.jobs.queue.claims import Claims
 
 CHANGES = ("mkdir", "rename", "replace", "fsync", "rmdir", "unlink")
 WRITES = ("mkdir", "rename", "replace", "fsync")
@@ -33,9 +33,9 @@ WRITES = ("mkdir", "rename", "replace", "fsync")
 
 PHASES: Mapping[str, tuple[Any, str]] = {
     "claim": (Claims, "claim"),
-    "validate": (server.training.attempt, "prepare"),
-    "train": (server.training.worker, "take_step"),
-    "save": (server.training.checkpoint, "save_file"),
+    "validate": (server.training.job.attempt, "prepare"),
+    "train": (server.training.job.worker_loop, "take_step"),
+    "save": (server.training.run.checkpoint, "save_file"),
     "publish": (adapters_store.store.AdapterStore, "publish"),
     "finish": (Claims, "finish"),
 }
@@ -79,7 +79,7 @@ class Injuries:
         for name in CHANGES:
             setattr(os, name, count.around(getattr(os, name), refusable=name in WRITES))
         save = count.around(_save_file, refusable=True, told=_told_by_rust)
-        setattr(server.training.checkpoint, "save_file", save)  # noqa: B010
+        setattr(server.training.run.checkpoint, "save_file", save)  # noqa: B010
         event.listen(Engine, "commit", lambda _connection: count.begin())
         if self.phase is not None:
             _die_in(self.phase, self.visit)

@@ -24,7 +24,7 @@ from torch import Tensor
 from server.bases.model import BaseModel
 from server.bases.tokenizer import ChatTokenizer
 from server.errors import Unavailable
-from server.training.worker import run_worker
+from server.training.job.worker_loop import run_worker
 from tests.faults.books import ORDER, Accepted, Kind, check, submit, unfinished
 from tests.faults.injuries import Clock, Injuries
 from tests.training.workplace import Workplace

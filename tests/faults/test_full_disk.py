@@ -12,10 +12,10 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
-from server.jobs.job import Job, JobStatus
-from server.training import checkpoint
-from server.training.worker import run_worker
-from tests.training.test_worker import OPTIONS, job_now, submit, until, work_off, working
+from server.jobs.queue.job import Job, JobStatus
+from server.training.job.worker_loop import run_worker
+from server.training.run import checkpoint
+from tests.training.job.test_worker import OPTIONS, job_now, submit, until, work_off, working
 from tests.training.workplace import OWNER, Workplace
 
 SHORT = replace(OPTIONS, n_epochs=2, publish="always")

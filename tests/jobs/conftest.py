@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from server.db.session import Database
-from server.jobs.files import Files
-from server.jobs.queue import Job, JobQueue
+from server.jobs.files.file_store import Files
+from server.jobs.queue.job_queue import Job, JobQueue
 from tests.db.conftest import postgres_schema
 
 

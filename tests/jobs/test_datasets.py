@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from server.errors import InvalidDataset, LineProblem
-from server.jobs import datasets
-from server.jobs.datasets import validate
+from server.jobs.files import datasets
+from server.jobs.files.datasets import validate
 
 USER = {"role": "user", "content": "How tall?"}
 ANSWER = {"role": "assistant", "content": "Tall."}

@@ -5,8 +5,8 @@ from sqlalchemy import inspect, select
 
 from server.db.tables import JobRow
 from server.errors import LeaseLost
-from server.jobs.job import Job
-from server.jobs.transitions import MAX_LOSSES, SUSPECT_LOSSES
+from server.jobs.queue.job import Job
+from server.jobs.queue.transitions import MAX_LOSSES, SUSPECT_LOSSES
 from tests.jobs.conftest import Jobs
 
 

@@ -3,8 +3,8 @@
 import pytest
 
 from server.errors import Conflict, LeaseLost, NotFound
-from server.jobs.appraisal import Appraisal
-from server.jobs.queue import Job, JobStatus
+from server.jobs.queue.appraisal import Appraisal
+from server.jobs.queue.job_queue import Job, JobStatus
 from tests.jobs.conftest import Jobs
 
 APPRAISAL = Appraisal(

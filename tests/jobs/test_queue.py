@@ -5,9 +5,9 @@ from typing import Any
 import pytest
 
 from server.errors import Conflict, InvalidRequest, LeaseLost, NotFound
-from server.jobs.options import TrainOptions
-from server.jobs.queue import JobError, JobStatus
-from server.jobs.transitions import MAX_LOSSES
+from server.jobs.queue.job_queue import JobError, JobStatus
+from server.jobs.queue.train_options import TrainOptions
+from server.jobs.queue.transitions import MAX_LOSSES
 from tests.jobs.conftest import Jobs
 
 

@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from server.db.session import Database
-from server.jobs.queue import JobQueue, JobStatus
+from server.jobs.queue.job_queue import JobQueue, JobStatus
 from tests.jobs.conftest import Jobs
 
 REPOSITORY = Path(__file__).parents[2]

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from adapters_store.manifest import AdapterRef
-from server.adapters.porting.desk import PortingDesk
+from server.adapters.porting.service import PortingDesk
 from tests.adapters.served import Served
 from tests.cli.conftest import model_folder
 from tests.models import Kind, tiny_base

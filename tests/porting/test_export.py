@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from adapters_store.foreign import ForeignBases
 from adapters_store.manifest import AdapterRef
-from server.adapters.porting.desk import PortingDesk
+from server.adapters.porting.service import PortingDesk
 from server.bases.model import BaseModel, load_base
 from server.errors import InvalidAdapter, InvalidRequest, UnsupportedModel
 from tests.adapters.made import make_adapter

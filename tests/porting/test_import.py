@@ -9,7 +9,7 @@ from peft import PeftConfig, get_peft_model
 from torch import Tensor
 
 from adapters_store.peft.generator import ERAS
-from server.adapters.basis_id import BasisId
+from server.adapters.methods.basis_id import BasisId
 from tests.adapters.made import make_adapter
 from tests.models import Kind, tiny_model
 from tests.porting.conftest import MakePlace

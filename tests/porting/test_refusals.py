@@ -12,8 +12,8 @@ import torch
 from peft import PeftConfig
 from torch import Tensor
 
-from adapters_store.errors import InvalidCheckpoint, InvalidName, StoreError
-from server.adapters.porting import desk
+from adapters_store.store_errors import InvalidCheckpoint, InvalidName, StoreError
+from server.adapters.porting import service
 from server.adapters.porting.outgoing import Outgoing, PeftCheckpoint, as_lora
 from server.errors import InvalidRequest, QueueFull, VerandahError
 from tests.api.running import eventually
@@ -241,11 +241,11 @@ class TestOneAtATime:
             assert self.go_on.wait(10)
             return as_lora(adapter)
 
-        monkeypatch.setattr(desk, "as_lora", held)
+        monkeypatch.setattr(service, "as_lora", held)
         self.export: Callable[[], Path] = lambda: self.here.desk.give_out(ref, "peft-lora")
 
     def test_who_waits_too_long_is_told(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(desk, "_PATIENCE_S", 0.05)
+        monkeypatch.setattr(service, "_PATIENCE_S", 0.05)
         with ThreadPoolExecutor() as pool:
             first = pool.submit(self.export)
             assert self.entered.wait(10)

@@ -11,10 +11,10 @@ from torch.testing import assert_close
 
 from clients.python import ApiError, Client
 from server.app import create_app
-from server.cli.building import open_records
-from server.cli.front import running_front, wire
 from server.config import Settings
 from server.metrics import Metrics
+from server.wiring.building import open_records
+from server.wiring.front import running_front, wire
 from tests.api.running import eventually, hosting
 from tests.porting.peft_side import (
     TOKENS,

@@ -21,8 +21,8 @@ from server.errors import (
 )
 from server.metrics import Metrics
 from server.replicas.fleet import Fleet, Ticket
-from server.replicas.gathered import gather
-from server.replicas.residency import FleetResidency
+from server.replicas.fleet_metrics import gather
+from server.replicas.fleet_residency import FleetResidency
 from tests.api.running import eventually
 from tests.replicas.conftest import ROOT, MakeFleet, replica
 from tests.replicas.drill import LIMITS, Memory, counting_loop

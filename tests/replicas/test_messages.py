@@ -7,7 +7,7 @@ from multiprocessing import Pipe
 
 import pytest
 
-from adapters_store.errors import AdapterCorrupt, AdapterNotFound
+from adapters_store.store_errors import AdapterCorrupt, AdapterNotFound
 from server.engine.sequence import FinishReason, SamplingParams, TokenLogprob
 from server.errors import (
     ContextLengthExceeded,
@@ -18,7 +18,7 @@ from server.errors import (
     TrainingFailed,
     Unavailable,
 )
-from server.replicas.link import Link
+from server.replicas.connection import Link
 from server.replicas.messages import Facts, News
 from server.scheduler.request import Delta, Generation, TokenPiece
 

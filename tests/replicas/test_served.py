@@ -13,13 +13,13 @@ import pytest
 import torch
 
 from adapters_store.manifest import AdapterRef
-from benchmarks.stack import RandomAdapters
+from benchmarks.support.stack import RandomAdapters
 from server.app import create_app
-from server.cli.building import open_records
-from server.cli.front import Front, running_front, wire
 from server.config import Settings
 from server.metrics import Metrics
 from server.replicas.replica import Replica
+from server.wiring.building import open_records
+from server.wiring.front import Front, running_front, wire
 from tests.api.running import eventually, hosting
 from tests.cli.conftest import model_folder
 

@@ -18,17 +18,17 @@ from typing import Any
 
 import torch
 
-import server.training.worker
+import server.training.job.worker_loop
 from adapters_store.store import AdapterStore
 from server.bases.model import BaseModel
 from server.bases.tokenizer import ChatTokenizer
 from server.db.session import Database
-from server.jobs.files import Files
-from server.jobs.queue import JobQueue
-from server.training.desk import Desk
-from server.training.steps import take_step
-from server.training.trainer import Trainer
-from server.training.worker import WorkerParts, run_worker
+from server.jobs.files.file_store import Files
+from server.jobs.queue.job_queue import JobQueue
+from server.training.job.services import Desk
+from server.training.job.worker_loop import WorkerParts, run_worker
+from server.training.run.run_steps import take_step
+from server.training.run.trainer import Trainer
 from tests.models import tiny_model
 from tests.training.chats import byte_tokenizer
 
@@ -104,7 +104,7 @@ def _hurt(place: Workplace, moment: str, number: int) -> None:
         return take_step(trainers, *args)
 
     if moment.startswith("step-"):
-        setattr(server.training.worker, "take_step", suffer_and_step)  # noqa: B010
+        setattr(server.training.job.worker_loop, "take_step", suffer_and_step)  # noqa: B010
     else:
         place.store.publish = publish_and_suffer  # type: ignore[method-assign, assignment]
 

@@ -15,7 +15,7 @@ import torch
 from transformers import PreTrainedTokenizerFast
 
 from tools.porch.card import write_card
-from tools.porch.chat import (
+from tools.porch.chat_tuning import (
     CHAT_SHARES,
     Talks,
     all_conversations,
@@ -25,9 +25,9 @@ from tools.porch.chat import (
 )
 from tools.porch.corpus import TRAIN_FILES, load_sources
 from tools.porch.measure import circumstances, measure
-from tools.porch.model import Porch, Shape, to_hugging_face
+from tools.porch.porch_model import Porch, Shape, to_hugging_face
+from tools.porch.porch_tokenizer import encode_documents, load_tokenizer, train_tokenizer
 from tools.porch.pretrain import Curve, Plan, Source, train
-from tools.porch.tokenizer import encode_documents, load_tokenizer, train_tokenizer
 
 _TOKENIZER_CHARACTERS = 80_000_000
 _TOKENIZER_SEED = 1234

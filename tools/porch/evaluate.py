@@ -11,8 +11,8 @@ from torch.nn import functional
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tools.porch.conversations import Conversation
-from tools.porch.model import DOCUMENT_END_ID, IGNORED, TURN_END_ID
-from tools.porch.tokenizer import CONTEXT
+from tools.porch.porch_model import DOCUMENT_END_ID, IGNORED, TURN_END_ID
+from tools.porch.porch_tokenizer import CONTEXT
 
 # The library types neither what its factories load nor what they generate.
 Model = Any

@@ -23,9 +23,9 @@ from tools.porch.evaluate import (
     score,
     total,
 )
-from tools.porch.facts import written_exchanges
-from tools.porch.model import Porch
+from tools.porch.porch_model import Porch
 from tools.porch.pretrain import Curve, Source
+from tools.porch.sentence_facts import written_exchanges
 
 CHECK = Path(__file__).with_name("check.txt")
 _EXAMPLES = Path(__file__).parents[2] / "examples"

@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tools.porch.model import IGNORED, Porch
 from tools.porch.muon import Muon
-from tools.porch.tokenizer import CONTEXT
+from tools.porch.porch_model import IGNORED, Porch
+from tools.porch.porch_tokenizer import CONTEXT
 
 _LOG_EVERY = 20
 _SNAPSHOT_EVERY = 1000

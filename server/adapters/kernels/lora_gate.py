@@ -2,8 +2,8 @@
 
     act[t] = silu(gate[t] + B_gate s_gate[t]) * (up[t] + B_up s_up[t])
 
-Segments bring their adapters' tokens, as in `server.adapters.kernels.lora`; programs behind them
-take the tokens that have none. Knows no bank, no layout and no model.
+Segments bring their adapters' tokens, as in `server.adapters.kernels.lora_expand`; programs behind
+them take the tokens that have none. Knows no bank, no layout and no model.
 """
 
 import torch
@@ -12,7 +12,7 @@ import triton.language as tl
 from torch import Tensor
 from torch.nn.functional import silu
 
-from server.adapters.kernels.lora import (
+from server.adapters.kernels.lora_expand import (
     EXPAND_ENTRIES,
     LoraPart,
     block_of,
@@ -23,10 +23,10 @@ from server.adapters.kernels.lora import (
     reference_expand,
     segment_of,
 )
-from server.adapters.kernels.overlap import early, let_next_begin, wait
-from server.adapters.kernels.parts import cdiv
 from server.adapters.kernels.segments import TOKENS_EACH, Segments
-from server.adapters.layouts import PAGE
+from server.adapters.memory.layouts import PAGE
+from server.kernels.dependent_launch import early, let_next_begin, wait
+from server.kernels.launch_parts import cdiv
 
 _SEVEN_EACH = 72  # registers: seven programs run on a multiprocessor, and none are spilt
 

@@ -1,4 +1,4 @@
-"""LoRA's projection down for a batch of any adapters; see `server.adapters.kernels.lora`.
+"""LoRA's projection down for a batch of any adapters; see `server.adapters.kernels.lora_expand`.
 
 Knows no bank, no layout and no model.
 """
@@ -10,11 +10,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from server.adapters.kernels.lora import LoraPart, rank_block, segment_of
-from server.adapters.kernels.overlap import early, let_next_begin, wait
-from server.adapters.kernels.parts import cdiv
+from server.adapters.kernels.lora_expand import LoraPart, rank_block, segment_of
 from server.adapters.kernels.segments import TOKENS_EACH, Segments
-from server.adapters.layouts import PAGE
+from server.adapters.memory.layouts import PAGE
+from server.kernels.dependent_launch import early, let_next_begin, wait
+from server.kernels.launch_parts import cdiv
 
 _ENTRIES = 16384  # of A by one program at a time
 _PROGRAMS = 132 * 8  # enough to keep every multiprocessor waiting for memory, not for work

@@ -2,7 +2,8 @@
 
     act[t] = silu(gate[t] + its delta) * (up[t] + its delta)
 
-The deltas are those of `server.adapters.kernels.vera`. Knows no bank, no layout and no model.
+The deltas are those of `server.adapters.kernels.vera_product`. Knows no bank, no layout and no
+model.
 """
 
 import torch
@@ -11,9 +12,7 @@ import triton.language as tl
 from torch import Tensor
 from torch.nn.functional import silu
 
-from server.adapters.kernels.overlap import early, let_next_begin, wait
-from server.adapters.kernels.parts import cdiv
-from server.adapters.kernels.vera import (
+from server.adapters.kernels.vera_product import (
     Tiles,
     VeraPart,
     reference_add_vera,
@@ -23,7 +22,9 @@ from server.adapters.kernels.vera import (
     tiles_for,
     wide_of,
 )
-from server.adapters.layouts import PAGE
+from server.adapters.memory.layouts import PAGE
+from server.kernels.dependent_launch import early, let_next_begin, wait
+from server.kernels.launch_parts import cdiv
 
 
 def gate_vera(

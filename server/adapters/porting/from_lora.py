@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from adapters_store.errors import InvalidCheckpoint
-from adapters_store.peft.config import PeftConfig
+from adapters_store.peft.adapter_config import PeftConfig
 from adapters_store.peft.folder import LAYER_PREFIX, PeftTensors
-from server.adapters.lowrank import LowRank
+from adapters_store.store_errors import InvalidCheckpoint
+from server.adapters.methods.lowrank import LowRank
 from server.adapters.porting.incoming import Imported, checked_rank, layers_of, read_vector
 from server.bases.model import BaseModel
 

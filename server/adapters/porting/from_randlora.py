@@ -10,13 +10,14 @@ import math
 
 from torch import Tensor
 
-from adapters_store.peft.config import PeftConfig
+from adapters_store.peft.adapter_config import PeftConfig
 from adapters_store.peft.folder import SHARED_PREFIX, PeftTensors
 from adapters_store.peft.generator import (
     randlora_projections,
     sparse_randlora_projections,
 )
-from server.adapters.basis_id import PEFT_PAIRING
+from server.adapters.methods.basis_id import PEFT_PAIRING
+from server.adapters.methods.randlora import RandLora
 from server.adapters.porting.incoming import (
     Imported,
     Origin,
@@ -25,7 +26,6 @@ from server.adapters.porting.incoming import (
     read_vector,
     shared_pair,
 )
-from server.adapters.randlora import RandLora
 from server.bases.model import BaseModel
 
 _VECTORS = ("randlora_lambda", "randlora_gamma")

@@ -6,9 +6,10 @@ PEFT's A [rank, max_in] and B [max_out, rank] are read, or made again from their
 max_out are the largest among the targeted linears, and each layer reads a corner.
 """
 
-from adapters_store.peft.config import PeftConfig
+from adapters_store.peft.adapter_config import PeftConfig
 from adapters_store.peft.folder import SHARED_PREFIX, PeftTensors
 from adapters_store.peft.generator import vera_projections
+from server.adapters.methods.vera import Vera
 from server.adapters.porting.incoming import (
     Imported,
     Origin,
@@ -17,7 +18,6 @@ from server.adapters.porting.incoming import (
     read_vector,
     shared_pair,
 )
-from server.adapters.vera import Vera
 from server.bases.model import BaseModel
 
 _OURS = {"vera_lambda_d": "d", "vera_lambda_b": "b"}

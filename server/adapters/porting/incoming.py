@@ -10,10 +10,10 @@ from typing import Final, cast
 import torch
 from torch import Tensor
 
-from adapters_store.errors import InvalidCheckpoint
 from adapters_store.peft.folder import LAYER_PREFIX, SHARED_PREFIX, PeftTensors
 from adapters_store.peft.generator import ERAS, HALVES, Era, Half, Projections, rounded
-from server.adapters.method import Method
+from adapters_store.store_errors import InvalidCheckpoint
+from server.adapters.methods.method import Method
 from server.bases.model import BaseModel, TargetLinear
 from server.errors import InvalidAdapter, InvalidRequest
 

@@ -15,9 +15,9 @@ from transformers.pytorch_utils import Conv1D
 
 from adapters_store.manifest import Manifest
 from adapters_store.peft.folder import LAYER_PREFIX, SHARED_PREFIX
-from server.adapters.basis_id import PEFT_PAIRING, BasisId
-from server.adapters.matrices import BasisSource
-from server.adapters.method import Matrices, Method
+from server.adapters.memory.matrices import BasisSource
+from server.adapters.methods.basis_id import PEFT_PAIRING, BasisId
+from server.adapters.methods.method import Matrices, Method
 from server.bases.model import BaseModel, TargetLinear
 from server.errors import InvalidRequest
 

@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from server.adapters.kernels.overlap import early, let_next_begin, wait
+from server.kernels.dependent_launch import early, let_next_begin, wait
 
 # Two programs for each of an H200's 132 multiprocessors.
 _PROGRAMS: Final = 264

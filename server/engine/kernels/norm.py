@@ -8,7 +8,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from server.adapters.kernels.overlap import early, let_next_begin, wait
+from server.kernels.dependent_launch import early, let_next_begin, wait
 
 # Sixteen entries a thread: two loads of 16 bytes of each operand, and one pass for every width.
 _WIDTH_PER_WARP = 512

@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from server.adapters.kernels.overlap import early, let_next_begin, wait
+from server.kernels.dependent_launch import early, let_next_begin, wait
 
 # Of queries and keys: with 32 and 8 heads of 128 a thread then holds 20 of them.
 _ENTRIES_PER_WARP = 1024

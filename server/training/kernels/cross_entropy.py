@@ -18,7 +18,8 @@ _WARPS = 8
 
 
 def cross_entropy(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """See `server.training.loss.cross_entropy`; `reference_cross_entropy` there is its reference.
+    """See `server.training.run.loss.cross_entropy`; `reference_cross_entropy` there is its
+    reference.
 
     Args:
         logits: [rows, vocabulary], inner stride 1.

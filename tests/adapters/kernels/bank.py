@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from server.adapters.layouts import PAGE
+from server.adapters.memory.layouts import PAGE
 from tests.engine.kernels.near import DEVICE, noise
 
 _ALIGNMENT = 16

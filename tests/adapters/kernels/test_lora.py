@@ -5,7 +5,7 @@ import torch
 
 pytest.importorskip("triton", reason="triton is not installed")
 
-from server.adapters.kernels.lora import (
+from server.adapters.kernels.lora_expand import (
     LoraPart,
     expand,
     reference_expand,

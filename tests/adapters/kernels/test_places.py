@@ -5,10 +5,10 @@ import math
 import pytest
 import torch
 
-from server.adapters.layouts import RowLayout
-from server.adapters.lowrank import LowRank
-from server.adapters.method import Method
-from server.adapters.vera import Vera
+from server.adapters.memory.layouts import RowLayout
+from server.adapters.methods.lowrank import LowRank
+from server.adapters.methods.method import Method
+from server.adapters.methods.vera import Vera
 from tests.models import tiny_base
 
 

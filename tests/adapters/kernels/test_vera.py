@@ -6,14 +6,14 @@ from torch import Tensor
 
 pytest.importorskip("triton", reason="triton is not installed")
 
-from server.adapters.kernels.vera import (
+from server.adapters.kernels.vera_gate import gate_vera, reference_gate_vera
+from server.adapters.kernels.vera_product import (
     Tiles,
     VeraPart,
     add_vera,
     reference_add_vera,
     tiles_for,
 )
-from server.adapters.kernels.vera_gate import gate_vera, reference_gate_vera
 from tests.adapters.kernels.bank import Rows, asked
 from tests.engine.kernels.near import DTYPES, MARKS, assert_near, noise
 

@@ -5,7 +5,7 @@ import torch
 
 pytest.importorskip("triton", reason="triton is not installed")
 
-from server.engine.kernels.gate import reference_silu_mul, silu_mul
+from server.engine.kernels.mlp_gate import reference_silu_mul, silu_mul
 from tests.engine.kernels.near import DTYPES, MARKS, assert_near, noise, wide_view
 
 pytestmark = MARKS

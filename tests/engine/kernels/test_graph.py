@@ -6,7 +6,7 @@ import torch
 pytest.importorskip("triton", reason="triton is not installed")
 
 from server.engine.kernels.decode_attention import decode_attention, reference_decode_attention
-from server.engine.kernels.gate import reference_silu_mul, silu_mul
+from server.engine.kernels.mlp_gate import reference_silu_mul, silu_mul
 from server.engine.kernels.norm import add_rms_norm, reference_add_rms_norm
 from server.engine.kernels.rotary import reference_rotate_and_store, rotate_and_store
 from tests.engine.kernels.near import assert_near, noise

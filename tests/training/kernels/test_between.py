@@ -9,12 +9,12 @@ from torch import Tensor
 
 pytest.importorskip("triton", reason="triton is not installed")
 
-from server.training.between import PLAIN
 from server.training.kernels.cross_entropy import cross_entropy
-from server.training.kernels.gate import silu_mul
-from server.training.kernels.norm import add_rms_norm
-from server.training.kernels.rotary import rotate
-from server.training.loss import reference_cross_entropy
+from server.training.kernels.trainable_mlp_gate import silu_mul
+from server.training.kernels.trainable_norm import add_rms_norm
+from server.training.kernels.trainable_rotary import rotate
+from server.training.run.layer_ops import PLAIN
+from server.training.run.loss import reference_cross_entropy
 from tests.engine.kernels.near import DTYPES, MARKS, assert_near, noise
 
 pytestmark = MARKS

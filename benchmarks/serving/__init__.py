@@ -1,0 +1,1 @@
+"""Benchmarks of serving: steps, HTTP, loading, rivals."""

@@ -1,0 +1,211 @@
+"""CPU that the API takes for a request, a chunk and a token, over an engine that only counts.
+
+`python -m benchmarks.serving.api_cost` serves over a made-up engine in a process of its own, which
+gives each stream `--burst` tokens at once every `--pace` seconds, and asks it from further
+processes. All but the engine is what `verandah serve` runs. Figures are CPU time, system calls
+included: other work on the machine shows in them only by what it takes of the caches, which may be
+a quarter; what is to be compared should take turns. Of two bursts the larger makes fewer chunks:
+the difference is what a chunk costs, the rest what a request does, its tokens included.
+"""
+
+import argparse
+import os
+import sys
+import tempfile
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from multiprocessing.connection import Client
+from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
+
+import uvicorn
+
+from benchmarks.support.load import Load, ask
+from benchmarks.support.report import origin, table
+from benchmarks.support.stack import settings_for
+from server.api.interfaces import Inspections, Parts, Porting
+from server.app import create_app
+from server.bases.model import outline_base
+from server.bases.tokenizer import load_tokenizer
+from server.cli.serve import spare_collector
+from server.config import Settings
+from server.engine.sequence import FinishReason
+from server.metrics import Metrics
+from server.replicas.engine_process import Child
+from server.replicas.fleet import Fleet
+from server.replicas.fleet_residency import FleetResidency
+from server.replicas.messages import Facts
+from server.replicas.replica import Replica
+from server.scheduler.intake import Handle
+from server.scheduler.request import Delta, Generation, Listener, LoopStats, TokenPiece
+from server.wiring.building import Records, open_records
+from server.wiring.front import Front, wire
+
+MAX_CONTEXT = 4096
+
+
+class MadeUpLoop:
+    """Gives every stream `burst` tokens each `pace_s`, from a thread as the engine does."""
+
+    alive = True
+
+    def __init__(self, burst: int, pace_s: float) -> None:
+        self.on_told: Callable[[], None] = lambda: None
+        self._burst = burst
+        self._pace_s = pace_s
+        self._submitted: deque[tuple[Generation, Listener]] = deque()
+        threading.Thread(target=self._run, daemon=True).start()
+
+    def submit(self, request: Generation, listener: Listener) -> Handle:
+        self._submitted.append((request, listener))
+        return Handle(())
+
+    def cancel(self, handle: Handle) -> None:
+        pass
+
+    def stats(self) -> LoopStats:
+        return LoopStats()
+
+    def stop(self, drain_timeout_s: float) -> None:
+        pass
+
+    def _run(self) -> None:
+        open_: list[list[object]] = []
+        due = time.monotonic()
+        while True:
+            due = max(due + self._pace_s, time.monotonic())
+            time.sleep(max(due - time.monotonic(), 0))
+            while self._submitted:
+                request, listener = self._submitted.popleft()
+                open_.append([request.params.max_tokens, listener])
+            open_ = [stream for stream in open_ if self._step(stream)]
+            self.on_told()
+
+    def _step(self, stream: list[object]) -> bool:
+        """Whether the stream goes on."""
+        left, listener = cast(int, stream[0]), cast(Listener, stream[1])
+        count = min(self._burst, left)
+        for place in range(count):
+            last = place + 1 == left
+            finish = FinishReason.LENGTH if last else None
+            listener(Delta(0, " word", (TokenPiece(5, " word"),), finish=finish))
+        stream[0] = left - count
+        return count < left
+
+
+def run_engine(burst: int, pace_s: float, address: str) -> None:
+    """An engine's process; ends when the other side is gone."""
+    residency = SimpleNamespace(loads=0, evictions=0, hits=0, snapshot=list)
+    for name in ("pin", "unpin", "forget"):
+        setattr(residency, name, lambda ref: None)
+    with Client(address) as connection:
+        facts = Facts("made-up", "f" * 64, "cpu", "float32", MAX_CONTEXT, 4096, 8)
+        loop = MadeUpLoop(burst, pace_s)
+        try:
+            Child(connection, loop, residency, Metrics("base")).run(facts)
+        except (EOFError, OSError):
+            os._exit(0)
+
+
+@contextmanager
+def parts_over(settings: Settings, burst: int, pace_s: float) -> Iterator[Parts]:
+    """The parts of a server whose engine is made up."""
+    command = [
+        sys.executable,
+        "-m",
+        "benchmarks.serving.api_cost",
+        "--as-engine",
+        f"{burst},{pace_s}",
+    ]
+    fleet = Fleet([Replica(number, command, os.environ) for number in range(settings.replicas)])
+    with open_records(settings) as records:
+        fleet.start()
+        try:
+            yield _wired(settings, records, fleet)
+        finally:
+            fleet.stop(0)
+
+
+def _wired(settings: Settings, records: Records, fleet: Fleet) -> Parts:
+    front = Front(
+        base=replace(outline_base(settings.model), fingerprint=fleet.facts.fingerprint),
+        tokenizer=load_tokenizer(settings.model),
+        engine=fleet,
+        residency=FleetResidency(fleet),
+        inspections=cast(Inspections, None),  # type: ignore[arg-type]
+        porting=cast(Porting, None),  # type: ignore[arg-type]
+        stop=fleet.stop,
+    )
+    return wire(settings, records, front, Metrics("base"), None)
+
+
+@contextmanager
+def listening(parts: Parts) -> Iterator[int]:
+    """The application on a free port, in a thread of this process."""
+    config = uvicorn.Config(
+        create_app(parts), port=0, log_config=None, access_log=False, lifespan="off"
+    )
+    spare_collector()
+    server = uvicorn.Server(config)
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    while not server.started:
+        time.sleep(0.01)
+    yield int(server.servers[0].sockets[0].getsockname()[1])
+    server.should_exit = True
+    thread.join()
+
+
+def measure(options: argparse.Namespace, chat: bool, burst: int) -> tuple[float, float]:
+    """CPU milliseconds a request, and its chunks."""
+    load = Load(
+        options.streams,
+        options.prompt_tokens,
+        options.answer_tokens,
+        256,
+        stream=True,
+        warm_up_s=options.warm_up,
+        seconds=options.seconds,
+        chat=chat,
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        settings = settings_for(str(Path(folder) / "home"), max_waiting=4 * options.streams)
+        with parts_over(settings, burst, options.pace) as parts, listening(parts) as port:
+            heard, used = ask(port, load, 1)
+    return used / heard.answers * 1e3, heard.events / heard.answers - 1
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--streams", type=int, default=64)
+    parser.add_argument("--prompt-tokens", type=int, default=128)
+    parser.add_argument("--answer-tokens", type=int, default=128)
+    parser.add_argument("--bursts", type=int, nargs=2, default=[3, 128])
+    parser.add_argument("--pace", type=float, default=0.05, help="seconds between bursts")
+    parser.add_argument("--warm-up", type=float, default=3.0)
+    parser.add_argument("--seconds", type=float, default=8.0)
+    parser.add_argument("--kinds", nargs="+", default=["completions", "chat"])
+    parser.add_argument("--as-engine", help=argparse.SUPPRESS)
+    parser.add_argument("--connect", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.as_engine:
+        burst, _, pace = options.as_engine.partition(",")
+        return run_engine(int(burst), float(pace), options.connect)
+    rows: list[list[object]] = []
+    for kind in options.kinds:
+        (many, chunks), (few, least) = (measure(options, kind == "chat", b) for b in options.bursts)
+        each = (many - few) / (chunks - least)
+        rows.append([kind, few - least * each, each * 1e3, chunks])
+        print(*rows[-1], file=sys.stderr)
+    columns = ("", "ms a request", "us a chunk", "chunks a request")
+    print(origin(), table(columns, rows), sep="\n\n")
+    return None
+
+
+if __name__ == "__main__":
+    main()

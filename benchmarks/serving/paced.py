@@ -1,0 +1,247 @@
+"""What a step costs the host when a device takes its time: the loop alone, and in a process of its
+own behind a connection. No model, no device, no HTTP.
+
+`python -m benchmarks.serving.paced` runs the serving loop over a stand-in for an engine whose steps
+take `--step-ms` on a device of its own. Launching one holds the interpreter's lock only in part: as
+torch's operators do, `--operators` of them give it up for some microseconds each, so that other
+threads get their turns. Answers end and begin again all the time. Alone, a listener on the loop's
+thread asks again; apart, `Child` sends all news to another process, which asks again.
+"""
+
+import argparse
+import gc
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Sequence as Seq
+from dataclasses import dataclass, field
+from hashlib import sha256
+from itertools import pairwise
+from multiprocessing.connection import Client
+from random import Random
+from statistics import median
+from types import SimpleNamespace
+from typing import Protocol, cast
+
+from benchmarks.serving.loop_cost import BLOCK_TOKENS, InstantEngine, InstantFlight, NoSlots, pieces
+from benchmarks.support.report import origin, table
+from server.engine.blocks import BlockPool
+from server.engine.sequence import Chunk, SamplingParams, StepOutput
+from server.metrics import Metrics
+from server.replicas.engine_process import Child
+from server.replicas.messages import Facts
+from server.replicas.replica import Replica
+from server.scheduler.admission import Slots
+from server.scheduler.loop import Limits, ServingLoop
+from server.scheduler.request import Delta, Generation, Listener
+
+_OPERATOR = bytes(8192)  # hashed, it takes about as long as an operator takes to launch a kernel
+_SHARES = (0.3, 0.95)  # of all steps: those between count
+
+Costs = dict[str, float]
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What is measured."""
+
+    rows: int
+    prompt_tokens: int
+    answer_tokens: int
+    step_ms: float
+    operators: int
+    steps: int
+
+
+@dataclass(frozen=True)
+class PacedFlight:
+    """A step that has run at `ready_at`."""
+
+    instant: InstantFlight
+    ready_at: float
+
+    def outputs(self) -> list[StepOutput]:
+        time.sleep(max(self.ready_at - time.perf_counter(), 0))
+        return self.instant.outputs()
+
+
+@dataclass
+class Marks:
+    """At each launch, on the loop's thread: the time, its CPU time, the process's, rows run."""
+
+    taken: list[tuple[float, float, float, int]] = field(default_factory=list)
+
+    def take(self, rows: int) -> None:
+        times = time.perf_counter(), time.thread_time(), time.process_time()
+        self.taken.append((*times, rows))
+
+    def costs(self) -> Costs:
+        """Medians over the steps but for the rate: neighbours on the machine come and go."""
+        low, high = (int(share * len(self.taken)) for share in _SHARES)
+        part = self.taken[low:high]
+        steps = [
+            (later[0] - it[0], later[1] - it[1], (later[2] - it[2]) - (later[1] - it[1]), it[3])
+            for it, later in pairwise(part)
+        ]
+        return {
+            "rate": sum(rows for *_, rows in steps) / (part[-1][0] - part[0][0]),
+            "ms": median(wall for wall, *_ in steps) * 1e3,
+            "rows": median(rows for *_, rows in steps),
+            "loop": median(loop / rows for _, loop, _, rows in steps) * 1e6,
+            "others": sum(others for *_, others, _ in steps) / sum(it[3] for it in steps) * 1e6,
+        }
+
+
+class PacedEngine:
+    """One step in the air while the next is prepared; steps run one after the other."""
+
+    ahead = 1
+
+    def __init__(self, shape: Shape) -> None:
+        self._instant = InstantEngine(1)
+        self._shape = shape
+        self._free_at = 0.0
+        self.marks = Marks()
+        self.costs = self.marks.costs
+
+    def launch(self, chunks: Seq[Chunk]) -> PacedFlight:
+        self.marks.take(len(chunks))
+        for _ in range(self._shape.operators):
+            sha256(_OPERATOR)
+        now = time.perf_counter()
+        self._free_at = max(now, self._free_at) + self._shape.step_ms / 1e3
+        return PacedFlight(self._instant.launch(chunks), self._free_at)
+
+
+def loop_over(engine: PacedEngine, shape: Shape) -> ServingLoop:
+    slots: Slots = NoSlots()  # type: ignore[assignment]
+    context = shape.prompt_tokens + shape.answer_tokens + 2 * BLOCK_TOKENS
+    return ServingLoop(
+        engine,
+        slots,
+        BlockPool(context // BLOCK_TOKENS * shape.rows, BLOCK_TOKENS, prefix_cache=False),
+        pieces().stream,
+        eos=frozenset({2}),
+        limits=Limits(shape.rows, 1024, 4 * shape.rows, context),
+        metrics=Metrics("benchmark"),
+    )
+
+
+class Engine(Protocol):
+    """The loop, or the way to one."""
+
+    def submit(self, request: Generation, listener: Listener) -> object: ...
+
+
+class Asker:
+    """Asks again whenever an answer ends; the first answers have random lengths."""
+
+    def __init__(self, engine: Engine, shape: Shape) -> None:
+        self._engine = engine
+        self._shape = shape
+        self._draw = Random(0)
+        self._left = shape.rows * shape.steps
+        self.done = threading.Event()
+
+    def start(self) -> "Asker":
+        for _ in range(self._shape.rows):
+            self._ask(self._draw.randint(1, self._shape.answer_tokens))
+        return self
+
+    def __call__(self, delta: Delta) -> None:
+        self._left -= 1
+        if self._left <= 0:
+            self.done.set()
+        elif delta.finish is not None:
+            self._ask(self._shape.answer_tokens)
+
+    def _ask(self, tokens: int) -> None:
+        start = self._draw.randrange(1 << 20)
+        prompt = tuple(range(start, start + self._shape.prompt_tokens))
+        params = SamplingParams(max_tokens=tokens, temperature=0.0, ignore_eos=True)
+        self._engine.submit(Generation("benchmark", "owner", prompt, params), self)
+
+
+def alone(shape: Shape) -> Costs:
+    """The loop and who asks it in one process."""
+    engine = PacedEngine(shape)
+    loop = loop_over(engine, shape)
+    gc.freeze()  # as `verandah engine` does
+    loop.start()
+    Asker(loop, shape).start().done.wait()
+    costs = engine.costs()
+    loop.stop(0)
+    return costs
+
+
+def answer(shape: Shape, address: str) -> None:
+    """An engine's process; a look at its adapters tells what steps cost. Ends when it is alone."""
+    engine = PacedEngine(shape)
+    loop = loop_over(engine, shape)
+    residency = SimpleNamespace(loads=0, evictions=0, hits=0, snapshot=engine.costs)
+    for name in ("pin", "unpin", "forget"):
+        setattr(residency, name, lambda ref: None)
+    with Client(address) as connection:
+        facts = Facts("paced", "f" * 64, "cpu", "float32", loop.max_context, loop.max_answers, 8)
+        gc.freeze()
+        loop.start()
+        try:
+            Child(connection, loop, residency, Metrics("base")).run(facts)
+        except (EOFError, OSError):
+            os._exit(0)
+
+
+def apart(shape: Shape) -> Costs:
+    """The loop in a process of its own; here is who asks it."""
+    replica = Replica(0, _command("apart", shape), os.environ)
+    replica.start()
+    try:
+        link = replica.wait()
+        Asker(link, shape).start().done.wait()
+        return cast(Costs, link.call("snapshot"))
+    finally:
+        replica.stop(0)
+
+
+def _command(mode: str, shape: Shape) -> list[str]:
+    return [sys.executable, "-m", "benchmarks.serving.paced", "--as", mode, json.dumps(vars(shape))]
+
+
+def measure(shape: Shape) -> dict[str, Costs]:
+    """One run of each, one after the other."""
+    told = subprocess.run(_command("alone", shape), capture_output=True, text=True, check=True)
+    return {"alone": json.loads(told.stdout), "apart": apart(shape)}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rows", type=int, default=256)
+    parser.add_argument("--prompt-tokens", type=int, default=128)
+    parser.add_argument("--answer-tokens", type=int, default=128)
+    parser.add_argument("--step-ms", type=float, default=2.5)
+    parser.add_argument("--operators", type=int, default=40)
+    parser.add_argument("--steps", type=int, default=1000)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--as", nargs=2, dest="role", help=argparse.SUPPRESS)
+    parser.add_argument("--connect", help=argparse.SUPPRESS)
+    options = vars(parser.parse_args())
+    rounds, role, address = (options.pop(name) for name in ("rounds", "role", "connect"))
+    if role is not None:
+        shape = Shape(**json.loads(role[1]))
+        print(json.dumps(alone(shape))) if role[0] == "alone" else answer(shape, address)
+        return
+    runs = [measure(Shape(**options)) for _ in range(rounds)]
+    lines: list[list[object]] = []
+    for mode in ("alone", "apart"):
+        found = {key: median(run[mode][key] for run in runs) for key in runs[0][mode]}
+        lines.append([mode, *found.values()])
+    ratio = median(run["apart"]["rate"] / run["alone"]["rate"] for run in runs)
+    columns = ("", "rows/s", "ms a step", "rows a step", "loop, us a row", "others, us a row")
+    print(origin(), table(columns, lines), f"Apart over alone: {ratio:.3f}", sep="\n\n")
+
+
+if __name__ == "__main__":
+    main()

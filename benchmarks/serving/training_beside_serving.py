@@ -1,0 +1,251 @@
+"""Training on the GPU that serves: what it costs the answers, and what is left of its speed.
+
+    python -m benchmarks.serving.training_beside_serving --shape 1b --device cuda
+    python -m benchmarks.serving.training_beside_serving --shape tiny --streams 4 \\
+        --answer-tokens 60 --rank 8 --tokens 24 \\
+        --seconds 1 --rounds 1
+
+Steady streams with VeRA adapters are listened to, alone and beside one job that trains (VeRA on q
+and v), in turns. The first row is the server's own way; the second is it without any rests.
+"""
+
+import argparse
+import itertools
+import logging
+import math
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+import torch
+
+from adapters_store.manifest import AdapterRef
+from adapters_store.store import AdapterStore
+from benchmarks.serving.cold import gaps_of
+from benchmarks.support import crowd
+from benchmarks.support.base_shapes import SHAPES, base_of
+from benchmarks.support.crowd import VERA_QV
+from benchmarks.support.live import Heard, Live, serving
+from benchmarks.support.report import origin, table
+from benchmarks.training.training_sides import Job, Marks, Plain, Product, Way
+from server.bases.model import BaseModel
+from server.pulse import Pulse
+
+PROMPT_TOKENS: Final = 128
+BAR_GAP, BAR_KEPT, BAR_IDLE, BAR_MEMORY = 1.3, 0.4, 0.95, 0.15
+WAYS: Final = ("product", "never")
+
+
+@dataclass
+class Found:
+    """Of one way: seconds between tokens, alone and beside; tokens a second of training."""
+
+    name: str
+    alone: list[float] = field(default_factory=list)
+    beside: list[float] = field(default_factory=list)
+    trained: list[float] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes of the device: of the base's weights, what training takes between its steps, and the
+    most that one step takes beside that."""
+
+    weights: int
+    added: int
+    activations: int
+
+
+class Streams:
+    """One stream for each adapter, all at once, again and again."""
+
+    def __init__(self, live: Live, refs: Sequence[AdapterRef], answer_tokens: int) -> None:
+        self._ask = partial(live.ask_all, refs, PROMPT_TOKENS, answer_tokens)
+
+    def once(self) -> list[Heard]:
+        return self._ask()
+
+    def gaps(self, times: int) -> list[float]:
+        return [gap for _ in range(times) for gap in gaps_of(self.once())]
+
+
+def trained_per_s(marks: Marks, begin: float, end: float) -> float:
+    """Tokens a second between two moments; a step counts by the part of it that lies there."""
+    if len(marks) < 2:
+        return 0.0
+    times, tokens = zip(*marks, strict=True)
+    first, last = np.interp((begin, end), times, tokens)
+    return float(last - first) / (end - begin)
+
+
+def in_turns(
+    found: Found, way: Way, streams: Streams, rounds: int, *, warming: int, times: int
+) -> None:
+    """Streams alone, then beside training, `warming` of which is not looked at."""
+    for _ in range(rounds):
+        found.alone += streams.gaps(times)
+        way.start()
+        try:
+            for _ in range(warming):
+                streams.once()
+            begin = time.perf_counter()
+            found.beside += streams.gaps(times)
+            end = time.perf_counter()
+        finally:
+            marks = way.stop()
+        found.trained.append(trained_per_s(marks, begin, end))
+
+
+def quietly(way: Way, seconds: float) -> float:
+    """Tokens a second of training while nobody asks anything: the median of five stretches."""
+    way.start()
+    time.sleep(seconds * 1.25)
+    marks = way.stop()
+    times = np.linspace(marks[-1][0] - seconds, marks[-1][0], 6)
+    return statistics.median(trained_per_s(marks, *ends) for ends in itertools.pairwise(times))
+
+
+def idle_share(product: Way, plain: Way, seconds: float, rounds: int) -> tuple[float, float]:
+    """Speed of training by itself, and the part of it that the server's way has beside an engine
+    that nobody asks: in turns, and the median of what each turn found."""
+    turns = [(quietly(plain, seconds), quietly(product, seconds)) for _ in range(rounds + 1)][1:]
+    alone = statistics.median(one for one, _ in turns)
+    return alone, statistics.median(mine / one for one, mine in turns)
+
+
+def memory_of(base: BaseModel, make: Callable[[], Way]) -> tuple[Way, Memory | None]:
+    """What a way takes of the device."""
+    if base.device.type != "cuda":
+        return make(), None
+    before = torch.cuda.memory_allocated()
+    way = make()
+    quietly(way, 1)  # the optimizer's moments are there as well
+    torch.cuda.synchronize()
+    held = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    quietly(way, 1)
+    weights = sum(it.numel() * it.itemsize for it in base.model.parameters())
+    peak = torch.cuda.max_memory_allocated() - held
+    return way, Memory(weights, held - before, peak)
+
+
+def row(found: Found, speed_alone: float) -> tuple[object, ...]:
+    def quantile(gaps: Sequence[float], share: float) -> float:
+        return float(np.quantile(gaps, share)) * 1e3
+
+    p95 = quantile(found.beside, 0.95) / quantile(found.alone, 0.95)
+    kept = statistics.mean(found.trained) / speed_alone
+    met = p95 <= BAR_GAP and kept >= BAR_KEPT
+    return (
+        found.name,
+        *(quantile(found.alone, share) for share in (0.5, 0.95)),
+        *(quantile(found.beside, share) for share in (0.5, 0.95, 0.99)),
+        f"{p95:.2f}",
+        f"{statistics.mean(found.alone) / statistics.mean(found.beside):.2f}",
+        statistics.mean(found.trained),
+        f"{kept:.2f}",
+        "met" if met else "MISSED",
+    )
+
+
+def row_text(found: Found, speed_alone: float) -> str:
+    cells = row(found, speed_alone)
+    return "  ".join(f"{cell:.3g}" if isinstance(cell, float) else str(cell) for cell in cells)
+
+
+def memory_text(memory: Memory) -> str:
+    weights, added, activations = (
+        f"{size / 2**20:,.0f} MiB" for size in (memory.weights, memory.added, memory.activations)
+    )
+    share = memory.added / memory.weights
+    return (
+        f"weights {weights}; training adds {added}, {share:.1%} of them (bar {BAR_MEMORY:.0%}: "
+        f"{'met' if share <= BAR_MEMORY else 'MISSED'}), and at most {activations} in a step"
+    )
+
+
+@contextmanager
+def engine_of(
+    options: argparse.Namespace, folder: Path
+) -> Iterator[tuple[BaseModel, Pulse, Streams]]:
+    base = base_of(options.shape, options.device)
+    store = AdapterStore(folder / "store")
+    refs = crowd.publish(store, base, VERA_QV, options.streams)
+    adapters = crowd.residents(base, store, [(VERA_QV, options.streams)])
+    pulse, context = Pulse(), PROMPT_TOKENS + options.answer_tokens
+    with serving(base, adapters, rows=options.streams, context=context, pulse=pulse) as live:
+        streams = Streams(live, refs, options.answer_tokens)
+        streams.once()
+        yield base, pulse, streams
+
+
+def ways_of(
+    options: argparse.Namespace, base: BaseModel, pulse: Pulse, product: Way
+) -> Mapping[str, tuple[str, Callable[[], Way]]]:
+    return {
+        "product": (f"gives way, {options.target:g} times", lambda: product),
+        "never": (
+            "gives way to priority alone",
+            partial(Product, base, pulse, Job.of(options), math.inf),
+        ),
+    }
+
+
+def listen(options: argparse.Namespace, folder: Path) -> None:
+    with engine_of(options, folder) as (base, pulse, streams):
+        job = Job.of(options)
+        product, memory = memory_of(base, lambda: Product(base, pulse, job, options.target))
+        rounds = options.rounds
+        alone, idle = idle_share(product, Plain(base, job), options.seconds, rounds)
+        rows = []
+        for key, (name, make) in ways_of(options, base, pulse, product).items():
+            if key not in options.ways:
+                continue
+            found = Found(name)
+            in_turns(found, make(), streams, rounds, warming=options.warming, times=options.times)
+            print(row_text(found, alone), flush=True)  # should a later way break
+            rows.append(row(found, alone))
+    print("\n" + origin() + "\n")
+    columns = ("", "p50 alone, ms", "p95", "p50 beside", "p95", "p99", "p95 over alone")
+    print(table((*columns, "streams' speed", "trained tokens/s", "of alone", "bars"), rows))
+    verdict = "met" if idle >= BAR_IDLE else "MISSED"
+    print(f"\ntraining alone: {alone:,.0f} tokens/s")
+    print(f"beside an idle server: {idle:.2f} of it (bar {BAR_IDLE}: {verdict})")
+    if memory is not None:
+        print(memory_text(memory))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--shape", choices=SHAPES, default="1b")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--ways", nargs="+", choices=WAYS, default=WAYS)
+    parser.add_argument("--streams", type=int, default=32)
+    parser.add_argument("--answer-tokens", type=int, default=600, help="of one stream")
+    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--times", type=int, default=2, help="streams listened to in a phase")
+    parser.add_argument("--warming", type=int, default=2, help="streams before them")
+    parser.add_argument("--seconds", type=float, default=4, help="of training by itself")
+    parser.add_argument("--target", type=float, default=BAR_GAP)
+    parser.add_argument("--judged", action="store_true", help="show what moves the share, and how")
+    parser.add_argument("--examples", type=int, default=200)
+    parser.add_argument("--tokens", type=int, default=256, help="of one example")
+    parser.add_argument("--rank", type=int, default=256)
+    parser.add_argument("--targets", nargs="*", default=("q_proj", "v_proj"))
+    options = parser.parse_args()
+    if options.judged:
+        logging.basicConfig(format="%(relativeCreated)d ms: %(message)s")
+        logging.getLogger("server.training.beside.throttle").setLevel(logging.DEBUG)
+    with tempfile.TemporaryDirectory(dir=crowd.scratch()) as name:
+        listen(options, Path(name))
+
+
+if __name__ == "__main__":
+    main()

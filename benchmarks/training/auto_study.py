@@ -1,0 +1,201 @@
+"""How often a small file should be read, and which state is worth publishing: real files, Porch.
+
+    python -m benchmarks.training.auto_study --data DIR [--minutes 14] [--results runs.jsonl]
+    python -m benchmarks.training.auto_study --report runs.jsonl
+
+DIR holds `snips` (spoken commands, to be answered by their intent and slots) and `e2e` (meanings,
+to be told as a sentence). Each run trains as a job of so many lines would, all but its epochs left
+to the defaults, and is scored on other lines of the same source that no run has seen. Runs are made
+in the order in which they matter, until the minutes are over; what is in the results stays.
+"""
+
+import argparse
+import json
+import random
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.support.report import origin, table
+from server.adapters.learning.trainable import TrainableAdapter
+from server.adapters.memory.matrices import SharedBases
+from server.bases.model import BaseModel, load_base
+from server.bases.tokenizer import ChatTokenizer, load_tokenizer
+from server.jobs.queue.train_options import TrainOptions
+from server.training.run.batches import held_out
+from server.training.run.defaults import epochs_for, plan_for
+from server.training.run.examples import Example, build_examples
+from server.training.run.run_steps import run
+from server.training.run.trainer import Trainer
+
+SOURCES = ("snips", "e2e")
+EPOCHS = {10: (8, 15, 30), 30: (5, 11, 20), 100: (2, 3, 6), 300: (1, 2, 4)}
+"""By the lines of a file, how often it is read: by the rule of the day, more and less."""
+_FRESH = 40  # lines that no run learns from
+_SEED = 7
+
+
+@dataclass(frozen=True)
+class Run:
+    """A file, how often it is read, and with which method."""
+
+    source: str
+    lines: int
+    epochs: int
+    method: str = "vera"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Losses on fresh lines: of the base, of the last state, and of the one that the run's own
+    held-out lines like best. `own_*` are on those."""
+
+    base: float
+    last: float
+    best: float
+    own_base: float
+    own_best: float
+    seconds: float
+
+
+def runs() -> Iterator[Run]:
+    """One source after the other, what takes the least first; then other methods by the rule."""
+    for source in SOURCES:
+        made = [Run(source, lines, each) for lines, epochs in EPOCHS.items() for each in epochs]
+        yield from sorted(made, key=lambda one: one.lines * one.epochs)
+    others = ("lora", "asymmetric-lora", "randlora")
+    yield from (Run(SOURCES[0], it, epochs_for(it), method) for method in others for it in EPOCHS)
+
+
+def records_of(folder: Path, source: str) -> list[dict[str, object]]:
+    """Lines of chat, in a random order that is always the same."""
+    pairs = _snips(folder / "snips") if source == "snips" else _e2e(folder / "e2e" / "train.txt")
+    random.Random(_SEED).shuffle(pairs)
+    return [
+        {"messages": [{"role": "user", "content": q}, {"role": "assistant", "content": a}]}
+        for q, a in pairs
+    ]
+
+
+def _snips(folder: Path) -> list[tuple[str, str]]:
+    found = []
+    for path in sorted(folder.glob("train_*_full.json")):
+        content = json.loads(path.read_text(encoding="utf-8", errors="replace"))
+        for intent, lines in content.items():
+            for line in lines:
+                parts = line["data"]
+                text = "".join(part["text"] for part in parts).strip()
+                slots = [f"{p['entity']}: {p['text']}" for p in parts if "entity" in p]
+                found.append((text, "; ".join([intent, *slots])))
+    return found
+
+
+def _e2e(path: Path) -> list[tuple[str, str]]:
+    lines = [line.split("||") for line in path.read_text(encoding="utf-8").splitlines()]
+    return [(line[0].strip(), line[1].strip()) for line in lines if len(line) == 2]
+
+
+def measure(base: BaseModel, shared: SharedBases, examples: Sequence[Example], one: Run) -> Outcome:
+    """Train as a job of that many lines would."""
+    started = time.monotonic()
+    fresh, file = examples[:_FRESH], examples[_FRESH : _FRESH + one.lines]
+    options = TrainOptions(method=one.method, n_epochs=one.epochs)
+    plan = plan_for(options, seed=_SEED, max_rank=1024, lines=one.lines)
+    kept = held_out(len(file), plan.validation_split, seed=plan.seed)
+    train = [example for index, example in enumerate(file) if index not in kept]
+    valid = [example for index, example in enumerate(file) if index in kept]
+    adapter = TrainableAdapter(
+        base,
+        plan.method,
+        plan.rank,
+        plan.basis_seed,
+        plan.targets,
+        plan.adapter_options(),
+        shared,
+    )
+    trainer = Trainer(base, adapter, train, valid, plan)
+    unlearnt = _fresh_loss(trainer, fresh)
+    own: list[float] = []
+    best = adapter.tensors()
+    for progress in run(trainer):
+        if progress.valid:
+            own.append(progress.valid.loss)
+            best = adapter.tensors() if own[-1] == min(own[1:], default=0.0) else best
+    last = picked = _fresh_loss(trainer, fresh)
+    if own[-1] != min(own[1:]):
+        adapter.load_tensors(best)
+        picked = _fresh_loss(trainer, fresh)
+    return Outcome(unlearnt, last, picked, own[0], min(own[1:]), time.monotonic() - started)
+
+
+def _fresh_loss(trainer: Trainer, fresh: Sequence[Example]) -> float:
+    score = trainer.score(fresh)
+    assert score is not None
+    return score.loss
+
+
+def _encoded(records: Sequence[dict[str, object]], tokenizer: ChatTokenizer) -> list[Example]:
+    wanted = records[: _FRESH + max(EPOCHS)]
+    built = build_examples(enumerate(wanted), tokenizer, max_tokens=512)
+    return [example for examples in built for example in examples]
+
+
+def report(path: Path) -> str:
+    """One row for each source, length and method; the rule's own epochs are in bold."""
+    found = [(Run(**line["run"]), Outcome(**line["outcome"])) for line in _read(path)]
+    order = {source: place for place, source in enumerate(SOURCES)}
+    found.sort(key=lambda one: (one[0].method != "vera", order[one[0].source], one[0].lines))
+    rows: list[Sequence[object]] = []
+    kinds = groupby(found, lambda one: (one[0].method, one[0].source, one[0].lines))
+    for (method, source, lines), group in kinds:
+        each = sorted(group, key=lambda one: one[0].epochs)
+        cells = [_cell(one, outcome) for one, outcome in each]
+        base = f"{each[0][1].base:.2f}"
+        rows.append((method, source, lines, base, "; ".join(cells)))
+    return table(("method", "file", "lines", "base", "epochs: last / best by its own tenth"), rows)
+
+
+def _cell(one: Run, outcome: Outcome) -> str:
+    text = f"{one.epochs}: {outcome.last:.2f} / {outcome.best:.2f}"
+    return f"**{text}**" if one.epochs == epochs_for(one.lines) else text
+
+
+def _read(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", type=Path)
+    parser.add_argument("--minutes", type=float, default=14.0)
+    parser.add_argument("--results", type=Path, default=Path("auto_study.jsonl"))
+    parser.add_argument("--report", type=Path, help="only show these results")
+    options = parser.parse_args()
+    if options.data is not None:
+        _study(options.data, options.results, options.minutes * 60)
+    print(origin(), report(options.report or options.results), sep="\n\n")
+
+
+def _study(data: Path, results: Path, seconds: float) -> None:
+    until = time.monotonic() + seconds
+    torch.set_num_threads(1)
+    base, tokenizer = load_base("porch", device="cpu"), load_tokenizer("porch")
+    shared = SharedBases(base)
+    examples = {source: _encoded(records_of(data, source), tokenizer) for source in SOURCES}
+    done = [Run(**line["run"]) for line in _read(results)]
+    for one in runs():
+        if one in done or time.monotonic() > until:
+            continue
+        outcome = measure(base, shared, examples[one.source], one)
+        with results.open("a") as file:
+            file.write(json.dumps({"run": asdict(one), "outcome": asdict(outcome)}) + "\n")
+        print(one, outcome, flush=True)
+
+
+if __name__ == "__main__":
+    main()

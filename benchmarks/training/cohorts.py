@@ -1,0 +1,199 @@
+"""Jobs per hour: many small jobs in one batch, one after the other, and with PEFT's Trainer.
+
+    python -m benchmarks.training.cohorts
+    python -m benchmarks.training.cohorts --model 1b --device cuda --jobs 32 --tokens 256 \\
+        --rank 256 \\
+        --targets q_proj v_proj --widths 8192 32768
+
+Each job has its own examples of random tokens, all counted. Steps are timed in turns, so that a
+noisy moment falls on all sides alike; scoring held-out lines and checkpoints are left out.
+"""
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch.utils.checkpoint import checkpoint
+
+from benchmarks.support.base_shapes import base_of
+from benchmarks.support.report import origin, table
+from benchmarks.training.peft_trainer import peft_seconds_per_step
+from benchmarks.training.profiles import profiled
+from server.adapters.learning.trainable import TrainableAdapter
+from server.adapters.memory.matrices import SharedBases
+from server.bases.model import BaseModel
+from server.jobs.queue.train_options import TrainOptions
+from server.training.run.defaults import Plan, plan_for
+from server.training.run.examples import Example
+from server.training.run.run_steps import take_step
+from server.training.run.trainer import Trainer
+
+_GIB = 2**30
+
+
+@dataclass(frozen=True)
+class Work:
+    """What one job is: its plan, how long its examples are, and how many."""
+
+    plan: Plan
+    examples: int
+    tokens: int
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps of one job."""
+        return -(-self.examples // self.plan.batch_size) * self.plan.n_epochs
+
+
+def work_of(options: argparse.Namespace) -> Work:
+    asked = TrainOptions(rank=options.rank, targets=tuple(options.targets) or None)
+    plan = plan_for(asked, seed=0, max_rank=1024, lines=options.examples)
+    return Work(plan, options.examples, options.tokens)
+
+
+def examples_of(work: Work, seed: int, vocab_size: int) -> list[Example]:
+    """One job's examples. The last position is only a target, hence one token more."""
+    generator = torch.Generator().manual_seed(seed)
+    shape = (work.examples, work.tokens + 1)
+    rows = torch.randint(8, vocab_size, shape, generator=generator).tolist()
+    return [Example(tuple(row), (False, *[True] * work.tokens)) for row in rows]
+
+
+def trainers_of(base: BaseModel, work: Work, jobs: int) -> list[Trainer]:
+    shared, plan = SharedBases(base), work.plan
+    made = []
+    for job in range(jobs):
+        adapter = TrainableAdapter(
+            base, plan.method, plan.rank, plan.basis_seed, plan.targets, {}, shared
+        )
+        made.append(Trainer(base, adapter, examples_of(work, job, base.vocab_size), [], plan))
+    return made
+
+
+def seconds(action: Callable[[], object], device: str) -> float:
+    if device == "cuda":
+        torch.cuda.synchronize()
+    start = time.perf_counter()
+    action()
+    if device == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - start
+
+
+def peak_gib(action: Callable[[], object], device: str) -> float:
+    """Device memory that an action takes beside what is there already."""
+    if device != "cuda":
+        return float("nan")
+    torch.cuda.synchronize()
+    before = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    action()
+    torch.cuda.synchronize()
+    return (torch.cuda.max_memory_allocated() - before) / _GIB
+
+
+def with_checkpoints(base: BaseModel, action: Callable[[], object]) -> None:
+    """Do it with layers that keep their inputs alone, and run again on the way back."""
+    layers: Any = base.model.get_decoder().layers
+    for layer in layers:
+        layer._gradient_checkpointing_func = partial(checkpoint, use_reentrant=False)
+        layer.gradient_checkpointing = layer.training = True
+    action()
+    for layer in layers:
+        layer.gradient_checkpointing = layer.training = False
+
+
+def ways_of(
+    base: BaseModel, trainers: Sequence[Trainer], options: argparse.Namespace
+) -> dict[str, Callable[[], object]]:
+    """A step of all jobs, by how it is taken; the first way is what the others are over."""
+
+    def one_by_one() -> None:
+        for trainer in trainers:
+            take_step([trainer], trainer.part_tokens)
+
+    ways: dict[str, Callable[[], object]] = {"one after the other": one_by_one}
+    for width in options.widths:
+        name, way = f"together, {width:,} tokens a pass", partial(take_step, trainers, width)
+        ways[name] = way
+        if options.checkpointing:
+            ways[f"{name}, checkpointed"] = partial(with_checkpoints, base, way)
+    return ways
+
+
+def in_turns(
+    ways: Mapping[str, Callable[[], object]], rounds: int, device: str
+) -> dict[str, list[float]]:
+    """Seconds of each, round after round."""
+    for way in ways.values():
+        way()
+    found: dict[str, list[float]] = {name: [] for name in ways}
+    for _ in range(rounds):
+        for name, way in ways.items():
+            found[name].append(seconds(way, device))
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0] if __doc__ else "")
+    parser.add_argument("--model", default="porch", help="porch, a folder, a hub id, 1b or 8b")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--jobs", type=int, default=8)
+    parser.add_argument("--examples", type=int, default=200, help="of one job")
+    parser.add_argument("--tokens", type=int, default=64, help="of one example")
+    parser.add_argument("--rank", type=int, default=None)
+    parser.add_argument("--targets", nargs="*", default=())
+    parser.add_argument("--widths", type=int, nargs="+", default=[2048, 4096])
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--peft-steps", type=int, default=20, help="0: leave PEFT out")
+    parser.add_argument("--checkpointing", action="store_true", help="try it, too")
+    parser.add_argument("--profile", action="store_true", help="say what a step's time goes to")
+    options = parser.parse_args()
+    work = work_of(options)
+    base = base_of(options.model, options.device)
+    trainers = trainers_of(base, work, options.jobs)
+    if options.profile:
+        print(origin())
+        print(profiled("one job", lambda: take_step(trainers[:1], trainers[0].part_tokens), base))
+        for width in options.widths:
+            name = f"{options.jobs} jobs, {width:,} tokens a pass"
+            print(profiled(name, partial(take_step, trainers, width), base))
+        return
+    ways = ways_of(base, trainers, options)
+    found = in_turns(ways, options.rounds, options.device)
+    one = found["one after the other"]
+    rows: list[tuple[object, ...]] = []
+    for name, times in found.items():
+        per_job = statistics.median(times) / options.jobs * work.steps
+        faster = statistics.median(a / b for a, b in zip(one, times, strict=True))
+        rows.append((name, 3600 / per_job, f"{faster:.2f}"))
+    peaks = {name: peak_gib(way, options.device) for name, way in ways.items()}
+    trained = trainers[0].adapter
+    if options.peft_steps:
+        del trainers, ways
+        step_s = peft_seconds_per_step(
+            base, work.plan, examples_of(work, 0, base.vocab_size), trained, options.peft_steps
+        )
+        ratio = statistics.median(one) / options.jobs / step_s
+        rows.append(("PEFT, transformers' Trainer", 3600 / (step_s * work.steps), f"{ratio:.2f}"))
+    plan = work.plan
+    print(origin())
+    print(
+        f"\n{options.jobs} jobs of {work.examples} examples of {work.tokens} tokens, "
+        f"{plan.method} rank {plan.rank} on {plan.targets}, batches of {plan.batch_size}, "
+        f"{work.steps} steps a job\n"
+    )
+    print(table(("", "jobs per hour", "over one after the other"), rows))
+    if options.device == "cuda":
+        print("\npeak memory of a step beside weights and states:")
+        for name, peak in peaks.items():
+            print(f"  {name}: {peak:.2f} GiB")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,103 @@
+"""Training on the GPU that serves, as the product does it, and training by itself.
+
+All train in a thread of the engine's process, on a twin of its base. What else there was, and what
+it did, is told in decision 15.
+"""
+
+import argparse
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+from benchmarks.training.cohorts import Work, trainers_of, work_of
+from server.bases.model import BaseModel
+from server.bases.shared_weights import twin_of
+from server.pulse import Pulse
+from server.training.beside.headroom import keep_headroom
+from server.training.beside.training_thread import Beside
+from server.training.run.run_steps import take_step
+
+Marks = Sequence[tuple[float, int]]
+"""When so many tokens were trained."""
+
+
+class Way(Protocol):
+    """Trains between `start` and `stop`."""
+
+    def start(self) -> None: ...
+
+    def stop(self) -> Marks: ...
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is trained, the same for every way. `options` are those of
+    `benchmarks.training.cohorts`."""
+
+    work: Work
+
+    @classmethod
+    def of(cls, options: argparse.Namespace) -> "Job":
+        work = work_of(options)
+        return cls(replace(work, plan=replace(work.plan, n_epochs=10_000, batch_size=4)))
+
+
+class Training:
+    """A job that never ends."""
+
+    def __init__(self, base: BaseModel, job: Job) -> None:
+        (self._trainer,) = trainers_of(base, job.work, 1)
+        take_step([self._trainer], self._trainer.part_tokens)  # kernels are compiled
+        self.marks: list[tuple[float, int]] = []
+
+    def __call__(self, stop: threading.Event) -> None:
+        trainer = self._trainer
+        self.marks = []
+        while not stop.is_set():
+            (result,) = take_step([trainer], trainer.part_tokens)
+            if isinstance(result, Exception):
+                raise result
+            self.marks.append((time.perf_counter(), trainer.trained_tokens))
+
+
+class Product:
+    """`server.training.beside.training_thread.Beside`, as `verandah serve` makes it."""
+
+    def __init__(self, base: BaseModel, pulse: Pulse, job: Job, latency: float) -> None:
+        self._beside = Beside(base, pulse, latency, _lost)
+        if base.device.type == "cuda":
+            keep_headroom(self._beside.base)
+        self._training = Training(self._beside.base, job)
+
+    def start(self) -> None:
+        self._beside.start(self._training)
+
+    def stop(self) -> Marks:
+        self._beside.stop()
+        while not self._beside.join(60):
+            print("a step takes longer than a minute", flush=True)
+        return self._training.marks
+
+
+class Plain:
+    """A thread that knows nothing of an engine, on the default stream."""
+
+    def __init__(self, base: BaseModel, job: Job) -> None:
+        self._training = Training(twin_of(base), job)
+        self._stop = threading.Event()
+
+    def start(self) -> None:
+        self._stop.clear()
+        self._thread = threading.Thread(target=self._training, args=(self._stop,), daemon=True)
+        self._thread.start()
+
+    def stop(self) -> Marks:
+        self._stop.set()
+        self._thread.join()
+        return self._training.marks
+
+
+def _lost() -> None:
+    raise SystemExit("the device has failed")

@@ -1,0 +1,1 @@
+"""The mixed batch: what the adapters of one step add to each linear."""

@@ -1,0 +1,183 @@
+"""Turn the slots of a step's tokens into the deltas of every linear: the mixed batch.
+
+Knows no store and no requests. Tokens are grouped by what shares matrix products: one layout, one
+basis. Where a method's products serve the whole batch, rows of other adapters and of the base read
+zeros there; other methods are given their own rows alone. Tokens that are served by their adapter's
+dense update are the base's for everybody else.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import groupby
+
+import torch
+from torch import Tensor
+
+from server.adapters.memory.adapter_facts import AdapterFacts
+from server.adapters.memory.banks import ZERO_PAGE, Bank, BankRows
+from server.adapters.memory.dense_updates import DenseDelta, Update, served_densely, tokens_of
+from server.adapters.memory.layouts import RowLayout
+from server.adapters.memory.slots import Occupant
+from server.adapters.methods.basis_id import BasisId
+from server.adapters.methods.method import Bases, Delta, Method, Run
+from server.bases.model import TargetLinear
+
+BASE_SLOT = 0
+
+
+@dataclass(frozen=True, eq=False)
+class MixedBatch:
+    """One step's deltas by module path. Layers that none of its adapters target are absent.
+
+    `updates` are the dense updates that there were to choose from.
+    """
+
+    slots: tuple[int, ...]
+    updates: Mapping[int, Update]
+    deltas: Mapping[str, Sequence[Delta]]
+
+
+@dataclass
+class Group:
+    """Adapters of one step that share matrix products."""
+
+    method: Method
+    layout: RowLayout
+    basis: BasisId
+    rank: int = 0
+    pages: dict[int, int] = field(default_factory=dict)  # first page by slot
+    targets: set[str] = field(default_factory=set)
+
+    def add(self, occupant: Occupant) -> None:
+        facts: AdapterFacts = occupant.facts
+        whole = facts.method.whole_batch
+        self.rank = max(self.rank, facts.rank if whole else facts.layout.room_rank)
+        self.pages[occupant.slot] = occupant.page
+        self.targets |= facts.targets
+
+    def page_of(self, slots: Sequence[int]) -> list[int]:
+        """The page that each token reads; the page of zeros where it is another's."""
+        return [self.pages.get(slot, ZERO_PAGE) for slot in slots]
+
+
+def mixed_batch(
+    slots: Sequence[int],
+    occupants: Mapping[int, Occupant],
+    targets: Mapping[str, TargetLinear],
+    bank: Bank,
+    bases: Mapping[BasisId, Bases],
+    updates: Mapping[int, Update],
+    *,
+    device: torch.device,
+    keep_bytes: int,
+) -> MixedBatch:
+    """Build the deltas for `slots`, one per token.
+
+    Args:
+        occupants: of every slot that occurs, but 0.
+        updates: dense updates by slot, of whatever adapters have one.
+        keep_bytes: what is gathered for a group is held for steps to come with the same slots, if
+            it takes no more than this.
+    """
+    deltas: dict[str, list[Delta]] = {}
+    rest = add_dense(deltas, slots, occupants, updates, device)
+    for group in groups_of(rest, occupants):
+        add_group(deltas, group, rest, targets, bank, bases, device, keep_bytes)
+    return MixedBatch(tuple(slots), updates, deltas)
+
+
+def add_dense(
+    deltas: dict[str, list[Delta]],
+    slots: Sequence[int],
+    occupants: Mapping[int, Occupant],
+    updates: Mapping[int, Update],
+    device: torch.device,
+) -> list[int]:
+    """Add the deltas of adapters that are served by a dense update.
+
+    Returns: the slots of the step for all others, to whom those tokens are the base's.
+    """
+    dense = served_densely(slots, occupants, updates, device)
+    for slot in dense:
+        at = tokens_of(slot, slots, device)
+        for path, update in updates[slot].items():
+            deltas.setdefault(path, []).append(DenseDelta(update, at))
+    return [BASE_SLOT if slot in dense else slot for slot in slots]
+
+
+def add_group(
+    deltas: dict[str, list[Delta]],
+    group: Group,
+    slots: Sequence[int],
+    targets: Mapping[str, TargetLinear],
+    bank: Bank,
+    bases: Mapping[BasisId, Bases],
+    device: torch.device,
+    keep_bytes: int,
+) -> None:
+    """Add one group's deltas, by module path; see `mixed_batch`."""
+    whole = group.method.whole_batch
+    mine = [at for at, slot in enumerate(slots) if whole or slot in group.pages]
+    pages = group.page_of([slots[at] for at in mine])
+    rows = torch.tensor(pages, dtype=torch.int64, device=device)
+    runs = _runs(pages)
+    keep = len(pages) * group.layout.row_bytes <= keep_bytes
+    layers = {
+        path: (linear, BankRows(bank.layer(group.layout, path, group.rank), rows, runs, keep=keep))
+        for path, linear in targets.items()
+        if path in group.targets
+    }
+    made = group.method.deltas(layers, group.rank, bases[group.basis])
+    part = None if len(mine) == len(slots) else _Part(torch.tensor(mine, device=device))
+    for path, delta in made.items():
+        deltas.setdefault(path, []).append(delta if part is None else _PartDelta(part, delta))
+
+
+def groups_of(slots: Sequence[int], occupants: Mapping[int, Occupant]) -> list[Group]:
+    """The adapters of a step, those together that share matrix products."""
+    groups: dict[tuple[RowLayout, BasisId], Group] = {}
+    for slot in sorted(set(slots) - {BASE_SLOT}):
+        occupant = occupants.get(slot)
+        if occupant is None:
+            raise ValueError(f"slot {slot} holds no adapter: acquire one first")
+        facts = occupant.facts
+        key = (facts.layout, facts.basis)
+        groups.setdefault(key, Group(facts.method, facts.layout, facts.basis)).add(occupant)
+    return list(groups.values())
+
+
+def _runs(pages: Sequence[int]) -> tuple[Run, ...]:
+    runs, start = [], 0
+    for page, same in groupby(pages):
+        stop = start + len(list(same))
+        runs.append(Run(page, start, stop))
+        start = stop
+    return tuple(runs)
+
+
+class _Part:
+    """A group's own rows of a batch; taken once for layers that read the same input."""
+
+    def __init__(self, members: Tensor) -> None:
+        self.members = members
+        self._x: Tensor | None = None  # held, so that no other tensor can take its identity
+        self._rows = members
+
+    def of(self, x: Tensor, rows: Tensor) -> Tensor:
+        if x is not self._x:
+            self._x, self._rows = x, rows.index_select(0, self.members)
+        return self._rows
+
+
+class _PartDelta:
+    """A delta over the rows of its group, the others untouched."""
+
+    __slots__ = ("_delta", "_part")
+
+    def __init__(self, part: _Part, delta: Delta) -> None:
+        self._part = part
+        self._delta = delta
+
+    def __call__(self, x: Tensor, rows: Tensor, y: Tensor) -> Tensor:
+        mine, members = self._part.of(x, rows), self._part.members
+        return y.index_copy_(0, members, self._delta(mine, mine, y.index_select(0, members)))

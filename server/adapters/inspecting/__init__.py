@@ -1,0 +1,1 @@
+"""What an adapter changes in its base, as figures."""

@@ -1,0 +1,188 @@
+"""What an adapter changes in its base, linear by linear: how much, and in how many directions.
+
+Knows no store, no thread and no request. The figures are explained in
+`server.adapters.inspecting.findings`.
+"""
+
+import math
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Final
+
+import torch
+from torch import Tensor
+
+from adapters_store.manifest import Manifest
+from server.adapters.inspecting.findings import (
+    Comparison,
+    Findings,
+    LayerFindings,
+    LayerSimilarity,
+    SpaceSimilarity,
+    TrainedVector,
+)
+from server.adapters.inspecting.spectrum import (
+    Spectrum,
+    chance_similarity,
+    cosine,
+    spectrum_of_matrix,
+    spectrum_of_product,
+    subspace_similarity,
+)
+from server.adapters.methods.basis_id import STORED
+from server.adapters.methods.method import Factored, Matrices, Method
+from server.bases.model import BaseModel, TargetLinear
+
+DIRECTIONS: Final = 64
+"""Singular values that are told, and singular vectors that are compared, at most."""
+
+_NUMBER = re.compile(r"(?:^|\.)(\d+)\.")
+
+
+@dataclass(frozen=True, eq=False)
+class Examined:
+    """An adapter that was read and found fit for the base; `matrices` are made on demand."""
+
+    manifest: Manifest
+    method: Method
+    tensors: Mapping[str, Tensor]
+    matrices: Callable[[str], Matrices]
+
+    def vectors(self, linear: TargetLinear) -> dict[str, Tensor]:
+        """What is stored for one of the targets."""
+        names = self.method.shapes(linear, self.manifest.rank)
+        return {name: self.tensors[f"{linear.path}.{name}"] for name in names}
+
+    def spectrum(self, linear: TargetLinear, *, spaces: bool) -> Spectrum:
+        """Of its update to one of the targets: by thin factors, or whole where there are none."""
+        read = (linear, self.manifest.rank, self.matrices(linear.path), self.vectors(linear))
+        if isinstance(self.method, Factored):
+            left, right = self.method.factors(*read, self.manifest.scale)
+            return spectrum_of_product(left, right, spaces=spaces)
+        return spectrum_of_matrix(self.method.dense(*read, self.manifest.scale), spaces=spaces)
+
+
+def analyse(
+    base: BaseModel,
+    adapter: Examined,
+    other: Examined | None,
+    weight_norm: Callable[[TargetLinear], float],
+    advance: Callable[[], None],
+) -> Findings:
+    """Look at every target of `adapter`, beside `other` where that one adapts it too.
+
+    Args:
+        weight_norm: the Frobenius norm of a linear's weight.
+        advance: called after each linear.
+    """
+    targets = set(adapter.manifest.targets)
+    shared = set() if other is None else targets & set(other.manifest.targets)
+    layers, similar = [], []
+    for path, linear in base.targets.items():
+        if path not in targets:
+            continue
+        mine = adapter.spectrum(linear, spaces=path in shared)
+        layers.append(_findings(adapter, linear, mine, weight_norm(linear)))
+        if other is not None and path in shared:
+            similar.append(_similarity(path, mine, other.spectrum(linear, spaces=True)))
+        advance()
+    return Findings(
+        method=adapter.method.name,
+        rank=adapter.manifest.rank,
+        trained_parameters=sum(tensor.numel() for tensor in adapter.tensors.values()),
+        relative_norm=_ratio(
+            math.hypot(*(layer.norm for layer in layers)),
+            math.hypot(*(layer.weight_norm for layer in layers)),
+        ),
+        layers=tuple(layers),
+        comparison=None
+        if other is None
+        else Comparison(other.method.name, other.manifest.rank, tuple(similar)),
+    )
+
+
+def _findings(
+    adapter: Examined, linear: TargetLinear, found: Spectrum, weight_norm: float
+) -> LayerFindings:
+    layer, module = place_of(linear.path)
+    return LayerFindings(
+        path=linear.path,
+        layer=layer,
+        module=module,
+        shape=(linear.out_features, linear.in_features),
+        trained=_trained(adapter, linear),
+        weight_norm=weight_norm,
+        norm=found.norm,
+        relative_norm=_ratio(found.norm, weight_norm),
+        spectral_norm=found.spectral_norm,
+        stable_rank=found.stable_rank,
+        effective_rank=found.effective_rank,
+        numerical_rank=found.numerical_rank,
+        singular_values=tuple(found.values[:DIRECTIONS].tolist()),
+    )
+
+
+def _similarity(path: str, mine: Spectrum, theirs: Spectrum) -> LayerSimilarity:
+    layer, module = place_of(path)
+    return LayerSimilarity(
+        path=path,
+        layer=layer,
+        module=module,
+        left=_side(mine.left_space(DIRECTIONS), theirs.left_space(DIRECTIONS)),
+        right=_side(mine.right_space(DIRECTIONS), theirs.right_space(DIRECTIONS)),
+        cosine=cosine(mine, theirs),
+    )
+
+
+def _side(x: Tensor, y: Tensor) -> SpaceSimilarity:
+    directions = (x.shape[1], y.shape[1])
+    return SpaceSimilarity(
+        subspace_similarity(x, y), directions, chance_similarity(len(x), *directions)
+    )
+
+
+def _trained(adapter: Examined, linear: TargetLinear) -> dict[str, TrainedVector]:
+    rank = adapter.manifest.rank
+    units = adapter.method.unit(linear, rank)
+    starts = adapter.method.initial(linear, rank, _Unknown())
+    if adapter.manifest.basis_spec == STORED:  # imported: where it began was not told
+        starts = {name: torch.full_like(start, math.nan) for name, start in starts.items()}
+    return {
+        name: _trained_vector(vector.double() / units[name], starts[name].double() / units[name])
+        for name, vector in adapter.vectors(linear).items()
+    }
+
+
+def _trained_vector(vector: Tensor, start: Tensor) -> TrainedVector:
+    moved, began = _rms(vector - start), _rms(start)
+    if math.isnan(moved):
+        return TrainedVector(_rms(vector), None, None)
+    return TrainedVector(_rms(vector), moved, moved / began if began else None)
+
+
+def place_of(path: str) -> tuple[int | None, str]:
+    """The number of a linear's layer, and its name within the layer.
+
+    "model.layers.3.mlp.up_proj" is (3, "mlp.up_proj"); a path without a number is (None, path).
+    """
+    found = _NUMBER.search(path)
+    return (None, path) if found is None else (int(found[1]), path[found.end() :])
+
+
+class _Unknown:
+    """`Matrices` that nobody has: whatever reads them becomes not a number, and shows it."""
+
+    def a(self, rank: int, in_features: int, dtype: torch.dtype) -> Tensor:
+        return torch.full((rank, in_features), math.nan, dtype=dtype)
+
+    def b(self, out_features: int, rank: int, dtype: torch.dtype) -> Tensor:
+        return torch.full((out_features, rank), math.nan, dtype=dtype)
+
+
+def _rms(values: Tensor) -> float:
+    return math.sqrt(float(values.square().mean()))
+
+
+def _ratio(norm: float, weight_norm: float) -> float | None:
+    return norm / weight_norm if weight_norm else None

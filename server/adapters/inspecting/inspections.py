@@ -1,0 +1,197 @@
+"""Adapters analysed on a thread of its own, one at a time, and what was found kept by content.
+
+Knows no slots and no engine: it reads the store and the base's weights, on one core.
+"""
+
+import threading
+from collections import OrderedDict
+from collections.abc import Callable
+from concurrent.futures import Future
+from queue import SimpleQueue
+from typing import Final
+
+import torch
+from torch import nn
+
+from adapters_store.manifest import AdapterRef
+from adapters_store.store import AdapterStore
+from server.adapters.inspecting.analysis import Examined, analyse
+from server.adapters.inspecting.findings import Findings
+from server.adapters.loading.checks import AdapterChecks
+from server.adapters.memory.matrices import BasisSource
+from server.adapters.methods.basis_id import BasisId
+from server.adapters.methods.method import Matrices
+from server.bases.model import BaseModel, TargetLinear
+from server.errors import QueueFull, Unavailable
+
+MAX_KEPT: Final = 64  # findings of hundreds of linears take about half a megabyte
+MAX_WAITING: Final = 16
+_RETRY_AFTER_S: Final = 5.0
+_CLOSING_S: Final = 5.0
+
+_Key = tuple[str, str]
+
+
+class Inspection:
+    """One analysis, under way or done: `done` of `total` linears have been looked at.
+
+    `findings` ends with InvalidAdapter or a StoreError if an adapter is not fit for the base, and
+    with Unavailable if the server stops.
+    """
+
+    def __init__(self, ref: AdapterRef, other: AdapterRef | None, total: int) -> None:
+        self.ref = ref
+        self.other = other
+        self.total = total
+        self.done = 0
+        self.findings: Future[Findings] = Future()
+
+
+class Inspections:
+    """Thread-safe; starts its thread. Close it.
+
+    Args:
+        weights: reads the base's weights where `base` is only an outline. Called once, at the first
+            analysis; what it gives is not kept.
+    """
+
+    def __init__(
+        self,
+        base: BaseModel,
+        store: AdapterStore,
+        max_rank: int,
+        weights: Callable[[], nn.Module] | None = None,
+    ) -> None:
+        self._base = base
+        self._store = store
+        self._source = BasisSource(base, store.foreign)
+        self._checks = AdapterChecks(base, self._source, max_rank)
+        self._weights = weights
+        self._weight_norms: dict[str, float] = {}
+        self._lock = threading.Lock()
+        self._held: OrderedDict[_Key, Inspection] = OrderedDict()
+        self._waiting: SimpleQueue[tuple[_Key, Inspection] | None] = SimpleQueue()
+        self._closing = threading.Event()
+        self._thread = self._started()
+
+    def start(self, ref: AdapterRef, other: AdapterRef | None = None) -> Inspection:
+        """Analyse `ref`, beside `other` if given; the same content is analysed once.
+
+        Reads two headers from the disk.
+
+        Raises:
+            AdapterNotFound, AdapterCorrupt: from the headers.
+            QueueFull: too many wait.
+            Unavailable: closed.
+        """
+        opened = self._store.open(ref)
+        key = (opened.sha256, "" if other is None else self._store.open(other).sha256)
+        with self._lock:
+            if self._closing.is_set():
+                raise Unavailable("no analysis is begun: the server is stopping")
+            held = self._held.get(key)
+            if held is None:
+                self._make_room()
+                held = self._held[key] = Inspection(ref, other, len(opened.manifest.targets))
+                self._waiting.put((key, held))
+            self._held.move_to_end(key)
+            return held
+
+    def close(self) -> None:
+        """Fail those that wait. The one under way ends after its linear; that is not waited for
+        longer than a few seconds.
+        """
+        with self._lock:
+            self._closing.set()
+        self._waiting.put(None)
+        self._thread.join(_CLOSING_S)
+
+    def _make_room(self) -> None:
+        """For one more. Needs the lock."""
+        waiting = sum(not held.findings.done() for held in self._held.values())
+        if waiting >= MAX_WAITING:
+            raise QueueFull(
+                f"{waiting} analyses wait already: ask again later", retry_after_s=_RETRY_AFTER_S
+            )
+        finished = [key for key, held in self._held.items() if held.findings.done()]
+        for key in finished[: len(self._held) - MAX_KEPT + 1]:
+            del self._held[key]
+
+    def _started(self) -> threading.Thread:
+        """The thread, held to one core for all its products.
+
+        torch keeps the number per thread, but hands the last one set to threads that begin later:
+        so it is set back once this one has taken its own.
+        """
+        before, taken = torch.get_num_threads(), threading.Event()
+
+        def work() -> None:
+            torch.set_num_threads(1)
+            torch.get_num_threads()  # the first look is when a thread takes its number
+            taken.set()
+            while (job := self._waiting.get()) is not None:
+                self._run(*job)
+
+        thread = threading.Thread(target=work, name="inspections", daemon=True)
+        thread.start()
+        taken.wait()
+        torch.set_num_threads(before)
+        return thread
+
+    def _run(self, key: _Key, inspection: Inspection) -> None:
+        try:
+            findings = self._findings(inspection)
+        # Whatever goes wrong belongs to who waits for it, and is not kept: it may pass.
+        except Exception as error:
+            with self._lock:
+                del self._held[key]
+            inspection.findings.set_exception(error)
+        else:
+            inspection.findings.set_result(findings)
+
+    @torch.inference_mode()
+    def _findings(self, inspection: Inspection) -> Findings:
+        def advance() -> None:
+            inspection.done += 1
+            self._stop_if_closing()
+
+        self._stop_if_closing()
+        other = inspection.other
+        return analyse(
+            self._base,
+            self._examined(inspection.ref),
+            None if other is None else self._examined(other),
+            self._weight_norm,
+            advance,
+        )
+
+    def _stop_if_closing(self) -> None:
+        if self._closing.is_set():
+            raise Unavailable("the analysis was given up: the server is stopping")
+
+    def _examined(self, ref: AdapterRef) -> Examined:
+        content = self._store.read(ref)
+        manifest, tensors = content.header.manifest, content.tensors()
+        method = self._checks.check(content)
+        basis = BasisId.of(manifest)
+        if basis.per_layer:
+            return Examined(
+                manifest, method, tensors, lambda path: self._source.matrices(basis, path)
+            )
+        # Made once: an imported basis is read from the disk for it.
+        shared: Matrices = self._source.matrices(basis, manifest.targets[0])
+        return Examined(manifest, method, tensors, lambda _: shared)
+
+    def _weight_norm(self, linear: TargetLinear) -> float:
+        norms, path = self._weight_norms, linear.path
+        if path not in norms and self._weights is not None:
+            model = self._weights()
+            norms.update({each: _norm(model.get_submodule(each)) for each in self._base.targets})
+        elif path not in norms:
+            norms[path] = _norm(linear.module)
+        return norms[path]
+
+
+def _norm(linear: nn.Module) -> float:
+    weight = linear.get_parameter("weight")
+    return float(torch.linalg.vector_norm(weight, dtype=torch.float64))

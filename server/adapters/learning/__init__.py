@@ -1,0 +1,1 @@
+"""Adapters while they are trained."""

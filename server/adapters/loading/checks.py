@@ -1,0 +1,167 @@
+"""What makes an adapter fit to serve on this base: everything is looked at before it is loaded.
+
+Knows no files and no device.
+"""
+
+import math
+import threading
+from collections.abc import Mapping
+from functools import lru_cache
+from typing import Final
+
+import torch
+from torch import Tensor
+
+from adapters_store.manifest import Manifest
+from adapters_store.weights import Content, Table
+from server.adapters.memory.matrices import BasisSource
+from server.adapters.methods.basis_id import NO_BASIS, STORED, BasisId
+from server.adapters.methods.method import Method
+from server.adapters.methods.registry import method_named
+from server.bases.model import BaseModel
+from server.bases.seeded import Basis
+from server.errors import InvalidAdapter
+
+_KNOWN_TABLES: Final = 64
+
+Shape = tuple[int, ...]
+
+
+class AdapterChecks:
+    """Thread-safe; remembers what it found of seeds and tables, which cost a millisecond each."""
+
+    def __init__(self, base: BaseModel, source: BasisSource, max_rank: int) -> None:
+        self._base = base
+        self._source = source
+        self._max_rank = max_rank
+        self._known: set[tuple[str, int, str]] = set()
+        self._lock = threading.Lock()
+        self._check_table = lru_cache(maxsize=_KNOWN_TABLES)(self._look_at_table)
+
+    def check(self, content: Content) -> Method:
+        """Return the adapter's method if all is well.
+
+        Raises:
+            BasisMismatch: this build makes other matrices than those it was trained on.
+            InvalidAdapter: anything else, naming the value or tensor at fault.
+        """
+        manifest = content.header.manifest
+        method = method_named(manifest.method, manifest.options)
+        self._check_base(manifest)
+        self._check_numbers(manifest)
+        self._check_table(method, manifest.targets, manifest.rank, content.table)
+        if not all_finite(content.numbers):  # one look at all; a second at each, for its name
+            check_finite(content.tensors())
+        if manifest.basis_spec == STORED:
+            self._check_stored(method, manifest, content.table)
+        elif manifest.basis_spec != NO_BASIS:
+            self._check_seeded(manifest)
+        return method
+
+    def _check_base(self, manifest: Manifest) -> None:
+        base = self._base
+        if manifest.base_fingerprint != base.fingerprint:
+            raise InvalidAdapter(
+                f"the adapter was trained on base {manifest.base_name!r} with fingerprint "
+                f"{manifest.base_fingerprint}, this server holds {base.name!r} with fingerprint "
+                f"{base.fingerprint}: serve that base, or train again on this one"
+            )
+
+    def _check_numbers(self, manifest: Manifest) -> None:
+        if not 1 <= manifest.rank <= self._max_rank:
+            raise InvalidAdapter(
+                f"rank {manifest.rank} is not between 1 and {self._max_rank}, the largest that "
+                "this server holds: raise max_rank to serve it"
+            )
+        if not math.isfinite(manifest.scale):
+            raise InvalidAdapter(f"scale {manifest.scale} is not finite")
+
+    def _look_at_table(
+        self, method: Method, targets: tuple[str, ...], rank: int, table: Table
+    ) -> None:
+        check_shapes(method, self._base, targets, rank, table.shapes)
+
+    def _check_stored(self, method: Method, manifest: Manifest, table: Table) -> None:
+        """The plain formula, with shapes alone: an imported basis may be too small for a layer."""
+        shapes = self._source.stored_shapes(BasisId.of(manifest))
+        for path in manifest.targets:
+            linear = self._base.targets[path]
+            names = method.shapes(linear, manifest.rank)
+            vectors = {
+                name: torch.empty(table.shapes[f"{path}.{name}"], device="meta") for name in names
+            }
+            method.dense(linear, manifest.rank, shapes, vectors, manifest.scale)
+
+    def _check_seeded(self, manifest: Manifest) -> None:
+        key = (manifest.basis_spec, manifest.seed, manifest.basis_sha256)
+        with self._lock:
+            if key in self._known:
+                return
+        try:
+            basis = Basis(manifest.seed, manifest.basis_spec)
+        except ValueError as error:
+            raise InvalidAdapter(str(error)) from error
+        basis.check(manifest.basis_sha256)
+        with self._lock:
+            self._known.add(key)
+
+
+def check_tensors(
+    method: Method,
+    base: BaseModel,
+    targets: tuple[str, ...],
+    rank: int,
+    tensors: Mapping[str, Tensor],
+) -> None:
+    """Every vector of every target and no other, in its shape, finite.
+
+    Raises:
+        InvalidAdapter: naming the first target or tensor at fault.
+    """
+    shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    check_shapes(method, base, targets, rank, shapes)
+    check_finite(tensors)
+
+
+def check_shapes(
+    method: Method,
+    base: BaseModel,
+    targets: tuple[str, ...],
+    rank: int,
+    shapes: Mapping[str, Shape],
+) -> None:
+    """`check_tensors`, of shapes alone."""
+    if not targets:
+        raise InvalidAdapter("the adapter targets no linear")
+    expected: dict[str, Shape] = {}
+    for path in targets:
+        if path not in base.targets:
+            raise InvalidAdapter(f"target {path!r} is not a linear of base {base.name!r}")
+        for name, shape in method.shapes(base.targets[path], rank).items():
+            expected[f"{path}.{name}"] = tuple(shape)
+    for name, shape in expected.items():
+        if name not in shapes:
+            raise InvalidAdapter(f"tensor {name!r} is missing")
+        if shapes[name] != shape:
+            raise InvalidAdapter(
+                f"tensor {name!r} has shape {list(shapes[name])}, not {list(shape)}"
+            )
+    for name in shapes:
+        if name not in expected:
+            raise InvalidAdapter(f"tensor {name!r} belongs to no target of the adapter")
+
+
+def check_finite(tensors: Mapping[str, Tensor]) -> None:
+    """Raises InvalidAdapter naming the first tensor with a value that is not finite."""
+    for name, tensor in tensors.items():
+        if not all_finite(tensor):
+            raise InvalidAdapter(f"tensor {name!r} holds a value that is not finite")
+
+
+def all_finite(values: Tensor) -> bool:
+    """Whether no value is infinite or not a number: the least or the greatest would be it.
+
+    A twentieth of the time of `isfinite`, which for an adapter of an 8B model is 3 ms on a CPU.
+    """
+    least, greatest = torch.aminmax(values)
+    return math.isfinite(least) and math.isfinite(greatest)

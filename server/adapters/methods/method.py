@@ -1,0 +1,224 @@
+"""What a method must say of itself, so that everything else here serves it without knowing it.
+
+Knows no method; `server.adapters.methods.registry` lists those that exist.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+
+from server.adapters.methods.basis_id import BasisId
+from server.bases.model import TargetLinear
+
+Shapes = Mapping[str, tuple[int, ...]]
+Vectors = Mapping[str, Tensor]
+
+
+@dataclass(frozen=True)
+class BasisSize:
+    """How much of a basis is read: rows of A, columns of B. Zeros: nothing."""
+
+    a_rank: int
+    b_rank: int
+
+
+@dataclass(frozen=True, eq=False)
+class BasisPair:
+    """The matrices that a linear reads as products want them, in one dtype on one device.
+
+    `a` [a_rank, widest] is A. `bt` [b_rank, widest] is B transposed, so that every rank and every
+    layer reads leading rows and columns of both: views, never copies. Linears that share matrices
+    are given the same object.
+    """
+
+    a: Tensor
+    bt: Tensor
+
+
+Bases = Mapping[str, BasisPair]
+"""The pair of each linear, by module path."""
+
+
+class Matrices(Protocol):
+    """A and B of one linear, made on demand: `server.bases.seeded.Basis`, or an imported basis."""
+
+    def a(self, rank: int, in_features: int, dtype: torch.dtype) -> Tensor:
+        """`A[:rank, :in_features]`."""
+        ...
+
+    def b(self, out_features: int, rank: int, dtype: torch.dtype) -> Tensor:
+        """`B[:out_features, :rank]`."""
+        ...
+
+
+class Run(NamedTuple):
+    """Neighbouring tokens of one adapter: rows `start` to `stop`, row `row` of what is stored."""
+
+    row: int
+    start: int
+    stop: int
+
+
+class Rows(Protocol):
+    """The vectors that the tokens of a step read in one layer, in the dtype of the base."""
+
+    @property
+    def rows(self) -> Tensor | None:
+        """The stored row of each token, int64 [tokens]; None in training: all read the same."""
+        ...
+
+    @property
+    def runs(self) -> Sequence[Run]:
+        """The same, as runs; empty in training."""
+        ...
+
+    def stored(self, name: str) -> Tensor:
+        """[many, *shape], or [*shape] in training: for what is too large to gather per token."""
+        ...
+
+    def per_token(self, name: str) -> Tensor:
+        """[tokens, *shape], or [*shape] in training."""
+        ...
+
+
+class Delta(Protocol):
+    """What one group of adapters adds to one linear."""
+
+    def __call__(self, x: Tensor, rows: Tensor, y: Tensor) -> Tensor:
+        """Return `y` plus every token's delta; may overwrite `y` unless gradients are recorded.
+
+        Args:
+            x: the linear's input as the model passed it: siblings are given the same object.
+            rows: the same, [tokens, in].
+            y: the linear's own output, [tokens, out].
+        """
+        ...
+
+
+class Method(Protocol):
+    """One way to adapt a linear with trained vectors, most of them over frozen random matrices.
+
+    A method is a small frozen value: its variants (what is trained, how) are its fields.
+    """
+
+    def __hash__(self) -> int: ...
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def whole_batch(self) -> bool:
+        """How rows of other adapters and of the base are kept out of its products.
+
+        True: they take part and read zeros, so that one product serves any batch and adapters of
+        any ranks and targets form one group; in training, `TrainedRows.shares` may be several
+        adapters'. False: its deltas see its own rows alone, and a group
+        has one room rank and one set of targets.
+        """
+        ...
+
+    @property
+    def options(self) -> Mapping[str, str]:
+        """The variant, as a manifest's options hold it; `method_named` reads it back."""
+        ...
+
+    def basis(self, seed: int) -> BasisId:
+        """The matrices that a new adapter of this seed reads."""
+        ...
+
+    def shapes(self, linear: TargetLinear, rank: int) -> Shapes:
+        """The trained vectors of one layer, as stored in a file."""
+        ...
+
+    def room_rank(self, rank: int, max_rank: int) -> int:
+        """The rank of the room in device memory in which an adapter of this rank lies.
+
+        Adapters with equal room ranks may share products. Zeros in the rest of the room must leave
+        the delta as it is.
+        """
+        ...
+
+    def room(self, linear: TargetLinear, room_rank: int) -> Shapes:
+        """What a layer's room holds: the tensors that `fold` gives, at the room's rank."""
+        ...
+
+    def basis_size(self, linear: TargetLinear, rank: int) -> BasisSize:
+        """How much of its basis one layer reads."""
+        ...
+
+    def initial(self, linear: TargetLinear, rank: int, start: Matrices) -> dict[str, Tensor]:
+        """The vectors as stored, before training: they leave the base model as it is.
+
+        `start` is this linear's own streams of the adapter's seed, for what begins at random.
+        """
+        ...
+
+    def unit(self, linear: TargetLinear, rank: int) -> Mapping[str, float]:
+        """Powers of two: a vector as stored is the trained parameter times its unit.
+
+        A basis is not normalised, so a step of one learning rate would mean something else at every
+        rank and width. Units undo that, exactly, and leave the stored formula alone.
+        """
+        ...
+
+    def default_scale(self, rank: int) -> float:
+        """The scale of a new adapter, one number for all its layers."""
+        ...
+
+    def fold(
+        self, linear: TargetLinear, rank: int, vectors: Vectors, scale: float
+    ) -> dict[str, Tensor]:
+        """Stored vectors as deltas read them: the scale folded in, what is not stored filled in.
+
+        Differentiable: training reads its parameters through it. What it does never depends on the
+        numbers; a vector that it leaves as it is, it gives as the same object.
+        """
+        ...
+
+    def deltas(
+        self,
+        layers: Mapping[str, tuple[TargetLinear, Rows]],
+        rank: int,
+        bases: Bases,
+        dropout: float = 0.0,
+    ) -> dict[str, Delta]:
+        """The fast path: one delta per layer for one group.
+
+        Args:
+            rank: of what the rows hold: the group's largest, or the room's (see `room_rank`).
+            dropout: the part of `x` that the deltas do not see while gradients are recorded.
+        """
+        ...
+
+    def dense(
+        self, linear: TargetLinear, rank: int, matrices: Matrices, vectors: Vectors, scale: float
+    ) -> Tensor:
+        """The plain reference: what the adapter adds to the weight, float64 [out, in]."""
+        ...
+
+
+@runtime_checkable
+class Factored(Protocol):
+    """A method whose update is a thin product, and so an ordinary LoRA: VeRA, and LoRA itself."""
+
+    def factors(
+        self, linear: TargetLinear, rank: int, matrices: Matrices, vectors: Vectors, scale: float
+    ) -> tuple[Tensor, Tensor]:
+        """Float64 [out, rank] and [rank, in], whose product is `Method.dense`."""
+        ...
+
+
+@runtime_checkable
+class Mergeable(Protocol):
+    """A method whose busiest adapters are worth an update as a whole matrix: RandLoRA."""
+
+    def merged(self, linear: TargetLinear, rank: int, pair: BasisPair, vectors: Vectors) -> Tensor:
+        """`Method.dense` made fast: [out, in] in the dtype and on the device of the pair.
+
+        Args:
+            vectors: as `Method.fold` gives them.
+        """
+        ...

@@ -1,0 +1,232 @@
+"""VeRA (Kopiczko et al., arXiv 2310.11454, equation 2): two trained vectors over frozen matrices.
+
+    y = W x + b * (B (d * (A x)))        d: [rank], b: [out]
+
+A and B are seeded and shared by every layer and adapter, so one product by each serves a batch of
+any adapters; a row is its own only in `d` and `b`. Ranks nest: an adapter of a smaller rank reads
+leading rows of A, and zeros in `d` silence the others.
+
+The ablations of the paper's section 4.6 are variants: one vector is trained and stored, the other
+is a constant that `fold` fills in, so that they share products with every other VeRA adapter; and
+every linear may read matrices of its own.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar, Final
+
+import torch
+from torch import Tensor
+
+from server.adapters.methods.basis_id import BasisId
+from server.adapters.methods.method import (
+    Bases,
+    BasisPair,
+    BasisSize,
+    Delta,
+    Matrices,
+    Rows,
+    Vectors,
+)
+from server.adapters.methods.projection import Projection, projections
+from server.adapters.methods.row_shares import scaled
+from server.adapters.methods.trained_rows import TrainedRows
+from server.bases.model import TargetLinear
+from server.bases.seeded import SPEC
+from server.errors import InvalidAdapter
+
+D_INITIAL: Final = 0.1
+
+_STORED: Final[Mapping[str, tuple[str, ...]]] = {"d+b": ("d", "b"), "d": ("d",), "b": ("b",)}
+_PER_LAYER: Final[Mapping[str, bool]] = {"shared": False, "per-layer": True}
+
+
+@dataclass(frozen=True)
+class Vera:
+    """The method `vera`; see `server.adapters.methods.method.Method`.
+
+    Args:
+        trained: "d+b"; "d", with every entry of b held at `_spread`; or "b", with every entry of d
+            held at `d_initial`.
+        d_initial: where every entry of d starts (the paper's 0.1). Where d alone is trained it
+            starts at 0, because b does not.
+        per_layer: every linear reads matrices of its own rather than the shared ones.
+
+    Raises:
+        InvalidAdapter: a variant that does not exist.
+    """
+
+    trained: str = "d+b"
+    d_initial: float = D_INITIAL
+    per_layer: bool = False
+
+    name: ClassVar[str] = "vera"
+    whole_batch: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        if self.trained not in _STORED:
+            raise InvalidAdapter(
+                f"option trained={self.trained!r} is none of vera's: choose one of "
+                f"{', '.join(_STORED)}"
+            )
+        if not math.isfinite(self.d_initial):
+            raise InvalidAdapter(f"option d_initial={self.d_initial} is not finite")
+
+    @classmethod
+    def of(cls, options: Mapping[str, str]) -> "Vera":
+        """The variant that a manifest's options tell of; keys that are not VeRA's are passed over.
+
+        Raises:
+            InvalidAdapter: a value that VeRA does not have.
+        """
+        basis = options.get("basis", "shared")
+        if basis not in _PER_LAYER:
+            raise InvalidAdapter(
+                f"option basis={basis!r} is none of vera's: choose one of {', '.join(_PER_LAYER)}"
+            )
+        d_initial = options.get("d_initial", str(D_INITIAL))
+        try:
+            start = float(d_initial)
+        except ValueError as error:
+            raise InvalidAdapter(f"option d_initial={d_initial!r} is not a number") from error
+        return cls(options.get("trained", "d+b"), start, _PER_LAYER[basis])
+
+    @property
+    def options(self) -> dict[str, str]:
+        return {
+            "trained": self.trained,
+            "d_initial": str(self.d_initial),
+            "basis": "per-layer" if self.per_layer else "shared",
+        }
+
+    def basis(self, seed: int) -> BasisId:
+        return BasisId(SPEC, seed, per_layer=self.per_layer)
+
+    def default_scale(self, rank: int) -> float:
+        return 1.0
+
+    def shapes(self, linear: TargetLinear, rank: int) -> dict[str, tuple[int, ...]]:
+        room = self.room(linear, rank)
+        return {name: room[name] for name in _STORED[self.trained]}
+
+    def room_rank(self, rank: int, max_rank: int) -> int:
+        return max_rank
+
+    def room(self, linear: TargetLinear, room_rank: int) -> dict[str, tuple[int, ...]]:
+        return {"d": (room_rank,), "b": (linear.out_features,)}
+
+    def basis_size(self, linear: TargetLinear, rank: int) -> BasisSize:
+        return BasisSize(rank, rank)
+
+    def initial(self, linear: TargetLinear, rank: int, start: Matrices) -> dict[str, Tensor]:
+        """Raises InvalidAdapter where d and b would both be 0, from where no gradient leads."""
+        if self.trained == "d":
+            return {"d": torch.zeros(rank)}
+        if self.d_initial == 0:
+            raise InvalidAdapter("option d_initial=0 would never learn: choose another number")
+        b = torch.zeros(linear.out_features)
+        return (
+            {"b": b} if self.trained == "b" else {"d": torch.full((rank,), self.d_initial), "b": b}
+        )
+
+    def unit(self, linear: TargetLinear, rank: int) -> dict[str, float]:
+        """`b` is trained as if A and B had the paper's Kaiming spread; see `_spread`."""
+        units = {"d": 1.0, "b": _spread(linear, rank)}
+        return {name: units[name] for name in _STORED[self.trained]}
+
+    def fold(
+        self, linear: TargetLinear, rank: int, vectors: Vectors, scale: float
+    ) -> dict[str, Tensor]:
+        d, b = self._filled(linear, rank, vectors)
+        return {"d": d, "b": b if scale == 1 else b * scale}
+
+    def deltas(
+        self,
+        layers: Mapping[str, tuple[TargetLinear, Rows]],
+        rank: int,
+        bases: Bases,
+        dropout: float = 0.0,
+    ) -> dict[str, Delta]:
+        project = projections(layers, bases, rank, dropout)
+        return {
+            path: _delta(project[path], _up(bases[path], linear, rank), rows)
+            for path, (linear, rows) in layers.items()
+        }
+
+    def factors(
+        self, linear: TargetLinear, rank: int, matrices: Matrices, vectors: Vectors, scale: float
+    ) -> tuple[Tensor, Tensor]:
+        """`scale * diag(b) B`, and `diag(d) A`."""
+        d, b = (vector.double() for vector in self._filled(linear, rank, vectors))
+        wide = matrices.b(linear.out_features, rank, torch.float64)
+        narrow = matrices.a(rank, linear.in_features, torch.float64)
+        return scale * b[:, None] * wide, d[:, None] * narrow
+
+    def dense(
+        self, linear: TargetLinear, rank: int, matrices: Matrices, vectors: Vectors, scale: float
+    ) -> Tensor:
+        """`scale * diag(b) B diag(d) A`."""
+        left, right = self.factors(linear, rank, matrices, vectors, scale)
+        return left @ right
+
+    def _filled(self, linear: TargetLinear, rank: int, vectors: Vectors) -> tuple[Tensor, Tensor]:
+        """d and b, the one that is not stored as its constant."""
+        if self.trained == "d":
+            d = vectors["d"]
+            return d, d.new_full((*d.shape[:-1], linear.out_features), _spread(linear, rank))
+        b = vectors["b"]
+        if self.trained == "b":
+            return b.new_full((*b.shape[:-1], rank), self.d_initial), b
+        return vectors["d"], b
+
+
+def _spread(linear: TargetLinear, rank: int) -> float:
+    """The power of two by which B A falls short of the paper's spread.
+
+    Kaiming's variances are 2/in and 2/rank where ours are 1/3, so B A is 6 / sqrt(in rank) times
+    as large there: rounded to a power of two, which a float takes without rounding.
+    """
+    exponent: int = round(math.log2(6 / math.sqrt(linear.in_features * rank)))
+    return math.ldexp(1.0, exponent)
+
+
+def _up(pair: BasisPair, linear: TargetLinear, rank: int) -> Tensor:
+    return pair.bt[:rank, : linear.out_features]
+
+
+def _delta(project: Projection, bt: Tensor, rows: Rows) -> Delta:
+    if isinstance(rows, TrainedRows):
+        return _LearningDelta(project, bt, rows)
+    return _VeraDelta(project, bt, rows)
+
+
+class _VeraDelta:
+    """x: [tokens, in], y: [tokens, out]; y += b * ((d * (A x)) Bt)."""
+
+    __slots__ = ("_bt", "_project", "_rows")
+
+    def __init__(self, project: Projection, bt: Tensor, rows: Rows) -> None:
+        self._project = project
+        self._bt = bt
+        self._rows = rows
+
+    def __call__(self, x: Tensor, rows: Tensor, y: Tensor) -> Tensor:
+        z = self._project(x, rows) * self._rows.per_token("d")
+        return y.addcmul_(self._rows.per_token("b"), torch.mm(z, self._bt))
+
+
+class _LearningDelta:
+    """The same in training, where each adapter has a share of the rows."""
+
+    __slots__ = ("_bt", "_project", "_rows")
+
+    def __init__(self, project: Projection, bt: Tensor, rows: TrainedRows) -> None:
+        self._project = project
+        self._bt = bt
+        self._rows = rows
+
+    def __call__(self, x: Tensor, rows: Tensor, y: Tensor) -> Tensor:
+        shares = self._rows.shares
+        z = scaled(self._project(x, rows), self._rows.stored("d"), shares)
+        return scaled(torch.mm(z, self._bt), self._rows.stored("b"), shares, onto=y)

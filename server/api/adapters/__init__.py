@@ -1,0 +1,1 @@
+"""The endpoints for models and adapters: list, pin, analyse, import, export."""

@@ -1,0 +1,135 @@
+"""/v1/adapters: what the OpenAI API lacks about adapters, with where each is now."""
+
+import logging
+from collections.abc import Mapping
+
+from fastapi import APIRouter, Query
+
+from adapters_store.manifest import AdapterRef
+from adapters_store.store_errors import AdapterCorrupt, AdapterNotFound
+from server.api.adapters.model_endpoints import delete_adapter
+from server.api.completions.generation import find_model
+from server.api.deps import CurrentOwner, GivenParts
+from server.api.interfaces import Parts, Resident
+from server.errors import InvalidRequest
+
+log = logging.getLogger(__name__)
+
+router = APIRouter(prefix="/v1/adapters", tags=["adapters"])
+
+Entry = dict[str, object]
+
+
+def _residents(parts: Parts) -> dict[AdapterRef, Resident]:
+    return {resident.ref: resident for resident in parts.residency.snapshot()}
+
+
+def _entry(
+    parts: Parts, adapter_id: str, ref: AdapterRef, residents: Mapping[AdapterRef, Resident]
+) -> Entry:
+    resident = residents.get(ref)
+    aside = parts.adapters.aside(ref.owner, ref.name)
+    versions = parts.adapters.versions(ref.owner, ref.name)
+    entry: Entry = {
+        "id": adapter_id,
+        "object": "adapter",
+        "version": ref.version,
+        "versions": [version for version in versions if version not in aside],
+        "checkpoints": list(aside),
+        "parent": parts.base.id,
+        "residency": resident.state if resident else "stored",
+        "slot": resident.slot if resident else None,
+        "resident_bytes": resident.bytes if resident else 0,
+        "in_use": resident.in_use if resident else 0,
+        "pinned": resident.pinned if resident else False,
+    }
+    try:
+        return entry | _header(parts, ref)
+    except AdapterCorrupt as error:  # one broken file must not hide the others
+        return entry | {"error": str(error)}
+
+
+def _header(parts: Parts, ref: AdapterRef) -> Entry:
+    stored = parts.adapters.open(ref)
+    manifest = stored.manifest
+    return {
+        "created_at": manifest.created_at,
+        "method": manifest.method,
+        "rank": manifest.rank,
+        "seed": manifest.seed,
+        "targets": len(manifest.targets),
+        "bytes": stored.size_bytes,
+        "sha256": stored.sha256,
+        "base_name": manifest.base_name,
+        "base_fingerprint": manifest.base_fingerprint,
+        "provenance": dict(manifest.provenance),
+    }
+
+
+def entry_of(parts: Parts, adapter_id: str, ref: AdapterRef) -> Entry:
+    """What is told of one version."""
+    return _entry(parts, adapter_id, ref, _residents(parts))
+
+
+def find_adapter(parts: Parts, owner: str, adapter_id: str) -> AdapterRef:
+    """The version that an id means. Raises ModelNotFound, or InvalidRequest for the base's id."""
+    ref = find_model(parts, owner, adapter_id)
+    if ref is None:
+        raise InvalidRequest(f"{adapter_id!r} is the base model, not an adapter", param="adapter")
+    return ref
+
+
+@router.get("")
+def list_adapters(
+    parts: GivenParts,
+    owner: CurrentOwner,
+    limit: int = Query(100, ge=1, le=1000),
+    after: str | None = Query(None, description="the id at which the page before ended"),
+) -> Entry:
+    """The latest version of each adapter, by name, a page at a time."""
+    names = [name for name in parts.adapters.names(owner) if after is None or name > after]
+    residents = _residents(parts)
+    data = []
+    for name in names[:limit]:
+        try:
+            data.append(_entry(parts, name, parts.adapters.resolve(owner, name), residents))
+        except AdapterNotFound:
+            continue  # deleted while we listed
+        except AdapterCorrupt as error:  # one broken pointer must not hide the others
+            log.warning("not listed: %s", error)
+    return {
+        "object": "list",
+        "data": data,
+        "total": len(parts.adapters.names(owner)),
+        "last_id": names[:limit][-1] if names else None,
+        "has_more": len(names) > limit,
+    }
+
+
+@router.get("/{adapter_id}")
+def get_adapter(adapter_id: str, parts: GivenParts, owner: CurrentOwner) -> Entry:
+    """An adapter's latest version (NAME) or one version (NAME@VERSION)."""
+    return entry_of(parts, adapter_id, find_adapter(parts, owner, adapter_id))
+
+
+@router.delete("/{adapter_id}")
+def delete(adapter_id: str, parts: GivenParts, owner: CurrentOwner) -> Entry:
+    """Delete an adapter (NAME) or one version of it (NAME@VERSION). Running requests finish."""
+    delete_adapter(parts, owner, adapter_id)
+    return {"id": adapter_id, "object": "adapter", "deleted": True}
+
+
+@router.post("/{adapter_id}/pin")
+def pin(adapter_id: str, parts: GivenParts, owner: CurrentOwner) -> Entry:
+    """Load a version now; from its first use on it keeps its place until unpinned or deleted."""
+    ref = find_adapter(parts, owner, adapter_id)
+    parts.residency.pin(ref)
+    return entry_of(parts, adapter_id, ref)
+
+
+@router.post("/{adapter_id}/unpin")
+def unpin(adapter_id: str, parts: GivenParts, owner: CurrentOwner) -> Entry:
+    """Let a version be evicted again."""
+    ref = find_adapter(parts, owner, adapter_id)
+    parts.residency.unpin(ref)
+    return entry_of(parts, adapter_id, ref)

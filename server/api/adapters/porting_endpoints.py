@@ -1,0 +1,108 @@
+"""/v1/adapters/import and /v1/adapters/{id}/export: PEFT's files in and out. HTTP shapes only."""
+
+import shutil
+from collections.abc import Iterator
+from io import RawIOBase
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Annotated, Literal, cast
+from zipfile import ZIP_STORED, ZipFile
+
+from fastapi import APIRouter, File, Form, Query, UploadFile
+from fastapi.concurrency import run_in_threadpool
+from fastapi.responses import StreamingResponse
+from starlette.types import Receive, Scope, Send
+
+from server.api.adapters.adapter_endpoints import Entry, entry_of, find_adapter
+from server.api.deps import CurrentOwner, GivenParts
+
+if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer
+
+router = APIRouter(prefix="/v1/adapters", tags=["adapters"])
+
+_CHUNK_BYTES = 2**20
+
+
+@router.post("/import")
+def take_in(
+    parts: GivenParts,
+    owner: CurrentOwner,
+    name: Annotated[str, Form(description="the adapter's name; a new version of it is made")],
+    config: Annotated[UploadFile, File(description="adapter_config.json")],
+    weights: Annotated[UploadFile, File(description="adapter_model.safetensors")],
+    torch_era: Annotated[str, Form(description="of RandLoRA matrices unsaved: 2.11, 2.12")] = "",
+    half_dtype: Annotated[str, Form(description="of the same: bfloat16, float16")] = "",
+    base_dtype: Annotated[
+        str, Form(description="of the base in training, for matrices unsaved")
+    ] = "float32",
+) -> Entry:
+    """Publish a PEFT checkpoint (VeRA, RandLoRA or LoRA) as the next version of an adapter."""
+    ref = parts.porting.take_in(
+        owner,
+        name,
+        config.file,
+        weights.file,
+        file_name=weights.filename or "",
+        torch_era=torch_era,
+        half_dtype=half_dtype,
+        base_dtype=base_dtype,
+    )
+    return entry_of(parts, str(ref), ref)
+
+
+@router.get("/{adapter_id}/export", response_class=StreamingResponse)
+def give_out(
+    adapter_id: str,
+    parts: GivenParts,
+    owner: CurrentOwner,
+    form: Literal["peft", "peft-lora", "merged"] = Query("peft", alias="format"),
+) -> StreamingResponse:
+    """An adapter (NAME or NAME@VERSION) as a zip of the files that others load."""
+    ref = find_adapter(parts, owner, adapter_id)
+    folder = parts.porting.give_out(ref, form)
+    return _FolderResponse(folder, f"{ref.name}-{ref.version}-{form}.zip")
+
+
+class _FolderResponse(StreamingResponse):
+    """A folder's files as one zip, made while it is sent; the folder is removed in any case."""
+
+    def __init__(self, folder: Path, filename: str) -> None:
+        self._folder = folder
+        headers = {"content-disposition": f'attachment; filename="{filename}"'}
+        super().__init__(_zipped(folder), headers=headers, media_type="application/zip")
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            await run_in_threadpool(shutil.rmtree, self._folder, ignore_errors=True)
+
+
+class _Pipe(RawIOBase):
+    """What a zip is written to: bytes that wait to be sent."""
+
+    def __init__(self) -> None:
+        self._waiting: list[bytes] = []
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: "ReadableBuffer", /) -> int:
+        self._waiting.append(bytes(data))
+        return len(self._waiting[-1])
+
+    def taken(self) -> bytes:
+        data, self._waiting = b"".join(self._waiting), []
+        return data
+
+
+def _zipped(folder: Path) -> Iterator[bytes]:
+    pipe = _Pipe()
+    with ZipFile(cast(IO[bytes], pipe), "w", ZIP_STORED) as archive:
+        for path in sorted(path for path in folder.iterdir() if path.is_file()):
+            # Sizes are not known beforehand to a zip that cannot seek.
+            with path.open("rb") as file, archive.open(path.name, "w", force_zip64=True) as entry:
+                while chunk := file.read(_CHUNK_BYTES):
+                    entry.write(chunk)
+                    yield pipe.taken()
+    yield pipe.taken()

@@ -1,0 +1,1 @@
+"""The two completion endpoints, from the request to the streamed answer."""

@@ -1,0 +1,169 @@
+"""POST /v1/chat/completions."""
+
+import secrets
+from collections.abc import Iterable, Iterator
+from typing import Annotated, Literal
+
+from fastapi import APIRouter, Request, Response
+from fastapi.concurrency import run_in_threadpool
+from pydantic import FailFast, Field, field_validator
+from pydantic_core import PydanticCustomError
+from starlette.types import Receive
+
+from server.api.completions import logprob_format
+from server.api.completions.delivery import Wakes
+from server.api.completions.generation import Asked, find_model, generation, now, room_for_answer
+from server.api.completions.generation_fields import GenerationFields
+from server.api.completions.replies import Transcript, reply
+from server.api.deps import CurrentOwner, GivenParts
+from server.api.interfaces import Parts, Tokenizer
+from server.api.wire import Text, WireModel, at_most
+from server.errors import InvalidRequest
+from server.scheduler.request import Delta, TokenPiece
+
+router = APIRouter(tags=["completions"])
+
+_MAX_MESSAGES = 4096
+
+
+class ChatMessage(WireModel):
+    """One message. The last fields are what answers carry, so that one can be sent back as it came;
+    they must be empty.
+    """
+
+    role: Literal["system", "developer", "user", "assistant"]
+    content: Text | None = None
+    name: Text | None = None
+
+    refusal: None = None
+    annotations: list[None] | None = Field(None, max_length=0)
+    audio: None = None
+    function_call: None = None
+    tool_calls: list[None] | None = Field(None, max_length=0)
+
+    def for_template(self) -> dict[str, object]:
+        """As chat templates expect it."""
+        role = "system" if self.role == "developer" else self.role
+        message: dict[str, object] = {"role": role, "content": self.content or ""}
+        return message if self.name is None else message | {"name": self.name}
+
+    @field_validator("content", mode="before")
+    @classmethod
+    def _join_parts(cls, content: object) -> object:
+        """Content may be a list of parts; only text is understood."""
+        if not isinstance(content, list):
+            return content
+        return "".join(_text(part) for part in content)
+
+
+def _text(part: object) -> str:
+    text = part.get("text") if isinstance(part, dict) and part.get("type") == "text" else None
+    if not isinstance(text, str):
+        raise PydanticCustomError("only_text", "only parts of type 'text' are supported")
+    return text
+
+
+class ChatRequest(GenerationFields):
+    """The body. `max_tokens` is the older name of `max_completion_tokens`."""
+
+    messages: Annotated[list[ChatMessage], FailFast(), Field(min_length=1), at_most(_MAX_MESSAGES)]
+    max_completion_tokens: int | None = Field(None, ge=1)
+    max_tokens: int | None = Field(None, ge=1)
+    logprobs: bool | None = None
+    top_logprobs: int | None = Field(None, ge=0, le=20)
+
+    @property
+    def wanted_tokens(self) -> int | None:
+        """The answer's largest length, if the request gives one."""
+        given = {self.max_completion_tokens, self.max_tokens} - {None}
+        if len(given) > 1:
+            raise InvalidRequest(
+                "max_tokens and max_completion_tokens differ; send one", param="max_tokens"
+            )
+        return given.pop() if given else None
+
+    @property
+    def wanted_logprobs(self) -> int | None:
+        """How many alternatives to tell per token; None: no log-probabilities at all."""
+        if self.top_logprobs and not self.logprobs:
+            raise InvalidRequest(
+                "top_logprobs needs logprobs=true; send both", param="top_logprobs"
+            )
+        return self.top_logprobs or 0 if self.logprobs else None
+
+
+class ChatShape:
+    """Chat completions and their chunks."""
+
+    document_kind = "chat.completion"
+    chunk_kind = "chat.completion.chunk"
+
+    def __init__(self, tokenizer: Tokenizer, *, logprobs: bool) -> None:
+        self._tokenizer = tokenizer
+        self.scores = logprobs
+        self._begun: set[int] = set()
+
+    def whole(self, choice: int, transcript: Transcript) -> dict[str, object]:
+        return {
+            "index": choice,
+            "message": {"role": "assistant", "content": transcript.text, "refusal": None},
+            "logprobs": self._scores(transcript.tokens),
+            "finish_reason": transcript.finish,
+            "stop_reason": transcript.stop_reason,
+        }
+
+    def chunks(self, choice: int, delta: Delta) -> Iterator[dict[str, object]]:
+        if choice not in self._begun:
+            self._begun.add(choice)
+            yield _chunk(choice, {"role": "assistant", "content": "", "refusal": None})
+        if delta.text or (self.scores and delta.tokens):
+            yield self.text(choice, delta.text) | {"logprobs": self._scores(delta.tokens)}
+        if delta.finish is not None:
+            yield _chunk(choice, {}) | {
+                "finish_reason": delta.finish,
+                "stop_reason": delta.stop_reason,
+            }
+
+    def text(self, choice: int, text: str) -> dict[str, object]:
+        return _chunk(choice, {"content": text})
+
+    def _scores(self, tokens: Iterable[TokenPiece]) -> dict[str, object] | None:
+        return logprob_format.for_chat(self._tokenizer, tokens) if self.scores else None
+
+
+def _chunk(choice: int, delta: dict[str, object]) -> dict[str, object]:
+    return {"index": choice, "delta": delta, "logprobs": None, "finish_reason": None}
+
+
+def _ask(parts: Parts, owner: str, body: ChatRequest) -> Asked:
+    """Find the model, apply the chat template, check all. Reads the disk and tokenises."""
+    adapter = find_model(parts, owner, body.model)
+    prompt = parts.tokenizer.chat([message.for_template() for message in body.messages])
+    params = body.sampling(
+        max_tokens=room_for_answer(parts, len(prompt), body.wanted_tokens, "messages"),
+        top_logprobs=body.wanted_logprobs,
+    )
+    asked_id = f"chatcmpl-{secrets.token_hex(12)}"
+    return Asked(
+        id=asked_id,
+        created=now(),
+        model=parts.base.id if adapter is None else str(adapter),
+        generations=(generation(parts, owner, asked_id, body, adapter, prompt, params),),
+    )
+
+
+@router.post("/v1/chat/completions")
+async def create_chat_completion(
+    body: ChatRequest, request: Request, parts: GivenParts, owner: CurrentOwner
+) -> Response:
+    """Answer a conversation."""
+    return await answer(parts, request.app.state.wakes, owner, body, request.receive)
+
+
+async def answer(
+    parts: Parts, wakes: Wakes, owner: str, body: ChatRequest, receive: Receive
+) -> Response:
+    """What `create_chat_completion` answers."""
+    asked = await run_in_threadpool(_ask, parts, owner, body)
+    shape = ChatShape(parts.tokenizer, logprobs=bool(body.logprobs))
+    return await reply(parts, wakes, asked, shape, receive, usage_chunk=body.usage_chunk)

@@ -1,0 +1,221 @@
+"""Asks the engine and answers over HTTP, whole or as a stream. The two kinds of completion differ
+only in their `Shape`.
+"""
+
+import json
+import logging
+from collections import defaultdict
+from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import Sequence as Seq
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from fastapi import Response
+from fastapi.responses import JSONResponse
+from starlette.types import Receive
+
+from adapters_store.store_errors import StoreError
+from server.api.completions.delivery import Answers, ClientGone, News, Wakes
+from server.api.completions.generation import Asked, usage
+from server.api.interfaces import Parts
+from server.api.sse import DONE, AnswerStream, event
+from server.engine.sequence import FinishReason, TokenLogprob
+from server.errors import InvalidRequest, QueueFull, Unavailable, VerandahError
+from server.scheduler.request import Delta, TokenPiece
+
+log = logging.getLogger(__name__)
+
+_CLIENT_CLOSED_REQUEST = 499  # nginx's status, for the log: nobody reads it
+
+
+@dataclass
+class Transcript:
+    """One whole answer."""
+
+    text: str = ""
+    made: int = 0
+    tokens: list[TokenPiece] = field(default_factory=list)
+    prompt_logprobs: tuple[TokenLogprob | None, ...] | None = None
+    finish: FinishReason | None = None
+    stop_reason: str | int | None = None
+
+    def add(self, delta: Delta, made: int) -> None:
+        """Go on with what a News tells."""
+        self.text += delta.text
+        self.made += made
+        self.tokens.extend(delta.tokens)
+        self.prompt_logprobs = self.prompt_logprobs or delta.prompt_logprobs
+        self.finish = delta.finish
+        self.stop_reason = delta.stop_reason
+
+
+class Shape(Protocol):
+    """How one kind of answer looks. A `choice` is an answer's place among all of the request's."""
+
+    document_kind: str
+    chunk_kind: str
+
+    @property
+    def scores(self) -> bool:
+        """Whether chunks tell log-probabilities."""
+
+    def whole(self, choice: int, transcript: Transcript) -> Mapping[str, object]:
+        """A choice of the document."""
+
+    def chunks(self, choice: int, delta: Delta) -> Iterator[Mapping[str, object]]:
+        """The choices of the chunks that tell one delta, in order."""
+
+    def text(self, choice: int, text: str) -> Mapping[str, object]:
+        """The choice of a chunk that tells nothing but text, as `chunks` makes it."""
+
+
+async def reply(
+    parts: Parts,
+    wakes: Wakes,
+    asked: Asked,
+    shape: Shape,
+    receive: Receive,
+    *,
+    usage_chunk: bool | None,
+) -> Response:
+    """Run what was asked and answer.
+
+    Args:
+        receive: tells when the client goes away; the body was read.
+        usage_chunk: None: one document. Else a stream, with or without a last chunk of counts.
+
+    Raises:
+        Exception: whatever the engine refused or failed with before the first token; the answer
+            then still has a status of its own. Later failures are an event in the stream.
+    """
+    answers = Answers(
+        parts.engine,
+        wakes,
+        receive,
+        ends_only=usage_chunk is None,
+        timeout_s=parts.request_timeout_s,
+    )
+    handed_on = False
+    try:
+        _submit(parts, answers, asked)
+        if usage_chunk is None:
+            return JSONResponse(await _document(answers, asked, shape))
+        first = await answers.next()
+        events = _events(parts, answers, first, asked, shape, usage_chunk)
+        handed_on = True
+        return AnswerStream(events, on_end=answers.close)
+    except ClientGone:
+        return Response(status_code=_CLIENT_CLOSED_REQUEST)
+    finally:
+        if not handed_on:
+            answers.close()
+
+
+def _submit(parts: Parts, answers: Answers, asked: Asked) -> None:
+    wanted, most = sum(generation.n for generation in asked.generations), parts.engine.max_answers
+    if wanted > most:  # a 429 would have the client try again for ever
+        raise InvalidRequest(
+            f"{wanted} answers are asked for in one request, and {most} may run and wait at once: "
+            "ask for fewer, or raise the server's max_waiting",
+            param="n",
+        )
+    try:
+        for generation in asked.generations:
+            answers.ask(generation)
+    except QueueFull:
+        parts.metrics.rejected("queue_full")
+        raise
+    except Unavailable:
+        parts.metrics.rejected("unavailable")
+        raise
+
+
+def _cached_tokens(batch: Seq[News]) -> int:
+    """Of each prompt's first answer: the others find what that one computed."""
+    return sum([delta.cached_tokens for _, delta, _ in batch if delta.index == 0])
+
+
+async def _document(answers: Answers, asked: Asked, shape: Shape) -> dict[str, object]:
+    transcripts: dict[int, Transcript] = defaultdict(Transcript)
+    cached = 0
+    while not answers.complete:
+        batch = await answers.next()
+        cached += _cached_tokens(batch)
+        for news in batch:
+            transcripts[news.choice].add(news.delta, news.made)
+    made = sum(transcript.made for transcript in transcripts.values())
+    return {
+        **asked.labels(shape.document_kind),
+        "choices": [shape.whole(choice, transcripts[choice]) for choice in sorted(transcripts)],
+        "usage": usage(asked.prompt_tokens, made, cached),
+    }
+
+
+async def _events(
+    parts: Parts, answers: Answers, batch: Seq[News], asked: Asked, shape: Shape, usage_chunk: bool
+) -> AsyncIterator[tuple[bytes, bool]]:
+    """See `AnswerStream`."""
+    labels = asked.labels(shape.chunk_kind)
+    if usage_chunk:
+        labels["usage"] = None
+    chunks = Chunks(labels, shape)
+    made = cached = 0
+    try:
+        while True:
+            made += sum([news.made for news in batch])
+            cached += _cached_tokens(batch)
+            told = chunks.of(batch)
+            if answers.complete:
+                break
+            if told:
+                yield told, True
+            batch = await answers.next()
+    except ClientGone:
+        yield b"", False
+        return
+    except Exception as error:  # the status is sent: the stream itself must tell
+        if not isinstance(error, VerandahError | StoreError):
+            log.exception("answer %s failed", asked.id)
+        yield event(parts.describe(error).body(), name="error"), False
+        return
+    if usage_chunk:
+        told += event({**labels, "choices": [], "usage": usage(asked.prompt_tokens, made, cached)})
+    yield told + DONE, False
+
+
+_TEXT = "\0"
+_ENCODED_TEXT = json.dumps(_TEXT).encode()
+_encoded = json.encoder.encode_basestring  # a text as `event` writes it
+
+
+class Chunks:
+    """The chunks of one stream, as events.
+
+    Nearly all tell text and nothing else: of those, all but the text is made once for each choice.
+    """
+
+    def __init__(self, labels: Mapping[str, object], shape: Shape) -> None:
+        self._labels = labels
+        self._shape = shape
+        self._frames: dict[int, tuple[bytes, bytes]] = {}
+
+    def of(self, batch: Seq[News]) -> bytes:
+        """One event for each answer that has something to tell, or few: empty if none has."""
+        return b"".join([self._told(choice, delta) for choice, delta, _ in batch])
+
+    def _told(self, choice: int, delta: Delta) -> bytes:
+        frame = self._frames.get(choice)
+        if frame is not None and delta.finish is None:
+            return frame[0] + _encoded(delta.text).encode() + frame[1] if delta.text else b""
+        told = b"".join(map(self._event, self._shape.chunks(choice, delta)))
+        if told and not self._shape.scores:  # the first chunk of a choice is unlike the others
+            self._frames[choice] = self._frame(choice)
+        return told
+
+    def _frame(self, choice: int) -> tuple[bytes, bytes]:
+        """What is before and behind the text in an event of text alone."""
+        before, _, behind = self._event(self._shape.text(choice, _TEXT)).rpartition(_ENCODED_TEXT)
+        return before, behind
+
+    def _event(self, choice: Mapping[str, object]) -> bytes:
+        return event({**self._labels, "choices": [choice]})

@@ -1,0 +1,231 @@
+"""POST /v1/completions: text goes on. Several prompts may be asked at once."""
+
+import secrets
+from collections.abc import Iterator
+from collections.abc import Sequence as Seq
+from dataclasses import dataclass
+from typing import Annotated, cast
+
+from fastapi import APIRouter, Request, Response
+from fastapi.concurrency import run_in_threadpool
+from pydantic import Field, PlainValidator
+from pydantic_core import PydanticCustomError
+from starlette.types import Receive
+
+from server.api.completions import logprob_format
+from server.api.completions.delivery import Wakes
+from server.api.completions.generation import Asked, find_model, generation, now, room_for_answer
+from server.api.completions.generation_fields import GenerationFields
+from server.api.completions.replies import Transcript, reply
+from server.api.deps import CurrentOwner, GivenParts
+from server.api.interfaces import Parts, Tokenizer
+from server.api.wire import encodable
+from server.engine.sequence import TokenLogprob
+from server.errors import InvalidRequest
+from server.scheduler.request import Delta, TokenPiece
+
+router = APIRouter(tags=["completions"])
+
+_DEFAULT_MAX_TOKENS = 16  # the OpenAI API's
+_MAX_PROMPTS = 1024
+
+Scored = tuple[str, int, TokenLogprob | None]
+
+
+def _checked_prompt(value: object) -> object:
+    """Look at each item once, and stop at the first bad one: see `server.api.wire`."""
+    items = value if isinstance(value, list) else [value]
+    if isinstance(value, list) and all(type(item) is int for item in value):
+        return value
+    if len(items) > _MAX_PROMPTS:
+        raise PydanticCustomError("too_long", "more than {count} prompts", {"count": _MAX_PROMPTS})
+    kind = type(items[0])
+    if kind in (str, list) and all(type(item) is kind and _is_prompt(item) for item in items):
+        return value
+    raise PydanticCustomError("prompt", "not text, a list of token ids, or a list of either")
+
+
+def _is_prompt(item: str | list[object]) -> bool:
+    if isinstance(item, str):
+        encodable(item)
+        return True
+    return all(type(token_id) is int for token_id in item)
+
+
+class CompletionRequest(GenerationFields):
+    """The body. A prompt is text or token ids; `prompt` holds one of them or a list."""
+
+    prompt: Annotated[
+        str | list[str] | list[int] | list[list[int]], PlainValidator(_checked_prompt)
+    ]
+    max_tokens: int | None = Field(None, ge=0)
+    echo: bool | None = None
+    logprobs: int | None = Field(None, ge=0, le=20)
+
+    @property
+    def holds_token_ids(self) -> bool:
+        """Whether the prompt is one, as token ids."""
+        return isinstance(self.prompt, list) and isinstance(next(iter(self.prompt), None), int)
+
+    @property
+    def prompts(self) -> list[str | list[int]]:
+        """The prompts, each text or token ids."""
+        if isinstance(self.prompt, str):
+            return [self.prompt]
+        if not self.prompt:
+            raise InvalidRequest("prompt is an empty list; send at least one", param="prompt")
+        if self.holds_token_ids:
+            return [cast(list[int], self.prompt)]
+        texts_or_lists = [item for item in self.prompt if not isinstance(item, int)]
+        return list(texts_or_lists)
+
+
+@dataclass(frozen=True)
+class Echo:
+    """A prompt as it is shown before its answer: its tokens' ids and the text of each."""
+
+    token_ids: tuple[int, ...]
+    pieces: tuple[str, ...]
+
+    @property
+    def text(self) -> str:
+        return "".join(self.pieces)
+
+    def scored(self, scores: Seq[TokenLogprob | None] | None) -> list[Scored]:
+        """The tokens with their scores; without scores, as if unknown."""
+        known = scores or (None,) * len(self.token_ids)
+        return list(zip(self.pieces, self.token_ids, known, strict=True))
+
+
+class CompletionShape:
+    """Text completions; a chunk looks as a document does.
+
+    Args:
+        echoes: the prompts to show before their answers, `n` answers each; empty: none is shown.
+    """
+
+    document_kind = "text_completion"
+    chunk_kind = "text_completion"
+
+    def __init__(
+        self, tokenizer: Tokenizer, *, logprobs: bool, echoes: Seq[Echo] = (), n: int = 1
+    ) -> None:
+        self._tokenizer = tokenizer
+        self.scores = logprobs
+        self._echoes = echoes
+        self._n = n
+        self._shown: dict[int, int] = {}  # choice -> characters streamed so far
+
+    def whole(self, choice: int, transcript: Transcript) -> dict[str, object]:
+        echo = self._echo(choice)
+        tokens = echo.scored(transcript.prompt_logprobs) + _scored(transcript.tokens)
+        return {
+            "index": choice,
+            "text": echo.text + transcript.text,
+            "logprobs": self._scores(tokens, offset=0),
+            "finish_reason": transcript.finish,
+            "stop_reason": transcript.stop_reason,
+        }
+
+    def chunks(self, choice: int, delta: Delta) -> Iterator[dict[str, object]]:
+        text, tokens = delta.text, _scored(delta.tokens)
+        shown = self._shown.get(choice)
+        if shown is None:
+            echo = self._echo(choice)
+            text, tokens = echo.text + text, echo.scored(delta.prompt_logprobs) + tokens
+        if not (text or delta.finish or (self.scores and tokens)):
+            return
+        yield self.text(choice, text) | {
+            "logprobs": self._scores(tokens, offset=shown or 0),
+            "finish_reason": delta.finish,
+            "stop_reason": delta.stop_reason,
+        }
+        self._shown[choice] = (shown or 0) + sum(len(piece) for piece, _, _ in tokens)
+
+    def text(self, choice: int, text: str) -> dict[str, object]:
+        return {
+            "index": choice,
+            "text": text,
+            "logprobs": None,
+            "finish_reason": None,
+            "stop_reason": None,
+        }
+
+    def _echo(self, choice: int) -> Echo:
+        return self._echoes[choice // self._n] if self._echoes else Echo((), ())
+
+    def _scores(self, tokens: Seq[Scored], *, offset: int) -> dict[str, object] | None:
+        if not self.scores:
+            return None
+        return logprob_format.for_completion(self._tokenizer, tokens, offset=offset)
+
+
+def _scored(tokens: Seq[TokenPiece]) -> list[Scored]:
+    return [(token.text, token.token_id, token.logprob) for token in tokens]
+
+
+def _echo(tokenizer: Tokenizer, prompt: Seq[int]) -> Echo:
+    decoder = tokenizer.stream()
+    pieces = [decoder.push(token_id) for token_id in prompt]
+    pieces[-1] += decoder.flush()
+    return Echo(tuple(prompt), tuple(pieces))
+
+
+def _ask(parts: Parts, owner: str, body: CompletionRequest) -> Asked:
+    """Find the model, tokenise, check all. Reads the disk."""
+    adapter = find_model(parts, owner, body.model)
+    asked_id = f"cmpl-{secrets.token_hex(12)}"
+    generations = []
+    for given in body.prompts:
+        prompt = (
+            parts.tokenizer.encode(given, add_special=True) if isinstance(given, str) else given
+        )
+        length = body.max_tokens
+        if length is None:
+            length = min(_DEFAULT_MAX_TOKENS, room_for_answer(parts, len(prompt), None, "prompt"))
+        params = body.sampling(
+            max_tokens=room_for_answer(parts, len(prompt), length, "prompt"),
+            top_logprobs=body.logprobs,
+            prompt_logprobs=bool(body.echo) and body.logprobs is not None,
+        )
+        generations.append(generation(parts, owner, asked_id, body, adapter, prompt, params))
+    return Asked(
+        id=asked_id,
+        created=now(),
+        model=parts.base.id if adapter is None else str(adapter),
+        generations=tuple(generations),
+    )
+
+
+def _ask_and_shape(
+    parts: Parts, owner: str, body: CompletionRequest
+) -> tuple[Asked, CompletionShape]:
+    asked = _ask(parts, owner, body)
+    shown = asked.generations if body.echo else ()
+    shape = CompletionShape(
+        parts.tokenizer,
+        logprobs=body.logprobs is not None,
+        echoes=[_echo(parts.tokenizer, generation.prompt) for generation in shown],
+        n=body.choices,
+    )
+    return asked, shape
+
+
+@router.post("/v1/completions")
+async def create_completion(
+    body: CompletionRequest, request: Request, parts: GivenParts, owner: CurrentOwner
+) -> Response:
+    """Go on with a text."""
+    return await answer(parts, request.app.state.wakes, owner, body, request.receive)
+
+
+async def answer(
+    parts: Parts, wakes: Wakes, owner: str, body: CompletionRequest, receive: Receive
+) -> Response:
+    """What `create_completion` answers."""
+    if body.model == parts.base.id and body.echo is None and body.holds_token_ids:
+        # Neither disk nor tokenizer: a thread would cost more than this takes.
+        asked, shape = _ask_and_shape(parts, owner, body)
+    else:
+        asked, shape = await run_in_threadpool(_ask_and_shape, parts, owner, body)
+    return await reply(parts, wakes, asked, shape, receive, usage_chunk=body.usage_chunk)

@@ -1,0 +1,1 @@
+"""The endpoints for training files and fine-tuning jobs."""

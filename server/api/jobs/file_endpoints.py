@@ -1,0 +1,88 @@
+"""/v1/files: what jobs learn from."""
+
+from typing import Annotated, Literal
+
+from fastapi import APIRouter, File, Form, Query, UploadFile
+from fastapi.responses import FileResponse
+
+from server.api.deps import CurrentOwner, GivenParts
+from server.errors import InvalidRequest
+from server.jobs.files.file_store import StoredFile
+
+router = APIRouter(prefix="/v1/files", tags=["files"])
+
+Document = dict[str, object]
+
+
+def _document(file: StoredFile) -> Document:
+    return {
+        "id": file.id,
+        "object": "file",
+        "bytes": file.bytes,
+        "created_at": file.created_at,
+        "filename": file.filename,
+        "purpose": file.purpose,
+        "status": file.status,
+        "expires_at": None,
+        "status_details": None,
+    }
+
+
+@router.post("")
+def upload(
+    parts: GivenParts,
+    owner: CurrentOwner,
+    file: Annotated[UploadFile, File()],
+    purpose: Annotated[str, Form()],
+) -> Document:
+    """Keep a file. Its lines are checked when a job is made of it."""
+    if purpose != "fine-tune":
+        raise InvalidRequest(
+            f"purpose {purpose!r} is not supported; files are for 'fine-tune'", param="purpose"
+        )
+    return _document(parts.files.create(owner, file.filename or "upload", purpose, file.file))
+
+
+@router.get("")
+def list_files(
+    parts: GivenParts,
+    owner: CurrentOwner,
+    purpose: str | None = None,
+    limit: int = Query(10_000, ge=1, le=10_000),
+    order: Literal["asc", "desc"] = "desc",
+    after: str | None = None,
+) -> Document:
+    """The owner's files, by default the newest first."""
+    page = parts.files.list(owner, purpose=purpose, after=after, limit=limit, order=order)
+    data = [_document(file) for file in page.items]
+    return {
+        "object": "list",
+        "data": data,
+        "first_id": data[0]["id"] if data else None,
+        "last_id": data[-1]["id"] if data else None,
+        "has_more": page.has_more,
+    }
+
+
+@router.get("/{file_id}")
+def get_file(file_id: str, parts: GivenParts, owner: CurrentOwner) -> Document:
+    """What is known about one file."""
+    return _document(parts.files.get(owner, file_id))
+
+
+@router.get("/{file_id}/content")
+def get_content(file_id: str, parts: GivenParts, owner: CurrentOwner) -> FileResponse:
+    """The file as it was sent."""
+    file = parts.files.get(owner, file_id)
+    return FileResponse(
+        parts.files.path(owner, file_id),
+        media_type="application/octet-stream",
+        filename=file.filename,
+    )
+
+
+@router.delete("/{file_id}")
+def delete_file(file_id: str, parts: GivenParts, owner: CurrentOwner) -> Document:
+    """Delete a file. Jobs that have begun keep what they read."""
+    parts.files.delete(owner, file_id)
+    return {"id": file_id, "object": "file", "deleted": True}

@@ -1,0 +1,83 @@
+"""Jobs, events and checkpoints as the OpenAI API writes them."""
+
+import json
+
+from server.jobs.queue.job import Checkpoint, Event, Job
+
+Document = dict[str, object]
+
+_OPENAI_HYPERPARAMETERS = ("n_epochs", "batch_size", "learning_rate_multiplier")
+
+
+def job_document(job: Job) -> Document:
+    """A job, with what is ours in an object of its own."""
+    asked: Document = json.loads(job.hyperparameters.to_json())
+    shown = dict.fromkeys(_OPENAI_HYPERPARAMETERS, "auto") | asked
+    ours = {key: value for key, value in asked.items() if key not in _OPENAI_HYPERPARAMETERS}
+    error = job.error
+    return {
+        "id": job.id,
+        "object": "fine_tuning.job",
+        "created_at": job.created_at,
+        "finished_at": job.finished_at,
+        "estimated_finish": job.estimated_finish,
+        "model": job.model,
+        "fine_tuned_model": job.fine_tuned_model,
+        "organization_id": job.owner,
+        "status": job.status,
+        "training_file": job.training_file,
+        "validation_file": job.validation_file,
+        "result_files": [job.result_file] if job.result_file else [],
+        "trained_tokens": job.trained_tokens,
+        "error": error and {"code": error.code, "message": error.message, "param": error.param},
+        "hyperparameters": shown,
+        "method": {"type": "supervised", "supervised": {"hyperparameters": shown}},
+        "seed": job.seed,
+        "integrations": [],
+        "metadata": dict(job.metadata),
+        "user_provided_suffix": job.suffix,
+        "verandah": {
+            **ours,
+            "step": job.step,
+            "appraisal": job.appraisal and job.appraisal.to_document(),
+            "judgement": job.judgement and job.judgement.to_document(),
+            "samples": [sample.to_document() for sample in job.samples or ()],
+        },
+    }
+
+
+def event_document(told: Event) -> Document:
+    """What a job told."""
+    return {
+        "id": told.id,
+        "object": "fine_tuning.job.event",
+        "created_at": told.created_at,
+        "level": told.level,
+        "type": told.type,
+        "message": told.message,
+        "data": told.data,
+    }
+
+
+def checkpoint_document(checkpoint: Checkpoint) -> Document:
+    """A version that a job published; its model is asked like any other."""
+    return {
+        "id": checkpoint.id,
+        "object": "fine_tuning.job.checkpoint",
+        "created_at": checkpoint.created_at,
+        "fine_tuning_job_id": checkpoint.job,
+        "fine_tuned_model_checkpoint": checkpoint.model,
+        "step_number": checkpoint.step,
+        "metrics": dict(checkpoint.metrics),
+    }
+
+
+def page_document(items: list[Document], has_more: bool) -> Document:
+    """Some documents of a list."""
+    return {
+        "object": "list",
+        "data": items,
+        "first_id": items[0]["id"] if items else None,
+        "last_id": items[-1]["id"] if items else None,
+        "has_more": has_more,
+    }

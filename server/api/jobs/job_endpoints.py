@@ -1,0 +1,212 @@
+"""/v1/fine_tuning/jobs: training, in the OpenAI API's words, with an adapter's options added."""
+
+from collections.abc import Mapping, Sequence
+
+from fastapi import APIRouter, Query, Request
+
+from adapters_store.manifest import Manifest
+from server.api.completions.generation import find_model
+from server.api.deps import CurrentOwner, GivenParts
+from server.api.interfaces import Parts
+from server.api.jobs.job_documents import (
+    Document,
+    checkpoint_document,
+    job_document,
+    page_document,
+)
+from server.api.jobs.job_request import JobRequest, read_options
+from server.errors import InvalidDataset, InvalidRequest, LineProblem, NotFound
+from server.jobs.files.datasets import MIN_EXAMPLES, Dataset, validate
+from server.jobs.queue.appraisal import Appraisal
+from server.jobs.queue.continuing import check_continuable, inherited
+from server.jobs.queue.job import JobStatus
+from server.jobs.queue.train_options import TrainOptions
+
+router = APIRouter(prefix="/v1/fine_tuning/jobs", tags=["fine-tuning"])
+
+
+@router.post("")
+def create_job(body: JobRequest, parts: GivenParts, owner: CurrentOwner) -> Document:
+    """Check every line of the files, estimate, then queue.
+
+    A bad file queues nothing and names its lines. With `verandah: {"dry_run": true}` nothing is
+    queued in any case, and the answer is what was found.
+    """
+    dry_run = body.dry_run
+    start = _start(parts, owner, body.model)
+    asked = body.asked()
+    options = read_options(inherited(*start, asked) if start else asked)
+    _check_rank(parts, options)
+    _check_suffix(parts, body.suffix)
+    if dry_run:
+        return _dry_run(parts, owner, body, options, start)
+    train, valid = _files(parts, owner, body)
+    job = parts.jobs.create(
+        owner,
+        start[0] if start else body.model,
+        body.training_file,
+        validation_file=body.validation_file,
+        suffix=body.suffix,
+        seed=body.seed,
+        hyperparameters=options,
+        metadata=body.metadata,
+        appraisal=parts.appraiser.appraise(train, valid, options, start),
+    )
+    return job_document(job)
+
+
+@router.get("")
+def list_jobs(
+    request: Request,
+    parts: GivenParts,
+    owner: CurrentOwner,
+    after: str | None = None,
+    limit: int = Query(20, ge=1, le=100),
+    status: JobStatus | None = Query(None, description="only jobs that stand there"),
+) -> Document:
+    """The owner's jobs, the newest first; `metadata[KEY]=VALUE` finds those that have the pair,
+    `metadata=null` those without any."""
+    wanted = _metadata(request.query_params.multi_items())
+    page = parts.jobs.list(owner, after=after, limit=limit, metadata=wanted, status=status)
+    return page_document([job_document(job) for job in page.items], page.has_more)
+
+
+@router.get("/{job_id}")
+def get_job(job_id: str, parts: GivenParts, owner: CurrentOwner) -> Document:
+    """How a job is now."""
+    return job_document(parts.jobs.get(owner, job_id))
+
+
+@router.post("/{job_id}/cancel")
+def cancel_job(job_id: str, parts: GivenParts, owner: CurrentOwner) -> Document:
+    """Stop a job. One that runs stays `running` until its worker has obeyed."""
+    return job_document(parts.jobs.cancel(owner, job_id))
+
+
+@router.post("/{job_id}/pause")
+def pause_job(job_id: str, parts: GivenParts, owner: CurrentOwner) -> Document:
+    """Put a job aside. One that runs stays `running` until its worker has saved it."""
+    return job_document(parts.jobs.pause(owner, job_id))
+
+
+@router.post("/{job_id}/resume")
+def resume_job(job_id: str, parts: GivenParts, owner: CurrentOwner) -> Document:
+    """Queue a paused job again; it goes on from where it was."""
+    return job_document(parts.jobs.resume(owner, job_id))
+
+
+@router.get("/{job_id}/checkpoints")
+def list_checkpoints(
+    job_id: str,
+    parts: GivenParts,
+    owner: CurrentOwner,
+    after: str | None = None,
+    limit: int = Query(10, ge=1, le=100),
+) -> Document:
+    """Versions that a job published on its way, the newest first."""
+    page = parts.jobs.checkpoints(owner, job_id, after=after, limit=limit)
+    return page_document([checkpoint_document(found) for found in page.items], page.has_more)
+
+
+def _start(parts: Parts, owner: str, model: str) -> tuple[str, Manifest] | None:
+    """The adapter to go on from, by the id of its version; None for the base."""
+    ref = find_model(parts, owner, model)
+    if ref is None:
+        return None
+    manifest = parts.adapters.open(ref).manifest
+    check_continuable(str(ref), manifest, parts.base.fingerprint)
+    return str(ref), manifest
+
+
+def _check_rank(parts: Parts, options: TrainOptions) -> None:
+    if options.rank is not None and options.rank > parts.max_rank:
+        raise InvalidRequest(
+            f"rank={options.rank} is above {parts.max_rank}, the largest that this server serves "
+            "(its max_rank)",
+            param="rank",
+        )
+
+
+def _check_suffix(parts: Parts, suffix: str | None) -> None:
+    if suffix == parts.base.id:
+        raise InvalidRequest(
+            f"suffix {suffix!r} is the base model's id, which would answer in the adapter's place; "
+            "choose another",
+            param="suffix",
+        )
+
+
+def _files(parts: Parts, owner: str, body: JobRequest) -> tuple[Dataset, Dataset | None]:
+    return _train_lines(parts, owner, body), _valid_lines(parts, owner, body)
+
+
+def _train_lines(parts: Parts, owner: str, body: JobRequest) -> Dataset:
+    return _lines(parts, owner, body.training_file, "training_file", MIN_EXAMPLES)
+
+
+def _valid_lines(parts: Parts, owner: str, body: JobRequest) -> Dataset | None:
+    if body.validation_file is None:
+        return None
+    return _lines(parts, owner, body.validation_file, "validation_file", 1)
+
+
+def _lines(parts: Parts, owner: str, file_id: str, param: str, min_examples: int) -> Dataset:
+    def also(good: Dataset) -> Sequence[LineProblem]:
+        return parts.appraiser.problems(good, param)
+
+    try:
+        with parts.files.verified(owner, file_id) as lines:
+            return validate(lines, min_examples=min_examples, param=param, also=also)
+    except NotFound as error:
+        raise InvalidRequest(f"{param}: {error}", param=param) from error
+
+
+def _dry_run(
+    parts: Parts,
+    owner: str,
+    body: JobRequest,
+    options: TrainOptions,
+    start: tuple[str, Manifest] | None,
+) -> Document:
+    """What would become of the job: its appraisal, or all that is wrong with its files."""
+    problems: list[Document] = []
+    appraisal: Appraisal | None = None
+    for read in (_train_lines, _valid_lines):
+        try:
+            read(parts, owner, body)
+        except InvalidDataset as error:
+            problems.extend(_problems(error))
+    if not problems:
+        try:
+            appraisal = parts.appraiser.appraise(*_files(parts, owner, body), options, start)
+        except InvalidDataset as error:
+            problems = _problems(error)
+    return {
+        "object": "fine_tuning.job.dry_run",
+        "model": start[0] if start else body.model,
+        "valid": not problems,
+        "problems": problems,
+        "appraisal": appraisal and appraisal.to_document(),
+    }
+
+
+def _problems(error: InvalidDataset) -> list[Document]:
+    lines = [{"line": found.line, "reason": found.reason} for found in error.problems]
+    whole = [{"line": None, "reason": str(error)}]
+    return [{"param": error.param, **found} for found in lines or whole]
+
+
+def _metadata(query: list[tuple[str, str]]) -> Mapping[str, str] | None:
+    """The filter of the OpenAI API's list; None: there is none."""
+    pairs: dict[str, str] = {}
+    for name, value in query:
+        if name.startswith("metadata[") and name.endswith("]"):
+            pairs[name[len("metadata[") : -1]] = value
+        elif name == "metadata" and value == "null":
+            return {}
+        elif name.startswith("metadata"):
+            raise InvalidRequest(
+                f"{name}={value!r} is no filter; write metadata[KEY]=VALUE, or metadata=null",
+                param="metadata",
+            )
+    return pairs or None

@@ -1,0 +1,95 @@
+"""Captured launches by what they are for: made when first wanted, the longest unused given up.
+
+Knows no model. All share one pool of memory, so what one returns must be copied before another is
+replayed.
+"""
+
+from collections import OrderedDict
+from collections.abc import Callable, Hashable
+from collections.abc import Sequence as Seq
+from dataclasses import dataclass
+from typing import Final
+
+import torch
+from torch import Tensor
+
+from server.adapters.batch.fused_batch import FusedAdapters, Inputs
+from server.adapters.batch.fused_plan import FusedGroup
+from server.adapters.batch.site_parts import Parts
+from server.adapters.residency import ResidentAdapters
+from server.engine.fused.decoder import NoAdapters, SiteAdapters
+from server.engine.kernels.mlp_gate import silu_mul
+from server.engine.urgent import HIGHEST
+
+MOST: Final = 256
+"""Kept at once; each is some hundred kB of launches."""
+
+
+@dataclass(frozen=True, eq=False)
+class Captured:
+    """A graph, the adapters' inputs that it reads, and the logits that it writes."""
+
+    graph: torch.cuda.CUDAGraph
+    inputs: Seq[Inputs]
+    logits: Tensor
+
+
+class Captures:
+    """Graphs on the current CUDA device, for one thread.
+
+    Args:
+        adapters: whose vectors are read; None: the base alone is served.
+    """
+
+    def __init__(self, adapters: ResidentAdapters | None) -> None:
+        self._adapters = adapters
+        self._parts = Parts()
+        self._kept: OrderedDict[Hashable, Captured] = OrderedDict()
+        self._pool = torch.cuda.graph_pool_handle()
+        # Nodes of a graph keep the priority of the stream that they were captured on.
+        self._stream = torch.cuda.Stream(priority=HIGHEST)
+
+    def find(
+        self,
+        key: Hashable,
+        prepare: Callable[[], Seq[Inputs]],
+        run: Callable[[Seq[Inputs]], Tensor],
+    ) -> Captured:
+        """What was captured for `key`; else `run`, which gives logits, is captured.
+
+        It is called twice for that. So `prepare` makes its inputs, and sees to it that what is
+        left in fixed tensors from earlier steps makes it write nothing that anybody reads.
+        """
+        found = self._kept.get(key)
+        if found is None:
+            found = self._kept[key] = self._capture(prepare(), run)
+            if len(self._kept) > MOST:
+                self._kept.popitem(last=False)
+        self._kept.move_to_end(key)
+        return found
+
+    def adapters_of(self, groups: Seq[FusedGroup], inputs: Seq[Inputs]) -> SiteAdapters:
+        """What the groups of a step do to products."""
+        if not groups:
+            return NoAdapters()
+        resident = self._adapters
+        assert resident is not None
+        return FusedAdapters(
+            groups, inputs, {}, resident.bank, resident.targets, silu_mul, self._parts
+        )
+
+    @torch.inference_mode()
+    def _capture(self, inputs: Seq[Inputs], run: Callable[[Seq[Inputs]], Tensor]) -> Captured:
+        torch.cuda.synchronize()
+        with torch.cuda.stream(self._stream):
+            # Once outside of the graph: kernels are compiled and products choose their algorithm.
+            run(inputs)
+            self._stream.synchronize()
+            graph = torch.cuda.CUDAGraph()
+            graph.capture_begin(pool=self._pool, capture_error_mode="thread_local")
+            try:
+                logits = run(inputs)
+            finally:
+                graph.capture_end()
+        torch.cuda.synchronize()
+        return Captured(graph, inputs, logits)

@@ -1,0 +1,192 @@
+"""Llama-shaped decoders, run with as few launches as their arithmetic allows.
+
+The architecture stays transformers': this knows one shape of layer, reads it off the model's own
+modules, and knows no other (`FusedDecoder.knows`): the model's own forward then runs. Products that
+read the same input are one (`server.adapters.batch.sites`); norms, rotary embedding, gate and
+attention are kernels. Knows no sampling and no slots.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Final, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from server.adapters.batch.sites import Riding, Site, join
+from server.bases.model import BaseModel
+from server.engine.kernels.mlp_gate import silu_mul
+from server.engine.kernels.norm import add_rms_norm
+from server.engine.kernels.rotary import rotate_and_store
+from server.engine.kv_cache import KVCache
+
+# Their layers differ in biases and sliding windows alone.
+_FAMILY: Final = frozenset({"llama", "mistral", "qwen2"})
+
+Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
+"""Layer, q [tokens, heads * head_dim], k and v [tokens, kv_heads * head_dim], rotated and stored;
+gives [tokens, heads * head_dim]."""
+
+
+class SiteAdapters(Protocol):
+    """What the adapters of a step do to products:
+    `server.adapters.batch.fused_batch.FusedAdapters`."""
+
+    def rides(self, site: Site) -> bool:
+        """Whether `A x` is wanted beside the site's product."""
+        ...
+
+    def add(self, site: Site, x: Tensor, y: Tensor) -> None:
+        """Add all deltas to y [tokens, at least site.width], in place."""
+        ...
+
+    def gate(self, site: Site, x: Tensor, y: Tensor) -> Tensor:
+        """`silu(gate) * up` of y with all deltas; gate and up are the halves of the site."""
+        ...
+
+
+class NoAdapters:
+    """`SiteAdapters` of a step of the base alone."""
+
+    def rides(self, site: Site) -> bool:
+        return False
+
+    def add(self, site: Site, x: Tensor, y: Tensor) -> None:
+        pass
+
+    def gate(self, site: Site, x: Tensor, y: Tensor) -> Tensor:
+        return silu_mul(y, site.width // 2)
+
+
+@dataclass(frozen=True, eq=False)
+class _Layer:
+    qkv: Site
+    out: Site
+    gate_up: Site
+    down: Site
+    norm: Tensor
+    mlp_norm: Tensor
+    eps: float
+
+
+class FusedDecoder:
+    """The decoder of `base`, which must be known. Its weights become views of those of the sites.
+
+    Args:
+        riding: what rides in every site's product.
+    """
+
+    def __init__(self, base: BaseModel, riding: Riding | None = None) -> None:
+        model: Any = base.model  # transformers' classes do not say which modules they have
+        config = model.config
+        decoder = model.get_decoder()
+        prefix = next(path for path, module in model.named_modules() if module is decoder)
+        self._embedding: nn.Embedding = model.get_input_embeddings()
+        self._head: nn.Linear = model.get_output_embeddings()
+        self._layers = [
+            _layer(base, f"{prefix}.layers.{index}", layer, riding)
+            for index, layer in enumerate(decoder.layers)
+        ]
+        self._norm: Tensor = decoder.norm.weight
+        self._eps: float = decoder.norm.variance_epsilon
+        self.heads: int = config.num_attention_heads
+        self.scaling: float = decoder.layers[0].self_attn.scaling
+        self.windows = [_window(layer, config) for layer in decoder.layers]
+        self._q = self.heads * base.head_dim
+        self._kv = base.num_kv_heads * base.head_dim
+        self._cos, self._sin = _rotary_tables(decoder, base)
+
+    @staticmethod
+    def knows(base: BaseModel) -> bool:
+        """Whether this is the decoder of `base`, whose layers must be of the family."""
+        config = base.model.config
+        return (
+            config.model_type in _FAMILY
+            and getattr(config, "hidden_act", None) == "silu"
+            and base.head_dim >= 16
+            and base.head_dim & (base.head_dim - 1) == 0
+        )
+
+    @property
+    def sites(self) -> list[Site]:
+        """All sites, in the order of the layers."""
+        return [
+            site
+            for layer in self._layers
+            for site in (layer.qkv, layer.out, layer.gate_up, layer.down)
+        ]
+
+    def hidden(
+        self,
+        token_ids: Tensor,
+        positions: Tensor,
+        write_at: Tensor,
+        kv: KVCache,
+        attend: Attend,
+        adapters: SiteAdapters,
+    ) -> Tensor:
+        """What the output head reads, [tokens, hidden].
+
+        Args:
+            token_ids, positions: int64 [tokens].
+            write_at: int64 [tokens], the place of each token's keys and values in the cache.
+        """
+        h = functional.embedding(token_ids, self._embedding.weight)
+        cos, sin = self._cos[positions], self._sin[positions]
+        delta: Tensor | None = None
+        for index, layer in enumerate(self._layers):
+            x = add_rms_norm(h, delta, layer.norm, layer.eps)
+            qkv = _product(layer.qkv, x, adapters)
+            q = qkv[:, : self._q]
+            k = qkv[:, self._q : self._q + self._kv]
+            v = qkv[:, self._q + self._kv : self._q + 2 * self._kv]
+            rotate_and_store(q, k, v, cos, sin, *kv.layers[index], write_at)
+            delta = _product(layer.out, attend(index, q, k, v), adapters)
+            x = add_rms_norm(h, delta, layer.mlp_norm, layer.eps)
+            gate_up = layer.gate_up.product(x, ride=adapters.rides(layer.gate_up))
+            delta = _product(layer.down, adapters.gate(layer.gate_up, x, gate_up), adapters)
+        return add_rms_norm(h, delta, self._norm, self._eps)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """[rows, vocab] of [rows, hidden]."""
+        return functional.linear(hidden, self._head.weight, self._head.bias)
+
+
+def _product(site: Site, x: Tensor, adapters: SiteAdapters) -> Tensor:
+    y = site.product(x, ride=adapters.rides(site))
+    adapters.add(site, x, y)
+    return y[:, : site.width]
+
+
+def _layer(base: BaseModel, path: str, layer: Any, riding: Riding | None) -> _Layer:
+    def joined(*names: str) -> Site:
+        return join([base.targets[f"{path}.{name}"] for name in names], riding)
+
+    return _Layer(
+        qkv=joined("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
+        out=joined("self_attn.o_proj"),
+        gate_up=joined("mlp.gate_proj", "mlp.up_proj"),
+        down=joined("mlp.down_proj"),
+        norm=layer.input_layernorm.weight,
+        mlp_norm=layer.post_attention_layernorm.weight,
+        eps=layer.input_layernorm.variance_epsilon,
+    )
+
+
+def _window(layer: Any, config: Any) -> int | None:
+    """How many tokens back a layer sees; None: all."""
+    if hasattr(layer.self_attn, "sliding_window"):
+        own: int | None = layer.self_attn.sliding_window
+        return own
+    shared: int | None = getattr(config, "sliding_window", None)
+    return shared if config.model_type == "mistral" else None
+
+
+@torch.inference_mode()
+def _rotary_tables(decoder: Any, base: BaseModel) -> tuple[Tensor, Tensor]:
+    """cos and sin of every position, each [max_context, head_dim], as the model computes them."""
+    like = torch.empty(1, dtype=base.dtype, device=base.device)
+    positions = torch.arange(base.max_context, device=base.device)[None]
+    cos, sin = decoder.rotary_emb(like, positions)
+    return cos[0].contiguous(), sin[0].contiguous()

@@ -1,0 +1,97 @@
+"""The fastest way there is to run a base on its device. Knows no settings and no requests."""
+
+import logging
+from collections.abc import Callable
+from itertools import count
+
+import torch
+
+from server.adapters.memory.matrices import need_of
+from server.adapters.methods.vera import Vera
+from server.adapters.residency import ResidentAdapters
+from server.bases.model import BaseModel
+from server.engine.kv_cache import KVCache
+from server.engine.plain.forward import Forward
+
+log = logging.getLogger(__name__)
+
+Progress = Callable[[int, int], None]
+"""Told how many graphs of how many are captured."""
+
+
+class Fast:
+    """A forward for CUDA, and its graphs: to be captured and tried once it has passed its trial.
+
+    Prompts that cannot be replayed are launched one operation after the other, and the log says so.
+
+    Raises:
+        UnsupportedModel (from `capture`): replayed decodes give other logits than others.
+    """
+
+    def __init__(self, forward: Forward, capture: Callable[[Progress], None]) -> None:
+        self.forward = forward
+        self.capture = capture
+
+
+def fast_forward(
+    base: BaseModel,
+    adapters: ResidentAdapters,
+    kv: KVCache,
+    *,
+    max_rows: int,
+    max_step_tokens: int,
+    max_context: int,
+    max_rank: int,
+    seed: int,
+) -> Fast | None:
+    """Kernels and graphs over `base`; None where they do not apply, and its own forward runs.
+
+    They are for CUDA, 16-bit numbers and the layers that `FusedDecoder` knows.
+
+    Args:
+        seed: of the random matrices that new adapters share. They are kept on the device at
+            `max_rank`, and A rides in the products of the base.
+    """
+    if base.device.type != "cuda" or base.dtype not in (torch.bfloat16, torch.float16):
+        return None
+    # Only here: an installation for a CPU has no triton.
+    from server.adapters.batch.sites import Riding
+    from server.engine.fused.captures import Captures
+    from server.engine.fused.decode_graphs import DecodeGraphs
+    from server.engine.fused.decoder import FusedDecoder
+    from server.engine.fused.fused_forward import FusedForward
+    from server.engine.fused.prompt_graphs import PromptGraphs
+    from server.engine.fused.replay_trial import check_replays
+
+    if not FusedDecoder.knows(base):
+        return None
+    # Its choice of algorithms was the better one: 122 us of products a layer of an 8B Llama at 64
+    # rows against 128, and 126 against 138 with A riding (H200, torch 2.11).
+    torch.backends.cuda.preferred_blas_library("cublaslt")
+    method = Vera()
+    held = adapters.hold(method.basis(seed), need_of(method, base, base.targets, max_rank))
+    pair = next(iter(held.bases.values()))
+    decoder = FusedDecoder(base, Riding(method.basis(seed), pair.a))
+    captures = Captures(adapters)
+    decodes = DecodeGraphs(decoder, kv, captures, max_rows=max_rows, max_context=max_context)
+    prompts = PromptGraphs(decoder, kv, captures, max_tokens=max_step_tokens)
+    companies = [(), (adapters.company(method, held, seed),)]
+
+    forward = FusedForward(decoder, adapters, kv, decodes)
+
+    def capture(told: Progress) -> None:
+        total = len(companies) * (len(decodes.sizes) + len(prompts.sizes))
+        done = count(1)
+        flat = FusedForward(decoder, adapters, kv)
+        decodes.capture(companies, lambda: told(next(done), total))
+        check_replays(base, kv, forward, flat)
+        try:
+            prompts.capture(companies, lambda: told(next(done), total))
+            whole = FusedForward(decoder, adapters, kv, decodes, prompts, together=False)
+            check_replays(base, kv, whole, flat)
+        except Exception as error:  # whatever a capture may raise under another torch or driver
+            log.warning("prompts are launched one operation after the other: %s", error)
+        else:
+            forward.prompts = prompts
+
+    return Fast(forward, capture)

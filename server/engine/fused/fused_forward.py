@@ -1,0 +1,175 @@
+"""The fused decoder under a step: replayed at once, or decodes and then prompts, or a flat batch.
+
+For CUDA; `server.engine.plain.forward.PlainForward` is its reference.
+"""
+
+from collections.abc import Sequence as Seq
+from itertools import accumulate, chain, islice
+
+import torch
+from torch import Tensor
+
+from server.adapters.batch.fused_batch import FusedAdapters, Inputs
+from server.adapters.batch.fused_plan import FusedPlan
+from server.adapters.batch.site_parts import Parts
+from server.adapters.residency import ResidentAdapters
+from server.engine.device import to_device
+from server.engine.flight import Wanted
+from server.engine.fused import prefill_attention
+from server.engine.fused.decode_graphs import DecodeGraphs, decodes
+from server.engine.fused.decoder import Attend, FusedDecoder, NoAdapters, SiteAdapters
+from server.engine.fused.prefill_attention import Prompts
+from server.engine.fused.prompt_graphs import PromptGraphs
+from server.engine.kernels.mlp_gate import silu_mul
+from server.engine.kv_cache import KVCache
+from server.engine.plain.forward import refuse_slots, run_flat
+from server.engine.plain.token_layout import Layout
+from server.engine.sequence import Chunk
+
+_BASE_ALONE = FusedPlan((), (), {})
+
+
+class FusedForward:
+    """Runs `decoder`; see `server.engine.plain.forward.Forward`.
+
+    Args:
+        decodes, prompts: replay what they take; None: such steps are a flat batch.
+        together: short prompts in the graphs of decodes, where they fit.
+    """
+
+    def __init__(
+        self,
+        decoder: FusedDecoder,
+        adapters: ResidentAdapters | None,
+        kv: KVCache,
+        decodes: DecodeGraphs | None = None,
+        prompts: PromptGraphs | None = None,
+        *,
+        together: bool = True,
+    ) -> None:
+        self._decoder = decoder
+        self._adapters = adapters
+        self._kv = kv
+        self._decodes = decodes
+        self.prompts = prompts
+        self._together = together
+        self._parts = Parts()
+
+    def step(self, chunks: Seq[Chunk], last: Tensor) -> tuple[Wanted, Tensor]:
+        singles = [chunk for chunk in chunks if chunk.length == 1]
+        longer = [chunk for chunk in chunks if chunk.length > 1]
+        ordered = [*singles, *longer]
+        if self._adapters is not None:
+            self._adapters.begin(_slots_of(ordered))
+        wanted = Wanted(ordered, [0, *accumulate(chunk.length for chunk in ordered)][:-1])
+        replayed = self._replayed(singles, longer, wanted, last)
+        if replayed is None:
+            return run_flat(self, chunks, last, self._kv)
+        return wanted, replayed
+
+    def _replayed(
+        self, singles: Seq[Chunk], longer: Seq[Chunk], wanted: Wanted, last: Tensor
+    ) -> Tensor | None:
+        """Logits of the wanted rows by graphs; None where the step has what no graph takes."""
+        if longer and wanted.scored:
+            return None
+        logits = self._at_once(singles, longer, last)
+        if logits is None:
+            logits = self._in_turn(singles, longer, last)
+        if logits is None:
+            return None
+        rows = _rows_of_chunks(wanted, singles, longer)
+        if rows == list(range(len(logits))):
+            return logits
+        return logits[to_device(rows, torch.int64, self._kv.device)]
+
+    def _at_once(self, singles: Seq[Chunk], longer: Seq[Chunk], last: Tensor) -> Tensor | None:
+        """Logits of each chunk's last token, by a graph of decodes."""
+        if self._decodes is None or not self._decodes.takes(singles, longer):
+            return None
+        if longer and not self._together:
+            return None
+        chunks = [*singles, *longer]
+        plan = self._plan(_slots_of(chunks), replayed=True)
+        # Without kernels a method gathers its vectors for every token by itself.
+        if longer and any(group.own is not None for group in plan.groups):
+            return None
+        return self._decodes.logits(chunks, last, plan)
+
+    def _in_turn(self, singles: Seq[Chunk], longer: Seq[Chunk], last: Tensor) -> Tensor | None:
+        """The same by a graph of decodes, and then one of prompts."""
+        if self.prompts is None or not longer or not self.prompts.takes(longer):
+            return None
+        plan = self._plan(_slots_of(longer), replayed=False)
+        if plan.rest:
+            return None
+        if not singles:
+            return self.prompts.logits(longer, plan)
+        decoded = self._at_once(singles, (), last)
+        if decoded is None:
+            return None
+        # The next replay may overwrite them.
+        return torch.cat([decoded.clone(), self.prompts.logits(longer, plan)])
+
+    def logits(self, layout: Layout, rows: Seq[int]) -> Tensor:
+        hidden = self._decoder.hidden(
+            layout.token_ids,
+            layout.positions,
+            layout.places,
+            self._kv,
+            self._attend(layout),
+            self._site_adapters(self._plan(layout.slots, replayed=False)),
+        )
+        return self._decoder.logits(hidden[to_device(rows, torch.int64, self._kv.device)])
+
+    def _plan(self, slots: Seq[int], *, replayed: bool) -> FusedPlan:
+        if self._adapters is None:
+            refuse_slots(slots)
+            return _BASE_ALONE
+        return self._adapters.plan(slots, replayed=replayed)
+
+    def _site_adapters(self, plan: FusedPlan) -> SiteAdapters:
+        if self._adapters is None or not (plan.groups or plan.rest):
+            return NoAdapters()
+        inputs = [
+            Inputs.of(group, pages, self._kv.device)
+            for group, pages in zip(plan.groups, plan.pages, strict=True)
+        ]
+        bank, targets = self._adapters.bank, self._adapters.targets
+        return FusedAdapters(plan.groups, inputs, plan.rest, bank, targets, silu_mul, self._parts)
+
+    def _attend(self, layout: Layout) -> Attend:
+        """Single tokens stand first in a layout, then longer chunks."""
+        singles, kv, decoder = layout.num_singles, self._kv, self._decoder
+        long = layout.chunks[singles:]
+        prompts = Prompts.of(long, kv) if long else None
+        tables, lengths = layout.decode_tables()
+        decode = decodes(decoder, kv, tables, lengths)
+
+        def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            parts = []
+            if singles:
+                parts.append(decode(layer, q[:singles], k[:singles], v[:singles]))
+            if prompts is not None:
+                own = (q[singles:], k[singles:], v[singles:])
+                window, scaling = decoder.windows[layer], decoder.scaling
+                parts.append(
+                    prefill_attention.attend(
+                        *own, prompts, kv, layer, scaling=scaling, window=window
+                    )
+                )
+            return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+        return attend
+
+
+def _slots_of(chunks: Seq[Chunk]) -> list[int]:
+    """The slot of each token."""
+    return list(chain.from_iterable([it.sequence.slot] * it.length for it in chunks))
+
+
+def _rows_of_chunks(wanted: Wanted, singles: Seq[Chunk], longer: Seq[Chunk]) -> list[int]:
+    """Which chunk each wanted row is the last token of: graphs give one row for each chunk."""
+    ends = accumulate((chunk.length for chunk in longer), initial=len(singles))
+    chunk_of = {end - 1: len(singles) + number for number, end in enumerate(islice(ends, 1, None))}
+    return [row if row < len(singles) else chunk_of[row] for row in wanted.rows]

@@ -1,0 +1,85 @@
+"""From a step's chunks to logits: through transformers' own forward, or through the fused decoder.
+
+Both give the same answers up to rounding; the first is the reference and runs any model anywhere.
+"""
+
+from collections.abc import Sequence as Seq
+from contextlib import AbstractContextManager, nullcontext
+from itertools import chain
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from server.adapters.residency import ResidentAdapters
+from server.bases.model import BaseModel
+from server.engine.device import to_device
+from server.engine.flight import Wanted
+from server.engine.kv_cache import KVCache
+from server.engine.plain.token_layout import Layout
+from server.engine.sequence import Chunk
+
+
+class Forward(Protocol):
+    """Runs chunks. To be called within `torch.inference_mode`."""
+
+    def step(self, chunks: Seq[Chunk], last: Tensor) -> tuple[Wanted, Tensor]:
+        """Which rows the step needs, and their logits [rows, vocab].
+
+        Args:
+            last: int64, the tokens that the step before sampled; pending ones are taken from it.
+        """
+        ...
+
+    def logits(self, layout: Layout, rows: Seq[int]) -> Tensor:
+        """Logits [rows, vocab] of the given rows of the flat batch."""
+        ...
+
+
+class PlainForward:
+    """`base`'s own forward, its attention the engine's, its linears with `adapters`."""
+
+    def __init__(self, base: BaseModel, adapters: ResidentAdapters | None, kv: KVCache) -> None:
+        self._model = base.model
+        self._adapters = adapters
+        self._kv = kv
+
+    def step(self, chunks: Seq[Chunk], last: Tensor) -> tuple[Wanted, Tensor]:
+        return run_flat(self, chunks, last, self._kv)
+
+    def logits(self, layout: Layout, rows: Seq[int]) -> Tensor:
+        with self._adapted(layout.slots):
+            output = self._model(
+                input_ids=layout.token_ids[None],
+                position_ids=layout.positions[None],
+                use_cache=False,
+                logits_to_keep=to_device(rows, torch.int64, self._kv.device),
+                paged=layout,
+            )
+        logits: Tensor = output.logits[0]
+        return logits
+
+    def _adapted(self, slots: Seq[int]) -> AbstractContextManager[None]:
+        if self._adapters is None:
+            refuse_slots(slots)
+            return nullcontext()
+        return self._adapters.use(self._adapters.batch(slots))
+
+
+def run_flat(
+    forward: Forward, chunks: Seq[Chunk], last: Tensor, kv: KVCache
+) -> tuple[Wanted, Tensor]:
+    """A step as one flat batch of all its tokens; see `Forward.step`."""
+    layout = Layout(chunks, kv)
+    wanted = Wanted(layout.chunks, layout.starts)
+    if wanted.patches:
+        places = to_device(list(chain.from_iterable(wanted.patches)), torch.int64, kv.device)
+        rows, sources = places.view(-1, 2).T
+        layout.token_ids[rows] = last[sources]
+    return wanted, forward.logits(layout, wanted.rows)
+
+
+def refuse_slots(slots: Seq[int]) -> None:
+    """Raises ValueError if one is an adapter's: there is nothing to serve it with."""
+    if any(slots):
+        raise ValueError("a sequence has an adapter's slot, but this Runner has no adapters")

@@ -1,0 +1,1 @@
+"""Uploaded files, and the checks on training lines."""

@@ -1,0 +1,80 @@
+"""Tools in training lines, as the OpenAI API writes them. Knows no chat template.
+
+{"messages": [..., {"role": "assistant", "tool_calls": [{"id": "c1", "type": "function",
+                    "function": {"name": "weather", "arguments": "{\\"city\\": \\"Oslo\\"}"}}]},
+              {"role": "tool", "tool_call_id": "c1", "content": "sun"}, ...],
+ "tools": [{"type": "function", "function": {"name": "weather", "parameters": {...}}}]}
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+
+from server.jobs.files.lines import BadLine, Record, encodable, kind_of, only, shown
+
+MAX_TOOLS = 128
+
+
+def read_tools(value: object) -> list[Record]:
+    """The tools of a line, checked as far as a template reads them."""
+    if not isinstance(value, list) or not 0 < len(value) <= MAX_TOOLS:
+        raise BadLine(f"'tools' is not a list of 1 to {MAX_TOOLS}; leave it out if there are none")
+    for index, tool in enumerate(value):
+        where = f"tools[{index}]"
+        function = _function(tool, where)
+        if not isinstance(function.get("parameters", {}), dict):
+            raise BadLine(f"{where}.function.parameters is not a JSON schema, an object")
+    encodable(value, "tools")
+    return value
+
+
+def read_calls(value: object, where: str) -> list[Record]:
+    """An assistant's calls, their arguments read: templates write them in a form of their own."""
+    if not isinstance(value, list) or not value:
+        raise BadLine(f"{where}.tool_calls is not a list with something in it")
+    encodable(value, f"{where}.tool_calls")
+    return [_call(call, f"{where}.tool_calls[{index}]") for index, call in enumerate(value)]
+
+
+def check_answers(messages: Sequence[Record]) -> None:
+    """Every tool's answer is to a call just made, and no call waits when the user speaks again."""
+    open_calls: set[object] = set()
+    for index, message in enumerate(messages):
+        where = f"messages[{index}]"
+        if message["role"] == "tool":
+            answered = message.get("tool_call_id")
+            if answered is not None and answered not in open_calls:
+                raise BadLine(f"{where}.tool_call_id {shown(answered)} is of no call before it")
+            open_calls.discard(answered)
+            continue
+        if open_calls:
+            waiting = ", ".join(sorted(map(str, open_calls)))[:80]
+            raise BadLine(f"{where} comes before the answer to tool call {waiting}")
+        calls = message.get("tool_calls")
+        open_calls = {call["id"] for call in calls} if isinstance(calls, list) else set()
+
+
+def _call(value: object, where: str) -> Record:
+    function = _function(value, where)
+    assert isinstance(value, dict)
+    only(value, ("id", "type", "function"), where)
+    if not isinstance(value.get("id"), str):
+        raise BadLine(f"{where}.id is {shown(value.get('id'))}; the tool's answer must name it")
+    only(function, ("name", "arguments"), f"{where}.function")
+    arguments = function.get("arguments", "{}")
+    try:
+        read = json.loads(arguments) if isinstance(arguments, str) else arguments
+    except (ValueError, RecursionError) as error:
+        raise BadLine(f"{where}.function.arguments is not JSON: {error}") from error
+    if not isinstance(read, dict):
+        raise BadLine(f"{where}.function.arguments is a JSON {kind_of(read)}, not an object")
+    name = function["name"]
+    return {"id": value["id"], "type": "function", "function": {"name": name, "arguments": read}}
+
+
+def _function(value: object, where: str) -> Mapping[str, object]:
+    if not isinstance(value, dict) or value.get("type", "function") != "function":
+        raise BadLine(f"{where} is not of type 'function', the only one there is")
+    function = value.get("function")
+    if not isinstance(function, dict) or not isinstance(function.get("name"), str):
+        raise BadLine(f"{where}.function has no name")
+    return function

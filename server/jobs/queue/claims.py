@@ -1,0 +1,179 @@
+"""A worker's side of the queue: take a job, keep it, give it back or end it.
+
+A worker claims a job for a lease and beats to keep it. When the lease runs out the next claim takes
+the job over with a higher `attempt`, and from then on everything that the old worker says is
+refused (LeaseLost), in the same transaction that would have written it.
+
+Leases are kept by one clock (see `Database.now`). If it jumps ahead, a living worker may lose its
+job to another, where it goes on from its last checkpoint; if it jumps back, a dead worker's job
+waits at most one more lease. Neither can make a job end twice, or never.
+"""
+
+import secrets
+from collections.abc import Sequence
+
+from sqlalchemy import update
+
+from server.db.session import Database
+from server.db.tables import CheckpointRow, JobRow
+from server.jobs.queue.job import Checkpoint, EventType, Figures, Job, JobStatus, Level, Wish
+from server.jobs.queue.judgement import Judgement, Sample
+from server.jobs.queue.transitions import end, fail, finite, hold, put_down, take_next, tell, tidy
+
+
+class Claims:
+    """What workers do with the jobs of all owners."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def claim(self, worker: str, lease_s: float, *, busy: bool = False) -> Job | None:
+        """Take the job that is next, or None; no other worker gets it while the lease lasts.
+
+        First come jobs whose worker was lost; then those of the owner with the fewest running jobs,
+        among such of the owner whose last start is longest ago; then the oldest.
+
+        Args:
+            busy: the worker has jobs in hand. If the next one may be what killed its last workers
+                it gets none: that job is for a worker that has no other to lose.
+        """
+        with self._database.transaction() as session:
+            now = self._database.now(session)
+            tidy(session, worker, now, busy)
+            row = take_next(session, worker, lease_s, now, busy)
+            if row is None:
+                return None
+            again = f", attempt {row.attempt}" if row.attempt > 1 else ""
+            tell(session, row, now, "info", f"Fine-tuning job started{again}")
+            return Job.from_row(row)
+
+    def abandon(self, worker: str) -> None:
+        """End the leases of a worker that is known to be dead, so that nobody waits for them."""
+        with self._database.transaction() as session:
+            session.execute(
+                update(JobRow)
+                .where(JobRow.status == JobStatus.RUNNING.value, JobRow.worker == worker)
+                .values(lease_until=0.0)
+            )
+
+    def heartbeat(
+        self,
+        job: Job,
+        *,
+        step: int | None = None,
+        estimated_finish: int | None = None,
+        trained_tokens: int | None = None,
+    ) -> Wish | None:
+        """Keep the lease, and tell how far the job is. Return what its owner wants done with it.
+
+        Raises:
+            LeaseLost: the job is no longer this attempt's.
+        """
+        with self._database.transaction() as session:
+            row = hold(session, job)
+            row.lease_until = self._database.now(session) + (row.lease_s or 0)
+            if step is not None and step > row.step:
+                row.step, row.losses = step, 0
+            if estimated_finish is not None:
+                row.estimated_finish = estimated_finish
+            if trained_tokens is not None:
+                row.trained_tokens = trained_tokens
+            return Job.from_row(row).wish
+
+    def append_event(
+        self,
+        job: Job,
+        level: Level,
+        message: str,
+        type: EventType = "message",
+        data: Figures | None = None,
+    ) -> None:
+        """Tell something about a job; figures that are not finite become null. Raises LeaseLost."""
+        with self._database.transaction() as session:
+            row = hold(session, job)
+            tell(session, row, self._database.now(session), level, message, type, data)
+
+    def add_checkpoint(self, job: Job, step: int, model: str, metrics: Figures) -> Checkpoint:
+        """Record an adapter published on the way, under the id `model`. Raises LeaseLost."""
+        with self._database.transaction() as session:
+            row = hold(session, job)
+            checkpoint = CheckpointRow(
+                id=f"ftckpt_{secrets.token_hex(12)}",
+                owner=row.owner,
+                job=row.id,
+                created_at=int(self._database.now(session)),
+                step=step,
+                model=model,
+                metrics=finite(metrics),
+            )
+            session.add(checkpoint)
+            session.flush()
+            return Checkpoint.from_row(checkpoint)
+
+    def release(self, job: Job) -> None:
+        """Give a job back, as its worker shuts down; the next claim goes on. Raises LeaseLost."""
+        with self._database.transaction() as session:
+            row = hold(session, job)
+            now = self._database.now(session)
+            put_down(session, row, now, "The worker shut down; the job waits for another")
+
+    def park(self, job: Job) -> Job:
+        """Give back a saved job, as `heartbeat` asked; if it was resumed since, to the queue.
+
+        Raises LeaseLost.
+        """
+        with self._database.transaction() as session:
+            row = hold(session, job)
+            now = self._database.now(session)
+            return put_down(session, row, now, "The job waits for a worker")
+
+    def add_results(self, job: Job, file_id: str) -> None:
+        """Name the file of the job's figures. Raises LeaseLost."""
+        with self._database.transaction() as session:
+            hold(session, job).result_file = file_id
+
+    def judge(self, job: Job, judgement: Judgement, level: Level, message: str) -> None:
+        """Note how good the adapter is, and tell it unless it was told before. Raises LeaseLost."""
+        document = judgement.to_document()
+        with self._database.transaction() as session:
+            row = hold(session, job)
+            if row.judgement != document:
+                row.judgement = document
+                tell(session, row, self._database.now(session), level, message)
+
+    def add_samples(self, job: Job, samples: Sequence[Sample], failure: str = "") -> None:
+        """Note answers and tell each, or why there are none; once for a job. Raises LeaseLost."""
+        with self._database.transaction() as session:
+            row = hold(session, job)
+            if row.samples is not None:
+                return
+            row.samples = [sample.to_document() for sample in samples]
+            now = self._database.now(session)
+            for sample in samples:
+                data = sample.to_document()
+                tell(session, row, now, "info", sample.sentence(), data=data)
+            if failure:
+                tell(session, row, now, "warn", failure)
+
+    def finish(self, job: Job, fine_tuned_model: str, trained_tokens: int) -> Job:
+        """End a job whose adapter is published as `fine_tuned_model`. Raises LeaseLost."""
+        with self._database.transaction() as session:
+            row = hold(session, job)
+            now = self._database.now(session)
+            row.fine_tuned_model, row.trained_tokens = fine_tuned_model, trained_tokens
+            tell(session, row, now, "info", f"New fine-tuned model created: {fine_tuned_model}")
+            message = "The job has successfully completed"
+            return end(session, row, now, JobStatus.SUCCEEDED, message)
+
+    def fail(self, job: Job, code: str, message: str, param: str | None = None) -> Job:
+        """End a job without an adapter. Raises LeaseLost."""
+        with self._database.transaction() as session:
+            row = hold(session, job)
+            return fail(session, row, self._database.now(session), code, message, param)
+
+    def stop(self, job: Job) -> Job:
+        """End a running job as cancelled, as `heartbeat` asked. Raises LeaseLost."""
+        with self._database.transaction() as session:
+            row = hold(session, job)
+            now = self._database.now(session)
+            return end(session, row, now, JobStatus.CANCELLED, "The job was cancelled")

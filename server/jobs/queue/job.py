@@ -1,0 +1,164 @@
+"""A fine-tuning job as others see it. Knows no database queries."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Literal, cast
+
+from server.db.tables import CheckpointRow, EventRow, JobRow
+from server.jobs.queue.appraisal import Appraisal
+from server.jobs.queue.judgement import Judgement, Sample
+from server.jobs.queue.train_options import TrainOptions
+
+Level = Literal["info", "warn", "error"]
+EventType = Literal["message", "metrics"]
+Figures = Mapping[str, float | int | str | None]
+Wish = Literal["cancel", "pause"]
+"""What a running job's owner wants its worker to do with it."""
+
+
+class JobStatus(StrEnum):
+    """Where a job stands, in the OpenAI API's words."""
+
+    VALIDATING_FILES = "validating_files"
+    """Its files are being checked. Ours are checked before the job exists, so no job stays here."""
+    QUEUED = "queued"
+    """It waits for a worker, for the first time or again."""
+    PAUSED = "paused"
+    """Its owner put it aside; `resume` queues it again, and it goes on from where it was."""
+    RUNNING = "running"
+    """A worker holds its lease, or held it and died; then the next claim takes the job over."""
+    SUCCEEDED = "succeeded"
+    """Its adapter is published. It never changes again."""
+    FAILED = "failed"
+    """It ended without an adapter; the error says why. It never changes again."""
+    CANCELLED = "cancelled"
+    """It was given up on request. It never changes again."""
+
+    @property
+    def ended(self) -> bool:
+        return self in (JobStatus.SUCCEEDED, JobStatus.FAILED, JobStatus.CANCELLED)
+
+
+UNFINISHED = tuple(status.value for status in JobStatus if not status.ended)
+
+
+@dataclass(frozen=True)
+class JobError:
+    """Why a job failed: `code` in one word, `param` the field of the request at fault."""
+
+    code: str
+    message: str
+    param: str | None = None
+
+
+@dataclass(frozen=True)
+class Job:
+    """One job at one moment. Times are Unix seconds.
+
+    `attempt` counts the claims; a worker's Job speaks for its own attempt only, and is refused
+    with LeaseLost once there is a later one.
+    """
+
+    id: str
+    owner: str
+    status: JobStatus
+    model: str
+    training_file: str
+    validation_file: str | None
+    suffix: str | None
+    seed: int
+    hyperparameters: TrainOptions
+    metadata: Mapping[str, str]
+    created_at: int
+    started_at: int | None
+    finished_at: int | None
+    estimated_finish: int | None
+    fine_tuned_model: str | None
+    trained_tokens: int | None
+    error: JobError | None
+    cancel_requested: bool
+    pause_requested: bool
+    attempt: int
+    worker: str | None
+    step: int
+    result_file: str | None
+    appraisal: Appraisal | None
+    judgement: Judgement | None
+    samples: tuple[Sample, ...] | None
+    """None: nothing was asked yet. Empty: nothing could be asked, or it failed."""
+
+    @property
+    def wish(self) -> Wish | None:
+        """What its owner wants its worker to do."""
+        if self.cancel_requested:
+            return "cancel"
+        return "pause" if self.pause_requested else None
+
+    @classmethod
+    def from_row(cls, row: JobRow) -> "Job":
+        error = None
+        if row.error_code is not None:
+            error = JobError(row.error_code, row.error_message or "", row.error_param)
+        return cls(
+            id=row.id,
+            owner=row.owner,
+            status=JobStatus(row.status),
+            model=row.model,
+            training_file=row.training_file,
+            validation_file=row.validation_file,
+            suffix=row.suffix,
+            seed=row.seed,
+            hyperparameters=TrainOptions.from_json(row.hyperparameters),
+            metadata=row.labels,
+            created_at=row.created_at,
+            started_at=None if row.started_at is None else int(row.started_at),
+            finished_at=row.finished_at,
+            estimated_finish=row.estimated_finish,
+            fine_tuned_model=row.fine_tuned_model,
+            trained_tokens=row.trained_tokens,
+            error=error,
+            cancel_requested=row.cancel_requested,
+            pause_requested=row.pause_requested,
+            attempt=row.attempt,
+            worker=row.worker,
+            step=row.step,
+            result_file=row.result_file,
+            appraisal=None if row.appraisal is None else Appraisal(**row.appraisal),
+            judgement=None if row.judgement is None else Judgement(**row.judgement),
+            samples=None if row.samples is None else tuple(Sample(**one) for one in row.samples),
+        )
+
+
+@dataclass(frozen=True)
+class Event:
+    """Something that a job had to tell."""
+
+    id: str
+    job: str
+    created_at: int
+    level: Level
+    type: EventType
+    message: str
+    data: Figures | None
+
+    @classmethod
+    def from_row(cls, row: EventRow) -> "Event":
+        level, kind = cast(Level, row.level), cast(EventType, row.type)
+        return cls(row.id, row.job, row.created_at, level, kind, row.message, row.data)
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """An adapter that a job published on its way, with its figures at that step."""
+
+    id: str
+    job: str
+    created_at: int
+    step: int
+    model: str
+    metrics: Figures
+
+    @classmethod
+    def from_row(cls, row: CheckpointRow) -> "Checkpoint":
+        return cls(row.id, row.job, row.created_at, row.step, row.model, row.metrics)

@@ -1,0 +1,266 @@
+"""The durable queue: whose jobs there are, and what becomes of them. Knows no training."""
+
+import secrets
+from collections.abc import Mapping
+from statistics import median
+
+from sqlalchemy import ColumnElement, exists, func, select
+from sqlalchemy.orm import Session
+
+from server.db.session import ensure_owner
+from server.db.tables import CheckpointRow, EventRow, JobRow, LabelRow
+from server.errors import Conflict, NotFound
+from server.jobs import rows
+from server.jobs.queue.appraisal import Appraisal
+from server.jobs.queue.claims import Claims
+from server.jobs.queue.fields import check_suffix, checked_metadata, require_file
+from server.jobs.queue.job import (
+    UNFINISHED,
+    Checkpoint,
+    Event,
+    Job,
+    JobError,
+    JobStatus,
+)
+from server.jobs.queue.train_options import TrainOptions
+from server.jobs.queue.transitions import end, put_down, tell
+from server.jobs.rows import Page
+
+__all__ = ["Checkpoint", "Event", "Job", "JobError", "JobQueue", "JobStatus", "Page"]
+
+
+_JOBS_TIMED = 20
+
+
+class JobQueue(Claims):
+    """The jobs of all owners: what owners may ask of them here, what workers may in `Claims`."""
+
+    def create(
+        self,
+        owner: str,
+        model: str,
+        training_file: str,
+        validation_file: str | None = None,
+        suffix: str | None = None,
+        seed: int | None = None,
+        hyperparameters: TrainOptions | None = None,
+        metadata: Mapping[str, str] | None = None,
+        appraisal: Appraisal | None = None,
+    ) -> Job:
+        """Queue a job whose files were checked before, and tell what `appraisal` says of it.
+
+        Args:
+            seed: None: the options' seed, or else a random one.
+
+        Raises:
+            InvalidRequest: a value is off, or a file is not one of the owner's; `param` names it.
+        """
+        labels = checked_metadata(metadata or {})
+        if suffix is not None:
+            check_suffix(suffix)
+        options = hyperparameters or TrainOptions()
+        seed = options.seed if seed is None else TrainOptions(seed=seed).seed
+        with self._database.transaction() as session:
+            now = self._database.now(session)
+            ensure_owner(session, owner, now)
+            require_file(session, owner, training_file, "training_file")
+            if validation_file is not None:
+                require_file(session, owner, validation_file, "validation_file")
+            row = JobRow(
+                id=f"ftjob-{secrets.token_hex(12)}",
+                owner=owner,
+                status=JobStatus.QUEUED,
+                model=model,
+                training_file=training_file,
+                validation_file=validation_file,
+                suffix=suffix,
+                seed=secrets.randbelow(2**31) if seed is None else seed,
+                hyperparameters=options.to_json(),
+                labels=labels,
+                created_at=int(now),
+                cancel_requested=False,
+                pause_requested=False,
+                appraisal=appraisal and appraisal.to_document(),
+                attempt=0,
+                step=0,
+                losses=0,
+            )
+            session.add(row)
+            session.flush()
+            session.add_all(
+                LabelRow(job=row.id, key=key, value=value) for key, value in labels.items()
+            )
+            tell(session, row, now, "info", f"Created fine-tuning job: {row.id}")
+            for warning in appraisal.warnings if appraisal else ():
+                tell(session, row, now, "warn", warning)
+            if appraisal:
+                tell(session, row, now, "info", appraisal.sentence())
+            tell(session, row, now, "info", "Files validated; the job waits for a worker")
+            return Job.from_row(row)
+
+    def get(self, owner: str, job_id: str) -> Job:
+        """One job. Raises NotFound."""
+        with self._database.reading() as session:
+            return Job.from_row(_find(session, owner, job_id))
+
+    def list(
+        self,
+        owner: str,
+        after: str | None = None,
+        limit: int = 20,
+        *,
+        metadata: Mapping[str, str] | None = None,
+        status: JobStatus | None = None,
+    ) -> Page[Job]:
+        """The owner's jobs, the newest first. Raises InvalidRequest.
+
+        Args:
+            metadata: only those that have all these pairs; none: those that have no pair at all.
+            status: only those that stand there.
+        """
+        with self._database.reading() as session:
+            where = [JobRow.owner == owner, *_labelled(metadata)]
+            if status is not None:
+                where.append(JobRow.status == status.value)
+            found, more = rows.page(session, JobRow, where, after=after, limit=limit)
+            return Page(tuple(map(Job.from_row, found)), more)
+
+    def events(
+        self,
+        owner: str,
+        job_id: str,
+        after: str | None = None,
+        limit: int = 20,
+        *,
+        newest_first: bool = True,
+    ) -> Page[Event]:
+        """What a job told, by default the newest first. Raises NotFound or InvalidRequest."""
+        with self._database.reading() as session:
+            where = [EventRow.job == _find(session, owner, job_id).id]
+            found, more = rows.page(
+                session, EventRow, where, after=after, limit=limit, newest_first=newest_first
+            )
+            return Page(tuple(map(Event.from_row, found)), more)
+
+    def checkpoints(
+        self, owner: str, job_id: str, after: str | None = None, limit: int = 10
+    ) -> Page[Checkpoint]:
+        """What a job published on its way, the newest first. Raises NotFound or InvalidRequest."""
+        with self._database.reading() as session:
+            where = [CheckpointRow.job == _find(session, owner, job_id).id]
+            found, more = rows.page(session, CheckpointRow, where, after=after, limit=limit)
+            return Page(tuple(map(Checkpoint.from_row, found)), more)
+
+    def unfinished(self) -> set[str]:
+        """The ids of all owners' jobs that have not ended."""
+        with self._database.reading() as session:
+            return set(session.scalars(select(JobRow.id).where(JobRow.status.in_(UNFINISHED))))
+
+    def speed(self) -> float | None:
+        """Tokens trained per second by the last jobs that succeeded: the median, as one that was
+        paused or taken over says little."""
+        query = (
+            select(JobRow.trained_tokens, JobRow.started_at, JobRow.finished_at)
+            .where(JobRow.status == JobStatus.SUCCEEDED.value)
+            .order_by(JobRow.number.desc())
+            .limit(_JOBS_TIMED)
+        )
+        with self._database.reading() as session:
+            found = session.execute(query).all()
+        speeds = [
+            tokens / (end - start)
+            for tokens, start, end in found
+            if tokens and start and end and end > start
+        ]
+        return median(speeds) if speeds else None
+
+    def counts(self) -> dict[JobStatus, int]:
+        """How many jobs stand where, of all owners."""
+        with self._database.reading() as session:
+            query = select(JobRow.status, func.count()).group_by(JobRow.status)
+            found = {JobStatus(status): count for status, count in session.execute(query)}
+        return {status: found.get(status, 0) for status in JobStatus}
+
+    def cancel(self, owner: str, job_id: str) -> Job:
+        """Cancel a job that has not ended. One that runs is cancelled once its worker obeys.
+
+        Raises:
+            NotFound: there is none.
+            Conflict: it has ended.
+        """
+        with self._database.transaction() as session:
+            row = _known(rows.find_held(session, JobRow, owner, job_id), job_id)
+            now = self._database.now(session)
+            if JobStatus(row.status).ended:
+                raise Conflict(f"job {job_id!r} has {row.status} already")
+            if not _in_hand(row, now):
+                end(session, row, now, JobStatus.CANCELLED, "The job was cancelled")
+            elif not row.cancel_requested:
+                row.cancel_requested = True
+                tell(session, row, now, "info", "Cancelling: the worker was asked to stop")
+            return Job.from_row(row)
+
+    def pause(self, owner: str, job_id: str) -> Job:
+        """Put a job aside. One that runs is paused once its worker has saved it.
+
+        Raises:
+            NotFound: there is none.
+            Conflict: it has ended, or is about to be cancelled.
+        """
+        with self._database.transaction() as session:
+            row = _known(rows.find_held(session, JobRow, owner, job_id), job_id)
+            now = self._database.now(session)
+            if JobStatus(row.status).ended or row.cancel_requested:
+                what = "is being cancelled" if row.cancel_requested else f"has {row.status} already"
+                raise Conflict(f"job {job_id!r} {what}")
+            if row.status == JobStatus.PAUSED or row.pause_requested:
+                return Job.from_row(row)
+            row.pause_requested = True
+            if not _in_hand(row, now):
+                return put_down(session, row, now, "")
+            tell(session, row, now, "info", "Pausing: the worker was asked to save the job")
+            return Job.from_row(row)
+
+    def resume(self, owner: str, job_id: str) -> Job:
+        """Queue a paused job again, or take back a pause that its worker has not heard of.
+
+        Raises:
+            NotFound: there is none.
+            Conflict: it is not paused.
+        """
+        with self._database.transaction() as session:
+            row = _known(rows.find_held(session, JobRow, owner, job_id), job_id)
+            if row.status != JobStatus.PAUSED and not row.pause_requested:
+                raise Conflict(f"job {job_id!r} is {row.status}; only a paused one is resumed")
+            if row.status == JobStatus.PAUSED:
+                row.status = JobStatus.QUEUED
+            row.pause_requested = False
+            tell(session, row, self._database.now(session), "info", "The job was resumed")
+            return Job.from_row(row)
+
+
+def _find(session: Session, owner: str, job_id: str) -> JobRow:
+    return _known(rows.find(session, JobRow, owner, job_id), job_id)
+
+
+def _known(row: JobRow | None, job_id: str) -> JobRow:
+    if row is None:
+        raise NotFound(f"there is no fine-tuning job {job_id!r}")
+    return row
+
+
+def _in_hand(row: JobRow, now: float) -> bool:
+    """Whether a worker that may still live has it."""
+    return row.status == JobStatus.RUNNING and (row.lease_until or 0) >= now
+
+
+def _labelled(metadata: Mapping[str, str] | None) -> list[ColumnElement[bool]]:
+    if metadata is None:
+        return []
+    mine = LabelRow.job == JobRow.id
+    if not metadata:
+        return [~exists().where(mine)]
+    return [
+        exists().where(mine, LabelRow.key == key, LabelRow.value == value)
+        for key, value in metadata.items()
+    ]

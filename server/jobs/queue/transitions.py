@@ -1,0 +1,183 @@
+"""What may become of a job's row, and what it then tells; each in its caller's transaction."""
+
+import math
+import secrets
+
+from sqlalchemy import Boolean, Double, Text, bindparam, case, func, not_, or_, select, update
+from sqlalchemy.orm import Session, aliased
+
+from server.db.tables import EventRow, JobRow
+from server.errors import LeaseLost
+from server.jobs.queue.job import EventType, Figures, Job, JobStatus, Level
+
+MAX_LOSSES = 5
+"""Leases lost in a row, without getting further, after which a job is held to kill its workers."""
+SUSPECT_LOSSES = 2
+"""Leases lost in a row after which a job is trained with no other: it may be what kills workers."""
+_CLOCK_SLACK_S = 1.0
+
+# The statements of a claim are built once: workers repeat them for as long as they wait.
+_NOW = bindparam("at", type_=Double)
+_LEASE = bindparam("lease", type_=Double)
+_RUNNING = JobRow.status == JobStatus.RUNNING.value
+_BUSY = bindparam("busy", type_=Boolean)
+_BY = bindparam("by", type_=Text)
+# A worker that is busy lives: it holds what a clock that jumped ahead has made look lost.
+_LOST = _RUNNING & (JobRow.lease_until < _NOW) & or_(not_(_BUSY), JobRow.worker != _BY)
+
+_SHORTEN_LEASES = (
+    update(JobRow)
+    .where(_RUNNING, JobRow.lease_until > _NOW + JobRow.lease_s + _CLOCK_SLACK_S)
+    .values(lease_until=_NOW + JobRow.lease_s)
+)
+_HOPELESS = (
+    select(JobRow)
+    .where(_LOST, or_(JobRow.cancel_requested, JobRow.pause_requested, JobRow.losses >= MAX_LOSSES))
+    .with_for_update(skip_locked=True)  # SQLite's transaction holds everything anyway
+)
+_other = aliased(JobRow)
+_OWNERS_RUNNING = (
+    select(func.count())
+    .where(_other.owner == JobRow.owner, _other.status == JobStatus.RUNNING.value)
+    .correlate(JobRow)
+    .scalar_subquery()
+)
+# Not those of a clock that was set back since: they would be the last for as long as it was ahead.
+_OWNERS_LAST_START = (
+    select(func.coalesce(func.max(_other.started_at), 0.0))
+    .where(_other.owner == JobRow.owner, _other.started_at <= _NOW)
+    .correlate(JobRow)
+    .scalar_subquery()
+)
+_WAITS = JobRow.status == JobStatus.QUEUED.value
+_NEXT = (
+    select(JobRow.number)
+    .where(or_(_WAITS, _LOST))
+    .order_by(case((_WAITS, 1), else_=0), _OWNERS_RUNNING, _OWNERS_LAST_START, JobRow.number)
+    .limit(1)
+    .with_for_update(skip_locked=True)
+    .correlate(None)
+    .scalar_subquery()
+)
+_TAKE_NEXT = (
+    update(JobRow)
+    .where(JobRow.number == _NEXT, or_(not_(_BUSY), JobRow.losses < SUSPECT_LOSSES))
+    .values(
+        status=JobStatus.RUNNING.value,
+        attempt=JobRow.attempt + 1,
+        losses=case((_RUNNING, JobRow.losses + 1), else_=JobRow.losses),
+        worker=_BY,
+        lease_s=_LEASE,
+        lease_until=_NOW + _LEASE,
+        started_at=func.coalesce(JobRow.started_at, _NOW),
+    )
+    .returning(JobRow)
+)
+
+
+def hold(session: Session, job: Job) -> JobRow:
+    """The job's row, if it is this attempt's still; held until the transaction ends.
+
+    Raises:
+        LeaseLost: the job was taken over, or has ended.
+    """
+    row = session.scalar(select(JobRow).where(JobRow.id == job.id).with_for_update())
+    if row is None or row.attempt != job.attempt or row.status != JobStatus.RUNNING:
+        now = "gone" if row is None else f"{row.status}, attempt {row.attempt}"
+        raise LeaseLost(f"job {job.id} is no longer attempt {job.attempt}'s: it is {now}")
+    return row
+
+
+def tell(
+    session: Session,
+    row: JobRow,
+    now: float,
+    level: Level,
+    message: str,
+    type: EventType = "message",
+    data: Figures | None = None,
+) -> None:
+    """Add an event."""
+    event = EventRow(
+        id=f"ftevent-{secrets.token_hex(12)}",
+        owner=row.owner,
+        job=row.id,
+        created_at=int(now),
+        level=level,
+        type=type,
+        message=message.replace("\0", ""),  # which PostgreSQL does not take
+        data=None if data is None else finite(data),
+    )
+    session.add(event)
+    session.flush()  # so that events are numbered in the order in which they are told
+
+
+def end(session: Session, row: JobRow, now: float, status: JobStatus, message: str) -> Job:
+    """The last change of a job."""
+    row.status = status
+    row.finished_at = int(now)
+    row.pause_requested = False  # or it could be resumed
+    row.worker = row.lease_until = row.estimated_finish = None
+    tell(session, row, now, "error" if status == JobStatus.FAILED else "info", message)
+    return Job.from_row(row)
+
+
+def put_down(session: Session, row: JobRow, now: float, otherwise: str) -> Job:
+    """What becomes of a job that its worker no longer has: what its owner wants, or the queue."""
+    if row.cancel_requested:
+        return end(session, row, now, JobStatus.CANCELLED, "The job was cancelled")
+    paused = row.pause_requested
+    row.status = JobStatus.PAUSED if paused else JobStatus.QUEUED
+    row.pause_requested = False
+    row.worker = row.lease_until = row.estimated_finish = None
+    tell(
+        session, row, now, "info", "The job is paused; resume it to go on" if paused else otherwise
+    )
+    return Job.from_row(row)
+
+
+def fail(
+    session: Session, row: JobRow, now: float, code: str, message: str, param: str | None
+) -> Job:
+    """End a job with an error."""
+    text = message.replace("\0", "")
+    row.error_code, row.error_message, row.error_param = code, text, param
+    return end(session, row, now, JobStatus.FAILED, f"The job failed: {text}")
+
+
+def tidy(session: Session, worker: str, now: float, busy: bool) -> None:
+    """Before a claim: end or put aside lost jobs that nobody may take over, and mend leases.
+
+    A clock that was set back has made the leases given before it longer than they were meant.
+    """
+    options = {"synchronize_session": False}
+    session.execute(_SHORTEN_LEASES, {"at": now}, execution_options=options)
+    for row in session.scalars(_HOPELESS, {"at": now, "by": worker, "busy": busy}).all():
+        if row.cancel_requested or row.pause_requested:
+            put_down(session, row, now, "")
+            continue
+        fail(
+            session,
+            row,
+            now,
+            "worker_lost",
+            f"{row.losses + 1} workers in a row were lost without getting past step {row.step}; "
+            "see the worker's log",
+            None,
+        )
+
+
+def take_next(
+    session: Session, worker: str, lease_s: float, now: float, busy: bool
+) -> JobRow | None:
+    """Pick the next job and give it to `worker`, in one statement; None if nothing waits for it."""
+    values = {"by": worker, "lease": lease_s, "at": now, "busy": busy}
+    return session.scalar(_TAKE_NEXT, values, execution_options={"synchronize_session": False})
+
+
+def finite(figures: Figures) -> dict[str, float | int | str | None]:
+    """Figures as JSON can hold them: NaN and infinities become null."""
+    return {
+        key: None if isinstance(value, float) and not math.isfinite(value) else value
+        for key, value in figures.items()
+    }

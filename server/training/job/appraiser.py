@@ -1,0 +1,162 @@
+"""What a job will take, found out before it is queued. Touches no weights and no engine."""
+
+import json
+import math
+from collections.abc import Callable, Sequence
+
+from adapters_store.manifest import Manifest
+from server.adapters.inspecting.counts import BYTES_AT_REST, count
+from server.adapters.learning.targets import resolve_targets
+from server.adapters.methods.registry import method_named
+from server.bases.model import BaseModel
+from server.bases.tokenizer import ChatTokenizer
+from server.errors import InvalidDataset, InvalidRequest, LineProblem
+from server.jobs.files.datasets import Dataset
+from server.jobs.files.notices import notices
+from server.jobs.queue import continuing
+from server.jobs.queue.appraisal import Appraisal
+from server.jobs.queue.train_options import TrainOptions
+from server.training.job.start import adapter_options
+from server.training.run.batches import held_out, steps_per_epoch
+from server.training.run.defaults import Plan, plan_for
+from server.training.run.examples import build_examples
+
+_COUNTED = 1000  # lines of a file that are tokenized at once; the worker reads all of them
+_HEADER_BYTES = 1500
+_HEADER_BYTES_PER_TENSOR = 110  # its name, shape and place, and its target's name
+_FLOPS_PER_PARAMETER = 4  # of one token: forward, and backward through frozen weights
+# What such a device reaches on small batches; a guess until this server has trained once.
+_FLOPS_PER_S = {"cpu": 2e10, "cuda": 5e13}
+
+
+class Appraiser:
+    """Reads files as training will, without training.
+
+    Args:
+        max_rank: the largest that is served.
+        speed: tokens per second of the jobs before, if there were any.
+    """
+
+    def __init__(
+        self,
+        base: BaseModel,
+        tokenizer: ChatTokenizer,
+        max_rank: int,
+        speed: Callable[[], float | None],
+    ) -> None:
+        self._base = base
+        self._tokenizer = tokenizer
+        self._max_rank = max_rank
+        self._speed = speed
+        self._weights = sum(parameter.numel() for parameter in base.model.parameters())
+
+    def appraise(
+        self,
+        train: Dataset,
+        valid: Dataset | None,
+        options: TrainOptions,
+        start: tuple[str, Manifest] | None = None,
+    ) -> Appraisal:
+        """Estimate a job.
+
+        Args:
+            start: the adapter to go on from, and what it is called.
+
+        Raises:
+            InvalidDataset: lines that are too long, or that the chat template refuses. Of a large
+                file, the longest lines and some of the others are looked at.
+            InvalidRequest: targets that the base lacks, or that contradict `start`.
+        """
+        plan = plan_for(options, seed=0, max_rank=self._max_rank, lines=len(train))
+        parameters, tensors = self._size(plan, options, start)
+        lengths, counted = self._lengths(train, "training_file")
+        if valid is not None:
+            self._lengths(valid, "validation_file")
+        scored = 0 if valid else len(held_out(len(train), plan.validation_split, seed=plan.seed))
+        if plan.early_stopping is not None and not (valid or scored):
+            raise InvalidRequest(
+                "early_stopping needs lines to score on: give a validation_file, or a "
+                "validation_split above 0",
+                param="early_stopping",
+            )
+        share = (len(train) - scored) / counted
+        tokens = round(sum(lengths) * len(train) / counted)
+        trained = round(sum(lengths) * share) * plan.n_epochs
+        speed = self._speed()
+        return Appraisal(
+            examples=len(train),
+            counted=counted,
+            tokens=tokens,
+            longest=max(lengths, default=0),
+            n_epochs=plan.n_epochs,
+            batch_size=plan.batch_size,
+            steps=steps_per_epoch(round(len(lengths) * share), plan.batch_size) * plan.n_epochs,
+            trained_tokens=trained,
+            seconds=math.ceil(trained / (speed or self._guess())),
+            measured=speed is not None,
+            parameters=parameters,
+            adapter_bytes=parameters * BYTES_AT_REST
+            + tensors * _HEADER_BYTES_PER_TENSOR
+            + _HEADER_BYTES,
+            warnings=tuple(notices(train, valid)),
+        )
+
+    def problems(self, dataset: Dataset, param: str) -> Sequence[LineProblem]:
+        """Lines that `appraise` would refuse."""
+        try:
+            self._lengths(dataset, param)
+        except InvalidDataset as error:
+            return error.problems
+        return ()
+
+    def _size(
+        self, plan: Plan, options: TrainOptions, start: tuple[str, Manifest] | None
+    ) -> tuple[int, int]:
+        """Numbers trained, and the tensors that they stand in."""
+        base = self._base
+        if start is None:
+            told = {name: str(value) for name, value in adapter_options(plan, base).items()}
+            method, rank = method_named(plan.method, told), plan.rank
+            targets = resolve_targets(base, plan.targets)
+        else:
+            name, manifest = start
+            if options.targets is not None:
+                wanted = resolve_targets(base, options.targets)
+                continuing.check_targets(name, manifest, wanted)
+            method = method_named(manifest.method, manifest.options)
+            rank, targets = manifest.rank, manifest.targets
+        vectors = sum(len(method.shapes(base.targets[path], rank)) for path in targets)
+        return count(method, base, targets, rank).parameters, vectors
+
+    def _lengths(self, dataset: Dataset, param: str) -> tuple[list[int], int]:
+        """Tokens of the examples of some lines, and how many lines those are."""
+        context = self._base.max_context
+        some, long = _chosen(dataset, context)
+        looked_at = sorted({*some, *long})
+        records = [dataset.records[index] for index in looked_at]
+        found = build_examples(records, self._tokenizer, max_tokens=context, param=param)
+        lengths = [
+            len(example.tokens) - 1
+            for index, examples in zip(looked_at, found, strict=True)
+            if index in some
+            for example in examples
+        ]
+        return lengths, len(some)
+
+    def _guess(self) -> float:
+        flops = _FLOPS_PER_S.get(self._base.device.type, _FLOPS_PER_S["cpu"])
+        return flops / (_FLOPS_PER_PARAMETER * self._weights)
+
+
+def _chosen(dataset: Dataset, max_context: int) -> tuple[range, list[int]]:
+    """Indices of lines spread over the file, and of the others that may be too long: a token is a
+    byte at least, so that a line of few bytes cannot be."""
+    if len(dataset) <= _COUNTED:
+        return range(len(dataset)), []
+    some = range(0, len(dataset), math.ceil(len(dataset) / _COUNTED))
+    sizes = {
+        index: len(json.dumps(record, ensure_ascii=False).encode())
+        for index, (_, record) in enumerate(dataset.records)
+    }
+    long = [index for index, size in sizes.items() if size > max_context and index not in some]
+    return some, sorted(long, key=lambda index: sizes[index])[-_COUNTED:]

@@ -1,0 +1,130 @@
+"""What a job is to learn: its lines as examples, its options as a plan, and the trainer of both."""
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from adapters_store.manifest import Manifest
+from server.adapters.learning.trainable import TrainableAdapter
+from server.adapters.memory.matrices import SharedBases
+from server.bases.model import BaseModel
+from server.bases.tokenizer import ChatTokenizer
+from server.errors import InvalidRequest
+from server.jobs.files.datasets import validate
+from server.jobs.files.file_store import Files
+from server.jobs.queue.job import Figures
+from server.jobs.queue.job_queue import Job
+from server.training.job.publish import JOB, STEP
+from server.training.job.samples import Question, questions_of
+from server.training.job.start import Start, adapter_for
+from server.training.run.batches import held_out
+from server.training.run.defaults import Plan, plan_for
+from server.training.run.examples import Example, build_examples
+from server.training.run.trainer import Trainer
+
+_Line = tuple[Mapping[str, object], Sequence[Example]]
+"""A record, and its examples."""
+
+_PROVENANCE = ("train_loss", "valid_loss", "base_valid_loss", "trained_tokens")
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """One job, ready to train."""
+
+    job: Job
+    plan: Plan
+    adapter: TrainableAdapter
+    trainer: Trainer
+    train: tuple[Example, ...]
+    valid: tuple[Example, ...]
+    questions: tuple[Question, ...] = ()
+    start: Start | None = None
+
+    def summary(self) -> str:
+        """What is about to happen, in a sentence."""
+        numbers = sum(parameter.numel() for parameter in self.adapter.parameters())
+        begins = "Training" if self.start is None else f"Going on from {self.start.ref}: training"
+        scored = f", scoring on {len(self.valid)}" if self.valid else ""
+        return (
+            f"{begins} {numbers} numbers ({self._method()}, rank {self.plan.rank}) on "
+            f"{len(self.train)} examples{scored}: {self.plan.n_epochs} epochs, "
+            f"{self.trainer.total_steps} steps"
+        )
+
+    def _method(self) -> str:
+        plan = self.plan
+        return plan.method if plan.trained is None else f"{plan.method} {plan.trained}"
+
+    def manifest(self, figures: Figures, step: int | None = None) -> Manifest:
+        """The header of the adapter, or of its checkpoint at `step`.
+
+        `figures` are the last that training gave.
+        """
+        told = {key: _short(figures[key]) for key in _PROVENANCE if key in figures}
+        told |= {} if step is None else {STEP: str(step)}
+        told |= {} if self.start is None else {"continued_from": str(self.start.ref)}
+        return self.adapter.manifest(
+            created_at=int(time.time()),
+            provenance={JOB: self.job.id, "training_file": self.job.training_file, **told},
+        )
+
+
+def prepare(
+    job: Job,
+    files: Files,
+    base: BaseModel,
+    tokenizer: ChatTokenizer,
+    *,
+    max_rank: int,
+    shared: SharedBases | None = None,
+    start: Start | None = None,
+) -> Lesson:
+    """Read the job's files and build its trainer.
+
+    Args:
+        max_rank: the largest that is served.
+        shared: see `TrainableAdapter`.
+        start: the adapter to go on from; None: a new one is made.
+
+    Raises:
+        InvalidDataset: lines that cannot be read or are too long, by number.
+        InvalidRequest: options that do not fit the base model, or contradict the start.
+        NotFound: a file is gone.
+        FileDamaged: a file is not what was uploaded any more.
+        TrainingFailed: no line holds anything to learn.
+    """
+    train = _lines(job, job.training_file, "training_file", files, base, tokenizer)
+    plan = plan_for(job.hyperparameters, seed=job.seed, max_rank=max_rank, lines=len(train))
+    if job.validation_file is not None:
+        valid = _lines(job, job.validation_file, "validation_file", files, base, tokenizer)
+    else:
+        chosen = held_out(len(train), plan.validation_split, seed=plan.seed)
+        valid = [line for index, line in enumerate(train) if index in chosen]
+        train = [line for index, line in enumerate(train) if index not in chosen]
+    adapter = adapter_for(job, plan, base, start, shared)
+    flat_train = tuple(example for _, examples in train for example in examples)
+    flat_valid = tuple(example for _, examples in valid for example in examples)
+    trainer = Trainer(base, adapter, flat_train, flat_valid, plan)
+    if plan.early_stopping is not None and not flat_valid:
+        raise InvalidRequest(
+            "early_stopping needs lines to score on: give a validation_file, or a "
+            "validation_split above 0",
+            param="early_stopping",
+        )
+    questions = questions_of(valid if flat_valid else train, base.max_context)
+    return Lesson(job, plan, adapter, trainer, flat_train, flat_valid, questions, start)
+
+
+def _short(figure: float | int | str | None) -> str:
+    return f"{figure:.4f}" if isinstance(figure, float) else str(figure)
+
+
+def _lines(
+    job: Job, file_id: str, param: str, files: Files, base: BaseModel, tokenizer: ChatTokenizer
+) -> list[_Line]:
+    with files.verified(job.owner, file_id) as lines:
+        dataset = validate(lines, min_examples=1, param=param)
+    records = [record for _, record in dataset.records]
+    examples = build_examples(dataset.records, tokenizer, max_tokens=base.max_context, param=param)
+    return list(zip(records, examples, strict=True))

@@ -1,0 +1,76 @@
+"""Publish what a job trained, exactly once. Knows no training."""
+
+import fcntl
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+from torch import Tensor
+
+from adapters_store.manifest import AdapterRef, Manifest
+from adapters_store.store import AdapterStore
+from adapters_store.store_errors import AdapterCorrupt, AdapterNotFound
+
+JOB = "job"
+"""The key of a manifest's provenance under which the job's id stands."""
+STEP = "step"
+"""The key of a checkpoint's provenance under which its step stands; a final version has none."""
+
+
+def milestones(total_steps: int, every: int, count: int) -> frozenset[int]:
+    """At most `count` multiples of `every` before the last step, spread evenly over the run."""
+    ends = range(every, total_steps, every)
+    wanted = (round(total_steps * (i + 1) / (count + 1)) for i in range(count))
+    return frozenset(min(ends, key=lambda end: abs(end - step)) for step in wanted if ends)
+
+
+def publish_once(
+    store: AdapterStore,
+    owner: str,
+    name: str,
+    manifest: Manifest,
+    tensors: Mapping[str, Tensor],
+    *,
+    lock: Path,
+    check_lease: Callable[[], None],
+) -> AdapterRef:
+    """Publish unless an earlier attempt of the same job already has; return its version either way.
+
+    An attempt may die after publishing, or hang, lose its lease and wake up late. So attempts take
+    the file `lock` in turn, and within it make sure first that the job is still theirs
+    (`check_lease` raises if not), then that no version names the job. A manifest that names a step
+    as well is a checkpoint's: its version stands aside, and each step has one of its own.
+    """
+    step = manifest.provenance.get(STEP)
+    with _locked(lock):
+        check_lease()
+        published = _find(store, owner, name, manifest.provenance[JOB], step)
+        if published is not None:
+            return published
+        return store.publish(owner, name, manifest, tensors, latest=step is None)
+
+
+def _find(
+    store: AdapterStore, owner: str, name: str, job: str, step: str | None
+) -> AdapterRef | None:
+    """The version that `job` published at `step`; the newest are looked at first.
+
+    A damaged one counts for none: if it is the job's own, it is published once more.
+    """
+    for version in reversed(store.versions(owner, name)):
+        ref = AdapterRef(owner, name, version)
+        try:
+            told = store.open(ref).manifest.provenance
+        except (AdapterCorrupt, AdapterNotFound):  # or deleted since
+            continue
+        if (told.get(JOB), told.get(STEP)) == (job, step):
+            return ref
+    return None
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w") as file:  # closing it, or the process's end, gives the lock back
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield

@@ -1,0 +1,1 @@
+"""One training run: examples, steps, losses, checkpoints. Knows no queue."""

@@ -1,0 +1,120 @@
+"""The most likely answers of several adapters and of the base, in one batch. Knows no jobs.
+
+By the model that trains, where it is: no engine, no pages. For a few dozen tokens now and then.
+"""
+
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from server.adapters.learning.trainable import TrainableAdapter, active_together
+from server.bases.model import BaseModel
+from server.training.run.batches import micro_batches
+from server.training.run.loss import head_reads, picked
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, eq=False)
+class Asked:
+    """A prompt, as tokens, for an adapter, or for the base as it is (None)."""
+
+    prompt: Sequence[int]
+    adapter: TrainableAdapter | None
+
+
+def answer(
+    base: BaseModel, asked: Sequence[Asked], *, max_new: int, max_tokens: int
+) -> list[list[int]]:
+    """The greedy answer to each, in order: at most `max_new` tokens, the one that ends it included.
+
+    Args:
+        asked: prompts that leave room for `max_new` tokens in the context.
+        max_tokens: positions of one batch, padding included; a longer prompt is one of its own.
+    """
+    found: dict[int, list[int]] = {}
+    lengths = [len(one.prompt) + max_new for one in asked]
+    for part in micro_batches(range(len(asked)), lengths, max_tokens):
+        # Each adapter's rows lie next to each other; id() only brings them together.
+        order = sorted(part, key=lambda index: id(asked[index].adapter))
+        rows = [asked[index] for index in order]
+        columns = torch.stack(list(_tokens(base, rows, max_new))).T.tolist()
+        found |= {
+            index: _ended(tokens, base.eos_token_ids)
+            for index, tokens in zip(order, columns, strict=True)
+        }
+    return [found[index] for index in range(len(asked))]
+
+
+def answer_all(
+    base: BaseModel, groups: Sequence[Sequence[Asked]], *, max_new: int, max_tokens: int
+) -> list[list[list[int]] | None]:
+    """As `answer`, for several who ask; what fails for all is tried for each: None, if it fails
+    again. Raises nothing: an answer is a sample, and no reason for anybody's work to fail."""
+    try:
+        found = answer(
+            base, [one for group in groups for one in group], max_new=max_new, max_tokens=max_tokens
+        )
+    except Exception as error:
+        if len(groups) == 1:
+            log.warning("no sample answers: %s", error, exc_info=True)
+            return [None]
+        sizes = {"max_new": max_new, "max_tokens": max_tokens}
+        return [one for group in groups for one in answer_all(base, [group], **sizes)]
+    each = iter(found)
+    return [[next(each) for _ in group] for group in groups]
+
+
+def _tokens(base: BaseModel, rows: Sequence[Asked], max_new: int) -> Iterator[Tensor]:
+    """Of each step, the token of every row [rows]; rows that have ended go on to no use."""
+    device = base.device
+    longest = max(len(row.prompt) for row in rows)
+    gaps = [longest - len(row.prompt) for row in rows]
+    tokens = torch.tensor(
+        [[0] * gap + list(row.prompt) for gap, row in zip(gaps, rows, strict=True)], device=device
+    )
+    mask = torch.tensor([[0] * gap + [1] * (longest - gap) for gap in gaps], device=device)
+    places = (mask.cumsum(1) - 1).clamp(min=0)
+    every = torch.arange(len(rows), device=device)
+    stops = torch.tensor(sorted(base.eos_token_ids), dtype=torch.long, device=device)
+    going = torch.ones(len(rows), dtype=torch.bool, device=device)
+    cache = None
+    for _ in range(max_new):
+        width = tokens.shape[1]
+        last = torch.full_like(every, width - 1)
+        with torch.no_grad(), _active(base, rows, width), head_reads(base, every, last):
+            output = base.model(
+                input_ids=tokens,
+                attention_mask=mask,
+                position_ids=places,
+                past_key_values=cache,
+                use_cache=True,
+            )
+        cache = output.past_key_values
+        chosen = picked(output.logits, every, last).argmax(-1)
+        yield chosen
+        going &= ~torch.isin(chosen, stops)
+        if not going.any():
+            return
+        tokens, places = chosen[:, None], places[:, -1:] + 1
+        mask = torch.cat([mask, mask.new_ones(len(rows), 1)], dim=1)
+
+
+def _active(base: BaseModel, rows: Sequence[Asked], width: int) -> AbstractContextManager[None]:
+    shares: list[tuple[TrainableAdapter | None, int]] = []
+    for row in rows:
+        if shares and shares[-1][0] is row.adapter:
+            shares[-1] = row.adapter, shares[-1][1] + width
+        else:
+            shares.append((row.adapter, width))
+    return active_together(base, shares)
+
+
+def _ended(tokens: Sequence[int], stops: frozenset[int]) -> list[int]:
+    """Up to the first stop, that included."""
+    end = next((place for place, token in enumerate(tokens) if token in stops), len(tokens))
+    return list(tokens[: end + 1])

@@ -1,0 +1,124 @@
+"""Layers of a Llama-shaped base while adapters learn: the same function in fewer, larger kernels.
+
+Transformers' own layers spend as long on what lies between their products as on the products. Here
+norm, rotation and gate are a kernel each way, which keep less for the way back, and attention is
+torch's causal one. Products stay the model's own modules, which adapters stand in for. Knows one
+shape of layer; a base of another runs as it is. CUDA only.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, Final
+
+from torch import Tensor, nn
+from torch.nn import functional
+
+from server.adapters.methods.row_shares import KERNELS_FROM
+from server.bases.model import BaseModel
+from server.training.run.layer_ops import Between
+
+# Their layers differ in biases and sliding windows alone.
+_FAMILY: Final = frozenset({"llama", "mistral", "qwen2"})
+_ELSEWHERE: Final = ("attention_mask", "past_key_values")
+
+
+@contextmanager
+def lean_layers(base: BaseModel, tokens: int) -> Iterator[None]:
+    """Within, a pass of `tokens` through `base` without a cache or a mask takes the lean form.
+
+    Left alone are a base on a CPU or of a shape that is not known, and a pass so small that the
+    host cannot launch it as fast as the device runs it: a kernel of ours takes longer to launch
+    than those of torch that it stands for.
+    """
+    known = base.device.type == "cuda" and knows(base)
+    if not known or tokens * base.model.config.hidden_size < KERNELS_FROM:
+        yield
+        return
+    from server.training.kernels.trainable_mlp_gate import silu_mul  # a CPU has no triton
+    from server.training.kernels.trainable_norm import add_rms_norm
+    from server.training.kernels.trainable_rotary import rotate
+
+    with lean_with(base, Between(add_rms_norm, rotate, silu_mul)):
+        yield
+
+
+def knows(base: BaseModel) -> bool:
+    """Whether the layers of `base` are of the shape that has a lean form."""
+    config = base.model.config
+    return (
+        config.model_type in _FAMILY
+        and getattr(config, "hidden_act", None) == "silu"
+        and base.head_dim & (base.head_dim - 1) == 0
+    )
+
+
+@contextmanager
+def lean_with(base: BaseModel, between: Between) -> Iterator[None]:
+    """`lean_layers`, with these functions between the products."""
+    decoder: Any = base.model.get_decoder()
+    layers = list(decoder.layers)
+    for layer in layers:
+        layer.forward = _Lean(layer, between, base.head_dim)
+    try:
+        yield
+    finally:
+        for layer in layers:
+            del layer.forward  # the class's own shows again
+
+
+class _Lean:
+    """Stands in for the `forward` of one decoder layer."""
+
+    def __init__(self, layer: Any, between: Between, head_dim: int) -> None:
+        self._layer = layer
+        self._plain: Callable[..., Tensor] = type(layer).forward
+        self._between = between
+        self._head_dim = head_dim
+        self._window: int | None = getattr(layer.self_attn, "sliding_window", None)
+
+    def __call__(self, hidden_states: Tensor, **rest: Any) -> Tensor:
+        """hidden_states: [rows, columns, hidden], and so is what it gives."""
+        cos, sin = rest["position_embeddings"]
+        columns = hidden_states.shape[1]
+        elsewhere = (
+            rest.get("attention_mask") is not None or rest.get("past_key_values") is not None
+        )
+        windowed = self._window is not None and columns > self._window
+        if elsewhere or windowed or len(cos) > 1:
+            return self._plain(self._layer, hidden_states, **rest)
+        layer, between = self._layer, self._between
+        h = hidden_states.reshape(-1, hidden_states.shape[-1])
+        h, x = _normed(between, h, None, layer.input_layernorm)
+        h, x = _normed(
+            between, h, self._attended(x, cos[0], sin[0]), layer.post_attention_layernorm
+        )
+        mlp = layer.mlp
+        out: Tensor = h + mlp.down_proj(between.silu_mul(mlp.gate_proj(x), mlp.up_proj(x)))
+        return out.view(hidden_states.shape)
+
+    def _attended(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        """x: [tokens, hidden] in rows of as many tokens as there are angles."""
+        attention = self._layer.self_attn
+        q, k = self._between.rotate(attention.q_proj(x), attention.k_proj(x), cos, sin)
+        out = functional.scaled_dot_product_attention(
+            self._heads(q, len(cos)),
+            self._heads(k, len(cos)),
+            self._heads(attention.v_proj(x), len(cos)),
+            is_causal=True,
+            scale=attention.scaling,
+            enable_gqa=True,
+        )
+        projected: Tensor = attention.o_proj(out.transpose(1, 2).reshape(len(x), -1))
+        return projected
+
+    def _heads(self, x: Tensor, columns: int) -> Tensor:
+        """[tokens, heads * head_dim] as [rows, heads, columns, head_dim]."""
+        heads = x.shape[1] // self._head_dim
+        return x.view(-1, columns, heads, self._head_dim).transpose(1, 2)
+
+
+def _normed(
+    between: Between, h: Tensor, delta: Tensor | None, norm: nn.Module
+) -> tuple[Tensor, Tensor]:
+    weight, eps = norm.get_parameter("weight"), float(norm.variance_epsilon)  # type: ignore[arg-type]
+    return between.add_rms_norm(h, delta, weight, eps)

@@ -1,0 +1,251 @@
+"""The state of one run: an adapter on a frozen base, its moments, and how far it is.
+
+Knows no queue, no files and no HTTP; `server.training.run.run_steps` takes the steps. Everything
+random is a pure function of (seed, step), so a run is its step, its vectors and their moments:
+`Trainer.checkpoint()` between two steps and `restore()` in a new process go on to the same bits as
+a run that was never cut (CPU, float32, same number of threads, nobody else in its batches).
+"""
+
+import hashlib
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from server.adapters.learning.trainable import TrainableAdapter
+from server.bases.model import BaseModel
+from server.errors import TrainingFailed
+from server.training.run.adamw import Learning, Step
+from server.training.run.batches import epoch_batches, micro_batches, steps_per_epoch
+from server.training.run.checkpoint import Checkpoint
+from server.training.run.defaults import Plan
+from server.training.run.examples import Example
+from server.training.run.loss import Score, Sums, counted_losses
+from server.training.run.schedule import learning_rate
+
+_LAYOUT = "flat"  # of checkpoints: one parameter an adapter
+_LOGITS_BYTES = 2**31  # what one part's logits may take, with their gradient and softmax
+
+
+@dataclass(frozen=True)
+class Progress:
+    """One step done. Step 0 comes before any update: its `valid` is of what the run begins with."""
+
+    step: int
+    total_steps: int
+    epoch: float
+    trained_tokens: int
+    train: Score | None
+    valid: Score | None
+    learning_rate: float
+    tokens_per_s: float
+    seconds_left: float
+
+
+class Trainer:
+    """The state of one run.
+
+    Args:
+        train, valid: what to learn from, and what to be scored on (may be empty).
+    """
+
+    def __init__(
+        self,
+        base: BaseModel,
+        adapter: TrainableAdapter,
+        train: Sequence[Example],
+        valid: Sequence[Example],
+        plan: Plan,
+    ) -> None:
+        if not train:
+            raise TrainingFailed("no line of the file holds an answer to learn", code="no_examples")
+        self.base = base
+        self.adapter = adapter
+        self.plan = plan
+        self._train = train
+        self._valid = valid
+        self.part_tokens = min(
+            plan.max_tokens_per_batch, max(1, _LOGITS_BYTES // (3 * 4 * base.vocab_size))
+        )
+        self._lengths = [len(example.tokens) - 1 for example in train]  # the last is only a target
+        (parameter,) = adapter.parameters()
+        self._learning = Learning.of(parameter)
+        per_epoch = steps_per_epoch(len(train), plan.batch_size)
+        self._per_epoch = per_epoch
+        self.total_steps = per_epoch * plan.n_epochs
+        self.evaluate_every = max(per_epoch, math.ceil(self.total_steps / plan.evaluations))
+        self._order: tuple[int, list[list[int]]] | None = None  # an epoch and its batches
+        self._clock: _Clock | None = None
+        self.step = 0
+        self.trained_tokens = 0
+
+    @property
+    def done(self) -> bool:
+        """Whether the last step was taken."""
+        return self.step == self.total_steps
+
+    def start(self) -> Progress | None:
+        """The score before training; None if the run goes on from a checkpoint."""
+        self._clock = _Clock(self.total_steps - self.step)
+        return self._progress(None, self.score(self._valid), 0.0) if self.step == 0 else None
+
+    def batch(self) -> list[Example]:
+        """What the step to come learns from. Seeds dropout, and forgets the last gradients."""
+        # The CPU alone: see `server.adapters.methods.projection.thinned`.
+        torch.default_generator.manual_seed((self.plan.seed * 1_000_003 + self.step) % 2**63)
+        self._learning.parameter.grad = None
+        return [self._train[i] for i in self._batch()]
+
+    def gradient_norm(self) -> Tensor:
+        """Of the batch's gradient, where that is: reading it waits for the accelerator."""
+        parameter = self._learning.parameter
+        if parameter.grad is None:  # the losses do not depend on it
+            parameter.grad = torch.zeros_like(parameter)
+        norm: Tensor = torch.linalg.vector_norm(parameter.grad)
+        return norm
+
+    def next_step(self, loss: float, norm: float) -> Step:
+        """The step to take, once the batch's gradient is there.
+
+        Args:
+            loss: of the batch.
+            norm: what `gradient_norm` gave.
+
+        Raises:
+            TrainingFailed: `diverged`, when the loss or its gradient is no longer finite.
+        """
+        if not math.isfinite(loss) or not math.isfinite(norm):
+            raise TrainingFailed(
+                f"the loss is no longer finite at step {self.step + 1}: train again with a "
+                f"learning_rate below {self.plan.learning_rate:g}, or check the data for "
+                "extremely long or garbled answers",
+                code="diverged",
+            )
+        limit = self.plan.max_grad_norm
+        return Step(
+            self._learning,
+            number=self.step + 1,
+            rate=self._learning_rate(),
+            decay=self.plan.weight_decay,
+            factor=limit / norm if norm > limit else 1.0,
+        )
+
+    def stepped(self, score: Score) -> Progress:
+        """Count the step that was taken, whose batch scored so, and score the rest when due."""
+        rate = self._learning_rate()
+        tokens = sum(self._lengths[i] for i in self._batch())
+        self.step += 1
+        self.trained_tokens += tokens
+        if self._clock is not None:
+            self._clock.count(tokens)
+        valid = self.score(self._valid) if self.done or self._evaluates() else None
+        return self._progress(score, valid, rate)
+
+    def score(self, examples: Sequence[Example]) -> Score | None:
+        """Score examples with the adapter as it is; None if there are none."""
+        with self.adapter.active():
+            return self.score_base(examples)
+
+    def score_base(self, examples: Sequence[Example]) -> Score | None:
+        """Score examples with the base as it is; None if there are none."""
+        if not examples:
+            return None
+        lengths = [len(example.tokens) - 1 for example in examples]
+        total = Sums()
+        with torch.no_grad():
+            for part in micro_batches(range(len(examples)), lengths, self.part_tokens):
+                total.add(*counted_losses(self.base, [examples[i] for i in part]))
+        return total.score()
+
+    def checkpoint(self) -> Checkpoint:
+        """Everything that the rest of the run depends on, and what it is a run of."""
+        tensors = {name: tensor.detach() for name, tensor in self._held().items()}
+        state = {"run": self._run_id, "trained_tokens": self.trained_tokens}
+        return Checkpoint(self.step, tensors, state)
+
+    def fits(self, checkpoint: Checkpoint) -> bool:
+        """True if a run of this plan on these examples and this base made it."""
+        return checkpoint.state.get("run") == self._run_id
+
+    def restore(self, checkpoint: Checkpoint) -> None:
+        """Go on from `checkpoint`, which must fit."""
+        with torch.no_grad():
+            for name, tensor in self._held().items():
+                tensor.copy_(checkpoint.tensors[name])
+        self.step = checkpoint.step
+        self.trained_tokens = int(str(checkpoint.state["trained_tokens"]))
+
+    def _held(self) -> dict[str, Tensor]:
+        learning = self._learning
+        return {"value": learning.parameter, "mean": learning.mean, "square": learning.square}
+
+    @cached_property
+    def _run_id(self) -> str:
+        facts = (_LAYOUT, self.base.fingerprint, self.plan, self._train, self._valid)
+        return hashlib.sha256(repr(facts).encode()).hexdigest()
+
+    def _learning_rate(self) -> float:
+        plan = self.plan
+        return learning_rate(
+            self.step,
+            peak=plan.learning_rate,
+            total_steps=self.total_steps,
+            warmup_steps=round(plan.warmup_ratio * self.total_steps),
+            decay=plan.schedule,
+        )
+
+    def _batch(self) -> list[int]:
+        epoch, place = divmod(self.step, self._per_epoch)
+        if self._order is None or self._order[0] != epoch:
+            size, seed = self.plan.batch_size, self.plan.seed
+            self._order = epoch, epoch_batches(self._lengths, size, seed=seed, epoch=epoch)
+        return self._order[1][place]
+
+    def _evaluates(self) -> bool:
+        return self.step % self.evaluate_every == 0
+
+    def _progress(self, train: Score | None, valid: Score | None, rate: float) -> Progress:
+        clock = self._clock
+        return Progress(
+            step=self.step,
+            total_steps=self.total_steps,
+            epoch=self.step / self._per_epoch,
+            trained_tokens=self.trained_tokens,
+            train=train,
+            valid=valid,
+            learning_rate=rate,
+            tokens_per_s=clock.tokens_per_s if clock else 0.0,
+            seconds_left=clock.seconds_left if clock else 0.0,
+        )
+
+
+class _Clock:
+    """Speed of this process: tokens of training steps per second of wall time."""
+
+    def __init__(self, steps: int) -> None:
+        self._start = time.perf_counter()
+        self._steps_left = steps
+        self._steps = 0
+        self._tokens = 0
+
+    def count(self, tokens: int) -> None:
+        self._steps += 1
+        self._tokens += tokens
+
+    @property
+    def _elapsed(self) -> float:
+        return max(time.perf_counter() - self._start, 1e-9)
+
+    @property
+    def tokens_per_s(self) -> float:
+        return self._tokens / self._elapsed
+
+    @property
+    def seconds_left(self) -> float:
+        if not self._steps:
+            return 0.0
+        return self._elapsed / self._steps * (self._steps_left - self._steps)

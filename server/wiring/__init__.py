@@ -1,0 +1,2 @@
+"""The composition root: builds the parts of a server from the settings and hands them to each
+other."""

@@ -1,0 +1,245 @@
+"""Wires the parts of a server together, from the settings alone. The only place that knows all."""
+
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Literal
+
+import torch
+import transformers
+
+from adapters_store.manifest import AdapterRef
+from adapters_store.store import AdapterStore
+from adapters_store.store_errors import StoreError
+from server.adapters.residency import ResidentAdapters
+from server.bases.device_health import works_still
+from server.bases.model import BaseModel, load_base
+from server.bases.tokenizer import ChatTokenizer, load_tokenizer
+from server.config import BadOption, Settings
+from server.db.session import Database
+from server.engine.blocks import BlockPool
+from server.engine.fused.fast_forward import fast_forward
+from server.engine.kv_cache import KVCache
+from server.engine.runner import Runner
+from server.engine.urgent import urgent
+from server.jobs.files.file_store import Files
+from server.jobs.queue.job_queue import JobQueue
+from server.metrics import Metrics
+from server.pulse import Pulse
+from server.scheduler.loop import Limits, ServingLoop
+from server.tenancy.keys import DEFAULT_OWNER
+from server.training.run.defaults import BASIS_SEED
+from server.wiring.capturing import capturing
+from server.wiring.process import end_soon
+from server.wiring.sizes import Sizes, kv_memory_mb
+
+_MIB = 2**20
+_DTYPES = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+}
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Records:
+    """What is on disk: shared by server and worker."""
+
+    database: Database
+    store: AdapterStore
+    files: Files
+    jobs: JobQueue
+
+
+@dataclass(frozen=True)
+class Engine:
+    """The base model and what runs it. `pulse` tells how that fares."""
+
+    base: BaseModel
+    tokenizer: ChatTokenizer
+    adapters: ResidentAdapters
+    loop: ServingLoop
+    pulse: Pulse
+
+
+@contextmanager
+def open_records(settings: Settings, *, create: bool = True) -> Iterator[Records]:
+    """Open the home, making and migrating what is missing; closes the database in the end.
+
+    With `create` False a database that is missing is Unavailable.
+    """
+    home = settings.home_path
+    home.mkdir(parents=True, exist_ok=True)
+    database = Database(settings.database)
+    try:
+        database.migrate(create=create)
+        max_bytes = int(settings.max_file_mb * _MIB)
+        files = Files(database, home / "files", max_bytes=max_bytes)
+        yield Records(database, AdapterStore(home / "adapters"), files, JobQueue(database))
+    finally:
+        database.close()
+
+
+def load_model(settings: Settings, threads: int) -> tuple[BaseModel, ChatTokenizer]:
+    """The base model on its device, and its tokenizer. Raises UnsupportedModel."""
+    if threads:
+        torch.set_num_threads(threads)
+    hush_progress()
+    base = load_base(settings.model, device=device_of(settings), dtype=_dtype(settings))
+    return base, load_tokenizer(settings.model)
+
+
+def hush_progress() -> None:
+    """No bars of transformers where nothing can move."""
+    if not sys.stderr.isatty():
+        transformers.utils.logging.disable_progress_bar()
+
+
+@contextmanager
+def running_engine(
+    settings: Settings, records: Records, metrics: Metrics, say: Say
+) -> Iterator[Engine]:
+    """The base model loaded, and a loop over it that runs; stopped in the end."""
+    pins = [pinned(records.store, name) for name in settings.pinned]
+    say(f"loading the base model {settings.model}")
+    started = time.monotonic()
+    base, tokenizer = load_model(settings, settings.threads or threads_beside_http())
+    say(f"loaded {base.name} on {base.device} in {time.monotonic() - started:.1f} s")
+    pulse, within = Pulse(), urgent(base.device)
+    with within():
+        adapters = _adapters(settings, base, records.store)
+        loop = _loop(settings, base, tokenizer, adapters, metrics, pulse, within)
+        adapters.on_loaded = loop.wake
+        for ref in pins:
+            adapters.pin(ref)
+    loop.start()
+    try:
+        yield Engine(base, tokenizer, adapters, loop, pulse)
+    finally:
+        loop.stop(0)
+        adapters.close()
+
+
+def _adapters(settings: Settings, base: BaseModel, store: AdapterStore) -> ResidentAdapters:
+    try:
+        return ResidentAdapters(
+            base,
+            store,
+            max_rank=settings.max_rank,
+            slots=settings.adapter_slots,
+            memory_mb=Sizes.of(settings, base.device).adapter_mb,
+            basis_mb=settings.basis_memory_mb,
+            host_cache_mb=settings.host_cache_mb,
+            # On a CPU a dense update does not pay while answers are generated: decision 8.
+            dense_mb=settings.dense_memory_mb if base.device.type == "cuda" else 0,
+        )
+    except ValueError as error:
+        raise BadOption(str(error)) from error
+
+
+def _loop(
+    settings: Settings,
+    base: BaseModel,
+    tokenizer: ChatTokenizer,
+    adapters: ResidentAdapters,
+    metrics: Metrics,
+    pulse: Pulse,
+    within: Callable[[], AbstractContextManager[object]],
+) -> ServingLoop:
+    try:
+        memory_mb = kv_memory_mb(settings, base.device)
+        kv = KVCache(base, memory_mb=memory_mb, block_tokens=settings.kv_block_tokens)
+    except ValueError as error:
+        raise BadOption(str(error)) from error
+    sizes = Sizes.of(settings, base.device)
+    max_context = min(settings.max_context or base.max_context, base.max_context)
+    return ServingLoop(
+        _runner(settings, base, adapters, kv, sizes, max_context),
+        adapters,
+        BlockPool(kv.num_blocks, kv.block_tokens, prefix_cache=settings.prefix_cache),
+        tokenizer.stream,
+        eos=base.eos_token_ids,
+        limits=Limits(
+            max_rows=sizes.max_rows,
+            max_step_tokens=sizes.step_tokens,
+            max_waiting=settings.max_waiting,
+            max_context=max_context,
+        ),
+        metrics=metrics,
+        pulse=pulse,
+        within=within,
+        works=partial(works_still, base.device),
+        lost=end_soon,
+    )
+
+
+def _runner(
+    settings: Settings,
+    base: BaseModel,
+    adapters: ResidentAdapters,
+    kv: KVCache,
+    sizes: Sizes,
+    max_context: int,
+) -> Runner:
+    """With kernels and captured graphs where there are any for this base, device and dtype."""
+    fast = None
+    if settings.fused:
+        fast = fast_forward(
+            base,
+            adapters,
+            kv,
+            max_rows=sizes.max_rows,
+            max_step_tokens=sizes.step_tokens,
+            max_context=max_context,
+            max_rank=settings.max_rank,
+            seed=BASIS_SEED,
+        )
+    if fast is None:
+        return Runner(base, adapters, kv)
+    runner = Runner(base, adapters, kv, fast.forward)
+    with capturing() as told:
+        fast.capture(told)
+    return runner
+
+
+def pinned(store: AdapterStore, name: str) -> AdapterRef:
+    """The version that `--pinned` means. Raises BadOption."""
+    plain, _, version = name.partition("@")
+    try:
+        return store.resolve(DEFAULT_OWNER, plain, int(version) if version else None)
+    except (StoreError, ValueError) as error:
+        raise BadOption(f"--pinned {name}: {error}") from error
+
+
+def threads_beside_http() -> int:
+    """All cores but one, which HTTP and tokenizers need: threads that wait for a core cost more
+    than they bring, since every small product of a decode step waits for the slowest.
+    """
+    return max(1, len(os.sched_getaffinity(0)) - 1)
+
+
+def on_cuda(settings: Settings) -> bool:
+    """Whether the model is to run on CUDA devices. Raises BadOption if there is none."""
+    return device_of(settings).startswith("cuda")
+
+
+def device_of(settings: Settings) -> str:
+    """The type of the device on which the model is to run. Raises BadOption if there is none."""
+    if settings.device == "cuda" and not torch.cuda.is_available():
+        raise BadOption(
+            "--device cuda: torch finds no CUDA device here; use --device cpu, or install torch "
+            "for CUDA and its driver"
+        )
+    if settings.device != "auto":
+        return settings.device
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def _dtype(settings: Settings) -> torch.dtype | Literal["auto"]:
+    return "auto" if settings.dtype == "auto" else _DTYPES[settings.dtype]

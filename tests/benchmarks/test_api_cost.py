@@ -1,0 +1,36 @@
+"""The made-up engine gives what it was told to, and a request's CPU time is found."""
+
+import argparse
+import threading
+
+import pytest
+
+from benchmarks.serving.api_cost import MadeUpLoop, measure
+from server.engine.sequence import FinishReason, SamplingParams
+from server.scheduler.request import Delta, Generation
+
+
+def test_a_made_up_answer_has_all_its_tokens() -> None:
+    heard: list[Delta] = []
+    done = threading.Event()
+
+    def listen(delta: Delta) -> None:
+        heard.append(delta)
+        if delta.finish is not None:
+            done.set()
+
+    loop = MadeUpLoop(burst=3, pace_s=0.001)
+    loop.submit(Generation("r", "o", (1,), SamplingParams(max_tokens=7)), listen)
+    assert done.wait(5)
+    assert len(heard) == 7
+    assert [delta.finish for delta in heard] == [None] * 6 + [FinishReason.LENGTH]
+
+
+@pytest.mark.slow
+def test_a_requests_cpu_time_is_found() -> None:
+    options = argparse.Namespace(
+        streams=2, prompt_tokens=8, answer_tokens=6, warm_up=0.3, seconds=1.0, pace=0.02
+    )
+    milliseconds, chunks = measure(options, False, 2)
+    assert milliseconds > 0
+    assert chunks == pytest.approx(3, abs=0.5)

@@ -1,0 +1,71 @@
+"""Every method, from a job's options to an adapter that has learnt and can be published."""
+
+import io
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from server.adapters.learning.trainable import TrainableAdapter
+from server.adapters.methods.registry import method_named
+from server.errors import InvalidRequest
+from server.jobs.queue.train_options import TrainOptions
+from server.training.job.lesson import Lesson, prepare
+from server.training.run.run_steps import run
+from tests.training.workplace import BASE, OWNER, Workplace, lines, load_tiny
+
+VARIANTS = [
+    TrainOptions(method="vera"),
+    TrainOptions(method="vera", trained="d"),
+    TrainOptions(method="vera", trained="b", basis="per-layer"),
+    TrainOptions(method="randlora"),
+    TrainOptions(method="randlora", sparsity="sqrt", targets="attention"),
+    TrainOptions(method="randlora", sparsity=3),
+    TrainOptions(method="asymmetric-lora"),
+    TrainOptions(method="asymmetric-lora", trained="A", alpha=4),
+    TrainOptions(method="lora", rank=4),
+]
+
+
+def lesson_of(home: Path, options: TrainOptions) -> Lesson:
+    place = Workplace.at(home)
+    file = place.files.create(OWNER, "chats.jsonl", "fine-tune", io.BytesIO(lines(24)))
+    quick = replace(options, n_epochs=3)
+    job = place.queue.create(OWNER, BASE, file.id, seed=7, hyperparameters=quick)
+    return prepare(job, place.files, *load_tiny(), max_rank=16)
+
+
+@pytest.mark.parametrize("options", VARIANTS, ids=TrainOptions.to_json)
+def test_a_job_of_every_method_learns(tmp_path: Path, options: TrainOptions) -> None:
+    lesson = lesson_of(tmp_path, options)
+    first, *_, last = run(lesson.trainer)
+    assert first.valid is not None and last.valid is not None
+    assert last.valid.loss < first.valid.loss
+    manifest = lesson.manifest({"train_loss": 1.0})
+    assert (manifest.method, manifest.rank) == (options.method, lesson.plan.rank)
+    if lesson.plan.alpha is not None:
+        assert manifest.scale == lesson.plan.alpha / lesson.plan.rank
+    method = method_named(manifest.method, manifest.options)
+    again = TrainableAdapter(
+        load_tiny()[0], method.name, manifest.rank, manifest.seed, manifest.targets,
+        manifest.options,
+    )  # fmt: skip
+    again.load_tensors(lesson.adapter.tensors())
+    assert again.manifest(created_at=0, provenance={}).basis_spec == manifest.basis_spec
+
+
+def test_the_root_of_the_width_is_a_number_once_trained(tmp_path: Path) -> None:
+    """So that another base's width, or another rule, never changes an adapter at rest."""
+    lesson = lesson_of(tmp_path, TrainOptions(method="randlora", sparsity="sqrt"))
+    assert lesson.plan.sparsity == "sqrt"
+    assert float(lesson.manifest({}).options["sparsity"]) == pytest.approx(48**0.5)
+
+
+def test_the_summary_says_what_is_trained(tmp_path: Path) -> None:
+    lesson = lesson_of(tmp_path, TrainOptions(method="asymmetric-lora", trained="A"))
+    assert "(asymmetric-lora A, rank 8)" in lesson.summary()
+
+
+def test_targets_that_are_not_there_are_named(tmp_path: Path) -> None:
+    with pytest.raises(InvalidRequest, match="no_proj"):
+        lesson_of(tmp_path, TrainOptions(method="randlora", sparsity="sqrt", targets=("no_proj",)))

@@ -1,0 +1,139 @@
+"""From a job's wishes to a plan."""
+
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+
+from server.adapters.methods.registry import METHODS, method_named
+from server.jobs.queue.train_options import BASES, TRAINED, TrainOptions
+from server.training.job.start import adapter_options
+from server.training.run.defaults import LONG_FILE, TABLE, Plan, defaults_of, plan_for
+from tests.models import tiny_base
+
+VARIANTS = [
+    (method, trained) for method, choices in TRAINED.items() for trained in choices or (None,)
+]
+DOC = Path(__file__).parents[3] / "docs" / "methods.md"
+
+
+def test_what_is_left_open_takes_the_defaults() -> None:
+    assert plan_for(TrainOptions(), seed=3, max_rank=1024, lines=56) == Plan(seed=3)
+
+
+@pytest.mark.parametrize(
+    "wish",
+    [
+        {"rank": 17},
+        {"targets": "attention"},
+        {"targets": ("q_proj", "v_proj")},
+        {"learning_rate": 0.5},
+        {"n_epochs": 3},
+        {"validation_split": 0.0},
+        {"dropout": 0.0},
+        {"schedule": "linear"},
+        {"basis": "per-layer"},
+        {"d_initial": 0.02},
+        {"max_tokens_per_batch": 99},
+    ],
+)
+def test_what_is_asked_for_is_taken(wish: dict[str, object]) -> None:
+    plan = asdict(plan_for(TrainOptions(**wish), seed=3, max_rank=1024, lines=56))  # type: ignore[arg-type]
+    assert plan == {**asdict(Plan(seed=3)), **wish}
+
+
+def test_a_multiplier_is_of_the_default_rate() -> None:
+    plan = plan_for(TrainOptions(learning_rate_multiplier=0.5), seed=3, max_rank=1024, lines=56)
+    assert plan.learning_rate == Plan(seed=3).learning_rate / 2
+
+
+def test_the_jobs_seed_goes_before_the_options() -> None:
+    assert plan_for(TrainOptions(seed=9), seed=3, max_rank=1024, lines=56).seed == 3
+
+
+def test_a_default_rank_is_one_that_is_served() -> None:
+    assert plan_for(TrainOptions(), seed=3, max_rank=5, lines=56).rank == 5
+
+
+def test_many_lines_are_read_less_often_in_larger_batches() -> None:
+    plans = [
+        plan_for(TrainOptions(), seed=3, max_rank=64, lines=lines)
+        for lines in (1, 10, 30, 56, 100, 150, 300, 1000, 10**6)
+    ]
+    assert [plan.n_epochs for plan in plans] == [15, 15, 11, 6, 6, 4, 2, 2, 2]
+    assert [plan.batch_size for plan in plans] == [4, 4, 4, 4, 4, 4, 4, 15, 32]
+
+
+def planned(**wish: object) -> Plan:
+    return plan_for(TrainOptions(**wish), seed=3, max_rank=256, lines=56)  # type: ignore[arg-type]
+
+
+def test_there_is_a_row_for_every_method_and_what_it_can_train() -> None:
+    assert [(row.method, row.trained) for row in TABLE] == VARIANTS
+    assert set(METHODS) == set(TRAINED)
+    assert all(row.source for row in TABLE)
+    assert [defaults_of(method).trained for method in TRAINED] == ["d+b", None, "B", None]
+
+
+@pytest.mark.parametrize(("method", "trained"), VARIANTS)
+def test_every_default_is_an_option_of_its_method(method: str, trained: str | None) -> None:
+    """What the table gives, a job may ask for, and the method reads it as it was meant."""
+    plan = planned(method=method, trained=trained)
+    row = defaults_of(method, trained)
+    assert (plan.method, plan.trained, plan.rank) == (method, trained, row.rank)
+    assert plan.learning_rate == row.learning_rate
+    told = plan.adapter_options()
+    assert told.pop("dropout") == 0.0
+    assert planned(method=method, **told) == plan
+    read = method_named(method, {name: str(value) for name, value in told.items()})
+    assert read.name == method
+    assert read.default_scale(plan.rank) == (1.0 if plan.alpha is None else plan.alpha / plan.rank)
+    for name, value in read.options.items():
+        assert str(told.get(name, value)) == value
+
+
+@pytest.mark.parametrize("basis", BASES)
+def test_both_bases_of_vera_are_known(basis: str) -> None:
+    assert method_named("vera", {"basis": basis}).options["basis"] == basis
+
+
+@pytest.mark.parametrize("method", ["lora", "asymmetric-lora"])
+def test_alpha_is_twice_whatever_rank_is_asked_for(method: str) -> None:
+    assert planned(method=method).alpha == 2 * defaults_of(method).rank
+    assert planned(method=method, rank=3).alpha == 6
+    assert planned(method=method, rank=3, alpha=1.5).alpha == 1.5
+    assert plan_for(TrainOptions(method=method), seed=3, max_rank=4, lines=56).alpha == 8
+
+
+def test_a_multiplier_is_of_the_methods_own_rate() -> None:
+    for row in TABLE:
+        plan = planned(method=row.method, trained=row.trained, learning_rate_multiplier=0.5)
+        assert plan.learning_rate == row.learning_rate / 2
+
+
+def test_the_root_of_the_width_is_taken_over_the_targets() -> None:
+    base = tiny_base("llama")  # 48 wide, 80 in the middle; k and v give 24
+    for targets, narrowest in (("all-linear", 48), (("k_proj", "v_proj"), 24)):
+        plan = planned(method="randlora", sparsity="sqrt", targets=targets)
+        assert adapter_options(plan, base)["sparsity"] == pytest.approx(narrowest**0.5)
+    assert adapter_options(planned(method="randlora", sparsity=6), base)["sparsity"] == 6
+    assert adapter_options(planned(method="randlora"), base)["sparsity"] == "dense"
+
+
+def test_the_documentation_has_this_table() -> None:
+    text = DOC.read_text(encoding="utf-8")
+    for row in TABLE:
+        rates = (f"{row.learning_rate:g}", f"{row.long_rate:g}")
+        cells = (row.method, row.trained or "all", row.rank, *rates, row.source)
+        assert "| {} | {} | {} | {} | {} | {} |".format(*cells) in text
+
+
+def test_a_long_file_bears_a_higher_rate() -> None:
+    for row in TABLE:
+        options = TrainOptions(method=row.method, trained=row.trained)
+        short, long = (
+            plan_for(options, seed=3, max_rank=256, lines=lines).learning_rate
+            for lines in (LONG_FILE - 1, LONG_FILE)
+        )
+        assert (short, long) == (row.learning_rate, row.long_rate)
+        assert long > short
