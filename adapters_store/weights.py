@@ -46,7 +46,7 @@ class Header:
 
 
 @dataclass(frozen=True, eq=False)
-class Table:
+class TensorTable:
     """The tensors of a file, in the order of its numbers.
 
     Files that hold the same tensors mostly share one object, so that what follows from it need be
@@ -62,7 +62,7 @@ class Content:
     """A whole file, verified. `numbers` is float32 [entries] on the CPU, all tensors in a row."""
 
     header: Header
-    table: Table
+    table: TensorTable
     numbers: Tensor
 
     def tensors(self) -> ReadTensors:
@@ -192,7 +192,7 @@ def _read_header_bytes(file: BinaryIO, path: Path) -> bytes:
     return text
 
 
-def _understood(text: bytes, data_bytes: int, path: Path) -> tuple[Header, Table]:
+def _understood(text: bytes, data_bytes: int, path: Path) -> tuple[Header, TensorTable]:
     """What a header says, of a file with so many bytes of numbers."""
     try:
         metadata, tensors = _split(text)
@@ -230,7 +230,7 @@ def _header(metadata: object, size_bytes: int) -> Header:
 
 
 @lru_cache(maxsize=_KNOWN_TABLES)
-def _table(text: str) -> Table:
+def _table(text: str) -> TensorTable:
     """Every tensor's shape, in the order of the data, which they fill without gap or overlap."""
     try:
         entries = json.loads(text)
@@ -243,10 +243,10 @@ def _table(text: str) -> Table:
             raise AdapterCorrupt(f"tensor {name!r} does not begin where the last one ends")
         end = stop
     shapes = {name: shape for _, _, shape, name in places}
-    return Table(shapes, tuple(math.prod(shape) for shape in shapes.values()))
+    return TensorTable(shapes, tuple(math.prod(shape) for shape in shapes.values()))
 
 
-def _check_end(table: Table, data_bytes: int) -> None:
+def _check_end(table: TensorTable, data_bytes: int) -> None:
     needed = sum(table.counts) * _FLOAT_BYTES
     if needed == data_bytes and needed:
         return

@@ -28,9 +28,9 @@ from server.api.adapters import (
 from server.api.completions import chat_completion, text_completion
 from server.api.completions.delivery import Wakes
 from server.api.completions.fast_path import Direct, Way
-from server.api.error_body import Failure
+from server.api.error_body import ErrorBody
 from server.api.gate import BodyLimit, KeyCheck, RequestIds
-from server.api.interfaces import Parts
+from server.api.interfaces import Services
 from server.api.jobs import file_endpoints, job_endpoints, job_event_endpoints
 from server.errors import (
     Conflict,
@@ -85,13 +85,13 @@ _DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 _HTTP_CODES = {404: "unknown_url", 405: "method_not_allowed"}
 
 
-def describe(error: Exception) -> Failure:
+def describe(error: Exception) -> ErrorBody:
     """How an error is told over HTTP. What is unknown here stays unsaid: it may hold internals."""
     if isinstance(error, OSError) and error.errno in _DISK_FULL:
         error = Unavailable("the server's disk is full: nothing was kept; try again later")
     kind = next((_KINDS[kind] for kind in type(error).__mro__ if kind in _KINDS), None)
     if kind is None:
-        return Failure(
+        return ErrorBody(
             500,
             "server_error",
             "internal_error",
@@ -106,7 +106,7 @@ def describe(error: Exception) -> Failure:
     if kind.code == "model_not_found":
         param = "model"
     problems = error.problems if isinstance(error, InvalidDataset) else ()
-    return Failure(kind.status, kind.type, kind.code, str(error), param, headers, problems)
+    return ErrorBody(kind.status, kind.type, kind.code, str(error), param, headers, problems)
 
 
 def _known(_: Request, error: Exception) -> Response:
@@ -119,7 +119,7 @@ def _http(request: Request, error: Exception) -> Response:
         404: f"there is no {request.method} {request.url.path}; GET /docs lists what there is",
         405: f"{request.method} is not allowed on {request.url.path}",
     }
-    return Failure(
+    return ErrorBody(
         failed.status_code,
         "invalid_request_error",
         _HTTP_CODES.get(failed.status_code, "invalid_request"),
@@ -141,14 +141,14 @@ def _invalid(_: Request, error: Exception) -> Response:
     first = found[0]
     if first["type"] == "json_invalid":
         message = f"the body is not JSON: {first['ctx']['error']} at character {first['loc'][-1]}"
-        return Failure(400, "invalid_request_error", "invalid_json", message).response()
+        return ErrorBody(400, "invalid_request_error", "invalid_json", message).response()
     if first["loc"] == ("body",) and first["type"] in ("model_attributes_type", "missing"):
         message = "the body is not a JSON object, or content-type does not say application/json"
-        return Failure(400, "invalid_request_error", "invalid_json", message).response()
+        return ErrorBody(400, "invalid_request_error", "invalid_json", message).response()
     param = _field(first["loc"])
     code = _VALIDATION_CODES.get(first["type"], "invalid_value")
     message = f"{param or 'the body'}: {first['msg']}"
-    return Failure(400, "invalid_request_error", code, message, param or None).response()
+    return ErrorBody(400, "invalid_request_error", code, message, param or None).response()
 
 
 def _field(location: Sequence[str | int]) -> str:
@@ -157,7 +157,7 @@ def _field(location: Sequence[str | int]) -> str:
     return "".join(parts)[1:]
 
 
-def create_app(parts: Parts) -> ASGIApp:
+def create_app(parts: Services) -> ASGIApp:
     """Build the application around parts that somebody else starts and stops."""
     app = FastAPI(
         title="Verandah",

@@ -23,7 +23,7 @@ from benchmarks.support.report import origin, table
 from benchmarks.support.stack import OWNER, RandomAdapters, Stack, running_stack, settings_for
 from server.bases.model import load_base
 from server.engine.sequence import SamplingParams
-from server.scheduler.request import Delta, Generation
+from server.scheduler.request import Generation, TextDelta
 
 Row = tuple[object, ...]
 
@@ -54,7 +54,7 @@ def answer_ms(stack: Stack, ref: AdapterRef) -> float:
     done = threading.Event()
     errors: list[Exception] = []
 
-    def listen(delta: Delta) -> None:
+    def listen(delta: TextDelta) -> None:
         if delta.error is not None:
             errors.append(delta.error)
         if delta.finish is not None:

@@ -28,7 +28,7 @@ import uvicorn
 from benchmarks.support.load import Load, ask
 from benchmarks.support.report import origin, table
 from benchmarks.support.stack import settings_for
-from server.api.interfaces import Inspections, Parts, Porting
+from server.api.interfaces import Inspections, Porting, Services
 from server.app import create_app
 from server.bases.model import outline_base
 from server.bases.tokenizer import load_tokenizer
@@ -36,13 +36,13 @@ from server.cli.serve import spare_collector
 from server.config import Settings
 from server.engine.sequence import FinishReason
 from server.metrics import Metrics
-from server.replicas.engine_process import Child
+from server.replicas.engine_process import EngineProcess
 from server.replicas.fleet import Fleet
 from server.replicas.fleet_residency import FleetResidency
 from server.replicas.messages import Facts
 from server.replicas.replica import Replica
 from server.scheduler.intake import Handle
-from server.scheduler.request import Delta, Generation, Listener, LoopStats, TokenPiece
+from server.scheduler.request import Generation, Listener, LoopStats, TextDelta, TokenPiece
 from server.wiring.building import Records, open_records
 from server.wiring.front import Front, wire
 
@@ -93,7 +93,7 @@ class MadeUpLoop:
         for place in range(count):
             last = place + 1 == left
             finish = FinishReason.LENGTH if last else None
-            listener(Delta(0, " word", (TokenPiece(5, " word"),), finish=finish))
+            listener(TextDelta(0, " word", (TokenPiece(5, " word"),), finish=finish))
         stream[0] = left - count
         return count < left
 
@@ -107,13 +107,13 @@ def run_engine(burst: int, pace_s: float, address: str) -> None:
         facts = Facts("made-up", "f" * 64, "cpu", "float32", MAX_CONTEXT, 4096, 8)
         loop = MadeUpLoop(burst, pace_s)
         try:
-            Child(connection, loop, residency, Metrics("base")).run(facts)
+            EngineProcess(connection, loop, residency, Metrics("base")).run(facts)
         except (EOFError, OSError):
             os._exit(0)
 
 
 @contextmanager
-def parts_over(settings: Settings, burst: int, pace_s: float) -> Iterator[Parts]:
+def parts_over(settings: Settings, burst: int, pace_s: float) -> Iterator[Services]:
     """The parts of a server whose engine is made up."""
     command = [
         sys.executable,
@@ -131,7 +131,7 @@ def parts_over(settings: Settings, burst: int, pace_s: float) -> Iterator[Parts]
             fleet.stop(0)
 
 
-def _wired(settings: Settings, records: Records, fleet: Fleet) -> Parts:
+def _wired(settings: Settings, records: Records, fleet: Fleet) -> Services:
     front = Front(
         base=replace(outline_base(settings.model), fingerprint=fleet.facts.fingerprint),
         tokenizer=load_tokenizer(settings.model),
@@ -145,7 +145,7 @@ def _wired(settings: Settings, records: Records, fleet: Fleet) -> Parts:
 
 
 @contextmanager
-def listening(parts: Parts) -> Iterator[int]:
+def listening(parts: Services) -> Iterator[int]:
     """The application on a free port, in a thread of this process."""
     config = uvicorn.Config(
         create_app(parts), port=0, log_config=None, access_log=False, lifespan="off"

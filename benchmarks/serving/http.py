@@ -35,7 +35,7 @@ from server.bases.model import locate
 from server.config import Settings
 from server.engine.sequence import SamplingParams
 from server.scheduler.loop import ServingLoop
-from server.scheduler.request import Delta, Generation
+from server.scheduler.request import Generation, TextDelta
 from server.wiring.process import command, environment
 
 _SPECIAL = {"<pad>": 0, "<s>": 1, "</s>": 2}
@@ -91,7 +91,7 @@ class Direct:
         listener = partial(self._hear, draw, [asked_at, 0.0])
         self._loop.submit(Generation("bench", "bench", prompt, params), listener)
 
-    def _hear(self, draw: random.Random, times: list[float], delta: Delta) -> None:
+    def _hear(self, draw: random.Random, times: list[float], delta: TextDelta) -> None:
         """On the engine's thread. `times`: when it was asked, and when the last token came."""
         now = time.perf_counter()
         counts = self._from <= now < self._until

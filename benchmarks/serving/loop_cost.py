@@ -24,7 +24,7 @@ from server.engine.sequence import Chunk, SamplingParams, Sequence, StepOutput
 from server.metrics import Metrics
 from server.scheduler.admission import Slots
 from server.scheduler.loop import Limits, ServingLoop
-from server.scheduler.request import Delta, Generation
+from server.scheduler.request import Generation, TextDelta
 from server.scheduler.stop_strings import Decoder
 
 BLOCK_TOKENS = 16
@@ -108,7 +108,7 @@ class Clock:
     times: list[float] = field(default_factory=list)
     done: threading.Event = field(default_factory=threading.Event)
 
-    def __call__(self, delta: Delta) -> None:
+    def __call__(self, delta: TextDelta) -> None:
         self.heard += 1
         if self.heard in (self.warm, self.tokens):
             self.times.append(time.thread_time())

@@ -5,7 +5,7 @@ own behind a connection. No model, no device, no HTTP.
 take `--step-ms` on a device of its own. Launching one holds the interpreter's lock only in part: as
 torch's operators do, `--operators` of them give it up for some microseconds each, so that other
 threads get their turns. Answers end and begin again all the time. Alone, a listener on the loop's
-thread asks again; apart, `Child` sends all news to another process, which asks again.
+thread asks again; apart, `EngineProcess` sends all news to another process, which asks again.
 """
 
 import argparse
@@ -31,12 +31,12 @@ from benchmarks.support.report import origin, table
 from server.engine.blocks import BlockPool
 from server.engine.sequence import Chunk, SamplingParams, StepOutput
 from server.metrics import Metrics
-from server.replicas.engine_process import Child
+from server.replicas.engine_process import EngineProcess
 from server.replicas.messages import Facts
 from server.replicas.replica import Replica
 from server.scheduler.admission import Slots
 from server.scheduler.loop import Limits, ServingLoop
-from server.scheduler.request import Delta, Generation, Listener
+from server.scheduler.request import Generation, Listener, TextDelta
 
 _OPERATOR = bytes(8192)  # hashed, it takes about as long as an operator takes to launch a kernel
 _SHARES = (0.3, 0.95)  # of all steps: those between count
@@ -151,7 +151,7 @@ class Asker:
             self._ask(self._draw.randint(1, self._shape.answer_tokens))
         return self
 
-    def __call__(self, delta: Delta) -> None:
+    def __call__(self, delta: TextDelta) -> None:
         self._left -= 1
         if self._left <= 0:
             self.done.set()
@@ -189,7 +189,7 @@ def answer(shape: Shape, address: str) -> None:
         gc.freeze()
         loop.start()
         try:
-            Child(connection, loop, residency, Metrics("base")).run(facts)
+            EngineProcess(connection, loop, residency, Metrics("base")).run(facts)
         except (EOFError, OSError):
             os._exit(0)
 

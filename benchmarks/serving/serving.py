@@ -22,7 +22,7 @@ from benchmarks.support.report import origin, table
 from benchmarks.support.stack import RandomAdapters, Stack, running_stack, settings_for
 from server.bases.model import load_base
 from server.engine.sequence import SamplingParams
-from server.scheduler.request import Delta, Generation
+from server.scheduler.request import Generation, TextDelta
 
 PROMPT_TOKENS = 32
 LOADS = ("base only", "one adapter", "all distinct")
@@ -36,7 +36,7 @@ class Heard:
     done: threading.Event = field(default_factory=threading.Event)
     error: Exception | None = None
 
-    def __call__(self, delta: Delta) -> None:
+    def __call__(self, delta: TextDelta) -> None:
         if delta.tokens and self.first is None:
             self.first = time.perf_counter()
         if delta.finish is not None:

@@ -18,7 +18,7 @@ from server.engine.urgent import urgent
 from server.metrics import Metrics
 from server.pulse import Pulse
 from server.scheduler.loop import Limits, ServingLoop
-from server.scheduler.request import Delta, Generation
+from server.scheduler.request import Generation, TextDelta
 from server.training.beside.training_thread import changing_hands_fast
 
 
@@ -41,7 +41,7 @@ class Heard:
     _error: Exception | None = None
     _done: threading.Event = field(default_factory=threading.Event)
 
-    def __call__(self, delta: Delta) -> None:
+    def __call__(self, delta: TextDelta) -> None:
         self.times += [time.perf_counter()] * len(delta.tokens)
         if delta.finish is not None:
             self._error = delta.error

@@ -17,7 +17,7 @@ from server.bases.model import BaseModel
 from server.config import Settings
 from server.metrics import Metrics
 from server.scheduler.loop import ServingLoop
-from server.training.run.defaults import Plan
+from server.training.run.defaults import TrainPlan
 from server.wiring.building import open_records, running_engine
 
 OWNER = "default"
@@ -54,7 +54,7 @@ class RandomAdapters:
     """Adapters as the trainer would make them, with random `b`; `rank` 0: the trainer's default."""
 
     def __init__(self, base: BaseModel, rank: int = 0, targets: Sequence[str] = ()) -> None:
-        plan = Plan(seed=0)
+        plan = TrainPlan(seed=0)
         wanted = list(targets) or plan.targets
         adapter = TrainableAdapter(
             base, plan.method, rank or plan.rank, plan.basis_seed, wanted, {}

@@ -28,7 +28,7 @@ from server.adapters.learning.trainable import TrainableAdapter
 from server.adapters.memory.matrices import SharedBases
 from server.bases.model import BaseModel
 from server.jobs.queue.train_options import TrainOptions
-from server.training.run.defaults import Plan, plan_for
+from server.training.run.defaults import TrainPlan, plan_for
 from server.training.run.examples import Example
 from server.training.run.run_steps import take_step
 from server.training.run.trainer import Trainer
@@ -40,7 +40,7 @@ _GIB = 2**30
 class Work:
     """What one job is: its plan, how long its examples are, and how many."""
 
-    plan: Plan
+    plan: TrainPlan
     examples: int
     tokens: int
 

@@ -19,7 +19,7 @@ from transformers import (
 
 from server.adapters.learning.trainable import TrainableAdapter
 from server.bases.model import BaseModel
-from server.training.run.defaults import Plan
+from server.training.run.defaults import TrainPlan
 from server.training.run.examples import Example
 
 _WARM_UP = 5
@@ -41,7 +41,11 @@ class _Watch(TrainerCallback):
 
 
 def peft_seconds_per_step(
-    base: BaseModel, plan: Plan, examples: Sequence[Example], like: TrainableAdapter, steps: int
+    base: BaseModel,
+    plan: TrainPlan,
+    examples: Sequence[Example],
+    like: TrainableAdapter,
+    steps: int,
 ) -> float:
     """The median of `steps` steps, after a few to warm up. `base` is PEFT's afterwards."""
     config = VeraConfig(

@@ -4,11 +4,11 @@ from typing import Annotated, cast
 
 from fastapi import Depends, Request
 
-from server.api.interfaces import Parts
+from server.api.interfaces import Services
 
 
-def _parts(request: Request) -> Parts:
-    return cast(Parts, request.app.state.parts)
+def _parts(request: Request) -> Services:
+    return cast(Services, request.app.state.parts)
 
 
 def _owner(request: Request) -> str:
@@ -16,5 +16,5 @@ def _owner(request: Request) -> str:
     return cast(str, request.scope["verandah.owner"])
 
 
-GivenParts = Annotated[Parts, Depends(_parts)]
+GivenParts = Annotated[Services, Depends(_parts)]
 CurrentOwner = Annotated[str, Depends(_owner)]

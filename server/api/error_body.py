@@ -10,7 +10,7 @@ from server.errors import LineProblem
 
 
 @dataclass(frozen=True)
-class Failure:
+class ErrorBody:
     """One failed answer: its status, its body's fields, and headers to go with it.
 
     `problems` are an invalid file's lines, which the OpenAI API has no place for but in the text.

@@ -9,7 +9,7 @@ from typing import cast
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from server.api.error_body import Failure
+from server.api.error_body import ErrorBody
 from server.errors import RequestTooLarge, Unauthorized
 from server.tenancy.keys import Keys
 
@@ -20,7 +20,7 @@ _DISCARD_FACTOR = 4  # of a body over its limit, this many limits more are read 
 
 _UPLOADS = ("/v1/files", "/v1/adapters/import")
 
-Describe = Callable[[Exception], Failure]
+Describe = Callable[[Exception], ErrorBody]
 
 
 class RequestIds:

@@ -13,7 +13,7 @@ from typing import BinaryIO, Protocol
 
 from adapters_store.manifest import AdapterRef, Manifest
 from server.adapters.inspecting.findings import Findings
-from server.api.error_body import Failure
+from server.api.error_body import ErrorBody
 from server.errors import LineProblem
 from server.jobs.files.datasets import Dataset
 from server.jobs.files.file_store import Files
@@ -160,7 +160,7 @@ class Inspections(Protocol):
 
 
 class Porting(Protocol):
-    """`server.adapters.porting.service.PortingDesk`."""
+    """`server.adapters.porting.service.PortingService`."""
 
     def take_in(
         self,
@@ -214,7 +214,7 @@ class BaseCard:
 
 
 @dataclass(frozen=True)
-class Parts:
+class Services:
     """All that the handlers work with, wired by `server.wiring.front`."""
 
     base: BaseCard
@@ -231,7 +231,7 @@ class Parts:
     keys: Keys
     metrics: Metrics
     worker: Worker | None
-    describe: Callable[[Exception], Failure]
+    describe: Callable[[Exception], ErrorBody]
     max_rank: int
     request_timeout_s: float
     max_body_bytes: int

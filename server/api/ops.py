@@ -10,7 +10,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from server.api.deps import GivenParts
-from server.api.interfaces import Parts
+from server.api.interfaces import Services
 from server.errors import Unavailable
 from server.metrics import PREFIX
 
@@ -47,7 +47,7 @@ def metrics(parts: GivenParts) -> Response:
 class ServerGauges(Collector):
     """What is read from its owner when somebody looks: queues, memory, residents, jobs."""
 
-    def __init__(self, parts: Parts) -> None:
+    def __init__(self, parts: Services) -> None:
         self._parts = parts
 
     def describe(self) -> Iterator[Metric]:
@@ -107,7 +107,7 @@ class ServerGauges(Collector):
             )
 
 
-def _database_answers(parts: Parts) -> bool:
+def _database_answers(parts: Services) -> bool:
     try:
         parts.jobs.counts()
     except Unavailable:

@@ -51,7 +51,7 @@ class DemoFailed(ClientError):
 
 
 @dataclass(frozen=True)
-class Answer:
+class DemoAnswer:
     """What one model said."""
 
     model: str
@@ -154,13 +154,13 @@ def _train(client: Client, console: Console) -> list[str]:
         return _together(watch, list(jobs))
 
 
-def _ask(client: Client, models: Sequence[str], question: str) -> list[Answer]:
+def _ask(client: Client, models: Sequence[str], question: str) -> list[DemoAnswer]:
     """Ask all models at once: the server answers them in one batch."""
 
-    def ask(model: str) -> Answer:
+    def ask(model: str) -> DemoAnswer:
         began = time.monotonic()
         text = client.answer(model, [{"role": "user", "content": question}], **_SAMPLING)
-        return Answer(model, text.strip(), time.monotonic() - began)
+        return DemoAnswer(model, text.strip(), time.monotonic() - began)
 
     return _together(ask, models)
 
@@ -175,7 +175,7 @@ def _together(work: Callable[[str], T], items: Sequence[str]) -> list[T]:
         threads.shutdown(wait=False, cancel_futures=True)
 
 
-def _show(console: Console, question: str, answers: Sequence[Answer]) -> None:
+def _show(console: Console, question: str, answers: Sequence[DemoAnswer]) -> None:
     console.print()
     console.print(Text(question, style="bold"))
     if not console.is_terminal:

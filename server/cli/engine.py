@@ -16,7 +16,7 @@ from server.cli.options import add_settings, read_settings, set_log_level
 from server.config import BadOption, Settings
 from server.errors import VerandahError
 from server.metrics import Metrics
-from server.replicas.engine_process import Child
+from server.replicas.engine_process import EngineProcess
 from server.replicas.messages import Facts, Unfit
 from server.training.beside.training_thread import changing_hands_fast
 from server.wiring.building import Engine, open_records, running_engine
@@ -56,7 +56,7 @@ def _answer(settings: Settings, connection: "Connection[object, object]") -> Non
         training_beside(settings, records, engine) as worker,
     ):
         gc.freeze()  # what is there will stay: looking through it again pauses every stream
-        child = Child(connection, engine.loop, engine.adapters, metrics, worker)
+        child = EngineProcess(connection, engine.loop, engine.adapters, metrics, worker)
         child.run(_facts(engine))
 
 

@@ -26,7 +26,7 @@ Counter = BigInteger().with_variant(Integer(), "sqlite")
 Name = String(64)
 
 
-class Table(DeclarativeBase):
+class TableBase(DeclarativeBase):
     """Base of all tables."""
 
     metadata = MetaData(
@@ -39,7 +39,7 @@ class Table(DeclarativeBase):
     )
 
 
-class OwnerRow(Table):
+class OwnerRow(TableBase):
     """Somebody to whom rows and adapters belong."""
 
     __tablename__ = "owners"
@@ -48,7 +48,7 @@ class OwnerRow(Table):
     created_at: Mapped[int] = mapped_column(BigInteger)
 
 
-class KeyRow(Table):
+class KeyRow(TableBase):
     """An API key, kept only as the SHA-256 of its text; `prefix` tells it apart to people."""
 
     __tablename__ = "keys"
@@ -61,7 +61,7 @@ class KeyRow(Table):
     revoked_at: Mapped[int | None] = mapped_column(BigInteger)
 
 
-class FileRow(Table):
+class FileRow(TableBase):
     """An uploaded file; its bytes lie in the folder of files, under its id."""
 
     __tablename__ = "files"
@@ -77,7 +77,7 @@ class FileRow(Table):
     created_at: Mapped[int] = mapped_column(BigInteger)
 
 
-class JobRow(Table):
+class JobRow(TableBase):
     """A fine-tuning job. `server.jobs.queue.job_queue` alone changes it:
 
         queued  --claim-->  running                        attempt + 1, lease begins
@@ -137,7 +137,7 @@ class JobRow(Table):
     losses: Mapped[int] = mapped_column(Integer)
 
 
-class LabelRow(Table):
+class LabelRow(TableBase):
     """One pair of a job's metadata, to find jobs by."""
 
     __tablename__ = "labels"
@@ -148,7 +148,7 @@ class LabelRow(Table):
     value: Mapped[str] = mapped_column(Text)
 
 
-class EventRow(Table):
+class EventRow(TableBase):
     """Something that a job has to tell."""
 
     __tablename__ = "events"
@@ -165,7 +165,7 @@ class EventRow(Table):
     data: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
 
 
-class CheckpointRow(Table):
+class CheckpointRow(TableBase):
     """An adapter that a job published on its way, with its figures at that step."""
 
     __tablename__ = "checkpoints"

@@ -11,21 +11,21 @@ from typing import Protocol, cast
 from server.engine.sequence import FinishReason
 from server.errors import Unavailable
 from server.replicas.messages import (
+    AnswerUpdates,
     Call,
+    CallFailed,
+    CallResult,
     Cancel,
     Facts,
-    Failure,
     FromEngine,
-    News,
-    Result,
     Stop,
     Stopped,
     Submit,
     ToEngine,
 )
 from server.replicas.outbox import Outbox
-from server.scheduler.capacity import Room
-from server.scheduler.request import Delta, Generation, Listener, taker_of
+from server.scheduler.capacity import Capacity
+from server.scheduler.request import Generation, Listener, TextDelta, taker_of
 
 log = logging.getLogger(__name__)
 
@@ -35,7 +35,8 @@ _CALL_TIMEOUT_S = 10.0
 class Ear(Protocol):
     """A listener that needs no call of its own for a token: most of the time here would be that.
 
-    The first token of an answer, and whatever is not plain (see `News`), it hears as others do.
+    The first token of an answer, and whatever is not plain (see `AnswerUpdates`), it hears as
+    others do.
     """
 
     def text_taker(self, index: int) -> Callable[[str], object]:
@@ -46,7 +47,7 @@ class Ear(Protocol):
         """To be called when texts were taken. One and the same for many."""
 
 
-class Link:
+class EngineConnection:
     """What waits for an engine's word. Thread-safe; `take` and `fail` are the reader's.
 
     `room` counts its answers, by the engine's own limits.
@@ -54,7 +55,7 @@ class Link:
 
     def __init__(self, connection: "Connection[object, object]", facts: Facts) -> None:
         self.facts = facts
-        self.room = Room(capacity=facts.max_answers, max_context=facts.max_context)
+        self.room = Capacity(capacity=facts.max_answers, max_context=facts.max_context)
         self.stopped = threading.Event()
         self._outbox: Outbox[ToEngine] = Outbox(connection)
         self._lock = threading.Lock()
@@ -117,11 +118,11 @@ class Link:
     def take(self, message: FromEngine) -> None:
         """Hand on what the engine said."""
         match message:
-            case News():
+            case AnswerUpdates():
                 self._tell(message)
-            case Result(number, value):
+            case CallResult(number, value):
                 self._calls.pop(number).set_result(value)
-            case Failure(number, error):
+            case CallFailed(number, error):
                 self._calls.pop(number).set_exception(error)
             case Stopped():
                 self.stopped.set()
@@ -133,7 +134,9 @@ class Link:
         with self._lock:
             self._open = False
         for key, listener in self._listeners.items():
-            self._hear(listener, Delta(self._indices[key], finish=FinishReason.ERROR, error=error))
+            self._hear(
+                listener, TextDelta(self._indices[key], finish=FinishReason.ERROR, error=error)
+            )
         self._listeners.clear()
         self._takers.clear()
         for call in self._calls.values():
@@ -146,7 +149,7 @@ class Link:
         if not self._open:
             raise Unavailable("the engine takes no requests now; try again in a moment")
 
-    def _tell(self, news: News) -> None:
+    def _tell(self, news: AnswerUpdates) -> None:
         takers = self._takers
         for key, token_id, text in zip(news.keys, news.token_ids, news.texts, strict=True):
             take = takers.get(key)
@@ -180,7 +183,7 @@ class Link:
         self._takers.pop(key, None)
         self.room.leave(time.monotonic())
 
-    def _hear(self, listener: Listener, delta: Delta) -> None:
+    def _hear(self, listener: Listener, delta: TextDelta) -> None:
         try:
             listener(delta)
         except Exception:  # one listener's fault must not cost the others their answers

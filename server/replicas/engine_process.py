@@ -15,14 +15,14 @@ from server.engine.sequence import FinishReason
 from server.errors import Unavailable, VerandahError
 from server.metrics import Metrics
 from server.replicas.messages import (
+    AnswerUpdates,
     Call,
+    CallFailed,
+    CallResult,
     Cancel,
     Facts,
-    Failure,
     FromEngine,
-    News,
     Ready,
-    Result,
     Stop,
     Stopped,
     Submit,
@@ -30,7 +30,7 @@ from server.replicas.messages import (
 )
 from server.replicas.outbox import Outbox
 from server.scheduler.intake import Handle
-from server.scheduler.request import Delta, Generation, Listener, LoopStats, Taker
+from server.scheduler.request import Generation, Listener, LoopStats, Taker, TextDelta
 
 log = logging.getLogger(__name__)
 
@@ -76,7 +76,7 @@ class Residency(Protocol):
 
 
 class Worker(Protocol):
-    """`server.training.beside.training_thread.Beside`."""
+    """`server.training.beside.training_thread.TrainingThread`."""
 
     @property
     def alive(self) -> bool: ...
@@ -98,18 +98,18 @@ class _Asked:
 class _Ear:
     """Hears a request's answers on the engine's thread."""
 
-    def __init__(self, child: "Child", first: int) -> None:
+    def __init__(self, child: "EngineProcess", first: int) -> None:
         self._child = child
         self._first = first
 
-    def __call__(self, delta: Delta) -> None:
+    def __call__(self, delta: TextDelta) -> None:
         self._child.hear(self._first, delta)
 
     def taker(self, index: int) -> Taker:
         return partial(self._child.take, self._first + index)
 
 
-class Child:
+class EngineProcess:
     """Runs a loop for another process, until that process is gone.
 
     Args:
@@ -128,7 +128,7 @@ class Child:
         self._loop = loop
         self._worker = worker
         self._outbox: Outbox[FromEngine] = Outbox(connection)
-        self._news = News()  # of this step; the engine's thread's
+        self._news = AnswerUpdates()  # of this step; the engine's thread's
         loop.on_told = self._send_news
         self._asked: dict[int, _Asked] = {}
         self._stopping = False
@@ -178,12 +178,12 @@ class Child:
             asked.handle = self._loop.submit(request, _Ear(self, first))
         except Exception as error:  # mostly refused before, by the same limits
             del self._asked[first]
-            news, told = News(), _told(error)
+            news, told = AnswerUpdates(), _told(error)
             for index in range(request.n):
-                news.add(first + index, Delta(index, finish=FinishReason.ERROR, error=told))
+                news.add(first + index, TextDelta(index, finish=FinishReason.ERROR, error=told))
             self._outbox.put(news)
 
-    def hear(self, first: int, delta: Delta) -> None:
+    def hear(self, first: int, delta: TextDelta) -> None:
         """On the engine's thread."""
         self._news.add(first + delta.index, delta)
         if delta.finish is not None:
@@ -201,14 +201,14 @@ class Child:
         token would wake the outbox at the first, to wait for the lock until the last is told.
         """
         if self._news:
-            news, self._news = self._news, News()
+            news, self._news = self._news, AnswerUpdates()
             self._outbox.put(news)
 
-    def _result(self, call: Call) -> Result | Failure:
+    def _result(self, call: Call) -> CallResult | CallFailed:
         try:
-            return Result(call.number, self._calls[call.name](*call.arguments))
+            return CallResult(call.number, self._calls[call.name](*call.arguments))
         except Exception as error:
-            return Failure(call.number, _told(error))
+            return CallFailed(call.number, _told(error))
 
     def _stop(self, drain_timeout_s: float) -> None:
         if self._worker is not None:  # its jobs are given back while answers end

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from adapters_store.manifest import AdapterRef
 from server.errors import QueueFull, Unavailable
-from server.replicas.connection import Link
+from server.replicas.connection import EngineConnection
 from server.replicas.messages import Facts
 from server.replicas.replica import OnReady, Replica
 from server.scheduler.intake import Handle
@@ -24,7 +24,7 @@ _HOMES = 100_000  # adapters whose replicas are remembered
 class Ticket(Handle):
     """A submitted request, for `cancel`: whom it was given to, and under which key."""
 
-    link: Link
+    link: EngineConnection
     first: int
 
 
@@ -39,7 +39,7 @@ class Fleet:
     def __init__(self, replicas: Sequence[Replica]) -> None:
         self.replicas = tuple(replicas)
         self._lock = threading.Lock()
-        self._homes: OrderedDict[AdapterRef, list[Link]] = OrderedDict()
+        self._homes: OrderedDict[AdapterRef, list[EngineConnection]] = OrderedDict()
         self._facts: Facts | None = None
 
     def start(self) -> None:
@@ -85,9 +85,9 @@ class Fleet:
         return any(replica.alive for replica in self.replicas)
 
     @property
-    def links(self) -> list[Link]:
+    def links(self) -> list[EngineConnection]:
         """The replicas that can be asked now."""
-        links: list[Link] = []
+        links: list[EngineConnection] = []
         for replica in self.replicas:
             try:
                 links.append(replica.link)
@@ -134,7 +134,7 @@ class Fleet:
             except Unavailable:  # it ended just now
                 continue
 
-    def _in_order(self, adapter: AdapterRef | None) -> list[Link]:
+    def _in_order(self, adapter: AdapterRef | None) -> list[EngineConnection]:
         """Whom to ask first."""
         links = sorted(self.links, key=lambda link: link.room.queued)
         if adapter is None or len(links) < 2:
@@ -146,7 +146,7 @@ class Fleet:
         preferred = [link for link in links if link in homes and link.room.queued <= most]
         return [*preferred, *(link for link in links if link not in preferred)]
 
-    def _remember(self, adapter: AdapterRef, link: Link) -> None:
+    def _remember(self, adapter: AdapterRef, link: EngineConnection) -> None:
         with self._lock:
             # A replica that was started again has another link: what it held is forgotten with it.
             homes = [home for home in self._homes.get(adapter, ()) if home is not link]

@@ -7,7 +7,7 @@ from typing import Protocol, cast
 
 from adapters_store.manifest import AdapterRef
 from server.errors import Unavailable
-from server.replicas.connection import Link
+from server.replicas.connection import EngineConnection
 from server.replicas.fleet import Fleet
 
 _NEAREST = ("resident", "host", "loading")
@@ -120,7 +120,7 @@ class FleetResidency:
                 seen[one.ref] = resident if other is None else _joined(resident, other)
         return list(seen.values())
 
-    def _links(self) -> list[Link]:
+    def _links(self) -> list[EngineConnection]:
         links = self._fleet.links
         if not links:
             raise Unavailable("the engine is being started again; try again in a moment")
@@ -131,7 +131,7 @@ class FleetResidency:
         loads, evictions, hits = (sum(column) for column in zip((0, 0, 0), *told, strict=True))
         return loads, evictions, hits
 
-    def _welcome(self, link: Link) -> None:
+    def _welcome(self, link: EngineConnection) -> None:
         """Have a replica that was started again hold what is pinned."""
         with self._lock:
             for ref in self._pins:

@@ -6,7 +6,7 @@ twentieth of the time that pickling their objects does (decision 14).
 
 from dataclasses import dataclass, field
 
-from server.scheduler.request import Delta, Generation
+from server.scheduler.request import Generation, TextDelta
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ class Unfit:
 
 
 @dataclass(frozen=True)
-class Result:
+class CallResult:
     """What a Call returned."""
 
     number: int
@@ -76,7 +76,7 @@ class Result:
 
 
 @dataclass(frozen=True)
-class Failure:
+class CallFailed:
     """What a Call raised."""
 
     number: int
@@ -89,7 +89,7 @@ class Stopped:
 
 
 @dataclass
-class News:
+class AnswerUpdates:
     """Deltas of answers, each under its key; of one answer the plain ones come before the others.
 
     A plain delta is one token without a score that shows all of its text.
@@ -98,12 +98,12 @@ class News:
     keys: list[int] = field(default_factory=list)
     token_ids: list[int] = field(default_factory=list)
     texts: list[str] = field(default_factory=list)
-    others: dict[int, list[Delta]] = field(default_factory=dict)
+    others: dict[int, list[TextDelta]] = field(default_factory=dict)
 
     def __bool__(self) -> bool:
         return bool(self.keys or self.others)
 
-    def add(self, key: int, delta: Delta) -> None:
+    def add(self, key: int, delta: TextDelta) -> None:
         """Pack a delta of the answer called `key`."""
         tokens = delta.tokens
         if (
@@ -127,4 +127,4 @@ class News:
 
 
 ToEngine = Submit | Cancel | Call | Stop
-FromEngine = Ready | Unfit | News | Result | Failure | Stopped
+FromEngine = Ready | Unfit | AnswerUpdates | CallResult | CallFailed | Stopped

@@ -10,7 +10,7 @@ from multiprocessing.connection import Client, Connection, Listener
 from typing import cast
 
 from server.errors import Unavailable
-from server.replicas.connection import Link
+from server.replicas.connection import EngineConnection
 from server.replicas.messages import FromEngine, Ready, Unfit
 from server.supervisor import Supervisor
 
@@ -18,7 +18,7 @@ log = logging.getLogger(__name__)
 
 _LAST_WORDS_S = 5.0  # beyond the time that running answers are given
 
-OnReady = Callable[[Link], None]
+OnReady = Callable[[EngineConnection], None]
 
 
 class Replica:
@@ -49,7 +49,7 @@ class Replica:
             name=f"engine {number}",
             on_end=self._ended,
         )
-        self._link: Link | None = None
+        self._link: EngineConnection | None = None
         self._stopping = False
         self._begun = threading.Event()
         self._unfit: Exception | None = None
@@ -77,7 +77,7 @@ class Replica:
         return self._supervisor.pid
 
     @property
-    def link(self) -> Link:
+    def link(self) -> EngineConnection:
         """The way to the engine. Raises Unavailable while there is none."""
         link = self._link
         if link is None:
@@ -92,7 +92,7 @@ class Replica:
         self._thread.start()
         self._supervisor.start()
 
-    def wait(self) -> Link:
+    def wait(self) -> EngineConnection:
         """Wait until the engine is ready for the first time.
 
         Raises:
@@ -126,13 +126,13 @@ class Replica:
 
     def _follow(self, connection: "Connection[object, object]") -> None:
         """Hear one child until it is gone."""
-        link: Link | None = None
+        link: EngineConnection | None = None
         try:
             while True:
                 for message in cast(list[FromEngine], pickle.loads(connection.recv_bytes())):
                     match message:
                         case Ready(facts):
-                            link = self._ready(Link(connection, facts))
+                            link = self._ready(EngineConnection(connection, facts))
                         case Unfit(error):
                             self._over(error)
                         case _:
@@ -143,7 +143,7 @@ class Replica:
             if link is not None:
                 link.fail(_gone(self.number, self._stopping))
 
-    def _ready(self, link: Link) -> Link:
+    def _ready(self, link: EngineConnection) -> EngineConnection:
         if self.on_ready is not None:
             self.on_ready(link)
         self._link = link

@@ -6,7 +6,7 @@ from server.errors import Unavailable
 from server.replicas.replica import Replica
 
 
-class WorkerThere:
+class WorkerProxy:
     """Who trains in a replica's process."""
 
     def __init__(self, replica: Replica) -> None:

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 
 from adapters_store.manifest import AdapterRef
 from server.engine.sequence import FinishReason, Sequence, StepOutput, TokenLogprob
-from server.scheduler.request import Delta, Generation, Listener, Plain, Taker, TokenPiece
+from server.scheduler.request import Generation, Listener, Plain, Taker, TextDelta, TokenPiece
 from server.scheduler.stop_strings import AnswerText
 from server.scheduler.timing import Times
 
@@ -35,7 +35,7 @@ class Answer:
     def adapter(self) -> AdapterRef | None:
         return self.request.adapter
 
-    def take(self, output: StepOutput, eos: frozenset[int]) -> Delta | Plain | None:
+    def take(self, output: StepOutput, eos: frozenset[int]) -> TextDelta | Plain | None:
         """Take in what a step gave; the news for the listener, or None if there is none yet.
 
         Sets `sequence.finish` when the answer is complete.
@@ -52,7 +52,7 @@ class Answer:
 
     def _append(
         self, token_id: int, logprob: TokenLogprob | None, eos: frozenset[int]
-    ) -> Delta | Plain:
+    ) -> TextDelta | Plain:
         """Most tokens are neither the last nor asked about: those take as few calls as may be."""
         params, sequence = self.request.params, self.sequence
         sequence.output.append(token_id)
@@ -83,11 +83,11 @@ class Answer:
         tokens: tuple[TokenPiece, ...] = (),
         *,
         stop_reason: str | int | None = None,
-    ) -> Delta:
+    ) -> TextDelta:
         scores = None
         if self.request.params.prompt_logprobs and not self.scores_told:
             scores = (None, *self.scored)
             self.scores_told = True
         finish = self.sequence.finish
         cached = 0 if finish is None else self.sequence.num_reused
-        return Delta(self.index, text, tokens, scores, finish, stop_reason, cached)
+        return TextDelta(self.index, text, tokens, scores, finish, stop_reason, cached)

@@ -9,7 +9,7 @@ from server.scheduler.request import Generation
 _RECENT_S = 60.0
 
 
-class Room:
+class Capacity:
     """Counts the answers that have come in and not ended. Thread-safe; `now` is in seconds.
 
     Args:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from server.engine.sequence import Sequence
 from server.errors import Unavailable
 from server.scheduler.answer import Answer
-from server.scheduler.capacity import Room
+from server.scheduler.capacity import Capacity
 from server.scheduler.request import Generation, Listener, taker_of
 from server.scheduler.stop_strings import AnswerText, Decoder
 from server.scheduler.timing import Times
@@ -26,7 +26,7 @@ class Handle:
 
 
 class Intake:
-    """The inbox of the serving loop. For `capacity` and `max_context`, see `Room`."""
+    """The inbox of the serving loop. For `capacity` and `max_context`, see `Capacity`."""
 
     def __init__(
         self,
@@ -39,7 +39,7 @@ class Intake:
     ) -> None:
         self._new_decoder = new_decoder
         self._wake = wake
-        self._room = Room(capacity=capacity, max_context=max_context)
+        self._room = Capacity(capacity=capacity, max_context=max_context)
         self._clock = clock
         self._lock = threading.Lock()
         self._submitted: deque[Answer] = deque()

@@ -26,7 +26,7 @@ from server.scheduler.answer import Answer
 from server.scheduler.engine_interface import Flight, Stepper
 from server.scheduler.intake import Handle, Intake
 from server.scheduler.policy import Blocks, plan_step
-from server.scheduler.request import Delta, Generation, Listener, LoopStats, Plain
+from server.scheduler.request import Generation, Listener, LoopStats, Plain, TextDelta
 from server.scheduler.stop_strings import Decoder
 from server.scheduler.timing import Beat
 
@@ -298,14 +298,14 @@ class ServingLoop:
         if news is None:
             return
         answer.times.token(now, self._beat)
-        if isinstance(news, Delta) and news.finish is not None:
+        if isinstance(news, TextDelta) and news.finish is not None:
             self._end(answer, news.finish, delta=news)
         else:
             self._tell(answer, news)
 
-    def _tell(self, answer: Answer, news: Delta | Plain) -> None:
+    def _tell(self, answer: Answer, news: TextDelta | Plain) -> None:
         try:
-            if isinstance(news, Delta):
+            if isinstance(news, TextDelta):
                 answer.listener(news)
             else:
                 answer.taker(*news)
@@ -319,7 +319,7 @@ class ServingLoop:
         reason: FinishReason,
         error: Exception | None = None,
         *,
-        delta: Delta | None = None,
+        delta: TextDelta | None = None,
     ) -> None:
         """Give back all that the answer holds and tell its listener; twice does nothing."""
         if self._answers.pop(answer.sequence, None) is None:
@@ -331,7 +331,7 @@ class ServingLoop:
         now = self._clock()
         self._intake.ended(now)
         answer.times.end(answer.sequence, now, self._metrics)
-        self._tell(answer, delta or Delta(answer.index, finish=reason, error=error))
+        self._tell(answer, delta or TextDelta(answer.index, finish=reason, error=error))
 
 
 def _nothing() -> None:

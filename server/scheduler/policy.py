@@ -64,7 +64,7 @@ class Waiting(Protocol):
 
 
 @dataclass(frozen=True)
-class Plan:
+class StepPlan:
     """One step: what runs, and who had to give its memory back to make room."""
 
     chunks: tuple[Chunk, ...]
@@ -94,7 +94,7 @@ def admission_order(
     return [entry[4] for entry in ranked]
 
 
-def plan_step(running: Seq[Sequence], blocks: Blocks, max_step_tokens: int) -> Plan:
+def plan_step(running: Seq[Sequence], blocks: Blocks, max_step_tokens: int) -> StepPlan:
     """Choose the chunks of one step. `running` is in order of admission, oldest first.
 
     Every decoding sequence runs one token; what is left of `max_step_tokens` goes to prompts,
@@ -141,4 +141,4 @@ def plan_step(running: Seq[Sequence], blocks: Blocks, max_step_tokens: int) -> P
         else:
             chunks.append((sequence, length))
             budget -= length
-    return Plan(tuple(map(Chunk._make, chunks)), tuple(preempted))
+    return StepPlan(tuple(map(Chunk._make, chunks)), tuple(preempted))

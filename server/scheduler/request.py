@@ -31,7 +31,7 @@ class TokenPiece(NamedTuple):
 
 
 @dataclass(slots=True)  # not frozen: one is made for each token, and that would double its cost
-class Delta:
+class TextDelta:
     """News of answer `index`: text ready to show, the tokens behind it, and perhaps its end.
 
     `text` never splits a character and never holds a stop string, nor the start of one that may
@@ -50,7 +50,7 @@ class Delta:
     error: Exception | None = None
 
 
-Listener = Callable[[Delta], None]
+Listener = Callable[[TextDelta], None]
 """Called from the engine's thread; must return at once and never raise."""
 
 Plain = tuple[int, str]
@@ -69,7 +69,7 @@ def taker_of(listener: Listener, index: int) -> Taker:
 
 
 def _tell_plain(listener: Listener, index: int, token_id: int, text: str) -> None:
-    listener(Delta(index, text, (TokenPiece(token_id, text),)))
+    listener(TextDelta(index, text, (TokenPiece(token_id, text),)))
 
 
 @dataclass(frozen=True)

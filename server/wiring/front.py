@@ -10,9 +10,9 @@ import torch
 from torch import nn
 
 from server.adapters.inspecting.inspections import Inspections
-from server.adapters.porting.service import PortingDesk
+from server.adapters.porting.service import PortingService
 from server.api import interfaces
-from server.api.interfaces import BaseCard, Parts
+from server.api.interfaces import BaseCard, Services
 from server.app import describe
 from server.bases.model import BaseModel, fingerprint_of, load_stored, outline_base
 from server.bases.tokenizer import ChatTokenizer, load_tokenizer
@@ -24,7 +24,7 @@ from server.replicas.fleet_metrics import gather
 from server.replicas.fleet_residency import FleetResidency
 from server.replicas.messages import Facts
 from server.replicas.replica import Replica
-from server.replicas.worker_proxy import WorkerThere
+from server.replicas.worker_proxy import WorkerProxy
 from server.tenancy.keys import Keys
 from server.training.job.appraiser import Appraiser
 from server.wiring.building import (
@@ -54,7 +54,7 @@ class Front:
     engine: interfaces.Engine
     residency: interfaces.Residency
     inspections: Inspections
-    porting: PortingDesk
+    porting: PortingService
     stop: Callable[[float], None]
     processes: Sequence[interfaces.Worker] = ()
     worker: interfaces.Worker | None = None
@@ -76,10 +76,10 @@ def wire(
     front: Front,
     metrics: Metrics,
     worker: interfaces.Worker | None,
-) -> Parts:
+) -> Services:
     """What the HTTP application is made of. `worker` trains in a process of its own."""
     key = settings.api_key
-    return Parts(
+    return Services(
         base=BaseCard(
             id=settings.served_name,
             name=front.base.name,
@@ -184,7 +184,7 @@ def _in_processes(
                 porting=_porting(settings, records, base),
                 stop=fleet.stop,
                 processes=fleet.replicas,
-                worker=WorkerThere(fleet.replicas[0]) if trains_beside(settings) else None,
+                worker=WorkerProxy(fleet.replicas[0]) if trains_beside(settings) else None,
             )
         finally:
             inspections.close()
@@ -237,8 +237,8 @@ def _weights(source: str, base: BaseModel) -> nn.Module:
     return model
 
 
-def _porting(settings: Settings, records: Records, base: BaseModel) -> PortingDesk:
-    return PortingDesk(
+def _porting(settings: Settings, records: Records, base: BaseModel) -> PortingService:
+    return PortingService(
         base,
         records.store,
         settings.model,

@@ -11,8 +11,8 @@ from server.bases.model import BaseModel
 from server.bases.tokenizer import ChatTokenizer, load_tokenizer
 from server.config import BadOption, Settings
 from server.training.beside.headroom import keep_headroom
-from server.training.beside.training_thread import Beside, changing_hands_fast
-from server.training.job.services import Desk
+from server.training.beside.training_thread import TrainingThread, changing_hands_fast
+from server.training.job.services import JobServices
 from server.training.job.worker_loop import WorkerParts, run_worker
 from server.wiring.building import Engine, Records, device_of
 from server.wiring.process import end_soon, worker_id
@@ -41,12 +41,12 @@ def trains_beside(settings: Settings) -> bool:
 @contextmanager
 def training_beside(
     settings: Settings, records: Records, engine: Engine
-) -> Iterator[Beside | None]:
+) -> Iterator[TrainingThread | None]:
     """A thread that trains beside the engine, where the settings ask for one, until the end."""
     if not trains_beside(settings):
         yield None
         return
-    beside = Beside(engine.base, engine.pulse, settings.training_latency, lost=end_soon)
+    beside = TrainingThread(engine.base, engine.pulse, settings.training_latency, lost=end_soon)
     if engine.base.device.type == "cuda":
         keep_headroom(beside.base)
     tokenizer = load_tokenizer(settings.model)  # its own: two threads must not share one
@@ -69,7 +69,7 @@ def worker_parts(
 ) -> WorkerParts:
     """What a worker works with, whatever process it is in."""
     return WorkerParts(
-        desk=Desk(
+        desk=JobServices(
             queue=records.jobs,
             files=records.files,
             store=records.store,

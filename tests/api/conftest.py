@@ -10,7 +10,7 @@ import torch
 
 from adapters_store.manifest import AdapterRef, Manifest
 from adapters_store.store import AdapterStore
-from server.api.interfaces import BaseCard, Parts
+from server.api.interfaces import BaseCard, Services
 from server.app import create_app, describe
 from server.db.session import Database
 from server.jobs.files.file_store import Files
@@ -71,11 +71,11 @@ def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def parts(tmp_path: Path, store: AdapterStore, empty_database: Path) -> Iterator[Parts]:
+def parts(tmp_path: Path, store: AdapterStore, empty_database: Path) -> Iterator[Services]:
     """Fakes where the engine would be; everything else is real."""
     shutil.copy(empty_database, tmp_path / "verandah.db")
     database = Database(f"sqlite:///{tmp_path / 'verandah.db'}")
-    yield Parts(
+    yield Services(
         base=BaseCard("base", "tiny", "f" * 64, VOCAB, 1_600_000_000),
         engine=FakeLoop(),
         engines=(),
@@ -106,7 +106,7 @@ def host() -> Iterator[Host]:
 
 
 @pytest.fixture
-def serve(host: Host, parts: Parts) -> Serve:
+def serve(host: Host, parts: Services) -> Serve:
     """Serves `parts` with some replaced."""
 
     def serve(**changes: object) -> Running:

@@ -27,7 +27,7 @@ from server.jobs.files.notices import notices
 from server.jobs.queue.appraisal import Appraisal
 from server.jobs.queue.train_options import TrainOptions
 from server.scheduler.intake import Handle
-from server.scheduler.request import Delta, Generation, Listener, LoopStats, TokenPiece
+from server.scheduler.request import Generation, Listener, LoopStats, TextDelta, TokenPiece
 
 EOS = 256
 VOCAB = 257
@@ -165,11 +165,11 @@ class FakeLoop:
             self.hold.wait(10)
         for delta in self._deltas(handle.generation, index):
             if handle.cancelled.wait(self.pause_s) if self.pause_s else handle.cancelled.is_set():
-                listener(Delta(index, finish=FinishReason.CANCELLED))
+                listener(TextDelta(index, finish=FinishReason.CANCELLED))
                 return
             listener(delta)
 
-    def _deltas(self, asked: Generation, index: int) -> Iterable[Delta]:
+    def _deltas(self, asked: Generation, index: int) -> Iterable[TextDelta]:
         params = asked.params
         cached = len(asked.prompt) - 1 if index else self.cached_tokens
         scores = None
@@ -177,19 +177,19 @@ class FakeLoop:
             scores = (None, *(score(token_id) for token_id in asked.prompt[1:]))
         if params.max_tokens == 0:
             ended = FinishReason.LENGTH
-            yield Delta(index, prompt_logprobs=scores, finish=ended, cached_tokens=cached)
+            yield TextDelta(index, prompt_logprobs=scores, finish=ended, cached_tokens=cached)
             return
         tokens = [*self.text.encode(), EOS][: params.max_tokens]
         stream = ByteStream()
         for place, token_id in enumerate(tokens):
             if self.failure is not None and place == self.failure_after:
-                yield Delta(index, finish=FinishReason.ERROR, error=self.failure)
+                yield TextDelta(index, finish=FinishReason.ERROR, error=self.failure)
                 return
             text = stream.push(token_id)
             told = None if params.top_logprobs is None else score(token_id)
             last = place == len(tokens) - 1
             ended = FinishReason.STOP if token_id == EOS else FinishReason.LENGTH
-            yield Delta(
+            yield TextDelta(
                 index,
                 text,
                 (TokenPiece(token_id, text, told),),

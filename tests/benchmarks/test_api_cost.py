@@ -7,14 +7,14 @@ import pytest
 
 from benchmarks.serving.api_cost import MadeUpLoop, measure
 from server.engine.sequence import FinishReason, SamplingParams
-from server.scheduler.request import Delta, Generation
+from server.scheduler.request import Generation, TextDelta
 
 
 def test_a_made_up_answer_has_all_its_tokens() -> None:
-    heard: list[Delta] = []
+    heard: list[TextDelta] = []
     done = threading.Event()
 
-    def listen(delta: Delta) -> None:
+    def listen(delta: TextDelta) -> None:
         heard.append(delta)
         if delta.finish is not None:
             done.set()

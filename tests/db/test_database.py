@@ -17,7 +17,7 @@ from sqlalchemy.exc import IntegrityError
 
 import server.db.session
 from server.db.session import Database, ensure_owner, migrations
-from server.db.tables import FileRow, JobRow, LabelRow, OwnerRow, Table
+from server.db.tables import FileRow, JobRow, LabelRow, OwnerRow, TableBase
 from server.errors import Unavailable
 
 
@@ -30,7 +30,7 @@ def test_the_migrations_make_the_tables_as_typed(database: Database, url: str) -
     engine = create_engine(url)
     with engine.connect() as connection:
         context = MigrationContext.configure(connection, opts={"compare_type": True})
-        assert compare_metadata(context, Table.metadata) == []
+        assert compare_metadata(context, TableBase.metadata) == []
     engine.dispose()
 
 

@@ -14,7 +14,7 @@ from server.engine.runner import Runner
 from server.engine.sequence import SamplingParams, TokenLogprob
 from server.metrics import Metrics
 from server.scheduler.loop import Limits, ServingLoop
-from server.scheduler.request import Delta, Generation
+from server.scheduler.request import Generation, TextDelta
 from tests.engine.driving import random_prompt
 from tests.models import VOCAB, Kind, tiny_model
 from tests.scheduler.fakes import FakeSlots, NumberDecoder
@@ -29,7 +29,7 @@ class Told:
     ends: list[str | None] = field(default_factory=list)
     done: threading.Event = field(default_factory=threading.Event)
 
-    def __call__(self, delta: Delta) -> None:
+    def __call__(self, delta: TextDelta) -> None:
         self.tokens += [piece.token_id for piece in delta.tokens]
         self.scores += [piece.logprob for piece in delta.tokens if piece.logprob is not None]
         self.scores += [it for it in delta.prompt_logprobs or () if it is not None]

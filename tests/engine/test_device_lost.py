@@ -17,7 +17,7 @@ from server.engine.sequence import SamplingParams
 from server.engine.urgent import urgent
 from server.metrics import Metrics
 from server.scheduler.loop import Limits, ServingLoop
-from server.scheduler.request import Delta, Generation
+from server.scheduler.request import Generation, TextDelta
 from server.wiring.process import end_soon
 from tests.models import tiny_model
 from tests.scheduler.fakes import FakeSlots, NumberDecoder
@@ -47,7 +47,7 @@ def break_the_device() -> None:
         lost=end_soon,
     )
 
-    def hear(delta: Delta) -> None:
+    def hear(delta: TextDelta) -> None:
         if len(heard) == 2:
             torch.zeros(1, device=device)[torch.tensor([7], device=device)]  # asserts on the device
         heard.append(delta)
@@ -55,7 +55,7 @@ def break_the_device() -> None:
             print(type(delta.error).__name__, flush=True)
             ended.set()
 
-    heard: list[Delta] = []
+    heard: list[TextDelta] = []
     loop.start()
     params = SamplingParams(max_tokens=60)
     loop.submit(Generation("r", "owner", (3, 4, 5), params), hear)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from adapters_store.manifest import AdapterRef
-from server.adapters.porting.service import PortingDesk
+from server.adapters.porting.service import PortingService
 from tests.adapters.served import Served
 from tests.cli.conftest import model_folder
 from tests.models import Kind, tiny_base
@@ -24,7 +24,7 @@ class Place:
     """Where adapters come in, are served and go out."""
 
     served: Served
-    desk: PortingDesk
+    desk: PortingService
     root: Path
 
     def take_in(self, folder: Path, name: str = "pet", **told: str) -> AdapterRef:
@@ -53,7 +53,7 @@ def place(tmp_path: Path) -> MakePlace:
         root = tmp_path / f"home-{kind}"
         base = tiny_base(kind, **model)
         served = Served(base, root / "adapters", max_rank=max_rank)
-        desk = PortingDesk(base, served.store, "unused", root / "porting", max_rank=max_rank)
+        desk = PortingService(base, served.store, "unused", root / "porting", max_rank=max_rank)
         return Place(served, desk, root)
 
     return place

@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from adapters_store.foreign import ForeignBases
 from adapters_store.manifest import AdapterRef
-from server.adapters.porting.service import PortingDesk
+from server.adapters.porting.service import PortingService
 from server.bases.model import BaseModel, load_base
 from server.errors import InvalidAdapter, InvalidRequest, UnsupportedModel
 from tests.adapters.made import make_adapter
@@ -169,7 +169,7 @@ class TestMerged:
             shutil.copy(self.tokenizer / name, source)
         base: BaseModel = load_base(source, device="cpu", dtype=torch.float32)
         served = Served(base, self.home / "adapters")
-        desk = PortingDesk(base, served.store, str(source), self.home / "porting", max_rank=32)
+        desk = PortingService(base, served.store, str(source), self.home / "porting", max_rank=32)
         return Place(served, desk, self.home)
 
     def load(self, folder: Path) -> PreTrainedModel:
@@ -225,7 +225,7 @@ def test_a_restart_clears_what_was_on_its_way(place: MakePlace) -> None:
     here = place()
     left = here.desk.give_out(publish(here), "peft")
     assert left.exists()
-    PortingDesk(here.served.base, here.served.store, "x", here.root / "porting", max_rank=8)
+    PortingService(here.served.base, here.served.store, "x", here.root / "porting", max_rank=8)
     assert not left.exists()
 
 

@@ -17,7 +17,7 @@ from adapters_store.manifest import AdapterRef
 from server.engine.blocks import BlockPool
 from server.errors import Conflict, InvalidAdapter, UnsupportedModel
 from server.metrics import Metrics
-from server.replicas.engine_process import Child
+from server.replicas.engine_process import EngineProcess
 from server.replicas.messages import Facts, Unfit
 from server.scheduler.loop import Limits, ServingLoop
 from tests.scheduler.fakes import CountingEngine, FakeSlots, NumberDecoder
@@ -61,7 +61,7 @@ class Memory(FakeSlots):
 
 
 class Training:
-    """`server.training.beside.training_thread.Beside`: it began again twice."""
+    """`server.training.beside.training_thread.TrainingThread`: it began again twice."""
 
     alive = True
     restarts = 2
@@ -103,7 +103,7 @@ def main(how: str, address: str) -> None:
         loop.start()
         facts = Facts("counter", "f" * 32, "cpu", "float32", loop.max_context, loop.max_answers, 8)
         with contextlib.suppress(EOFError, OSError):
-            Child(connection, loop, memory, metrics, Training()).run(facts)
+            EngineProcess(connection, loop, memory, metrics, Training()).run(facts)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ import pytest
 
 from server.errors import Unavailable
 from server.metrics import Metrics
-from server.replicas.engine_process import Child
+from server.replicas.engine_process import EngineProcess
 from server.replicas.messages import Call, Facts
 from tests.replicas.drill import Memory, counting_loop
 
@@ -23,5 +23,5 @@ def test_an_engine_whose_loop_has_ended_does_not_go_on_for_who_keeps_asking() ->
         for number in range(3):
             ours.send_bytes(pickle.dumps([Call(number, "stats", ())]))
         with pytest.raises(Unavailable, match="the engine's loop has ended"):
-            Child(theirs, loop, memory, metrics).run(facts)
+            EngineProcess(theirs, loop, memory, metrics).run(facts)
         assert theirs.poll(), "it did not wait until nobody asks any more"

@@ -18,20 +18,20 @@ from server.errors import (
     TrainingFailed,
     Unavailable,
 )
-from server.replicas.connection import Link
-from server.replicas.messages import Facts, News
-from server.scheduler.request import Delta, Generation, TokenPiece
+from server.replicas.connection import EngineConnection
+from server.replicas.messages import AnswerUpdates, Facts
+from server.scheduler.request import Generation, TextDelta, TokenPiece
 
 
-def some_delta(draw: random.Random, index: int) -> Delta:
+def some_delta(draw: random.Random, index: int) -> TextDelta:
     score = TokenLogprob(5, -1.5, ((5, -1.5), (7, -2.0)))
-    plain = Delta(index, "é", (TokenPiece(5, "é"),))
+    plain = TextDelta(index, "é", (TokenPiece(5, "é"),))
     others = [
-        Delta(index, "", (TokenPiece(5, "held back"),)),
-        Delta(index, "ab", (TokenPiece(5, "ab", score),), prompt_logprobs=(None, score)),
-        Delta(index, "ab", (TokenPiece(5, "a"), TokenPiece(6, "b"))),
-        Delta(index, "!", (TokenPiece(5, "!"),), finish=FinishReason.STOP, stop_reason="!"),
-        Delta(index, finish=FinishReason.ERROR, error=None),
+        TextDelta(index, "", (TokenPiece(5, "held back"),)),
+        TextDelta(index, "ab", (TokenPiece(5, "ab", score),), prompt_logprobs=(None, score)),
+        TextDelta(index, "ab", (TokenPiece(5, "a"), TokenPiece(6, "b"))),
+        TextDelta(index, "!", (TokenPiece(5, "!"),), finish=FinishReason.STOP, stop_reason="!"),
+        TextDelta(index, finish=FinishReason.ERROR, error=None),
     ]
     return plain if draw.random() < 0.7 else draw.choice(others)
 
@@ -40,35 +40,37 @@ class Mixed:
     """Hears plain tokens by themselves, and makes of them what other listeners are told."""
 
     def __init__(self) -> None:
-        self.heard: list[Delta] = []
+        self.heard: list[TextDelta] = []
         self.times_told = 0
 
-    def __call__(self, delta: Delta) -> None:
+    def __call__(self, delta: TextDelta) -> None:
         self.heard.append(delta)
 
     def text_taker(self, index: int) -> Callable[[str], None]:
-        return lambda text: self(Delta(index, text, (TokenPiece(5, text),)))
+        return lambda text: self(TextDelta(index, text, (TokenPiece(5, text),)))
 
     def told(self) -> None:
         self.times_told += 1
 
 
 @pytest.fixture
-def link() -> Iterator[Link]:
+def link() -> Iterator[EngineConnection]:
     ours, _theirs = Pipe()
-    link = Link(ours, Facts("base", "f", "cpu", "float32", 100, 100, 1))
+    link = EngineConnection(ours, Facts("base", "f", "cpu", "float32", 100, 100, 1))
     yield link
     link.fail(Unavailable("the test is over"))
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_listeners_hear_every_delta_in_the_order_of_each_answer(link: Link, seed: int) -> None:
+def test_listeners_hear_every_delta_in_the_order_of_each_answer(
+    link: EngineConnection, seed: int
+) -> None:
     draw = random.Random(seed)
     mixed, plain = Mixed(), Mixed()
     for listener in (mixed, plain.heard.append):
         link.submit(Generation("r", "o", (1,), SamplingParams(), n=3), listener)
     sent = [(key, some_delta(draw, key % 3)) for key in draw.choices(range(6), k=40)]
-    news = News()
+    news = AnswerUpdates()
     for key, delta in sent:
         news.add(key, delta)
     link.take(pickle.loads(pickle.dumps(news)))

@@ -7,9 +7,9 @@ from multiprocessing import Pipe
 import pytest
 
 from server.metrics import Metrics
-from server.replicas.engine_process import Child
+from server.replicas.engine_process import EngineProcess
 from server.replicas.messages import Stop
-from server.replicas.worker_proxy import WorkerThere
+from server.replicas.worker_proxy import WorkerProxy
 from tests.api.running import eventually
 from tests.replicas.conftest import MakeFleet
 from tests.replicas.drill import Memory, Training, counting_loop
@@ -18,7 +18,7 @@ from tests.replicas.drill import Memory, Training, counting_loop
 def test_it_lives_and_dies_with_its_engine(make_fleet: MakeFleet) -> None:
     fleet = make_fleet()
     (replica,) = fleet.replicas
-    worker = WorkerThere(replica)
+    worker = WorkerProxy(replica)
     assert (worker.alive, worker.restarts) == (True, 2)
     assert replica.pid is not None
     os.kill(replica.pid, signal.SIGKILL)
@@ -35,7 +35,7 @@ def test_it_is_asked_to_stop_before_answers_are_waited_for(
     monkeypatch.setattr(loop, "stop", lambda _seconds: told.append(worker.alive))
     ours, theirs = Pipe()
     with ours, theirs:
-        child = Child(ours, loop, memory, metrics, worker)
+        child = EngineProcess(ours, loop, memory, metrics, worker)
         child._obey(Stop(5.0))
         assert theirs.poll(10)
     assert told == [False]

@@ -14,7 +14,7 @@ from server.engine.runner import Runner
 from server.engine.sequence import SamplingParams, TokenLogprob
 from server.metrics import Metrics
 from server.scheduler.loop import Limits, ServingLoop
-from server.scheduler.request import Delta, Generation
+from server.scheduler.request import Generation, TextDelta
 from tests.adapters.made import Made, merged_logits
 from tests.adapters.served import Served
 from tests.models import tiny_base
@@ -30,12 +30,12 @@ class Said:
 
     prompt: tuple[int, ...]
     n: int
-    ended: list[Delta] = field(default_factory=list)
+    ended: list[TextDelta] = field(default_factory=list)
     tokens: dict[int, list[int]] = field(default_factory=dict)
     scores: tuple[TokenLogprob | None, ...] | None = None
     done: threading.Event = field(default_factory=threading.Event)
 
-    def __call__(self, delta: Delta) -> None:
+    def __call__(self, delta: TextDelta) -> None:
         self.tokens.setdefault(delta.index, []).extend(it.token_id for it in delta.tokens)
         self.scores = self.scores or delta.prompt_logprobs
         if delta.finish is not None:

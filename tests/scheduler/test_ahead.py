@@ -12,7 +12,7 @@ from server.engine.blocks import BlockPool
 from server.engine.sequence import FinishReason, SamplingParams
 from server.metrics import Metrics
 from server.scheduler.loop import Limits, ServingLoop
-from server.scheduler.request import Delta, Generation
+from server.scheduler.request import Generation, TextDelta
 from tests.scheduler.fakes import FakeSlots, NumberDecoder
 from tests.scheduler.paged import VOCAB, PagedFake, next_token
 
@@ -26,7 +26,7 @@ class Heard:
     tokens: list[int] = field(default_factory=list)
     finish: list[FinishReason] = field(default_factory=list)
 
-    def __call__(self, delta: Delta) -> None:
+    def __call__(self, delta: TextDelta) -> None:
         self.tokens += [piece.token_id for piece in delta.tokens]
         if delta.finish is not None:
             self.finish.append(delta.finish)

@@ -22,7 +22,7 @@ from server.errors import (
 from server.metrics import Metrics
 from server.scheduler.intake import Handle
 from server.scheduler.loop import Limits, ServingLoop
-from server.scheduler.request import Delta, Generation
+from server.scheduler.request import Generation, TextDelta
 from tests.scheduler.fakes import CountingEngine, FakeSlots, NumberDecoder
 
 LIMITS = Limits(max_rows=4, max_step_tokens=16, max_waiting=8, max_context=64)
@@ -33,10 +33,10 @@ class Heard:
     """Everything that a listener was told, and a way to wait for its end."""
 
     answers: int = 1
-    deltas: list[Delta] = field(default_factory=list)
+    deltas: list[TextDelta] = field(default_factory=list)
     done: threading.Event = field(default_factory=threading.Event)
 
-    def __call__(self, delta: Delta) -> None:
+    def __call__(self, delta: TextDelta) -> None:
         self.deltas.append(delta)
         if sum(each.finish is not None for each in self.deltas) == self.answers:
             self.done.set()
@@ -50,7 +50,7 @@ class Heard:
         return "".join(delta.text for delta in self.deltas)
 
     @property
-    def last(self) -> Delta:
+    def last(self) -> TextDelta:
         return self.deltas[-1]
 
 
@@ -257,7 +257,7 @@ def test_adapters_in_constant_use_cannot_keep_all_slots(
     rig.engine.before_step = lambda: time.sleep(0.002)
     ended = threading.Event()
 
-    def ask_again(delta: Delta) -> None:  # two of these overlap: the slot is never idle
+    def ask_again(delta: TextDelta) -> None:  # two of these overlap: the slot is never idle
         if delta.finish is FinishReason.LENGTH and not ended.is_set():
             rig.loop.submit(request(adapter=hot, max_tokens=7), ask_again)
 
@@ -323,7 +323,7 @@ def test_a_row_that_overflows_ends_alone(rig: Rig) -> None:
 
 
 def test_a_listener_that_raises_loses_only_its_own_answer(rig: Rig) -> None:
-    def faulty(delta: Delta) -> None:
+    def faulty(delta: TextDelta) -> None:
         raise RuntimeError("the client broke")
 
     rig.loop.submit(request(max_tokens=60), faulty)
@@ -374,7 +374,7 @@ def test_one_owner_cannot_starve_another(make_rig: Callable[..., Rig]) -> None:
     def ask(owner: str) -> Heard:
         heard = Heard()
 
-        def hear(delta: Delta) -> None:
+        def hear(delta: TextDelta) -> None:
             ended.extend([owner] * (delta.finish is not None))
             heard(delta)
 

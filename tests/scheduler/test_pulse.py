@@ -9,7 +9,7 @@ from server.engine.sequence import SamplingParams
 from server.metrics import Metrics
 from server.pulse import Pulse
 from server.scheduler.loop import Limits, ServingLoop
-from server.scheduler.request import Delta, Generation
+from server.scheduler.request import Generation, TextDelta
 from tests.scheduler.fakes import CountingEngine, FakeSlots, NumberDecoder
 
 
@@ -29,7 +29,7 @@ def test_the_loop_tells_steps_gaps_and_how_many_run(ahead: int) -> None:
     seen: list[int] = []
     done = threading.Event()
 
-    def hear(delta: Delta) -> None:
+    def hear(delta: TextDelta) -> None:
         seen.append(pulse.running)
         if delta.finish is not None:
             done.set()

@@ -25,7 +25,7 @@ from server.bases.tokenizer import ChatTokenizer
 from server.db.session import Database
 from server.jobs.files.file_store import Files
 from server.jobs.queue.job_queue import JobQueue
-from server.training.job.services import Desk
+from server.training.job.services import JobServices
 from server.training.job.worker_loop import WorkerParts, run_worker
 from server.training.run.run_steps import take_step
 from server.training.run.trainer import Trainer
@@ -74,7 +74,7 @@ class Workplace:
         }
         desk |= {name: changes.pop(name) for name in tuple(changes) if name in desk}
         values = {"load": load_tiny, "worker_id": f"worker-{os.getpid()}", "poll_s": 0.02}
-        return WorkerParts(**{"desk": Desk(**desk), **values, **changes})
+        return WorkerParts(**{"desk": JobServices(**desk), **values, **changes})
 
 
 def lines(count: int) -> bytes:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from server.adapters.batch.fused_plan import FusedGroup
-from server.adapters.batch.site_parts import Parts
+from server.adapters.batch.site_parts import KernelOffsets
 from server.adapters.batch.sites import Site
 from server.adapters.kernels.lora_expand import LoraPart, expand
 from server.adapters.kernels.lora_gate import expand_gate
@@ -99,7 +99,7 @@ class FusedAdapters:
         bank: Bank,
         targets: Mapping[str, TargetLinear],
         gate: Gate,
-        parts: Parts,
+        parts: KernelOffsets,
     ) -> None:
         self._running = [
             _running(group, given, bank, targets, parts)
@@ -141,7 +141,7 @@ def _running(
     inputs: Inputs,
     bank: Bank,
     targets: Mapping[str, TargetLinear],
-    parts: Parts,
+    parts: KernelOffsets,
 ) -> "_Vera | _LowRank | _Own":
     if group.own is not None:
         return _Own(group, inputs, bank, targets)
@@ -173,7 +173,9 @@ class _Shared:
 
 
 class _Vera:
-    def __init__(self, group: FusedGroup, inputs: Inputs, memory: Tensor, parts: Parts) -> None:
+    def __init__(
+        self, group: FusedGroup, inputs: Inputs, memory: Tensor, parts: KernelOffsets
+    ) -> None:
         self._group = group
         self._shared = _Shared(group)
         self._inputs = inputs
@@ -244,7 +246,9 @@ class _Own:
 class _LowRank:
     """`lora`, and `asymmetric-lora` with B trained; with A trained, B is shared and random."""
 
-    def __init__(self, group: FusedGroup, inputs: Inputs, memory: Tensor, parts: Parts) -> None:
+    def __init__(
+        self, group: FusedGroup, inputs: Inputs, memory: Tensor, parts: KernelOffsets
+    ) -> None:
         self._group = group
         self._shared = _Shared(group)
         assert inputs.segments is not None

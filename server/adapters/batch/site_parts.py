@@ -7,7 +7,7 @@ from server.adapters.kernels.vera_product import VeraPart
 from server.adapters.methods.method import BasisPair
 
 
-class Parts:
+class KernelOffsets:
     """Where kernels find each linear of a site in y and in a row; made once per kind of group."""
 
     def __init__(self) -> None:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from adapters_store.manifest import Manifest
-from adapters_store.weights import Content, Table
+from adapters_store.weights import Content, TensorTable
 from server.adapters.memory.matrices import BasisSource
 from server.adapters.methods.basis_id import NO_BASIS, STORED, BasisId
 from server.adapters.methods.method import Method
@@ -77,11 +77,11 @@ class AdapterChecks:
             raise InvalidAdapter(f"scale {manifest.scale} is not finite")
 
     def _look_at_table(
-        self, method: Method, targets: tuple[str, ...], rank: int, table: Table
+        self, method: Method, targets: tuple[str, ...], rank: int, table: TensorTable
     ) -> None:
         check_shapes(method, self._base, targets, rank, table.shapes)
 
-    def _check_stored(self, method: Method, manifest: Manifest, table: Table) -> None:
+    def _check_stored(self, method: Method, manifest: Manifest, table: TensorTable) -> None:
         """The plain formula, with shapes alone: an imported basis may be too small for a layer."""
         shapes = self._source.stored_shapes(BasisId.of(manifest))
         for path in manifest.targets:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from adapters_store.manifest import Manifest
-from adapters_store.weights import Content, Table
+from adapters_store.weights import Content, TensorTable
 from server.adapters.memory.layouts import Layouts, RowLayout
 from server.adapters.memory.matrices import BasisNeed, need_of
 from server.adapters.methods.method import Method
@@ -57,7 +57,7 @@ class Kind:
         linears: Mapping[str, TargetLinear],
         layout: RowLayout,
         need: BasisNeed,
-        table: Table,
+        table: TensorTable,
     ) -> None:
         self.layout = layout
         self.need = need
@@ -90,7 +90,7 @@ class Kind:
             folded[path] = self._method.fold(linear, self._rank, vectors, self._scale)
         return folded
 
-    def _cut(self, table: Table) -> _Cuts | None:
+    def _cut(self, table: TensorTable) -> _Cuts | None:
         """None if something is folded into the numbers, or rows of a matrix part in its room."""
         stand_ins = {
             name: torch.empty(shape, device="meta") for name, shape in table.shapes.items()
@@ -136,13 +136,13 @@ class Kinds:
         self._layouts = layouts
         self._known = lru_cache(maxsize=_KNOWN_KINDS)(self._make)
 
-    def of(self, method: Method, manifest: Manifest, table: Table) -> Kind:
+    def of(self, method: Method, manifest: Manifest, table: TensorTable) -> Kind:
         """The kind of an adapter whose tensors were found fit (see
         `server.adapters.loading.checks`)."""
         return self._known(method, manifest.rank, manifest.scale, manifest.targets, table)
 
     def _make(
-        self, method: Method, rank: int, scale: float, targets: tuple[str, ...], table: Table
+        self, method: Method, rank: int, scale: float, targets: tuple[str, ...], table: TensorTable
     ) -> Kind:
         return Kind(
             method,

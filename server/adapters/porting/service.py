@@ -41,7 +41,7 @@ _LINE = 4  # the one at work, and those that wait
 _PATIENCE_S = 60.0
 
 
-class PortingDesk:
+class PortingService:
     """Imports into `store`, exports from it, for one base. Thread-safe.
 
     Args:

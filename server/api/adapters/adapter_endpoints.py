@@ -10,7 +10,7 @@ from adapters_store.store_errors import AdapterCorrupt, AdapterNotFound
 from server.api.adapters.model_endpoints import delete_adapter
 from server.api.completions.generation import find_model
 from server.api.deps import CurrentOwner, GivenParts
-from server.api.interfaces import Parts, Resident
+from server.api.interfaces import Resident, Services
 from server.errors import InvalidRequest
 
 log = logging.getLogger(__name__)
@@ -20,12 +20,12 @@ router = APIRouter(prefix="/v1/adapters", tags=["adapters"])
 Entry = dict[str, object]
 
 
-def _residents(parts: Parts) -> dict[AdapterRef, Resident]:
+def _residents(parts: Services) -> dict[AdapterRef, Resident]:
     return {resident.ref: resident for resident in parts.residency.snapshot()}
 
 
 def _entry(
-    parts: Parts, adapter_id: str, ref: AdapterRef, residents: Mapping[AdapterRef, Resident]
+    parts: Services, adapter_id: str, ref: AdapterRef, residents: Mapping[AdapterRef, Resident]
 ) -> Entry:
     resident = residents.get(ref)
     aside = parts.adapters.aside(ref.owner, ref.name)
@@ -49,7 +49,7 @@ def _entry(
         return entry | {"error": str(error)}
 
 
-def _header(parts: Parts, ref: AdapterRef) -> Entry:
+def _header(parts: Services, ref: AdapterRef) -> Entry:
     stored = parts.adapters.open(ref)
     manifest = stored.manifest
     return {
@@ -66,12 +66,12 @@ def _header(parts: Parts, ref: AdapterRef) -> Entry:
     }
 
 
-def entry_of(parts: Parts, adapter_id: str, ref: AdapterRef) -> Entry:
+def entry_of(parts: Services, adapter_id: str, ref: AdapterRef) -> Entry:
     """What is told of one version."""
     return _entry(parts, adapter_id, ref, _residents(parts))
 
 
-def find_adapter(parts: Parts, owner: str, adapter_id: str) -> AdapterRef:
+def find_adapter(parts: Services, owner: str, adapter_id: str) -> AdapterRef:
     """The version that an id means. Raises ModelNotFound, or InvalidRequest for the base's id."""
     ref = find_model(parts, owner, adapter_id)
     if ref is None:

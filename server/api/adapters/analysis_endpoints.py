@@ -17,7 +17,7 @@ from adapters_store.manifest import AdapterRef
 from adapters_store.store_errors import StoreError
 from server.api.completions.generation import find_model
 from server.api.deps import CurrentOwner, GivenParts
-from server.api.interfaces import Inspection, Parts
+from server.api.interfaces import Inspection, Services
 from server.api.sse import DONE, EventStream, event
 from server.errors import InvalidRequest, VerandahError
 
@@ -71,13 +71,13 @@ class _Asked:
         return {**head, **document, "comparison": comparison}
 
 
-def _start(parts: Parts, owner: str, adapter_id: str, compare: str | None) -> _Asked:
+def _start(parts: Services, owner: str, adapter_id: str, compare: str | None) -> _Asked:
     ref = _find(parts, owner, adapter_id, "adapter")
     other = None if compare is None else _find(parts, owner, compare, "compare")
     return _Asked(ref, other, parts.inspections.start(ref, other))
 
 
-def _find(parts: Parts, owner: str, adapter_id: str, param: str) -> AdapterRef:
+def _find(parts: Services, owner: str, adapter_id: str, param: str) -> AdapterRef:
     ref = find_model(parts, owner, adapter_id)
     if ref is None:
         raise InvalidRequest(f"{adapter_id!r} is the base model, not an adapter", param=param)
@@ -94,7 +94,7 @@ async def _begun(inspection: Inspection) -> None:
         inspection.findings.result()
 
 
-async def _progress(parts: Parts, asked: _Asked) -> AsyncIterator[bytes]:
+async def _progress(parts: Services, asked: _Asked) -> AsyncIterator[bytes]:
     inspection, told = asked.inspection, -1
     try:
         for polls in itertools.count():

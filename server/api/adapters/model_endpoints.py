@@ -10,7 +10,7 @@ from adapters_store.manifest import AdapterRef
 from adapters_store.store_errors import AdapterCorrupt, AdapterNotFound, InvalidName, StoreError
 from server.api.completions.generation import find_model
 from server.api.deps import CurrentOwner, GivenParts
-from server.api.interfaces import Parts
+from server.api.interfaces import Services
 from server.errors import InvalidRequest
 
 log = logging.getLogger(__name__)
@@ -20,7 +20,7 @@ router = APIRouter(tags=["models"])
 Card = dict[str, object]
 
 
-def _card(parts: Parts, model_id: str, created: int, root: str, parent: str | None) -> Card:
+def _card(parts: Services, model_id: str, created: int, root: str, parent: str | None) -> Card:
     return {
         "id": model_id,
         "object": "model",
@@ -33,11 +33,11 @@ def _card(parts: Parts, model_id: str, created: int, root: str, parent: str | No
     }
 
 
-def _base_card(parts: Parts) -> Card:
+def _base_card(parts: Services) -> Card:
     return _card(parts, parts.base.id, parts.base.created_at, parts.base.name, None)
 
 
-def _adapter_card(parts: Parts, model_id: str, ref: AdapterRef) -> Card:
+def _adapter_card(parts: Services, model_id: str, ref: AdapterRef) -> Card:
     # A file's time costs one look; opening 10,000 headers to list them would cost seconds.
     try:
         created = int(parts.adapters.path(ref).stat().st_mtime)
@@ -68,7 +68,7 @@ def list_models(
     return {"object": "list", "data": data, "has_more": len(page) < len(names)}
 
 
-def _latest_cards(parts: Parts, owner: str, names: list[str]) -> Iterator[Card]:
+def _latest_cards(parts: Services, owner: str, names: list[str]) -> Iterator[Card]:
     for name in names:
         try:
             yield _adapter_card(parts, name, parts.adapters.resolve(owner, name))
@@ -92,7 +92,7 @@ def delete_model(model_id: str, parts: GivenParts, owner: CurrentOwner) -> Card:
     return {"id": model_id, "object": "model", "deleted": True}
 
 
-def delete_adapter(parts: Parts, owner: str, adapter_id: str) -> None:
+def delete_adapter(parts: Services, owner: str, adapter_id: str) -> None:
     """Delete from the store, then let the memory go once nobody uses it.
 
     The bare name takes all versions with it, and a job's result the checkpoints on its way.
@@ -109,7 +109,7 @@ def delete_adapter(parts: Parts, owner: str, adapter_id: str) -> None:
         parts.residency.forget(AdapterRef(owner, name, number))
 
 
-def _deleted(parts: Parts, owner: str, adapter_id: str) -> tuple[str, Sequence[int]]:
+def _deleted(parts: Services, owner: str, adapter_id: str) -> tuple[str, Sequence[int]]:
     """Delete from the store; the name and the versions that are gone."""
     store = parts.adapters
     if "@" not in adapter_id:
@@ -123,7 +123,7 @@ def _deleted(parts: Parts, owner: str, adapter_id: str) -> tuple[str, Sequence[i
     return ref.name, gone
 
 
-def _on_the_way_to(parts: Parts, ref: AdapterRef) -> list[int]:
+def _on_the_way_to(parts: Services, ref: AdapterRef) -> list[int]:
     """The checkpoints of the job whose result `ref` is; none if it is a checkpoint itself."""
     aside = parts.adapters.aside(ref.owner, ref.name)
     job = _job_of(parts, ref) if aside and ref.version not in aside else None
@@ -133,7 +133,7 @@ def _on_the_way_to(parts: Parts, ref: AdapterRef) -> list[int]:
     return [found.version for found in refs if _job_of(parts, found) == job]
 
 
-def _job_of(parts: Parts, ref: AdapterRef) -> str | None:
+def _job_of(parts: Services, ref: AdapterRef) -> str | None:
     try:
         return parts.adapters.open(ref).manifest.provenance.get("job")
     except StoreError:  # what is broken must be possible to delete all the same

@@ -12,14 +12,20 @@ from starlette.types import Receive
 
 from server.api.completions import logprob_format
 from server.api.completions.delivery import Wakes
-from server.api.completions.generation import Asked, find_model, generation, now, room_for_answer
+from server.api.completions.generation import (
+    CheckedRequest,
+    find_model,
+    generation,
+    now,
+    room_for_answer,
+)
 from server.api.completions.generation_fields import GenerationFields
 from server.api.completions.replies import Transcript, reply
 from server.api.deps import CurrentOwner, GivenParts
-from server.api.interfaces import Parts, Tokenizer
+from server.api.interfaces import Services, Tokenizer
 from server.api.wire import Text, WireModel, at_most
 from server.errors import InvalidRequest
-from server.scheduler.request import Delta, TokenPiece
+from server.scheduler.request import TextDelta, TokenPiece
 
 router = APIRouter(tags=["completions"])
 
@@ -112,7 +118,7 @@ class ChatShape:
             "stop_reason": transcript.stop_reason,
         }
 
-    def chunks(self, choice: int, delta: Delta) -> Iterator[dict[str, object]]:
+    def chunks(self, choice: int, delta: TextDelta) -> Iterator[dict[str, object]]:
         if choice not in self._begun:
             self._begun.add(choice)
             yield _chunk(choice, {"role": "assistant", "content": "", "refusal": None})
@@ -135,7 +141,7 @@ def _chunk(choice: int, delta: dict[str, object]) -> dict[str, object]:
     return {"index": choice, "delta": delta, "logprobs": None, "finish_reason": None}
 
 
-def _ask(parts: Parts, owner: str, body: ChatRequest) -> Asked:
+def _ask(parts: Services, owner: str, body: ChatRequest) -> CheckedRequest:
     """Find the model, apply the chat template, check all. Reads the disk and tokenises."""
     adapter = find_model(parts, owner, body.model)
     prompt = parts.tokenizer.chat([message.for_template() for message in body.messages])
@@ -144,7 +150,7 @@ def _ask(parts: Parts, owner: str, body: ChatRequest) -> Asked:
         top_logprobs=body.wanted_logprobs,
     )
     asked_id = f"chatcmpl-{secrets.token_hex(12)}"
-    return Asked(
+    return CheckedRequest(
         id=asked_id,
         created=now(),
         model=parts.base.id if adapter is None else str(adapter),
@@ -161,7 +167,7 @@ async def create_chat_completion(
 
 
 async def answer(
-    parts: Parts, wakes: Wakes, owner: str, body: ChatRequest, receive: Receive
+    parts: Services, wakes: Wakes, owner: str, body: ChatRequest, receive: Receive
 ) -> Response:
     """What `create_chat_completion` answers."""
     asked = await run_in_threadpool(_ask, parts, owner, body)

@@ -13,14 +13,14 @@ from server.api.interfaces import Engine
 from server.engine.sequence import FinishReason
 from server.errors import Unavailable
 from server.scheduler.intake import Handle
-from server.scheduler.request import Delta, Generation, Taker
+from server.scheduler.request import Generation, Taker, TextDelta
 
 _EARLY_ENDS = (FinishReason.CANCELLED, FinishReason.DEADLINE, FinishReason.ERROR)
 _GRACE_S = 10.0  # beyond a request's own deadline, which the engine keeps
 _PIECES_PER_S = 8000  # written to streams at most, all together; each costs a system call
 _SHORTEST_PAUSE_S = 0.001  # a timer knows no shorter
 
-Heard = list[str | Delta]
+Heard = list[str | TextDelta]
 """What was heard of one answer, in order; a text is that of a token that shows it and no more."""
 
 
@@ -28,7 +28,7 @@ class ClientGone(Exception):
     """The client closed its connection; there is nobody left to answer."""
 
 
-class News(NamedTuple):
+class ChoiceUpdate(NamedTuple):
     """What one answer has to tell.
 
     `choice` is its place among all of the request's. `made` counts the tokens: `delta` does not
@@ -36,21 +36,21 @@ class News(NamedTuple):
     """
 
     choice: int
-    delta: Delta
+    delta: TextDelta
     made: int
 
 
-def joined(choice: int, heard: Heard) -> News:
+def joined(choice: int, heard: Heard) -> ChoiceUpdate:
     """All that was heard of an answer, which is something, as one delta."""
     try:
-        return News(choice, Delta(0, "".join(heard)), len(heard))  # type: ignore[arg-type]
+        return ChoiceUpdate(choice, TextDelta(0, "".join(heard)), len(heard))  # type: ignore[arg-type]
     except TypeError:  # not texts alone, which is rare
-        deltas = [each for each in heard if isinstance(each, Delta)]
+        deltas = [each for each in heard if isinstance(each, TextDelta)]
     last = deltas[-1]
     scores = (delta.prompt_logprobs for delta in deltas if delta.prompt_logprobs is not None)
-    delta = Delta(
+    delta = TextDelta(
         last.index,
-        "".join([each.text if isinstance(each, Delta) else each for each in heard]),
+        "".join([each.text if isinstance(each, TextDelta) else each for each in heard]),
         tuple([token for delta in deltas for token in delta.tokens]),
         next(scores, None),
         last.finish,
@@ -58,7 +58,7 @@ def joined(choice: int, heard: Heard) -> News:
         last.cached_tokens,
         last.error,
     )
-    return News(choice, delta, len(delta.tokens) + len(heard) - len(deltas))
+    return ChoiceUpdate(choice, delta, len(delta.tokens) + len(heard) - len(deltas))
 
 
 class Wakes:
@@ -163,7 +163,7 @@ class Answers:
         """True when every answer's end has been returned by `next`."""
         return self._open == 0
 
-    async def next(self) -> list[News]:
+    async def next(self) -> list[ChoiceUpdate]:
         """Wait for news: of each answer at most one, and at least one in all.
 
         Raises:
@@ -198,22 +198,22 @@ class Answers:
         if any(self._heard):
             self._rouse()
 
-    def _take(self) -> list[News]:
+    def _take(self) -> list[ChoiceUpdate]:
         """All that was heard; what an answer failed with comes to be `_failure`."""
-        news: list[News] = []
+        news: list[ChoiceUpdate] = []
         for choice, heard in enumerate(self._heard):
             new = heard[:]
             if not new:
                 continue
             del heard[: len(new)]  # no more: the engine's thread may have added to it
             last = new[-1]
-            if isinstance(last, Delta) and _ends(last) and not self._end(last):
+            if isinstance(last, TextDelta) and _ends(last) and not self._end(last):
                 new.pop()
             if new:
                 news.append(joined(choice, new))
         return news
 
-    def _end(self, last: Delta) -> bool:
+    def _end(self, last: TextDelta) -> bool:
         """Whether an answer ended as it should."""
         failure = _failure(last)
         self._failure = self._failure or failure
@@ -248,7 +248,7 @@ class Ear:
         self._heard = heard
         self._begun = self._ends_only = ends_only
 
-    def __call__(self, delta: Delta) -> None:
+    def __call__(self, delta: TextDelta) -> None:
         self._heard[delta.index].append(delta)
         self._tell(_ends(delta))
 
@@ -277,11 +277,11 @@ class Ear:
             self._wakes.told()
 
 
-def _ends(delta: Delta) -> bool:
+def _ends(delta: TextDelta) -> bool:
     return delta.finish is not None or delta.error is not None
 
 
-def _failure(delta: Delta) -> Exception | None:
+def _failure(delta: TextDelta) -> Exception | None:
     if delta.error is None and delta.finish in _EARLY_ENDS:
         return Unavailable(f"the answer ended early ({delta.finish}); try again")
     return delta.error

@@ -14,7 +14,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from adapters_store.store_errors import StoreError
 from server.api.completions.delivery import Wakes
-from server.api.interfaces import Parts
+from server.api.interfaces import Services
 from server.errors import VerandahError
 
 _JSON = (b"content-type", b"application/json")
@@ -33,7 +33,9 @@ class Way:
 class Direct:
     """Answers good requests to `ways`, by their paths, and leaves the rest to `app`."""
 
-    def __init__(self, app: ASGIApp, parts: Parts, wakes: Wakes, ways: Mapping[str, Way]) -> None:
+    def __init__(
+        self, app: ASGIApp, parts: Services, wakes: Wakes, ways: Mapping[str, Way]
+    ) -> None:
         self._app = app
         self._parts = parts
         self._wakes = wakes

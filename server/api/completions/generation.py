@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from adapters_store.manifest import AdapterRef
 from adapters_store.store_errors import AdapterNotFound, InvalidName
 from server.api.completions.generation_fields import GenerationFields
-from server.api.interfaces import Parts
+from server.api.interfaces import Services
 from server.engine.sequence import SamplingParams, check_token_ids
 from server.errors import ContextLengthExceeded, ModelNotFound
 from server.scheduler.request import Generation
@@ -14,7 +14,7 @@ from server.scheduler.request import Generation
 _VERSION_DIGITS = 18  # more would be no version; Python refuses to read thousands
 
 
-def find_model(parts: Parts, owner: str, model_id: str) -> AdapterRef | None:
+def find_model(parts: Services, owner: str, model_id: str) -> AdapterRef | None:
     """The adapter version that an id names, or None for the base model. Reads the disk.
 
     Raises:
@@ -36,7 +36,7 @@ def find_model(parts: Parts, owner: str, model_id: str) -> AdapterRef | None:
 
 
 @dataclass(frozen=True)
-class Asked:
+class CheckedRequest:
     """A checked request: one generation for each prompt, and what its answers are called."""
 
     id: str
@@ -53,7 +53,7 @@ class Asked:
         return {"id": self.id, "object": kind, "created": self.created, "model": self.model}
 
 
-def room_for_answer(parts: Parts, prompt_length: int, wanted: int | None, param: str) -> int:
+def room_for_answer(parts: Services, prompt_length: int, wanted: int | None, param: str) -> int:
     """The answer's largest length: `wanted`, or (None) all that the context has left.
 
     Raises:
@@ -72,7 +72,7 @@ def room_for_answer(parts: Parts, prompt_length: int, wanted: int | None, param:
 
 
 def generation(
-    parts: Parts,
+    parts: Services,
     owner: str,
     request_id: str,
     fields: GenerationFields,

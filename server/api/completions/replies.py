@@ -15,13 +15,13 @@ from fastapi.responses import JSONResponse
 from starlette.types import Receive
 
 from adapters_store.store_errors import StoreError
-from server.api.completions.delivery import Answers, ClientGone, News, Wakes
-from server.api.completions.generation import Asked, usage
-from server.api.interfaces import Parts
+from server.api.completions.delivery import Answers, ChoiceUpdate, ClientGone, Wakes
+from server.api.completions.generation import CheckedRequest, usage
+from server.api.interfaces import Services
 from server.api.sse import DONE, AnswerStream, event
 from server.engine.sequence import FinishReason, TokenLogprob
 from server.errors import InvalidRequest, QueueFull, Unavailable, VerandahError
-from server.scheduler.request import Delta, TokenPiece
+from server.scheduler.request import TextDelta, TokenPiece
 
 log = logging.getLogger(__name__)
 
@@ -39,7 +39,7 @@ class Transcript:
     finish: FinishReason | None = None
     stop_reason: str | int | None = None
 
-    def add(self, delta: Delta, made: int) -> None:
+    def add(self, delta: TextDelta, made: int) -> None:
         """Go on with what a News tells."""
         self.text += delta.text
         self.made += made
@@ -62,7 +62,7 @@ class Shape(Protocol):
     def whole(self, choice: int, transcript: Transcript) -> Mapping[str, object]:
         """A choice of the document."""
 
-    def chunks(self, choice: int, delta: Delta) -> Iterator[Mapping[str, object]]:
+    def chunks(self, choice: int, delta: TextDelta) -> Iterator[Mapping[str, object]]:
         """The choices of the chunks that tell one delta, in order."""
 
     def text(self, choice: int, text: str) -> Mapping[str, object]:
@@ -70,9 +70,9 @@ class Shape(Protocol):
 
 
 async def reply(
-    parts: Parts,
+    parts: Services,
     wakes: Wakes,
-    asked: Asked,
+    asked: CheckedRequest,
     shape: Shape,
     receive: Receive,
     *,
@@ -111,7 +111,7 @@ async def reply(
             answers.close()
 
 
-def _submit(parts: Parts, answers: Answers, asked: Asked) -> None:
+def _submit(parts: Services, answers: Answers, asked: CheckedRequest) -> None:
     wanted, most = sum(generation.n for generation in asked.generations), parts.engine.max_answers
     if wanted > most:  # a 429 would have the client try again for ever
         raise InvalidRequest(
@@ -130,12 +130,12 @@ def _submit(parts: Parts, answers: Answers, asked: Asked) -> None:
         raise
 
 
-def _cached_tokens(batch: Seq[News]) -> int:
+def _cached_tokens(batch: Seq[ChoiceUpdate]) -> int:
     """Of each prompt's first answer: the others find what that one computed."""
     return sum([delta.cached_tokens for _, delta, _ in batch if delta.index == 0])
 
 
-async def _document(answers: Answers, asked: Asked, shape: Shape) -> dict[str, object]:
+async def _document(answers: Answers, asked: CheckedRequest, shape: Shape) -> dict[str, object]:
     transcripts: dict[int, Transcript] = defaultdict(Transcript)
     cached = 0
     while not answers.complete:
@@ -152,7 +152,12 @@ async def _document(answers: Answers, asked: Asked, shape: Shape) -> dict[str, o
 
 
 async def _events(
-    parts: Parts, answers: Answers, batch: Seq[News], asked: Asked, shape: Shape, usage_chunk: bool
+    parts: Services,
+    answers: Answers,
+    batch: Seq[ChoiceUpdate],
+    asked: CheckedRequest,
+    shape: Shape,
+    usage_chunk: bool,
 ) -> AsyncIterator[tuple[bytes, bool]]:
     """See `AnswerStream`."""
     labels = asked.labels(shape.chunk_kind)
@@ -199,11 +204,11 @@ class Chunks:
         self._shape = shape
         self._frames: dict[int, tuple[bytes, bytes]] = {}
 
-    def of(self, batch: Seq[News]) -> bytes:
+    def of(self, batch: Seq[ChoiceUpdate]) -> bytes:
         """One event for each answer that has something to tell, or few: empty if none has."""
         return b"".join([self._told(choice, delta) for choice, delta, _ in batch])
 
-    def _told(self, choice: int, delta: Delta) -> bytes:
+    def _told(self, choice: int, delta: TextDelta) -> bytes:
         frame = self._frames.get(choice)
         if frame is not None and delta.finish is None:
             return frame[0] + _encoded(delta.text).encode() + frame[1] if delta.text else b""

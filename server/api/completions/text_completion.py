@@ -14,15 +14,21 @@ from starlette.types import Receive
 
 from server.api.completions import logprob_format
 from server.api.completions.delivery import Wakes
-from server.api.completions.generation import Asked, find_model, generation, now, room_for_answer
+from server.api.completions.generation import (
+    CheckedRequest,
+    find_model,
+    generation,
+    now,
+    room_for_answer,
+)
 from server.api.completions.generation_fields import GenerationFields
 from server.api.completions.replies import Transcript, reply
 from server.api.deps import CurrentOwner, GivenParts
-from server.api.interfaces import Parts, Tokenizer
+from server.api.interfaces import Services, Tokenizer
 from server.api.wire import encodable
 from server.engine.sequence import TokenLogprob
 from server.errors import InvalidRequest
-from server.scheduler.request import Delta, TokenPiece
+from server.scheduler.request import TextDelta, TokenPiece
 
 router = APIRouter(tags=["completions"])
 
@@ -127,7 +133,7 @@ class CompletionShape:
             "stop_reason": transcript.stop_reason,
         }
 
-    def chunks(self, choice: int, delta: Delta) -> Iterator[dict[str, object]]:
+    def chunks(self, choice: int, delta: TextDelta) -> Iterator[dict[str, object]]:
         text, tokens = delta.text, _scored(delta.tokens)
         shown = self._shown.get(choice)
         if shown is None:
@@ -171,7 +177,7 @@ def _echo(tokenizer: Tokenizer, prompt: Seq[int]) -> Echo:
     return Echo(tuple(prompt), tuple(pieces))
 
 
-def _ask(parts: Parts, owner: str, body: CompletionRequest) -> Asked:
+def _ask(parts: Services, owner: str, body: CompletionRequest) -> CheckedRequest:
     """Find the model, tokenise, check all. Reads the disk."""
     adapter = find_model(parts, owner, body.model)
     asked_id = f"cmpl-{secrets.token_hex(12)}"
@@ -189,7 +195,7 @@ def _ask(parts: Parts, owner: str, body: CompletionRequest) -> Asked:
             prompt_logprobs=bool(body.echo) and body.logprobs is not None,
         )
         generations.append(generation(parts, owner, asked_id, body, adapter, prompt, params))
-    return Asked(
+    return CheckedRequest(
         id=asked_id,
         created=now(),
         model=parts.base.id if adapter is None else str(adapter),
@@ -198,8 +204,8 @@ def _ask(parts: Parts, owner: str, body: CompletionRequest) -> Asked:
 
 
 def _ask_and_shape(
-    parts: Parts, owner: str, body: CompletionRequest
-) -> tuple[Asked, CompletionShape]:
+    parts: Services, owner: str, body: CompletionRequest
+) -> tuple[CheckedRequest, CompletionShape]:
     asked = _ask(parts, owner, body)
     shown = asked.generations if body.echo else ()
     shape = CompletionShape(
@@ -220,7 +226,7 @@ async def create_completion(
 
 
 async def answer(
-    parts: Parts, wakes: Wakes, owner: str, body: CompletionRequest, receive: Receive
+    parts: Services, wakes: Wakes, owner: str, body: CompletionRequest, receive: Receive
 ) -> Response:
     """What `create_completion` answers."""
     if body.model == parts.base.id and body.echo is None and body.holds_token_ids:

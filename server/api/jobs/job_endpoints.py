@@ -7,7 +7,7 @@ from fastapi import APIRouter, Query, Request
 from adapters_store.manifest import Manifest
 from server.api.completions.generation import find_model
 from server.api.deps import CurrentOwner, GivenParts
-from server.api.interfaces import Parts
+from server.api.interfaces import Services
 from server.api.jobs.job_documents import (
     Document,
     checkpoint_document,
@@ -108,7 +108,7 @@ def list_checkpoints(
     return page_document([checkpoint_document(found) for found in page.items], page.has_more)
 
 
-def _start(parts: Parts, owner: str, model: str) -> tuple[str, Manifest] | None:
+def _start(parts: Services, owner: str, model: str) -> tuple[str, Manifest] | None:
     """The adapter to go on from, by the id of its version; None for the base."""
     ref = find_model(parts, owner, model)
     if ref is None:
@@ -118,7 +118,7 @@ def _start(parts: Parts, owner: str, model: str) -> tuple[str, Manifest] | None:
     return str(ref), manifest
 
 
-def _check_rank(parts: Parts, options: TrainOptions) -> None:
+def _check_rank(parts: Services, options: TrainOptions) -> None:
     if options.rank is not None and options.rank > parts.max_rank:
         raise InvalidRequest(
             f"rank={options.rank} is above {parts.max_rank}, the largest that this server serves "
@@ -127,7 +127,7 @@ def _check_rank(parts: Parts, options: TrainOptions) -> None:
         )
 
 
-def _check_suffix(parts: Parts, suffix: str | None) -> None:
+def _check_suffix(parts: Services, suffix: str | None) -> None:
     if suffix == parts.base.id:
         raise InvalidRequest(
             f"suffix {suffix!r} is the base model's id, which would answer in the adapter's place; "
@@ -136,21 +136,21 @@ def _check_suffix(parts: Parts, suffix: str | None) -> None:
         )
 
 
-def _files(parts: Parts, owner: str, body: JobRequest) -> tuple[Dataset, Dataset | None]:
+def _files(parts: Services, owner: str, body: JobRequest) -> tuple[Dataset, Dataset | None]:
     return _train_lines(parts, owner, body), _valid_lines(parts, owner, body)
 
 
-def _train_lines(parts: Parts, owner: str, body: JobRequest) -> Dataset:
+def _train_lines(parts: Services, owner: str, body: JobRequest) -> Dataset:
     return _lines(parts, owner, body.training_file, "training_file", MIN_EXAMPLES)
 
 
-def _valid_lines(parts: Parts, owner: str, body: JobRequest) -> Dataset | None:
+def _valid_lines(parts: Services, owner: str, body: JobRequest) -> Dataset | None:
     if body.validation_file is None:
         return None
     return _lines(parts, owner, body.validation_file, "validation_file", 1)
 
 
-def _lines(parts: Parts, owner: str, file_id: str, param: str, min_examples: int) -> Dataset:
+def _lines(parts: Services, owner: str, file_id: str, param: str, min_examples: int) -> Dataset:
     def also(good: Dataset) -> Sequence[LineProblem]:
         return parts.appraiser.problems(good, param)
 
@@ -162,7 +162,7 @@ def _lines(parts: Parts, owner: str, file_id: str, param: str, min_examples: int
 
 
 def _dry_run(
-    parts: Parts,
+    parts: Services,
     owner: str,
     body: JobRequest,
     options: TrainOptions,

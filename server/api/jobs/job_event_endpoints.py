@@ -14,7 +14,7 @@ from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import JSONResponse
 
 from server.api.deps import CurrentOwner, GivenParts
-from server.api.interfaces import Parts
+from server.api.interfaces import Services
 from server.api.jobs.job_documents import event_document, page_document
 from server.api.sse import DONE, EventStream, event
 from server.errors import Unavailable
@@ -54,7 +54,7 @@ async def list_events(
 
 
 async def _follow(
-    parts: Parts, job: Job, seen: str | None, news: list[Event]
+    parts: Services, job: Job, seen: str | None, news: list[Event]
 ) -> AsyncIterator[bytes]:
     for polls in itertools.count(1):
         # The job was looked at before its events: when it had ended, none comes after these.
@@ -77,7 +77,7 @@ async def _follow(
     yield DONE
 
 
-def _unseen(parts: Parts, job: Job, seen: str | None) -> list[Event]:
+def _unseen(parts: Services, job: Job, seen: str | None) -> list[Event]:
     """Events later than `seen`, oldest first."""
     news: list[Event] = []
     while True:

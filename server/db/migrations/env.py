@@ -2,11 +2,11 @@
 
 from alembic import context
 
-from server.db.tables import Table
+from server.db.tables import TableBase
 
 context.configure(
     connection=context.config.attributes["connection"],
-    target_metadata=Table.metadata,
+    target_metadata=TableBase.metadata,
     transactional_ddl=True,  # SQLite too: a migration happens wholly or not at all
 )
 with context.begin_transaction():

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from server.adapters.batch.fused_batch import FusedAdapters, Inputs
 from server.adapters.batch.fused_plan import FusedGroup
-from server.adapters.batch.site_parts import Parts
+from server.adapters.batch.site_parts import KernelOffsets
 from server.adapters.residency import ResidentAdapters
 from server.engine.fused.decoder import NoAdapters, SiteAdapters
 from server.engine.kernels.mlp_gate import silu_mul
@@ -43,7 +43,7 @@ class Captures:
 
     def __init__(self, adapters: ResidentAdapters | None) -> None:
         self._adapters = adapters
-        self._parts = Parts()
+        self._parts = KernelOffsets()
         self._kept: OrderedDict[Hashable, Captured] = OrderedDict()
         self._pool = torch.cuda.graph_pool_handle()
         # Nodes of a graph keep the priority of the stream that they were captured on.

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from server.adapters.batch.fused_batch import FusedAdapters, Inputs
 from server.adapters.batch.fused_plan import FusedPlan
-from server.adapters.batch.site_parts import Parts
+from server.adapters.batch.site_parts import KernelOffsets
 from server.adapters.residency import ResidentAdapters
 from server.engine.device import to_device
 from server.engine.flight import Wanted
@@ -53,7 +53,7 @@ class FusedForward:
         self._decodes = decodes
         self.prompts = prompts
         self._together = together
-        self._parts = Parts()
+        self._parts = KernelOffsets()
 
     def step(self, chunks: Seq[Chunk], last: Tensor) -> tuple[Wanted, Tensor]:
         singles = [chunk for chunk in chunks if chunk.length == 1]

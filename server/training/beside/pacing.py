@@ -22,7 +22,7 @@ _SHORTEST_S: Final = 3e-4  # of a rest: a shorter one would mostly be the system
 _LONGEST_S: Final = 0.5  # of a rest: not all that took long was work on the device
 
 
-class GivingWay:
+class Pacing:
     """Keeps what runs on a model to the share that `throttle` allows by what `pulse` tells.
 
     For one thread that trains, and autograd's for it.

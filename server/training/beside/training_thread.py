@@ -21,7 +21,7 @@ import torch
 from server.bases.model import BaseModel
 from server.bases.shared_weights import twin_of
 from server.pulse import Pulse
-from server.training.beside.pacing import GivingWay
+from server.training.beside.pacing import Pacing
 from server.training.beside.throttle import Throttle
 from server.training.job.worker_loop import DeviceLost
 
@@ -37,7 +37,7 @@ Work = Callable[[threading.Event], None]
 """Goes on until the event is set."""
 
 
-class Beside:
+class TrainingThread:
     """A thread that trains on the base of an engine, which it gives way to.
 
     Args:
@@ -60,7 +60,7 @@ class Beside:
     ) -> None:
         self.base = twin_of(base)
         if math.isfinite(target):
-            giving = GivingWay(Throttle(target), pulse, finish=partial(_finish, base.device))
+            giving = Pacing(Throttle(target), pulse, finish=partial(_finish, base.device))
             giving.slow_down(self.base)
         self.restarts = 0
         self._lost = lost

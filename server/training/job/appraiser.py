@@ -18,7 +18,7 @@ from server.jobs.queue.appraisal import Appraisal
 from server.jobs.queue.train_options import TrainOptions
 from server.training.job.start import adapter_options
 from server.training.run.batches import held_out, steps_per_epoch
-from server.training.run.defaults import Plan, plan_for
+from server.training.run.defaults import TrainPlan, plan_for
 from server.training.run.examples import build_examples
 
 _COUNTED = 1000  # lines of a file that are tokenized at once; the worker reads all of them
@@ -110,7 +110,7 @@ class Appraiser:
         return ()
 
     def _size(
-        self, plan: Plan, options: TrainOptions, start: tuple[str, Manifest] | None
+        self, plan: TrainPlan, options: TrainOptions, start: tuple[str, Manifest] | None
     ) -> tuple[int, int]:
         """Numbers trained, and the tensors that they stand in."""
         base = self._base

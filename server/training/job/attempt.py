@@ -27,10 +27,10 @@ from server.training.job.outcome import Learnt, Outcome
 from server.training.job.patience import DISK_ERRORS, Patience, said
 from server.training.job.results import Results
 from server.training.job.run_report import figures_of, joined, reason_of, sentence
-from server.training.job.services import Desk
+from server.training.job.services import JobServices
 from server.training.job.start import start_of
-from server.training.run.checkpoint import Checkpoint, CheckpointFolder
-from server.training.run.greedy_answers import Asked
+from server.training.run.checkpoint import CheckpointFolder, RunCheckpoint
+from server.training.run.greedy_answers import GreedyRequest
 from server.training.run.trainer import Progress, Trainer
 
 log = logging.getLogger(__name__)
@@ -42,7 +42,7 @@ _EVENTS_LOOKED_AT = 50  # from the newest; metrics are among them unless many at
 class Attempt:
     """Beats for its job from the moment it is made until `close`."""
 
-    def __init__(self, desk: Desk, job: Job) -> None:
+    def __init__(self, desk: JobServices, job: Job) -> None:
         self.job = job
         self._desk = desk
         self._folder = CheckpointFolder(desk.folder / job.id)
@@ -126,12 +126,14 @@ class Attempt:
         self._learnt = self._best_state()
         self._judgement = self._outcome.judge(self._judged, self._learnt, self._figures)
 
-    def questions(self) -> list[Asked]:
+    def questions(self) -> list[GreedyRequest]:
         """What to ask before publishing, of the base and then of the adapter; `judge` is first."""
         if self.job.samples is not None or self._judged.verdict == "diverged":
             return []
         adapters = (None, self._prepared.adapter)
-        return [Asked(one.prompt, who) for who in adapters for one in self._prepared.questions]
+        return [
+            GreedyRequest(one.prompt, who) for who in adapters for one in self._prepared.questions
+        ]
 
     def publish(self, answers: Sequence[Sequence[int]] | None, tokenizer: ChatTokenizer) -> None:
         """Publish the adapter and end the job well, see `deliver`; `judge` is first.
@@ -299,7 +301,7 @@ class Attempt:
 
     def _keep_best(self, step: int) -> None:
         """What is published, unless a later score is better."""
-        best = Checkpoint(step, self._prepared.adapter.tensors(), self._figures)
+        best = RunCheckpoint(step, self._prepared.adapter.tensors(), self._figures)
         try:
             self._best.save(best)
         except DISK_ERRORS as error:  # a later state may do

@@ -18,7 +18,7 @@ from server.training.job.publish import JOB, STEP
 from server.training.job.samples import Question, questions_of
 from server.training.job.start import Start, adapter_for
 from server.training.run.batches import held_out
-from server.training.run.defaults import Plan, plan_for
+from server.training.run.defaults import TrainPlan, plan_for
 from server.training.run.examples import Example, build_examples
 from server.training.run.trainer import Trainer
 
@@ -33,7 +33,7 @@ class Lesson:
     """One job, ready to train."""
 
     job: Job
-    plan: Plan
+    plan: TrainPlan
     adapter: TrainableAdapter
     trainer: Trainer
     train: tuple[Example, ...]

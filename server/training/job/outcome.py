@@ -23,7 +23,7 @@ from server.training.job.lesson import Lesson
 from server.training.job.publish import milestones, publish_once
 from server.training.job.run_report import checkpoint_metrics, overfitting
 from server.training.job.samples import sample_of
-from server.training.job.services import Desk
+from server.training.job.services import JobServices
 from server.training.run.trainer import Progress
 
 log = logging.getLogger(__name__)
@@ -44,7 +44,7 @@ class Outcome:
     """Of one lesson. `check_lease` raises once the job is another's, or is to stop."""
 
     def __init__(
-        self, desk: Desk, lesson: Lesson, lock: Path, check_lease: Callable[[], None]
+        self, desk: JobServices, lesson: Lesson, lock: Path, check_lease: Callable[[], None]
     ) -> None:
         self._desk = desk
         self._lesson = lesson

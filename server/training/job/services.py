@@ -9,7 +9,7 @@ from server.jobs.queue.job_queue import JobQueue
 
 
 @dataclass(frozen=True)
-class Desk:
+class JobServices:
     """What an attempt works with.
 
     `served_name` is the id under which users ask for the base. `folder` holds one folder of

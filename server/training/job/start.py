@@ -16,7 +16,7 @@ from server.bases.model import BaseModel
 from server.errors import InvalidRequest
 from server.jobs.queue import continuing
 from server.jobs.queue.job import Job
-from server.training.run.defaults import Plan
+from server.training.run.defaults import TrainPlan
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,7 +50,7 @@ def start_of(job: Job, store: AdapterStore, served_name: str) -> Start | None:
 
 
 def adapter_for(
-    job: Job, plan: Plan, base: BaseModel, start: Start | None, shared: SharedBases | None
+    job: Job, plan: TrainPlan, base: BaseModel, start: Start | None, shared: SharedBases | None
 ) -> TrainableAdapter:
     """The adapter with the vectors that the job begins with.
 
@@ -87,7 +87,7 @@ def adapter_for(
     return adapter
 
 
-def adapter_options(plan: Plan, base: BaseModel) -> dict[str, float | str]:
+def adapter_options(plan: TrainPlan, base: BaseModel) -> dict[str, float | str]:
     """What the method is told; a sparsity of "sqrt" becomes the number that it means here.
 
     Raises:

@@ -21,7 +21,7 @@ from server.errors import Unavailable
 from server.jobs.queue.job_queue import Job
 from server.training.job.attempt import Attempt
 from server.training.job.samples import MAX_NEW
-from server.training.job.services import Desk
+from server.training.job.services import JobServices
 from server.training.run.checkpoint import sweep
 from server.training.run.greedy_answers import answer_all
 from server.training.run.run_steps import take_step
@@ -45,7 +45,7 @@ class WorkerParts:
     `tidy` is called whenever a job has left, and its memory with it.
     """
 
-    desk: Desk
+    desk: JobServices
     load: Load
     worker_id: str
     poll_s: float = 0.5

@@ -26,7 +26,7 @@ _STATE = "state"
 
 
 @dataclass(frozen=True)
-class Checkpoint:
+class RunCheckpoint:
     """A moment of a run: the step just done, its tensors, and its numbers (anything JSON holds)."""
 
     step: int
@@ -41,7 +41,7 @@ class CheckpointFolder:
         self._folder = folder
         self._keep = keep
 
-    def save(self, checkpoint: Checkpoint) -> Path:
+    def save(self, checkpoint: RunCheckpoint) -> Path:
         """Write one; it is on the disk when this returns."""
         self._folder.mkdir(parents=True, exist_ok=True)
         path = self._folder / f"step-{checkpoint.step:08d}.safetensors"
@@ -60,7 +60,7 @@ class CheckpointFolder:
             old.unlink(missing_ok=True)
         return path
 
-    def newest(self) -> Checkpoint | None:
+    def newest(self) -> RunCheckpoint | None:
         """Read the newest that can be read whole; None if there is none."""
         for path in reversed(self._paths()):
             with contextlib.suppress(SafetensorError, OSError, ValueError, KeyError):
@@ -94,13 +94,13 @@ def sweep(folder: Path, *, older_than_s: float, keep: Container[str] = ()) -> No
                 shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
 
 
-def _read(path: Path) -> Checkpoint:
+def _read(path: Path) -> RunCheckpoint:
     match = _NAME.fullmatch(path.name)
     assert match is not None
     with safe_open(path, framework="pt") as file:
         state = json.loads(file.metadata()[_STATE])
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    return Checkpoint(int(match[1]), tensors, state)
+    return RunCheckpoint(int(match[1]), tensors, state)
 
 
 def _sync(path: Path) -> None:

@@ -97,7 +97,7 @@ def defaults_of(method: str, trained: str | None = None) -> MethodDefaults:
 
 
 @dataclass(frozen=True)
-class Plan:
+class TrainPlan:
     """A job's options with nothing left open; the same plan and data give the same adapter.
 
     `trained`, `basis`, `sparsity`, `alpha` and `d_initial` are None where the method has no such
@@ -156,7 +156,7 @@ def epochs_for(lines: int) -> int:
     return min(15, max(2, little, min(6, longer)))
 
 
-def plan_for(options: TrainOptions, *, seed: int, max_rank: int, lines: int) -> Plan:
+def plan_for(options: TrainOptions, *, seed: int, max_rank: int, lines: int) -> TrainPlan:
     """Close what `options` leave open.
 
     Args:
@@ -166,7 +166,7 @@ def plan_for(options: TrainOptions, *, seed: int, max_rank: int, lines: int) -> 
     """
     row = defaults_of(options.method, options.trained)
     rank = options.rank or min(row.rank, max_rank)
-    plan = Plan(
+    plan = TrainPlan(
         seed=seed,
         method=row.method,
         rank=rank,

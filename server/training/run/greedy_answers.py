@@ -20,7 +20,7 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, eq=False)
-class Asked:
+class GreedyRequest:
     """A prompt, as tokens, for an adapter, or for the base as it is (None)."""
 
     prompt: Sequence[int]
@@ -28,7 +28,7 @@ class Asked:
 
 
 def answer(
-    base: BaseModel, asked: Sequence[Asked], *, max_new: int, max_tokens: int
+    base: BaseModel, asked: Sequence[GreedyRequest], *, max_new: int, max_tokens: int
 ) -> list[list[int]]:
     """The greedy answer to each, in order: at most `max_new` tokens, the one that ends it included.
 
@@ -51,7 +51,7 @@ def answer(
 
 
 def answer_all(
-    base: BaseModel, groups: Sequence[Sequence[Asked]], *, max_new: int, max_tokens: int
+    base: BaseModel, groups: Sequence[Sequence[GreedyRequest]], *, max_new: int, max_tokens: int
 ) -> list[list[list[int]] | None]:
     """As `answer`, for several who ask; what fails for all is tried for each: None, if it fails
     again. Raises nothing: an answer is a sample, and no reason for anybody's work to fail."""
@@ -69,7 +69,7 @@ def answer_all(
     return [[next(each) for _ in group] for group in groups]
 
 
-def _tokens(base: BaseModel, rows: Sequence[Asked], max_new: int) -> Iterator[Tensor]:
+def _tokens(base: BaseModel, rows: Sequence[GreedyRequest], max_new: int) -> Iterator[Tensor]:
     """Of each step, the token of every row [rows]; rows that have ended go on to no use."""
     device = base.device
     longest = max(len(row.prompt) for row in rows)
@@ -104,7 +104,9 @@ def _tokens(base: BaseModel, rows: Sequence[Asked], max_new: int) -> Iterator[Te
         mask = torch.cat([mask, mask.new_ones(len(rows), 1)], dim=1)
 
 
-def _active(base: BaseModel, rows: Sequence[Asked], width: int) -> AbstractContextManager[None]:
+def _active(
+    base: BaseModel, rows: Sequence[GreedyRequest], width: int
+) -> AbstractContextManager[None]:
     shares: list[tuple[TrainableAdapter | None, int]] = []
     for row in rows:
         if shares and shares[-1][0] is row.adapter:

@@ -13,7 +13,7 @@ from torch.nn.functional import silu
 
 
 @dataclass(frozen=True)
-class Between:
+class LayerOps:
     """These functions, in one form or the other."""
 
     add_rms_norm: Callable[[Tensor, Tensor | None, Tensor, float], tuple[Tensor, Tensor]]
@@ -60,4 +60,4 @@ def silu_mul(gate: Tensor, up: Tensor) -> Tensor:
     return silu(gate) * up
 
 
-PLAIN: Final = Between(add_rms_norm, rotate, silu_mul)
+PLAIN: Final = LayerOps(add_rms_norm, rotate, silu_mul)

@@ -15,7 +15,7 @@ from torch.nn import functional
 
 from server.adapters.methods.row_shares import KERNELS_FROM
 from server.bases.model import BaseModel
-from server.training.run.layer_ops import Between
+from server.training.run.layer_ops import LayerOps
 
 # Their layers differ in biases and sliding windows alone.
 _FAMILY: Final = frozenset({"llama", "mistral", "qwen2"})
@@ -38,7 +38,7 @@ def lean_layers(base: BaseModel, tokens: int) -> Iterator[None]:
     from server.training.kernels.trainable_norm import add_rms_norm
     from server.training.kernels.trainable_rotary import rotate
 
-    with lean_with(base, Between(add_rms_norm, rotate, silu_mul)):
+    with lean_with(base, LayerOps(add_rms_norm, rotate, silu_mul)):
         yield
 
 
@@ -53,7 +53,7 @@ def knows(base: BaseModel) -> bool:
 
 
 @contextmanager
-def lean_with(base: BaseModel, between: Between) -> Iterator[None]:
+def lean_with(base: BaseModel, between: LayerOps) -> Iterator[None]:
     """`lean_layers`, with these functions between the products."""
     decoder: Any = base.model.get_decoder()
     layers = list(decoder.layers)
@@ -69,7 +69,7 @@ def lean_with(base: BaseModel, between: Between) -> Iterator[None]:
 class _Lean:
     """Stands in for the `forward` of one decoder layer."""
 
-    def __init__(self, layer: Any, between: Between, head_dim: int) -> None:
+    def __init__(self, layer: Any, between: LayerOps, head_dim: int) -> None:
         self._layer = layer
         self._plain: Callable[..., Tensor] = type(layer).forward
         self._between = between
@@ -118,7 +118,7 @@ class _Lean:
 
 
 def _normed(
-    between: Between, h: Tensor, delta: Tensor | None, norm: nn.Module
+    between: LayerOps, h: Tensor, delta: Tensor | None, norm: nn.Module
 ) -> tuple[Tensor, Tensor]:
     weight, eps = norm.get_parameter("weight"), float(norm.variance_epsilon)  # type: ignore[arg-type]
     return between.add_rms_norm(h, delta, weight, eps)

@@ -21,8 +21,8 @@ from server.bases.model import BaseModel
 from server.errors import TrainingFailed
 from server.training.run.adamw import Learning, Step
 from server.training.run.batches import epoch_batches, micro_batches, steps_per_epoch
-from server.training.run.checkpoint import Checkpoint
-from server.training.run.defaults import Plan
+from server.training.run.checkpoint import RunCheckpoint
+from server.training.run.defaults import TrainPlan
 from server.training.run.examples import Example
 from server.training.run.loss import Score, Sums, counted_losses
 from server.training.run.schedule import learning_rate
@@ -59,7 +59,7 @@ class Trainer:
         adapter: TrainableAdapter,
         train: Sequence[Example],
         valid: Sequence[Example],
-        plan: Plan,
+        plan: TrainPlan,
     ) -> None:
         if not train:
             raise TrainingFailed("no line of the file holds an answer to learn", code="no_examples")
@@ -161,17 +161,17 @@ class Trainer:
                 total.add(*counted_losses(self.base, [examples[i] for i in part]))
         return total.score()
 
-    def checkpoint(self) -> Checkpoint:
+    def checkpoint(self) -> RunCheckpoint:
         """Everything that the rest of the run depends on, and what it is a run of."""
         tensors = {name: tensor.detach() for name, tensor in self._held().items()}
         state = {"run": self._run_id, "trained_tokens": self.trained_tokens}
-        return Checkpoint(self.step, tensors, state)
+        return RunCheckpoint(self.step, tensors, state)
 
-    def fits(self, checkpoint: Checkpoint) -> bool:
+    def fits(self, checkpoint: RunCheckpoint) -> bool:
         """True if a run of this plan on these examples and this base made it."""
         return checkpoint.state.get("run") == self._run_id
 
-    def restore(self, checkpoint: Checkpoint) -> None:
+    def restore(self, checkpoint: RunCheckpoint) -> None:
         """Go on from `checkpoint`, which must fit."""
         with torch.no_grad():
             for name, tensor in self._held().items():

@@ -8,25 +8,33 @@ import pytest
 from starlette.types import Message, Receive
 
 from server.api.completions.chat_completion import ChatShape
-from server.api.completions.delivery import Answers, ClientGone, Ear, Heard, News, Wakes, joined
-from server.api.completions.generation import Asked
+from server.api.completions.delivery import (
+    Answers,
+    ChoiceUpdate,
+    ClientGone,
+    Ear,
+    Heard,
+    Wakes,
+    joined,
+)
+from server.api.completions.generation import CheckedRequest
 from server.api.completions.replies import Chunks, Shape, Transcript
 from server.api.completions.text_completion import CompletionShape, Echo
 from server.api.sse import event
 from server.engine.sequence import FinishReason, SamplingParams
 from server.errors import Unavailable
 from server.scheduler.intake import Handle
-from server.scheduler.request import Delta, Generation, Listener, LoopStats, TokenPiece
+from server.scheduler.request import Generation, Listener, LoopStats, TextDelta, TokenPiece
 from tests.api.fakes import ByteTokenizer, score
 
 PROMPTS = (b"one", b"two")
 N = 2
 
 
-def asked(served_name: str = "base") -> Asked:
+def asked(served_name: str = "base") -> CheckedRequest:
     params = SamplingParams(max_tokens=9)
     prompts = tuple(Generation("r", "o", tuple(p), params, n=N) for p in PROMPTS)
-    return Asked("cmpl-1", 1_700_000_000, served_name, prompts)
+    return CheckedRequest("cmpl-1", 1_700_000_000, served_name, prompts)
 
 
 def shape(kind: str, logprobs: bool) -> Shape:
@@ -37,16 +45,16 @@ def shape(kind: str, logprobs: bool) -> Shape:
     return CompletionShape(ByteTokenizer(), logprobs=logprobs, echoes=shown, n=N)
 
 
-def answer(draw: random.Random, prompt: int, index: int) -> Iterator[News]:
+def answer(draw: random.Random, prompt: int, index: int) -> Iterator[ChoiceUpdate]:
     """Deltas with and without text, with characters that JSON escapes, and an end."""
     for place in range(6):
         text = draw.choice(["", 'a"b', "é😀", "\0", "\u2028\n", " word"])
         token = TokenPiece(ord("x"), text, score(ord("x")))
         finish = FinishReason.LENGTH if place == 5 else None
-        yield News(prompt * N + index, Delta(index, text, (token,), finish=finish), 1)
+        yield ChoiceUpdate(prompt * N + index, TextDelta(index, text, (token,), finish=finish), 1)
 
 
-def news_of(seed: int) -> list[News]:
+def news_of(seed: int) -> list[ChoiceUpdate]:
     """All answers' news, mixed, each answer's in order."""
     draw = random.Random(seed)
     waiting = [list(answer(draw, prompt, index)) for prompt in range(2) for index in range(N)]
@@ -56,7 +64,7 @@ def news_of(seed: int) -> list[News]:
     return news
 
 
-def plainly(labels: dict[str, object], news: News, shape: Shape) -> bytes:
+def plainly(labels: dict[str, object], news: ChoiceUpdate, shape: Shape) -> bytes:
     choices = shape.chunks(news.choice, news.delta)
     return b"".join(event({**labels, "choices": [choice]}) for choice in choices)
 
@@ -141,8 +149,8 @@ def test_a_step_wakes_the_event_loop_once() -> None:
         loop.call_soon_threadsafe = counted  # type: ignore[method-assign,assignment]
         streams = opened(wakes, 7)
         for _, hear in streams:
-            hear(Delta(0, "a"))
-            hear(Delta(0, "b", finish=FinishReason.STOP))
+            hear(TextDelta(0, "a"))
+            hear(TextDelta(0, "b", finish=FinishReason.STOP))
         told = [(await stream.next())[0].delta.text for stream, _ in streams]
         for stream, _ in streams:
             stream.close()
@@ -167,7 +175,7 @@ def test_few_streams_are_told_each_token_and_many_several_in_one_piece() -> None
         for place in range(tokens):
             told = len(heard)
             finish = FinishReason.STOP if place == tokens - 1 else None
-            hear(Delta(0, "a", finish=finish))
+            hear(TextDelta(0, "a", finish=finish))
             await asyncio.sleep(pace_s)
             late += len(heard) == told and place in (0, tokens - 1)
         await listener
@@ -185,7 +193,7 @@ def test_few_streams_are_told_each_token_and_many_several_in_one_piece() -> None
 def test_plain_tokens_are_heard_as_texts_in_their_place() -> None:
     """As from an engine in a process of its own, from another thread."""
 
-    async def listen() -> list[News]:
+    async def listen() -> list[ChoiceUpdate]:
         ((stream, hear),) = opened(Wakes(), 1)
         assert isinstance(hear, Ear)
         take = hear.text_taker(0)
@@ -195,9 +203,9 @@ def test_plain_tokens_are_heard_as_texts_in_their_place() -> None:
             for text in "abcdef":
                 take(text)
             hear.told()
-            hear(Delta(0, "g", (TokenPiece(5, "g", score(5)),)))
+            hear(TextDelta(0, "g", (TokenPiece(5, "g", score(5)),)))
             take("h")
-            hear(Delta(0, "i", (TokenPiece(5, "i"),), finish=FinishReason.STOP))
+            hear(TextDelta(0, "i", (TokenPiece(5, "i"),), finish=FinishReason.STOP))
 
         telling, news = asyncio.create_task(asyncio.to_thread(tell)), []
         while not stream.complete:
@@ -214,8 +222,8 @@ def test_plain_tokens_are_heard_as_texts_in_their_place() -> None:
 def test_what_came_before_a_failure_is_told_first() -> None:
     async def listen() -> str:
         ((stream, hear),) = opened(Wakes(), 1)
-        hear(Delta(0, "a"))
-        hear(Delta(0, finish=FinishReason.ERROR, error=Unavailable("gone")))
+        hear(TextDelta(0, "a"))
+        hear(TextDelta(0, finish=FinishReason.ERROR, error=Unavailable("gone")))
         try:
             (news,) = await stream.next()
             with pytest.raises(Unavailable, match="gone"):
@@ -241,10 +249,10 @@ def test_who_waits_for_ends_is_woken_by_nothing_else() -> None:
             ear.text_taker(0)(text)
             ear.told()
             ear.taker(0)(5, text)
-            ear(Delta(0, text))
+            ear(TextDelta(0, text))
             await asyncio.sleep(0)
             called.append(wakes._looking or wakes._hurrying)
-        ear(Delta(0, finish=FinishReason.STOP))
+        ear(TextDelta(0, finish=FinishReason.STOP))
         (news,) = await waiting
         answers.close()
         return called, news.delta.text

@@ -15,7 +15,7 @@ from torch import Tensor
 pytest.importorskip("triton", reason="triton is not installed")
 
 from server.adapters.batch.fused_batch import Inputs
-from server.adapters.batch.site_parts import Parts
+from server.adapters.batch.site_parts import KernelOffsets
 from server.adapters.batch.sites import Riding
 from server.adapters.memory.matrices import need_of
 from server.adapters.methods.vera import Vera
@@ -51,7 +51,7 @@ class Recomputed(Captures):
 
     def __init__(self, adapters: ResidentAdapters) -> None:
         self._adapters = adapters
-        self._parts = Parts()
+        self._parts = KernelOffsets()
         self._kept = OrderedDict()
 
     def _capture(self, inputs: Seq[Inputs], run: Callable[[Seq[Inputs]], Tensor]) -> Captured:

@@ -7,7 +7,7 @@ import torch
 
 from server.bases.model import BaseModel
 from server.pulse import Pulse
-from server.training.beside.pacing import GivingWay
+from server.training.beside.pacing import Pacing
 from server.training.beside.throttle import Throttle
 from tests.models import Kind, tiny_base
 
@@ -49,8 +49,8 @@ class Rig:
     pulse: Pulse = field(default_factory=Pulse)
     time: Time = field(default_factory=Time)
 
-    def giving(self) -> GivingWay:
-        return GivingWay(self.throttle, self.pulse, clock=self.time.clock, sleep=self.time.sleep)
+    def giving(self) -> Pacing:
+        return Pacing(self.throttle, self.pulse, clock=self.time.clock, sleep=self.time.sleep)
 
 
 def passed(base: BaseModel) -> tuple[torch.Tensor, torch.Tensor]:
@@ -104,7 +104,7 @@ def test_the_device_is_waited_for_once_a_rest_and_its_work_counts(share: float) 
         rig.time.now += 0.001
         finished += 1
 
-    giving = GivingWay(
+    giving = Pacing(
         rig.throttle, rig.pulse, finish=finish, clock=rig.time.clock, sleep=rig.time.sleep
     )
     for _ in range(5000):
@@ -137,7 +137,7 @@ def test_a_pause_lasts_until_enough_was_heard() -> None:
         rig.time.sleep(seconds)
         rig.pulse.step({0.002: 1})
 
-    giving = GivingWay(rig.throttle, rig.pulse, clock=rig.time.clock, sleep=sleep)
+    giving = Pacing(rig.throttle, rig.pulse, clock=rig.time.clock, sleep=sleep)
     giving.rest()
     assert 0.1 <= sum(rig.time.slept) < 0.5
     assert rig.throttle.share == 1
@@ -152,7 +152,7 @@ def test_a_pause_ends_when_the_requests_do() -> None:
         if len(rig.time.slept) == 30:
             rig.pulse.running = 0
 
-    giving = GivingWay(rig.throttle, rig.pulse, clock=rig.time.clock, sleep=sleep)
+    giving = Pacing(rig.throttle, rig.pulse, clock=rig.time.clock, sleep=sleep)
     giving.rest()
     assert len(rig.time.slept) == 30
     assert rig.throttle.share == 1

@@ -19,7 +19,7 @@ from server.engine.urgent import urgent
 from server.jobs.queue.job import JobStatus
 from server.pulse import Pulse
 from server.training.beside import training_thread as module
-from server.training.beside.training_thread import Beside, changing_hands_fast
+from server.training.beside.training_thread import TrainingThread, changing_hands_fast
 from server.training.job.worker_loop import DeviceLost, run_worker
 from tests.engine.driving import Engine, generate, make_sequence, random_prompt
 from tests.models import VOCAB, tiny_base, tiny_model
@@ -42,11 +42,11 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def beside_of(
     pulse: Pulse | None = None, lost: Callable[[], None] = lambda: None, target: float = 1.3
-) -> Beside:
-    return Beside(tiny_base("llama"), pulse or Pulse(), target, lost)
+) -> TrainingThread:
+    return TrainingThread(tiny_base("llama"), pulse or Pulse(), target, lost)
 
 
-def stop(beside: Beside) -> None:
+def stop(beside: TrainingThread) -> None:
     beside.stop()
     assert beside.join(20)
 
@@ -58,7 +58,7 @@ def test_a_job_is_trained_on_the_base_of_an_engine_that_has_taken_it_over(
     base = tiny_base("llama")
     before = {name: it.clone() for name, it in base.model.named_parameters()}
     Runner(base, None, KVCache(base, memory_mb=1, block_tokens=16))
-    beside = Beside(base, Pulse(), 1.3, lambda: None)
+    beside = TrainingThread(base, Pulse(), 1.3, lambda: None)
     parts = place.parts(load=lambda: (beside.base, byte_tokenizer()), checkpoint_every_s=1000)
     job = submit(place, options=OPTIONS)
     beside.start(lambda stop: run_worker(parts, stop))
@@ -176,7 +176,7 @@ def test_both_at_once_compute_what_each_does_alone(device: str) -> None:
     expected = [generate(model, prompt, 12) for prompt in prompts]
     torch.nn.Module.to(model, device)
     base = BaseModel.of(model, "tiny")
-    beside, within = Beside(base, Pulse(), 1.3, lambda: None), urgent(base.device)
+    beside, within = TrainingThread(base, Pulse(), 1.3, lambda: None), urgent(base.device)
     gradients: list[torch.Tensor] = []
     with within():
         kv = KVCache(base, memory_mb=4, block_tokens=16)
@@ -200,7 +200,7 @@ def test_both_at_once_compute_what_each_does_alone(device: str) -> None:
 def test_all_of_a_step_comes_after_the_engine_s(device: str) -> None:
     base = tiny_base("llama")
     torch.nn.Module.to(base.model, device)
-    beside = Beside(BaseModel.of(base.model, "tiny"), Pulse(), 1.3, lambda: None)
+    beside = TrainingThread(BaseModel.of(base.model, "tiny"), Pulse(), 1.3, lambda: None)
     seen: list[torch.cuda.Stream] = []
     done = threading.Event()
 

@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from server.training.run.checkpoint import Checkpoint, CheckpointFolder, sweep
+from server.training.run.checkpoint import CheckpointFolder, RunCheckpoint, sweep
 
 
-def make(step: int) -> Checkpoint:
+def make(step: int) -> RunCheckpoint:
     tensors = {"vectors/a": torch.randn(7, 3), "adamw/0/step": torch.tensor(float(step))}
-    return Checkpoint(step, tensors, {"trained_tokens": step * 10})
+    return RunCheckpoint(step, tensors, {"trained_tokens": step * 10})
 
 
 def test_what_is_saved_is_read(tmp_path: Path) -> None:

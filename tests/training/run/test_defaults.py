@@ -8,7 +8,7 @@ import pytest
 from server.adapters.methods.registry import METHODS, method_named
 from server.jobs.queue.train_options import BASES, TRAINED, TrainOptions
 from server.training.job.start import adapter_options
-from server.training.run.defaults import LONG_FILE, TABLE, Plan, defaults_of, plan_for
+from server.training.run.defaults import LONG_FILE, TABLE, TrainPlan, defaults_of, plan_for
 from tests.models import tiny_base
 
 VARIANTS = [
@@ -18,7 +18,7 @@ DOC = Path(__file__).parents[3] / "docs" / "methods.md"
 
 
 def test_what_is_left_open_takes_the_defaults() -> None:
-    assert plan_for(TrainOptions(), seed=3, max_rank=1024, lines=56) == Plan(seed=3)
+    assert plan_for(TrainOptions(), seed=3, max_rank=1024, lines=56) == TrainPlan(seed=3)
 
 
 @pytest.mark.parametrize(
@@ -39,12 +39,12 @@ def test_what_is_left_open_takes_the_defaults() -> None:
 )
 def test_what_is_asked_for_is_taken(wish: dict[str, object]) -> None:
     plan = asdict(plan_for(TrainOptions(**wish), seed=3, max_rank=1024, lines=56))  # type: ignore[arg-type]
-    assert plan == {**asdict(Plan(seed=3)), **wish}
+    assert plan == {**asdict(TrainPlan(seed=3)), **wish}
 
 
 def test_a_multiplier_is_of_the_default_rate() -> None:
     plan = plan_for(TrainOptions(learning_rate_multiplier=0.5), seed=3, max_rank=1024, lines=56)
-    assert plan.learning_rate == Plan(seed=3).learning_rate / 2
+    assert plan.learning_rate == TrainPlan(seed=3).learning_rate / 2
 
 
 def test_the_jobs_seed_goes_before_the_options() -> None:
@@ -64,7 +64,7 @@ def test_many_lines_are_read_less_often_in_larger_batches() -> None:
     assert [plan.batch_size for plan in plans] == [4, 4, 4, 4, 4, 4, 4, 15, 32]
 
 
-def planned(**wish: object) -> Plan:
+def planned(**wish: object) -> TrainPlan:
     return plan_for(TrainOptions(**wish), seed=3, max_rank=256, lines=56)  # type: ignore[arg-type]
 
 

@@ -12,7 +12,7 @@ from server.adapters.learning.trainable import TrainableAdapter
 from server.bases.model import BaseModel
 from server.training.job.samples import MAX_NEW, Question, questions_of, sample_of
 from server.training.run.examples import build_examples
-from server.training.run.greedy_answers import Asked, answer, answer_all
+from server.training.run.greedy_answers import GreedyRequest, answer, answer_all
 from tests.models import EOS, KINDS, Kind, tiny_base
 from tests.training.chats import MARKED, UNMARKED, byte_tokenizer
 
@@ -27,7 +27,7 @@ def adapter_of(base: BaseModel, method: str, seed: int) -> TrainableAdapter:
     return adapter
 
 
-def alone(base: BaseModel, asked: Asked, max_new: int) -> list[int]:
+def alone(base: BaseModel, asked: GreedyRequest, max_new: int) -> list[int]:
     tokens = list(asked.prompt)
     with torch.no_grad(), asked.adapter.active() if asked.adapter else nullcontext():
         for _ in range(max_new):
@@ -44,7 +44,7 @@ def test_a_batch_says_what_each_would_say_alone(kind: Kind, max_tokens: int) -> 
     adapters = [None, adapter_of(base, "vera", 1), adapter_of(base, "lora", 2), None]
     draw = random.Random(3)
     asked = [
-        Asked([draw.randrange(3, 300) for _ in range(draw.randrange(1, 40))], adapter)
+        GreedyRequest([draw.randrange(3, 300) for _ in range(draw.randrange(1, 40))], adapter)
         for adapter in [*adapters, *adapters[::-1]]
     ]
     found = answer(base, asked, max_new=12, max_tokens=max_tokens)
@@ -56,9 +56,11 @@ def test_each_row_ends_by_itself() -> None:
     base = tiny_base("llama")
     first = [[5, 6, 7], [9, 8], [100, 3, 4, 5]]
     endless = replace(base, eos_token_ids=frozenset())
-    whole = answer(endless, [Asked(p, None) for p in first], max_new=8, max_tokens=4096)
+    whole = answer(endless, [GreedyRequest(p, None) for p in first], max_new=8, max_tokens=4096)
     ends = replace(base, eos_token_ids=frozenset([whole[0][2], EOS]))
-    cut = answer(ends, [Asked(prompt, None) for prompt in first], max_new=8, max_tokens=4096)
+    cut = answer(
+        ends, [GreedyRequest(prompt, None) for prompt in first], max_new=8, max_tokens=4096
+    )
     assert cut[0] == whole[0][: whole[0].index(whole[0][2]) + 1]
     for mine, theirs in zip(cut[1:], whole[1:], strict=True):
         assert mine == theirs[: len(mine)]
@@ -69,7 +71,12 @@ def test_one_that_cannot_be_asked_leaves_the_others_their_answers(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     base = tiny_base("llama")
-    groups = [[Asked([5, 6], None)], [Asked([10**6], None)], [], [Asked([7], None)]]
+    groups = [
+        [GreedyRequest([5, 6], None)],
+        [GreedyRequest([10**6], None)],
+        [],
+        [GreedyRequest([7], None)],
+    ]
     found = answer_all(base, groups, max_new=4, max_tokens=4096)
     assert found[1] is None
     assert found[2] == []

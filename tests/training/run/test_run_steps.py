@@ -16,14 +16,14 @@ from server.adapters.methods.row_shares import Shares
 from server.bases.model import BaseModel
 from server.errors import TrainingFailed
 from server.training.run import run_steps
-from server.training.run.defaults import Plan
+from server.training.run.defaults import TrainPlan
 from server.training.run.examples import Example
 from server.training.run.loss import counted_losses
 from server.training.run.run_steps import run, take_step
 from server.training.run.trainer import Progress, Trainer
 from tests.models import tiny_model
 
-PLAN = Plan(seed=5, rank=8, learning_rate=0.02, n_epochs=2, batch_size=4)
+PLAN = TrainPlan(seed=5, rank=8, learning_rate=0.02, n_epochs=2, batch_size=4)
 VARIED: tuple[dict[str, Any], ...] = (
     {},
     {"seed": 9, "learning_rate": 0.05, "batch_size": 3},

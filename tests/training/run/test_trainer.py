@@ -11,13 +11,13 @@ from server.adapters.learning.trainable import TrainableAdapter
 from server.bases.model import BaseModel
 from server.errors import TrainingFailed
 from server.jobs.queue.train_options import MAX_SEED
-from server.training.run.defaults import Plan
+from server.training.run.defaults import TrainPlan
 from server.training.run.examples import Example
 from server.training.run.run_steps import run
 from server.training.run.trainer import Trainer
 from tests.models import KINDS, Kind, tiny_model
 
-PLAN = Plan(seed=5, rank=8, learning_rate=0.02, n_epochs=4, batch_size=4, dropout=0.1)
+PLAN = TrainPlan(seed=5, rank=8, learning_rate=0.02, n_epochs=4, batch_size=4, dropout=0.1)
 
 
 def make_examples(count: int, seed: int = 0) -> list[Example]:
@@ -33,7 +33,7 @@ def make_examples(count: int, seed: int = 0) -> list[Example]:
 
 def make_trainer(
     kind: Kind = "llama",
-    plan: Plan = PLAN,
+    plan: TrainPlan = PLAN,
     *,
     device: str = "cpu",
     dtype: torch.dtype = torch.float32,
