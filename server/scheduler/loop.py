@@ -102,6 +102,7 @@ class ServingLoop:
         self._within = within
         self._works, self._lost = works, lost
         self._working = True
+        self._unfreed: tuple[object, ...] = ()
         self._beat = Beat(metrics, pulse)
         self.on_told: Callable[[], None] = _nothing
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
@@ -254,7 +255,7 @@ class ServingLoop:
         try:
             outputs = flight.outputs()
         except Exception as error:
-            self._fail_steps(error, chunks)
+            self._fail_steps(error, chunks, flight)
             return
         now, answers = self._clock(), self._answers
         for output in outputs:
@@ -264,21 +265,26 @@ class ServingLoop:
         self._metrics.iteration_tokens.observe(sum(length for _, length in chunks))
         self._beat.end()
 
-    def _fail_steps(self, error: Exception, chunks: Seq[Chunk]) -> None:
+    def _fail_steps(
+        self, error: Exception, chunks: Seq[Chunk], flight: Flight | None = None
+    ) -> None:
         """A step failed: nobody knows what it wrote, nor what a step that reads that would say.
 
         So all that run end, and with them what a step in the air had run and was pre-empted since.
         """
         log.error("a step of %d chunks failed", len(chunks), exc_info=error)
+        self._working = self._works()
+        if not self._working:
+            log.critical("the engine's device has failed; the engine stops")
+            # torch aborts the process when it frees an event or pinned memory of a lost device, and
+            # the error's traceback holds some too. So all of it is kept until the process ends.
+            self._unfreed = (error, flight, *self._in_air)
         begun = dict.fromkeys(self._running)
         for ran in (chunks, *(ran for _, ran in self._in_air)):
             begun |= dict.fromkeys(sequence for sequence, _ in ran)
         self._in_air.clear()
         self._fail([self._answers[it] for it in begun if it in self._answers], error)
         self._blocks.forget()
-        self._working = self._works()
-        if not self._working:
-            log.critical("the engine's device has failed, and answers nobody any more")
 
     def _fail(self, answers: Iterable[Answer], error: Exception) -> None:
         reason = Unavailable(f"the engine failed ({type(error).__name__}); try again")

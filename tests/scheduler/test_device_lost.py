@@ -1,15 +1,19 @@
 """A device that fails for good ends the loop, and with it the process; nobody is left waiting."""
 
+import gc
 import threading
+import weakref
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import pytest
 
 from server.engine.blocks import BlockPool
+from server.engine.sequence import Chunk
 from server.errors import Unavailable
 from server.metrics import Metrics
 from server.scheduler.loop import ServingLoop
-from tests.scheduler.fakes import CountingEngine, FakeSlots, NumberDecoder
+from tests.scheduler.fakes import CountingEngine, FakeFlight, FakeSlots, NumberDecoder
 from tests.scheduler.test_loop import LIMITS, Heard, request
 
 
@@ -72,3 +76,22 @@ def test_a_failure_that_the_device_survived_ends_nothing_else(ahead: int) -> Non
     assert rig.loop.alive and not rig.lost.is_set()
     rig.loop.stop(0)
     assert not rig.lost.is_set()
+
+
+@pytest.mark.parametrize("ahead", [0, 1])
+def test_nothing_of_a_lost_device_is_freed(ahead: int) -> None:
+    """torch aborts the process when it frees what a lost device owns."""
+    rig = Rig(ahead, works=False)
+    flights: list[weakref.ref[FakeFlight]] = []
+    launch = rig.engine.launch
+
+    def remember(chunks: Sequence[Chunk]) -> FakeFlight:
+        flights.append(weakref.ref(flight := launch(chunks)))
+        return flight
+
+    rig.engine.launch = remember  # type: ignore[method-assign]
+    rig.ask()
+    assert rig.lost.wait(10)
+    gc.collect()
+    assert len(flights) == 2 + ahead
+    assert [flight() is None for flight in flights] == [True, False, False][: 2 + ahead]
