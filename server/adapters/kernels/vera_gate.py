@@ -63,7 +63,7 @@ def gate_vera(
         EARLY=begun, GATE=gate_part is not None, UP=up_part is not None, PAGE_ENTRIES=PAGE,
         BLOCK_M=tiles.tokens, BLOCK_N=tiles.columns, BLOCK_K=tiles.ranks,
         RANK_STEPS=cdiv(rank, tiles.ranks),
-        num_warps=tiles.warps, num_stages=tiles.stages, launch_pdl=begun,
+        num_warps=tiles.warps, num_stages=tiles.stages_at(rank), launch_pdl=begun,
     )  # fmt: skip
     return act
 

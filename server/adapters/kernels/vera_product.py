@@ -45,6 +45,15 @@ class Tiles(NamedTuple):
     warps: int
     stages: int
 
+    def stages_at(self, rank: int) -> int:
+        """How deep to pipeline at this rank.
+
+        Triton 3.6 gives wrong sums where it pipelines some operands of a product and not others
+        (128 x 128 tiles, an H200). It copies those ahead whose masks it knows to be aligned, and of
+        a mask by rank it knows that only for multiples of 16.
+        """
+        return self.stages if rank % 16 == 0 else 1
+
 
 _FEW_TOKENS = 64
 _MOST_AT_ONCE = 256  # ranks; more would not fit a program's registers and shared memory
@@ -111,7 +120,7 @@ def add_vera(
         y.stride(0), z.stride(0), bt.stride(0), PAGE_ENTRIES=PAGE, EARLY=begun,
         BLOCK_M=tiles.tokens, BLOCK_N=tiles.columns, BLOCK_K=tiles.ranks,
         RANK_STEPS=cdiv(rank, tiles.ranks),
-        num_warps=tiles.warps, num_stages=tiles.stages, launch_pdl=begun,
+        num_warps=tiles.warps, num_stages=tiles.stages_at(rank), launch_pdl=begun,
     )  # fmt: skip
 
 

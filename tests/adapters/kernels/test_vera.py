@@ -137,19 +137,38 @@ def test_half_of_a_gate_may_be_plain(which: str) -> None:
     assert_near(act, reference_gate_vera(y, z, bt, memory, pages, gate, up, 48, 8))
 
 
-@pytest.mark.parametrize("tiles", [Tiles(128, 128, 64, 8, 3), Tiles(16, 64, 16, 4, 2)])
-def test_tiles_change_nothing(tiles: Tiles) -> None:
+LARGE = [tiles_for(tokens, 28672, 256, products) for tokens in (128, 2048) for products in (1, 2)]
+
+
+@pytest.mark.parametrize("rank", [70, 100, 129, 192])
+@pytest.mark.parametrize("tiles", [*LARGE, Tiles(16, 64, 16, 4, 2)])
+def test_tiles_change_nothing(tiles: Tiles, rank: int) -> None:
+    """At few tokens by tiles of many: whatever covers them, the sums are the same."""
     dtype = DTYPES[-1]
     rows = Rows()
-    parts = placed(rows, QKV, 70)
+    parts = placed(rows, QKV, rank)
     memory, first_pages = rows.memory(4, dtype)
     pages = asked("skewed", 40, first_pages)
-    y, z = product(40, sum(QKV), 70, dtype)
-    bt = noise(70, max(QKV), dtype=dtype, seed=2)
+    y, z = product(40, sum(QKV), rank, dtype)
+    bt = noise(rank, max(QKV), dtype=dtype, seed=2)
     expected = y.clone()
-    reference_add_vera(expected, z, bt, memory, pages, parts, 70)
-    add_vera(y, z, bt, memory, pages, parts, 70, tiles)
+    reference_add_vera(expected, z, bt, memory, pages, parts, rank)
+    add_vera(y, z, bt, memory, pages, parts, rank, tiles)
     assert_near(y, expected)
+
+
+@pytest.mark.parametrize("rank", [70, 100, 129, 192])
+@pytest.mark.parametrize("tiles", [*LARGE, Tiles(16, 64, 16, 4, 2)])
+def test_tiles_change_nothing_of_a_gate(tiles: Tiles, rank: int) -> None:
+    dtype = DTYPES[-1]
+    rows = Rows()
+    gate, up = placed(rows, (96, 96), rank)
+    memory, first_pages = rows.memory(4, dtype)
+    pages = asked("skewed", 40, first_pages)
+    y, z = product(40, 192, rank, dtype)
+    bt = noise(rank, 96, dtype=dtype, seed=2)
+    act = gate_vera(y, z, bt, memory, pages, gate, up, 96, rank, tiles)
+    assert_near(act, reference_gate_vera(y, z, bt, memory, pages, gate, up, 96, rank))
 
 
 def test_no_tokens_are_no_work() -> None:
