@@ -11,7 +11,7 @@ TORCH := torch>=2.11,<2.14
 # torch anew: that alone takes minutes.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo serve test gpu-test lint format clean
+.PHONY: demo serve test gpu-test lint format docs clean
 
 demo: $(VENV)/.installed
 	$(BIN)/verandah demo
@@ -39,8 +39,12 @@ format: $(VENV)/.installed-dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+# `python -m` puts this folder on the path, where the site's hooks are.
+docs: $(VENV)/.installed-docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+
 clean:
-	rm -rf $(VENV) *.egg-info build .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) *.egg-info build site .mypy_cache .ruff_cache .pytest_cache
 
 $(VENV)/bin/pip:
 	$(PYTHON) -c 'import sys; sys.exit("Verandah needs Python 3.11 or newer; this is " + sys.version if sys.version_info < (3, 11) else 0)'
@@ -55,4 +59,9 @@ $(VENV)/.installed: $(VENV)/bin/pip pyproject.toml
 $(VENV)/.installed-dev: $(VENV)/bin/pip pyproject.toml
 	$(if $(TORCH_INDEX),$(BIN)/pip install --index-url $(TORCH_INDEX) '$(TORCH)')
 	$(BIN)/pip install --no-compile --progress-bar on -e '.[dev]'
+	touch $(VENV)/.installed $@
+
+$(VENV)/.installed-docs: $(VENV)/bin/pip pyproject.toml
+	$(if $(TORCH_INDEX),$(BIN)/pip install --index-url $(TORCH_INDEX) '$(TORCH)')
+	$(BIN)/pip install --progress-bar on -e '.[docs]'
 	touch $(VENV)/.installed $@

@@ -157,15 +157,13 @@ def _field(location: Sequence[str | int]) -> str:
     return "".join(parts)[1:]
 
 
-def create_app(parts: Services) -> ASGIApp:
-    """Build the application around parts that somebody else starts and stops."""
+def http_api() -> FastAPI:
+    """All routes, and how their errors are reported. Without `app.state.parts` nothing answers."""
     app = FastAPI(
         title="Verandah",
         description="One base model, thousands of personal adapters. Speaks the OpenAI API.",
         redirect_slashes=False,
     )
-    app.state.parts = parts
-    app.state.wakes = wakes = Wakes()
     talking = (chat_completion, text_completion, model_endpoints)
     training = (file_endpoints, job_endpoints, job_event_endpoints)
     for module in (
@@ -182,6 +180,14 @@ def create_app(parts: Services) -> ASGIApp:
     app.add_exception_handler(HTTPException, _http)
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(Exception, _known)
+    return app
+
+
+def create_app(parts: Services) -> ASGIApp:
+    """Build the application around parts that somebody else starts and stops."""
+    app = http_api()
+    app.state.parts = parts
+    app.state.wakes = wakes = Wakes()
     parts.metrics.registry.register(ops.ServerGauges(parts))
     # Around FastAPI and not its middleware: so the direct way spares FastAPI's own layers.
     ways = {

@@ -1,7 +1,7 @@
 """CPU that the API takes for a request, a chunk and a token, over an engine that only counts.
 
 `python -m benchmarks.serving.api_cost` serves over a made-up engine in a process of its own, which
-gives each stream `--burst` tokens at once every `--pace` seconds, and asks it from further
+gives each stream one of `--bursts` tokens at once every `--pace` seconds, and asks it from further
 processes. All but the engine is what `verandah serve` runs. Figures are CPU time, system calls
 included: other work on the machine shows in them only by what it takes of the caches, which may be
 a quarter; what is to be compared should take turns. Of two bursts the larger makes fewer chunks:

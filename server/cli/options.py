@@ -1,8 +1,7 @@
 """Options of the commands: fields of settings, and where the running server is.
 
-Each field is `--its-name` and an environment variable.
-
-`Settings` are VERANDAH_ITS_NAME; a command's own options are VERANDAH_COMMAND_ITS_NAME.
+A field of `Settings` such as `max_rank` is the option `--max-rank` and the environment variable
+`VERANDAH_MAX_RANK`. The variables of a command's own options carry its name: `VERANDAH_TRAIN_RANK`.
 """
 
 import argparse

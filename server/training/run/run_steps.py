@@ -26,7 +26,7 @@ def run(trainer: Trainer) -> Iterator[Progress]:
     """Train one run to the end from wherever it stands, yielding after each step.
 
     Raises:
-        TrainingFailed: see `Trainer.update`.
+        TrainingFailed: see `Trainer.next_step`.
         torch.OutOfMemoryError: a forward pass takes more than the accelerator has.
     """
     first = trainer.start()
