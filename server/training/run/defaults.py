@@ -59,7 +59,7 @@ TABLE: Final = (
         learning_rate=3e-4,
         long_rate=1e-3,
         sparsity="dense",
-        source="rate tried on Porch, one file and seed; rank and rate are PEFT's; the paper: 1e-4",
+        source="tried on Porch, one file and seed; rank and rate are PEFT's; the paper: 1e-4",
     ),
     MethodDefaults(
         "asymmetric-lora",
