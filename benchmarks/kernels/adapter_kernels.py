@@ -1,11 +1,11 @@
-"""What adapters' kernels add to a layer: `python -m benchmarks.kernels.adapter_kernels`, on CUDA.
+"""The adapters' kernels in a layer (CUDA): `python -m benchmarks.kernels.adapter_kernels`.
 
-A short table of the 8b shape at 64 rows, in some 20 seconds; with `--all` every shape and number of
-rows, in a minute. Timed as in `benchmarks.kernels.model_kernels`: every launch has inputs of its
-own, and nothing is in the cache beforehand; but VeRA's random matrix is shared by all, as by the
-layers of a model. `gate_vera` and the expand of gate and up do `silu_mul`'s work as well, which
-stands beside them. With `--tiles`, other sizes of VeRA's programs at so many rows of up to 64
-adapters, in microseconds a launch.
+By default it prints a short table of the 8b shape at 64 rows, in some 20 seconds; with `--all`
+every shape and number of rows, in a minute. As in `benchmarks.kernels.model_kernels`, every launch
+has its own inputs, and the cache is empty beforehand. Only VeRA's random matrix is shared by all,
+as by the layers of a model. `gate_vera` and the expansion of gate and up include the work of
+`silu_mul`, whose own cost is in the table too. `--tiles` times other sizes of VeRA's programs at so
+many rows of up to 64 adapters, in microseconds a launch.
 """
 
 import argparse
@@ -72,7 +72,7 @@ class Site:
 
 @dataclass(frozen=True)
 class Crowd:
-    """Who asks: rows of `adapters` adapters, in turn."""
+    """A batch: rows of `adapters` adapters, in turn."""
 
     rows: int
     adapters: int
@@ -146,12 +146,12 @@ class Vera:
 
     def launch(self, i: int, tiles: Tiles | None = None) -> None:
         y, z = self.y[i].split([self.site.out, VERA_RANK], dim=1)
-        given = (y, z, self.bt, self.memory, self.pages)
+        inputs = (y, z, self.bt, self.memory, self.pages)
         if self.site.name == "gate_up":
             gate, up = self.parts[i]
-            gate_vera(*given, gate, up, self.site.outs[0], VERA_RANK, tiles)
+            gate_vera(*inputs, gate, up, self.site.outs[0], VERA_RANK, tiles)
         else:
-            add_vera(*given, self.parts[i], VERA_RANK, tiles)
+            add_vera(*inputs, self.parts[i], VERA_RANK, tiles)
 
 
 class Lora:
@@ -188,12 +188,12 @@ class Lora:
         shrink(self.x[i], self.memory, self.segments, self.parts[i], LORA_RANK)
 
     def expand(self, i: int) -> None:
-        given = (self.y[i], self.s[i], self.memory, self.segments)
+        inputs = (self.y[i], self.s[i], self.memory, self.segments)
         if self.site.name == "gate_up":
             gate, up = self.parts[i]
-            expand_gate(*given, self.pages, gate, up, self.site.outs[0], LORA_RANK)
+            expand_gate(*inputs, self.pages, gate, up, self.site.outs[0], LORA_RANK)
         else:
-            expand(*given, self.parts[i], LORA_RANK)
+            expand(*inputs, self.parts[i], LORA_RANK)
 
 
 def in_turn(launches: Sequence[Launch]) -> Launch:
@@ -205,7 +205,7 @@ def in_turn(launches: Sequence[Launch]) -> Launch:
 
 
 def cases(shape: Shape, crowd: Crowd) -> Iterator[Case]:
-    """All of a shape, one at a time: each one's inputs may go before the next one's come."""
+    """All of a shape, one at a time, so that the inputs of each can be freed before the next."""
     qkv, o, gate_up, down = sites(shape)
     adds = [Vera(site, crowd) for site in (qkv, o, down)]
     added = sum(it.bytes for it in adds)
@@ -270,7 +270,7 @@ def print_tiles(shape: Shape, rows: int) -> None:
 
 
 def tiled_us(vera: Vera, tiles: Tiles) -> float | None:
-    """None: a program of that size is more than a multiprocessor holds."""
+    """None if a multiprocessor cannot hold a program of that size."""
     try:
         return median_us(lambda i: vera.launch(i, tiles))
     except Exception as error:  # triton's OutOfResources, which has moved between its versions
@@ -286,16 +286,16 @@ def main() -> None:
     parser.add_argument(
         "--tiles", type=int, nargs="+", help="rows for which to try other sizes of VeRA's programs"
     )
-    asked = parser.parse_args()
+    options = parser.parse_args()
     if not torch.cuda.is_available():
         raise SystemExit("benchmarks.kernels.adapter_kernels needs a CUDA device")
     print(origin())
-    [shape] = (it for it in shapes() if it.name == asked.shape)
-    if asked.all:
+    [shape] = (it for it in shapes() if it.name == options.shape)
+    if options.all:
         print_layers()
-    elif asked.tiles is None:
+    elif options.tiles is None:
         print_short(shape)
-    for rows in asked.tiles or ():
+    for rows in options.tiles or ():
         print_tiles(shape, rows)
 
 

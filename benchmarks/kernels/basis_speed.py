@@ -1,7 +1,6 @@
-"""Time the seeded matrices on one core against their bars: `python -m
-benchmarks.kernels.basis_speed`.
+"""Time the seeded matrices on one core: `python -m benchmarks.kernels.basis_speed`.
 
-Exits 1 when a median is over its bar.
+Exits 1 when a median is over its limit.
 """
 
 import argparse

@@ -1,11 +1,11 @@
-"""What it is worth in whole steps that kernels begin early: `python -m
-benchmarks.kernels.early_launches` (CUDA).
+"""The gain of kernels that begin early: `python -m benchmarks.kernels.early_launches`.
 
-Steps are captured with `server.kernels.dependent_launch`'s switch off twice, then on twice; sides
-take turns within each. "over base" is over the base of the same capture, "over off" over the same
-side of the first one. All do the same sums in the same order, so from the same keys and values
-their logits must be those of the first capture: "first" and "later" are the largest difference over
-their spread, after one step and after many, each of which feeds its tokens to the next.
+Needs CUDA. Steps are captured with the switch of `server.kernels.dependent_launch` off twice, then
+on twice; sides take turns within each capture. "Over base" is over the base of the same capture,
+"over off" over the same side of the first capture. All do the same sums in the same order, so from
+the same keys and values their logits must equal those of the first capture. "First" and "later" are
+the largest difference over the logits' spread, after one step and after many, each of which feeds
+its tokens to the next.
 """
 
 import argparse
@@ -41,9 +41,9 @@ class Trial:
             base, self.adapters, rows=options.rows, context=context, ahead=False
         )  # fmt: skip
         self._slots: Slots = {}
-        for kind, found in refs.items():
-            held = crowd.acquire(self.adapters, found)
-            self._slots |= {(kind, number): slot for number, slot in enumerate(held)}
+        for kind, adapters in refs.items():
+            slots = crowd.acquire(self.adapters, adapters)
+            self._slots |= {(kind, number): slot for number, slot in enumerate(slots)}
         self._steps = options.steps
         self.sides = [base_side(options.rows)]
         for kind in kinds:
@@ -72,8 +72,8 @@ class Trial:
         return captured.logits.clone()
 
 
-def differing(found: Tensor, wanted: Tensor) -> str:
-    return f"{float((found - wanted).float().abs().max() / wanted.float().std()):.2g}"
+def differing(logits: Tensor, wanted: Tensor) -> str:
+    return f"{float((logits - wanted).float().abs().max() / wanted.float().std()):.2g}"
 
 
 def main() -> None:
@@ -89,16 +89,16 @@ def main() -> None:
         switched = (False, False, True, True)
         runs = [(early, *trial.run(early, options.rounds)) for early in switched]
         trial.adapters.close()
-    _, first, expected = runs[0]
+    _, first, of_first = runs[0]
     lines = [
         (
             "on" if early else "off", side.who, side.load,
             statistics.median(times[side]) * 1e3, f"{ratio(times, side, trial.sides[0]):.3f}",
             f"{statistics.median(times[side]) / statistics.median(first[side]):.3f}",
-            *(differing(*pair) for pair in zip(found, wanted, strict=True)),
+            *(differing(*pair) for pair in zip(logits, expected, strict=True)),
         )
-        for early, times, logits in runs
-        for side, found, wanted in zip(trial.sides, logits, expected, strict=True)
+        for early, times, of_sides in runs
+        for side, logits, expected in zip(trial.sides, of_sides, of_first, strict=True)
     ]  # fmt: skip
     columns = ("early", "adapters", "load", "ms", "over base", "over off", "first", "later")
     print(table(columns, lines), flush=True)

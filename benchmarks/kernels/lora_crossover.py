@@ -1,8 +1,8 @@
-"""From how many tokens a LoRA adapter earns products of its own, rather than gathered matrices.
+"""From how many tokens a LoRA adapter should get products of its own, not gathered matrices.
 
-`python -m benchmarks.kernels.lora_crossover` times both for the two products of one linear, the
-adapters' tokens scattered over the step as in decoding; `server.adapters.methods.by_adapter`
-follows it.
+`python -m benchmarks.kernels.lora_crossover` times both for the two products of one linear, with
+the adapters' tokens scattered over the step as in decoding. Its result is the constant in
+`server.adapters.methods.by_adapter`.
 """
 
 import argparse

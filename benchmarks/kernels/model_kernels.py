@@ -1,9 +1,8 @@
-"""What the model's own kernels cost: `python -m benchmarks.kernels.model_kernels`, on CUDA, under a
-minute.
+"""The cost of the model's own kernels (CUDA): `python -m benchmarks.kernels.model_kernels`.
 
-Each figure is the median of replays of one CUDA graph of many launches, each launch on inputs of
-its own, after the cache was overwritten: everything comes from memory. In a model the activations
-come from the product before, and mostly from cache. 16384 rows are a chunk of prompts.
+Each figure is the median of replays of one CUDA graph of many launches. Each launch has inputs of
+its own, and the cache was overwritten before: everything comes from memory. In a model the
+activations come from the product before, and mostly from cache. 16384 rows are a chunk of prompts.
 """
 
 import argparse
@@ -38,7 +37,7 @@ Row = tuple[object, ...]
 
 @dataclass(frozen=True)
 class Shape:
-    """What of a model its kernels see."""
+    """The sizes of a model that its kernels depend on."""
 
     name: str
     hidden: int
@@ -138,7 +137,7 @@ def attention_case(shape: Shape, rows: int, context: int, memory: Tensor) -> Cas
 
 
 def cases(shape: Shape) -> Iterator[Case]:
-    """All of a shape, one at a time: each one's inputs may go before the next one's come."""
+    """All of a shape, one at a time, so that the inputs of each can be freed before the next."""
     blocks = max(ROWS) * max(CONTEXTS) // BLOCK_TOKENS
     memory = torch.randn(
         2, shape.kv_heads, blocks, BLOCK_TOKENS, shape.head_dim, dtype=torch.bfloat16, device="cuda"

@@ -1,9 +1,9 @@
 """How to serve RandLoRA: gathered vectors, a scaled A for each run, or a dense update per adapter.
 
-`python -m benchmarks.kernels.randlora_crossover` times the three on single linears and says from
-how many tokens a run each wins; `server.adapters.methods.randlora_serving` follows it (decision 8).
-"times dense" is the better of the first two over the third, which takes as much memory for each
-adapter as the linear.
+`python -m benchmarks.kernels.randlora_crossover` times the three on single linears, and prints from
+how many tokens a run each is the fastest. `server.adapters.methods.randlora_serving` uses the
+result (decision 8). "Times dense" is the better of the first two over the third, which takes as
+much memory for each adapter as the linear.
 """
 
 import argparse
@@ -42,7 +42,7 @@ Step = Callable[[], object]
 
 @dataclass(frozen=True)
 class Place:
-    """Where and in what dtype it runs, and how many bytes surely leave its cache."""
+    """The device and dtype, and how many bytes are sure to empty the cache."""
 
     device: torch.device
     dtype: torch.dtype
@@ -72,10 +72,10 @@ class StoredRows:
 
 
 def microseconds(ways: Sequence[Sequence[Step]], device: torch.device) -> list[float]:
-    """Of one step of each way, the best of some rounds.
+    """One step by each way, the best of some rounds.
 
-    Steps of a way take turns, so that no cache flatters them; so do the ways, so that what else the
-    machine does hits all of them.
+    Steps of a way take turns, so that none profits from the cache. So do the ways, so that other
+    work on the machine affects all of them.
     """
     rounds = []
     for steps in ways:
@@ -105,7 +105,7 @@ def _settle(device: torch.device) -> None:
 
 
 class Linear:
-    """One linear with adapters, in every way to serve it."""
+    """One linear with adapters, and every way to serve it."""
 
     def __init__(self, shape: tuple[int, int], rank: int, adapters: int, place: Place) -> None:
         self.target = TargetLinear("x", nn.Identity(), *shape)
@@ -185,15 +185,15 @@ def serving_rows(
 
 def crossovers(rows: Sequence[Sequence[object]]) -> list[tuple[object, ...]]:
     """From how many tokens a run on a scaled A is the faster of the two, for good."""
-    found: dict[tuple[object, ...], object] = {}
+    from_tokens: dict[tuple[object, ...], object] = {}
     for shape, rank, adapters, each, _, gathered, whole, *_ in rows:
         assert isinstance(gathered, float) and isinstance(whole, float)
         key = (shape, rank, adapters)
         if gathered <= whole:
-            found[key] = "more"
-        elif found.setdefault(key, each) == "more":
-            found[key] = each
-    return [(*key, tokens) for key, tokens in found.items()]
+            from_tokens[key] = "more"
+        elif from_tokens.setdefault(key, each) == "more":
+            from_tokens[key] = each
+    return [(*key, tokens) for key, tokens in from_tokens.items()]
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""What an adapter weighs, how soon it is in its slot, and what ten thousand of them take.
+"""The size of an adapter, the time to its slot, and the memory of ten thousand adapters.
 
 `python -m benchmarks.serving.adapter_footprint` publishes `--registered` adapters, fills
 `--resident` slots, then serves requests for random ones while it measures. PEFT does the same with

@@ -1,11 +1,11 @@
-"""CPU that the API takes for a request, a chunk and a token, over an engine that only counts.
+"""CPU time that the API takes for a request, a chunk and a token, over a simulated engine.
 
-`python -m benchmarks.serving.api_cost` serves over a made-up engine in a process of its own, which
-gives each stream one of `--bursts` tokens at once every `--pace` seconds, and asks it from further
-processes. All but the engine is what `verandah serve` runs. Figures are CPU time, system calls
-included: other work on the machine shows in them only by what it takes of the caches, which may be
-a quarter; what is to be compared should take turns. Of two bursts the larger makes fewer chunks:
-the difference is what a chunk costs, the rest what a request does, its tokens included.
+`python -m benchmarks.serving.api_cost` runs everything that `verandah serve` runs but the engine.
+The simulated engine is a process of its own and gives each stream one of `--bursts` tokens at once
+every `--pace` seconds. Further processes send the requests. Figures are CPU time, system calls
+included. Other work on the machine changes them only through the caches, by up to a quarter, so run
+what is to be compared in turn. Of two bursts the larger makes fewer chunks: the difference is the
+cost of a chunk, and the rest is the cost of a request, its tokens included.
 """
 
 import argparse
@@ -87,7 +87,7 @@ class MadeUpLoop:
             self.on_told()
 
     def _step(self, stream: list[object]) -> bool:
-        """Whether the stream goes on."""
+        """Whether the stream continues."""
         left, listener = cast(int, stream[0]), cast(Listener, stream[1])
         count = min(self._burst, left)
         for place in range(count):
@@ -114,7 +114,7 @@ def run_engine(burst: int, pace_s: float, address: str) -> None:
 
 @contextmanager
 def parts_over(settings: Settings, burst: int, pace_s: float) -> Iterator[Services]:
-    """The parts of a server whose engine is made up."""
+    """The parts of a server with a simulated engine."""
     command = [
         sys.executable,
         "-m",

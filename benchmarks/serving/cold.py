@@ -1,15 +1,14 @@
-"""An adapter from the store to its first token, and what loading does to everybody else's answers.
+"""From the store to the first token, and what loading adapters does to other answers.
 
     python -m benchmarks.serving.cold --shape 8b --device cuda
     python -m benchmarks.serving.cold --shape tiny --registered 60 --resident 12 --pairs 3 \\
-        --streams 4 \\
-        --answer-tokens 20 --rounds 1 --per-second 20
+        --streams 4 --answer-tokens 20 --rounds 1 --per-second 20
 
-Thousands of VeRA adapters of rank 256 on all linears are in the store, and as many resident as fit.
-First, short answers of adapters that are nowhere in memory and of resident ones take turns on an
-idle loop. Then steady streams are listened to: alone, beside short answers of resident adapters,
-and beside as many of adapters that must be loaded, each for another that leaves. Files are read
-from the system's cache, so no disk is measured.
+Thousands of VeRA adapters of rank 256 on all linears are in the store; as many are resident as fit.
+First, short answers of cold and of resident adapters take turns on an idle loop. Then steady
+streams are measured three times: alone, with short answers of resident adapters, and with as many
+of cold adapters, each of which evicts another. Files are read from the system's cache, so no disk
+is measured.
 """
 
 import argparse
@@ -27,25 +26,25 @@ from adapters_store.store import AdapterStore
 from benchmarks.support import crowd
 from benchmarks.support.base_shapes import SHAPES, base_of
 from benchmarks.support.crowd import VERA
-from benchmarks.support.live import Heard, Live, serving
+from benchmarks.support.live import AnswerTimes, Live, serving
 from benchmarks.support.report import origin, table
 from server.adapters.residency import ResidentAdapters
 
 PROMPT_TOKENS: Final = 32
 WARMING: Final = 2  # pairs that are not timed
 BAR_MS: Final = 10.0  # a cold first token over a warm one, median
-BAR_GAPS: Final = 1.2  # p99 of the time between tokens while adapters load, over without
-LOADS: Final = ("alone", "beside resident adapters", "beside cold adapters")
+BAR_GAPS: Final = 1.2  # p99 of the time between tokens while adapters load, over alone
+LOADS: Final = ("alone", "with resident adapters", "with cold adapters")
 
 Row = tuple[object, ...]
 Gaps = list[float]
 
 
 class Refs:
-    """Which adapters to ask for, of which the first `resident` were made so, in their order.
+    """Which adapters to ask for. The first `resident` of them were loaded, in their order.
 
-    The first of them leave when others come, so `steady` and what `warm` gives are from the end.
-    `cold` gives those that never were in memory, then what was there longest ago.
+    The first of those are evicted first, so `steady` and `warm` take theirs from the end. `cold`
+    gives adapters that were never in memory, then those that were there longest ago.
     """
 
     def __init__(self, refs: Sequence[AdapterRef], resident: int, streams: int) -> None:
@@ -65,16 +64,16 @@ def first_tokens(live: Live, refs: Refs, pairs: int) -> tuple[list[float], list[
     """Seconds to the first token of warm and of cold adapters, in turns on an idle loop."""
     times: dict[Callable[[], AdapterRef], list[float]] = {refs.warm: [], refs.cold: []}
     for number in range(pairs + WARMING):
-        for pick, found in times.items():
+        for pick, seconds in times.items():
             heard = live.ask_all([pick()], PROMPT_TOKENS, 1)[0]
             if number >= WARMING:
-                found.append(heard.first_s)
+                seconds.append(heard.first_s)
     warm, cold = times.values()
     return warm, cold
 
 
-class Beside:
-    """Short answers at a steady rate, from a thread of their own, while this is entered."""
+class BackgroundRequests:
+    """Short answers at a steady rate, sent by a thread while the context is open."""
 
     def __init__(
         self, live: Live, pick: Callable[[], AdapterRef] | None, per_second: float
@@ -84,9 +83,9 @@ class Beside:
         self._pause = 1 / per_second
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
-        self._asked: list[Heard] = []
+        self._asked: list[AnswerTimes] = []
 
-    def __enter__(self) -> "Beside":
+    def __enter__(self) -> "BackgroundRequests":
         self._thread.start()
         return self
 
@@ -98,7 +97,7 @@ class Beside:
 
     @property
     def firsts(self) -> list[float]:
-        """Seconds to the first token of each, once this is left."""
+        """Seconds to the first token of each; after the context has closed."""
         return [heard.first_s for heard in self._asked]
 
     def _run(self) -> None:
@@ -109,8 +108,8 @@ class Beside:
             due += self._pause
 
 
-def gaps_of(answers: Sequence[Heard]) -> Gaps:
-    """Seconds between the tokens of each answer, the first few left out: all begin at once then."""
+def gaps_of(answers: Sequence[AnswerTimes]) -> Gaps:
+    """Seconds between the tokens of each answer, without the first few, when all begin at once."""
     return [
         after - before
         for heard in answers
@@ -125,17 +124,17 @@ def p99(values: Sequence[float]) -> float:
 def listen(
     live: Live, refs: Refs, options: argparse.Namespace
 ) -> tuple[dict[str, list[Gaps]], dict[str, list[float]]]:
-    """Gaps of the streams in each round, and first tokens of the answers beside them, by load."""
+    """Gaps of the streams in each round, and first tokens of the background answers, by load."""
     picks = dict(zip(LOADS, (None, refs.warm, refs.cold), strict=True))
     gaps: dict[str, list[Gaps]] = {load: [] for load in LOADS}
     firsts: dict[str, list[float]] = {load: [] for load in LOADS}
     live.ask_all(refs.steady, PROMPT_TOKENS, 8)
     for _ in range(options.rounds):
         for load, pick in picks.items():
-            with Beside(live, pick, options.per_second) as beside:
+            with BackgroundRequests(live, pick, options.per_second) as background:
                 answers = live.ask_all(refs.steady, PROMPT_TOKENS, options.answer_tokens)
             gaps[load].append(gaps_of(answers))
-            firsts[load] += beside.firsts
+            firsts[load] += background.firsts
     return gaps, firsts
 
 
@@ -161,7 +160,7 @@ def verdict(value: float, bar: float) -> str:
 
 
 def fill(adapters: ResidentAdapters, refs: Sequence[AdapterRef]) -> float:
-    """Make them resident, and say how long one took, milliseconds."""
+    """Make them resident. Returns the milliseconds that one took."""
     start = time.perf_counter()
     crowd.acquire(adapters, refs)
     for ref in refs:
@@ -190,7 +189,7 @@ def measure(options: argparse.Namespace, folder: Path) -> None:
     print(
         f"\n{options.shape}, {base.dtype}, {VERA.label}: {len(published):,} registered in "
         f"{publishing:.1f} s, {adapters.slots:,} resident, {filling:.1f} ms to load one of many; "
-        f"{evicted:,} came and left beside the streams, {options.per_second:g} a second\n"
+        f"{evicted:,} came and left during the streams, {options.per_second:g} a second\n"
     )
     rows: list[Row] = [
         ("warm", statistics.median(warm) * 1e3, p99(warm) * 1e3, "", ""),
@@ -203,7 +202,7 @@ def measure(options: argparse.Namespace, folder: Path) -> None:
     print(f"\n{options.streams} streams, time between tokens:\n")
     lines = list(gap_rows(gaps, firsts))
     columns = ("", "median ms", "p99 ms", "max ms", "p99 over alone", "over resident")
-    print(table((*columns, "first token beside, ms", "of"), lines))
+    print(table((*columns, "their first token, ms", "of"), lines))
     for to, value in zip(LOADS[:2], lines[-1][4:6], strict=True):
         print(f"\np99 {LOADS[-1]} over {to}: {value}, {verdict(float(str(value)), BAR_GAPS)}")
 
@@ -217,7 +216,7 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=100, help="of warm and cold first tokens")
     parser.add_argument("--streams", type=int, default=32)
     parser.add_argument("--answer-tokens", type=int, default=400, help="of one stream")
-    parser.add_argument("--per-second", type=float, default=40, help="answers beside the streams")
+    parser.add_argument("--per-second", type=float, default=40, help="background answers")
     parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=crowd.scratch()) as folder:

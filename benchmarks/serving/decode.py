@@ -1,11 +1,11 @@
-"""One decode step: base, one adapter, all distinct, popularity as it is; by method and rows.
+"""One decode step, by method and rows: base, one adapter, all distinct, and by Zipf's law.
 
     python -m benchmarks.serving.decode --shape 8b --device cuda
     python -m benchmarks.serving.decode --shape tiny --rows 1 4 --resident 8 --steps 2 --rounds 2
 
-Steps go through `Runner`, with random weights, keys and values; a time is that of several steps
-from the first launch to the end of the last, over their number. The sides take turns, and "over
-base" is the median over rounds of the ratio to the base in the same round. "floor" is the roofline:
+Steps go through `Runner`, with random weights, keys and values. A time is that of several steps,
+from the first launch to the end of the last, divided by their number. The sides take turns. "Over
+base" is the median over rounds of the ratio to the base in the same round. "Floor" is the roofline:
 see `benchmarks.support.roofline`.
 """
 
@@ -42,7 +42,7 @@ Adapted = tuple[Kind, int]  # an adapter: the number within its kind
 
 @dataclass(frozen=True)
 class Side:
-    """One row of the table: whose adapter each row of the batch has; None: the base's."""
+    """One row of the table: the adapter of each row of the batch; None: the base."""
 
     who: str
     load: str
@@ -82,8 +82,8 @@ def mixed_side(rows: int) -> Side:
 def populations(rows: Sequence[int], extra_rows: int, resident: int) -> dict[Kind, int]:
     """How many adapters of each kind are needed; `extra_rows` 0: none of `EXTRA`."""
     most = max(rows)
-    found = {VERA_QV: most, VERA: max(resident, most), LORA: most}
-    return found | (dict.fromkeys(EXTRA, extra_rows) if extra_rows else {})
+    counts = {VERA_QV: most, VERA: max(resident, most), LORA: most}
+    return counts | (dict.fromkeys(EXTRA, extra_rows) if extra_rows else {})
 
 
 class Turns:
@@ -95,14 +95,14 @@ class Turns:
         self._steps = steps
 
     def times(self, sides: Sequence[Side], rounds: int) -> Times:
-        """Seconds of a step, of each side in each round; the first, untimed, is warming up."""
-        found: Times = {side: [] for side in sides}
+        """Seconds of a step, of each side in each round; an untimed round comes first."""
+        seconds: Times = {side: [] for side in sides}
         for number in range(rounds + 1):
             for side in sides:
                 took = self._time(side, self._steps if number else WARMING)
                 if number:
-                    found[side].append(took)
-        return found
+                    seconds[side].append(took)
+        return seconds
 
     def _time(self, side: Side, steps: int) -> float:
         slots = [0 if it is None else self._slots[it] for it in side.adapters]
@@ -147,7 +147,7 @@ def _met(met: bool) -> str:
 def residents_report(few: Times, many: Times, resident: int) -> list[tuple[object, ...]]:
     """One adapter alone in memory against the same and all rows distinct among thousands.
 
-    Measured one after the other, so each stands over the base of its own rounds.
+    They are measured one after the other, so each is divided by the base of its own rounds.
     """
     base, one = few
     alone = ratio(few, one, base)
@@ -175,8 +175,8 @@ def measure(options: argparse.Namespace, folder: Path) -> None:
     alone = Side(VERA.label, "one", ((VERA, 0),) * extra_rows)
     few = turns.times([base_side(extra_rows), alone], options.rounds)
     loading = time.perf_counter()
-    for kind, found in refs.items():
-        slots |= {(kind, n): slot for n, slot in enumerate(crowd.acquire(adapters, found))}
+    for kind, of_kind in refs.items():
+        slots |= {(kind, n): slot for n, slot in enumerate(crowd.acquire(adapters, of_kind))}
     loaded = time.perf_counter()
     lines, by_rows = [], dict[int, Times]()
     for rows in options.rows:

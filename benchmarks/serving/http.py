@@ -1,9 +1,8 @@
-"""Tokens per second over HTTP, and of the same engine without: how much HTTP costs.
+"""Tokens per second over HTTP and of the same engine without HTTP: the cost of HTTP.
 
-`python -m benchmarks.serving.http` runs the engine by itself in a process of its own, then
-`verandah serve` with clients in further processes. Both are kept busy by as many streams, each of
-which asks again as soon as it was answered. `--model 1b` and `8b` are random weights with a made-up
-tokenizer.
+`python -m benchmarks.serving.http` runs the engine in a process of its own, then `verandah serve`
+with clients in further processes. Both are kept busy by as many streams; each stream asks again as
+soon as it is answered. `--model 1b` and `8b` are random weights with an invented tokenizer.
 """
 
 import argparse
@@ -28,7 +27,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoConfig, PreTrainedTokenizerFast
 
 from benchmarks.support.base_shapes import SHAPES, random_llama
-from benchmarks.support.load import Heard, Load, ask
+from benchmarks.support.load import Load, LoadResult, ask
 from benchmarks.support.report import origin, table
 from benchmarks.support.stack import running_stack, settings_for
 from server.bases.model import locate
@@ -42,7 +41,7 @@ _SPECIAL = {"<pad>": 0, "<s>": 1, "</s>": 2}
 
 
 def model_folder(name: str, device: str, folder: Path) -> str:
-    """What `--model` takes: a name that it knows already, or one of `SHAPES`, written down."""
+    """The folder of `--model`: a known model's, or one of `SHAPES`, saved with random weights."""
     if name not in SHAPES:
         return name
     random_llama(name, device).cpu().save_pretrained(folder)
@@ -51,7 +50,7 @@ def model_folder(name: str, device: str, folder: Path) -> str:
 
 
 def _tokenizer(size: int) -> PreTrainedTokenizerFast:
-    """A byte-level vocabulary: every byte, then made-up words of four letters."""
+    """A byte-level vocabulary: every byte, then invented words of four letters."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     letters = "abcdefghijklmnopqrst"
     words = (
@@ -75,7 +74,7 @@ class Direct:
         self._load = load
         self._from = time.perf_counter() + load.warm_up_s
         self._until = self._from + load.seconds
-        self.heard = Heard()
+        self.heard = LoadResult()
         self._open = load.streams
         self.done = threading.Event()
 
@@ -112,7 +111,7 @@ class Direct:
             self.done.set()
 
 
-def _run_direct(pipe: "Connection[Heard, object]", settings: Settings, load: Load) -> None:
+def _run_direct(pipe: "Connection[LoadResult, object]", settings: Settings, load: Load) -> None:
     with running_stack(settings) as stack:
         direct = Direct(stack.loop, load)
         direct.start()
@@ -120,14 +119,14 @@ def _run_direct(pipe: "Connection[Heard, object]", settings: Settings, load: Loa
     pipe.send(direct.heard)
 
 
-def without_http(settings: Settings, load: Load) -> Heard:
-    """The engine in a process of its own, so that its device memory is free again after it."""
+def without_http(settings: Settings, load: Load) -> LoadResult:
+    """The engine in a process of its own, so that its device memory is free again afterwards."""
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe(duplex=False)
     process = context.Process(target=_run_direct, args=(theirs, settings, load))
     process.start()
     theirs.close()  # else a process that dies would be waited for
-    heard: Heard = ours.recv()
+    heard: LoadResult = ours.recv()
     process.join()
     if heard.failures:
         raise RuntimeError(f"{len(heard.failures)} answers failed: {heard.failures[0]}")
@@ -143,26 +142,30 @@ def served(settings: Settings) -> Iterator[tuple[int, psutil.Process]]:
     assert process.stdout is not None
     try:
         line = process.stdout.readline()
-        found = re.search(r":(\d+)$", line)
-        if found is None:
+        port = re.search(r":(\d+)$", line)
+        if port is None:
             raise RuntimeError(f"the server did not start: {line!r}")
-        yield int(found[1]), psutil.Process(process.pid)
+        yield int(port[1]), psutil.Process(process.pid)
     finally:
         process.terminate()
         process.communicate()
 
 
-def over_http(settings: Settings, loads: Sequence[Load], clients: int) -> list[tuple[Heard, float]]:
-    """What clients heard under each load of one server, and how many cores its API kept busy."""
-    found = []
+def over_http(
+    settings: Settings, loads: Sequence[Load], clients: int
+) -> list[tuple[LoadResult, float]]:
+    """The clients' results under each load of one server, and how many cores its API kept busy."""
+    results = []
     with served(settings) as (port, process):
         for load in loads:
             heard, used = ask(port, load, clients, lambda: sum(process.cpu_times()[:2]))
-            found.append((heard, used / load.seconds))
-    return found
+            results.append((heard, used / load.seconds))
+    return results
 
 
-def _row(what: str, load: Load, heard: Heard, rate: float, to: float, api: str) -> list[object]:
+def _row(
+    what: str, load: Load, heard: LoadResult, rate: float, to: float, api: str
+) -> list[object]:
     tokens = heard.answers * load.answer_tokens
     gaps, first = sorted(heard.gaps), sorted(heard.first)
     return [
@@ -214,28 +217,28 @@ def measure(options: argparse.Namespace, folder: Path) -> list[list[object]]:
     whole = Load(**{**vars(load), "stream": False})
     alone = [without_http(settings, load) for _ in range(options.rounds)]
     own = statistics.median(_rate(heard, load) for heard in alone)
-    rows = [_told(_row("engine alone", load, alone[-1], own, own, ""))]
+    rows = [_shown(_row("engine alone", load, alone[-1], own, own, ""))]
     for replicas in options.replicas:
         several = settings.model_copy(update={"replicas": replicas})
         kinds = {"streams": load} if options.streams_only else {"streams": load, "whole": whole}
-        found = [
+        runs = [
             over_http(several, list(kinds.values()), options.clients) for _ in range(options.rounds)
         ]
         for which, (what, kind) in enumerate(kinds.items()):
-            rate = statistics.median(_rate(each[which][0], kind) for each in found)
-            heard, cores = found[-1][which]
+            rate = statistics.median(_rate(each[which][0], kind) for each in runs)
+            heard, cores = runs[-1][which]
             label = f"HTTP, {what}, {replicas} replica{'s' * (replicas > 1)}"
-            rows.append(_told(_row(label, kind, heard, rate, own, f"{cores:.2f}")))
+            rows.append(_shown(_row(label, kind, heard, rate, own, f"{cores:.2f}")))
     return rows
 
 
-def _told(row: list[object]) -> list[object]:
-    """The row as it is, shown before the others are there: a run takes minutes."""
+def _shown(row: list[object]) -> list[object]:
+    """The same row, printed at once: a whole run takes minutes."""
     print(*row, sep="  ", file=sys.stderr, flush=True)
     return row
 
 
-def _rate(heard: Heard, load: Load) -> float:
+def _rate(heard: LoadResult, load: Load) -> float:
     return heard.answers * load.answer_tokens / load.seconds
 
 

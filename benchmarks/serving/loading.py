@@ -1,9 +1,9 @@
-"""What it costs a core to bring an adapter from its file to a packed row.
+"""The CPU time to bring an adapter from its file to a packed row.
 
     python -m benchmarks.serving.loading --shape 8b
 
 The base is an outline without weights, and files are read from memory where the system allows it.
-Times are of the loading thread's own CPU, so that a busy machine disturbs them little.
+Times are CPU time of the loading thread, so a busy machine disturbs them little.
 """
 
 import argparse
@@ -84,9 +84,9 @@ def main() -> None:
     torch.set_num_threads(1)
     base = outline(options.shape)
     with tempfile.TemporaryDirectory(dir=crowd.scratch()) as folder:
-        found = list(rows(base, AdapterStore(Path(folder)), options.repeats))
+        lines = list(rows(base, AdapterStore(Path(folder)), options.repeats))
     columns = ("adapter", "file, MB", "to a row", "vector by vector", "read", "hash alone")
-    print(origin(), f"{options.shape}, CPU ms:", table(columns, found), sep="\n\n")
+    print(origin(), f"{options.shape}, CPU ms:", table(columns, lines), sep="\n\n")
 
 
 if __name__ == "__main__":

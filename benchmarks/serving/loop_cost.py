@@ -1,8 +1,8 @@
-"""What one step costs the host around the engine, in microseconds per row: no model, no device.
+"""The host's cost of one step around the engine, in microseconds per row: no model, no device.
 
 `python -m benchmarks.serving.loop_cost` runs the serving loop over a stand-in that answers at once,
-with the real planning, block bookkeeping, detokenizers and metrics. A listener does nothing. Times
-are of the loop's own thread (CPU time), so neighbours on the machine do not count.
+with the real planning, block bookkeeping, detokenizers and metrics. The listener does nothing.
+Times are CPU time of the loop's own thread, so neighbours on the machine do not count.
 """
 
 import argparse
@@ -37,13 +37,13 @@ _FIRST = 300  # of the tokens that are sampled: what stands before them is bytes
 class InstantFlight:
     """A step that takes no time."""
 
-    told: list[StepOutput]
+    results: list[StepOutput]
     sampled: list[Sequence]
 
     def outputs(self) -> list[StepOutput]:
         for sequence in self.sampled:
             sequence.pending -= 1
-        return self.told
+        return self.results
 
 
 class InstantEngine:
@@ -53,7 +53,7 @@ class InstantEngine:
         self.ahead = ahead
 
     def launch(self, chunks: Seq[Chunk]) -> InstantFlight:
-        told: list[StepOutput] = []
+        results: list[StepOutput] = []
         sampled: list[Sequence] = []
         for sequence, length in chunks:
             completes = length == sequence.remaining
@@ -63,12 +63,12 @@ class InstantEngine:
                 sampled.append(sequence)
             place = sequence.seq_id + sequence.num_computed
             token = _FIRST + place % (_VOCAB - _FIRST) if completes else None
-            told.append(StepOutput(sequence, token))
-        return InstantFlight(told, sampled)
+            results.append(StepOutput(sequence, token))
+        return InstantFlight(results, sampled)
 
 
 class NoText:
-    """A decoder that decodes nothing, to see what the others cost."""
+    """A decoder that decodes nothing, to measure the cost of the others."""
 
     def push(self, token_id: int) -> str:
         return ""
@@ -99,7 +99,7 @@ def pieces() -> ChatTokenizer:
 
 @dataclass
 class Clock:
-    """Reads the loop's CPU time when its first `warm` tokens are told, and at its last."""
+    """Reads the loop's CPU time after its first `warm` tokens, and at its last."""
 
     tokens: int
     warm: int
@@ -143,7 +143,7 @@ def host_cost(rows: int, steps: int, ahead: int, new_decoder: Callable[[], Decod
 
 
 def stand_in_cost(rows: int) -> float:
-    """What the stand-in itself takes, which the figures hold too."""
+    """The stand-in's own cost, which is part of the figures."""
     params = SamplingParams()
     chunks = [Chunk(Sequence(i, (1, 2), params, seed=0), 2) for i in range(rows)]
     engine, times = InstantEngine(0), []

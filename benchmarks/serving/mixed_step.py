@@ -2,8 +2,8 @@
 
     python -m benchmarks.serving.mixed_step --shape 8b --device cuda
 
-Such a step is what a stream waits for while others begin. The sides take turns; a time is that of
-several steps from the first launch to the end of the last, over their number.
+A running stream waits for such a step while another begins. The sides take turns. A time is that of
+several steps, from the first launch to the end of the last, divided by their number.
 """
 
 import argparse
@@ -47,8 +47,8 @@ def launched_one_by_one(engine: Engine, adapters: ResidentAdapters) -> Engine:
     """The same engine without graphs."""
     base = engine.base
     method = Vera()
-    held = adapters.hold(method.basis(SEED), need_of(method, base, base.targets, MAX_RANK))
-    riding = Riding(method.basis(SEED), next(iter(held.bases.values())).a)
+    matrices = adapters.hold(method.basis(SEED), need_of(method, base, base.targets, MAX_RANK))
+    riding = Riding(method.basis(SEED), next(iter(matrices.bases.values())).a)
     forward = FusedForward(FusedDecoder(base, riding), adapters, engine.kv)
     return Engine(base, Runner(base, adapters, engine.kv, forward), engine.kv, 0.0)
 
@@ -66,8 +66,8 @@ def measure(options: argparse.Namespace, folder: Path) -> None:
             times: dict[str, list[float]] = {side: [] for side in sides}
             for turn in range(options.rounds + 1):
                 for side, engine in sides.items():
-                    made = steps(engine, mine, prompt, options.steps)
-                    took = seconds(lambda e=engine, m=made: e.run(m), base.device)  # type: ignore[misc]
+                    launches = steps(engine, mine, prompt, options.steps)
+                    took = seconds(lambda e=engine, s=launches: e.run(s), base.device)  # type: ignore[misc]
                     if turn:
                         times[side].append(took / options.steps * 1e3)
             slow, fast = (statistics.median(times[side]) for side in sides)

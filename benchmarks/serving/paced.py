@@ -1,11 +1,11 @@
-"""What a step costs the host when a device takes its time: the loop alone, and in a process of its
-own behind a connection. No model, no device, no HTTP.
+"""The host's cost of a step while a device takes its time: the loop alone, and in its own process.
 
-`python -m benchmarks.serving.paced` runs the serving loop over a stand-in for an engine whose steps
-take `--step-ms` on a device of its own. Launching one holds the interpreter's lock only in part: as
-torch's operators do, `--operators` of them give it up for some microseconds each, so that other
-threads get their turns. Answers end and begin again all the time. Alone, a listener on the loop's
-thread asks again; apart, `EngineProcess` sends all news to another process, which asks again.
+`python -m benchmarks.serving.paced` runs the serving loop over a stand-in for an engine: no model,
+no device, no HTTP. A step takes `--step-ms` on the simulated device. Launching one holds the
+interpreter's lock only in part: as torch's operators do, `--operators` of them release it for some
+microseconds each, so that other threads get their turns. Answers end and begin again all the time.
+Alone, a listener on the loop's thread asks again. Apart, `EngineProcess` sends everything to
+another process, which asks again.
 """
 
 import argparse
@@ -131,7 +131,7 @@ def loop_over(engine: PacedEngine, shape: Shape) -> ServingLoop:
 
 
 class Engine(Protocol):
-    """The loop, or the way to one."""
+    """The loop, or a connection to one."""
 
     def submit(self, request: Generation, listener: Listener) -> object: ...
 
@@ -166,7 +166,7 @@ class Asker:
 
 
 def alone(shape: Shape) -> Costs:
-    """The loop and who asks it in one process."""
+    """The loop and its client in one process."""
     engine = PacedEngine(shape)
     loop = loop_over(engine, shape)
     gc.freeze()  # as `verandah engine` does
@@ -178,7 +178,7 @@ def alone(shape: Shape) -> Costs:
 
 
 def answer(shape: Shape, address: str) -> None:
-    """An engine's process; a look at its adapters tells what steps cost. Ends when it is alone."""
+    """An engine's process. A call for its adapters returns the cost of its steps."""
     engine = PacedEngine(shape)
     loop = loop_over(engine, shape)
     residency = SimpleNamespace(loads=0, evictions=0, hits=0, snapshot=engine.costs)
@@ -195,7 +195,7 @@ def answer(shape: Shape, address: str) -> None:
 
 
 def apart(shape: Shape) -> Costs:
-    """The loop in a process of its own; here is who asks it."""
+    """The loop in a process of its own, and its client in this one."""
     replica = Replica(0, _command("apart", shape), os.environ)
     replica.start()
     try:
@@ -212,8 +212,8 @@ def _command(mode: str, shape: Shape) -> list[str]:
 
 def measure(shape: Shape) -> dict[str, Costs]:
     """One run of each, one after the other."""
-    told = subprocess.run(_command("alone", shape), capture_output=True, text=True, check=True)
-    return {"alone": json.loads(told.stdout), "apart": apart(shape)}
+    process = subprocess.run(_command("alone", shape), capture_output=True, text=True, check=True)
+    return {"alone": json.loads(process.stdout), "apart": apart(shape)}
 
 
 def main() -> None:
@@ -236,8 +236,8 @@ def main() -> None:
     runs = [measure(Shape(**options)) for _ in range(rounds)]
     lines: list[list[object]] = []
     for mode in ("alone", "apart"):
-        found = {key: median(run[mode][key] for run in runs) for key in runs[0][mode]}
-        lines.append([mode, *found.values()])
+        medians = {key: median(run[mode][key] for run in runs) for key in runs[0][mode]}
+        lines.append([mode, *medians.values()])
     ratio = median(run["apart"]["rate"] / run["alone"]["rate"] for run in runs)
     columns = ("", "rows/s", "ms a step", "rows a step", "loop, us a row", "others, us a row")
     print(origin(), table(columns, lines), f"Apart over alone: {ratio:.3f}", sep="\n\n")

@@ -1,11 +1,11 @@
-"""Reading prompts: which share of the device's product rate the model's own operations reach.
+"""Reading prompts: the share of the device's product rate that the model's operations reach.
 
-    python -m benchmarks.serving.prefill --shape 8b --device cuda python -m
-    benchmarks.serving.prefill --shape tiny --prompts 2 --tokens 32 --step-tokens 16 64 --rounds 1
+    python -m benchmarks.serving.prefill --shape 8b --device cuda
+    python -m benchmarks.serving.prefill --shape tiny --prompts 2 --tokens 32 --step-tokens 16 64
 
 Prompts of random tokens go through `Runner` in steps of at most so many tokens, from the first
-launch to the last prompt's first token. The model's operations are 2 x weights x tokens and what
-attention takes where a token sees itself and those before it; an adapter's own count for nothing.
+launch to the last prompt's first token. The model's operations are 2 x weights x tokens, plus those
+of attention to each token and those before it. An adapter's own operations do not count.
 """
 
 import argparse
@@ -79,9 +79,9 @@ def measure(options: argparse.Namespace, folder: Path) -> None:
     adapters.close()
     work = step_work(base, count * tokens, count * tokens * (tokens + 1) // 2, count, [])
     rows: list[tuple[object, ...]] = []
-    for (step, kind), found in times.items():
-        took = statistics.median(found)
-        pairs = zip(found, times[step, None], strict=True)
+    for (step, kind), rounds in times.items():
+        took = statistics.median(rounds)
+        pairs = zip(rounds, times[step, None], strict=True)
         over = statistics.median(mine / bases for mine, bases in pairs)
         share = work.operations / took / chip.rate
         bar = f"{BAR:g}: {'met' if share >= BAR else 'MISSED'}"

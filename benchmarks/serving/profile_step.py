@@ -1,11 +1,11 @@
-"""Where the time of a decode step goes: by what kernels do, with the gaps between them.
+"""Where the time of a decode step goes, by what kernels do, and the gaps.
 
     python -m benchmarks.serving.profile_step --shape 8b --device cuda
     python -m benchmarks.serving.profile_step --shape tiny --rows 2 --steps 2
 
-torch's profiler adds up what the device did in some steps (on a CPU: torch's operations). A step's
-length is measured without it, and what it is longer than all kernels together is the gaps: the
-device waits for the host, or a kernel for the one before.
+torch's profiler adds up the device's work in some steps (on a CPU: torch's operations). A step's
+length is measured without the profiler. The gaps are that length minus all kernels: the device
+waits for the host, or a kernel waits for the one before it.
 """
 
 import argparse
@@ -55,8 +55,8 @@ class Spent(NamedTuple):
 
 
 def group_of(name: str) -> str:
-    found = (group for group, pattern in GROUPS.items() if re.search(pattern, name, re.IGNORECASE))
-    return next(found, "other")
+    groups = (group for group, pattern in GROUPS.items() if re.search(pattern, name, re.IGNORECASE))
+    return next(groups, "other")
 
 
 def profiled(engine: Engine, slots: list[int], context: int, steps: int) -> dict[str, Spent]:
@@ -64,10 +64,10 @@ def profiled(engine: Engine, slots: list[int], context: int, steps: int) -> dict
     on_device = engine.base.device.type == "cuda"
     kind = ProfilerActivity.CUDA if on_device else ProfilerActivity.CPU
     sequences = engine.sequences(slots, context, steps + 1)
-    with profile(activities=[kind]) as found:
+    with profile(activities=[kind]) as trace:
         engine.decode_s(sequences, steps)
     spent: dict[str, list[float]] = {}
-    for event in found.events():
+    for event in trace.events():
         if on_device and event.device_type.name != "CUDA":
             continue
         took = event.time_range.elapsed_us() if on_device else event.self_cpu_time_total
@@ -79,9 +79,9 @@ def profiled(engine: Engine, slots: list[int], context: int, steps: int) -> dict
 def measure(options: argparse.Namespace, folder: Path) -> None:
     base, kind = base_of(options.shape, options.device), KINDS[options.adapters]
     store = AdapterStore(folder)
-    held = kind or VERA
-    refs = crowd.publish(store, base, held, options.rows)
-    adapters = crowd.residents(base, store, [(held, options.rows)])
+    adapter_kind = kind or VERA
+    refs = crowd.publish(store, base, adapter_kind, options.rows)
+    adapters = crowd.residents(base, store, [(adapter_kind, options.rows)])
     context = options.context + max(options.steps, 20) + 1
     engine = Engine.of(base, adapters, rows=options.rows, context=context, plain=options.plain)
     slots = [0] * options.rows if kind is None else crowd.acquire(adapters, refs)
@@ -111,7 +111,7 @@ def lines_of(kernels: Mapping[str, Spent], step_ms: float) -> list[tuple[object,
     for name, it in kernels.items():
         groups.setdefault(group_of(name), []).append(it)
     total = _sum(list(kernels.values()))
-    sums = {group: _sum(found) for group, found in groups.items()}
+    sums = {group: _sum(spent) for group, spent in groups.items()}
     rows: list[tuple[object, ...]] = [
         (group, it.ms, f"{it.ms / step_ms:.1%}", it.calls)
         for group, it in sorted(sums.items(), key=lambda pair: -pair[1].ms)
@@ -121,8 +121,8 @@ def lines_of(kernels: Mapping[str, Spent], step_ms: float) -> list[tuple[object,
     return [*rows, ("a step", step_ms, "100.0%", total.calls)]
 
 
-def _sum(found: list[Spent]) -> Spent:
-    return Spent(sum(it.ms for it in found), sum(it.calls for it in found))
+def _sum(kernels: list[Spent]) -> Spent:
+    return Spent(sum(it.ms for it in kernels), sum(it.calls for it in kernels))
 
 
 def main() -> None:

@@ -1,14 +1,14 @@
-"""Tokens per second beside transformers' continuous batching and PEFT, one adapter at a time.
+"""Tokens per second against transformers' continuous batching and PEFT.
 
     python -m benchmarks.serving.rivals --shape 1b --device cuda
     python -m benchmarks.serving.rivals --shape tiny --requests 4 --prompt-tokens 16 \\
-        --answer-tokens 4 \\
-        --rounds 1 --peft-requests 1
+        --answer-tokens 4 --rounds 1 --peft-requests 1
 
-Every side is asked for so many random prompts at once, greedy, on random weights: the serving loop
-without HTTP, the base alone and with an adapter for each; the manager behind `generate_batch`, once
-it is warm, which knows no adapters; and PEFT's `generate`, which takes VeRA adapters one after the
-other, for a few of the requests: more would be the same again.
+Every side answers so many random prompts at once, greedy, on random weights. The sides are: the
+serving loop without HTTP, for the base alone and with one adapter per request; the manager behind
+transformers' `generate_batch`, once it is warm, which knows no adapters; and PEFT's `generate`,
+which runs VeRA adapters one after the other. PEFT answers only a few of the requests: more would
+give the same figure.
 """
 
 import argparse
@@ -44,12 +44,12 @@ def prompts_of(count: int, options: argparse.Namespace, seed: int) -> list[list[
     vocab_size = SHAPES[options.shape]["vocab_size"]
     generator = torch.Generator().manual_seed(seed)
     ids = torch.randint(8, vocab_size, (count, options.prompt_tokens), generator=generator)
-    found: list[list[int]] = ids.tolist()
-    return found
+    prompts: list[list[int]] = ids.tolist()
+    return prompts
 
 
 def ours(options: argparse.Namespace, folder: Path) -> Iterator[Row]:
-    """Medians over rounds that take turns."""
+    """Our sides: medians over rounds that take turns."""
     base, store = base_of(options.shape, options.device), AdapterStore(folder)
     refs = crowd.publish(store, base, VERA, options.requests)
     adapters = crowd.residents(base, store, [(VERA, options.requests)])
@@ -67,12 +67,12 @@ def ours(options: argparse.Namespace, folder: Path) -> Iterator[Row]:
         step_tokens=options.step_tokens,
     ) as live:
         for number in range(options.rounds + 1):
-            for name, asked in sides.items():
+            for name, wanted in sides.items():
                 start = time.perf_counter()
-                live.ask_all(asked, options.prompt_tokens, tokens)
+                live.ask_all(wanted, options.prompt_tokens, tokens)
                 rate = options.requests * tokens / (time.perf_counter() - start)
                 rates[name] += [rate] if number else []
-    yield from ((name, statistics.median(found)) for name, found in rates.items())
+    yield from ((name, statistics.median(rounds)) for name, rounds in rates.items())
 
 
 def batching(options: argparse.Namespace) -> Iterator[Row]:
@@ -107,16 +107,16 @@ def answer_all(
     """Tokens per second of transformers' manager."""
     start = time.perf_counter()
     manager.add_requests(inputs=list(prompts), max_new_tokens=new_tokens)
-    made, ended = 0, 0
+    generated, ended = 0, 0
     while ended < len(prompts):
         result = manager.get_result(timeout=1)
         if result is not None and result.is_finished():
-            made, ended = made + len(result.generated_tokens), ended + 1
+            generated, ended = generated + len(result.generated_tokens), ended + 1
         elif not manager.is_running():
             raise RuntimeError("transformers' generation thread ended early")
-    if made != len(prompts) * new_tokens:
-        raise RuntimeError(f"transformers gave {made} tokens to {len(prompts)} requests")
-    return made / (time.perf_counter() - start)
+    if generated != len(prompts) * new_tokens:
+        raise RuntimeError(f"transformers gave {generated} tokens to {len(prompts)} requests")
+    return generated / (time.perf_counter() - start)
 
 
 def peft(options: argparse.Namespace) -> Iterator[Row]:
@@ -138,7 +138,7 @@ def peft(options: argparse.Namespace) -> Iterator[Row]:
 
 
 def free() -> None:
-    """What the last side held on the device."""
+    """Free the device memory of the last side."""
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()

@@ -1,8 +1,7 @@
 """Tokens per second and time to first token: base only, one adapter, all distinct.
 
-`python -m benchmarks.serving.serving` runs the three kinds of load in turn, round after round, on
-one loop without HTTP, then the same work with PEFT, which must take distinct adapters one at a
-time.
+`python -m benchmarks.serving.serving` runs the three loads in turn, round after round, on one loop
+without HTTP. Then it runs the same work with PEFT, which must run distinct adapters one at a time.
 """
 
 import argparse
@@ -29,7 +28,7 @@ LOADS = ("base only", "one adapter", "all distinct")
 
 
 @dataclass
-class Heard:
+class AnswerTimes:
     """When an answer's first token came, and that it ended."""
 
     first: float | None = None
@@ -62,10 +61,10 @@ def prompts(count: int, vocab_size: int) -> list[tuple[int, ...]]:
 def serve(stack: Stack, answer_tokens: int, refs: Sequence[AdapterRef], load: str) -> Measured:
     """Ask for one answer per ref, all at once, and wait for all."""
     params = SamplingParams(max_tokens=answer_tokens, temperature=0.0, ignore_eos=True)
-    heard = [Heard() for _ in refs]
-    asked = prompts(len(refs), stack.base.vocab_size)
+    heard = [AnswerTimes() for _ in refs]
+    batch_prompts = prompts(len(refs), stack.base.vocab_size)
     start = time.perf_counter()
-    for listener, prompt, ref in zip(heard, asked, refs_of(load, refs), strict=True):
+    for listener, prompt, ref in zip(heard, batch_prompts, refs_of(load, refs), strict=True):
         stack.loop.submit(Generation("bench", "bench", prompt, params, ref), listener)
     for listener in heard:
         listener.done.wait()
@@ -80,8 +79,8 @@ def serve_peft(
     peft: PeftSide, answer_tokens: int, refs: Sequence[AdapterRef], load: str
 ) -> Measured:
     """The same requests, as PEFT must run them."""
-    asked = prompts(len(refs), peft.vocab_size)
-    return Measured(*peft.serve(asked, refs_of(load, refs), answer_tokens))
+    batch_prompts = prompts(len(refs), peft.vocab_size)
+    return Measured(*peft.serve(batch_prompts, refs_of(load, refs), answer_tokens))
 
 
 def refs_of(load: str, refs: Sequence[AdapterRef]) -> list[AdapterRef | None]:
@@ -95,29 +94,29 @@ def rounds_of(measure: Callable[[str], Measured], rounds: int) -> dict[str, list
     """Warm up once, then alternate the loads so that a noisy moment falls on all alike."""
     for load in LOADS:
         measure(load)
-    found: dict[str, list[Measured]] = {load: [] for load in LOADS}
+    measured: dict[str, list[Measured]] = {load: [] for load in LOADS}
     for number in range(rounds):
         for load in LOADS[number % 3 :] + LOADS[: number % 3]:
-            found[load].append(measure(load))
-    return found
+            measured[load].append(measure(load))
+    return measured
 
 
-def ratio(found: dict[str, list[Measured]], load: str, to: str) -> float:
+def ratio(measured: dict[str, list[Measured]], load: str, to: str) -> float:
     """Median over rounds of one load's throughput over another's in the same round."""
-    pairs = zip(found[load], found[to], strict=True)
+    pairs = zip(measured[load], measured[to], strict=True)
     return statistics.median(a.tokens_per_s / b.tokens_per_s for a, b in pairs)
 
 
-def rows_of(who: str, count: int, found: dict[str, list[Measured]]) -> list[tuple[object, ...]]:
+def rows_of(who: str, count: int, measured: dict[str, list[Measured]]) -> list[tuple[object, ...]]:
     return [
         (
             who,
             count,
             load,
-            statistics.median(each.tokens_per_s for each in found[load]),
-            statistics.median(each.first_token_s for each in found[load]) * 1e3,
-            f"{ratio(found, load, 'base only'):.3f}",
-            f"{ratio(found, load, 'one adapter'):.3f}",
+            statistics.median(each.tokens_per_s for each in measured[load]),
+            statistics.median(each.first_token_s for each in measured[load]) * 1e3,
+            f"{ratio(measured, load, 'base only'):.3f}",
+            f"{ratio(measured, load, 'one adapter'):.3f}",
         )
         for load in LOADS
     ]

@@ -1,6 +1,6 @@
-"""The engine of a random model without a loop: sequences that stand where a benchmark wants them.
+"""The engine of a random model without a loop, with sequences at whatever length a benchmark needs.
 
-Keys and values of what they are said to have read are random numbers, so no prompt is ever run.
+Keys and values of the tokens before are random numbers, so no prompt is ever run.
 """
 
 import time
@@ -26,7 +26,7 @@ _MIB = 2**20
 
 
 def seconds(action: Callable[[], object], device: torch.device) -> float:
-    """Until the device has done what an action launches."""
+    """Seconds until the device has done what an action launches."""
     synchronize(device)
     start = time.perf_counter()
     action()
@@ -36,7 +36,7 @@ def seconds(action: Callable[[], object], device: torch.device) -> float:
 
 @dataclass(frozen=True)
 class Engine:
-    """A runner, and its memory of keys and values; `start_s` is what its construction took."""
+    """A runner and its KV cache; `start_s` is the time of its construction."""
 
     base: BaseModel
     runner: Runner

@@ -1,4 +1,4 @@
-"""Base models of real shapes with random weights: they cost what trained ones cost."""
+"""Base models of real shapes with random weights. They cost what trained ones cost."""
 
 from typing import Any, Final
 

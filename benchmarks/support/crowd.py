@@ -1,7 +1,7 @@
-"""Adapters by the thousand, of every method, published and put into slots in seconds.
+"""Thousands of adapters of every method, published and put into slots in seconds.
 
-What an adapter holds costs nothing; that it has a file, and memory of its own on the device, does.
-So a few contents are drawn, and the many are hard links to their files.
+The cost of an adapter is its file and its memory on the device, not its contents. So a few contents
+are drawn, and most adapters are hard links to their files.
 """
 
 import os
@@ -84,16 +84,16 @@ class Kind:
 
     def tensors(self, base: BaseModel, numbers: Tensor) -> dict[str, Tensor]:
         """Vectors cut from `numbers` [entries]."""
-        found, at = {}, 0
+        vectors, at = {}, 0
         for path in self.paths(base):
             linear = base.targets[path]
             units = self.how.unit(linear, self.rank)
             for name, shape in self.how.shapes(linear, self.rank).items():
                 count = torch.Size(shape).numel()
                 cut = numbers[at : at + count].view(shape)
-                found[f"{path}.{name}"] = cut * (_SPREAD * units.get(name, 1.0))
+                vectors[f"{path}.{name}"] = cut * (_SPREAD * units.get(name, 1.0))
                 at += count
-        return found
+        return vectors
 
 
 VERA_QV: Final = Kind("vera", 256, ("q_proj", "v_proj"))
@@ -119,13 +119,13 @@ def publish(store: AdapterStore, base: BaseModel, kind: Kind, count: int) -> lis
 
 
 def scratch() -> str | None:
-    """A folder in memory for files that are made for one run, or None: wherever the system says."""
+    """A folder in memory for the files of one run, or None for the system's default."""
     memory = Path("/dev/shm")
     return str(memory) if memory.is_dir() and disk_usage(memory).free > 2**33 else None
 
 
 def _link(store: AdapterStore, old: AdapterRef, new: AdapterRef) -> None:
-    """Another name for a file; what `AdapterStore` writes, without waiting for the disk."""
+    """Another name for a file, as `AdapterStore` writes it, without waiting for the disk."""
     path = store.path(new)
     path.parent.mkdir(parents=True)
     os.link(store.path(old), path)
@@ -133,7 +133,7 @@ def _link(store: AdapterStore, old: AdapterRef, new: AdapterRef) -> None:
 
 
 def memory_mb(base: BaseModel, crowd: Iterable[tuple[Kind, int]]) -> int:
-    """MiB that hold so many of each kind on the device."""
+    """MiB of device memory for so many of each kind."""
     rows = sum(kind.row_bytes(base) * count for kind, count in crowd)
     widest = max(kind.row_bytes(base) for kind in (VERA, ASYMMETRIC))
     return (rows + 2 * widest) // _MIB * 101 // 100 + 2
@@ -162,7 +162,7 @@ def residents(
 
 
 def acquire(adapters: ResidentAdapters, refs: Sequence[AdapterRef]) -> list[int]:
-    """The slot of each, held from now on; as the serving loop takes them, but waiting."""
+    """Acquire and return the slot of each, as the serving loop does, but wait for it."""
     loaded, before = threading.Event(), adapters.on_loaded
     adapters.on_loaded = loaded.set
     for ref in refs[:_ON_THEIR_WAY]:

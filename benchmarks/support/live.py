@@ -1,4 +1,4 @@
-"""A serving loop over a random model, without HTTP and without text, and answers that are timed."""
+"""A serving loop over a random model, without HTTP and without text, that times its answers."""
 
 import threading
 import time
@@ -33,7 +33,7 @@ class NoText:
 
 
 @dataclass
-class Heard:
+class AnswerTimes:
     """When an answer was asked for, and when each of its tokens came, seconds."""
 
     asked: float = field(default_factory=time.perf_counter)
@@ -47,7 +47,7 @@ class Heard:
             self._error = delta.error
             self._done.set()
 
-    def wait(self) -> "Heard":
+    def wait(self) -> "AnswerTimes":
         """Until the last token; raises what ended the answer, if that was an error."""
         self._done.wait()
         if self._error is not None:
@@ -61,7 +61,7 @@ class Heard:
 
 
 class Live:
-    """A loop that runs. Every prompt is a new one, so that none is found in memory."""
+    """A running loop. Every prompt is new, so the prefix cache never helps."""
 
     def __init__(self, base: BaseModel, loop: ServingLoop, start_s: float) -> None:
         self.start_s = start_s
@@ -74,21 +74,23 @@ class Live:
         ids = torch.randint(self._vocab_size, shape, generator=self._random)
         return [tuple(row) for row in ids.tolist()]
 
-    def ask(self, prompt: tuple[int, ...], ref: AdapterRef | None, answer_tokens: int) -> Heard:
+    def ask(
+        self, prompt: tuple[int, ...], ref: AdapterRef | None, answer_tokens: int
+    ) -> AnswerTimes:
         params = SamplingParams(max_tokens=answer_tokens, temperature=0.0, ignore_eos=True)
-        heard = Heard()
+        heard = AnswerTimes()
         self._loop.submit(Generation("bench", "default", prompt, params, ref), heard)
         return heard
 
     def ask_all(
         self, refs: Sequence[AdapterRef | None], prompt_tokens: int, answer_tokens: int
-    ) -> list[Heard]:
-        """One request for each; returns when all are answered."""
+    ) -> list[AnswerTimes]:
+        """Send one request for each, and return when all are answered."""
         prompts = self.prompts(len(refs), prompt_tokens)
-        asked = [
+        answers = [
             self.ask(prompt, ref, answer_tokens) for prompt, ref in zip(prompts, refs, strict=True)
         ]
-        return [heard.wait() for heard in asked]
+        return [heard.wait() for heard in answers]
 
 
 @contextmanager

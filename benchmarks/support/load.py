@@ -19,7 +19,7 @@ _LENGTH = b"content-length: "
 
 @dataclass(frozen=True)
 class Load:
-    """What every connection asks for, how long, and which part of that counts.
+    """What every connection asks for, for how long, and which part of that counts.
 
     `vocab_size` bounds the random token ids of prompts. In the first round answers have random
     lengths, so that later ones do not all begin at once.
@@ -42,7 +42,7 @@ class Load:
         return "/v1/chat/completions" if self.chat else "/v1/completions"
 
     def question(self, draw: random.Random) -> dict[str, object]:
-        """The fields that ask."""
+        """The fields of the request's body."""
         if not self.chat:
             return {"prompt": self.prompt(draw)}
         letters = "".join(draw.choices("abcdefgh ", k=self.prompt_tokens))
@@ -50,8 +50,8 @@ class Load:
 
 
 @dataclass
-class Heard:
-    """What clients heard in the time that counts; seconds."""
+class LoadResult:
+    """What clients received in the time that counts; times in seconds."""
 
     answers: int = 0
     events: int = 0
@@ -59,7 +59,7 @@ class Heard:
     gaps: list[float] = field(default_factory=list)
     failures: list[str] = field(default_factory=list)
 
-    def add(self, other: "Heard") -> None:
+    def add(self, other: "LoadResult") -> None:
         self.answers += other.answers
         self.events += other.events
         self.first += other.first
@@ -70,7 +70,7 @@ class Heard:
 class _Asker(asyncio.Protocol):
     """One connection."""
 
-    def __init__(self, load: Load, heard: Heard, start: float, seed: int) -> None:
+    def __init__(self, load: Load, heard: LoadResult, start: float, seed: int) -> None:
         self._load = load
         self._heard = heard
         self._draw = random.Random(seed)
@@ -122,7 +122,7 @@ class _Asker(asyncio.Protocol):
         self._transport.write(head.encode() + body)
 
     def _streamed(self, data: bytes, now: float) -> None:
-        """Marks may be cut in two: the last bytes of the piece before are looked at again."""
+        """A mark may be split over two pieces, so the end of the piece before is searched again."""
         begin = (self._tail or data)[:16]
         if begin.startswith(b"HTTP/") and b" 200 " not in begin:
             return self._whole(data, now)
@@ -142,11 +142,11 @@ class _Asker(asyncio.Protocol):
     def _whole(self, data: bytes, now: float) -> None:
         self._tail += data
         if self._expected is None:
-            head, found, _ = self._tail.partition(b"\r\n\r\n")
-            if not found:
+            head, end, _ = self._tail.partition(b"\r\n\r\n")
+            if not end:
                 return None
             length = head.lower().partition(_LENGTH)[2].partition(b"\r\n")[0]
-            self._expected = len(head) + len(found) + int(length)
+            self._expected = len(head) + len(end) + int(length)
         if len(self._tail) < self._expected:
             return None
         if b" 200 " not in self._tail[:16]:
@@ -171,8 +171,8 @@ class _Asker(asyncio.Protocol):
         self._transport.close()
 
 
-async def _ask_all(port: int, load: Load, start: float, seeds: Sequence[int]) -> Heard:
-    heard = Heard()
+async def _ask_all(port: int, load: Load, start: float, seeds: Sequence[int]) -> LoadResult:
+    heard = LoadResult()
     loop = asyncio.get_running_loop()
     askers = [_Asker(load, heard, start, seed) for seed in seeds]
     waiting = iter(askers)
@@ -183,7 +183,7 @@ async def _ask_all(port: int, load: Load, start: float, seeds: Sequence[int]) ->
 
 
 def _client(
-    pipe: "Connection[Heard | None, float]", port: int, load: Load, seeds: Sequence[int]
+    pipe: "Connection[LoadResult | None, float]", port: int, load: Load, seeds: Sequence[int]
 ) -> None:
     pipe.send(None)
     start = pipe.recv()
@@ -192,10 +192,10 @@ def _client(
 
 def ask(
     port: int, load: Load, processes: int, watch: Callable[[], float] = time.process_time
-) -> tuple[Heard, float]:
+) -> tuple[LoadResult, float]:
     """Put the load on the server at `port`.
 
-    Returns what was heard, and by how much `watch` grew in the time that counts.
+    Returns the result, and by how much `watch` grew in the time that counts.
 
     Raises:
         RuntimeError: an answer was not 200, or broke off.
@@ -217,7 +217,7 @@ def ask(
     time.sleep(load.warm_up_s)
     before = watch()
     time.sleep(load.seconds)
-    grown, total = watch() - before, Heard()
+    grown, total = watch() - before, LoadResult()
     for pipe in pipes:
         total.add(pipe.recv())
     for client in clients:

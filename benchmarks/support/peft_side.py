@@ -1,7 +1,7 @@
 """The same work done with PEFT: VeRA adapters on `model.generate`, one adapter at a time.
 
-PEFT ignores `adapter_names` for VeRA, so requests for distinct adapters cannot share a batch: they
-run one after the other, each with its adapter switched on first.
+PEFT ignores `adapter_names` for VeRA, so requests for distinct adapters cannot share a batch. They
+run one after the other, and each first switches its adapter on.
 """
 
 import time

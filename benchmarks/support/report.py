@@ -1,4 +1,4 @@
-"""What every benchmark prints around its figures: where they come from, and a table."""
+"""What every benchmark prints: where its figures come from, and a table."""
 
 import os
 import platform
@@ -58,5 +58,5 @@ def _processor() -> str:
 
 def _commit() -> str:
     command = ["git", "describe", "--always", "--dirty", "--abbrev=12"]
-    found = subprocess.run(command, capture_output=True, text=True, check=False)
-    return found.stdout.strip() or "unknown"
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    return result.stdout.strip() or "unknown"

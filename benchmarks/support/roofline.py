@@ -1,9 +1,8 @@
 """The least time that a step can take: bytes over bandwidth, or operations over the product rate.
 
-Bandwidth and rate are those that the device shows in the same run, by one large copy and one large
-product. What is counted: the weights and the output head, the keys and values that are read, every
-distinct adapter's vectors once a step, and the random matrices of every basis once a step, though
-they are read in each layer.
+The same run measures both, by one large copy and one large product. Counted are the weights and the
+output head, the keys and values that are read, every distinct adapter's vectors once a step, and
+the random matrices of every basis once a step, though each layer reads them.
 """
 
 import time
@@ -22,7 +21,7 @@ from server.bases.model import BaseModel
 
 @dataclass(frozen=True)
 class Chip:
-    """What a device was measured to do: bytes per second moved, operations per second."""
+    """A device's measured bandwidth in bytes and rate in operations per second."""
 
     bandwidth: float
     rate: float
@@ -39,7 +38,7 @@ class Chip:
 
 @dataclass(frozen=True)
 class Work:
-    """What a step cannot do without."""
+    """The bytes and operations that a step cannot avoid."""
 
     bytes: int
     operations: int

@@ -3,7 +3,7 @@
 import pytest
 
 from benchmarks.serving import cold
-from benchmarks.support.live import Heard
+from benchmarks.support.live import AnswerTimes
 from tests.benchmarks.running import cells, run
 
 ARGUMENTS = (
@@ -25,5 +25,5 @@ def test_cold_reports_first_tokens_and_gaps(
 
 
 def test_gaps_are_between_tokens_of_one_answer_once_it_runs() -> None:
-    answers = [Heard(0.0, [start + 1.5 * n for n in range(17)]) for start in (1.0, 100.0)]
+    answers = [AnswerTimes(0.0, [start + 1.5 * n for n in range(17)]) for start in (1.0, 100.0)]
     assert cold.gaps_of(answers) == [1.5] * (2 * 14)

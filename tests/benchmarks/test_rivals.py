@@ -1,4 +1,4 @@
-"""The benchmark beside transformers and PEFT, on a tiny shape."""
+"""The benchmark against transformers and PEFT, on a tiny shape."""
 
 import sys
 

@@ -8,7 +8,7 @@ Nothing is imported: names are read from the syntax trees of our sources. What i
 - `verandah COMMAND --option`, `python -m module --option`, `make TARGET`, `VERANDAH_VARIABLE`;
 - "decision N": the page is there.
 
-Shell text, other packages' dotted names and single lower-case words are not checked.
+Shell text, dotted names of others and single lower-case words are not checked.
 """
 
 import ast
@@ -153,11 +153,9 @@ def stale(token: str, where: Path) -> bool:
         module_is_there = not words[2].startswith(PACKAGES) or module_has(words[2])
         return not module_is_there or not set(OPTION.findall(token)) <= options()
     if words[0] == "make" and words[1]:
-        targets = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
-        return words[1] not in targets
+        return f"\n{words[1]}:" not in (ROOT / "Makefile").read_text()
     if match := VARIABLE.fullmatch(token):
-        name = match[1].lower().replace("_", "-")
-        return name not in options()
+        return match[1].lower().replace("_", "-") not in options()
     if PATH.fullmatch(token):
         ours = (ROOT / token.split("/")[0]).exists() or token.endswith((".py", ".md", ".sh"))
         return ours and not is_there(token, where)

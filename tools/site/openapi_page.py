@@ -8,7 +8,7 @@ Json = dict[str, Any]
 _INTRO = """# HTTP reference
 
 Made from the server's own OpenAPI document, which is also here as [openapi.json](openapi.json).
-A running server shows the same under `/docs`. [The API](api.md) explains how the endpoints work together.
+A running server shows the same under `/docs`. [The API](api.md) explains the endpoints.
 """
 
 

@@ -1,9 +1,9 @@
-"""The benchmark of training beside serving, on a tiny shape."""
+"""The benchmark of training while serving, on a tiny shape."""
 
 import pytest
 
-from benchmarks.serving import training_beside_serving
-from benchmarks.serving.training_beside_serving import trained_per_s
+from benchmarks.serving import colocated_training
+from benchmarks.serving.colocated_training import trained_per_s
 from tests.benchmarks.running import cells, run
 
 
@@ -12,14 +12,14 @@ def test_every_way_is_timed(
 ) -> None:
     small = "--streams 2 --answer-tokens 24 --rank 8 --tokens 24 --warming 1 --seconds 0.5"
     asked = "--rounds 1 --times 1 --ways product never"
-    run(monkeypatch, training_beside_serving, f"--shape tiny {small} {asked}")
+    run(monkeypatch, colocated_training, f"--shape tiny {small} {asked}")
     text = capsys.readouterr().out
     rows = {cells(line)[0]: cells(line)[1:] for line in text.splitlines() if line[:1] == "|"}
     for name in ("gives way, 1.3 times", "gives way to priority alone"):
-        alone, _, beside_ms, *_ = map(float, rows[name][:5])
+        alone, _, training_ms, *_ = map(float, rows[name][:5])
         assert alone > 0
-        assert beside_ms > 0
-    assert "beside an idle server" in text
+        assert training_ms > 0
+    assert "with an idle server" in text
 
 
 @pytest.mark.parametrize(

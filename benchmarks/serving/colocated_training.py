@@ -1,12 +1,11 @@
-"""Training on the GPU that serves: what it costs the answers, and what is left of its speed.
+"""Training on the GPU that serves: what it costs the answers, and how much of its speed is left.
 
-    python -m benchmarks.serving.training_beside_serving --shape 1b --device cuda
-    python -m benchmarks.serving.training_beside_serving --shape tiny --streams 4 \\
-        --answer-tokens 60 --rank 8 --tokens 24 \\
-        --seconds 1 --rounds 1
+    python -m benchmarks.serving.colocated_training --shape 1b --device cuda
+    python -m benchmarks.serving.colocated_training --shape tiny --streams 4 --answer-tokens 60 \\
+        --rank 8 --tokens 24 --seconds 1 --rounds 1
 
-Steady streams with VeRA adapters are listened to, alone and beside one job that trains (VeRA on q
-and v), in turns. The first row is the server's own way; the second is it without any rests.
+Steady streams with VeRA adapters are measured alone and while one job trains (VeRA on q and v), in
+turns. The first row is the server's own way; the second is the same without any rests.
 """
 
 import argparse
@@ -32,7 +31,7 @@ from benchmarks.serving.cold import gaps_of
 from benchmarks.support import crowd
 from benchmarks.support.base_shapes import SHAPES, base_of
 from benchmarks.support.crowd import VERA_QV
-from benchmarks.support.live import Heard, Live, serving
+from benchmarks.support.live import AnswerTimes, Live, serving
 from benchmarks.support.report import origin, table
 from benchmarks.training.training_sides import Job, Marks, Plain, Product, Way
 from server.bases.model import BaseModel
@@ -44,19 +43,19 @@ WAYS: Final = ("product", "never")
 
 
 @dataclass
-class Found:
-    """Of one way: seconds between tokens, alone and beside; tokens a second of training."""
+class Measured:
+    """One way to train: seconds between tokens, alone and with it, and its tokens a second."""
 
     name: str
     alone: list[float] = field(default_factory=list)
-    beside: list[float] = field(default_factory=list)
+    training: list[float] = field(default_factory=list)
     trained: list[float] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes of the device: of the base's weights, what training takes between its steps, and the
-    most that one step takes beside that."""
+    """Device memory in bytes: of the base's weights, what training adds between its steps, and what
+    one step adds to that at most."""
 
     weights: int
     added: int
@@ -69,7 +68,7 @@ class Streams:
     def __init__(self, live: Live, refs: Sequence[AdapterRef], answer_tokens: int) -> None:
         self._ask = partial(live.ask_all, refs, PROMPT_TOKENS, answer_tokens)
 
-    def once(self) -> list[Heard]:
+    def once(self) -> list[AnswerTimes]:
         return self._ask()
 
     def gaps(self, times: int) -> list[float]:
@@ -86,21 +85,21 @@ def trained_per_s(marks: Marks, begin: float, end: float) -> float:
 
 
 def in_turns(
-    found: Found, way: Way, streams: Streams, rounds: int, *, warming: int, times: int
+    measured: Measured, way: Way, streams: Streams, rounds: int, *, warming: int, times: int
 ) -> None:
-    """Streams alone, then beside training, `warming` of which is not looked at."""
+    """Measure the streams alone, then with training; the first `warming` of those do not count."""
     for _ in range(rounds):
-        found.alone += streams.gaps(times)
+        measured.alone += streams.gaps(times)
         way.start()
         try:
             for _ in range(warming):
                 streams.once()
             begin = time.perf_counter()
-            found.beside += streams.gaps(times)
+            measured.training += streams.gaps(times)
             end = time.perf_counter()
         finally:
             marks = way.stop()
-        found.trained.append(trained_per_s(marks, begin, end))
+        measured.trained.append(trained_per_s(marks, begin, end))
 
 
 def quietly(way: Way, seconds: float) -> float:
@@ -113,50 +112,50 @@ def quietly(way: Way, seconds: float) -> float:
 
 
 def idle_share(product: Way, plain: Way, seconds: float, rounds: int) -> tuple[float, float]:
-    """Speed of training by itself, and the part of it that the server's way has beside an engine
-    that nobody asks: in turns, and the median of what each turn found."""
+    """Training's speed alone, and the share of it that the server's way has with an idle engine:
+    medians over turns."""
     turns = [(quietly(plain, seconds), quietly(product, seconds)) for _ in range(rounds + 1)][1:]
     alone = statistics.median(one for one, _ in turns)
     return alone, statistics.median(mine / one for one, mine in turns)
 
 
 def memory_of(base: BaseModel, make: Callable[[], Way]) -> tuple[Way, Memory | None]:
-    """What a way takes of the device."""
+    """The device memory that a way to train takes."""
     if base.device.type != "cuda":
         return make(), None
     before = torch.cuda.memory_allocated()
     way = make()
     quietly(way, 1)  # the optimizer's moments are there as well
     torch.cuda.synchronize()
-    held = torch.cuda.memory_allocated()
+    allocated = torch.cuda.memory_allocated()
     torch.cuda.reset_peak_memory_stats()
     quietly(way, 1)
     weights = sum(it.numel() * it.itemsize for it in base.model.parameters())
-    peak = torch.cuda.max_memory_allocated() - held
-    return way, Memory(weights, held - before, peak)
+    peak = torch.cuda.max_memory_allocated() - allocated
+    return way, Memory(weights, allocated - before, peak)
 
 
-def row(found: Found, speed_alone: float) -> tuple[object, ...]:
+def row(measured: Measured, speed_alone: float) -> tuple[object, ...]:
     def quantile(gaps: Sequence[float], share: float) -> float:
         return float(np.quantile(gaps, share)) * 1e3
 
-    p95 = quantile(found.beside, 0.95) / quantile(found.alone, 0.95)
-    kept = statistics.mean(found.trained) / speed_alone
+    p95 = quantile(measured.training, 0.95) / quantile(measured.alone, 0.95)
+    kept = statistics.mean(measured.trained) / speed_alone
     met = p95 <= BAR_GAP and kept >= BAR_KEPT
     return (
-        found.name,
-        *(quantile(found.alone, share) for share in (0.5, 0.95)),
-        *(quantile(found.beside, share) for share in (0.5, 0.95, 0.99)),
+        measured.name,
+        *(quantile(measured.alone, share) for share in (0.5, 0.95)),
+        *(quantile(measured.training, share) for share in (0.5, 0.95, 0.99)),
         f"{p95:.2f}",
-        f"{statistics.mean(found.alone) / statistics.mean(found.beside):.2f}",
-        statistics.mean(found.trained),
+        f"{statistics.mean(measured.alone) / statistics.mean(measured.training):.2f}",
+        statistics.mean(measured.trained),
         f"{kept:.2f}",
         "met" if met else "MISSED",
     )
 
 
-def row_text(found: Found, speed_alone: float) -> str:
-    cells = row(found, speed_alone)
+def row_text(measured: Measured, speed_alone: float) -> str:
+    cells = row(measured, speed_alone)
     return "  ".join(f"{cell:.3g}" if isinstance(cell, float) else str(cell) for cell in cells)
 
 
@@ -208,16 +207,18 @@ def listen(options: argparse.Namespace, folder: Path) -> None:
         for key, (name, make) in ways_of(options, base, pulse, product).items():
             if key not in options.ways:
                 continue
-            found = Found(name)
-            in_turns(found, make(), streams, rounds, warming=options.warming, times=options.times)
-            print(row_text(found, alone), flush=True)  # should a later way break
-            rows.append(row(found, alone))
+            measured = Measured(name)
+            in_turns(
+                measured, make(), streams, rounds, warming=options.warming, times=options.times
+            )
+            print(row_text(measured, alone), flush=True)  # should a later way break
+            rows.append(row(measured, alone))
     print("\n" + origin() + "\n")
-    columns = ("", "p50 alone, ms", "p95", "p50 beside", "p95", "p99", "p95 over alone")
+    columns = ("", "p50 alone, ms", "p95", "p50 training", "p95", "p99", "p95 over alone")
     print(table((*columns, "streams' speed", "trained tokens/s", "of alone", "bars"), rows))
     verdict = "met" if idle >= BAR_IDLE else "MISSED"
     print(f"\ntraining alone: {alone:,.0f} tokens/s")
-    print(f"beside an idle server: {idle:.2f} of it (bar {BAR_IDLE}: {verdict})")
+    print(f"with an idle server: {idle:.2f} of it (bar {BAR_IDLE}: {verdict})")
     if memory is not None:
         print(memory_text(memory))
 
