@@ -70,14 +70,13 @@ def identifiers() -> set[str]:
 @cache
 def options() -> set[str]:
     """Command-line options: written out in code, or made of the fields of settings."""
-    found: set[str] = set()
+    known: set[str] = set()
     for path, tree in trees().items():
-        found.update(name for text in strings(path, alone=False) for name in OPTION.findall(text))
+        known.update(name for text in strings(path, alone=False) for name in OPTION.findall(text))
         if str(path.relative_to(ROOT)).startswith(OPTION_SOURCES):
             fields = (node.target for node in ast.walk(tree) if isinstance(node, ast.AnnAssign))
-            names = [ast.unparse(field).replace("_", "-") for field in fields]
-            found.update(names)
-    return found | {f"no-{name}" for name in found}
+            known.update(ast.unparse(field).replace("_", "-") for field in fields)
+    return known | {f"no-{name}" for name in known}
 
 
 @cache
@@ -93,24 +92,24 @@ def commands() -> set[str]:
 @cache
 def members(node: ast.AST) -> dict[str, ast.AST]:
     """Names that a module or a class defines, those of `self` included."""
-    found: dict[str, ast.AST] = {}
+    defined: dict[str, ast.AST] = {}
     for child in ast.walk(node):
         if isinstance(child, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
-            found[child.name] = child
+            defined[child.name] = child
         elif isinstance(child, ast.Name | ast.Attribute) and isinstance(child.ctx, ast.Store):
-            found[child.id if isinstance(child, ast.Name) else child.attr] = child
+            defined[child.id if isinstance(child, ast.Name) else child.attr] = child
         elif isinstance(child, ast.alias):
-            found[child.asname or child.name] = child
-    return found
+            defined[child.asname or child.name] = child
+    return defined
 
 
 @cache
 def classes() -> dict[str, list[ast.ClassDef]]:
-    found: dict[str, list[ast.ClassDef]] = {}
+    by_name: dict[str, list[ast.ClassDef]] = {}
     for node in (node for tree in trees().values() for node in ast.walk(tree)):
         if isinstance(node, ast.ClassDef):
-            found.setdefault(node.name, []).append(node)
-    return found
+            by_name.setdefault(node.name, []).append(node)
+    return by_name
 
 
 def has_member(name: str, member: str) -> bool:

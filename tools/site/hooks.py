@@ -49,8 +49,8 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
         if re.match(r"[a-z]+:|#", target):
             return match[0]
         path, _, anchor = target.partition("#")
-        found = posixpath.normpath(posixpath.join(posixpath.dirname(source), path))
-        uri = _PAGE_OF.get(found) or found.removeprefix("docs/")
+        in_repository = posixpath.normpath(posixpath.join(posixpath.dirname(source), path))
+        uri = _PAGE_OF.get(in_repository) or in_repository.removeprefix("docs/")
         if files.get_file_from_path(uri) is None:
             return text
         relative = posixpath.relpath(uri, posixpath.dirname(here) or ".")

@@ -38,19 +38,19 @@ def _fields(document: Json, schema: Json, place: str) -> list[str]:
     schema = _resolved(document, schema)
     rows: list[str] = []
     for name, field in schema.get("properties", {}).items():
-        told = {"required": name in schema.get("required", ())} | field
-        rows.append(_row(name, told, place, field))
+        shown = {"required": name in schema.get("required", ())} | field
+        rows.append(_row(name, shown, place, field))
         for inner in (field, field.get("items", {}), *field.get("anyOf", ())):
             if "properties" in _resolved(document, inner):
                 rows += _fields(document, inner, f"`{name}`")
     return rows
 
 
-def _row(name: str, told: Json, place: str, schema: Json) -> str:
-    notes = ["required"] if told.get("required") is True else []
+def _row(name: str, shown: Json, place: str, schema: Json) -> str:
+    notes = ["required"] if shown.get("required") is True else []
     if schema.get("default") is not None:
         notes.append(f"default {schema['default']!r}")
-    if text := told.get("description") or schema.get("description"):
+    if text := shown.get("description") or schema.get("description"):
         notes.append(text)
     cells = (f"`{name}`", place, _kind(schema), "; ".join(notes))
     return "| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in cells) + " |"
