@@ -16,7 +16,7 @@ from benchmarks.e2e.e2e_data import IGNORED, Batch, Batches, Encoded
 from benchmarks.e2e.learners import Learner
 from benchmarks.e2e.runs import Run
 from server.bases.model import BaseModel
-from server.training.run.schedule import learning_rate
+from server.training.run.trainer import learning_rate
 
 WARMUP = 0.06
 

@@ -243,7 +243,7 @@ def main() -> None:
     options = parser.parse_args()
     if options.judged:
         logging.basicConfig(format="%(relativeCreated)d ms: %(message)s")
-        logging.getLogger("server.training.beside.throttle").setLevel(logging.DEBUG)
+        logging.getLogger("server.training.colocated.share_controller").setLevel(logging.DEBUG)
     with tempfile.TemporaryDirectory(dir=crowd.scratch()) as name:
         listen(options, Path(name))
 

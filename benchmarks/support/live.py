@@ -19,7 +19,7 @@ from server.metrics import Metrics
 from server.pulse import Pulse
 from server.scheduler.loop import Limits, ServingLoop
 from server.scheduler.request import Generation, TextDelta
-from server.training.beside.training_thread import changing_hands_fast
+from server.training.colocated.training_thread import fast_thread_switching
 
 
 class NoText:
@@ -126,7 +126,7 @@ def serving(
     )
     adapters.on_loaded = loop.wake
     loop.start()
-    with changing_hands_fast():
+    with fast_thread_switching():
         try:
             yield Live(base, loop, engine.start_s)
         finally:

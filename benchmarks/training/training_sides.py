@@ -15,8 +15,8 @@ from benchmarks.training.cohorts import Work, trainers_of, work_of
 from server.bases.model import BaseModel
 from server.bases.shared_weights import twin_of
 from server.pulse import Pulse
-from server.training.beside.headroom import keep_headroom
-from server.training.beside.training_thread import TrainingThread
+from server.training.colocated.memory_headroom import keep_memory_headroom
+from server.training.colocated.training_thread import TrainingThread
 from server.training.run.run_steps import take_step
 
 Marks = Sequence[tuple[float, int]]
@@ -63,12 +63,12 @@ class Training:
 
 
 class Product:
-    """`server.training.beside.training_thread.TrainingThread`, as `verandah serve` makes it."""
+    """`server.training.colocated.training_thread.TrainingThread`, as `verandah serve` makes it."""
 
     def __init__(self, base: BaseModel, pulse: Pulse, job: Job, latency: float) -> None:
         self._beside = TrainingThread(base, pulse, latency, _lost)
         if base.device.type == "cuda":
-            keep_headroom(self._beside.base)
+            keep_memory_headroom(self._beside.base)
         self._training = Training(self._beside.base, job)
 
     def start(self) -> None:

@@ -17,7 +17,7 @@ from server.api.error_body import ErrorBody
 from server.errors import LineProblem
 from server.jobs.files.datasets import Dataset
 from server.jobs.files.file_store import Files
-from server.jobs.queue.appraisal import Appraisal
+from server.jobs.queue.job_estimate import JobEstimate
 from server.jobs.queue.job_queue import JobQueue
 from server.jobs.queue.train_options import TrainOptions
 from server.metrics import Metrics
@@ -178,16 +178,16 @@ class Porting(Protocol):
     def give_out(self, ref: AdapterRef, form: str) -> Path: ...
 
 
-class Appraiser(Protocol):
-    """`server.training.job.appraiser.Appraiser`."""
+class JobEstimator(Protocol):
+    """`server.training.job.job_estimator.JobEstimator`."""
 
-    def appraise(
+    def estimate(
         self,
         train: Dataset,
         valid: Dataset | None,
         options: TrainOptions,
         start: tuple[str, Manifest] | None = None,
-    ) -> Appraisal: ...
+    ) -> JobEstimate: ...
 
     def problems(self, dataset: Dataset, param: str) -> Seq[LineProblem]: ...
 
@@ -225,7 +225,7 @@ class Services:
     residency: Residency
     inspections: Inspections
     porting: Porting
-    appraiser: Appraiser
+    estimator: JobEstimator
     files: Files
     jobs: JobQueue
     keys: Keys

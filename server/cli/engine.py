@@ -18,7 +18,7 @@ from server.errors import VerandahError
 from server.metrics import Metrics
 from server.replicas.engine_process import EngineProcess
 from server.replicas.messages import Facts, Unfit
-from server.training.beside.training_thread import changing_hands_fast
+from server.training.colocated.training_thread import fast_thread_switching
 from server.wiring.building import Engine, open_records, running_engine
 from server.wiring.training import LAST_WORDS_S, training_beside, trains_beside
 
@@ -50,7 +50,7 @@ def run(options: argparse.Namespace) -> int:
 def _answer(settings: Settings, connection: "Connection[object, object]") -> None:
     metrics = Metrics(settings.served_name)
     with (
-        changing_hands_fast(),
+        fast_thread_switching(),
         open_records(settings) as records,
         running_engine(settings, records, metrics, _say) as engine,
         training_beside(settings, records, engine) as worker,

@@ -29,7 +29,7 @@ def find(session: Session, table: type[Row], owner: str, row_id: str) -> Row | N
     return session.scalar(_by_id(table, owner, row_id)) if row_id.isprintable() else None
 
 
-def find_held(session: Session, table: type[Row], owner: str, row_id: str) -> Row | None:
+def find_for_update(session: Session, table: type[Row], owner: str, row_id: str) -> Row | None:
     """The owner's row of that id, which nobody else changes before the transaction ends."""
     query = _by_id(table, owner, row_id).with_for_update()
     return session.scalar(query) if row_id.isprintable() else None

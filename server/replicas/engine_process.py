@@ -76,7 +76,7 @@ class Residency(Protocol):
 
 
 class Worker(Protocol):
-    """`server.training.beside.training_thread.TrainingThread`."""
+    """`server.training.colocated.training_thread.TrainingThread`."""
 
     @property
     def alive(self) -> bool: ...

@@ -26,7 +26,7 @@ from server.replicas.messages import Facts
 from server.replicas.replica import Replica
 from server.replicas.worker_proxy import WorkerProxy
 from server.tenancy.keys import Keys
-from server.training.job.appraiser import Appraiser
+from server.training.job.job_estimator import JobEstimator
 from server.wiring.building import (
     Records,
     Say,
@@ -94,7 +94,7 @@ def wire(
         residency=front.residency,
         inspections=front.inspections,
         porting=front.porting,
-        appraiser=Appraiser(
+        estimator=JobEstimator(
             front.base, front.tokenizer, settings.max_rank, speed=records.jobs.speed
         ),
         files=records.files,

@@ -10,9 +10,9 @@ from typing import Final
 from server.bases.model import BaseModel
 from server.bases.tokenizer import ChatTokenizer, load_tokenizer
 from server.config import BadOption, Settings
-from server.training.beside.headroom import keep_headroom
-from server.training.beside.training_thread import TrainingThread, changing_hands_fast
-from server.training.job.services import JobServices
+from server.training.colocated.memory_headroom import keep_memory_headroom
+from server.training.colocated.training_thread import TrainingThread, fast_thread_switching
+from server.training.job.job_services import JobServices
 from server.training.job.worker_loop import WorkerParts, run_worker
 from server.wiring.building import Engine, Records, device_of
 from server.wiring.process import end_soon, worker_id
@@ -48,13 +48,13 @@ def training_beside(
         return
     beside = TrainingThread(engine.base, engine.pulse, settings.training_latency, lost=end_soon)
     if engine.base.device.type == "cuda":
-        keep_headroom(beside.base)
+        keep_memory_headroom(beside.base)
     tokenizer = load_tokenizer(settings.model)  # its own: two threads must not share one
     parts = worker_parts(settings, records, lambda: (beside.base, tokenizer))
     beside.start(partial(run_worker, parts), on_end=lambda: records.jobs.abandon(parts.worker_id))
     log.info("jobs are trained in this process, on %s", engine.base.device)
     try:
-        with changing_hands_fast():
+        with fast_thread_switching():
             yield beside
     finally:
         beside.stop()
@@ -69,7 +69,7 @@ def worker_parts(
 ) -> WorkerParts:
     """What a worker works with, whatever process it is in."""
     return WorkerParts(
-        desk=JobServices(
+        services=JobServices(
             queue=records.jobs,
             files=records.files,
             store=records.store,

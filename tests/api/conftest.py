@@ -20,7 +20,7 @@ from server.tenancy.keys import DEFAULT_OWNER, Keys
 from tests.api.fakes import (
     VOCAB,
     ByteTokenizer,
-    FakeAppraiser,
+    FakeEstimator,
     FakeInspections,
     FakeLoop,
     FakePorting,
@@ -84,7 +84,7 @@ def parts(tmp_path: Path, store: AdapterStore, empty_database: Path) -> Iterator
         residency=FakeResidency(),
         inspections=FakeInspections(),
         porting=FakePorting(store, tmp_path / "porting"),
-        appraiser=FakeAppraiser(),
+        estimator=FakeEstimator(),
         files=Files(database, tmp_path / "files", max_bytes=MAX_FILE),
         jobs=JobQueue(database),
         keys=Keys(),

@@ -22,9 +22,9 @@ from server.adapters.inspecting.findings import (
 )
 from server.engine.sequence import FinishReason, TokenLogprob
 from server.errors import InvalidDataset, InvalidRequest, LineProblem
+from server.jobs.files.dataset_warnings import dataset_warnings
 from server.jobs.files.datasets import Dataset
-from server.jobs.files.notices import notices
-from server.jobs.queue.appraisal import Appraisal
+from server.jobs.queue.job_estimate import JobEstimate
 from server.jobs.queue.train_options import TrainOptions
 from server.scheduler.intake import Handle
 from server.scheduler.request import Generation, Listener, LoopStats, TextDelta, TokenPiece
@@ -67,19 +67,19 @@ class ByteTokenizer:
         return b"" if token_id == EOS else bytes([token_id])
 
 
-class FakeAppraiser:
+class FakeEstimator:
     """Counts a token per line; a line that says TOO LONG is."""
 
-    def appraise(
+    def estimate(
         self,
         train: Dataset,
         valid: Dataset | None,
         options: TrainOptions,
         start: tuple[str, Manifest] | None = None,
-    ) -> Appraisal:
+    ) -> JobEstimate:
         if problems := self.problems(train, "training_file"):
             raise InvalidDataset("lines are too long", problems, param="training_file")
-        return Appraisal(
+        return JobEstimate(
             examples=len(train),
             counted=len(train),
             tokens=len(train),
@@ -92,7 +92,7 @@ class FakeAppraiser:
             measured=False,
             parameters=10,
             adapter_bytes=4096,
-            warnings=tuple(notices(train, valid)),
+            warnings=tuple(dataset_warnings(train, valid)),
         )
 
     def problems(self, dataset: Dataset, param: str) -> list[LineProblem]:

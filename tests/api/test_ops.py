@@ -6,7 +6,8 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from server.db.session import Database
 from server.errors import Unavailable
-from server.jobs.queue.job_queue import JobQueue, JobStatus
+from server.jobs.queue.job import JobStatus
+from server.jobs.queue.job_queue import JobQueue
 from tests.api.fakes import FakeResident
 from tests.api.running import Publish, Running, Serve
 

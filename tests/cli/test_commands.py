@@ -14,7 +14,7 @@ from rich.console import Console
 from clients.python import Client
 from server.__main__ import main
 from server.cli.train import show_outcome
-from server.jobs.queue.judgement import Judgement, Sample
+from server.jobs.queue.evaluation import Evaluation, Sample
 from tests.api.running import Publish, Running, eventually
 
 COMMANDS = (
@@ -150,7 +150,7 @@ class TestTrain:
             for step in (1, 2):
                 figures = {"step": step, "total_steps": 2, "train_loss": 2.5 / step}
                 jobs.append_event(found, "info", "a step", "metrics", figures)
-            jobs.judge(found, Judgement(1, True, 3.0).of(2, 1.0, 1.0), "info", "good")
+            jobs.record_evaluation(found, Evaluation(1, True, 3.0).of(2, 1.0, 1.0), "info", "good")
             jobs.add_samples(found, [Sample("How?", "So.", "Eh?", "Thus.")])
             jobs.finish(found, "pirate@1", 9)
 
@@ -168,8 +168,8 @@ class TestTrain:
             job = client.train(client.upload(lines).id)
             held = server.parts.jobs.claim("worker-1", 30)
             assert held is not None
-            found = Judgement(1, False, 3.0).of(2, 4.0, 4.0)
-            server.parts.jobs.judge(held, found, "warn", "bad")
+            found = Evaluation(1, False, 3.0).of(2, 4.0, 4.0)
+            server.parts.jobs.record_evaluation(held, found, "warn", "bad")
             server.parts.jobs.add_samples(held, [Sample("How?", "So.", "Eh?", "Thus.")])
             shown = io.StringIO()
             show_outcome(

@@ -12,8 +12,8 @@ import pytest
 
 from clients.python import ApiError, Client, ConnectionFailed, Hyperparameters, JobFailed
 from server.errors import InvalidAdapter, Unavailable
+from server.jobs.queue.evaluation import Evaluation, Sample
 from server.jobs.queue.job import Job as QueuedJob
-from server.jobs.queue.judgement import Judgement, Sample
 from server.jobs.queue.train_options import METHODS, TrainOptions
 from server.tenancy.keys import Keys
 from tests.api.fakes import FakeInspection, FakeInspections, found
@@ -138,7 +138,9 @@ def test_training(client: Client, server: Running, lines: Path) -> None:
     def work() -> None:
         for step in range(130):
             server.parts.jobs.append_event(held, "info", f"step {step}", "metrics", {"step": step})
-        server.parts.jobs.judge(held, Judgement(2, True, 3.0).of(1, 2.0, 2.0), "info", "good")
+        server.parts.jobs.record_evaluation(
+            held, Evaluation(2, True, 3.0).of(1, 2.0, 2.0), "info", "good"
+        )
         server.parts.jobs.add_samples(held, [Sample("q", "a", "b", "c")])
         server.parts.jobs.finish(held, "pirate@1", 77)
 

@@ -77,15 +77,15 @@ class Round:
             with told.open("a") as file:
                 file.write(f"{entry.owner} {entry.job} {entry.kind}\n")
 
-    def worker(self, injuries: Injuries | None = None, *, patience_s: float = 60) -> int:
+    def worker(self, injuries: Injuries | None = None, *, disk_retry_s: float = 60) -> int:
         """Start a worker; it ends when nothing waits. Returns its process id."""
-        return self._fork(partial(self._work, patience_s), injuries or Injuries())
+        return self._fork(partial(self._work, disk_retry_s), injuries or Injuries())
 
-    def _work(self, patience_s: float) -> None:
+    def _work(self, disk_retry_s: float) -> None:
         place = Workplace.at(self.home)
         parts = place.parts(lease_s=LEASE_S, load=lambda: self.loaded)
-        desk = dataclasses.replace(parts.desk, patience_s=patience_s)
-        run_worker(dataclasses.replace(parts, desk=desk), _UntilIdle(place))
+        services = dataclasses.replace(parts.services, disk_retry_s=disk_retry_s)
+        run_worker(dataclasses.replace(parts, services=services), _UntilIdle(place))
 
     def _fork(self, work: Callable[[], None], injuries: Injuries) -> int:
         sys.stdout.flush()

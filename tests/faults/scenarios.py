@@ -56,7 +56,7 @@ def disk_full_for_good(round_: Round) -> None:
     round_.may_fail = frozenset({"disk_full"})
     round_.accept()
     start = round_.random.randrange(100)
-    round_.bury(round_.worker(Injuries(full=range(start, 10**9)), patience_s=0.3))
+    round_.bury(round_.worker(Injuries(full=range(start, 10**9)), disk_retry_s=0.3))
 
 
 def disk_really_full(round_: Round) -> None:

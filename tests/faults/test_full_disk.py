@@ -90,10 +90,10 @@ def test_an_adapter_waits_for_room_and_then_says_why_it_is_not_there(
     place: Workplace, disk: Disk
 ) -> None:
     job = submit(place, options=SHORT)
-    desk = replace(place.parts().desk, patience_s=0.8)
+    services = replace(place.parts().services, disk_retry_s=0.8)
     stop = threading.Event()
     worker = threading.Thread(
-        target=run_worker, args=(replace(place.parts(), desk=desk), stop), daemon=True
+        target=run_worker, args=(replace(place.parts(), services=services), stop), daemon=True
     )
     worker.start()
     until(lambda: job_now(place, job).status.ended)

@@ -9,7 +9,8 @@ import time
 
 from server.db.session import Database
 from server.errors import LeaseLost
-from server.jobs.queue.job_queue import JobQueue, JobStatus
+from server.jobs.queue.job import JobStatus
+from server.jobs.queue.job_queue import JobQueue
 
 
 def work(queue: JobQueue, worker: str, lease_s: float, die_every: int) -> None:

@@ -10,7 +10,8 @@ import pytest
 
 from server.db.session import Database
 from server.jobs.files.file_store import Files
-from server.jobs.queue.job_queue import Job, JobQueue
+from server.jobs.queue.job import Job
+from server.jobs.queue.job_queue import JobQueue
 from tests.db.conftest import postgres_schema
 
 

@@ -6,7 +6,7 @@ from sqlalchemy import inspect, select
 from server.db.tables import JobRow
 from server.errors import LeaseLost
 from server.jobs.queue.job import Job
-from server.jobs.queue.transitions import MAX_LOSSES, SUSPECT_LOSSES
+from server.jobs.queue.transitions import MAX_LOST_LEASES, SUSPECT_LOST_LEASES
 from tests.jobs.conftest import Jobs
 
 
@@ -34,7 +34,7 @@ def test_to_be_called_dead_costs_a_worker_nothing_until_its_job_is_taken(jobs: J
 
 def test_a_job_that_kills_at_once_fails_without_waiting_for_leases(jobs: Jobs) -> None:
     created = jobs.create()
-    for attempt in range(MAX_LOSSES + 1):
+    for attempt in range(MAX_LOST_LEASES + 1):
         jobs.claim(f"w{attempt}")
         jobs.queue.abandon(f"w{attempt}")
     assert jobs.queue.claim("last", 30) is None
@@ -45,7 +45,7 @@ def test_a_job_that_kills_at_once_fails_without_waiting_for_leases(jobs: Jobs) -
 
 def test_a_job_that_may_kill_its_worker_is_for_one_that_has_no_other(jobs: Jobs) -> None:
     suspect, waiting = jobs.create(), jobs.create("bob")
-    for attempt in range(SUSPECT_LOSSES + 1):
+    for attempt in range(SUSPECT_LOST_LEASES + 1):
         assert jobs.claim(f"w{attempt}").id == suspect.id
         jobs.queue.abandon(f"w{attempt}")
     assert jobs.queue.claim("busy", 30, busy=True) is None

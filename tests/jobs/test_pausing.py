@@ -3,11 +3,11 @@
 import pytest
 
 from server.errors import Conflict, LeaseLost, NotFound
-from server.jobs.queue.appraisal import Appraisal
-from server.jobs.queue.job_queue import Job, JobStatus
+from server.jobs.queue.job import Job, JobStatus
+from server.jobs.queue.job_estimate import JobEstimate
 from tests.jobs.conftest import Jobs
 
-APPRAISAL = Appraisal(
+ESTIMATE = JobEstimate(
     examples=12,
     counted=12,
     tokens=300,
@@ -54,10 +54,10 @@ def test_a_running_job_pauses_once_its_worker_has_saved_it(jobs: Jobs) -> None:
     jobs.create()
     job = jobs.claim()
     asked = jobs.queue.pause("ann", job.id)
-    assert (asked.status, asked.wish) == (JobStatus.RUNNING, "pause")
+    assert (asked.status, asked.stop_request) == (JobStatus.RUNNING, "pause")
     assert jobs.queue.heartbeat(job) == "pause"
     parked = jobs.queue.park(job)
-    assert (parked.status, parked.wish, parked.worker) == (JobStatus.PAUSED, None, None)
+    assert (parked.status, parked.stop_request, parked.worker) == (JobStatus.PAUSED, None, None)
     with pytest.raises(LeaseLost):
         jobs.queue.heartbeat(job)
     jobs.queue.resume("ann", job.id)
@@ -139,9 +139,9 @@ def test_jobs_are_found_by_metadata_and_status(jobs: Jobs) -> None:
     assert found(status=JobStatus.CANCELLED, metadata={"team": "red"}) == [both.id]
 
 
-def test_an_appraisal_is_kept_and_told(jobs: Jobs) -> None:
-    job = jobs.create(appraisal=APPRAISAL)
-    assert jobs.queue.get("ann", job.id).appraisal == APPRAISAL
+def test_an_estimate_is_kept_and_told(jobs: Jobs) -> None:
+    job = jobs.create(estimate=ESTIMATE)
+    assert jobs.queue.get("ann", job.id).estimate == ESTIMATE
     told = jobs.messages(job)
     assert told[1] == "line 3 repeats line 2"
     assert "9 steps, 900 trained tokens; about 7 seconds" in told[2]

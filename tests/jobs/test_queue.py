@@ -5,9 +5,9 @@ from typing import Any
 import pytest
 
 from server.errors import Conflict, InvalidRequest, LeaseLost, NotFound
-from server.jobs.queue.job_queue import JobError, JobStatus
+from server.jobs.queue.job import JobError, JobStatus
 from server.jobs.queue.train_options import TrainOptions
-from server.jobs.queue.transitions import MAX_LOSSES
+from server.jobs.queue.transitions import MAX_LOST_LEASES
 from tests.jobs.conftest import Jobs
 
 
@@ -182,7 +182,7 @@ def test_a_worker_that_shuts_down_gives_its_job_back(jobs: Jobs) -> None:
 
 def test_a_job_that_kills_its_workers_fails_in_the_end(jobs: Jobs) -> None:
     created = jobs.create()
-    for _ in range(MAX_LOSSES + 1):
+    for _ in range(MAX_LOST_LEASES + 1):
         jobs.queue.heartbeat(jobs.claim(), step=4)
         jobs.clock.now += 31
     assert jobs.queue.claim("w1", 30) is None
@@ -195,10 +195,10 @@ def test_a_job_that_kills_its_workers_fails_in_the_end(jobs: Jobs) -> None:
 
 def test_a_job_that_gets_further_may_lose_many_workers(jobs: Jobs) -> None:
     jobs.create()
-    for step in range(1, 4 * MAX_LOSSES):
+    for step in range(1, 4 * MAX_LOST_LEASES):
         jobs.queue.heartbeat(jobs.claim(), step=step)
         jobs.clock.now += 31
-    assert jobs.claim().attempt == 4 * MAX_LOSSES
+    assert jobs.claim().attempt == 4 * MAX_LOST_LEASES
 
 
 def test_a_waiting_job_is_cancelled_at_once(jobs: Jobs) -> None:

@@ -8,7 +8,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from server.db.session import Database
-from server.jobs.queue.job_queue import JobQueue, JobStatus
+from server.jobs.queue.job import JobStatus
+from server.jobs.queue.job_queue import JobQueue
 from tests.jobs.conftest import Jobs
 
 REPOSITORY = Path(__file__).parents[2]

@@ -61,7 +61,7 @@ class Memory(FakeSlots):
 
 
 class Training:
-    """`server.training.beside.training_thread.TrainingThread`: it began again twice."""
+    """`server.training.colocated.training_thread.TrainingThread`: it began again twice."""
 
     alive = True
     restarts = 2

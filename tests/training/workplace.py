@@ -25,7 +25,7 @@ from server.bases.tokenizer import ChatTokenizer
 from server.db.session import Database
 from server.jobs.files.file_store import Files
 from server.jobs.queue.job_queue import JobQueue
-from server.training.job.services import JobServices
+from server.training.job.job_services import JobServices
 from server.training.job.worker_loop import WorkerParts, run_worker
 from server.training.run.run_steps import take_step
 from server.training.run.trainer import Trainer
@@ -63,7 +63,7 @@ class Workplace:
         )
 
     def parts(self, **changes: Any) -> WorkerParts:
-        desk: dict[str, Any] = {
+        services: dict[str, Any] = {
             "queue": self.queue,
             "files": self.files,
             "store": self.store,
@@ -72,9 +72,9 @@ class Workplace:
             "lease_s": 1.0,
             "checkpoint_every_s": 0.0,
         }
-        desk |= {name: changes.pop(name) for name in tuple(changes) if name in desk}
+        services |= {name: changes.pop(name) for name in tuple(changes) if name in services}
         values = {"load": load_tiny, "worker_id": f"worker-{os.getpid()}", "poll_s": 0.02}
-        return WorkerParts(**{"desk": JobServices(**desk), **values, **changes})
+        return WorkerParts(**{"services": JobServices(**services), **values, **changes})
 
 
 def lines(count: int) -> bytes:

@@ -39,8 +39,8 @@ def job_document(job: Job) -> Document:
         "verandah": {
             **ours,
             "step": job.step,
-            "appraisal": job.appraisal and job.appraisal.to_document(),
-            "judgement": job.judgement and job.judgement.to_document(),
+            "appraisal": job.estimate and job.estimate.to_document(),
+            "judgement": job.evaluation and job.evaluation.to_document(),
             "samples": [sample.to_document() for sample in job.samples or ()],
         },
     }

@@ -17,9 +17,9 @@ from server.api.jobs.job_documents import (
 from server.api.jobs.job_request import JobRequest, read_options
 from server.errors import InvalidDataset, InvalidRequest, LineProblem, NotFound
 from server.jobs.files.datasets import MIN_EXAMPLES, Dataset, validate
-from server.jobs.queue.appraisal import Appraisal
 from server.jobs.queue.continuing import check_continuable, inherited
 from server.jobs.queue.job import JobStatus
+from server.jobs.queue.job_estimate import JobEstimate
 from server.jobs.queue.train_options import TrainOptions
 
 router = APIRouter(prefix="/v1/fine_tuning/jobs", tags=["fine-tuning"])
@@ -50,7 +50,7 @@ def create_job(body: JobRequest, parts: GivenParts, owner: CurrentOwner) -> Docu
         seed=body.seed,
         hyperparameters=options,
         metadata=body.metadata,
-        appraisal=parts.appraiser.appraise(train, valid, options, start),
+        estimate=parts.estimator.estimate(train, valid, options, start),
     )
     return job_document(job)
 
@@ -152,7 +152,7 @@ def _valid_lines(parts: Services, owner: str, body: JobRequest) -> Dataset | Non
 
 def _lines(parts: Services, owner: str, file_id: str, param: str, min_examples: int) -> Dataset:
     def also(good: Dataset) -> Sequence[LineProblem]:
-        return parts.appraiser.problems(good, param)
+        return parts.estimator.problems(good, param)
 
     try:
         with parts.files.verified(owner, file_id) as lines:
@@ -168,9 +168,9 @@ def _dry_run(
     options: TrainOptions,
     start: tuple[str, Manifest] | None,
 ) -> Document:
-    """What would become of the job: its appraisal, or all that is wrong with its files."""
+    """What would become of the job: its estimate, or all that is wrong with its files."""
     problems: list[Document] = []
-    appraisal: Appraisal | None = None
+    estimate: JobEstimate | None = None
     for read in (_train_lines, _valid_lines):
         try:
             read(parts, owner, body)
@@ -178,7 +178,7 @@ def _dry_run(
             problems.extend(_problems(error))
     if not problems:
         try:
-            appraisal = parts.appraiser.appraise(*_files(parts, owner, body), options, start)
+            estimate = parts.estimator.estimate(*_files(parts, owner, body), options, start)
         except InvalidDataset as error:
             problems = _problems(error)
     return {
@@ -186,7 +186,7 @@ def _dry_run(
         "model": start[0] if start else body.model,
         "valid": not problems,
         "problems": problems,
-        "appraisal": appraisal and appraisal.to_document(),
+        "appraisal": estimate and estimate.to_document(),
     }
 
 

@@ -6,7 +6,7 @@ A file is JSONL in UTF-8, every line a chat or every line a completion:
                   {"role": "assistant", "content": "...", "weight": 1}]}
     {"prompt": "...", "completion": "..."}
 
-A chat may bring `tools` as well, and an assistant call them (`server.jobs.files.tool_use`).
+A chat may bring `tools` as well, and an assistant call them (`server.jobs.files.tool_calls`).
 """
 
 import json
@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 from server.errors import InvalidDataset, LineProblem
 from server.jobs.files.lines import BadLine, Record, kind_of, only, shown, text, written
-from server.jobs.files.tool_use import check_answers, read_calls, read_tools
+from server.jobs.files.tool_calls import check_answers, read_calls, read_tools
 
 MIN_EXAMPLES = 10
 MAX_EXAMPLES = 500_000

@@ -170,7 +170,7 @@ class Files:
             Conflict: a job that has not ended needs it.
         """
         with self._database.transaction() as session:
-            row = rows.find_held(session, FileRow, owner, file_id)
+            row = rows.find_for_update(session, FileRow, owner, file_id)
             if row is None:
                 raise NotFound(f"there is no file {file_id!r}")
             needs = or_(JobRow.training_file == row.id, JobRow.validation_file == row.id)

@@ -16,9 +16,18 @@ from sqlalchemy import update
 
 from server.db.session import Database
 from server.db.tables import CheckpointRow, JobRow
-from server.jobs.queue.job import Checkpoint, EventType, Figures, Job, JobStatus, Level, Wish
-from server.jobs.queue.judgement import Judgement, Sample
-from server.jobs.queue.transitions import end, fail, finite, hold, put_down, take_next, tell, tidy
+from server.jobs.queue.evaluation import Evaluation, Sample
+from server.jobs.queue.job import Checkpoint, EventType, Figures, Job, JobStatus, Level, StopRequest
+from server.jobs.queue.transitions import (
+    add_event,
+    end_job,
+    fail_job,
+    finite,
+    lock_row,
+    requeue_or_pause,
+    settle_lost_jobs,
+    take_next,
+)
 
 
 class Claims:
@@ -39,12 +48,12 @@ class Claims:
         """
         with self._database.transaction() as session:
             now = self._database.now(session)
-            tidy(session, worker, now, busy)
+            settle_lost_jobs(session, worker, now, busy)
             row = take_next(session, worker, lease_s, now, busy)
             if row is None:
                 return None
             again = f", attempt {row.attempt}" if row.attempt > 1 else ""
-            tell(session, row, now, "info", f"Fine-tuning job started{again}")
+            add_event(session, row, now, "info", f"Fine-tuning job started{again}")
             return Job.from_row(row)
 
     def abandon(self, worker: str) -> None:
@@ -63,14 +72,14 @@ class Claims:
         step: int | None = None,
         estimated_finish: int | None = None,
         trained_tokens: int | None = None,
-    ) -> Wish | None:
+    ) -> StopRequest | None:
         """Keep the lease, and tell how far the job is. Return what its owner wants done with it.
 
         Raises:
             LeaseLost: the job is no longer this attempt's.
         """
         with self._database.transaction() as session:
-            row = hold(session, job)
+            row = lock_row(session, job)
             row.lease_until = self._database.now(session) + (row.lease_s or 0)
             if step is not None and step > row.step:
                 row.step, row.losses = step, 0
@@ -78,7 +87,7 @@ class Claims:
                 row.estimated_finish = estimated_finish
             if trained_tokens is not None:
                 row.trained_tokens = trained_tokens
-            return Job.from_row(row).wish
+            return Job.from_row(row).stop_request
 
     def append_event(
         self,
@@ -90,13 +99,13 @@ class Claims:
     ) -> None:
         """Tell something about a job; figures that are not finite become null. Raises LeaseLost."""
         with self._database.transaction() as session:
-            row = hold(session, job)
-            tell(session, row, self._database.now(session), level, message, type, data)
+            row = lock_row(session, job)
+            add_event(session, row, self._database.now(session), level, message, type, data)
 
     def add_checkpoint(self, job: Job, step: int, model: str, metrics: Figures) -> Checkpoint:
         """Record an adapter published on the way, under the id `model`. Raises LeaseLost."""
         with self._database.transaction() as session:
-            row = hold(session, job)
+            row = lock_row(session, job)
             checkpoint = CheckpointRow(
                 id=f"ftckpt_{secrets.token_hex(12)}",
                 owner=row.owner,
@@ -113,9 +122,9 @@ class Claims:
     def release(self, job: Job) -> None:
         """Give a job back, as its worker shuts down; the next claim goes on. Raises LeaseLost."""
         with self._database.transaction() as session:
-            row = hold(session, job)
+            row = lock_row(session, job)
             now = self._database.now(session)
-            put_down(session, row, now, "The worker shut down; the job waits for another")
+            requeue_or_pause(session, row, now, "The worker shut down; the job waits for another")
 
     def park(self, job: Job) -> Job:
         """Give back a saved job, as `heartbeat` asked; if it was resumed since, to the queue.
@@ -123,57 +132,61 @@ class Claims:
         Raises LeaseLost.
         """
         with self._database.transaction() as session:
-            row = hold(session, job)
+            row = lock_row(session, job)
             now = self._database.now(session)
-            return put_down(session, row, now, "The job waits for a worker")
+            return requeue_or_pause(session, row, now, "The job waits for a worker")
 
     def add_results(self, job: Job, file_id: str) -> None:
         """Name the file of the job's figures. Raises LeaseLost."""
         with self._database.transaction() as session:
-            hold(session, job).result_file = file_id
+            lock_row(session, job).result_file = file_id
 
-    def judge(self, job: Job, judgement: Judgement, level: Level, message: str) -> None:
+    def record_evaluation(
+        self, job: Job, evaluation: Evaluation, level: Level, message: str
+    ) -> None:
         """Note how good the adapter is, and tell it unless it was told before. Raises LeaseLost."""
-        document = judgement.to_document()
+        document = evaluation.to_document()
         with self._database.transaction() as session:
-            row = hold(session, job)
+            row = lock_row(session, job)
             if row.judgement != document:
                 row.judgement = document
-                tell(session, row, self._database.now(session), level, message)
+                add_event(session, row, self._database.now(session), level, message)
 
     def add_samples(self, job: Job, samples: Sequence[Sample], failure: str = "") -> None:
         """Note answers and tell each, or why there are none; once for a job. Raises LeaseLost."""
         with self._database.transaction() as session:
-            row = hold(session, job)
+            row = lock_row(session, job)
             if row.samples is not None:
                 return
             row.samples = [sample.to_document() for sample in samples]
             now = self._database.now(session)
             for sample in samples:
                 data = sample.to_document()
-                tell(session, row, now, "info", sample.sentence(), data=data)
+                add_event(session, row, now, "info", sample.sentence(), data=data)
             if failure:
-                tell(session, row, now, "warn", failure)
+                add_event(session, row, now, "warn", failure)
 
     def finish(self, job: Job, fine_tuned_model: str, trained_tokens: int) -> Job:
         """End a job whose adapter is published as `fine_tuned_model`. Raises LeaseLost."""
         with self._database.transaction() as session:
-            row = hold(session, job)
+            row = lock_row(session, job)
             now = self._database.now(session)
             row.fine_tuned_model, row.trained_tokens = fine_tuned_model, trained_tokens
-            tell(session, row, now, "info", f"New fine-tuned model created: {fine_tuned_model}")
+            add_event(
+                session, row, now, "info", f"New fine-tuned model created: {fine_tuned_model}"
+            )
             message = "The job has successfully completed"
-            return end(session, row, now, JobStatus.SUCCEEDED, message)
+            return end_job(session, row, now, JobStatus.SUCCEEDED, message)
 
     def fail(self, job: Job, code: str, message: str, param: str | None = None) -> Job:
         """End a job without an adapter. Raises LeaseLost."""
         with self._database.transaction() as session:
-            row = hold(session, job)
-            return fail(session, row, self._database.now(session), code, message, param)
+            row = lock_row(session, job)
+            return fail_job(session, row, self._database.now(session), code, message, param)
 
     def stop(self, job: Job) -> Job:
         """End a running job as cancelled, as `heartbeat` asked. Raises LeaseLost."""
         with self._database.transaction() as session:
-            row = hold(session, job)
+            row = lock_row(session, job)
             now = self._database.now(session)
-            return end(session, row, now, JobStatus.CANCELLED, "The job was cancelled")
+            return end_job(session, row, now, JobStatus.CANCELLED, "The job was cancelled")

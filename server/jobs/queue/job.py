@@ -6,14 +6,14 @@ from enum import StrEnum
 from typing import Literal, cast
 
 from server.db.tables import CheckpointRow, EventRow, JobRow
-from server.jobs.queue.appraisal import Appraisal
-from server.jobs.queue.judgement import Judgement, Sample
+from server.jobs.queue.evaluation import Evaluation, Sample
+from server.jobs.queue.job_estimate import JobEstimate
 from server.jobs.queue.train_options import TrainOptions
 
 Level = Literal["info", "warn", "error"]
 EventType = Literal["message", "metrics"]
 Figures = Mapping[str, float | int | str | None]
-Wish = Literal["cancel", "pause"]
+StopRequest = Literal["cancel", "pause"]
 """What a running job's owner wants its worker to do with it."""
 
 
@@ -83,13 +83,13 @@ class Job:
     worker: str | None
     step: int
     result_file: str | None
-    appraisal: Appraisal | None
-    judgement: Judgement | None
+    estimate: JobEstimate | None
+    evaluation: Evaluation | None
     samples: tuple[Sample, ...] | None
     """None: nothing was asked yet. Empty: nothing could be asked, or it failed."""
 
     @property
-    def wish(self) -> Wish | None:
+    def stop_request(self) -> StopRequest | None:
         """What its owner wants its worker to do."""
         if self.cancel_requested:
             return "cancel"
@@ -124,8 +124,8 @@ class Job:
             worker=row.worker,
             step=row.step,
             result_file=row.result_file,
-            appraisal=None if row.appraisal is None else Appraisal(**row.appraisal),
-            judgement=None if row.judgement is None else Judgement(**row.judgement),
+            estimate=None if row.appraisal is None else JobEstimate(**row.appraisal),
+            evaluation=None if row.judgement is None else Evaluation(**row.judgement),
             samples=None if row.samples is None else tuple(Sample(**one) for one in row.samples),
         )
 

@@ -7,29 +7,26 @@ from statistics import median
 from sqlalchemy import ColumnElement, exists, func, select
 from sqlalchemy.orm import Session
 
+from adapters_store.manifest import check_name
+from adapters_store.store_errors import InvalidName
 from server.db.session import ensure_owner
-from server.db.tables import CheckpointRow, EventRow, JobRow, LabelRow
-from server.errors import Conflict, NotFound
+from server.db.tables import CheckpointRow, EventRow, FileRow, JobRow, LabelRow
+from server.errors import Conflict, InvalidRequest, NotFound
 from server.jobs import rows
-from server.jobs.queue.appraisal import Appraisal
 from server.jobs.queue.claims import Claims
-from server.jobs.queue.fields import check_suffix, checked_metadata, require_file
 from server.jobs.queue.job import (
     UNFINISHED,
     Checkpoint,
     Event,
     Job,
-    JobError,
     JobStatus,
 )
+from server.jobs.queue.job_estimate import JobEstimate
 from server.jobs.queue.train_options import TrainOptions
-from server.jobs.queue.transitions import end, put_down, tell
+from server.jobs.queue.transitions import add_event, end_job, requeue_or_pause
 from server.jobs.rows import Page
 
-__all__ = ["Checkpoint", "Event", "Job", "JobError", "JobQueue", "JobStatus", "Page"]
-
-
-_JOBS_TIMED = 20
+_TIMED_JOBS = 20
 
 
 class JobQueue(Claims):
@@ -45,9 +42,9 @@ class JobQueue(Claims):
         seed: int | None = None,
         hyperparameters: TrainOptions | None = None,
         metadata: Mapping[str, str] | None = None,
-        appraisal: Appraisal | None = None,
+        estimate: JobEstimate | None = None,
     ) -> Job:
-        """Queue a job whose files were checked before, and tell what `appraisal` says of it.
+        """Queue a job whose files were checked before, and tell what `estimate` says of it.
 
         Args:
             seed: None: the options' seed, or else a random one.
@@ -55,17 +52,17 @@ class JobQueue(Claims):
         Raises:
             InvalidRequest: a value is off, or a file is not one of the owner's; `param` names it.
         """
-        labels = checked_metadata(metadata or {})
+        labels = _checked_metadata(metadata or {})
         if suffix is not None:
-            check_suffix(suffix)
+            _check_suffix(suffix)
         options = hyperparameters or TrainOptions()
         seed = options.seed if seed is None else TrainOptions(seed=seed).seed
         with self._database.transaction() as session:
             now = self._database.now(session)
             ensure_owner(session, owner, now)
-            require_file(session, owner, training_file, "training_file")
+            _require_file(session, owner, training_file, "training_file")
             if validation_file is not None:
-                require_file(session, owner, validation_file, "validation_file")
+                _require_file(session, owner, validation_file, "validation_file")
             row = JobRow(
                 id=f"ftjob-{secrets.token_hex(12)}",
                 owner=owner,
@@ -80,7 +77,7 @@ class JobQueue(Claims):
                 created_at=int(now),
                 cancel_requested=False,
                 pause_requested=False,
-                appraisal=appraisal and appraisal.to_document(),
+                appraisal=estimate and estimate.to_document(),
                 attempt=0,
                 step=0,
                 losses=0,
@@ -90,12 +87,12 @@ class JobQueue(Claims):
             session.add_all(
                 LabelRow(job=row.id, key=key, value=value) for key, value in labels.items()
             )
-            tell(session, row, now, "info", f"Created fine-tuning job: {row.id}")
-            for warning in appraisal.warnings if appraisal else ():
-                tell(session, row, now, "warn", warning)
-            if appraisal:
-                tell(session, row, now, "info", appraisal.sentence())
-            tell(session, row, now, "info", "Files validated; the job waits for a worker")
+            add_event(session, row, now, "info", f"Created fine-tuning job: {row.id}")
+            for warning in estimate.warnings if estimate else ():
+                add_event(session, row, now, "warn", warning)
+            if estimate:
+                add_event(session, row, now, "info", estimate.sentence())
+            add_event(session, row, now, "info", "Files validated; the job waits for a worker")
             return Job.from_row(row)
 
     def get(self, owner: str, job_id: str) -> Job:
@@ -163,14 +160,14 @@ class JobQueue(Claims):
             select(JobRow.trained_tokens, JobRow.started_at, JobRow.finished_at)
             .where(JobRow.status == JobStatus.SUCCEEDED.value)
             .order_by(JobRow.number.desc())
-            .limit(_JOBS_TIMED)
+            .limit(_TIMED_JOBS)
         )
         with self._database.reading() as session:
-            found = session.execute(query).all()
+            finished_jobs = session.execute(query).all()
         speeds = [
-            tokens / (end - start)
-            for tokens, start, end in found
-            if tokens and start and end and end > start
+            tokens / (finish - start)
+            for tokens, start, finish in finished_jobs
+            if tokens and start and finish and finish > start
         ]
         return median(speeds) if speeds else None
 
@@ -189,15 +186,15 @@ class JobQueue(Claims):
             Conflict: it has ended.
         """
         with self._database.transaction() as session:
-            row = _known(rows.find_held(session, JobRow, owner, job_id), job_id)
+            row = _known(rows.find_for_update(session, JobRow, owner, job_id), job_id)
             now = self._database.now(session)
             if JobStatus(row.status).ended:
                 raise Conflict(f"job {job_id!r} has {row.status} already")
             if not _in_hand(row, now):
-                end(session, row, now, JobStatus.CANCELLED, "The job was cancelled")
+                end_job(session, row, now, JobStatus.CANCELLED, "The job was cancelled")
             elif not row.cancel_requested:
                 row.cancel_requested = True
-                tell(session, row, now, "info", "Cancelling: the worker was asked to stop")
+                add_event(session, row, now, "info", "Cancelling: the worker was asked to stop")
             return Job.from_row(row)
 
     def pause(self, owner: str, job_id: str) -> Job:
@@ -208,7 +205,7 @@ class JobQueue(Claims):
             Conflict: it has ended, or is about to be cancelled.
         """
         with self._database.transaction() as session:
-            row = _known(rows.find_held(session, JobRow, owner, job_id), job_id)
+            row = _known(rows.find_for_update(session, JobRow, owner, job_id), job_id)
             now = self._database.now(session)
             if JobStatus(row.status).ended or row.cancel_requested:
                 what = "is being cancelled" if row.cancel_requested else f"has {row.status} already"
@@ -217,8 +214,8 @@ class JobQueue(Claims):
                 return Job.from_row(row)
             row.pause_requested = True
             if not _in_hand(row, now):
-                return put_down(session, row, now, "")
-            tell(session, row, now, "info", "Pausing: the worker was asked to save the job")
+                return requeue_or_pause(session, row, now, "")
+            add_event(session, row, now, "info", "Pausing: the worker was asked to save the job")
             return Job.from_row(row)
 
     def resume(self, owner: str, job_id: str) -> Job:
@@ -229,13 +226,13 @@ class JobQueue(Claims):
             Conflict: it is not paused.
         """
         with self._database.transaction() as session:
-            row = _known(rows.find_held(session, JobRow, owner, job_id), job_id)
+            row = _known(rows.find_for_update(session, JobRow, owner, job_id), job_id)
             if row.status != JobStatus.PAUSED and not row.pause_requested:
                 raise Conflict(f"job {job_id!r} is {row.status}; only a paused one is resumed")
             if row.status == JobStatus.PAUSED:
                 row.status = JobStatus.QUEUED
             row.pause_requested = False
-            tell(session, row, self._database.now(session), "info", "The job was resumed")
+            add_event(session, row, self._database.now(session), "info", "The job was resumed")
             return Job.from_row(row)
 
 
@@ -264,3 +261,35 @@ def _labelled(metadata: Mapping[str, str] | None) -> list[ColumnElement[bool]]:
         exists().where(mine, LabelRow.key == key, LabelRow.value == value)
         for key, value in metadata.items()
     ]
+
+
+def _require_file(session: Session, owner: str, file_id: str, param: str) -> None:
+    """Raise InvalidRequest unless the owner has such a file, for training."""
+    row = rows.find_for_update(session, FileRow, owner, file_id)  # a deletion must not cross us
+    if row is None:
+        raise InvalidRequest(f"there is no file {file_id!r}; upload it first", param=param)
+    if row.purpose != "fine-tune":
+        raise InvalidRequest(
+            f"file {file_id!r} is for {row.purpose!r} and not for 'fine-tune'", param=param
+        )
+
+
+def _check_suffix(suffix: str) -> None:
+    """Raise InvalidRequest unless an adapter may be called so."""
+    try:
+        check_name("suffix", suffix)
+    except InvalidName as error:
+        raise InvalidRequest(str(error), param="suffix") from error
+
+
+def _checked_metadata(metadata: Mapping[str, str]) -> dict[str, str]:
+    """The OpenAI API's limits: 16 pairs, keys of 64 characters, values of 512."""
+    if len(metadata) > 16:
+        raise InvalidRequest(f"{len(metadata)} pairs of metadata; at most 16", param="metadata")
+    for key, value in metadata.items():
+        if len(key) > 64 or len(value) > 512 or not key.isprintable():
+            raise InvalidRequest(
+                f"metadata {key[:64]!r} has more than 64 characters, or its value more than 512",
+                param="metadata",
+            )
+    return dict(metadata)

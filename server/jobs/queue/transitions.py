@@ -10,9 +10,9 @@ from server.db.tables import EventRow, JobRow
 from server.errors import LeaseLost
 from server.jobs.queue.job import EventType, Figures, Job, JobStatus, Level
 
-MAX_LOSSES = 5
+MAX_LOST_LEASES = 5
 """Leases lost in a row, without getting further, after which a job is held to kill its workers."""
-SUSPECT_LOSSES = 2
+SUSPECT_LOST_LEASES = 2
 """Leases lost in a row after which a job is trained with no other: it may be what kills workers."""
 _CLOCK_SLACK_S = 1.0
 
@@ -32,7 +32,10 @@ _SHORTEN_LEASES = (
 )
 _HOPELESS = (
     select(JobRow)
-    .where(_LOST, or_(JobRow.cancel_requested, JobRow.pause_requested, JobRow.losses >= MAX_LOSSES))
+    .where(
+        _LOST,
+        or_(JobRow.cancel_requested, JobRow.pause_requested, JobRow.losses >= MAX_LOST_LEASES),
+    )
     .with_for_update(skip_locked=True)  # SQLite's transaction holds everything anyway
 )
 _other = aliased(JobRow)
@@ -61,7 +64,7 @@ _NEXT = (
 )
 _TAKE_NEXT = (
     update(JobRow)
-    .where(JobRow.number == _NEXT, or_(not_(_BUSY), JobRow.losses < SUSPECT_LOSSES))
+    .where(JobRow.number == _NEXT, or_(not_(_BUSY), JobRow.losses < SUSPECT_LOST_LEASES))
     .values(
         status=JobStatus.RUNNING.value,
         attempt=JobRow.attempt + 1,
@@ -75,7 +78,7 @@ _TAKE_NEXT = (
 )
 
 
-def hold(session: Session, job: Job) -> JobRow:
+def lock_row(session: Session, job: Job) -> JobRow:
     """The job's row, if it is this attempt's still; held until the transaction ends.
 
     Raises:
@@ -88,7 +91,7 @@ def hold(session: Session, job: Job) -> JobRow:
     return row
 
 
-def tell(
+def add_event(
     session: Session,
     row: JobRow,
     now: float,
@@ -112,40 +115,40 @@ def tell(
     session.flush()  # so that events are numbered in the order in which they are told
 
 
-def end(session: Session, row: JobRow, now: float, status: JobStatus, message: str) -> Job:
+def end_job(session: Session, row: JobRow, now: float, status: JobStatus, message: str) -> Job:
     """The last change of a job."""
     row.status = status
     row.finished_at = int(now)
     row.pause_requested = False  # or it could be resumed
     row.worker = row.lease_until = row.estimated_finish = None
-    tell(session, row, now, "error" if status == JobStatus.FAILED else "info", message)
+    add_event(session, row, now, "error" if status == JobStatus.FAILED else "info", message)
     return Job.from_row(row)
 
 
-def put_down(session: Session, row: JobRow, now: float, otherwise: str) -> Job:
+def requeue_or_pause(session: Session, row: JobRow, now: float, otherwise: str) -> Job:
     """What becomes of a job that its worker no longer has: what its owner wants, or the queue."""
     if row.cancel_requested:
-        return end(session, row, now, JobStatus.CANCELLED, "The job was cancelled")
+        return end_job(session, row, now, JobStatus.CANCELLED, "The job was cancelled")
     paused = row.pause_requested
     row.status = JobStatus.PAUSED if paused else JobStatus.QUEUED
     row.pause_requested = False
     row.worker = row.lease_until = row.estimated_finish = None
-    tell(
+    add_event(
         session, row, now, "info", "The job is paused; resume it to go on" if paused else otherwise
     )
     return Job.from_row(row)
 
 
-def fail(
+def fail_job(
     session: Session, row: JobRow, now: float, code: str, message: str, param: str | None
 ) -> Job:
     """End a job with an error."""
     text = message.replace("\0", "")
     row.error_code, row.error_message, row.error_param = code, text, param
-    return end(session, row, now, JobStatus.FAILED, f"The job failed: {text}")
+    return end_job(session, row, now, JobStatus.FAILED, f"The job failed: {text}")
 
 
-def tidy(session: Session, worker: str, now: float, busy: bool) -> None:
+def settle_lost_jobs(session: Session, worker: str, now: float, busy: bool) -> None:
     """Before a claim: end or put aside lost jobs that nobody may take over, and mend leases.
 
     A clock that was set back has made the leases given before it longer than they were meant.
@@ -154,9 +157,9 @@ def tidy(session: Session, worker: str, now: float, busy: bool) -> None:
     session.execute(_SHORTEN_LEASES, {"at": now}, execution_options=options)
     for row in session.scalars(_HOPELESS, {"at": now, "by": worker, "busy": busy}).all():
         if row.cancel_requested or row.pause_requested:
-            put_down(session, row, now, "")
+            requeue_or_pause(session, row, now, "")
             continue
-        fail(
+        fail_job(
             session,
             row,
             now,

@@ -17,18 +17,17 @@ from server.adapters.memory.matrices import SharedBases
 from server.bases.model import BaseModel
 from server.bases.tokenizer import ChatTokenizer
 from server.errors import LeaseLost, TrainingFailed, Unavailable
-from server.jobs.queue.job import Figures
-from server.jobs.queue.job_queue import Job
-from server.jobs.queue.judgement import Judgement
+from server.jobs.queue.evaluation import Evaluation
+from server.jobs.queue.job import Figures, Job
+from server.training.job.disk_retry import DISK_ERRORS, DiskRetry, disk_reason
+from server.training.job.evaluate import loss_of, refusal
 from server.training.job.heartbeat import Heartbeat, JobCancelled, JobPaused
-from server.training.job.judging import loss_of, refusal
-from server.training.job.lesson import Lesson, prepare
-from server.training.job.outcome import Learnt, Outcome
-from server.training.job.patience import DISK_ERRORS, Patience, said
-from server.training.job.results import Results
+from server.training.job.job_output import JobOutput, TrainedState
+from server.training.job.job_services import JobServices
 from server.training.job.run_report import figures_of, joined, reason_of, sentence
-from server.training.job.services import JobServices
 from server.training.job.start import start_of
+from server.training.job.step_metrics import StepMetrics
+from server.training.job.training_setup import TrainingSetup, prepare
 from server.training.run.checkpoint import CheckpointFolder, RunCheckpoint
 from server.training.run.greedy_answers import GreedyRequest
 from server.training.run.trainer import Progress, Trainer
@@ -42,23 +41,23 @@ _EVENTS_LOOKED_AT = 50  # from the newest; metrics are among them unless many at
 class Attempt:
     """Beats for its job from the moment it is made until `close`."""
 
-    def __init__(self, desk: JobServices, job: Job) -> None:
+    def __init__(self, services: JobServices, job: Job) -> None:
         self.job = job
-        self._desk = desk
-        self._folder = CheckpointFolder(desk.folder / job.id)
-        self._best = CheckpointFolder(desk.folder / job.id / "best", keep=1)
-        self._results = Results(desk.folder / job.id / "results.csv")
-        self._lock = desk.folder / f"{job.id}.lock"
-        self._lesson: Lesson | None = None
+        self._services = services
+        self._folder = CheckpointFolder(services.folder / job.id)
+        self._best = CheckpointFolder(services.folder / job.id / "best", keep=1)
+        self._results = StepMetrics(services.folder / job.id / "results.csv")
+        self._lock = services.folder / f"{job.id}.lock"
+        self._setup: TrainingSetup | None = None
         self._figures: Figures = {}
-        self._judgement: Judgement | None = None
-        self._learnt: Learnt | None = None
+        self._evaluation: Evaluation | None = None
+        self._learnt: TrainedState | None = None
         self._told_before = -1
         self._unsaved = False
-        self._patience = Patience(desk.patience_s)
+        self._patience = DiskRetry(services.disk_retry_s)
         self.published = False
         self._saved = self._told = time.monotonic()
-        self._heart = Heartbeat(desk.queue, job, desk.lease_s)
+        self._heart = Heartbeat(services.queue, job, services.lease_s)
         self._heart.__enter__()
 
     @property
@@ -78,16 +77,16 @@ class Attempt:
             AdapterNotFound, AdapterCorrupt: what it goes on from is gone, or damaged.
             LeaseLost, JobCancelled, JobPaused: it is not to be, or not now.
         """
-        desk, job = self._desk, self.job
+        services, job = self._services, self.job
         self._heart.check()
-        self._lesson = prepare(
+        self._setup = prepare(
             job,
-            desk.files,
+            services.files,
             base,
             tokenizer,
-            max_rank=desk.max_rank,
+            max_rank=services.max_rank,
             shared=shared,
-            start=start_of(job, desk.store, desk.served_name),
+            start=start_of(job, services.store, services.served_name),
         )
         self._figures = self._resume()
         self._told_before = self._last_step_told() if self.trainer.step else -1
@@ -96,9 +95,9 @@ class Attempt:
         first = self.trainer.start()
         if first is not None:
             self.take(first)
-        self._judgement = self._outcome.begin(first)
-        if self._judgement.held_out:
-            self._figures = {**self._figures, "base_valid_loss": self._judgement.base_loss}
+        self._evaluation = self._outcome.begin(first)
+        if self._evaluation.held_out:
+            self._figures = {**self._figures, "base_valid_loss": self._evaluation.base_loss}
 
     def take(self, result: Progress | Exception) -> None:
         """Note a step: tell of it, and save it when it is time. Raises what the step failed of."""
@@ -117,14 +116,14 @@ class Attempt:
             self._keep_best(result.step)
         if result.step in self._outcome.milestones:
             self._outcome.publish_checkpoint(result.step, self._figures)
-        if last or now - self._saved >= self._desk.checkpoint_every_s:
+        if last or now - self._saved >= self._services.checkpoint_every_s:
             self._save()
         self._heart.check()
 
     def judge(self) -> None:
         """Take the best state that was scored, and hold it against what the job came from."""
         self._learnt = self._best_state()
-        self._judgement = self._outcome.judge(self._judged, self._learnt, self._figures)
+        self._evaluation = self._outcome.judge(self._judged, self._learnt, self._figures)
 
     def questions(self) -> list[GreedyRequest]:
         """What to ask before publishing, of the base and then of the adapter; `judge` is first."""
@@ -166,14 +165,14 @@ class Attempt:
             self._put_off(error)
             return
         self._outcome.keep_results(self._results.table())
-        self._desk.queue.finish(self.job, str(ref), self.trainer.trained_tokens)
+        self._services.queue.finish(self.job, str(ref), self.trainer.trained_tokens)
         self.published = True
         self._leave_nothing()
 
     def give_back(self) -> None:
         """Save the job and return it to the queue, or leave it where its owner wants it."""
         self._save()
-        self._desk.queue.release(self.job)
+        self._services.queue.release(self.job)
 
     def end(self, error: Exception) -> None:
         """Say what a failure means for the job, which is no longer in our hands afterwards."""
@@ -196,38 +195,38 @@ class Attempt:
         if isinstance(error, LeaseLost | Unavailable):
             raise error
         if isinstance(error, JobPaused):
-            self._desk.queue.park(self.job)
+            self._services.queue.park(self.job)
             return
         if isinstance(error, JobCancelled):
-            self._desk.queue.stop(self.job)
+            self._services.queue.stop(self.job)
         else:
             code, message, param = reason_of(error)
             fault = error if code == "internal_error" else None
             log.warning("job %s failed: %s", self.job.id, message, exc_info=fault)
-            if self._lesson is not None and self.trainer.step:
+            if self._setup is not None and self.trainer.step:
                 self._outcome.keep_results(self._results.table())
-            if code in ("diverged", "made_worse") and self._judgement is not None:
-                message += self._outcome.failed(self._judgement, self._figures)
-            self._desk.queue.fail(self.job, code, message, param)
+            if code in ("diverged", "made_worse") and self._evaluation is not None:
+                message += self._outcome.failed(self._evaluation, self._figures)
+            self._services.queue.fail(self.job, code, message, param)
         self._leave_nothing()
 
     @cached_property
-    def _outcome(self) -> Outcome:
-        return Outcome(self._desk, self._prepared, self._lock, self._heart.beat)
+    def _outcome(self) -> JobOutput:
+        return JobOutput(self._services, self._prepared, self._lock, self._heart.beat)
 
     @property
-    def _judged(self) -> Judgement:
-        assert self._judgement is not None, "an attempt is prepared first"
-        return self._judgement
+    def _judged(self) -> Evaluation:
+        assert self._evaluation is not None, "an attempt is prepared first"
+        return self._evaluation
 
     @property
-    def _prepared(self) -> Lesson:
-        assert self._lesson is not None, "an attempt is prepared first"
-        return self._lesson
+    def _prepared(self) -> TrainingSetup:
+        assert self._setup is not None, "an attempt is prepared first"
+        return self._setup
 
     def _save(self) -> None:
         """Save the run as it stands; if the disk has no room, an earlier checkpoint must do."""
-        if self._lesson is None or self._figures.get("step") != self.trainer.step:
+        if self._setup is None or self._figures.get("step") != self.trainer.step:
             return  # nothing was done since it was read
         if self._learnt is not None:
             return  # the adapter may be set to an earlier state; the last was saved
@@ -250,8 +249,8 @@ class Attempt:
         seconds = f"{self._patience.seconds:.0f} s"
         if self._patience.over:
             raise TrainingFailed(
-                f"the adapter could not be written for {seconds} ({said(error)}): make room on "
-                "the server's disk, and train again",
+                f"the adapter could not be written for {seconds} ({disk_reason(error)}): "
+                "make room on the server's disk, and train again",
                 code="disk_full",
             ) from error
         if not self._patience.tried:
@@ -261,20 +260,22 @@ class Attempt:
 
     def _warn(self, what: str, error: Exception, then: str) -> None:
         log.warning("job %s: %s: %s", self.job.id, what, error)
-        self._desk.queue.append_event(self.job, "warn", f"{what} ({said(error)}): {then}")
+        self._services.queue.append_event(
+            self.job, "warn", f"{what} ({disk_reason(error)}): {then}"
+        )
 
     def _tell(self, message: str, figures: Figures) -> None:
-        self._desk.queue.append_event(self.job, "info", message, "metrics", figures)
+        self._services.queue.append_event(self.job, "info", message, "metrics", figures)
 
     def _last_step_told(self) -> int:
         """What an earlier attempt told of before it was lost is not told again."""
-        job, queue = self.job, self._desk.queue
+        job, queue = self.job, self._services.queue
         events = queue.events(job.owner, job.id, limit=_EVENTS_LOOKED_AT).items
         steps = (event.data["step"] for event in events if event.type == "metrics" and event.data)
         return max((int(str(step)) for step in steps), default=-1)
 
     def _resume(self) -> Figures:
-        trainer, queue = self.trainer, self._desk.queue
+        trainer, queue = self.trainer, self._services.queue
         checkpoint = self._folder.newest()
         if checkpoint is None:
             queue.append_event(self.job, "info", self._prepared.summary())
@@ -307,16 +308,16 @@ class Attempt:
         except DISK_ERRORS as error:  # a later state may do
             log.warning("job %s: the best state, step %d, is lost: %s", self.job.id, step, error)
 
-    def _best_state(self) -> Learnt:
+    def _best_state(self) -> TrainedState:
         """The last state, or the one that scored best if that is another; the adapter is set to
         it."""
         adapter, figures = self._prepared.adapter, self._figures
         best = self._best.newest()
         state = cast(Figures, best.state) if best else {}
         if best is None or not loss_of(state) < loss_of(figures):
-            return Learnt(self.trainer.step, adapter.tensors(), figures)
+            return TrainedState(self.trainer.step, adapter.tensors(), figures)
         adapter.load_tensors(best.tensors)
-        return Learnt(best.step, best.tensors, state)
+        return TrainedState(best.step, best.tensors, state)
 
     def _note(self, result: Progress) -> None:
         try:

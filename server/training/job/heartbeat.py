@@ -6,7 +6,8 @@ import time
 from types import TracebackType
 
 from server.errors import LeaseLost, Unavailable
-from server.jobs.queue.job_queue import Job, JobQueue
+from server.jobs.queue.job import Job
+from server.jobs.queue.job_queue import JobQueue
 
 log = logging.getLogger(__name__)
 
@@ -30,7 +31,7 @@ class Heartbeat:
         self._pause_s = min(_LONGEST_PAUSE_S, lease_s / 4)
         self._end = threading.Event()
         self._lost: LeaseLost | None = None
-        self._wish = job.wish
+        self._stop_request = job.stop_request
         self._step: int | None = None
         self._tokens: int | None = None
         self._finish: int | None = None
@@ -60,15 +61,15 @@ class Heartbeat:
         """
         if self._lost is not None:
             raise self._lost
-        if self._wish == "cancel":
+        if self._stop_request == "cancel":
             raise JobCancelled
-        if self._wish == "pause":
+        if self._stop_request == "pause":
             raise JobPaused
 
     def beat(self) -> None:
         """Beat now, and `check`."""
         try:
-            self._wish = self._queue.heartbeat(
+            self._stop_request = self._queue.heartbeat(
                 self._job,
                 step=self._step,
                 estimated_finish=self._finish,

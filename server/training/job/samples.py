@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from server.bases.tokenizer import ChatTokenizer
-from server.jobs.queue.judgement import Sample
+from server.jobs.queue.evaluation import Sample
 from server.training.run.examples import Example
 
 MAX_NEW = 48

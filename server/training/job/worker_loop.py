@@ -18,10 +18,10 @@ from server.bases.device_health import works_still
 from server.bases.model import BaseModel
 from server.bases.tokenizer import ChatTokenizer
 from server.errors import Unavailable
-from server.jobs.queue.job_queue import Job
+from server.jobs.queue.job import Job
 from server.training.job.attempt import Attempt
+from server.training.job.job_services import JobServices
 from server.training.job.samples import MAX_NEW
-from server.training.job.services import JobServices
 from server.training.run.checkpoint import sweep
 from server.training.run.greedy_answers import answer_all
 from server.training.run.run_steps import take_step
@@ -45,7 +45,7 @@ class WorkerParts:
     `tidy` is called whenever a job has left, and its memory with it.
     """
 
-    desk: JobServices
+    services: JobServices
     load: Load
     worker_id: str
     poll_s: float = 0.5
@@ -64,7 +64,7 @@ def run_worker(parts: WorkerParts, stop: threading.Event) -> None:
     Raises:
         DeviceLost: nothing can be done here any more. Jobs stay as they are: their leases end.
     """
-    sweep(parts.desk.folder, older_than_s=_LEFTOVER_AGE_S, keep=_unfinished(parts))
+    sweep(parts.services.folder, older_than_s=_LEFTOVER_AGE_S, keep=_unfinished(parts))
     worker = _Worker(parts, stop)
     try:
         while not stop.is_set():
@@ -82,10 +82,10 @@ def run_worker(parts: WorkerParts, stop: threading.Event) -> None:
 def _unfinished(parts: WorkerParts) -> set[str]:
     """Jobs whose checkpoints are still wanted: a paused one may wait for long."""
     try:
-        return parts.desk.queue.unfinished()
+        return parts.services.queue.unfinished()
     except Unavailable as error:
         log.warning("the queue cannot be reached: %s", error)
-        return {entry.name for entry in parts.desk.folder.glob("*")}
+        return {entry.name for entry in parts.services.folder.glob("*")}
 
 
 class _Worker:
@@ -110,7 +110,7 @@ class _Worker:
             if job is None:
                 break
             log.info("job %s, attempt %d", job.id, job.attempt)
-            attempt = Attempt(self._parts.desk, job)
+            attempt = Attempt(self._parts.services, job)
             self._attempts.append(attempt)
             prepare = partial(attempt.prepare, *self._load_for(attempt))
             if self._settle(attempt, prepare) and attempt.done:
@@ -166,8 +166,8 @@ class _Worker:
 
     def _claim(self) -> Job | None:
         try:
-            return self._parts.desk.queue.claim(
-                self._parts.worker_id, self._parts.desk.lease_s, busy=bool(self._attempts)
+            return self._parts.services.queue.claim(
+                self._parts.worker_id, self._parts.services.lease_s, busy=bool(self._attempts)
             )
         except Unavailable as error:
             log.warning("the queue cannot be reached: %s", error)
@@ -180,7 +180,7 @@ class _Worker:
                 self._loaded = base, tokenizer, SharedBases(base)
             except Exception as error:
                 told = f"The base model cannot be loaded: {error}"
-                self._parts.desk.queue.append_event(attempt.job, "error", told)
+                self._parts.services.queue.append_event(attempt.job, "error", told)
                 raise
         return self._loaded
 

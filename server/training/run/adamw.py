@@ -18,7 +18,7 @@ _EPSILON: Final = 1e-8
 
 
 @dataclass(frozen=True, eq=False)
-class Learning:
+class OptimizerState:
     """What one run learns, and the running means of its gradient and of the gradient squared."""
 
     parameter: Tensor
@@ -26,16 +26,16 @@ class Learning:
     square: Tensor
 
     @classmethod
-    def of(cls, parameter: Tensor) -> "Learning":
+    def of(cls, parameter: Tensor) -> "OptimizerState":
         """Before the first step."""
         return cls(parameter, torch.zeros_like(parameter), torch.zeros_like(parameter))
 
 
 @dataclass(frozen=True, eq=False)
-class Step:
+class OptimizerStep:
     """One step of a run. `number` counts from 1; the gradient is taken times `factor`."""
 
-    of: Learning
+    of: OptimizerState
     number: int
     rate: float
     decay: float
@@ -43,7 +43,7 @@ class Step:
 
 
 @torch.no_grad()
-def adamw(steps: Sequence[Step]) -> None:
+def adamw(steps: Sequence[OptimizerStep]) -> None:
     """Take a step of each run. Their parameters' gradients are used up."""
     if not steps:
         return

@@ -12,7 +12,7 @@ from torch.nn import functional
 from server.adapters.methods.row_shares import sent
 from server.bases.model import BaseModel
 from server.training.run.examples import Example
-from server.training.run.lean_layers import lean_layers
+from server.training.run.fused_layers import fused_layers
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class Score:
     accuracy: float
 
 
-class Sums:
+class ScoreSums:
     """Loss and hits of several parts of a batch. Read once, at the end: a reading waits for the
     accelerator."""
 
@@ -60,7 +60,7 @@ def counted_losses(base: BaseModel, examples: Sequence[Example]) -> tuple[Tensor
     tokens, rows, columns, targets = _tensors(examples, base.device)
     # No mask: padding is at the right, where a causal model's tokens do not look. With one, torch's
     # fastest attention would be out of reach.
-    with lean_layers(base, tokens.numel()), head_reads(base, rows, columns):
+    with fused_layers(base, tokens.numel()), head_reads(base, rows, columns):
         output = base.model(input_ids=tokens, use_cache=False)
     return cross_entropy(picked(output.logits, rows, columns), targets)
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from server.adapters.learning.trainable import TrainableAdapter, active_together
 from server.adapters.methods.row_shares import sent
-from server.training.run.adamw import Step, adamw
+from server.training.run.adamw import OptimizerStep, adamw
 from server.training.run.batches import micro_batches
 from server.training.run.examples import Example
 from server.training.run.loss import Score, counted_losses, positions
@@ -73,7 +73,7 @@ def take_step(trainers: Sequence[Trainer], max_tokens: int) -> list[Progress | E
         return [result for one in trainers for result in take_step([one], max_tokens)]
     for member, (loss, hits, norm) in zip(members, read, strict=True):
         member.scored(loss, hits, norm)
-    adamw([member.outcome for member in members if isinstance(member.outcome, Step)])
+    adamw([member.outcome for member in members if isinstance(member.outcome, OptimizerStep)])
     return [member.stepped() for member in members]
 
 
@@ -86,7 +86,7 @@ class _Member:
     batch: list[Example] = field(default_factory=list)
     targets: int = 0
     score: Score = field(init=False)
-    outcome: Step | Exception = field(init=False)
+    outcome: OptimizerStep | Exception = field(init=False)
 
     def open(self) -> None:
         """Draw the batch. Just before its forward passes, for it seeds them."""

@@ -19,13 +19,12 @@ from torch import Tensor
 from server.adapters.learning.trainable import TrainableAdapter
 from server.bases.model import BaseModel
 from server.errors import TrainingFailed
-from server.training.run.adamw import Learning, Step
+from server.training.run.adamw import OptimizerState, OptimizerStep
 from server.training.run.batches import epoch_batches, micro_batches, steps_per_epoch
 from server.training.run.checkpoint import RunCheckpoint
 from server.training.run.defaults import TrainPlan
 from server.training.run.examples import Example
-from server.training.run.loss import Score, Sums, counted_losses
-from server.training.run.schedule import learning_rate
+from server.training.run.loss import Score, ScoreSums, counted_losses
 
 _LAYOUT = "flat"  # of checkpoints: one parameter an adapter
 _LOGITS_BYTES = 2**31  # what one part's logits may take, with their gradient and softmax
@@ -73,7 +72,7 @@ class Trainer:
         )
         self._lengths = [len(example.tokens) - 1 for example in train]  # the last is only a target
         (parameter,) = adapter.parameters()
-        self._learning = Learning.of(parameter)
+        self._learning = OptimizerState.of(parameter)
         per_epoch = steps_per_epoch(len(train), plan.batch_size)
         self._per_epoch = per_epoch
         self.total_steps = per_epoch * plan.n_epochs
@@ -108,7 +107,7 @@ class Trainer:
         norm: Tensor = torch.linalg.vector_norm(parameter.grad)
         return norm
 
-    def next_step(self, loss: float, norm: float) -> Step:
+    def next_step(self, loss: float, norm: float) -> OptimizerStep:
         """The step to take, once the batch's gradient is there.
 
         Args:
@@ -126,7 +125,7 @@ class Trainer:
                 code="diverged",
             )
         limit = self.plan.max_grad_norm
-        return Step(
+        return OptimizerStep(
             self._learning,
             number=self.step + 1,
             rate=self._learning_rate(),
@@ -155,7 +154,7 @@ class Trainer:
         if not examples:
             return None
         lengths = [len(example.tokens) - 1 for example in examples]
-        total = Sums()
+        total = ScoreSums()
         with torch.no_grad():
             for part in micro_batches(range(len(examples)), lengths, self.part_tokens):
                 total.add(*counted_losses(self.base, [examples[i] for i in part]))
@@ -221,6 +220,23 @@ class Trainer:
             tokens_per_s=clock.tokens_per_s if clock else 0.0,
             seconds_left=clock.seconds_left if clock else 0.0,
         )
+
+
+def learning_rate(
+    step: int, *, peak: float, total_steps: int, warmup_steps: int, decay: str
+) -> float:
+    """The rate of update `step` (counted from 0): a straight climb to `peak`, then the decay.
+
+    The decay ends at zero one step after the last update, so that no update is wasted.
+    """
+    if step < warmup_steps:
+        return peak * (step + 1) / (warmup_steps + 1)
+    share = (step - warmup_steps) / max(1, total_steps - warmup_steps)
+    if decay == "cosine":
+        return peak * 0.5 * (1 + math.cos(math.pi * share))
+    if decay == "linear":
+        return peak * (1 - share)
+    return peak
 
 
 class _Clock:

@@ -15,7 +15,7 @@ from openai.types.fine_tuning.jobs import FineTuningJobCheckpoint
 from adapters_store.manifest import Manifest
 from adapters_store.store import AdapterStore
 from server.jobs.files.file_store import RESULTS
-from server.jobs.queue.judgement import Judgement, Sample
+from server.jobs.queue.evaluation import Evaluation, Sample
 from tests.api.jobs.test_training import JSONL, LINES, claim, upload
 from tests.api.running import Publish, Running, Serve
 
@@ -48,10 +48,10 @@ def test_a_job_is_what_the_sdk_says_it_is(server: Running) -> None:
     jobs.add_results(job, results.id)
     jobs.add_checkpoint(job, 3, "pirate@1", {"step": 3, "train_loss": 1.0, "valid_loss": 2.0})
     jobs.append_event(job, "info", "Step 3", "metrics", {"step": 3})
-    before = Judgement(2, True, base_loss=3.0)
-    jobs.judge(job, before, "info", "To be judged")
-    jobs.judge(job, before.of(3, 2.0, float("inf")), "warn", "Judged")
-    jobs.judge(job, before.of(3, 2.0, float("inf")), "warn", "Judged")
+    before = Evaluation(2, True, base_loss=3.0)
+    jobs.record_evaluation(job, before, "info", "To be judged")
+    jobs.record_evaluation(job, before.of(3, 2.0, float("inf")), "warn", "Judged")
+    jobs.record_evaluation(job, before.of(3, 2.0, float("inf")), "warn", "Judged")
     sample = Sample("q", "file", "base", "adapter")
     jobs.add_samples(job, [sample])
     jobs.add_samples(job, [sample, sample], "no room")

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from server.training.run.adamw import Learning, Step, adamw
+from server.training.run.adamw import OptimizerState, OptimizerStep, adamw
 
 RUNS = ((7, 1e-2, 0.0), (300, 3e-3, 0.1), (1, 0.5, 0.01))
 """The size of each run's parameter, its rate and its decay."""
@@ -14,7 +14,7 @@ def drawn(size: int, seed: int) -> Tensor:
 
 
 def test_each_takes_the_steps_of_torchs_own() -> None:
-    mine = [Learning.of(drawn(size, 0).requires_grad_()) for size, _, _ in RUNS]
+    mine = [OptimizerState.of(drawn(size, 0).requires_grad_()) for size, _, _ in RUNS]
     plain = [drawn(size, 0).requires_grad_() for size, _, _ in RUNS]
     torchs = [
         torch.optim.AdamW([parameter], lr=rate, weight_decay=decay)
@@ -30,16 +30,16 @@ def test_each_takes_the_steps_of_torchs_own() -> None:
             mine[place].parameter.grad = 4 * gradient
             plain[place].grad = gradient
             torchs[place].step()
-            steps.append(Step(mine[place], number - behind, rate, decay, 0.25))
+            steps.append(OptimizerStep(mine[place], number - behind, rate, decay, 0.25))
         adamw(steps)
     for learning, parameter in zip(mine, plain, strict=True):
         torch.testing.assert_close(learning.parameter, parameter, rtol=1e-5, atol=1e-7)
 
 
 def test_a_poisoned_neighbour_is_alone_in_it() -> None:
-    well, ill = (Learning.of(drawn(5, seed).requires_grad_()) for seed in (1, 2))
+    well, ill = (OptimizerState.of(drawn(5, seed).requires_grad_()) for seed in (1, 2))
     well.parameter.grad, ill.parameter.grad = drawn(5, 3), torch.full((5,), torch.nan)
-    adamw([Step(ill, 1, 0.1, 0.0, 1.0), Step(well, 1, 0.1, 0.0, 1.0)])
+    adamw([OptimizerStep(ill, 1, 0.1, 0.0, 1.0), OptimizerStep(well, 1, 0.1, 0.0, 1.0)])
     assert well.parameter.isfinite().all()
     assert not ill.parameter.isfinite().any()
 

@@ -11,7 +11,7 @@ from server.training.run.batches import (
     padding_share,
     steps_per_epoch,
 )
-from server.training.run.schedule import learning_rate
+from server.training.run.trainer import learning_rate
 
 _draw = random.Random(1)
 LENGTHS = [_draw.randrange(20, 90) for _ in range(61)]

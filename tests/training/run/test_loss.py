@@ -8,7 +8,7 @@ from torch.nn import functional
 
 from server.bases.model import BaseModel
 from server.training.run.examples import Example
-from server.training.run.loss import Sums, counted_losses
+from server.training.run.loss import ScoreSums, counted_losses
 from tests.models import KINDS, VOCAB, Kind, tiny_model
 
 
@@ -57,7 +57,7 @@ def test_the_head_reads_counted_positions_only() -> None:
 
 
 def test_sums_are_means_over_tokens_not_over_parts() -> None:
-    sums = Sums()
+    sums = ScoreSums()
     sums.add(torch.tensor([3.0]), torch.tensor([True]))
     sums.add(torch.full((7,), 1 / 7), torch.tensor([True] * 2 + [False] * 5))
     score = sums.score()

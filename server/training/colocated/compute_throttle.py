@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from server.bases.model import BaseModel
 from server.pulse import Pulse
-from server.training.beside.throttle import Throttle
+from server.training.colocated.share_controller import ShareController
 
 _LOOK_S: Final = 0.01  # between looks at the pulse
 _PAUSE_S: Final = 0.002  # between looks while training pauses
@@ -22,7 +22,7 @@ _SHORTEST_S: Final = 3e-4  # of a rest: a shorter one would mostly be the system
 _LONGEST_S: Final = 0.5  # of a rest: not all that took long was work on the device
 
 
-class Pacing:
+class ComputeThrottle:
     """Keeps what runs on a model to the share that `throttle` allows by what `pulse` tells.
 
     For one thread that trains, and autograd's for it.
@@ -33,14 +33,14 @@ class Pacing:
 
     def __init__(
         self,
-        throttle: Throttle,
+        controller: ShareController,
         pulse: Pulse,
         *,
         finish: Callable[[], None] = lambda: None,
         clock: Callable[[], float] = time.perf_counter,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
-        self.throttle = throttle
+        self._controller = controller
         self._pulse = pulse
         self._finish = finish
         self._clock = clock
@@ -56,7 +56,7 @@ class Pacing:
     def rest(self) -> None:
         """A piece of work was launched: wait until the next may be."""
         self._look()
-        if self.throttle.share == 0:
+        if self._controller.share == 0:
             self._pause()
             self._since = self._clock()
         self._charge()
@@ -67,7 +67,7 @@ class Pacing:
 
     def _charge(self) -> None:
         """Rest is owed for the time since it was asked last."""
-        now, share = self._clock(), self.throttle.share
+        now, share = self._clock(), self._controller.share
         if share == 1:
             self._owed = 0.0
         else:
@@ -82,24 +82,24 @@ class Pacing:
 
     def _pause(self) -> None:
         self._finish()
-        self.throttle.paused(self._pulse.read(), self._clock())
-        while self.throttle.share == 0:
+        self._controller.paused(self._pulse.read(), self._clock())
+        while self._controller.share == 0:
             self._sleep(_PAUSE_S)
-            self.throttle.look(self._pulse.read(), self._clock())
+            self._controller.look(self._pulse.read(), self._clock())
 
     def _look(self) -> None:
-        now, was_busy = self._clock(), self.throttle.busy
+        now, was_busy = self._clock(), self._controller.busy
         changed = was_busy != bool(self._pulse.running)
         if changed or now - self._looked >= _LOOK_S:
             self._looked = now
             self._since = self._since if was_busy else now
-            self.throttle.look(self._pulse.read(), now)
+            self._controller.look(self._pulse.read(), now)
 
     def _passed(self, _module: nn.Module, _inputs: Any, output: Any) -> None:
-        if not self._pulse.running and not self.throttle.busy:
+        if not self._pulse.running and not self._controller.busy:
             return  # without requests this is all that it costs
         self.rest()
-        if self.throttle.share < 1 and isinstance(output, Tensor) and output.requires_grad:
+        if self._controller.share < 1 and isinstance(output, Tensor) and output.requires_grad:
             output.register_hook(self._returned)
 
     def _returned(self, _gradient: Tensor) -> None:

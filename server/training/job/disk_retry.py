@@ -11,7 +11,7 @@ _FIRST_PAUSE_S = 0.5
 _LONGEST_PAUSE_S = 15.0
 
 
-class Patience:
+class DiskRetry:
     """Counts from the first refusal. By the monotonic clock: the other may jump."""
 
     def __init__(self, seconds: float) -> None:
@@ -42,6 +42,6 @@ class Patience:
         self._next, self._pause = now + self._pause, min(2 * self._pause, _LONGEST_PAUSE_S)
 
 
-def said(error: Exception) -> str:
+def disk_reason(error: Exception) -> str:
     """What the disk said, without the path, which is no user's business."""
     return (isinstance(error, OSError) and error.strerror) or str(error)

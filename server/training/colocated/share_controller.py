@@ -60,7 +60,7 @@ class _Stretch:
         return max(then, now) > _OTHER_LOAD * min(then, now)
 
 
-class Throttle:
+class ShareController:
     """Decides the share of the time that training works.
 
     Args:

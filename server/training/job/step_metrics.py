@@ -17,7 +17,7 @@ _NAMES: Mapping[str, str] = {"train_accuracy": "train_mean_token_accuracy"}
 _CUT = ".cut"
 
 
-class Results:
+class StepMetrics:
     """The figures in the file `path`, whose folder is made if need be."""
 
     def __init__(self, path: Path) -> None:

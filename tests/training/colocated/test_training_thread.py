@@ -18,8 +18,8 @@ from server.engine.runner import Runner
 from server.engine.urgent import urgent
 from server.jobs.queue.job import JobStatus
 from server.pulse import Pulse
-from server.training.beside import training_thread as module
-from server.training.beside.training_thread import TrainingThread, changing_hands_fast
+from server.training.colocated import training_thread as module
+from server.training.colocated.training_thread import TrainingThread, fast_thread_switching
 from server.training.job.worker_loop import DeviceLost, run_worker
 from tests.engine.driving import Engine, generate, make_sequence, random_prompt
 from tests.models import VOCAB, tiny_base, tiny_model
@@ -137,7 +137,7 @@ def test_a_device_that_is_lost_is_told_and_not_tried_again() -> None:
 
 def test_the_interpreter_changes_hands_fast_where_an_engine_runs_and_not_after_it() -> None:
     before = sys.getswitchinterval()
-    with pytest.raises(OSError, match="enough"), changing_hands_fast():
+    with pytest.raises(OSError, match="enough"), fast_thread_switching():
         assert sys.getswitchinterval() == pytest.approx(1e-4)
         raise OSError("enough")
     assert sys.getswitchinterval() == before

@@ -15,7 +15,7 @@ class JobServices:
     `served_name` is the id under which users ask for the base. `folder` holds one folder of
     checkpoints per job. `max_rank` is the largest that the server serves. A job whose worker has
     not been heard of for `lease_s` seconds is another's. An adapter that the disk has no room for
-    waits for `patience_s` seconds.
+    waits for `disk_retry_s` seconds.
     """
 
     queue: JobQueue
@@ -26,4 +26,4 @@ class JobServices:
     max_rank: int = 1024
     lease_s: float = 30
     checkpoint_every_s: float = 20
-    patience_s: float = 600
+    disk_retry_s: float = 600

@@ -11,10 +11,10 @@ from server.adapters.methods.registry import method_named
 from server.bases.model import BaseModel
 from server.bases.tokenizer import ChatTokenizer
 from server.errors import InvalidDataset, InvalidRequest, LineProblem
+from server.jobs.files.dataset_warnings import dataset_warnings
 from server.jobs.files.datasets import Dataset
-from server.jobs.files.notices import notices
 from server.jobs.queue import continuing
-from server.jobs.queue.appraisal import Appraisal
+from server.jobs.queue.job_estimate import JobEstimate
 from server.jobs.queue.train_options import TrainOptions
 from server.training.job.start import adapter_options
 from server.training.run.batches import held_out, steps_per_epoch
@@ -29,7 +29,7 @@ _FLOPS_PER_PARAMETER = 4  # of one token: forward, and backward through frozen w
 _FLOPS_PER_S = {"cpu": 2e10, "cuda": 5e13}
 
 
-class Appraiser:
+class JobEstimator:
     """Reads files as training will, without training.
 
     Args:
@@ -50,13 +50,13 @@ class Appraiser:
         self._speed = speed
         self._weights = sum(parameter.numel() for parameter in base.model.parameters())
 
-    def appraise(
+    def estimate(
         self,
         train: Dataset,
         valid: Dataset | None,
         options: TrainOptions,
         start: tuple[str, Manifest] | None = None,
-    ) -> Appraisal:
+    ) -> JobEstimate:
         """Estimate a job.
 
         Args:
@@ -83,7 +83,7 @@ class Appraiser:
         tokens = round(sum(lengths) * len(train) / counted)
         trained = round(sum(lengths) * share) * plan.n_epochs
         speed = self._speed()
-        return Appraisal(
+        return JobEstimate(
             examples=len(train),
             counted=counted,
             tokens=tokens,
@@ -98,11 +98,11 @@ class Appraiser:
             adapter_bytes=parameters * BYTES_AT_REST
             + tensors * _HEADER_BYTES_PER_TENSOR
             + _HEADER_BYTES,
-            warnings=tuple(notices(train, valid)),
+            warnings=tuple(dataset_warnings(train, valid)),
         )
 
     def problems(self, dataset: Dataset, param: str) -> Sequence[LineProblem]:
-        """Lines that `appraise` would refuse."""
+        """Lines that `estimate` would refuse."""
         try:
             self._lengths(dataset, param)
         except InvalidDataset as error:

@@ -17,7 +17,7 @@ _KEPT_SHARE: Final = 0.25  # of what is there, where that is less
 _EVERY: Final = 8  # linears between two looks, about a layer
 
 
-def keep_headroom(base: BaseModel) -> None:
+def keep_memory_headroom(base: BaseModel) -> None:
     """From now on a pass through `base` raises torch.OutOfMemoryError when, of what its CUDA device
     has free now, too little is left."""
     allocated = _allocated(base.device)

@@ -10,7 +10,7 @@ from server.adapters.learning.trainable import TrainableAdapter
 from server.adapters.methods.registry import method_named
 from server.errors import InvalidRequest
 from server.jobs.queue.train_options import TrainOptions
-from server.training.job.lesson import Lesson, prepare
+from server.training.job.training_setup import TrainingSetup, prepare
 from server.training.run.run_steps import run
 from tests.training.workplace import BASE, OWNER, Workplace, lines, load_tiny
 
@@ -27,7 +27,7 @@ VARIANTS = [
 ]
 
 
-def lesson_of(home: Path, options: TrainOptions) -> Lesson:
+def setup_of(home: Path, options: TrainOptions) -> TrainingSetup:
     place = Workplace.at(home)
     file = place.files.create(OWNER, "chats.jsonl", "fine-tune", io.BytesIO(lines(24)))
     quick = replace(options, n_epochs=3)
@@ -37,35 +37,35 @@ def lesson_of(home: Path, options: TrainOptions) -> Lesson:
 
 @pytest.mark.parametrize("options", VARIANTS, ids=TrainOptions.to_json)
 def test_a_job_of_every_method_learns(tmp_path: Path, options: TrainOptions) -> None:
-    lesson = lesson_of(tmp_path, options)
-    first, *_, last = run(lesson.trainer)
+    setup = setup_of(tmp_path, options)
+    first, *_, last = run(setup.trainer)
     assert first.valid is not None and last.valid is not None
     assert last.valid.loss < first.valid.loss
-    manifest = lesson.manifest({"train_loss": 1.0})
-    assert (manifest.method, manifest.rank) == (options.method, lesson.plan.rank)
-    if lesson.plan.alpha is not None:
-        assert manifest.scale == lesson.plan.alpha / lesson.plan.rank
+    manifest = setup.manifest({"train_loss": 1.0})
+    assert (manifest.method, manifest.rank) == (options.method, setup.plan.rank)
+    if setup.plan.alpha is not None:
+        assert manifest.scale == setup.plan.alpha / setup.plan.rank
     method = method_named(manifest.method, manifest.options)
     again = TrainableAdapter(
         load_tiny()[0], method.name, manifest.rank, manifest.seed, manifest.targets,
         manifest.options,
     )  # fmt: skip
-    again.load_tensors(lesson.adapter.tensors())
+    again.load_tensors(setup.adapter.tensors())
     assert again.manifest(created_at=0, provenance={}).basis_spec == manifest.basis_spec
 
 
 def test_the_root_of_the_width_is_a_number_once_trained(tmp_path: Path) -> None:
     """So that another base's width, or another rule, never changes an adapter at rest."""
-    lesson = lesson_of(tmp_path, TrainOptions(method="randlora", sparsity="sqrt"))
-    assert lesson.plan.sparsity == "sqrt"
-    assert float(lesson.manifest({}).options["sparsity"]) == pytest.approx(48**0.5)
+    setup = setup_of(tmp_path, TrainOptions(method="randlora", sparsity="sqrt"))
+    assert setup.plan.sparsity == "sqrt"
+    assert float(setup.manifest({}).options["sparsity"]) == pytest.approx(48**0.5)
 
 
 def test_the_summary_says_what_is_trained(tmp_path: Path) -> None:
-    lesson = lesson_of(tmp_path, TrainOptions(method="asymmetric-lora", trained="A"))
-    assert "(asymmetric-lora A, rank 8)" in lesson.summary()
+    setup = setup_of(tmp_path, TrainOptions(method="asymmetric-lora", trained="A"))
+    assert "(asymmetric-lora A, rank 8)" in setup.summary()
 
 
 def test_targets_that_are_not_there_are_named(tmp_path: Path) -> None:
     with pytest.raises(InvalidRequest, match="no_proj"):
-        lesson_of(tmp_path, TrainOptions(method="randlora", sparsity="sqrt", targets=("no_proj",)))
+        setup_of(tmp_path, TrainOptions(method="randlora", sparsity="sqrt", targets=("no_proj",)))

@@ -18,7 +18,7 @@ from server.jobs.queue.continuing import check_continuable, inherited
 from server.jobs.queue.job import Job, JobStatus
 from server.jobs.queue.train_options import TrainOptions
 from server.training.job.publish import milestones
-from server.training.job.results import COLUMNS, Results
+from server.training.job.step_metrics import COLUMNS, StepMetrics
 from server.training.run.checkpoint import sweep
 from server.training.run.run_steps import take_step
 from server.training.run.trainer import Trainer
@@ -199,7 +199,7 @@ def test_milestones_are_even_and_never_the_last_step() -> None:
 
 
 def test_results_go_on_from_a_step_and_forgive_half_lines(tmp_path: Path) -> None:
-    results = Results(tmp_path / "run" / "results.csv")
+    results = StepMetrics(tmp_path / "run" / "results.csv")
     assert results.table().decode() == ",".join(COLUMNS) + "\n"
     for step in (1, 2, 3, 3):
         results.add({"step": step, "train_loss": step / 3, "train_mean_token_accuracy": 0.5})

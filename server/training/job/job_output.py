@@ -16,14 +16,14 @@ from adapters_store.store_errors import StoreError
 from server.bases.tokenizer import ChatTokenizer
 from server.errors import RequestTooLarge
 from server.jobs.files.file_store import RESULTS
+from server.jobs.queue.evaluation import Evaluation
 from server.jobs.queue.job import Figures, Level
-from server.jobs.queue.judgement import Judgement
-from server.training.job import judging
-from server.training.job.lesson import Lesson
+from server.training.job import evaluate
+from server.training.job.job_services import JobServices
 from server.training.job.publish import milestones, publish_once
 from server.training.job.run_report import checkpoint_metrics, overfitting
 from server.training.job.samples import sample_of
-from server.training.job.services import JobServices
+from server.training.job.training_setup import TrainingSetup
 from server.training.run.trainer import Progress
 
 log = logging.getLogger(__name__)
@@ -32,7 +32,7 @@ _CHECKPOINTS = 11  # a job has no more
 
 
 @dataclass(frozen=True, eq=False)
-class Learnt:
+class TrainedState:
     """A state of the run: its vectors as the store holds them, and its figures."""
 
     step: int
@@ -40,84 +40,88 @@ class Learnt:
     figures: Figures
 
 
-class Outcome:
-    """Of one lesson. `check_lease` raises once the job is another's, or is to stop."""
+class JobOutput:
+    """Of one setup. `check_lease` raises once the job is another's, or is to stop."""
 
     def __init__(
-        self, desk: JobServices, lesson: Lesson, lock: Path, check_lease: Callable[[], None]
+        self,
+        services: JobServices,
+        setup: TrainingSetup,
+        lock: Path,
+        check_lease: Callable[[], None],
     ) -> None:
-        self._desk = desk
-        self._lesson = lesson
+        self._services = services
+        self._setup = setup
         self._lock = lock
         self._check_lease = check_lease
-        trainer = lesson.trainer
+        trainer = setup.trainer
         self.milestones = milestones(
-            trainer.total_steps, trainer.evaluate_every, lesson.plan.checkpoints
+            trainer.total_steps, trainer.evaluate_every, setup.plan.checkpoints
         )
         """The steps at which a checkpoint is published."""
 
-    def begin(self, first: Progress | None) -> Judgement:
+    def begin(self, first: Progress | None) -> Evaluation:
         """Score what the job comes from, and tell what is to be beaten; see `losses_to_beat`."""
-        known = self._lesson.job.judgement  # by an earlier attempt
+        known = self._setup.job.evaluation  # by an earlier attempt
         if known is not None and first is None:
             return known
-        before = judging.losses_to_beat(self._lesson, first)
+        before = evaluate.baseline(self._setup, first)
         level: Level = "info" if before.held_out else "warn"
-        told = judging.announcement(before, self._lesson)
-        self._desk.queue.judge(self._lesson.job, before, level, told)
+        told = evaluate.announcement(before, self._setup)
+        self._services.queue.record_evaluation(self._setup.job, before, level, told)
         return before
 
-    def judge(self, before: Judgement, learnt: Learnt, last: Figures) -> Judgement:
+    def judge(self, before: Evaluation, learnt: TrainedState, last: Figures) -> Evaluation:
         """Hold the adapter, as it is now, against what it came from, and tell."""
-        found = judging.judged(before, self._lesson, learnt.step, learnt.figures, last)
-        told, hint = judging.comparison(found, self._lesson), overfitting(last)
+        found = evaluate.evaluated(before, self._setup, learnt.step, learnt.figures, last)
+        told, hint = evaluate.comparison(found, self._setup), overfitting(last)
         level: Level = "info" if found.verdict == "better" and not hint else "warn"
         told = f"{told}. {hint}" if hint else told
-        self._desk.queue.judge(self._lesson.job, found, level, told)
+        self._services.queue.record_evaluation(self._setup.job, found, level, told)
         return found
 
     def answered(self, answers: Sequence[Sequence[int]] | None, tokenizer: ChatTokenizer) -> None:
-        """Keep how the lesson's questions were answered: as tokens, by the base and then by the
+        """Keep how the setup's questions were answered: as tokens, by the base and then by the
         adapter. None: they could not be asked."""
-        queue, lesson = self._desk.queue, self._lesson
+        queue, setup = self._services.queue, self._setup
         failure = ""
         if answers is None:
             failure = "No sample answers: asking the base and the adapter failed; see the log"
-        elif not lesson.questions:
+        elif not setup.questions:
             failure = "No sample answers: no line's question is short enough to be asked"
         found = answers or ()
-        asked = lesson.questions[: len(found) // 2]
+        asked = setup.questions[: len(found) // 2]
         samples = [
             sample_of(question, base, adapter, tokenizer)
             for question, base, adapter in zip(
                 asked, found[: len(asked)], found[len(asked) :], strict=True
             )
         ]
-        queue.add_samples(lesson.job, samples, failure)
+        queue.add_samples(setup.job, samples, failure)
 
-    def publish(self, learnt: Learnt) -> AdapterRef:
+    def publish(self, learnt: TrainedState) -> AdapterRef:
         """Publish the result."""
         ref = self._publish(learnt.tensors, learnt.figures)
         self._record(ref, learnt.step, learnt.figures)
         return ref
 
-    def failed(self, judgement: Judgement, last: Figures) -> str:
-        """Keep the judgement on a run that failed; returns what its message has to say of that,
+    def failed(self, evaluation: Evaluation, last: Figures) -> str:
+        """Keep the evaluation on a run that failed; returns what its message has to say of that,
         and of the best checkpoint that it leaves."""
-        queue, lesson, told = self._desk.queue, self._lesson, ""
-        if judgement.verdict is None:  # it failed on its way
-            found = judging.diverged(judgement, last)
-            told = judging.comparison(found, lesson)
-            queue.judge(lesson.job, found, "warn", told)
+        queue, setup, told = self._services.queue, self._setup, ""
+        if evaluation.verdict is None:  # it failed on its way
+            found = evaluate.diverged_evaluation(evaluation, last)
+            told = evaluate.comparison(found, setup)
+            queue.record_evaluation(setup.job, found, "warn", told)
             told = f". {told}"
-        kept = queue.checkpoints(lesson.job.owner, lesson.job.id, limit=_CHECKPOINTS)
-        return told + judging.best_kept(kept.items)
+        kept = queue.checkpoints(setup.job.owner, setup.job.id, limit=_CHECKPOINTS)
+        return told + evaluate.best_checkpoint(kept.items)
 
     def publish_checkpoint(self, step: int, figures: Figures) -> None:
         """Publish the adapter as it is now, beside what will be the result."""
-        queue, job = self._desk.queue, self._lesson.job
+        queue, job = self._services.queue, self._setup.job
         try:
-            ref = self._publish(self._lesson.adapter.tensors(), figures, step)
+            ref = self._publish(self._setup.adapter.tensors(), figures, step)
         except (StoreError, OSError) as error:  # the result may still be published
             log.warning("job %s: no checkpoint at step %d: %s", job.id, step, error)
             told = f"The checkpoint of step {step} could not be published: the store failed"
@@ -128,7 +132,7 @@ class Outcome:
 
     def keep_results(self, table: bytes) -> None:
         """Make the job's figures a file of its owner's."""
-        files, queue, job = self._desk.files, self._desk.queue, self._lesson.job
+        files, queue, job = self._services.files, self._services.queue, self._setup.job
         name = f"step_metrics-{job.id}.csv"
         try:
             kept = files.named(job.owner, name, RESULTS)
@@ -143,7 +147,7 @@ class Outcome:
 
     def _record(self, ref: AdapterRef, step: int, figures: Figures) -> bool:
         """List a version among the job's checkpoints; False if it is there already."""
-        queue, job = self._desk.queue, self._lesson.job
+        queue, job = self._services.queue, self._setup.job
         newest = queue.checkpoints(job.owner, job.id, limit=1).items
         if newest and newest[0].model == str(ref):
             return False
@@ -153,12 +157,12 @@ class Outcome:
     def _publish(
         self, tensors: Mapping[str, Tensor], figures: Figures, step: int | None = None
     ) -> AdapterRef:
-        job = self._lesson.job
+        job = self._setup.job
         return publish_once(
-            self._desk.store,
+            self._services.store,
             job.owner,
             job.suffix or f"ft-{job.id[-8:]}",
-            self._lesson.manifest(figures, step),
+            self._setup.manifest(figures, step),
             tensors,
             lock=self._lock,
             check_lease=self._check_lease,

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from adapters_store.manifest import AdapterRef
 from server.bases.model import BaseModel
+from server.jobs.queue.evaluation import WORSE, Evaluation
 from server.jobs.queue.job import Event, Job, JobStatus
-from server.jobs.queue.judgement import WORSE, Judgement
 from server.jobs.queue.train_options import TrainOptions
 from server.training.run.examples import Example
 from server.training.run.loss import counted_losses
@@ -68,9 +68,9 @@ def misled(place: Workplace, monkeypatch: pytest.MonkeyPatch) -> Callable[[Train
     return lambda options: submit(place, data=body, options=options)
 
 
-def judgement_of(job: Job) -> Judgement:
-    assert job.judgement is not None
-    return job.judgement
+def evaluation_of(job: Job) -> Evaluation:
+    assert job.evaluation is not None
+    return job.evaluation
 
 
 def loss(value: float | None) -> float:
@@ -80,29 +80,29 @@ def loss(value: float | None) -> float:
 
 class TestVerdict:
     def test_lower_is_better_and_nearly_the_same_is_not_worse(self) -> None:
-        before = Judgement(3, True, base_loss=2.0)
+        before = Evaluation(3, True, base_loss=2.0)
         assert before.verdict is None
         assert before.of(5, 1.0, 1.5).verdict == "better"
         assert before.of(5, 2.0 * WORSE - 1e-6, 2.1).verdict == "better"
         assert before.of(5, 2.0 * WORSE + 1e-6, 2.1).verdict == "worse"
 
     def test_an_adapter_to_go_on_from_is_to_be_beaten_as_well(self) -> None:
-        assert Judgement(3, True, 2.0, start_loss=1.0).of(5, 1.5, 1.5).verdict == "worse"
-        assert Judgement(3, True, 1.0, start_loss=2.0).of(5, 1.5, 1.5).verdict == "worse"
-        assert Judgement(3, True, None, start_loss=2.0).of(5, 1.5, 1.5).verdict == "better"
+        assert Evaluation(3, True, 2.0, start_loss=1.0).of(5, 1.5, 1.5).verdict == "worse"
+        assert Evaluation(3, True, 1.0, start_loss=2.0).of(5, 1.5, 1.5).verdict == "worse"
+        assert Evaluation(3, True, None, start_loss=2.0).of(5, 1.5, 1.5).verdict == "better"
 
     @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
     def test_what_is_not_finite_diverged(self, bad: float) -> None:
-        assert Judgement(3, True, 2.0).of(5, 1.0, bad).verdict == "diverged"
-        assert Judgement(3, True, 2.0).of(5, bad, bad).verdict == "diverged"
-        assert Judgement(3, True, bad).of(5, bad, bad).verdict is None, "the base's fault"
-        assert Judgement(3, True, bad).of(5, bad, bad).to_document()["adapter_loss"] is None
+        assert Evaluation(3, True, 2.0).of(5, 1.0, bad).verdict == "diverged"
+        assert Evaluation(3, True, 2.0).of(5, bad, bad).verdict == "diverged"
+        assert Evaluation(3, True, bad).of(5, bad, bad).verdict is None, "the base's fault"
+        assert Evaluation(3, True, bad).of(5, bad, bad).to_document()["adapter_loss"] is None
 
 
 def test_a_better_adapter_comes_with_losses_and_answers(place: Workplace) -> None:
     job = work_off(place, submit(place, count=40, options=GOOD))
     assert job.status == JobStatus.SUCCEEDED
-    found = judgement_of(job)
+    found = evaluation_of(job)
     assert (found.lines, found.held_out, found.verdict) == (4, True, "better")
     assert found.start_loss is None
     assert loss(found.adapter_loss) < loss(found.base_loss)
@@ -130,7 +130,7 @@ def test_what_made_things_worse_fails_alone_and_replaces_nothing(
     with working(place, checkpoint_every_s=1000):
         until(lambda: all(job_now(place, job).status.ended for job in (bad, neighbour)))
     job = job_now(place, bad)
-    found = judgement_of(job)
+    found = evaluation_of(job)
     assert (job.status, job.fine_tuned_model, found.verdict) == (JobStatus.FAILED, None, "worse")
     assert job.error is not None and job.error.code == "made_worse"
     kept = place.queue.checkpoints(OWNER, job.id).items
@@ -160,14 +160,14 @@ def test_who_insists_has_it_published(
 ) -> None:
     job = work_off(place, misled(replace(GOOD, publish="always")))
     assert (job.status, job.fine_tuned_model) == (JobStatus.SUCCEEDED, "pirate@1")
-    assert judgement_of(job).verdict == "worse"
+    assert evaluation_of(job).verdict == "worse"
     assert any("of the adapter" in message for message in warnings(place, job))
 
 
 def test_the_best_state_is_published_and_not_the_last(place: Workplace) -> None:
     options = replace(GOOD, n_epochs=12, learning_rate=0.2)
     job = work_off(place, submit(place, options=options))
-    found = judgement_of(job)
+    found = evaluation_of(job)
     assert found.step is not None and found.step < 72
     assert loss(found.adapter_loss) < loss(found.last_loss)
     (checkpoint,) = place.queue.checkpoints(OWNER, job.id).items
@@ -192,7 +192,7 @@ def test_one_that_diverged_names_what_it_leaves(
 ) -> None:
     poisoned(10, monkeypatch)
     job = work_off(place, submit(place, options=replace(GOOD, n_epochs=3, checkpoints=1)))
-    found = judgement_of(job)
+    found = evaluation_of(job)
     assert (job.status, found.verdict, found.step) == (JobStatus.FAILED, "diverged", 6)
     assert loss(found.adapter_loss) < loss(found.base_loss)
     assert found.last_loss is None
@@ -213,7 +213,7 @@ def test_one_that_diverged_before_its_first_score_has_nothing_to_name(
 ) -> None:
     poisoned(2, monkeypatch)
     job = work_off(place, submit(place, options=GOOD))
-    found = judgement_of(job)
+    found = evaluation_of(job)
     assert (found.verdict, found.step, found.adapter_loss) == ("diverged", None, None)
     assert job.error is not None and "best checkpoint" not in job.error.message
 
@@ -222,7 +222,7 @@ def test_a_job_that_goes_on_is_held_against_both(place: Workplace) -> None:
     work_off(place, submit(place, options=replace(GOOD, n_epochs=5)))
     slow = replace(GOOD, n_epochs=1, learning_rate=1e-8)
     job = work_off(place, submit(place, options=slow, model="pirate@1"))
-    found = judgement_of(job)
+    found = evaluation_of(job)
     assert (job.fine_tuned_model, found.verdict) == ("pirate@2", "better")
     assert loss(found.start_loss) < loss(found.base_loss) - 0.5
     assert found.adapter_loss == pytest.approx(found.start_loss, rel=1e-4)
@@ -234,7 +234,7 @@ def test_a_job_that_goes_on_is_held_against_both(place: Workplace) -> None:
 
     forgets = replace(GOOD, n_epochs=1, learning_rate=1.0, warmup_ratio=0.0)
     worse = work_off(place, submit(place, options=forgets, model="pirate@1"))
-    found = judgement_of(worse)
+    found = evaluation_of(worse)
     assert worse.error is not None and worse.error.code == "made_worse"
     assert loss(found.start_loss) < loss(found.adapter_loss)
     assert f"{found.start_loss:.4f} of pirate@1" in worse.error.message
@@ -246,7 +246,7 @@ def test_where_nothing_is_held_out_it_says_so_and_looks_for_harm(
 ) -> None:
     blind = replace(GOOD, validation_split=0.0)
     job = work_off(place, submit(place, count=10, options=blind))
-    found = judgement_of(job)
+    found = evaluation_of(job)
     assert (found.lines, found.held_out, found.verdict) == (10, False, "better")
     (warning,) = warnings(place, job)
     assert warning.startswith("No line is held out, so the adapter is judged on 10 of those")
@@ -267,7 +267,7 @@ def test_a_validation_file_is_what_it_is_judged_on(place: Workplace) -> None:
         OWNER, BASE, train.id, valid.id, suffix="pirate", seed=7, hyperparameters=GOOD
     )
     job = work_off(place, job)
-    found = judgement_of(job)
+    found = evaluation_of(job)
     assert (found.lines, found.held_out) == (5, True)
     assert job.samples is not None
     assert [sample.prompt.split()[:2] for sample in job.samples] == [

@@ -11,11 +11,11 @@ from adapters_store.manifest import AdapterRef
 from server.bases.model import BaseModel
 from server.bases.tokenizer import ChatTokenizer
 from server.errors import InvalidDataset, InvalidRequest
+from server.jobs.files.dataset_warnings import dataset_warnings
 from server.jobs.files.datasets import Dataset, validate
-from server.jobs.files.notices import notices
 from server.jobs.queue.train_options import TrainOptions
-from server.training.job import appraiser as appraising
-from server.training.job.appraiser import Appraiser
+from server.training.job import job_estimator as estimating
+from server.training.job.job_estimator import JobEstimator
 from tests.training.job.test_worker import submit, work_off
 from tests.training.workplace import OWNER, Workplace, lines, load_tiny
 
@@ -26,8 +26,8 @@ def loaded() -> tuple[BaseModel, ChatTokenizer]:
 
 
 @pytest.fixture
-def appraiser(loaded: tuple[BaseModel, ChatTokenizer]) -> Appraiser:
-    return Appraiser(*loaded, max_rank=64, speed=lambda: None)
+def estimator(loaded: tuple[BaseModel, ChatTokenizer]) -> JobEstimator:
+    return JobEstimator(*loaded, max_rank=64, speed=lambda: None)
 
 
 def dataset(records: Sequence[object]) -> Dataset:
@@ -50,7 +50,7 @@ def test_the_estimate_is_what_becomes_of_the_job(
     place = Workplace.at(tmp_path)
     made = submit(place, count=24, options=options)
     train = validate(io.BytesIO(lines(24)))
-    said = Appraiser(*loaded, max_rank=64, speed=lambda: None).appraise(train, None, options)
+    said = JobEstimator(*loaded, max_rank=64, speed=lambda: None).estimate(train, None, options)
     job = work_off(place, made)
     assert job.trained_tokens is not None
     stored = place.store.open(place.store.resolve(OWNER, "pirate"))
@@ -59,49 +59,49 @@ def test_the_estimate_is_what_becomes_of_the_job(
     assert said.adapter_bytes == pytest.approx(stored.size_bytes, rel=0.25)
     assert (said.examples, said.measured) == (24, False)
     start = ("pirate@1", place.store.open(AdapterRef(OWNER, "pirate", 1)).manifest)
-    speedy = Appraiser(*loaded, max_rank=64, speed=lambda: 2.0)
-    again = speedy.appraise(train, None, options, start)
+    speedy = JobEstimator(*loaded, max_rank=64, speed=lambda: 2.0)
+    again = speedy.estimate(train, None, options, start)
     assert again.parameters == said.parameters
     assert (again.measured, again.seconds) == (True, -(-said.trained_tokens // 2))
     with pytest.raises(InvalidRequest, match="contradict pirate@1"):
-        speedy.appraise(train, None, TrainOptions(targets=("q_proj",)), start)
+        speedy.estimate(train, None, TrainOptions(targets=("q_proj",)), start)
 
 
-def test_every_line_that_is_too_long_is_named(appraiser: Appraiser) -> None:
+def test_every_line_that_is_too_long_is_named(estimator: JobEstimator) -> None:
     train = dataset([chat("Hi", "x" * (300 if i % 3 == 0 else 3)) for i in range(12)])
     with pytest.raises(InvalidDataset) as caught:
-        appraiser.appraise(train, None, TrainOptions())
+        estimator.estimate(train, None, TrainOptions())
     assert [problem.line for problem in caught.value.problems] == [1, 4, 7, 10]
-    assert appraiser.problems(train, "training_file") == caught.value.problems
+    assert estimator.problems(train, "training_file") == caught.value.problems
     short = dataset([chat("Hi", "x")] * 10)
     with pytest.raises(InvalidDataset) as caught:
-        appraiser.appraise(short, train, TrainOptions())
+        estimator.estimate(short, train, TrainOptions())
     assert caught.value.param == "validation_file"
     with pytest.raises(InvalidRequest, match="early_stopping"):
-        appraiser.appraise(short, None, TrainOptions(early_stopping=2, validation_split=0.0))
+        estimator.estimate(short, None, TrainOptions(early_stopping=2, validation_split=0.0))
 
 
 def test_of_a_large_file_some_lines_and_the_long_ones_are_read(
-    appraiser: Appraiser, monkeypatch: pytest.MonkeyPatch
+    estimator: JobEstimator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(appraising, "_COUNTED", 10)
+    monkeypatch.setattr(estimating, "_COUNTED", 10)
     records = [chat("Hi", "x" * 20) for _ in range(100)]
-    said = appraiser.appraise(dataset(records), None, TrainOptions())
+    said = estimator.estimate(dataset(records), None, TrainOptions())
     assert (said.examples, said.counted) == (100, 10)
     whole = 100 * said.longest
     assert said.tokens == whole
     records[55] = chat("Hi", "x" * 300)  # not among every tenth
     with pytest.raises(InvalidDataset) as caught:
-        appraiser.appraise(dataset(records), None, TrainOptions())
+        estimator.estimate(dataset(records), None, TrainOptions())
     assert [problem.line for problem in caught.value.problems] == [56]
 
 
 def test_what_looks_odd_is_named_with_its_lines() -> None:
     usual = [chat(f"q{i}", f"a{i}") for i in range(50)]
-    assert notices(dataset(usual)) == []
+    assert dataset_warnings(dataset(usual)) == []
     odd = [*usual, usual[3], chat("q5", "other"), chat("q", "caf\ufffd"), chat("r", " a\n")]
     odd += [{"messages": [*chat("s", "t")["messages"]]}] * 3  # type: ignore[misc]
-    assert notices(dataset(odd), dataset([usual[0], chat("new", "new")])) == [
+    assert dataset_warnings(dataset(odd), dataset([usual[0], chat("new", "new")])) == [
         "the training file repeats 3 lines: line 51, 56, 57",
         "the training file answers the same question differently in 1 line: line 52",
         "the training file holds U+FFFD, left by a wrong decoding, in 1 line: line 53",
@@ -111,7 +111,7 @@ def test_what_looks_odd_is_named_with_its_lines() -> None:
         "little: line 1",
     ]
     few = dataset([{"prompt": "a", "completion": " b"}] * 30)
-    assert notices(few) == [
+    assert dataset_warnings(few) == [
         "the training file has 30 examples; 50 to 100 usually teach more",
         "the training file repeats 29 lines: line "
         + ", ".join(str(line) for line in range(2, 22))

@@ -21,8 +21,8 @@ import torch
 from server.bases.model import BaseModel
 from server.bases.shared_weights import twin_of
 from server.pulse import Pulse
-from server.training.beside.pacing import Pacing
-from server.training.beside.throttle import Throttle
+from server.training.colocated.compute_throttle import ComputeThrottle
+from server.training.colocated.share_controller import ShareController
 from server.training.job.worker_loop import DeviceLost
 
 log = logging.getLogger(__name__)
@@ -43,7 +43,7 @@ class TrainingThread:
     Args:
         base: the engine's.
         pulse: told by the engine.
-        target: see `Throttle`; infinite: the device's own priorities are all.
+        target: see `ShareController`; infinite: the device's own priorities are all.
         lost: called when the device has failed, and nothing in this process can use it again.
 
     Attributes:
@@ -60,8 +60,8 @@ class TrainingThread:
     ) -> None:
         self.base = twin_of(base)
         if math.isfinite(target):
-            giving = Pacing(Throttle(target), pulse, finish=partial(_finish, base.device))
-            giving.slow_down(self.base)
+            finish = partial(_finish, base.device)
+            ComputeThrottle(ShareController(target), pulse, finish=finish).slow_down(self.base)
         self.restarts = 0
         self._lost = lost
         self._stop = threading.Event()
@@ -126,7 +126,7 @@ class TrainingThread:
 
 
 @contextlib.contextmanager
-def changing_hands_fast() -> Iterator[None]:
+def fast_thread_switching() -> Iterator[None]:
     """To be entered where an engine runs: its thread waits no longer than `SWITCH_S` for the Python
     of others, who train or load adapters, and not the 5 ms that are Python's own."""
     before = sys.getswitchinterval()

@@ -5,7 +5,7 @@ import torch
 
 from server.bases.model import BaseModel
 from server.bases.shared_weights import twin_of
-from server.training.beside.headroom import keep_headroom, limit_passes
+from server.training.colocated.memory_headroom import keep_memory_headroom, limit_passes
 from tests.models import tiny_base
 
 TOKENS = torch.arange(3, 20)[None]
@@ -40,7 +40,7 @@ def test_on_cuda_what_the_engine_may_need_is_left() -> None:
     twin = twin_of(BaseModel.of(base.model, "tiny"))
     tokens = TOKENS.cuda()
     expected = twin.model(tokens).logits
-    keep_headroom(twin)
+    keep_memory_headroom(twin)
     free, _ = torch.cuda.mem_get_info()
     hog = torch.empty(free - 2**30, dtype=torch.uint8, device="cuda")
     with pytest.raises(torch.OutOfMemoryError, match="memory that answers need"):

@@ -7,14 +7,14 @@ import torch
 
 from server.bases.model import BaseModel
 from server.pulse import Pulse
-from server.training.beside.pacing import Pacing
-from server.training.beside.throttle import Throttle
+from server.training.colocated.compute_throttle import ComputeThrottle
+from server.training.colocated.share_controller import ShareController
 from tests.models import Kind, tiny_base
 
 WORK_S = 0.001  # that the clock goes on between two questions for the time
 
 
-class Fixed(Throttle):
+class Fixed(ShareController):
     """A share that nothing changes while requests run."""
 
     def __init__(self, share: float) -> None:
@@ -45,12 +45,14 @@ class Time:
 
 @dataclass
 class Rig:
-    throttle: Throttle
+    controller: ShareController
     pulse: Pulse = field(default_factory=Pulse)
     time: Time = field(default_factory=Time)
 
-    def giving(self) -> Pacing:
-        return Pacing(self.throttle, self.pulse, clock=self.time.clock, sleep=self.time.sleep)
+    def throttle(self) -> ComputeThrottle:
+        return ComputeThrottle(
+            self.controller, self.pulse, clock=self.time.clock, sleep=self.time.sleep
+        )
 
 
 def passed(base: BaseModel) -> tuple[torch.Tensor, torch.Tensor]:
@@ -67,7 +69,7 @@ def passed(base: BaseModel) -> tuple[torch.Tensor, torch.Tensor]:
 def test_a_slowed_model_computes_the_same_and_rests_both_ways(kind: Kind) -> None:
     expected = passed(tiny_base(kind))
     base, rig = tiny_base(kind), Rig(Fixed(0.5))
-    rig.giving().slow_down(base)
+    rig.throttle().slow_down(base)
     rig.pulse.running = 1
     found = passed(base)
     for mine, theirs in zip(found, expected, strict=True):
@@ -76,9 +78,9 @@ def test_a_slowed_model_computes_the_same_and_rests_both_ways(kind: Kind) -> Non
 
 
 def test_without_requests_there_is_no_rest_and_no_question_for_the_time() -> None:
-    base, rig = tiny_base("llama"), Rig(Throttle(1.3))
-    giving = rig.giving()
-    giving.slow_down(base)
+    base, rig = tiny_base("llama"), Rig(ShareController(1.3))
+    throttle = rig.throttle()
+    throttle.slow_down(base)
     before = rig.time.now
     passed(base)
     assert rig.time.slept == []
@@ -87,7 +89,7 @@ def test_without_requests_there_is_no_rest_and_no_question_for_the_time() -> Non
 
 def test_whoever_may_work_all_the_time_never_rests() -> None:
     base, rig = tiny_base("llama"), Rig(Fixed(1.0))
-    rig.giving().slow_down(base)
+    rig.throttle().slow_down(base)
     rig.pulse.running = 1
     passed(base)
     assert rig.time.slept == []
@@ -104,12 +106,12 @@ def test_the_device_is_waited_for_once_a_rest_and_its_work_counts(share: float) 
         rig.time.now += 0.001
         finished += 1
 
-    giving = Pacing(
-        rig.throttle, rig.pulse, finish=finish, clock=rig.time.clock, sleep=rig.time.sleep
+    throttle = ComputeThrottle(
+        rig.controller, rig.pulse, finish=finish, clock=rig.time.clock, sleep=rig.time.sleep
     )
     for _ in range(5000):
         rig.time.now += 0.0002
-        giving.rest()
+        throttle.rest()
     assert finished == len(rig.time.slept)
     assert 1 - sum(rig.time.slept) / rig.time.now == pytest.approx(share, abs=0.02)
     if share > 0.9:
@@ -120,31 +122,31 @@ def test_the_device_is_waited_for_once_a_rest_and_its_work_counts(share: float) 
 def test_it_works_for_its_share_of_the_time(share: float) -> None:
     rig = Rig(Fixed(share), time=Time(tick=0.0))
     rig.pulse.running = 1
-    giving = rig.giving()
+    throttle = rig.throttle()
     began = rig.time.now
     for _ in range(500):
         rig.time.now += WORK_S
-        giving.rest()
+        throttle.rest()
     took = rig.time.now - began
     assert 1 - sum(rig.time.slept) / took == pytest.approx(share, abs=0.02)
 
 
 def test_a_pause_lasts_until_enough_was_heard() -> None:
-    rig = Rig(Throttle(1.3), time=Time(tick=0.0))
+    rig = Rig(ShareController(1.3), time=Time(tick=0.0))
     rig.pulse.running = 1
 
     def sleep(seconds: float) -> None:
         rig.time.sleep(seconds)
         rig.pulse.step({0.002: 1})
 
-    giving = Pacing(rig.throttle, rig.pulse, clock=rig.time.clock, sleep=sleep)
-    giving.rest()
+    throttle = ComputeThrottle(rig.controller, rig.pulse, clock=rig.time.clock, sleep=sleep)
+    throttle.rest()
     assert 0.1 <= sum(rig.time.slept) < 0.5
-    assert rig.throttle.share == 1
+    assert rig.controller.share == 1
 
 
 def test_a_pause_ends_when_the_requests_do() -> None:
-    rig = Rig(Throttle(1.3))
+    rig = Rig(ShareController(1.3))
     rig.pulse.running = 1
 
     def sleep(seconds: float) -> None:
@@ -152,30 +154,30 @@ def test_a_pause_ends_when_the_requests_do() -> None:
         if len(rig.time.slept) == 30:
             rig.pulse.running = 0
 
-    giving = Pacing(rig.throttle, rig.pulse, clock=rig.time.clock, sleep=sleep)
-    giving.rest()
+    throttle = ComputeThrottle(rig.controller, rig.pulse, clock=rig.time.clock, sleep=sleep)
+    throttle.rest()
     assert len(rig.time.slept) == 30
-    assert rig.throttle.share == 1
+    assert rig.controller.share == 1
 
 
 def test_what_was_no_work_on_the_device_costs_no_long_rest() -> None:
     rig = Rig(Fixed(0.1))
     rig.pulse.running = 1
-    giving = rig.giving()
-    giving.rest()
+    throttle = rig.throttle()
+    throttle.rest()
     rig.time.now += 7.0  # a checkpoint was written
-    giving.rest()
+    throttle.rest()
     assert 0.4 < max(rig.time.slept) <= 0.5
 
 
 def test_what_was_done_before_requests_came_costs_no_rest() -> None:
     rig, base = Rig(Fixed(0.1), time=Time(tick=0.0)), tiny_base("llama")
-    rig.giving().slow_down(base)
+    rig.throttle().slow_down(base)
     rig.pulse.running = 1
     passed(base)
     rig.pulse.running = 0
     passed(base)
-    assert not rig.throttle.busy
+    assert not rig.controller.busy
     rig.time.now += 7.0
     rig.pulse.running = 1
     passed(base)

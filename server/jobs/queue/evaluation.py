@@ -12,7 +12,7 @@ rounding, and of who else was in the batch."""
 
 
 @dataclass(frozen=True)
-class Judgement:
+class Evaluation:
     """Losses in nats a token on the same lines; the verdict is None until the job is at its end.
 
     `held_out` says whether the lines were kept from training: where none were, some of those that
@@ -36,7 +36,7 @@ class Judgement:
         known = (_finite(self.base_loss), _finite(self.start_loss))
         return min((loss for loss in known if loss is not None), default=None)
 
-    def of(self, step: int | None, adapter_loss: float, last_loss: float) -> "Judgement":
+    def of(self, step: int | None, adapter_loss: float, last_loss: float) -> "Evaluation":
         """The end: a state with `adapter_loss`, of a run that ended with `last_loss`."""
         return replace(
             self,

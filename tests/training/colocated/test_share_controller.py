@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from server.pulse import Pulse
-from server.training.beside.throttle import LEAST, Throttle
+from server.training.colocated.share_controller import LEAST, ShareController
 
 HOOK_S = 0.002  # between looks of training
 REACTION_S = (
@@ -24,7 +24,7 @@ class Engine:
     Steps become longer by `grows` a second, too: answers that began together read ever more.
     """
 
-    throttle: Throttle
+    controller: ShareController
     alone_s: float = 0.0012
     slower: float = 0.0
     noise: float = 0.0
@@ -42,7 +42,7 @@ class Engine:
     def run(self, seconds: float) -> None:
         began, end = self.now, self.now + seconds
         while self.now < end:
-            self._worked = self.throttle.share or self._worked
+            self._worked = self.controller.share or self._worked
             share = 0.0 if self._paused else self._worked
             gap = self.alone_s * (1 + self.slower * share) * (1 + self.grows * (self.now - began))
             gap *= self.chance.lognormvariate(0, self.noise)
@@ -58,20 +58,20 @@ class Engine:
 
     def rest(self, seconds: float) -> None:
         self.pulse.running, self._paused = 0, False
-        self.throttle.look(self.pulse.read(), self.now)
+        self.controller.look(self.pulse.read(), self.now)
         self.now += seconds
 
     def _train(self) -> None:
         """What `GivingWay` does."""
-        if self.throttle.share or self._paused:
-            self.throttle.look(self.pulse.read(), self.now)
-            self._paused = self._paused and not self.throttle.share
+        if self.controller.share or self._paused:
+            self.controller.look(self.pulse.read(), self.now)
+            self._paused = self._paused and not self.controller.share
             self._wanted = None
             return
         self._wanted = self.now if self._wanted is None else self._wanted
         if self._worked < 1 or self.now - self._wanted >= REACTION_S:
             self._paused = True
-            self.throttle.paused(self.pulse.read(), self.now)
+            self.controller.paused(self.pulse.read(), self.now)
 
     def shares(self, start: float) -> list[float]:
         return [share for when, share, _ in self.steps if when >= start]
@@ -83,7 +83,7 @@ class Engine:
 
 def alone(engine: Engine) -> float:
     """The 95th percentile of such an engine without training."""
-    quiet = Engine(Throttle(1.3), engine.alone_s, noise=engine.noise)
+    quiet = Engine(ShareController(1.3), engine.alone_s, noise=engine.noise)
     quiet.run(2000 * engine.alone_s)
     return quiet.p95(0)
 
@@ -98,7 +98,7 @@ def mean(shares: list[float]) -> float:
 def test_under_noise_the_target_is_met_and_what_it_leaves_is_used(
     slower: float, alone_s: float, seed: int
 ) -> None:
-    engine = Engine(Throttle(1.3), alone_s, slower, noise=0.08, chance=Random(seed))
+    engine = Engine(ShareController(1.3), alone_s, slower, noise=0.08, chance=Random(seed))
     engine.run(6000 * alone_s)
     late = 3000 * alone_s
     left = min(1.0, 0.3 / max(slower, 1e-9))
@@ -110,7 +110,7 @@ def test_under_noise_the_target_is_met_and_what_it_leaves_is_used(
 
 @pytest.mark.parametrize("slower", [0.5, 1.0, 3.0])
 def test_it_is_there_within_about_a_second(slower: float) -> None:
-    engine = Engine(Throttle(1.3), slower=slower, noise=0.08, chance=Random(4))
+    engine = Engine(ShareController(1.3), slower=slower, noise=0.08, chance=Random(4))
     engine.run(2)
     assert engine.shares(0)[0] == 1
     found = [share for share in engine.shares(1) if share]
@@ -120,7 +120,7 @@ def test_it_is_there_within_about_a_second(slower: float) -> None:
 @pytest.mark.parametrize("seed", range(2))
 def test_noise_alone_takes_little_and_nothing_for_long(seed: int) -> None:
     """The measured case: the target is met without any rest, and noise crosses it at times."""
-    engine = Engine(Throttle(1.3), slower=0.26, noise=0.12, chance=Random(seed))
+    engine = Engine(ShareController(1.3), slower=0.26, noise=0.12, chance=Random(seed))
     engine.run(8)
     assert mean(engine.shares(1)) > 0.75
     for second in range(2, 8):
@@ -132,7 +132,7 @@ def test_noise_alone_takes_little_and_nothing_for_long(seed: int) -> None:
 def test_answers_that_grow_together_are_not_taken_for_slowed_ones(seed: int) -> None:
     """The measured case: what is heard at their begin is exceeded at their end, without training
     by 12 % and with it by a third."""
-    engine = Engine(Throttle(1.3), slower=0.2, noise=0.04, grows=0.15, chance=Random(seed))
+    engine = Engine(ShareController(1.3), slower=0.2, noise=0.04, grows=0.15, chance=Random(seed))
     shares: list[float] = []
     for _ in range(8):
         before = engine.now
@@ -144,14 +144,14 @@ def test_answers_that_grow_together_are_not_taken_for_slowed_ones(seed: int) -> 
 
 
 def test_one_stretch_that_is_much_too_slow_does_not_stop_training() -> None:
-    engine = Engine(Throttle(1.3), slower=0.2)
+    engine = Engine(ShareController(1.3), slower=0.2)
     engine.run(1)
     before, engine.slower = engine.now, 4.0
     engine.run(0.25)
     engine.slower = 0.2
     engine.run(0.5)
     assert min(share for share in engine.shares(before) if share) > 0.4
-    assert engine.throttle.share == 1
+    assert engine.controller.share == 1
 
 
 @settings(max_examples=15, deadline=None)
@@ -163,19 +163,19 @@ def test_one_stretch_that_is_much_too_slow_does_not_stop_training() -> None:
 def test_a_share_is_a_share_and_no_requests_mean_full_speed(
     slower: float, target: float, answers: list[int]
 ) -> None:
-    engine = Engine(Throttle(target), slower=slower)
+    engine = Engine(ShareController(target), slower=slower)
     for running in answers:
         engine.answers = running
         if running:
             engine.run(0.1)
         else:
             engine.rest(0.1)
-            assert engine.throttle.share == 1
-        assert engine.throttle.share == 0 or LEAST <= engine.throttle.share <= 1
+            assert engine.controller.share == 1
+        assert engine.controller.share == 0 or LEAST <= engine.controller.share <= 1
 
 
 def test_another_load_is_listened_to_and_a_known_one_is_remembered() -> None:
-    engine = Engine(Throttle(1.3), slower=1.0)
+    engine = Engine(ShareController(1.3), slower=1.0)
     engine.run(2)
     engine.alone_s, engine.answers = 0.004, 256  # or it would seem three times too slow
     engine.run(6)
@@ -188,7 +188,7 @@ def test_another_load_is_listened_to_and_a_known_one_is_remembered() -> None:
 
 
 def test_what_was_learnt_outlives_a_silence() -> None:
-    engine = Engine(Throttle(1.3), slower=2.0)
+    engine = Engine(ShareController(1.3), slower=2.0)
     engine.run(3)
     engine.rest(4)
     before = engine.now
@@ -197,32 +197,32 @@ def test_what_was_learnt_outlives_a_silence() -> None:
 
 
 def test_a_share_that_was_small_grows_when_it_may() -> None:
-    engine = Engine(Throttle(1.3), slower=20.0)
+    engine = Engine(ShareController(1.3), slower=20.0)
     engine.run(4)
     assert engine.shares(3.9)[-1] < 0.05
     engine.slower = 0.0
     engine.run(4)
-    assert engine.throttle.share == 1
+    assert engine.controller.share == 1
 
 
 def test_requests_that_end_as_a_pause_begins_hold_nobody_up() -> None:
-    throttle, pulse = Throttle(1.3), Pulse()
+    controller, pulse = ShareController(1.3), Pulse()
     pulse.running = 1
-    throttle.look(pulse.read(), 0.0)
+    controller.look(pulse.read(), 0.0)
     pulse.running = 0
-    throttle.paused(pulse.read(), 0.1)
-    throttle.look(pulse.read(), 0.1)
-    assert throttle.share == 1
+    controller.paused(pulse.read(), 0.1)
+    controller.look(pulse.read(), 0.1)
+    assert controller.share == 1
 
 
 def test_a_pause_ends_though_the_engine_takes_no_steps() -> None:
-    throttle, pulse = Throttle(1.3), Pulse()
+    controller, pulse = ShareController(1.3), Pulse()
     pulse.running = 1
-    throttle.look(pulse.read(), 0.0)
-    assert throttle.share == 0
-    throttle.paused(pulse.read(), 0.1)
-    throttle.look(pulse.read(), 0.4)
-    assert throttle.share == 0
+    controller.look(pulse.read(), 0.0)
+    assert controller.share == 0
+    controller.paused(pulse.read(), 0.1)
+    controller.look(pulse.read(), 0.4)
+    assert controller.share == 0
     for now in (0.8, 1.2, 1.6, 2.0, 2.2):
-        throttle.look(pulse.read(), now)
-    assert throttle.share == 1
+        controller.look(pulse.read(), now)
+    assert controller.share == 1

@@ -4,7 +4,7 @@ from dataclasses import asdict, dataclass
 
 
 @dataclass(frozen=True)
-class Appraisal:
+class JobEstimate:
     """An estimate, and what looks odd about the files though it can be trained on.
 
     `tokens` are those of the training lines, read once; `trained_tokens` those of all epochs.

@@ -12,8 +12,7 @@ from server.bases.tokenizer import ChatTokenizer
 from server.errors import InvalidRequest
 from server.jobs.files.datasets import validate
 from server.jobs.files.file_store import Files
-from server.jobs.queue.job import Figures
-from server.jobs.queue.job_queue import Job
+from server.jobs.queue.job import Figures, Job
 from server.training.job.publish import JOB, STEP
 from server.training.job.samples import Question, questions_of
 from server.training.job.start import Start, adapter_for
@@ -29,7 +28,7 @@ _PROVENANCE = ("train_loss", "valid_loss", "base_valid_loss", "trained_tokens")
 
 
 @dataclass(frozen=True)
-class Lesson:
+class TrainingSetup:
     """One job, ready to train."""
 
     job: Job
@@ -79,7 +78,7 @@ def prepare(
     max_rank: int,
     shared: SharedBases | None = None,
     start: Start | None = None,
-) -> Lesson:
+) -> TrainingSetup:
     """Read the job's files and build its trainer.
 
     Args:
@@ -113,7 +112,7 @@ def prepare(
             param="early_stopping",
         )
     questions = questions_of(valid if flat_valid else train, base.max_context)
-    return Lesson(job, plan, adapter, trainer, flat_train, flat_valid, questions, start)
+    return TrainingSetup(job, plan, adapter, trainer, flat_train, flat_valid, questions, start)
 
 
 def _short(figure: float | int | str | None) -> str:

@@ -13,7 +13,7 @@ _SHOWN_LINES = 20
 _UNREADABLE = "\ufffd"
 
 
-def notices(train: Dataset, valid: Dataset | None = None) -> list[str]:
+def dataset_warnings(train: Dataset, valid: Dataset | None = None) -> list[str]:
     """Sentences, each with the lines that it is about."""
     found = [*_of_the_file("the training file", train)]
     if valid is not None:

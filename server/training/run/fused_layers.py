@@ -23,14 +23,14 @@ _ELSEWHERE: Final = ("attention_mask", "past_key_values")
 
 
 @contextmanager
-def lean_layers(base: BaseModel, tokens: int) -> Iterator[None]:
+def fused_layers(base: BaseModel, tokens: int) -> Iterator[None]:
     """Within, a pass of `tokens` through `base` without a cache or a mask takes the lean form.
 
     Left alone are a base on a CPU or of a shape that is not known, and a pass so small that the
     host cannot launch it as fast as the device runs it: a kernel of ours takes longer to launch
     than those of torch that it stands for.
     """
-    known = base.device.type == "cuda" and knows(base)
+    known = base.device.type == "cuda" and has_fused_form(base)
     if not known or tokens * base.model.config.hidden_size < KERNELS_FROM:
         yield
         return
@@ -38,11 +38,11 @@ def lean_layers(base: BaseModel, tokens: int) -> Iterator[None]:
     from server.training.kernels.trainable_norm import add_rms_norm
     from server.training.kernels.trainable_rotary import rotate
 
-    with lean_with(base, LayerOps(add_rms_norm, rotate, silu_mul)):
+    with fused_with(base, LayerOps(add_rms_norm, rotate, silu_mul)):
         yield
 
 
-def knows(base: BaseModel) -> bool:
+def has_fused_form(base: BaseModel) -> bool:
     """Whether the layers of `base` are of the shape that has a lean form."""
     config = base.model.config
     return (
@@ -53,8 +53,8 @@ def knows(base: BaseModel) -> bool:
 
 
 @contextmanager
-def lean_with(base: BaseModel, between: LayerOps) -> Iterator[None]:
-    """`lean_layers`, with these functions between the products."""
+def fused_with(base: BaseModel, between: LayerOps) -> Iterator[None]:
+    """`fused_layers`, with these functions between the products."""
     decoder: Any = base.model.get_decoder()
     layers = list(decoder.layers)
     for layer in layers:

@@ -11,8 +11,8 @@ from torch import Tensor
 from server.adapters.learning.trainable import TrainableAdapter
 from server.adapters.methods.row_shares import KERNELS_FROM
 from server.bases.model import BaseModel
+from server.training.run.fused_layers import fused_layers, fused_with, has_fused_form
 from server.training.run.layer_ops import PLAIN
-from server.training.run.lean_layers import knows, lean_layers, lean_with
 from tests.models import VOCAB, Kind, tiny_base, tiny_model
 
 KNOWN: tuple[Kind, ...] = ("llama", "mistral", "qwen2")
@@ -41,7 +41,7 @@ def test_they_are_the_same_function(kind: Kind) -> None:
         return PLAIN.silu_mul(*parts)
 
     base = tiny_base(kind)
-    found = learnt(base, lean_with(base, replace(PLAIN, silu_mul=counted)))
+    found = learnt(base, fused_with(base, replace(PLAIN, silu_mul=counted)))
     assert len(calls) == 2, "both layers took the lean form"
     for mine, plain in zip(found, learnt(base, nullcontext()), strict=True):
         torch.testing.assert_close(mine, plain, rtol=1e-4, atol=1e-5)
@@ -49,7 +49,7 @@ def test_they_are_the_same_function(kind: Kind) -> None:
 
 def test_a_window_that_is_shorter_than_the_rows_is_kept() -> None:
     base = tiny_base("mistral", sliding_window=5)
-    found = learnt(base, lean_with(base, PLAIN))
+    found = learnt(base, fused_with(base, PLAIN))
     for mine, plain in zip(found, learnt(base, nullcontext()), strict=True):
         torch.testing.assert_close(mine, plain, rtol=1e-4, atol=1e-5)
 
@@ -57,14 +57,14 @@ def test_a_window_that_is_shorter_than_the_rows_is_kept() -> None:
 def test_the_model_is_itself_outside() -> None:
     base = tiny_base("llama")
     before = [layer.forward.__func__ for layer in base.model.get_decoder().layers]
-    with lean_with(base, PLAIN):
+    with fused_with(base, PLAIN):
         assert not hasattr(base.model.get_decoder().layers[0].forward, "__func__")
     assert [layer.forward.__func__ for layer in base.model.get_decoder().layers] == before
 
 
 def test_other_shapes_run_as_they_are() -> None:
-    assert {kind for kind in ("gpt2", "phi", "qwen3") if knows(tiny_base(kind))} == set()
-    assert all(knows(tiny_base(kind, hidden_size=64)) for kind in KNOWN)
+    assert {kind for kind in ("gpt2", "phi", "qwen3") if has_fused_form(tiny_base(kind))} == set()
+    assert all(has_fused_form(tiny_base(kind, hidden_size=64)) for kind in KNOWN)
 
 
 @pytest.mark.gpu
@@ -73,7 +73,7 @@ def test_other_shapes_run_as_they_are() -> None:
 def test_on_a_gpu_it_is_the_same_function(kind: Kind, dtype: torch.dtype) -> None:
     model: Any = tiny_model(kind, dtype=dtype, hidden_size=64)
     base = BaseModel.of(model.to("cuda"), kind)
-    found = learnt(base, lean_layers(base, KERNELS_FROM))
+    found = learnt(base, fused_layers(base, KERNELS_FROM))
     for mine, plain in zip(found, learnt(base, nullcontext()), strict=True):
         off = (mine - plain).norm() / plain.norm()
         assert off < (1e-4 if dtype == torch.float32 else 4e-2)
