@@ -12,7 +12,7 @@ from server.bases.tokenizer import ChatTokenizer, load_tokenizer
 from server.config import BadOption, Settings
 from server.training.colocated.memory_headroom import keep_memory_headroom
 from server.training.colocated.training_thread import TrainingThread, fast_thread_switching
-from server.training.job.job_services import JobServices
+from server.training.job.job_phase import JobServices
 from server.training.job.worker_loop import WorkerParts, run_worker
 from server.wiring.building import Engine, Records, device_of
 from server.wiring.process import end_soon, worker_id

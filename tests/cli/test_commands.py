@@ -15,6 +15,7 @@ from clients.python import Client
 from server.__main__ import main
 from server.cli.train import show_outcome
 from server.jobs.queue.evaluation import Evaluation, Sample
+from server.jobs.queue.training_metrics import TrainingMetrics
 from tests.api.running import Publish, Running, eventually
 
 COMMANDS = (
@@ -148,8 +149,8 @@ class TestTrain:
                 found = jobs.claim("worker-1", 30)
             assert (found.suffix, found.hyperparameters.n_epochs) == ("pirate", 2)
             for step in (1, 2):
-                figures = {"step": step, "total_steps": 2, "train_loss": 2.5 / step}
-                jobs.append_event(found, "info", "a step", "metrics", figures)
+                metrics = TrainingMetrics(step, total_steps=2, train_loss=2.5 / step)
+                jobs.append_event(found, "info", "a step", metrics)
             jobs.record_evaluation(found, Evaluation(1, True, 3.0).of(2, 1.0, 1.0), "info", "good")
             jobs.add_samples(found, [Sample("How?", "So.", "Eh?", "Thus.")])
             jobs.finish(found, "pirate@1", 9)

@@ -15,6 +15,7 @@ from server.errors import InvalidAdapter, Unavailable
 from server.jobs.queue.evaluation import Evaluation, Sample
 from server.jobs.queue.job import Job as QueuedJob
 from server.jobs.queue.train_options import METHODS, TrainOptions
+from server.jobs.queue.training_metrics import TrainingMetrics
 from server.tenancy.keys import Keys
 from tests.api.fakes import FakeInspection, FakeInspections, found
 from tests.api.running import Publish, Running, Serve, eventually
@@ -137,7 +138,7 @@ def test_training(client: Client, server: Running, lines: Path) -> None:
 
     def work() -> None:
         for step in range(130):
-            server.parts.jobs.append_event(held, "info", f"step {step}", "metrics", {"step": step})
+            server.parts.jobs.append_event(held, "info", f"step {step}", TrainingMetrics(step))
         server.parts.jobs.record_evaluation(
             held, Evaluation(2, True, 3.0).of(1, 2.0, 2.0), "info", "good"
         )
@@ -174,7 +175,7 @@ def test_what_else_a_job_can_be_asked(
     assert client.resume(job.id).status == "queued"
     held = claim(server)
     for step in (4, 8):
-        server.parts.jobs.add_checkpoint(held, step, f"pirate@{step}", {"step": step})
+        server.parts.jobs.add_checkpoint(held, step, f"pirate@{step}", TrainingMetrics(step))
     server.parts.jobs.add_results(held, uploaded)
     server.parts.jobs.finish(held, "pirate@8", 1)
     found = [(checkpoint.step, checkpoint.model) for checkpoint in client.checkpoints(job.id)]

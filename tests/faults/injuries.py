@@ -19,7 +19,7 @@ from safetensors.torch import save_file as _save_file
 from sqlalchemy import Engine, event
 
 import adapters_store.store
-import server.training.job.attempt
+import server.training.job.claimed_job
 import server.training.job.publish
 import server.training.job.worker_loop
 import server.training.run.checkpoint
@@ -33,7 +33,7 @@ WRITES = ("mkdir", "rename", "replace", "fsync")
 
 PHASES: Mapping[str, tuple[Any, str]] = {
     "claim": (Claims, "claim"),
-    "validate": (server.training.job.attempt, "prepare"),
+    "validate": (server.training.job.claimed_job, "prepare"),
     "train": (server.training.job.worker_loop, "take_step"),
     "save": (server.training.run.checkpoint, "save_file"),
     "publish": (adapters_store.store.AdapterStore, "publish"),

@@ -5,6 +5,7 @@ import math
 import pytest
 
 from server.errors import InvalidRequest
+from server.jobs.queue.training_metrics import TrainingMetrics
 from tests.jobs.conftest import Jobs
 
 
@@ -36,8 +37,8 @@ def test_events_page_from_the_newest(jobs: Jobs) -> None:
     jobs.create()
     job = jobs.claim()
     for step in range(4):
-        figures = {"step": step, "train_loss": math.nan if step == 3 else 0.5}
-        jobs.queue.append_event(job, "info", f"Step {step}", "metrics", figures)
+        metrics = TrainingMetrics(step, train_loss=math.nan if step == 3 else 0.5)
+        jobs.queue.append_event(job, "info", f"Step {step}", metrics)
     page = jobs.queue.events("ann", job.id, limit=2)
     newest, older = page.items
     assert page.has_more
@@ -62,10 +63,13 @@ def test_checkpoints_page_from_the_newest(jobs: Jobs) -> None:
     jobs.create()
     job = jobs.claim()
     made = [
-        jobs.queue.add_checkpoint(job, step, f"poet@{step}", {"step": step, "valid_loss": math.inf})
+        jobs.queue.add_checkpoint(
+            job, step, f"poet@{step}", TrainingMetrics(step, valid_loss=math.inf)
+        ).id
         for step in (1, 2, 3)
     ]
     page = jobs.queue.checkpoints("ann", job.id, limit=2)
-    assert (page.items, page.has_more) == ((made[2], made[1]), True)
-    assert page.items[0].metrics == {"step": 3, "valid_loss": None}
-    assert jobs.queue.checkpoints("ann", job.id, after=made[1].id).items == (made[0],)
+    assert ([item.id for item in page.items], page.has_more) == ([made[2], made[1]], True)
+    assert page.items[0].metrics.to_document() == {"step": 3, "valid_loss": None}
+    (oldest,) = jobs.queue.checkpoints("ann", job.id, after=made[1]).items
+    assert oldest.id == made[0]

@@ -7,6 +7,7 @@ import pytest
 from server.errors import Conflict, InvalidRequest, LeaseLost, NotFound
 from server.jobs.queue.job import JobError, JobStatus
 from server.jobs.queue.train_options import TrainOptions
+from server.jobs.queue.training_metrics import TrainingMetrics
 from server.jobs.queue.transitions import MAX_LOST_LEASES
 from tests.jobs.conftest import Jobs
 
@@ -128,7 +129,7 @@ def test_a_job_ends_once(jobs: Jobs) -> None:
         lambda: jobs.queue.release(job),
         lambda: jobs.queue.heartbeat(job),
         lambda: jobs.queue.append_event(job, "info", "late"),
-        lambda: jobs.queue.add_checkpoint(job, 1, "poet@2", {}),
+        lambda: jobs.queue.add_checkpoint(job, 1, "poet@2", TrainingMetrics(1)),
     ):
         with pytest.raises(LeaseLost, match="succeeded"):
             speak()
@@ -154,7 +155,7 @@ def test_a_lost_job_is_taken_over_and_its_old_worker_fenced(jobs: Jobs) -> None:
         lambda: jobs.queue.fail(old, "x", "y"),
         lambda: jobs.queue.heartbeat(old),
         lambda: jobs.queue.append_event(old, "info", "I live"),
-        lambda: jobs.queue.add_checkpoint(old, 1, "m", {}),
+        lambda: jobs.queue.add_checkpoint(old, 1, "m", TrainingMetrics(1)),
     ):
         with pytest.raises(LeaseLost, match="attempt 2"):
             speak()

@@ -25,7 +25,7 @@ from server.bases.tokenizer import ChatTokenizer
 from server.db.session import Database
 from server.jobs.files.file_store import Files
 from server.jobs.queue.job_queue import JobQueue
-from server.training.job.job_services import JobServices
+from server.training.job.job_phase import JobServices
 from server.training.job.worker_loop import WorkerParts, run_worker
 from server.training.run.run_steps import take_step
 from server.training.run.trainer import Trainer

@@ -68,7 +68,7 @@ def checkpoint_document(checkpoint: Checkpoint) -> Document:
         "fine_tuning_job_id": checkpoint.job,
         "fine_tuned_model_checkpoint": checkpoint.model,
         "step_number": checkpoint.step,
-        "metrics": dict(checkpoint.metrics),
+        "metrics": checkpoint.metrics.to_document(),
     }
 
 

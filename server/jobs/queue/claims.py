@@ -17,12 +17,12 @@ from sqlalchemy import update
 from server.db.session import Database
 from server.db.tables import CheckpointRow, JobRow
 from server.jobs.queue.evaluation import Evaluation, Sample
-from server.jobs.queue.job import Checkpoint, EventType, Figures, Job, JobStatus, Level, StopRequest
+from server.jobs.queue.job import Checkpoint, EventType, Job, JobStatus, Level, StopRequest
+from server.jobs.queue.training_metrics import TrainingMetrics
 from server.jobs.queue.transitions import (
     add_event,
     end_job,
     fail_job,
-    finite,
     lock_row,
     requeue_or_pause,
     settle_lost_jobs,
@@ -94,16 +94,19 @@ class Claims:
         job: Job,
         level: Level,
         message: str,
-        type: EventType = "message",
-        data: Figures | None = None,
+        metrics: TrainingMetrics | None = None,
     ) -> None:
-        """Tell something about a job; figures that are not finite become null. Raises LeaseLost."""
+        """Add an event to a job; with metrics it is of type "metrics". Raises LeaseLost."""
+        kind: EventType = "message" if metrics is None else "metrics"
+        data = None if metrics is None else metrics.to_document()
         with self._database.transaction() as session:
             row = lock_row(session, job)
-            add_event(session, row, self._database.now(session), level, message, type, data)
+            add_event(session, row, self._database.now(session), level, message, kind, data)
 
-    def add_checkpoint(self, job: Job, step: int, model: str, metrics: Figures) -> Checkpoint:
-        """Record an adapter published on the way, under the id `model`. Raises LeaseLost."""
+    def add_checkpoint(
+        self, job: Job, step: int, model: str, metrics: TrainingMetrics
+    ) -> Checkpoint:
+        """Record an adapter that the job published under the id `model`. Raises LeaseLost."""
         with self._database.transaction() as session:
             row = lock_row(session, job)
             checkpoint = CheckpointRow(
@@ -113,7 +116,7 @@ class Claims:
                 created_at=int(self._database.now(session)),
                 step=step,
                 model=model,
-                metrics=finite(metrics),
+                metrics=metrics.to_document(),
             )
             session.add(checkpoint)
             session.flush()
@@ -137,7 +140,7 @@ class Claims:
             return requeue_or_pause(session, row, now, "The job waits for a worker")
 
     def add_results(self, job: Job, file_id: str) -> None:
-        """Name the file of the job's figures. Raises LeaseLost."""
+        """Name the file of the job's metrics. Raises LeaseLost."""
         with self._database.transaction() as session:
             lock_row(session, job).result_file = file_id
 

@@ -9,10 +9,10 @@ from server.db.tables import CheckpointRow, EventRow, JobRow
 from server.jobs.queue.evaluation import Evaluation, Sample
 from server.jobs.queue.job_estimate import JobEstimate
 from server.jobs.queue.train_options import TrainOptions
+from server.jobs.queue.training_metrics import TrainingMetrics
 
 Level = Literal["info", "warn", "error"]
 EventType = Literal["message", "metrics"]
-Figures = Mapping[str, float | int | str | None]
 StopRequest = Literal["cancel", "pause"]
 """What a running job's owner wants its worker to do with it."""
 
@@ -132,7 +132,7 @@ class Job:
 
 @dataclass(frozen=True)
 class Event:
-    """Something that a job had to tell."""
+    """Something that happened in a job. `data` is the JSON of metrics, or of a sample."""
 
     id: str
     job: str
@@ -140,7 +140,7 @@ class Event:
     level: Level
     type: EventType
     message: str
-    data: Figures | None
+    data: Mapping[str, object] | None
 
     @classmethod
     def from_row(cls, row: EventRow) -> "Event":
@@ -150,15 +150,16 @@ class Event:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """An adapter that a job published on its way, with its figures at that step."""
+    """An adapter that a job published, with its metrics at that step."""
 
     id: str
     job: str
     created_at: int
     step: int
     model: str
-    metrics: Figures
+    metrics: TrainingMetrics
 
     @classmethod
     def from_row(cls, row: CheckpointRow) -> "Checkpoint":
-        return cls(row.id, row.job, row.created_at, row.step, row.model, row.metrics)
+        metrics = TrainingMetrics.from_document(row.metrics)
+        return cls(row.id, row.job, row.created_at, row.step, row.model, metrics)

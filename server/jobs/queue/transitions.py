@@ -1,14 +1,14 @@
 """What may become of a job's row, and what it then tells; each in its caller's transaction."""
 
-import math
 import secrets
+from collections.abc import Mapping
 
 from sqlalchemy import Boolean, Double, Text, bindparam, case, func, not_, or_, select, update
 from sqlalchemy.orm import Session, aliased
 
 from server.db.tables import EventRow, JobRow
 from server.errors import LeaseLost
-from server.jobs.queue.job import EventType, Figures, Job, JobStatus, Level
+from server.jobs.queue.job import EventType, Job, JobStatus, Level
 
 MAX_LOST_LEASES = 5
 """Leases lost in a row, without getting further, after which a job is held to kill its workers."""
@@ -98,7 +98,7 @@ def add_event(
     level: Level,
     message: str,
     type: EventType = "message",
-    data: Figures | None = None,
+    data: Mapping[str, object] | None = None,
 ) -> None:
     """Add an event."""
     event = EventRow(
@@ -109,7 +109,7 @@ def add_event(
         level=level,
         type=type,
         message=message.replace("\0", ""),  # which PostgreSQL does not take
-        data=None if data is None else finite(data),
+        data=None if data is None else dict(data),
     )
     session.add(event)
     session.flush()  # so that events are numbered in the order in which they are told
@@ -176,11 +176,3 @@ def take_next(
     """Pick the next job and give it to `worker`, in one statement; None if nothing waits for it."""
     values = {"by": worker, "lease": lease_s, "at": now, "busy": busy}
     return session.scalar(_TAKE_NEXT, values, execution_options={"synchronize_session": False})
-
-
-def finite(figures: Figures) -> dict[str, float | int | str | None]:
-    """Figures as JSON can hold them: NaN and infinities become null."""
-    return {
-        key: None if isinstance(value, float) and not math.isfinite(value) else value
-        for key, value in figures.items()
-    }

@@ -1,9 +1,8 @@
-"""Keep a claimed job's lease, and learn from the queue when to stop. Knows no training."""
+"""Keep a claimed job's lease, and learn from the queue when to stop. Knows no trainer."""
 
 import logging
 import threading
 import time
-from types import TracebackType
 
 from server.errors import LeaseLost, Unavailable
 from server.jobs.queue.job import Job
@@ -15,15 +14,15 @@ _LONGEST_PAUSE_S = 2.0  # also how long a cancelled or paused job may go on, at 
 
 
 class JobCancelled(Exception):
-    """The job's owner wants it to end."""
+    """The job's owner has cancelled it."""
 
 
 class JobPaused(Exception):
-    """The job's owner wants it saved and put aside."""
+    """The job's owner has paused it: it must be saved and given back."""
 
 
 class Heartbeat:
-    """Beats from a thread of its own while a job is worked on; a context manager."""
+    """Renews the lease from a thread of its own, between `start` and `stop`."""
 
     def __init__(self, queue: JobQueue, job: Job, lease_s: float) -> None:
         self._queue = queue
@@ -33,32 +32,27 @@ class Heartbeat:
         self._lost: LeaseLost | None = None
         self._stop_request = job.stop_request
         self._step: int | None = None
-        self._tokens: int | None = None
-        self._finish: int | None = None
+        self._trained_tokens: int | None = None
+        self._estimated_finish: int | None = None
         self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
 
-    def __enter__(self) -> "Heartbeat":
+    def start(self) -> None:
+        """Renew the lease from now on."""
         self._thread.start()
-        return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def stop(self) -> None:
+        """Renew it no more."""
         self._end.set()
         self._thread.join()
 
-    def tell(self, step: int, trained_tokens: int, seconds_left: float) -> None:
-        """Say how far the job is; the queue hears of it with the next beat."""
-        self._step, self._tokens = step, trained_tokens
-        self._finish = int(time.time() + seconds_left)
+    def report(self, step: int, trained_tokens: int, seconds_left: float) -> None:
+        """Note how far the job is. The queue is told with the next beat."""
+        self._step, self._trained_tokens = step, trained_tokens
+        self._estimated_finish = int(time.time() + seconds_left)
 
     def check(self) -> None:
-        """Raise LeaseLost if the job is another's by now, JobCancelled if it is to end, JobPaused
-        if it is to wait.
-        """
+        """Raise LeaseLost if the job is another worker's, or JobCancelled or JobPaused if its owner
+        asked for that."""
         if self._lost is not None:
             raise self._lost
         if self._stop_request == "cancel":
@@ -72,8 +66,8 @@ class Heartbeat:
             self._stop_request = self._queue.heartbeat(
                 self._job,
                 step=self._step,
-                estimated_finish=self._finish,
-                trained_tokens=self._tokens,
+                estimated_finish=self._estimated_finish,
+                trained_tokens=self._trained_tokens,
             )
         except LeaseLost as lost:
             self._lost = lost
@@ -86,6 +80,6 @@ class Heartbeat:
             except (LeaseLost, JobCancelled):
                 return  # the worker sees it at its next check
             except JobPaused:
-                continue  # the worker sees it; until it has saved the job, it must keep it
+                continue  # the worker needs the lease until it has saved the job
             except Unavailable as error:  # the lease may outlive it
                 log.warning("no heartbeat for job %s: %s", self._job.id, error)

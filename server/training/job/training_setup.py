@@ -1,4 +1,7 @@
-"""What a job is to learn: its lines as examples, its options as a plan, and the trainer of both."""
+"""A job made ready to train: its lines as examples, its options as a plan, and a trainer of both.
+
+Knows no queue.
+"""
 
 import time
 from collections.abc import Mapping, Sequence
@@ -12,7 +15,8 @@ from server.bases.tokenizer import ChatTokenizer
 from server.errors import InvalidRequest
 from server.jobs.files.datasets import validate
 from server.jobs.files.file_store import Files
-from server.jobs.queue.job import Figures, Job
+from server.jobs.queue.job import Job
+from server.jobs.queue.training_metrics import TrainingMetrics
 from server.training.job.publish import JOB, STEP
 from server.training.job.samples import Question, questions_of
 from server.training.job.start import Start, adapter_for
@@ -23,8 +27,6 @@ from server.training.run.trainer import Trainer
 
 _Line = tuple[Mapping[str, object], Sequence[Example]]
 """A record, and its examples."""
-
-_PROVENANCE = ("train_loss", "valid_loss", "base_valid_loss", "trained_tokens")
 
 
 @dataclass(frozen=True)
@@ -37,36 +39,39 @@ class TrainingSetup:
     trainer: Trainer
     train: tuple[Example, ...]
     valid: tuple[Example, ...]
-    questions: tuple[Question, ...] = ()
-    start: Start | None = None
+    questions: tuple[Question, ...]
+    tokenizer: ChatTokenizer
+    start: Start | None
 
     def summary(self) -> str:
         """What is about to happen, in a sentence."""
-        numbers = sum(parameter.numel() for parameter in self.adapter.parameters())
-        begins = "Training" if self.start is None else f"Going on from {self.start.ref}: training"
-        scored = f", scoring on {len(self.valid)}" if self.valid else ""
+        count = sum(parameter.numel() for parameter in self.adapter.parameters())
+        begins = "Training" if self.start is None else f"Continuing {self.start.ref}: training"
+        held_out = f", with {len(self.valid)} more held out" if self.valid else ""
+        epochs = "1 epoch" if self.plan.n_epochs == 1 else f"{self.plan.n_epochs} epochs"
         return (
-            f"{begins} {numbers} numbers ({self._method()}, rank {self.plan.rank}) on "
-            f"{len(self.train)} examples{scored}: {self.plan.n_epochs} epochs, "
-            f"{self.trainer.total_steps} steps"
+            f"{begins} {count} parameters ({self._method()}, rank {self.plan.rank}) on "
+            f"{len(self.train)} examples{held_out}: {epochs}, {self.trainer.total_steps} steps"
         )
 
     def _method(self) -> str:
         plan = self.plan
         return plan.method if plan.trained is None else f"{plan.method} {plan.trained}"
 
-    def manifest(self, figures: Figures, step: int | None = None) -> Manifest:
-        """The header of the adapter, or of its checkpoint at `step`.
-
-        `figures` are the last that training gave.
-        """
-        told = {key: _short(figures[key]) for key in _PROVENANCE if key in figures}
-        told |= {} if step is None else {STEP: str(step)}
-        told |= {} if self.start is None else {"continued_from": str(self.start.ref)}
-        return self.adapter.manifest(
-            created_at=int(time.time()),
-            provenance={JOB: self.job.id, "training_file": self.job.training_file, **told},
-        )
+    def manifest(self, metrics: TrainingMetrics, step: int | None = None) -> Manifest:
+        """The header of the adapter with these metrics, or of its checkpoint at `step`."""
+        known = {
+            JOB: self.job.id,
+            "training_file": self.job.training_file,
+            "train_loss": _short(metrics.train_loss),
+            "valid_loss": _short(metrics.valid_loss),
+            "base_valid_loss": _short(metrics.base_valid_loss),
+            "trained_tokens": metrics.trained_tokens,
+            STEP: step,
+            "continued_from": self.start and self.start.ref,
+        }
+        provenance = {key: str(value) for key, value in known.items() if value is not None}
+        return self.adapter.manifest(created_at=int(time.time()), provenance=provenance)
 
 
 def prepare(
@@ -79,18 +84,18 @@ def prepare(
     shared: SharedBases | None = None,
     start: Start | None = None,
 ) -> TrainingSetup:
-    """Read the job's files and build its trainer.
+    """Read the job's files, and build its adapter and trainer.
 
     Args:
         max_rank: the largest that is served.
         shared: see `TrainableAdapter`.
-        start: the adapter to go on from; None: a new one is made.
+        start: the adapter to continue; None: a new one is made.
 
     Raises:
         InvalidDataset: lines that cannot be read or are too long, by number.
         InvalidRequest: options that do not fit the base model, or contradict the start.
         NotFound: a file is gone.
-        FileDamaged: a file is not what was uploaded any more.
+        FileDamaged: a file is no longer what was uploaded.
         TrainingFailed: no line holds anything to learn.
     """
     train = _lines(job, job.training_file, "training_file", files, base, tokenizer)
@@ -107,16 +112,18 @@ def prepare(
     trainer = Trainer(base, adapter, flat_train, flat_valid, plan)
     if plan.early_stopping is not None and not flat_valid:
         raise InvalidRequest(
-            "early_stopping needs lines to score on: give a validation_file, or a "
+            "early_stopping needs held-out lines: give a validation_file, or a "
             "validation_split above 0",
             param="early_stopping",
         )
     questions = questions_of(valid if flat_valid else train, base.max_context)
-    return TrainingSetup(job, plan, adapter, trainer, flat_train, flat_valid, questions, start)
+    return TrainingSetup(
+        job, plan, adapter, trainer, flat_train, flat_valid, questions, tokenizer, start
+    )
 
 
-def _short(figure: float | int | str | None) -> str:
-    return f"{figure:.4f}" if isinstance(figure, float) else str(figure)
+def _short(loss: float | None) -> str | None:
+    return None if loss is None else f"{loss:.4f}"
 
 
 def _lines(

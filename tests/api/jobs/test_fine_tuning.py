@@ -16,6 +16,7 @@ from adapters_store.manifest import Manifest
 from adapters_store.store import AdapterStore
 from server.jobs.files.file_store import RESULTS
 from server.jobs.queue.evaluation import Evaluation, Sample
+from server.jobs.queue.training_metrics import TrainingMetrics
 from tests.api.jobs.test_training import JSONL, LINES, claim, upload
 from tests.api.running import Publish, Running, Serve
 
@@ -46,8 +47,8 @@ def test_a_job_is_what_the_sdk_says_it_is(server: Running) -> None:
     assert (running.status, running.estimated_finish) == ("running", 5)
     results = server.parts.files.create(job.owner, "m.csv", RESULTS, io.BytesIO(b"step\n1\n"))
     jobs.add_results(job, results.id)
-    jobs.add_checkpoint(job, 3, "pirate@1", {"step": 3, "train_loss": 1.0, "valid_loss": 2.0})
-    jobs.append_event(job, "info", "Step 3", "metrics", {"step": 3})
+    jobs.add_checkpoint(job, 3, "pirate@1", TrainingMetrics(3, train_loss=1.0, valid_loss=2.0))
+    jobs.append_event(job, "info", "Step 3", TrainingMetrics(3))
     before = Evaluation(2, True, base_loss=3.0)
     jobs.record_evaluation(job, before, "info", "To be judged")
     jobs.record_evaluation(job, before.of(3, 2.0, float("inf")), "warn", "Judged")

@@ -9,6 +9,7 @@ import openai
 import pytest
 
 from server.jobs.queue.job import Job
+from server.jobs.queue.training_metrics import TrainingMetrics
 from tests.api.running import Running
 
 LINES = [
@@ -204,8 +205,8 @@ class TestWatching:
         job = claim(server)
         jobs = server.parts.jobs
         assert server.sdk.fine_tuning.jobs.retrieve(job_id).status == "running"
-        jobs.append_event(job, "info", "Step 1/2", "metrics", {"step": 1, "train_loss": 2.5})
-        jobs.add_checkpoint(job, 2, "pirate@1", {"step": 2, "train_loss": 1.5})
+        jobs.append_event(job, "info", "Step 1/2", TrainingMetrics(1, train_loss=2.5))
+        jobs.add_checkpoint(job, 2, "pirate@1", TrainingMetrics(2, train_loss=1.5))
         jobs.finish(job, "pirate@1", 1234)
         done = server.sdk.fine_tuning.jobs.retrieve(job_id)
         assert (done.status, done.fine_tuned_model, done.trained_tokens) == (
@@ -234,18 +235,18 @@ class TestWatching:
     def test_events_page_from_the_newest(self, server: Running, job_id: str) -> None:
         job = claim(server)
         for step in range(7):
-            server.parts.jobs.append_event(job, "info", f"step {step}", "message", None)
+            server.parts.jobs.append_event(job, "info", f"step {step}")
         told = [e.message for e in server.sdk.fine_tuning.jobs.list_events(job_id, limit=3)]
         assert told[:7] == [f"step {step}" for step in range(6, -1, -1)]
 
     def test_events_stream_as_they_happen(self, server: Running, job_id: str) -> None:
         job = claim(server)
         for step in range(120):  # more than a page
-            server.parts.jobs.append_event(job, "info", f"step {step}", "message", None)
+            server.parts.jobs.append_event(job, "info", f"step {step}")
 
         def go_on() -> None:
             time.sleep(0.6)
-            server.parts.jobs.append_event(job, "info", "late", "message", None)
+            server.parts.jobs.append_event(job, "info", "late")
             server.parts.jobs.finish(job, "pirate@1", 1)
 
         worker = threading.Thread(target=go_on)

@@ -17,8 +17,9 @@ from server.errors import InvalidRequest
 from server.jobs.queue.continuing import check_continuable, inherited
 from server.jobs.queue.job import Job, JobStatus
 from server.jobs.queue.train_options import TrainOptions
+from server.jobs.queue.training_metrics import TrainingMetrics
+from server.training.job.metrics_file import COLUMNS, MetricsFile
 from server.training.job.publish import milestones
-from server.training.job.step_metrics import COLUMNS, StepMetrics
 from server.training.run.checkpoint import sweep
 from server.training.run.run_steps import take_step
 from server.training.run.trainer import Trainer
@@ -96,14 +97,14 @@ def test_it_publishes_on_its_way_and_pausing_changes_no_bit(
         sweep(place.home / "jobs", older_than_s=-1, keep=place.queue.unfinished())
         place.queue.resume(OWNER, job.id)
         until(lambda: job_now(place, job).status.ended)
-    assert f"Going on from step {paused_at} of 30" in told(place, job)
+    assert f"Resuming from step {paused_at} of 30" in told(place, job)
     checkpoints = place.queue.checkpoints(OWNER, job.id).items[::-1]
     assert [(c.model, c.step) for c in checkpoints] == [
         ("pirate@1", 12),
         ("pirate@2", 18),
         ("pirate@3", 30),
     ]
-    assert all("valid_loss" in checkpoint.metrics for checkpoint in checkpoints)
+    assert all(checkpoint.metrics.valid_loss is not None for checkpoint in checkpoints)
     assert place.store.resolve(OWNER, "pirate").version == 3
     assert place.store.aside(OWNER, "pirate") == [1, 2]
     assert place.store.open(AdapterRef(OWNER, "pirate", 1)).manifest.provenance["step"] == "12"
@@ -147,7 +148,7 @@ def test_a_job_goes_on_from_an_adapter_of_any_method(
         assert getattr(second, field) == getattr(first, field)
     for name, tensor in tensors(place, 2).items():  # at that rate it stays where it began
         torch.testing.assert_close(tensor, tensors(place, 1)[name], rtol=1e-4, atol=1e-5)
-    assert any("of pirate@1" in message for message in told(place, job))
+    assert any("of pirate@1 is " in message for message in told(place, job))
 
     wrong = replace(more, targets=("v_proj",))
     failed = work_off(place, submit(place, options=wrong, model="pirate@1"))
@@ -184,7 +185,7 @@ def test_it_stops_early_and_publishes_the_best(place: Workplace) -> None:
     assert int(rows[-1]["step"]) < 60 * 6
     (checkpoint,) = place.queue.checkpoints(OWNER, job.id).items
     assert checkpoint.step == int(best["step"])
-    assert checkpoint.metrics["valid_loss"] == pytest.approx(float(best["valid_loss"]), rel=1e-4)
+    assert checkpoint.metrics.valid_loss == pytest.approx(float(best["valid_loss"]), rel=1e-4)
     assert not list((place.home / "jobs").iterdir())
 
     blind = replace(options, validation_split=0.0)
@@ -199,10 +200,10 @@ def test_milestones_are_even_and_never_the_last_step() -> None:
 
 
 def test_results_go_on_from_a_step_and_forgive_half_lines(tmp_path: Path) -> None:
-    results = StepMetrics(tmp_path / "run" / "results.csv")
+    results = MetricsFile(tmp_path / "run" / "results.csv")
     assert results.table().decode() == ",".join(COLUMNS) + "\n"
     for step in (1, 2, 3, 3):
-        results.add({"step": step, "train_loss": step / 3, "train_mean_token_accuracy": 0.5})
+        results.add(TrainingMetrics(step, train_loss=step / 3, train_mean_token_accuracy=0.5))
     with (tmp_path / "run" / "results.csv").open("a") as file:
         file.write("4,0.1")
     results.cut(2)

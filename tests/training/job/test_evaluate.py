@@ -134,13 +134,13 @@ def test_what_made_things_worse_fails_alone_and_replaces_nothing(
     assert (job.status, job.fine_tuned_model, found.verdict) == (JobStatus.FAILED, None, "worse")
     assert job.error is not None and job.error.code == "made_worse"
     kept = place.queue.checkpoints(OWNER, job.id).items
-    best = min(kept, key=lambda checkpoint: float(str(checkpoint.metrics["valid_loss"])))
+    best = min(kept, key=lambda checkpoint: checkpoint.metrics.valid_loss_or_nan)
     for words in (
-        f"{found.base_loss:.4f} of the base model",
-        f"{found.adapter_loss:.4f} of the adapter",
+        f"base model {found.base_loss:.4f}",
+        f"trained adapter {found.adapter_loss:.4f}",
         "learning_rate of 0.03 (it was 0.1)",
         "more lines than 22",
-        f"Its best checkpoint, {best.model}, has ",
+        f"Its best checkpoint is {best.model}: loss ",
     ):
         assert words in job.error.message
     assert job.samples, "it is seen how bad they are"
@@ -161,7 +161,7 @@ def test_who_insists_has_it_published(
     job = work_off(place, misled(replace(GOOD, publish="always")))
     assert (job.status, job.fine_tuned_model) == (JobStatus.SUCCEEDED, "pirate@1")
     assert evaluation_of(job).verdict == "worse"
-    assert any("of the adapter" in message for message in warnings(place, job))
+    assert any("trained adapter" in message for message in warnings(place, job))
 
 
 def test_the_best_state_is_published_and_not_the_last(place: Workplace) -> None:
@@ -172,7 +172,7 @@ def test_the_best_state_is_published_and_not_the_last(place: Workplace) -> None:
     assert loss(found.adapter_loss) < loss(found.last_loss)
     (checkpoint,) = place.queue.checkpoints(OWNER, job.id).items
     assert (checkpoint.step, checkpoint.model) == (found.step, "pirate@1")
-    assert checkpoint.metrics["valid_loss"] == pytest.approx(found.adapter_loss)
+    assert checkpoint.metrics.valid_loss == pytest.approx(found.adapter_loss)
 
 
 def poisoned(after: int, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -198,10 +198,10 @@ def test_one_that_diverged_names_what_it_leaves(
     assert found.last_loss is None
     assert job.error is not None and job.error.code == "diverged"
     assert "no longer finite at step 11" in job.error.message
-    assert f"{found.base_loss:.4f} of the base model, {found.adapter_loss:.4f} of the adapter" in (
+    assert f"base model {found.base_loss:.4f}, trained adapter {found.adapter_loss:.4f}" in (
         job.error.message
     )
-    assert f"Its best checkpoint, pirate@1, has {found.adapter_loss:.4f} (step 6)" in (
+    assert f"Its best checkpoint is pirate@1: loss {found.adapter_loss:.4f} at step 6" in (
         job.error.message
     )
     assert place.store.versions(OWNER, "pirate") == place.store.aside(OWNER, "pirate") == [1]
@@ -228,7 +228,7 @@ def test_a_job_that_goes_on_is_held_against_both(place: Workplace) -> None:
     assert found.adapter_loss == pytest.approx(found.start_loss, rel=1e-4)
     told = [event.message for event in events(place, job)]
     assert any(
-        f"loss is {found.base_loss:.4f}, that of pirate@1 {found.start_loss:.4f}" in message
+        f"loss is {found.base_loss:.4f}, and that of pirate@1 is {found.start_loss:.4f}" in message
         for message in told
     )
 
@@ -237,7 +237,7 @@ def test_a_job_that_goes_on_is_held_against_both(place: Workplace) -> None:
     found = evaluation_of(worse)
     assert worse.error is not None and worse.error.code == "made_worse"
     assert loss(found.start_loss) < loss(found.adapter_loss)
-    assert f"{found.start_loss:.4f} of pirate@1" in worse.error.message
+    assert f"pirate@1 {found.start_loss:.4f}, " in worse.error.message
     assert place.store.resolve(OWNER, "pirate").version == 2
 
 
@@ -249,9 +249,11 @@ def test_where_nothing_is_held_out_it_says_so_and_looks_for_harm(
     found = evaluation_of(job)
     assert (found.lines, found.held_out, found.verdict) == (10, False, "better")
     (warning,) = warnings(place, job)
-    assert warning.startswith("No line is held out, so the adapter is judged on 10 of those")
+    assert warning.startswith(
+        "No line is held out. The adapter is evaluated on 10 lines that it is trained on"
+    )
     assert job.samples is not None and len(job.samples) == 3
-    told = f"Loss on lines that it learnt from: {found.base_loss:.4f} of the base model, "
+    told = f"Loss on training lines: base model {found.base_loss:.4f}, "
     assert any(event.message.startswith(told) for event in events(place, job))
 
     harmed = work_off(place, misled(blind))
@@ -285,7 +287,7 @@ def test_answers_that_fail_are_a_warning(place: Workplace, monkeypatch: pytest.M
     job = work_off(place, submit(place, count=10, options=GOOD))
     assert (job.status, job.samples) == (JobStatus.SUCCEEDED, ())
     assert warnings(place, job) == [
-        "No sample answers: asking the base and the adapter failed; see the log"
+        "No sample answers: they could not be generated. The worker's log says why"
     ]
 
 
@@ -304,6 +306,6 @@ def test_what_is_told_is_told_once(place: Workplace, monkeypatch: pytest.MonkeyP
     job = work_off(place, submit(place, options=GOOD))
     assert (job.status, job.attempt, calls) == (JobStatus.SUCCEEDED, 2, ["pirate@1"] * 2)
     told = [event.message for event in events(place, job)]
-    for start in ("To be judged", "Validation loss", "Asked "):
+    for start in ("The adapter will be evaluated", "Validation loss", "Asked "):
         found = [message for message in told if message.startswith(start)]
         assert found and len(found) == len(set(found)), found

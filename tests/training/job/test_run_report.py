@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from server.errors import InvalidDataset, InvalidRequest, LineProblem, NotFound, TrainingFailed
-from server.jobs.queue.job import Figures
-from server.training.job.run_report import joined, overfitting, reason_of, sentence
+from server.jobs.queue.training_metrics import TrainingMetrics
+from server.training.job.run_report import overfitting, reason_of, sentence, updated
 from server.training.run.loss import Score
 from server.training.run.trainer import Progress
 
@@ -26,27 +26,27 @@ def progress(step: int, train: float | None = None, valid: float | None = None) 
     )
 
 
-def run(*steps: Progress) -> Figures:
-    figures: Figures = {}
+def run(*steps: Progress) -> TrainingMetrics:
+    metrics = TrainingMetrics(0)
     for step in steps:
-        figures = joined(figures, step)
-    return figures
+        metrics = updated(metrics, step)
+    return metrics
 
 
-def test_figures_keep_the_newest_and_the_best() -> None:
-    figures = run(progress(0, None, 3.0), progress(1, 2.0, 1.5), progress(2, 1.0), progress(3, 0.5))
-    assert figures["step"] == 3
-    assert figures["train_loss"] == 0.5
-    assert figures["valid_loss"] == 1.5
-    assert (figures["best_valid_loss"], figures["best_step"]) == (1.5, 1)
+def test_metrics_keep_the_newest_and_the_best() -> None:
+    metrics = run(progress(0, None, 3.0), progress(1, 2.0, 1.5), progress(2, 1.0), progress(3, 0.5))
+    assert metrics.step == 3
+    assert metrics.train_loss == 0.5
+    assert metrics.valid_loss == 1.5
+    assert (metrics.best_valid_loss, metrics.best_step) == (1.5, 1)
 
 
 def test_what_a_run_began_with_is_not_its_best() -> None:
-    figures = run(progress(0, None, 1.0), progress(1, 2.0, 1.5), progress(2, 2.0, 1.5))
-    assert (figures["best_valid_loss"], figures["best_step"]) == (1.5, 1)
-    assert figures["scores_since_best"] == 1
-    figures = run(progress(1, 2.0, float("nan")), progress(2, 2.0, 1.5), progress(3, 2.0, math.inf))
-    assert (figures["best_step"], figures["scores_since_best"]) == (2, 1)
+    metrics = run(progress(0, None, 1.0), progress(1, 2.0, 1.5), progress(2, 2.0, 1.5))
+    assert (metrics.best_valid_loss, metrics.best_step) == (1.5, 1)
+    assert metrics.scores_since_best == 1
+    metrics = run(progress(1, 2.0, float("nan")), progress(2, 2.0, 1.5), progress(3, 2.0, math.inf))
+    assert (metrics.best_step, metrics.scores_since_best) == (2, 1)
 
 
 def test_advice_only_when_the_score_got_clearly_worse() -> None:

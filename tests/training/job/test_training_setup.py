@@ -10,6 +10,7 @@ from server.adapters.learning.trainable import TrainableAdapter
 from server.adapters.methods.registry import method_named
 from server.errors import InvalidRequest
 from server.jobs.queue.train_options import TrainOptions
+from server.jobs.queue.training_metrics import TrainingMetrics
 from server.training.job.training_setup import TrainingSetup, prepare
 from server.training.run.run_steps import run
 from tests.training.workplace import BASE, OWNER, Workplace, lines, load_tiny
@@ -41,7 +42,7 @@ def test_a_job_of_every_method_learns(tmp_path: Path, options: TrainOptions) -> 
     first, *_, last = run(setup.trainer)
     assert first.valid is not None and last.valid is not None
     assert last.valid.loss < first.valid.loss
-    manifest = setup.manifest({"train_loss": 1.0})
+    manifest = setup.manifest(TrainingMetrics(1, train_loss=1.0))
     assert (manifest.method, manifest.rank) == (options.method, setup.plan.rank)
     if setup.plan.alpha is not None:
         assert manifest.scale == setup.plan.alpha / setup.plan.rank
@@ -58,7 +59,7 @@ def test_the_root_of_the_width_is_a_number_once_trained(tmp_path: Path) -> None:
     """So that another base's width, or another rule, never changes an adapter at rest."""
     setup = setup_of(tmp_path, TrainOptions(method="randlora", sparsity="sqrt"))
     assert setup.plan.sparsity == "sqrt"
-    assert float(setup.manifest({}).options["sparsity"]) == pytest.approx(48**0.5)
+    assert float(setup.manifest(TrainingMetrics(0)).options["sparsity"]) == pytest.approx(48**0.5)
 
 
 def test_the_summary_says_what_is_trained(tmp_path: Path) -> None:

@@ -151,7 +151,7 @@ def test_a_job_becomes_an_adapter(place: Workplace) -> None:
     assert manifest.rank == 8
     (checkpoint,) = place.queue.checkpoints(OWNER, job.id).items
     assert checkpoint.model == "pirate@1"
-    assert set(checkpoint.metrics) == {
+    assert set(checkpoint.metrics.to_document()) == {
         "step",
         "train_loss",
         "train_mean_token_accuracy",
@@ -164,18 +164,21 @@ def test_a_job_becomes_an_adapter(place: Workplace) -> None:
 def test_events_tell_of_every_scored_step_and_of_learning(place: Workplace) -> None:
     job = work_off(place, submit(place))
     events = place.queue.events(OWNER, job.id, limit=1000).items[::-1]
-    figures = [event.data for event in events if event.type == "metrics" and event.data]
-    steps = [int(str(data["step"])) for data in figures]
+    metrics = [event.data for event in events if event.type == "metrics" and event.data]
+    steps = [int(str(data["step"])) for data in metrics]
     assert steps == sorted(steps)
-    assert (steps[0], steps[-1]) == (0, figures[0]["total_steps"])
-    scored = [float(str(data["valid_loss"])) for data in figures if "valid_loss" in data]
+    assert (steps[0], steps[-1]) == (0, metrics[0]["total_steps"])
+    scored = [float(str(data["valid_loss"])) for data in metrics if "valid_loss" in data]
     assert scored[-1] < scored[0]
     messages = [event.message for event in events]
-    assert f"To be judged on 2 held-out lines. The base model's loss is {scored[0]:.4f}" in messages
+    assert (
+        "The adapter will be evaluated on 2 lines held out from training. "
+        f"The base model's loss is {scored[0]:.4f}"
+    ) in messages
     assert messages.index(
-        f"Validation loss: {scored[0]:.4f} of the base model, {scored[-1]:.4f} of the adapter"
+        f"Validation loss: base model {scored[0]:.4f}, trained adapter {scored[-1]:.4f}"
     ) < messages.index("New fine-tuned model created: pirate@1")
-    assert {"train_loss", "learning_rate", "tokens_per_second", "seconds_left"} <= set(figures[-1])
+    assert {"train_loss", "learning_rate", "tokens_per_second", "seconds_left"} <= set(metrics[-1])
 
 
 def test_a_second_job_of_a_name_is_a_new_version(place: Workplace) -> None:
@@ -258,7 +261,7 @@ def test_killed_in_the_middle_it_goes_on_to_the_same_bits(
     work_off(place, job)
     assert_same_bits(adapter_of(place, job), undisturbed)
     told = [event.message for event in place.queue.events(OWNER, job.id, limit=1000).items]
-    assert "Going on from step 5 of 30" in told
+    assert "Resuming from step 5 of 30" in told
 
 
 @pytest.mark.parametrize(
@@ -351,7 +354,7 @@ def test_a_checkpoint_of_other_data_is_not_gone_on_from(
     place.queue.cancel(OWNER, other.id)
     assert work_off(place, job).status == JobStatus.SUCCEEDED
     events = place.queue.events(OWNER, job.id, limit=1000).items
-    assert any("starting from the top" in event.message for event in events)
+    assert any("Training starts over" in event.message for event in events)
 
 
 @pytest.mark.parametrize(

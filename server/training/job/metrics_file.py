@@ -1,44 +1,47 @@
-"""A run's figures step by step, as the CSV that the OpenAI API gives with a finished job.
+"""A run's metrics step by step, as the CSV that the OpenAI API gives with a finished job.
 
-Beside the checkpoints while the job runs, a line per step, so that whoever goes on from a
-checkpoint goes on with its figures. Knows no tensors.
+The file lies with the job's checkpoints. A run that resumes from a checkpoint appends to it. Knows
+no tensors.
 """
 
 import csv
 import io
 import os
-from collections.abc import Mapping
 from pathlib import Path
 
-from server.jobs.queue.job import Figures
+from server.jobs.queue.training_metrics import TrainingMetrics
 
 COLUMNS = ("step", "train_loss", "train_accuracy", "valid_loss", "valid_mean_token_accuracy")
-_NAMES: Mapping[str, str] = {"train_accuracy": "train_mean_token_accuracy"}
 _CUT = ".cut"
 
 
-class StepMetrics:
-    """The figures in the file `path`, whose folder is made if need be."""
+class MetricsFile:
+    """The CSV file at `path`; its folder is made if need be."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
 
-    def add(self, figures: Figures) -> None:
-        """Note a step; it survives the process, and once `sync` was called, the machine."""
+    def add(self, metrics: TrainingMetrics) -> None:
+        """Append a step. It survives the process, and after `sync` the machine."""
+        row = (
+            metrics.step,
+            metrics.train_loss,
+            metrics.train_mean_token_accuracy,
+            metrics.valid_loss,
+            metrics.valid_mean_token_accuracy,
+        )
         self._path.parent.mkdir(parents=True, exist_ok=True)
         with self._path.open("a", newline="") as file:
-            csv.writer(file, lineterminator="\n").writerow(
-                _shown(figures.get(_NAMES.get(column, column))) for column in COLUMNS
-            )
+            csv.writer(file, lineterminator="\n").writerow(map(_cell, row))
 
     def sync(self) -> None:
-        """Wait until what was noted is on the disk."""
+        """Wait until all steps are on the disk."""
         if self._path.exists():
             with self._path.open("rb") as file:
                 os.fsync(file.fileno())
 
     def cut(self, last_step: int) -> None:
-        """Forget what comes after a step: the run goes on from there."""
+        """Remove the steps after `last_step`: the run repeats them."""
         kept = [row for step, row in self._rows().items() if step <= last_step]
         aside = self._path.with_suffix(_CUT)
         aside.parent.mkdir(parents=True, exist_ok=True)
@@ -46,8 +49,12 @@ class StepMetrics:
             csv.writer(file, lineterminator="\n").writerows(kept)
         aside.replace(self._path)
 
+    def has_steps(self) -> bool:
+        """Whether a step after step 0, which comes before training, is in it."""
+        return any(self._rows())
+
     def table(self) -> bytes:
-        """The whole as CSV with a header, each step once, in order."""
+        """The whole as CSV with a header: each step once, in order."""
         text = io.StringIO(newline="")
         writer = csv.writer(text, lineterminator="\n")
         writer.writerow(COLUMNS)
@@ -60,7 +67,7 @@ class StepMetrics:
         self._path.with_suffix(_CUT).unlink(missing_ok=True)
 
     def _rows(self) -> dict[int, list[str]]:
-        """By step; a worker that was taken over may have noted some twice, or half of a line."""
+        """By step. A worker that lost its lease may have written a step twice, or half of one."""
         if not self._path.exists():
             return {}
         with self._path.open(newline="") as file:
@@ -68,7 +75,7 @@ class StepMetrics:
             return {int(row[0]): row for row in whole if row[0].isdecimal()}
 
 
-def _shown(figure: float | int | str | None) -> str:
-    if figure is None:
+def _cell(value: float | None) -> str:
+    if value is None:
         return ""
-    return f"{figure:.6g}" if isinstance(figure, float) else str(figure)
+    return f"{value:.6g}" if isinstance(value, float) else str(value)

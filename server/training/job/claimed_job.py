@@ -1,0 +1,89 @@
+"""The first phase of a job: read its files, resume it, and score what it starts from."""
+
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import replace
+from typing import cast
+
+from server.adapters.memory.matrices import SharedBases
+from server.bases.model import BaseModel
+from server.bases.tokenizer import ChatTokenizer
+from server.jobs.queue.training_metrics import TrainingMetrics
+from server.training.job.job_output import JobOutput
+from server.training.job.job_phase import JobPhase
+from server.training.job.run_report import updated
+from server.training.job.running_job import RunningJob, StepReporter
+from server.training.job.start import start_of
+from server.training.job.training_setup import TrainingSetup, prepare
+
+_EVENTS_READ = 50  # from the newest; metrics are among them unless many attempts were lost
+
+
+class ClaimedJob(JobPhase):
+    """A job of which nothing has been read. All that an earlier attempt did is on the disk."""
+
+    def prepare(self, base: BaseModel, tokenizer: ChatTokenizer, shared: SharedBases) -> RunningJob:
+        """Read the files, and resume from the last checkpoint if there is one.
+
+        Raises:
+            InvalidRequest, InvalidDataset, TrainingFailed: the job cannot be trained.
+            AdapterNotFound, AdapterCorrupt: the adapter that it continues is gone, or damaged.
+            LeaseLost, JobCancelled, JobPaused: it is not to be worked on, or not now.
+        """
+        services, job = self.claim.services, self.claim.job
+        self.claim.heartbeat.check()
+        setup = prepare(
+            job,
+            services.files,
+            base,
+            tokenizer,
+            max_rank=services.max_rank,
+            shared=shared,
+            start=start_of(job, services.store, services.served_name),
+        )
+        metrics = self._resume(setup)
+        output = JobOutput(self.claim, setup)
+        step = setup.trainer.step
+        if step in output.milestones:  # the checkpoint was saved, perhaps before it was published
+            output.publish_checkpoint(step, metrics)
+        reporter = StepReporter(self.claim, self._last_reported_step() if step else -1)
+        first = setup.trainer.start()
+        if first is not None:
+            metrics = updated(metrics, first)
+            reporter.report(first)
+        evaluation = output.record_baseline(first)
+        if evaluation.held_out:
+            metrics = replace(metrics, base_valid_loss=evaluation.base_loss)
+        running = RunningJob(self.claim, setup, output, reporter, evaluation, metrics)
+        running.save_if_due()
+        self.claim.heartbeat.check()
+        return running
+
+    def _resume(self, setup: TrainingSetup) -> TrainingMetrics:
+        """Set the trainer to the newest checkpoint that fits; return the metrics at its step."""
+        queue, job, folder = self.claim.services.queue, self.claim.job, self.claim.folder
+        trainer = setup.trainer
+        checkpoint = folder.checkpoints.newest()
+        if checkpoint is None:
+            queue.append_event(job, "info", setup.summary())
+            folder.metrics.clear()
+            return TrainingMetrics(0)
+        if not trainer.fits(checkpoint):
+            message = "The checkpoint was made with other data or options. Training starts over"
+            queue.append_event(job, "warn", message)
+            folder.clear()
+            return TrainingMetrics(0)
+        trainer.restore(checkpoint)
+        with suppress(OSError):  # a step that is repeated is written again
+            folder.metrics.cut(trainer.step)
+        message = f"Resuming from step {trainer.step} of {trainer.total_steps}"
+        queue.append_event(job, "info", message)
+        document = cast(Mapping[str, object], checkpoint.state["figures"])
+        return TrainingMetrics.from_document(document)
+
+    def _last_reported_step(self) -> int:
+        """What an earlier attempt reported is not reported again."""
+        job, queue = self.claim.job, self.claim.services.queue
+        events = queue.events(job.owner, job.id, limit=_EVENTS_READ).items
+        steps = (event.data["step"] for event in events if event.type == "metrics" and event.data)
+        return max((int(str(step)) for step in steps), default=-1)
