@@ -1,1 +1,1 @@
-"""Training on the device that serves requests, and how it is slowed down for them."""
+"""Training on the device that serves requests, and slowing it down for them."""

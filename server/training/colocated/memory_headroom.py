@@ -1,7 +1,7 @@
-"""Memory of a device that training leaves to the engine in its process. Knows neither.
+"""Leave device memory to the engine that serves in the same process. Knows no engine, no trainer.
 
-Both take theirs of one allocator, which says no to whoever asks last. So a pass that has taken too
-much is ended as if memory had run out, while there still is some.
+Both allocate from one pool, and the last to ask is refused. So a training pass that has allocated
+too much ends as if memory had run out, while there is some left.
 """
 
 from collections.abc import Callable
@@ -12,18 +12,18 @@ from torch import nn
 
 from server.bases.model import BaseModel
 
-_KEPT: Final = 2**31  # for logits and samples of a few hundred rows, and prompts
-_KEPT_SHARE: Final = 0.25  # of what is there, where that is less
-_EVERY: Final = 8  # linears between two looks, about a layer
+_RESERVED: Final = 2**31  # for logits and samples of a few hundred rows, and prompts
+_RESERVED_SHARE: Final = 0.25  # of the memory that is free, where that is less
+_CHECK_EVERY: Final = 8  # linears, about a layer
 
 
 def keep_memory_headroom(base: BaseModel) -> None:
-    """From now on a pass through `base` raises torch.OutOfMemoryError when, of what its CUDA device
-    has free now, too little is left."""
+    """From now on a pass through `base` raises torch.OutOfMemoryError if too little is left of the
+    memory that its CUDA device has free now."""
     allocated = _allocated(base.device)
     free, _ = torch.cuda.mem_get_info(base.device)
-    there = free + torch.cuda.memory_reserved(base.device) - allocated()
-    limit = allocated() + there - min(_KEPT, int(there * _KEPT_SHARE))
+    free += torch.cuda.memory_reserved(base.device) - allocated()
+    limit = allocated() + free - min(_RESERVED, int(free * _RESERVED_SHARE))
     limit_passes(base, limit, allocated)
 
 
@@ -33,11 +33,11 @@ def limit_passes(base: BaseModel, limit: int, allocated: Callable[[], int]) -> N
     def check(_module: nn.Module, _inputs: Any) -> None:
         if allocated() > limit:
             raise torch.OutOfMemoryError(
-                f"training would take the memory that answers need: {limit / 2**30:.1f} GiB of the "
-                "device are taken, by the engine or by what trains"
+                "training would use memory that serving needs: over "
+                f"{limit / 2**30:.1f} GiB of the device are allocated"
             )
 
-    for target in list(base.targets.values())[::_EVERY]:
+    for target in list(base.targets.values())[::_CHECK_EVERY]:
         target.module.register_forward_pre_hook(check)
 
 
@@ -45,7 +45,7 @@ def _allocated(device: torch.device) -> Callable[[], int]:
     def bytes_now() -> int:
         # A third of the time that torch.cuda.memory_allocated takes.
         stats = torch.cuda.memory_stats_as_nested_dict(device)
-        found: int = stats["allocated_bytes"]["all"]["current"]
-        return found
+        current: int = stats["allocated_bytes"]["all"]["current"]
+        return current
 
     return bytes_now

@@ -1,8 +1,7 @@
-"""Training in the process of an engine: a thread on a stream that comes after the engine's.
+"""Train in the process of an engine: in a thread, on a stream of lower priority. Knows no jobs.
 
-The base is in memory once, and the device's scheduler, which is quicker than any rest, lets the
-engine's kernels go first. What it costs is isolation: a fault of the device ends both. Knows no
-jobs: what the thread does is handed to it.
+The base is in memory once. The device's own scheduler runs the engine's kernels first, which is
+quicker than any rest. The cost is isolation: a fault of the device ends both.
 """
 
 import contextlib
@@ -27,28 +26,28 @@ from server.training.job.worker_loop import DeviceLost
 
 log = logging.getLogger(__name__)
 
-LOWEST: Final = 0  # the priority of a stream: the engine's has the highest
-SWITCH_S: Final = 1e-4  # how long a thread may keep the interpreter from an engine's
+LOWEST_PRIORITY: Final = 0  # of a stream: the engine's has the highest
+SWITCH_S: Final = 1e-4  # how long another thread may keep the interpreter from the engine's
 _FIRST_PAUSE_S: Final = 0.5
 _LONGEST_PAUSE_S: Final = 30.0
-_STEADY_S: Final = 60.0  # work that went well for as long did not fail of its start
+_STEADY_S: Final = 60.0  # work that failed later than this restarts without the longer pauses
 
 Work = Callable[[threading.Event], None]
-"""Goes on until the event is set."""
+"""Runs until the event is set."""
 
 
 class TrainingThread:
-    """A thread that trains on the base of an engine, which it gives way to.
+    """A thread that trains on the base of an engine, and slows down while requests run.
 
     Args:
         base: the engine's.
-        pulse: told by the engine.
-        target: see `ShareController`; infinite: the device's own priorities are all.
-        lost: called when the device has failed, and nothing in this process can use it again.
+        pulse: the engine's.
+        target: see `ShareController`; infinite: only the device's priorities slow training down.
+        lost: called when the device has failed, and this process cannot use it again.
 
     Attributes:
         base: to train on; the same weights.
-        restarts: how often the work was begun again after it had failed.
+        restarts: how often the work was started again after it had failed.
     """
 
     def __init__(
@@ -73,9 +72,9 @@ class TrainingThread:
         return self._thread is not None and self._thread.is_alive()
 
     def start(self, work: Work, *, on_end: Callable[[], None] = lambda: None) -> None:
-        """Do `work` until `stop`; begin again, ever later, when it fails: then call `on_end`.
+        """Do `work` until `stop`, on CUDA on a stream of the lowest priority.
 
-        On CUDA it is done on a stream of the lowest priority.
+        When it fails, `on_end` is called, and it starts again after ever longer pauses.
         """
         self._stop.clear()
         run = (work, on_end)
@@ -87,48 +86,48 @@ class TrainingThread:
         self._stop.set()
 
     def join(self, timeout_s: float) -> bool:
-        """Wait for its end; whether it has come."""
+        """Wait for the thread to end; whether it has."""
         if self._thread is not None:
             self._thread.join(timeout_s)
         return not self.alive
 
     def _run(self, work: Work, on_end: Callable[[], None]) -> None:
         pause = _FIRST_PAUSE_S
-        with self._low():
+        with self._low_priority():
             while not self._stop.is_set():
                 began = time.monotonic()
-                if self._is_over(work):
+                if self._has_ended(work):
                     return
                 if time.monotonic() - began > _STEADY_S:
                     pause = _FIRST_PAUSE_S
-                log.warning("training begins again in %g s", pause)
-                _tell(on_end)
+                log.warning("training starts again in %g s", pause)
+                _notify(on_end)
                 self._stop.wait(pause)
                 self.restarts += 1
                 pause = min(pause * 2, _LONGEST_PAUSE_S)
 
-    def _is_over(self, work: Work) -> bool:
-        """Do the work; False: it failed, and is to begin again."""
+    def _has_ended(self, work: Work) -> bool:
+        """Do the work; False: it failed, and must start again."""
         try:
             work(self._stop)
         except DeviceLost:
-            log.critical("the device has failed while it trained", exc_info=True)
+            log.critical("the device failed during training", exc_info=True)
             self._lost()
         except Exception:
             log.exception("training failed")
             return False
         return True
 
-    def _low(self) -> AbstractContextManager[object]:
+    def _low_priority(self) -> AbstractContextManager[object]:
         if self.base.device.type != "cuda":
             return contextlib.nullcontext()
-        return torch.cuda.stream(torch.cuda.Stream(self.base.device, priority=LOWEST))
+        return torch.cuda.stream(torch.cuda.Stream(self.base.device, priority=LOWEST_PRIORITY))
 
 
 @contextlib.contextmanager
 def fast_thread_switching() -> Iterator[None]:
-    """To be entered where an engine runs: its thread waits no longer than `SWITCH_S` for the Python
-    of others, who train or load adapters, and not the 5 ms that are Python's own."""
+    """Within, a thread waits for the Python of another no longer than `SWITCH_S`, and not Python's
+    own 5 ms. For processes in which an engine shares the interpreter with training and loading."""
     before = sys.getswitchinterval()
     sys.setswitchinterval(SWITCH_S)
     try:
@@ -142,8 +141,8 @@ def _finish(device: torch.device) -> None:
         torch.cuda.current_stream(device).synchronize()
 
 
-def _tell(on_end: Callable[[], None]) -> None:
+def _notify(on_end: Callable[[], None]) -> None:
     try:
         on_end()
-    except Exception:  # the work is to begin again all the same
-        log.exception("nobody could be told that training failed")
+    except Exception:  # the work must start again all the same
+        log.exception("the callback after a failed training failed")

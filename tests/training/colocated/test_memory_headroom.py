@@ -1,4 +1,4 @@
-"""A pass that takes what answers need ends as if memory had run out."""
+"""A training pass that uses what serving needs ends as if memory had run out."""
 
 import pytest
 import torch
@@ -18,7 +18,7 @@ def test_a_pass_ends_where_too_much_is_taken_and_the_next_may_run() -> None:
     expected = base.model(TOKENS).logits
     assert torch.equal(twin.model(TOKENS).logits, expected)
     taken[0] = 101
-    with pytest.raises(torch.OutOfMemoryError, match="memory that answers need"):
+    with pytest.raises(torch.OutOfMemoryError, match="memory that serving needs"):
         twin.model(TOKENS)
     assert torch.equal(base.model(TOKENS).logits, expected)  # the engine's own passes go on
     taken[0] = 100
@@ -43,7 +43,7 @@ def test_on_cuda_what_the_engine_may_need_is_left() -> None:
     keep_memory_headroom(twin)
     free, _ = torch.cuda.mem_get_info()
     hog = torch.empty(free - 2**30, dtype=torch.uint8, device="cuda")
-    with pytest.raises(torch.OutOfMemoryError, match="memory that answers need"):
+    with pytest.raises(torch.OutOfMemoryError, match="memory that serving needs"):
         twin.model(tokens)
     del hog
     torch.cuda.empty_cache()

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from server.pulse import Pulse
-from server.training.colocated.share_controller import LEAST, ShareController
+from server.training.colocated.share_controller import LEAST_SHARE, ShareController
 
 HOOK_S = 0.002  # between looks of training
 REACTION_S = (
@@ -62,7 +62,7 @@ class Engine:
         self.now += seconds
 
     def _train(self) -> None:
-        """What `GivingWay` does."""
+        """What `ComputeThrottle` does."""
         if self.controller.share or self._paused:
             self.controller.look(self.pulse.read(), self.now)
             self._paused = self._paused and not self.controller.share
@@ -171,7 +171,7 @@ def test_a_share_is_a_share_and_no_requests_mean_full_speed(
         else:
             engine.rest(0.1)
             assert engine.controller.share == 1
-        assert engine.controller.share == 0 or LEAST <= engine.controller.share <= 1
+        assert engine.controller.share == 0 or LEAST_SHARE <= engine.controller.share <= 1
 
 
 def test_another_load_is_listened_to_and_a_known_one_is_remembered() -> None:
