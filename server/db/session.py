@@ -1,8 +1,8 @@
 """The database: connections, transactions, migrations. Knows no tables but the owners'.
 
 SQLite in WAL mode by default, or PostgreSQL by URL (`postgresql://...`, with the extra
-`postgres`). Every commit is on the disk before it returns. A SQLite file that is taken away is not
-written to any more, nor made anew but by `migrate`; once it is back, so is everything.
+`postgres`). Every commit is on the disk before it returns. A SQLite file that was moved away is no
+longer written to, and only `migrate` makes a new one. Once it is back, everything works again.
 """
 
 import os
@@ -43,8 +43,8 @@ class Database:
 
     Args:
         url: SQLAlchemy URL.
-        clock: Unix seconds; None: the database server's own clock, so that all machines agree
-            (SQLite has none: there, this machine's).
+        clock: Unix seconds. None: the database server's own clock, so that all machines agree;
+            SQLite has none, so there it is this machine's.
     """
 
     def __init__(self, url: str, *, clock: Callable[[], float] | None = None) -> None:
@@ -54,7 +54,7 @@ class Database:
 
     @contextmanager
     def transaction(self) -> Iterator[Session]:
-        """Read and write; all or nothing. In SQLite, writers stand in line from the start.
+        """Read and write; all or nothing. In SQLite, a writer waits for others from the start.
 
         Raises:
             Unavailable: the database cannot be reached, is full, or was busy for too long.
@@ -72,7 +72,7 @@ class Database:
             yield session
 
     def now(self, session: Session) -> float:
-        """Unix seconds, by the clock that leases are kept by."""
+        """Unix seconds, by the clock that keeps the leases."""
         if self._clock is not None:
             return self._clock()
         return float(session.scalar(select(func.extract("epoch", func.clock_timestamp()))) or 0)
@@ -90,14 +90,14 @@ class Database:
             with suppress(OSError):  # connecting says why
                 Path(str(self._engine.url.database)).touch()
         with _failing_clearly(self._engine), self._engine.begin() as connection:
-            if not self._sqlite:  # SQLite's transaction holds its one lock already
+            if not self._sqlite:  # SQLite's transaction has its one lock already
                 connection.execute(select(func.pg_advisory_xact_lock(_MIGRATIONS_LOCK)))
             try:
                 command.upgrade(migrations(connection), "head")
             except CommandError as error:
                 raise Unavailable(
-                    f"the schema of {self._engine.url!r} is not one of this build's ({error}); "
-                    "a newer Verandah made it: upgrade, or name another database"
+                    f"a newer Verandah made the schema of {self._engine.url!r} ({error}): "
+                    "upgrade, or name another database"
                 ) from error
 
     def close(self) -> None:
@@ -106,13 +106,13 @@ class Database:
 
 
 def ensure_owner(session: Session, owner: str, now: float) -> None:
-    """Make the owner's row if it is missing, so that others may refer to it."""
+    """Make the owner's row if it is missing, so that other rows may refer to it."""
     if session.get(OwnerRow, owner) is not None:
         return
     try:
         with session.begin_nested():
             session.add(OwnerRow(id=owner, created_at=int(now)))
-    except IntegrityError:  # somebody else made it since
+    except IntegrityError:  # another process has made it meanwhile
         return
 
 
@@ -134,7 +134,7 @@ def _engine(address: str) -> Engine:
             return create_engine(url, pool_pre_ping=True)
         except ModuleNotFoundError as error:
             raise Unavailable(
-                f"{url!r} needs the package {error.name}; PostgreSQL's is in verandah[postgres]"
+                f"{url!r} needs the package {error.name}: install verandah[postgres] for PostgreSQL"
             ) from error
     if url.database is None or url.database in ("", ":memory:"):
         raise Unavailable(
@@ -144,16 +144,15 @@ def _engine(address: str) -> Engine:
     path = Path(url.database)
     path.parent.mkdir(parents=True, exist_ok=True)
     engine = create_engine(url, pool_timeout=_POOL_TIMEOUT_S)
-    _stay_with_the_file(engine, path)
+    _follow_file(engine, path)
     event.listen(engine, "connect", _set_up_sqlite)
     event.listen(engine, "begin", _begin_sqlite)
     return engine
 
 
-def _stay_with_the_file(engine: Engine, path: Path) -> None:
-    """SQLite would make a missing file anew, empty; and a connection that is open goes on in a
-    file that was moved or deleted, where its commits are lost.
-    """
+def _follow_file(engine: Engine, path: Path) -> None:
+    """Fail if the file is missing, and reconnect if it was replaced. SQLite would make a new one,
+    and an open connection would write to a file that was moved or deleted."""
 
     def connect(
         _dialect: object, _record: object, _arguments: object, options: dict[str, Any]
@@ -177,15 +176,15 @@ def _stay_with_the_file(engine: Engine, path: Path) -> None:
 
 def _identity(path: Path) -> tuple[int, int] | None:
     try:
-        found = os.stat(path)
+        stat = os.stat(path)
     except OSError:
         return None
-    return found.st_dev, found.st_ino
+    return stat.st_dev, stat.st_ino
 
 
 def _set_up_sqlite(connection: DBAPIConnection, _record: object) -> None:
-    # The driver would begin transactions on its own, late and deferred: a reader that turns writer
-    # can then fail at once, whatever the timeout says.
+    # The driver would begin transactions late and deferred: a reader that becomes a writer then
+    # fails at once, whatever the timeout is.
     connection.isolation_level = None
     cursor = connection.cursor()
     cursor.execute(f"PRAGMA busy_timeout = {_BUSY_TIMEOUT_MS}")
@@ -196,7 +195,7 @@ def _set_up_sqlite(connection: DBAPIConnection, _record: object) -> None:
 
 
 def _use_wal(cursor: DBAPICursor) -> None:
-    """A new file's change to WAL fails at once, whatever the timeout, if another has it open."""
+    """Switch to WAL. It fails at once while another has a new file open, so try again."""
     deadline = time.monotonic() + _BUSY_TIMEOUT_MS / 1000
     while True:
         try:
@@ -219,7 +218,7 @@ def _failing_clearly(engine: Engine) -> Iterator[None]:
         yield
     except (OperationalError, InterfaceError) as error:
         raise Unavailable(f"the database {engine.url!r} failed: {error.orig}") from error
-    except NoConnectionFree as error:  # all wait for the same lock
+    except NoConnectionFree as error:  # all connections wait for the same lock
         raise Unavailable(f"the database {engine.url!r} is too busy: {error}") from error
     except DatabaseError as error:
         if type(error) is not DatabaseError:

@@ -40,7 +40,7 @@ class TableBase(DeclarativeBase):
 
 
 class OwnerRow(TableBase):
-    """Somebody to whom rows and adapters belong."""
+    """Whoever rows and adapters belong to."""
 
     __tablename__ = "owners"
 
@@ -49,7 +49,7 @@ class OwnerRow(TableBase):
 
 
 class KeyRow(TableBase):
-    """An API key, kept only as the SHA-256 of its text; `prefix` tells it apart to people."""
+    """An API key: only the SHA-256 of its text, and a `prefix` by which people know it."""
 
     __tablename__ = "keys"
 
@@ -81,7 +81,7 @@ class JobRow(TableBase):
     """A fine-tuning job. `server.jobs.queue.job_queue` alone changes it:
 
         queued  --claim-->  running                        attempt + 1, lease begins
-        running --claim, lease over-->  running            attempt + 1: the old worker is fenced
+        running --claim, lease over-->  running            attempt + 1: the old worker is refused
         running --claim, lease over too often-->  failed   it kills its workers
         running --finish / fail / stop-->  succeeded / failed / cancelled
         running --release-->  queued                       the worker shuts down
@@ -92,14 +92,14 @@ class JobRow(TableBase):
         paused  --resume-->  queued
         paused  --cancel-->  cancelled
 
-    `step` is the furthest ever reached, `losses` the leases lost since it last grew.
+    `step` is the furthest ever reached, `lost_leases` counts those lost since it last grew.
     """
 
     __tablename__ = "jobs"
     __table_args__ = (
         Index("ix_jobs_owner", "owner", "number"),
         Index("ix_jobs_owner_started", "owner", "started_at"),
-        Index("ix_jobs_status", "status", "owner", "number"),  # what a claim looks through
+        Index("ix_jobs_status", "status", "owner", "number"),  # what a claim reads
     )
 
     number: Mapped[int] = mapped_column(Counter, primary_key=True)
@@ -134,11 +134,11 @@ class JobRow(TableBase):
     lease_s: Mapped[float | None] = mapped_column(Double)
     lease_until: Mapped[float | None] = mapped_column(Double)
     step: Mapped[int] = mapped_column(BigInteger)
-    losses: Mapped[int] = mapped_column(Integer)
+    lost_leases: Mapped[int] = mapped_column("losses", Integer)
 
 
 class LabelRow(TableBase):
-    """One pair of a job's metadata, to find jobs by."""
+    """One pair of a job's metadata, by which jobs are found."""
 
     __tablename__ = "labels"
     __table_args__ = (Index("ix_labels_key", "key", "value", "job"),)
@@ -149,7 +149,7 @@ class LabelRow(TableBase):
 
 
 class EventRow(TableBase):
-    """Something that a job has to tell."""
+    """Something that happened in a job."""
 
     __tablename__ = "events"
     __table_args__ = (Index("ix_events_job", "job", "number"),)
@@ -166,7 +166,7 @@ class EventRow(TableBase):
 
 
 class CheckpointRow(TableBase):
-    """An adapter that a job published on its way, with its figures at that step."""
+    """An adapter that a job published, with its metrics at that step."""
 
     __tablename__ = "checkpoints"
     __table_args__ = (Index("ix_checkpoints_job", "job", "number"),)

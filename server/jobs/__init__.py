@@ -1,1 +1,1 @@
-"""Datasets and the durable queue."""
+"""Uploaded files, and the durable queue of jobs."""

@@ -30,13 +30,13 @@ def find(session: Session, table: type[Row], owner: str, row_id: str) -> Row | N
 
 
 def find_for_update(session: Session, table: type[Row], owner: str, row_id: str) -> Row | None:
-    """The owner's row of that id, which nobody else changes before the transaction ends."""
+    """The owner's row of that id, locked until the transaction ends."""
     query = _by_id(table, owner, row_id).with_for_update()
     return session.scalar(query) if row_id.isprintable() else None
 
 
 def _by_id(table: type[Row], owner: str, row_id: str) -> Select[Any]:
-    """For printable ids only: PostgreSQL takes no NUL, and no id of ours has one."""
+    """For printable ids only: PostgreSQL refuses NUL, which no id has."""
     # SQLAlchemy 2.0 and 2.1 differ in what the type holds, hence Any.
     return select(table).where(table.id == row_id, table.owner == owner)
 

@@ -118,7 +118,7 @@ def test_a_last_line_without_its_end_counts() -> None:
         (chat(USER, ANSWER, tools=[{"function": {"name": "\ud800"}}]), "tools holds half of"),
         (chat(USER, {**CALL, "tool_calls": []}), r"messages\[1\]\.tool_calls is not a list"),
         (chat(USER, CALL, USER, ANSWER), r"messages\[2\] comes before the answer to tool call c1"),
-        (chat(USER, CALL, {**SUN, "tool_call_id": "c2"}, ANSWER), "'c2' is of no call before it"),
+        (chat(USER, CALL, {**SUN, "tool_call_id": "c2"}, ANSWER), "'c2' answers no call before it"),
         (chat(USER, call("{")), "arguments is not JSON"),
         (chat(USER, call("[1]")), "arguments is a JSON list, not an object"),
         (chat(USER, {**CALL, "content": ""}), r"messages\[1\] is empty"),

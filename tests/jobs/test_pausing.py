@@ -32,7 +32,7 @@ def test_a_waiting_job_pauses_and_goes_on(jobs: Jobs) -> None:
     assert jobs.queue.unfinished() == {job.id}
     assert jobs.queue.resume("ann", job.id).status == JobStatus.QUEUED
     assert jobs.claim().id == job.id
-    with pytest.raises(Conflict, match="is running; only a paused one"):
+    with pytest.raises(Conflict, match="is running; only a paused job"):
         jobs.queue.resume("ann", job.id)
 
 
@@ -46,7 +46,7 @@ def test_what_has_ended_before_it_paused_is_not_resumed(jobs: Jobs, how: str) ->
         jobs.queue.stop(job)
     else:
         jobs.queue.finish(job, "poet@1", 1)
-    with pytest.raises(Conflict, match="only a paused one"):
+    with pytest.raises(Conflict, match="only a paused job"):
         jobs.queue.resume("ann", job.id)
 
 
@@ -64,7 +64,7 @@ def test_a_running_job_pauses_once_its_worker_has_saved_it(jobs: Jobs) -> None:
     assert jobs.claim().attempt == 2
     assert jobs.messages(job)[-4:-1] == [
         "Pausing: the worker was asked to save the job",
-        "The job is paused; resume it to go on",
+        "The job is paused; resume it to continue",
         "The job was resumed",
     ]
 

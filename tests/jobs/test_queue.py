@@ -133,7 +133,7 @@ def test_a_job_ends_once(jobs: Jobs) -> None:
     ):
         with pytest.raises(LeaseLost, match="succeeded"):
             speak()
-    with pytest.raises(Conflict, match="succeeded already"):
+    with pytest.raises(Conflict, match="already succeeded"):
         jobs.queue.cancel("ann", job.id)
     assert (jobs.queue.get("ann", job.id), jobs.messages(job)) == before
 
@@ -206,7 +206,7 @@ def test_a_waiting_job_is_cancelled_at_once(jobs: Jobs) -> None:
     job = jobs.queue.cancel("ann", jobs.create().id)
     assert (job.status, job.finished_at) == (JobStatus.CANCELLED, 1_000_000)
     assert jobs.queue.claim("w1", 30) is None
-    with pytest.raises(Conflict, match="cancelled already"):
+    with pytest.raises(Conflict, match="already cancelled"):
         jobs.queue.cancel("ann", job.id)
 
 

@@ -1,4 +1,4 @@
-"""What looks odd in lines that can be trained on. Pure; knows no tokenizer."""
+"""Warn of what looks wrong in lines that can be trained on. Pure; knows no tokenizer."""
 
 import hashlib
 import json
@@ -14,39 +14,39 @@ _UNREADABLE = "\ufffd"
 
 
 def dataset_warnings(train: Dataset, valid: Dataset | None = None) -> list[str]:
-    """Sentences, each with the lines that it is about."""
-    found = [*_of_the_file("the training file", train)]
+    """Sentences, each with the numbers of its lines."""
+    warnings = [*_of_file("the training file", train)]
     if valid is not None:
-        found += _of_the_file("the validation file", valid)
-        learnt = {_digest(record): line for line, record in train.records}
-        same = [line for line, record in valid.records if _digest(record) in learnt]
+        warnings += _of_file("the validation file", valid)
+        trained = {_digest(record) for _, record in train.records}
+        same = [line for line, record in valid.records if _digest(record) in trained]
         if same:
-            found.append(
-                f"{_count(same, 'line')} of the validation file is in the training file as well, "
-                f"so that its score says little: {_lines(same)}"
+            warnings.append(
+                "the validation loss will say little, because the training file has "
+                f"{_count(same, 'line')} of the validation file too: {_lines(same)}"
             )
-    return found
+    return warnings
 
 
-def _of_the_file(name: str, dataset: Dataset) -> Iterable[str]:
+def _of_file(name: str, dataset: Dataset) -> Iterable[str]:
     if dataset.marked:
-        yield f"{name} begins with a byte order mark, which is passed over"
+        yield f"{name} begins with a byte order mark, which is ignored"
     if name == "the training file" and len(dataset) < _USUAL_EXAMPLES:
         yield f"{name} has {len(dataset)} examples; {_USUAL_EXAMPLES} to 100 usually teach more"
     odd = _odd_lines(dataset)
-    for found, what in (
+    for lines, what in (
         (odd.repeated, "repeats {}"),
         (odd.contrary, "answers the same question differently in {}"),
-        (odd.broken, "holds U+FFFD, left by a wrong decoding, in {}"),
-        (odd.blank, "has answers that begin or end with blanks, which are learnt, in {}"),
+        (odd.broken, "holds U+FFFD, the sign of a wrong decoding, in {}"),
+        (odd.blank, "has answers that begin or end with blanks, which the adapter learns, in {}"),
     ):
-        if found:
-            yield f"{name} {what.format(_count(found, 'line'))}: {_lines(found)}"
+        if lines:
+            yield f"{name} {what.format(_count(lines, 'line'))}: {_lines(lines)}"
 
 
 @dataclass(frozen=True)
 class _Odd:
-    """Lines by what is odd about them."""
+    """Numbers of lines, by what is odd about them."""
 
     repeated: list[int] = field(default_factory=list)
     contrary: list[int] = field(default_factory=list)
@@ -59,13 +59,13 @@ def _odd_lines(dataset: Dataset) -> _Odd:
     lines: set[bytes] = set()
     questions: set[bytes] = set()
     for line, record in dataset.records:
-        own, asked = _digest(record), _digest(_question(record))
+        own, question = _digest(record), _digest(_question(record))
         if own in lines:
             odd.repeated.append(line)
-        elif asked in questions:
+        elif question in questions:
             odd.contrary.append(line)
         lines.add(own)
-        questions.add(asked)
+        questions.add(question)
         if _UNREADABLE in _text(record):
             odd.broken.append(line)
         if any(answer != answer.strip() for answer in _answers(record)):
@@ -74,12 +74,12 @@ def _odd_lines(dataset: Dataset) -> _Odd:
 
 
 def _digest(value: object) -> bytes:
-    """So that a large file's lines need not be kept as keys."""
+    """Stands for a record, which takes more memory as a key."""
     return hashlib.blake2b(_text(value).encode(), digest_size=16).digest()
 
 
 def _question(record: Record) -> object:
-    """All but what is to be answered last."""
+    """A record without its last answer."""
     messages = record.get("messages")
     if isinstance(messages, Sequence):
         return {**record, "messages": messages[:-1]}
@@ -87,7 +87,7 @@ def _question(record: Record) -> object:
 
 
 def _answers(record: Record) -> Iterable[str]:
-    """A chat's answers; a completion's may well begin with a blank."""
+    """A chat's answers. A completion is left out: it may rightly begin with a blank."""
     messages = record.get("messages")
     for message in messages if isinstance(messages, Sequence) else ():
         if message["role"] == "assistant" and message.get("weight") != 0:

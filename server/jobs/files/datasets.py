@@ -1,4 +1,4 @@
-"""Training lines, checked before anything is queued. Knows no tokenizer: lengths are not checked.
+"""Check training lines before a job is queued. Knows no tokenizer, so it checks no lengths.
 
 A file is JSONL in UTF-8, every line a chat or every line a completion:
 
@@ -6,7 +6,7 @@ A file is JSONL in UTF-8, every line a chat or every line a completion:
                   {"role": "assistant", "content": "...", "weight": 1}]}
     {"prompt": "...", "completion": "..."}
 
-A chat may bring `tools` as well, and an assistant call them (`server.jobs.files.tool_calls`).
+A chat may have `tools`, and an assistant may call them (`server.jobs.files.tool_calls`).
 """
 
 import json
@@ -45,7 +45,7 @@ class Dataset:
 
     A chat's record is {"messages": [{"role", "content", and perhaps "weight"}, ...]} with the
     contents as plain text, and perhaps "tools"; a completion's is {"prompt", "completion"}.
-    `marked` says that the file begins with a byte order mark, which was passed over.
+    `marked` says that the file begins with a byte order mark, which was ignored.
     """
 
     records: tuple[tuple[int, Record], ...]
@@ -68,7 +68,8 @@ def validate(
 
     Args:
         param: the field of the request that named the file, for the error.
-        also: asked about the good lines of a file that has bad ones, so that all are told at once.
+        also: finds more problems in the good lines of a file that has bad ones, so that the user
+            sees all of them at once.
 
     Raises:
         InvalidDataset: `problems` holds every bad line with its first fault; the message shows
@@ -94,7 +95,7 @@ def validate(
     good = Dataset(tuple(records), chat=kind == "messages", marked=marked)
     if problems:
         problems = sorted([*problems, *also(good)], key=lambda problem: problem.line)
-        raise InvalidDataset(_summary(problems), problems, param=param)
+        raise InvalidDataset(problem_summary(problems), problems, param=param)
     if len(records) < min_examples:
         raise InvalidDataset(
             f"the file has {len(records)} examples; at least {min_examples} are needed",
@@ -104,7 +105,8 @@ def validate(
     return good
 
 
-def _summary(problems: Sequence[LineProblem]) -> str:
+def problem_summary(problems: Sequence[LineProblem]) -> str:
+    """How many lines are bad, and why the first of them are."""
     shown = "; ".join(f"line {p.line}: {p.reason}" for p in problems[:_SHOWN_PROBLEMS])
     more = len(problems) - _SHOWN_PROBLEMS
     end = f"; and {more} more" if more > 0 else ""
@@ -115,7 +117,7 @@ def _summary(problems: Sequence[LineProblem]) -> str:
 def _same_kind(kind: str | None, record: Record) -> str:
     own = "messages" if "messages" in record else "prompt"
     if kind not in (None, own):
-        raise BadLine(f"has {own!r} where the lines before have {kind!r}; use one kind throughout")
+        raise BadLine(f"has {own!r} where the lines before have {kind!r}; use one kind in a file")
     return own
 
 
@@ -180,7 +182,7 @@ def _message(value: object, where: str) -> Record:
     only(value, _KEYS[role], where)
     message: dict[str, object] = {"role": role}
     calls = value.get("tool_calls")
-    if value.get("content") is not None or calls is None:  # a call needs no words
+    if value.get("content") is not None or calls is None:  # a call needs no text
         read = text if role in ("system", "tool") else written
         message["content"] = read(value.get("content"), where)
     if calls is not None:

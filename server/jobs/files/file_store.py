@@ -1,7 +1,7 @@
-"""Uploaded files: rows in the database, bytes in a folder. Knows nothing of what is in them.
+"""Store files: rows in the database, bytes in a folder. Knows nothing of their contents.
 
-A row exists only once its bytes are on the disk. Bytes without a row, left by a crash, are swept
-at a later start, when they are old enough to be no upload in progress.
+A row exists only once its bytes are on the disk. Bytes without a row are left by a crash. A later
+start removes them, when they are too old to be an upload in progress.
 """
 
 import hashlib
@@ -25,7 +25,7 @@ from server.jobs.queue.job import UNFINISHED
 from server.jobs.rows import Page
 
 RESULTS = "fine-tune-results"
-"""The purpose of files that jobs made; users upload none of them."""
+"""The purpose of files that jobs make; users cannot upload them."""
 
 _CHUNK_BYTES = 2**20
 _LEFTOVER_AGE_S = 24 * 3600
@@ -33,7 +33,7 @@ _LEFTOVER_AGE_S = 24 * 3600
 
 @dataclass(frozen=True)
 class StoredFile:
-    """An uploaded file; the OpenAI API has one `status` for a file that is here."""
+    """A file. `status` is the OpenAI API's for one that can be used."""
 
     id: str
     owner: str
@@ -110,10 +110,10 @@ class Files:
         if purpose is not None:
             where.append(FileRow.purpose == purpose)
         with self._database.reading() as session:
-            found, more = rows.page(
+            page, more = rows.page(
                 session, FileRow, where, after=after, limit=limit, newest_first=order == "desc"
             )
-            return Page(tuple(map(StoredFile.from_row, found)), more)
+            return Page(tuple(map(StoredFile.from_row, page)), more)
 
     def get(self, owner: str, file_id: str) -> StoredFile:
         """One file. Raises NotFound."""
@@ -141,23 +141,23 @@ class Files:
 
     @contextmanager
     def verified(self, owner: str, file_id: str) -> Iterator[BinaryIO]:
-        """The bytes, which are read once to see that they are those of the upload.
+        """The bytes of a file, checked to be those of the upload.
 
         Raises:
             NotFound: there is none.
-            FileDamaged: they are not.
+            FileDamaged: they are gone, or others.
         """
-        found = self.get(owner, file_id)
+        stored = self.get(owner, file_id)
         remedy = f"file {file_id} on the server's disk %s: upload it again"
         try:
-            source = (self._folder / found.id).open("rb")
+            source = (self._folder / stored.id).open("rb")
         except FileNotFoundError as error:
             raise FileDamaged(remedy % "is gone") from error
         with source:
-            if hashlib.file_digest(source, "sha256").hexdigest() != found.sha256:
+            if hashlib.file_digest(source, "sha256").hexdigest() != stored.sha256:
                 size = os.fstat(source.fileno()).st_size
                 raise FileDamaged(
-                    remedy % f"is damaged ({size} bytes, {found.bytes} were uploaded)"
+                    remedy % f"is damaged ({size} bytes, {stored.bytes} were uploaded)"
                 )
             source.seek(0)
             yield source
@@ -183,10 +183,10 @@ class Files:
         (self._folder / file_id).unlink(missing_ok=True)
 
     def sweep(self) -> int:
-        """Remove bytes, older than a day, that no row speaks of; return how many files.
+        """Remove files without a row that are older than a day; return how many.
 
-        Call it at start. The age is by the file system's clock and this machine's: if they jump
-        apart, an upload in progress may be cut off, which its user is told.
+        Call it at start. The age is by the file system's clock and this machine's. If they jump
+        apart, an upload in progress may fail, with an error to its user.
         """
         oldest = time.time() - _LEFTOVER_AGE_S
         stale = [

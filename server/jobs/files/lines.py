@@ -1,4 +1,4 @@
-"""What a line of a training file may hold: texts, and how its faults are told."""
+"""Read the values of a training line, and say what is wrong with them. Knows no roles."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -29,19 +29,19 @@ def encodable(value: object, where: str) -> None:
 
 
 def written(value: object, where: str) -> str:
-    """A text that is more than blanks."""
-    found = text(value, where)
-    if not found.strip():
+    """A text with more than blanks."""
+    string = text(value, where)
+    if not string.strip():
         raise BadLine(f"{where} is empty")
-    return found
+    return string
 
 
 def _part(value: object, where: str) -> str:
     if isinstance(value, dict) and value.get("type") == "text":
-        found = value.get("text")
-        if isinstance(found, str):
-            return found
-    raise BadLine(f"{where} is not a text part; only text can be learnt")
+        string = value.get("text")
+        if isinstance(string, str):
+            return string
+    raise BadLine(f"{where} is not a text part; only text can be trained on")
 
 
 def only(value: Mapping[str, object], allowed: Sequence[str], where: str) -> None:
@@ -52,11 +52,11 @@ def only(value: Mapping[str, object], allowed: Sequence[str], where: str) -> Non
 
 
 def shown(value: object) -> str:
-    """A value as an error shows it."""
+    """A value as errors show it."""
     return "missing" if value is None else repr(value)[:40]
 
 
 def kind_of(value: object) -> str:
-    """What JSON calls it."""
+    """The JSON type of a value."""
     kinds = {list: "list", str: "string", bool: "boolean", type(None): "null", dict: "object"}
     return kinds.get(type(value), "number")

@@ -15,7 +15,7 @@ MAX_TOOLS = 128
 
 
 def read_tools(value: object) -> list[Record]:
-    """The tools of a line, checked as far as a template reads them."""
+    """The tools of a line, checked as far as chat templates read them."""
     if not isinstance(value, list) or not 0 < len(value) <= MAX_TOOLS:
         raise BadLine(f"'tools' is not a list of 1 to {MAX_TOOLS}; leave it out if there are none")
     for index, tool in enumerate(value):
@@ -28,7 +28,7 @@ def read_tools(value: object) -> list[Record]:
 
 
 def read_calls(value: object, where: str) -> list[Record]:
-    """An assistant's calls, their arguments read: templates write them in a form of their own."""
+    """An assistant's calls, with their arguments parsed: templates write them in their own form."""
     if not isinstance(value, list) or not value:
         raise BadLine(f"{where}.tool_calls is not a list with something in it")
     encodable(value, f"{where}.tool_calls")
@@ -43,7 +43,7 @@ def check_answers(messages: Sequence[Record]) -> None:
         if message["role"] == "tool":
             answered = message.get("tool_call_id")
             if answered is not None and answered not in open_calls:
-                raise BadLine(f"{where}.tool_call_id {shown(answered)} is of no call before it")
+                raise BadLine(f"{where}.tool_call_id {shown(answered)} answers no call before it")
             open_calls.discard(answered)
             continue
         if open_calls:
@@ -73,7 +73,7 @@ def _call(value: object, where: str) -> Record:
 
 def _function(value: object, where: str) -> Mapping[str, object]:
     if not isinstance(value, dict) or value.get("type", "function") != "function":
-        raise BadLine(f"{where} is not of type 'function', the only one there is")
+        raise BadLine(f"{where} is not of type 'function', the only one that is known")
     function = value.get("function")
     if not isinstance(function, dict) or not isinstance(function.get("name"), str):
         raise BadLine(f"{where}.function has no name")

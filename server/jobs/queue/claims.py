@@ -1,12 +1,12 @@
-"""A worker's side of the queue: take a job, keep it, give it back or end it.
+"""A worker's side of the queue: claim a job, keep it, give it back or end it.
 
-A worker claims a job for a lease and beats to keep it. When the lease runs out the next claim takes
-the job over with a higher `attempt`, and from then on everything that the old worker says is
-refused (LeaseLost), in the same transaction that would have written it.
+A worker claims a job for a lease, and heartbeats renew it. When the lease ends, the next claim
+takes the job over with a higher `attempt`. From then on every change by the old worker is refused
+(LeaseLost), in the transaction that would have written it.
 
-Leases are kept by one clock (see `Database.now`). If it jumps ahead, a living worker may lose its
-job to another, where it goes on from its last checkpoint; if it jumps back, a dead worker's job
-waits at most one more lease. Neither can make a job end twice, or never.
+One clock keeps all leases (see `Database.now`). If it jumps ahead, a living worker may lose its job
+to another, which resumes from the last checkpoint. If it jumps back, a dead worker's job waits at
+most one more lease. Neither can make a job end twice, or never.
 """
 
 import secrets
@@ -39,12 +39,12 @@ class Claims:
     def claim(self, worker: str, lease_s: float, *, busy: bool = False) -> Job | None:
         """Take the job that is next, or None; no other worker gets it while the lease lasts.
 
-        First come jobs whose worker was lost; then those of the owner with the fewest running jobs,
-        among such of the owner whose last start is longest ago; then the oldest.
+        Jobs whose worker was lost come first. Then come those of the owner with the fewest running
+        jobs; among such owners, of the one whose last start is longest ago; then the oldest job.
 
         Args:
-            busy: the worker has jobs in hand. If the next one may be what killed its last workers
-                it gets none: that job is for a worker that has no other to lose.
+            busy: the worker has jobs already. If the next one may have killed its last workers, a
+                busy worker gets none: that job waits for one that has no other to lose.
         """
         with self._database.transaction() as session:
             now = self._database.now(session)
@@ -57,7 +57,7 @@ class Claims:
             return Job.from_row(row)
 
     def abandon(self, worker: str) -> None:
-        """End the leases of a worker that is known to be dead, so that nobody waits for them."""
+        """End the leases of a worker that is known to be dead, so that no job waits for them."""
         with self._database.transaction() as session:
             session.execute(
                 update(JobRow)
@@ -73,7 +73,7 @@ class Claims:
         estimated_finish: int | None = None,
         trained_tokens: int | None = None,
     ) -> StopRequest | None:
-        """Keep the lease, and tell how far the job is. Return what its owner wants done with it.
+        """Renew the lease, and record how far the job is. Return what its owner has asked for.
 
         Raises:
             LeaseLost: the job is no longer this attempt's.
@@ -82,7 +82,7 @@ class Claims:
             row = lock_row(session, job)
             row.lease_until = self._database.now(session) + (row.lease_s or 0)
             if step is not None and step > row.step:
-                row.step, row.losses = step, 0
+                row.step, row.lost_leases = step, 0
             if estimated_finish is not None:
                 row.estimated_finish = estimated_finish
             if trained_tokens is not None:
@@ -123,17 +123,14 @@ class Claims:
             return Checkpoint.from_row(checkpoint)
 
     def release(self, job: Job) -> None:
-        """Give a job back, as its worker shuts down; the next claim goes on. Raises LeaseLost."""
+        """Give a job back because its worker shuts down. Raises LeaseLost."""
         with self._database.transaction() as session:
             row = lock_row(session, job)
             now = self._database.now(session)
-            requeue_or_pause(session, row, now, "The worker shut down; the job waits for another")
+            requeue_or_pause(session, row, now, "The worker shut down; the job waits for a worker")
 
     def park(self, job: Job) -> Job:
-        """Give back a saved job, as `heartbeat` asked; if it was resumed since, to the queue.
-
-        Raises LeaseLost.
-        """
+        """Give back a job that was paused and saved. Raises LeaseLost."""
         with self._database.transaction() as session:
             row = lock_row(session, job)
             now = self._database.now(session)
@@ -147,7 +144,7 @@ class Claims:
     def record_evaluation(
         self, job: Job, evaluation: Evaluation, level: Level, message: str
     ) -> None:
-        """Note how good the adapter is, and tell it unless it was told before. Raises LeaseLost."""
+        """Record how good the adapter is, with an event if that is new. Raises LeaseLost."""
         document = evaluation.to_document()
         with self._database.transaction() as session:
             row = lock_row(session, job)
@@ -156,7 +153,7 @@ class Claims:
                 add_event(session, row, self._database.now(session), level, message)
 
     def add_samples(self, job: Job, samples: Sequence[Sample], failure: str = "") -> None:
-        """Note answers and tell each, or why there are none; once for a job. Raises LeaseLost."""
+        """Record answers once, with an event for each, or for their `failure`. Raises LeaseLost."""
         with self._database.transaction() as session:
             row = lock_row(session, job)
             if row.samples is not None:
@@ -188,7 +185,7 @@ class Claims:
             return fail_job(session, row, self._database.now(session), code, message, param)
 
     def stop(self, job: Job) -> Job:
-        """End a running job as cancelled, as `heartbeat` asked. Raises LeaseLost."""
+        """End a running job that was cancelled. Raises LeaseLost."""
         with self._database.transaction() as session:
             row = lock_row(session, job)
             now = self._database.now(session)

@@ -1,4 +1,4 @@
-"""How good a job's adapter is, beside what it came from. Numbers and words; knows no trainer."""
+"""How good a job's adapter is, compared with what it was trained from. Knows no trainer."""
 
 import math
 from dataclasses import asdict, dataclass, replace
@@ -7,18 +7,18 @@ from typing import Literal
 Verdict = Literal["better", "worse", "diverged"]
 
 WORSE = 1.01
-"""Times the loss of what it came from, above which an adapter is worse: what is nearer may come of
-rounding, and of who else was in the batch."""
+"""An adapter is worse if its loss is above this many times the loss to beat. A smaller difference
+may come from rounding, and from the other jobs in the batch."""
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Losses in nats a token on the same lines; the verdict is None until the job is at its end.
+    """Losses in nats a token on the same lines; the verdict is None until training has ended.
 
-    `held_out` says whether the lines were kept from training: where none were, some of those that
-    it learnt from show at least whether harm was done. `start_loss` is of the adapter that the job
-    went on from. `adapter_loss` is of the state at `step`, the best that was scored; `last_loss` of
-    the last step. In JSON, what is not finite is null.
+    `held_out` says whether the lines were kept from training. Where none were, training lines stand
+    in: they show at least harm. `start_loss` is of the adapter that the job continued.
+    `adapter_loss` is of the state at `step`, the best that was scored; `last_loss` of the last
+    step. In JSON, what is not finite is null.
     """
 
     lines: int
@@ -32,12 +32,12 @@ class Evaluation:
 
     @property
     def to_beat(self) -> float | None:
-        """The lowest loss of what the adapter came from; None if none of them is finite."""
+        """The lowest loss of what the adapter was trained from; None if none is finite."""
         known = (_finite(self.base_loss), _finite(self.start_loss))
         return min((loss for loss in known if loss is not None), default=None)
 
     def of(self, step: int | None, adapter_loss: float, last_loss: float) -> "Evaluation":
-        """The end: a state with `adapter_loss`, of a run that ended with `last_loss`."""
+        """Add the verdict on a state with `adapter_loss`, of a run that ended with `last_loss`."""
         return replace(
             self,
             adapter_loss=adapter_loss,
@@ -47,26 +47,26 @@ class Evaluation:
         )
 
     def _verdict(self, adapter_loss: float, last_loss: float) -> Verdict | None:
-        """None where nothing can be said: the base's own loss is not finite."""
-        bar = self.to_beat
-        if bar is None:
+        """None if nothing can be said, because the base's own loss is not finite."""
+        to_beat = self.to_beat
+        if to_beat is None:
             return None
         if not math.isfinite(adapter_loss) or not math.isfinite(last_loss):
             return "diverged"
-        return "worse" if adapter_loss > WORSE * bar else "better"
+        return "worse" if adapter_loss > WORSE * to_beat else "better"
 
     def to_document(self) -> dict[str, object]:
         """As JSON holds it, and the API shows it."""
-        told = asdict(self)
+        document = asdict(self)
         losses = ("base_loss", "start_loss", "adapter_loss", "last_loss")
-        return told | {name: _finite(told[name]) for name in losses}
+        return document | {name: _finite(document[name]) for name in losses}
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One question as it was answered before and after training, and as the file answers it.
+    """A question with three answers: of the base, of the trained adapter, and of the file.
 
-    Answers are the most likely tokens, some dozens at most; "..." stands where one was cut.
+    Answers are the most likely tokens, a few dozen at most; "..." marks where one was cut.
     """
 
     prompt: str

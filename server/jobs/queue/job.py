@@ -14,7 +14,7 @@ from server.jobs.queue.training_metrics import TrainingMetrics
 Level = Literal["info", "warn", "error"]
 EventType = Literal["message", "metrics"]
 StopRequest = Literal["cancel", "pause"]
-"""What a running job's owner wants its worker to do with it."""
+"""What a running job's owner has asked its worker to do with it."""
 
 
 class JobStatus(StrEnum):
@@ -25,15 +25,15 @@ class JobStatus(StrEnum):
     QUEUED = "queued"
     """It waits for a worker, for the first time or again."""
     PAUSED = "paused"
-    """Its owner put it aside; `resume` queues it again, and it goes on from where it was."""
+    """Its owner paused it; `resume` queues it again, and it continues where it was."""
     RUNNING = "running"
-    """A worker holds its lease, or held it and died; then the next claim takes the job over."""
+    """A worker has its lease, or had it and died; then the next claim takes the job over."""
     SUCCEEDED = "succeeded"
     """Its adapter is published. It never changes again."""
     FAILED = "failed"
     """It ended without an adapter; the error says why. It never changes again."""
     CANCELLED = "cancelled"
-    """It was given up on request. It never changes again."""
+    """Its owner cancelled it. It never changes again."""
 
     @property
     def ended(self) -> bool:
@@ -56,8 +56,8 @@ class JobError:
 class Job:
     """One job at one moment. Times are Unix seconds.
 
-    `attempt` counts the claims; a worker's Job speaks for its own attempt only, and is refused
-    with LeaseLost once there is a later one.
+    `attempt` counts the claims. A worker's Job is of its own attempt, and the queue refuses it with
+    LeaseLost once there is a later one.
     """
 
     id: str
@@ -86,11 +86,11 @@ class Job:
     estimate: JobEstimate | None
     evaluation: Evaluation | None
     samples: tuple[Sample, ...] | None
-    """None: nothing was asked yet. Empty: nothing could be asked, or it failed."""
+    """None: not made yet. Empty: none could be made."""
 
     @property
     def stop_request(self) -> StopRequest | None:
-        """What its owner wants its worker to do."""
+        """What its owner has asked its worker to do."""
         if self.cancel_requested:
             return "cancel"
         return "pause" if self.pause_requested else None

@@ -1,16 +1,16 @@
-"""What a job will take, said before anything runs. Knows no trainer; numbers and words only."""
+"""What a job will take, estimated before it runs. Knows no trainer; numbers and words only."""
 
 from dataclasses import asdict, dataclass
 
 
 @dataclass(frozen=True)
 class JobEstimate:
-    """An estimate, and what looks odd about the files though it can be trained on.
+    """An estimate, and warnings about the files.
 
     `tokens` are those of the training lines, read once; `trained_tokens` those of all epochs.
     `seconds` is by the speed of this server's last jobs if there were any (`measured`), and
-    otherwise by what such a device usually does. `adapter_bytes` is the file that is published.
-    `counted` lines were tokenized to know; where there are more `examples`, the rest is inferred.
+    otherwise by the usual speed of such a device. `adapter_bytes` is the size of the published
+    file. `counted` lines were tokenized; if there are more `examples`, the rest is inferred.
     """
 
     examples: int

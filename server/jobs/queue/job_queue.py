@@ -1,4 +1,4 @@
-"""The durable queue: whose jobs there are, and what becomes of them. Knows no training."""
+"""The durable queue of jobs: create, list, cancel, pause and resume them. Knows no trainer."""
 
 import secrets
 from collections.abc import Mapping
@@ -30,7 +30,7 @@ _TIMED_JOBS = 20
 
 
 class JobQueue(Claims):
-    """The jobs of all owners: what owners may ask of them here, what workers may in `Claims`."""
+    """The jobs of all owners. Owners' actions are here, workers' in `Claims`."""
 
     def create(
         self,
@@ -44,13 +44,13 @@ class JobQueue(Claims):
         metadata: Mapping[str, str] | None = None,
         estimate: JobEstimate | None = None,
     ) -> Job:
-        """Queue a job whose files were checked before, and tell what `estimate` says of it.
+        """Queue a job whose files were checked, with what `estimate` says as events.
 
         Args:
             seed: None: the options' seed, or else a random one.
 
         Raises:
-            InvalidRequest: a value is off, or a file is not one of the owner's; `param` names it.
+            InvalidRequest: a value is invalid, or a file is not the owner's; `param` names it.
         """
         labels = _checked_metadata(metadata or {})
         if suffix is not None:
@@ -80,7 +80,7 @@ class JobQueue(Claims):
                 appraisal=estimate and estimate.to_document(),
                 attempt=0,
                 step=0,
-                losses=0,
+                lost_leases=0,
             )
             session.add(row)
             session.flush()
@@ -113,14 +113,14 @@ class JobQueue(Claims):
 
         Args:
             metadata: only those that have all these pairs; none: those that have no pair at all.
-            status: only those that stand there.
+            status: only those with this status.
         """
         with self._database.reading() as session:
             where = [JobRow.owner == owner, *_labelled(metadata)]
             if status is not None:
                 where.append(JobRow.status == status.value)
-            found, more = rows.page(session, JobRow, where, after=after, limit=limit)
-            return Page(tuple(map(Job.from_row, found)), more)
+            page, more = rows.page(session, JobRow, where, after=after, limit=limit)
+            return Page(tuple(map(Job.from_row, page)), more)
 
     def events(
         self,
@@ -131,22 +131,22 @@ class JobQueue(Claims):
         *,
         newest_first: bool = True,
     ) -> Page[Event]:
-        """What a job told, by default the newest first. Raises NotFound or InvalidRequest."""
+        """A job's events, by default the newest first. Raises NotFound or InvalidRequest."""
         with self._database.reading() as session:
             where = [EventRow.job == _find(session, owner, job_id).id]
-            found, more = rows.page(
+            page, more = rows.page(
                 session, EventRow, where, after=after, limit=limit, newest_first=newest_first
             )
-            return Page(tuple(map(Event.from_row, found)), more)
+            return Page(tuple(map(Event.from_row, page)), more)
 
     def checkpoints(
         self, owner: str, job_id: str, after: str | None = None, limit: int = 10
     ) -> Page[Checkpoint]:
-        """What a job published on its way, the newest first. Raises NotFound or InvalidRequest."""
+        """What a job has published, the newest first. Raises NotFound or InvalidRequest."""
         with self._database.reading() as session:
             where = [CheckpointRow.job == _find(session, owner, job_id).id]
-            found, more = rows.page(session, CheckpointRow, where, after=after, limit=limit)
-            return Page(tuple(map(Checkpoint.from_row, found)), more)
+            page, more = rows.page(session, CheckpointRow, where, after=after, limit=limit)
+            return Page(tuple(map(Checkpoint.from_row, page)), more)
 
     def unfinished(self) -> set[str]:
         """The ids of all owners' jobs that have not ended."""
@@ -154,7 +154,7 @@ class JobQueue(Claims):
             return set(session.scalars(select(JobRow.id).where(JobRow.status.in_(UNFINISHED))))
 
     def speed(self) -> float | None:
-        """Tokens trained per second by the last jobs that succeeded: the median, as one that was
+        """Trained tokens per second of the last jobs that succeeded: the median, for one that was
         paused or taken over says little."""
         query = (
             select(JobRow.trained_tokens, JobRow.started_at, JobRow.finished_at)
@@ -172,14 +172,14 @@ class JobQueue(Claims):
         return median(speeds) if speeds else None
 
     def counts(self) -> dict[JobStatus, int]:
-        """How many jobs stand where, of all owners."""
+        """The number of jobs of all owners, by status."""
         with self._database.reading() as session:
             query = select(JobRow.status, func.count()).group_by(JobRow.status)
-            found = {JobStatus(status): count for status, count in session.execute(query)}
-        return {status: found.get(status, 0) for status in JobStatus}
+            counts = {JobStatus(status): count for status, count in session.execute(query)}
+        return {status: counts.get(status, 0) for status in JobStatus}
 
     def cancel(self, owner: str, job_id: str) -> Job:
-        """Cancel a job that has not ended. One that runs is cancelled once its worker obeys.
+        """Cancel a job that has not ended. A running one is cancelled once its worker has stopped.
 
         Raises:
             NotFound: there is none.
@@ -189,8 +189,8 @@ class JobQueue(Claims):
             row = _known(rows.find_for_update(session, JobRow, owner, job_id), job_id)
             now = self._database.now(session)
             if JobStatus(row.status).ended:
-                raise Conflict(f"job {job_id!r} has {row.status} already")
-            if not _in_hand(row, now):
+                raise Conflict(f"job {job_id!r} is already {row.status}; it cannot be cancelled")
+            if not _has_worker(row, now):
                 end_job(session, row, now, JobStatus.CANCELLED, "The job was cancelled")
             elif not row.cancel_requested:
                 row.cancel_requested = True
@@ -198,7 +198,7 @@ class JobQueue(Claims):
             return Job.from_row(row)
 
     def pause(self, owner: str, job_id: str) -> Job:
-        """Put a job aside. One that runs is paused once its worker has saved it.
+        """Pause a job. A running one is paused once its worker has saved it.
 
         Raises:
             NotFound: there is none.
@@ -208,18 +208,18 @@ class JobQueue(Claims):
             row = _known(rows.find_for_update(session, JobRow, owner, job_id), job_id)
             now = self._database.now(session)
             if JobStatus(row.status).ended or row.cancel_requested:
-                what = "is being cancelled" if row.cancel_requested else f"has {row.status} already"
-                raise Conflict(f"job {job_id!r} {what}")
+                state = "is being cancelled" if row.cancel_requested else f"is already {row.status}"
+                raise Conflict(f"job {job_id!r} {state}; it cannot be paused")
             if row.status == JobStatus.PAUSED or row.pause_requested:
                 return Job.from_row(row)
             row.pause_requested = True
-            if not _in_hand(row, now):
+            if not _has_worker(row, now):
                 return requeue_or_pause(session, row, now, "")
             add_event(session, row, now, "info", "Pausing: the worker was asked to save the job")
             return Job.from_row(row)
 
     def resume(self, owner: str, job_id: str) -> Job:
-        """Queue a paused job again, or take back a pause that its worker has not heard of.
+        """Queue a paused job again, or take back a pause that its worker does not know of yet.
 
         Raises:
             NotFound: there is none.
@@ -228,7 +228,7 @@ class JobQueue(Claims):
         with self._database.transaction() as session:
             row = _known(rows.find_for_update(session, JobRow, owner, job_id), job_id)
             if row.status != JobStatus.PAUSED and not row.pause_requested:
-                raise Conflict(f"job {job_id!r} is {row.status}; only a paused one is resumed")
+                raise Conflict(f"job {job_id!r} is {row.status}; only a paused job can be resumed")
             if row.status == JobStatus.PAUSED:
                 row.status = JobStatus.QUEUED
             row.pause_requested = False
@@ -246,8 +246,8 @@ def _known(row: JobRow | None, job_id: str) -> JobRow:
     return row
 
 
-def _in_hand(row: JobRow, now: float) -> bool:
-    """Whether a worker that may still live has it."""
+def _has_worker(row: JobRow, now: float) -> bool:
+    """Whether a worker that may still be alive has it."""
     return row.status == JobStatus.RUNNING and (row.lease_until or 0) >= now
 
 
@@ -265,7 +265,9 @@ def _labelled(metadata: Mapping[str, str] | None) -> list[ColumnElement[bool]]:
 
 def _require_file(session: Session, owner: str, file_id: str, param: str) -> None:
     """Raise InvalidRequest unless the owner has such a file, for training."""
-    row = rows.find_for_update(session, FileRow, owner, file_id)  # a deletion must not cross us
+    row = rows.find_for_update(
+        session, FileRow, owner, file_id
+    )  # locked: it must not be deleted meanwhile
     if row is None:
         raise InvalidRequest(f"there is no file {file_id!r}; upload it first", param=param)
     if row.purpose != "fine-tune":
@@ -275,7 +277,7 @@ def _require_file(session: Session, owner: str, file_id: str, param: str) -> Non
 
 
 def _check_suffix(suffix: str) -> None:
-    """Raise InvalidRequest unless an adapter may be called so."""
+    """Raise InvalidRequest unless an adapter may have this name."""
     try:
         check_name("suffix", suffix)
     except InvalidName as error:

@@ -1,4 +1,4 @@
-"""What may become of a job's row, and what it then tells; each in its caller's transaction."""
+"""The changes of a job's row, with their events, each in its caller's transaction."""
 
 import secrets
 from collections.abc import Mapping
@@ -11,9 +11,9 @@ from server.errors import LeaseLost
 from server.jobs.queue.job import EventType, Job, JobStatus, Level
 
 MAX_LOST_LEASES = 5
-"""Leases lost in a row, without getting further, after which a job is held to kill its workers."""
+"""Leases lost in a row at the same step, after which a job is taken to kill its workers."""
 SUSPECT_LOST_LEASES = 2
-"""Leases lost in a row after which a job is trained with no other: it may be what kills workers."""
+"""Leases lost in a row after which a job is trained alone: it may kill its workers."""
 _CLOCK_SLACK_S = 1.0
 
 # The statements of a claim are built once: workers repeat them for as long as they wait.
@@ -21,22 +21,22 @@ _NOW = bindparam("at", type_=Double)
 _LEASE = bindparam("lease", type_=Double)
 _RUNNING = JobRow.status == JobStatus.RUNNING.value
 _BUSY = bindparam("busy", type_=Boolean)
-_BY = bindparam("by", type_=Text)
-# A worker that is busy lives: it holds what a clock that jumped ahead has made look lost.
-_LOST = _RUNNING & (JobRow.lease_until < _NOW) & or_(not_(_BUSY), JobRow.worker != _BY)
+_WORKER = bindparam("by", type_=Text)
+# A busy worker is alive: its own jobs only look lost, because a clock jumped ahead.
+_LOST = _RUNNING & (JobRow.lease_until < _NOW) & or_(not_(_BUSY), JobRow.worker != _WORKER)
 
 _SHORTEN_LEASES = (
     update(JobRow)
     .where(_RUNNING, JobRow.lease_until > _NOW + JobRow.lease_s + _CLOCK_SLACK_S)
     .values(lease_until=_NOW + JobRow.lease_s)
 )
-_HOPELESS = (
+_LOST_FOR_GOOD = (
     select(JobRow)
     .where(
         _LOST,
-        or_(JobRow.cancel_requested, JobRow.pause_requested, JobRow.losses >= MAX_LOST_LEASES),
+        or_(JobRow.cancel_requested, JobRow.pause_requested, JobRow.lost_leases >= MAX_LOST_LEASES),
     )
-    .with_for_update(skip_locked=True)  # SQLite's transaction holds everything anyway
+    .with_for_update(skip_locked=True)  # SQLite's transaction locks everything anyway
 )
 _other = aliased(JobRow)
 _OWNERS_RUNNING = (
@@ -45,7 +45,7 @@ _OWNERS_RUNNING = (
     .correlate(JobRow)
     .scalar_subquery()
 )
-# Not those of a clock that was set back since: they would be the last for as long as it was ahead.
+# Without starts in the future: a clock that was set back has left them there.
 _OWNERS_LAST_START = (
     select(func.coalesce(func.max(_other.started_at), 0.0))
     .where(_other.owner == JobRow.owner, _other.started_at <= _NOW)
@@ -64,12 +64,12 @@ _NEXT = (
 )
 _TAKE_NEXT = (
     update(JobRow)
-    .where(JobRow.number == _NEXT, or_(not_(_BUSY), JobRow.losses < SUSPECT_LOST_LEASES))
+    .where(JobRow.number == _NEXT, or_(not_(_BUSY), JobRow.lost_leases < SUSPECT_LOST_LEASES))
     .values(
         status=JobStatus.RUNNING.value,
         attempt=JobRow.attempt + 1,
-        losses=case((_RUNNING, JobRow.losses + 1), else_=JobRow.losses),
-        worker=_BY,
+        lost_leases=case((_RUNNING, JobRow.lost_leases + 1), else_=JobRow.lost_leases),
+        worker=_WORKER,
         lease_s=_LEASE,
         lease_until=_NOW + _LEASE,
         started_at=func.coalesce(JobRow.started_at, _NOW),
@@ -79,7 +79,7 @@ _TAKE_NEXT = (
 
 
 def lock_row(session: Session, job: Job) -> JobRow:
-    """The job's row, if it is this attempt's still; held until the transaction ends.
+    """The job's row, locked until the transaction ends, if the job is still this attempt's.
 
     Raises:
         LeaseLost: the job was taken over, or has ended.
@@ -87,7 +87,7 @@ def lock_row(session: Session, job: Job) -> JobRow:
     row = session.scalar(select(JobRow).where(JobRow.id == job.id).with_for_update())
     if row is None or row.attempt != job.attempt or row.status != JobStatus.RUNNING:
         now = "gone" if row is None else f"{row.status}, attempt {row.attempt}"
-        raise LeaseLost(f"job {job.id} is no longer attempt {job.attempt}'s: it is {now}")
+        raise LeaseLost(f"job {job.id} no longer belongs to attempt {job.attempt}: it is {now}")
     return row
 
 
@@ -112,21 +112,21 @@ def add_event(
         data=None if data is None else dict(data),
     )
     session.add(event)
-    session.flush()  # so that events are numbered in the order in which they are told
+    session.flush()  # so that events are numbered in the order in which they are added
 
 
 def end_job(session: Session, row: JobRow, now: float, status: JobStatus, message: str) -> Job:
-    """The last change of a job."""
+    """End a job: its last change."""
     row.status = status
     row.finished_at = int(now)
-    row.pause_requested = False  # or it could be resumed
+    row.pause_requested = False  # or an ended job could be resumed
     row.worker = row.lease_until = row.estimated_finish = None
     add_event(session, row, now, "error" if status == JobStatus.FAILED else "info", message)
     return Job.from_row(row)
 
 
-def requeue_or_pause(session: Session, row: JobRow, now: float, otherwise: str) -> Job:
-    """What becomes of a job that its worker no longer has: what its owner wants, or the queue."""
+def requeue_or_pause(session: Session, row: JobRow, now: float, requeued: str) -> Job:
+    """Take a job from its worker: cancel or pause it if its owner asked for that, else queue it."""
     if row.cancel_requested:
         return end_job(session, row, now, JobStatus.CANCELLED, "The job was cancelled")
     paused = row.pause_requested
@@ -134,7 +134,11 @@ def requeue_or_pause(session: Session, row: JobRow, now: float, otherwise: str) 
     row.pause_requested = False
     row.worker = row.lease_until = row.estimated_finish = None
     add_event(
-        session, row, now, "info", "The job is paused; resume it to go on" if paused else otherwise
+        session,
+        row,
+        now,
+        "info",
+        "The job is paused; resume it to continue" if paused else requeued,
     )
     return Job.from_row(row)
 
@@ -149,13 +153,13 @@ def fail_job(
 
 
 def settle_lost_jobs(session: Session, worker: str, now: float, busy: bool) -> None:
-    """Before a claim: end or put aside lost jobs that nobody may take over, and mend leases.
+    """Before a claim: end or pause lost jobs that must not be taken over, and shorten long leases.
 
-    A clock that was set back has made the leases given before it longer than they were meant.
+    A clock that was set back has made the leases before it longer than they were meant.
     """
     options = {"synchronize_session": False}
     session.execute(_SHORTEN_LEASES, {"at": now}, execution_options=options)
-    for row in session.scalars(_HOPELESS, {"at": now, "by": worker, "busy": busy}).all():
+    for row in session.scalars(_LOST_FOR_GOOD, {"at": now, "by": worker, "busy": busy}).all():
         if row.cancel_requested or row.pause_requested:
             requeue_or_pause(session, row, now, "")
             continue
@@ -164,8 +168,8 @@ def settle_lost_jobs(session: Session, worker: str, now: float, busy: bool) -> N
             row,
             now,
             "worker_lost",
-            f"{row.losses + 1} workers in a row were lost without getting past step {row.step}; "
-            "see the worker's log",
+            f"{row.lost_leases + 1} workers in a row stopped without getting past step {row.step}: "
+            "the worker's log may say why",
             None,
         )
 

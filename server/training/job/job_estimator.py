@@ -1,4 +1,4 @@
-"""What a job will take, found out before it is queued. Touches no weights and no engine."""
+"""Estimate what a job will take, before it is queued. Reads no weights and runs no model."""
 
 import json
 import math
@@ -21,20 +21,20 @@ from server.training.run.batches import held_out, steps_per_epoch
 from server.training.run.defaults import TrainPlan, plan_for
 from server.training.run.examples import build_examples
 
-_COUNTED = 1000  # lines of a file that are tokenized at once; the worker reads all of them
+_TOKENIZED_LINES = 1000  # of a file, at most; the worker tokenizes all of them
 _HEADER_BYTES = 1500
 _HEADER_BYTES_PER_TENSOR = 110  # its name, shape and place, and its target's name
 _FLOPS_PER_PARAMETER = 4  # of one token: forward, and backward through frozen weights
-# What such a device reaches on small batches; a guess until this server has trained once.
+# What such a device reaches on small batches: a guess until this server has trained a job.
 _FLOPS_PER_S = {"cpu": 2e10, "cuda": 5e13}
 
 
 class JobEstimator:
-    """Reads files as training will, without training.
+    """Reads files as training does, without training.
 
     Args:
         max_rank: the largest that is served.
-        speed: tokens per second of the jobs before, if there were any.
+        speed: trained tokens per second of earlier jobs, if there were any.
     """
 
     def __init__(
@@ -60,11 +60,11 @@ class JobEstimator:
         """Estimate a job.
 
         Args:
-            start: the adapter to go on from, and what it is called.
+            start: the adapter to continue, by name and header.
 
         Raises:
             InvalidDataset: lines that are too long, or that the chat template refuses. Of a large
-                file, the longest lines and some of the others are looked at.
+                file, the longest lines and some of the others are checked.
             InvalidRequest: targets that the base lacks, or that contradict `start`.
         """
         plan = plan_for(options, seed=0, max_rank=self._max_rank, lines=len(train))
@@ -72,14 +72,16 @@ class JobEstimator:
         lengths, counted = self._lengths(train, "training_file")
         if valid is not None:
             self._lengths(valid, "validation_file")
-        scored = 0 if valid else len(held_out(len(train), plan.validation_split, seed=plan.seed))
-        if plan.early_stopping is not None and not (valid or scored):
+        held_out_lines = (
+            0 if valid else len(held_out(len(train), plan.validation_split, seed=plan.seed))
+        )
+        if plan.early_stopping is not None and not (valid or kept):
             raise InvalidRequest(
-                "early_stopping needs lines to score on: give a validation_file, or a "
+                "early_stopping needs held-out lines: give a validation_file, or a "
                 "validation_split above 0",
                 param="early_stopping",
             )
-        share = (len(train) - scored) / counted
+        share = (len(train) - kept) / counted
         tokens = round(sum(lengths) * len(train) / counted)
         trained = round(sum(lengths) * share) * plan.n_epochs
         speed = self._speed()
@@ -102,7 +104,7 @@ class JobEstimator:
         )
 
     def problems(self, dataset: Dataset, param: str) -> Sequence[LineProblem]:
-        """Lines that `estimate` would refuse."""
+        """The lines that `estimate` refuses."""
         try:
             self._lengths(dataset, param)
         except InvalidDataset as error:
@@ -112,11 +114,11 @@ class JobEstimator:
     def _size(
         self, plan: TrainPlan, options: TrainOptions, start: tuple[str, Manifest] | None
     ) -> tuple[int, int]:
-        """Numbers trained, and the tensors that they stand in."""
+        """How many parameters are trained, and in how many tensors."""
         base = self._base
         if start is None:
-            told = {name: str(value) for name, value in adapter_options(plan, base).items()}
-            method, rank = method_named(plan.method, told), plan.rank
+            chosen = {name: str(value) for name, value in adapter_options(plan, base).items()}
+            method, rank = method_named(plan.method, chosen), plan.rank
             targets = resolve_targets(base, plan.targets)
         else:
             name, manifest = start
@@ -132,12 +134,12 @@ class JobEstimator:
         """Tokens of the examples of some lines, and how many lines those are."""
         context = self._base.max_context
         some, long = _chosen(dataset, context)
-        looked_at = sorted({*some, *long})
-        records = [dataset.records[index] for index in looked_at]
-        found = build_examples(records, self._tokenizer, max_tokens=context, param=param)
+        chosen = sorted({*some, *long})
+        records = [dataset.records[index] for index in chosen]
+        encoded = build_examples(records, self._tokenizer, max_tokens=context, param=param)
         lengths = [
             len(example.tokens) - 1
-            for index, examples in zip(looked_at, found, strict=True)
+            for index, examples in zip(chosen, encoded, strict=True)
             if index in some
             for example in examples
         ]
@@ -149,14 +151,14 @@ class JobEstimator:
 
 
 def _chosen(dataset: Dataset, max_context: int) -> tuple[range, list[int]]:
-    """Indices of lines spread over the file, and of the others that may be too long: a token is a
-    byte at least, so that a line of few bytes cannot be."""
-    if len(dataset) <= _COUNTED:
+    """Indices of lines spread over the file, and of others that may be too long: a token is at
+    least a byte, so a line of few bytes cannot be."""
+    if len(dataset) <= _TOKENIZED_LINES:
         return range(len(dataset)), []
-    some = range(0, len(dataset), math.ceil(len(dataset) / _COUNTED))
+    some = range(0, len(dataset), math.ceil(len(dataset) / _TOKENIZED_LINES))
     sizes = {
         index: len(json.dumps(record, ensure_ascii=False).encode())
         for index, (_, record) in enumerate(dataset.records)
     }
     long = [index for index, size in sizes.items() if size > max_context and index not in some]
-    return some, sorted(long, key=lambda index: sizes[index])[-_COUNTED:]
+    return some, sorted(long, key=lambda index: sizes[index])[-_TOKENIZED_LINES:]

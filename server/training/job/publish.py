@@ -1,4 +1,4 @@
-"""Publish what a job trained, exactly once. Knows no training."""
+"""Publish what a job has trained, exactly once. Knows no trainer."""
 
 import fcntl
 from collections.abc import Callable, Iterator, Mapping
@@ -12,9 +12,9 @@ from adapters_store.store import AdapterStore
 from adapters_store.store_errors import AdapterCorrupt, AdapterNotFound
 
 JOB = "job"
-"""The key of a manifest's provenance under which the job's id stands."""
+"""The key of the job's id in a manifest's provenance."""
 STEP = "step"
-"""The key of a checkpoint's provenance under which its step stands; a final version has none."""
+"""The key of a checkpoint's step there; a final version has none."""
 
 
 def milestones(total_steps: int, every: int, count: int) -> frozenset[int]:
@@ -34,36 +34,36 @@ def publish_once(
     lock: Path,
     check_lease: Callable[[], None],
 ) -> AdapterRef:
-    """Publish unless an earlier attempt of the same job already has; return its version either way.
+    """Publish, unless an earlier attempt of the same job has; return its version either way.
 
-    An attempt may die after publishing, or hang, lose its lease and wake up late. So attempts take
-    the file `lock` in turn, and within it make sure first that the job is still theirs
-    (`check_lease` raises if not), then that no version names the job. A manifest that names a step
-    as well is a checkpoint's: its version stands aside, and each step has one of its own.
+    An attempt may die after publishing, or hang and lose its lease. So attempts take `lock` in turn.
+    Then each checks first that the job is still its own (`check_lease` raises if not), and next that
+    no version names the job. A manifest that names a step is a checkpoint's: it does not become the
+    latest version, and each step has one.
     """
     step = manifest.provenance.get(STEP)
     with _locked(lock):
         check_lease()
-        published = _find(store, owner, name, manifest.provenance[JOB], step)
+        published = _published_version(store, owner, name, manifest.provenance[JOB], step)
         if published is not None:
             return published
         return store.publish(owner, name, manifest, tensors, latest=step is None)
 
 
-def _find(
+def _published_version(
     store: AdapterStore, owner: str, name: str, job: str, step: str | None
 ) -> AdapterRef | None:
-    """The version that `job` published at `step`; the newest are looked at first.
+    """The version that `job` has published at `step`; the newest are read first.
 
-    A damaged one counts for none: if it is the job's own, it is published once more.
+    A damaged one is passed over: if it is the job's, it is published once more.
     """
     for version in reversed(store.versions(owner, name)):
         ref = AdapterRef(owner, name, version)
         try:
-            told = store.open(ref).manifest.provenance
+            provenance = store.open(ref).manifest.provenance
         except (AdapterCorrupt, AdapterNotFound):  # or deleted since
             continue
-        if (told.get(JOB), told.get(STEP)) == (job, step):
+        if (provenance.get(JOB), provenance.get(STEP)) == (job, step):
             return ref
     return None
 
@@ -71,6 +71,6 @@ def _find(
 @contextmanager
 def _locked(path: Path) -> Iterator[None]:
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w") as file:  # closing it, or the process's end, gives the lock back
+    with path.open("w") as file:  # closing it, or the process's end, unlocks it
         fcntl.flock(file, fcntl.LOCK_EX)
         yield

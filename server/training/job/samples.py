@@ -1,4 +1,4 @@
-"""Questions of a job's own file, and how they were answered before and after. Knows no queue."""
+"""Questions of a job's file, and their answers before and after training. Knows no queue."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ from server.jobs.queue.evaluation import Sample
 from server.training.run.examples import Example
 
 MAX_NEW = 48
-"""Tokens of an answer, at most."""
+"""The most tokens of an answer."""
 _QUESTIONS = 3
 _LONGEST_PROMPT = 1024  # tokens
 _SHOWN = 500  # characters of a question
@@ -16,7 +16,7 @@ _SHOWN = 500  # characters of a question
 
 @dataclass(frozen=True)
 class Question:
-    """What is asked, as people and as the model read it, and the file's own answer."""
+    """A question as text and as the model's prompt, and the file's answer to it."""
 
     text: str
     prompt: tuple[int, ...]
@@ -32,16 +32,17 @@ def questions_of(
         lines: records, each with its examples.
     """
     longest = min(_LONGEST_PROMPT, max_context - MAX_NEW)
-    found: list[Question] = []
+    questions: list[Question] = []
     for record, examples in lines:
         for example in examples[-1:]:
             start = _last_answer(example)
             if 0 < start <= longest:
-                text = _cut(_asked(record))
-                found.append(Question(text, example.tokens[:start], example.tokens[start:]))
-    if len(found) <= _QUESTIONS:
-        return tuple(found)
-    return tuple(found[i * (len(found) - 1) // (_QUESTIONS - 1)] for i in range(_QUESTIONS))
+                text = _cut(_question(record))
+                questions.append(Question(text, example.tokens[:start], example.tokens[start:]))
+    if len(questions) <= _QUESTIONS:
+        return tuple(questions)
+    last = len(questions) - 1
+    return tuple(questions[i * last // (_QUESTIONS - 1)] for i in range(_QUESTIONS))
 
 
 def sample_of(
@@ -53,15 +54,15 @@ def sample_of(
 
 
 def _last_answer(example: Example) -> int:
-    """Where the last stretch of tokens begins that count."""
+    """Where the last run of counted tokens begins."""
     start = len(example.counts)
     while start and example.counts[start - 1]:
         start -= 1
     return start
 
 
-def _asked(record: Mapping[str, object]) -> str:
-    """What the user said last before the last answer that is learnt."""
+def _question(record: Mapping[str, object]) -> str:
+    """The last message before the last answer that counts."""
     messages = record.get("messages")
     if not isinstance(messages, Sequence):
         return str(record.get("prompt", ""))
@@ -69,8 +70,8 @@ def _asked(record: Mapping[str, object]) -> str:
         i for i, m in enumerate(messages) if m["role"] == "assistant" and m.get("weight") != 0
     ]
     before = messages[: answers[-1]] if answers else messages
-    said = [m.get("content") for m in before if m["role"] != "assistant"]
-    return _plain(said[-1]) if said else ""
+    contents = [m.get("content") for m in before if m["role"] != "assistant"]
+    return _plain(contents[-1]) if contents else ""
 
 
 def _plain(content: object) -> str:
@@ -81,7 +82,7 @@ def _plain(content: object) -> str:
 
 
 def _text(tokens: Sequence[int], tokenizer: ChatTokenizer) -> str:
-    """Without what ends an answer; cut after `MAX_NEW` tokens."""
+    """An answer without its end token, cut after `MAX_NEW` tokens."""
     text = _printable(tokenizer.decode(tokens[:MAX_NEW])).strip()
     ended = len(tokens) <= MAX_NEW and tokens[-1:] and tokens[-1] in tokenizer.special_ids
     return text if ended or len(tokens) < MAX_NEW else f"{text} ..."
@@ -93,5 +94,5 @@ def _cut(text: str) -> str:
 
 
 def _printable(text: str) -> str:
-    """What neither a database nor a terminal could take amiss."""
+    """Without the characters that a database refuses, or a terminal obeys."""
     return "".join(char for char in text if char.isprintable() or char in "\n\t")

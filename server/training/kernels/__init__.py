@@ -1,4 +1,4 @@
-"""Triton kernels for what lies between a model's products while adapters learn, forward and back.
+"""Triton kernels for the operations between a model's products in training, forward and backward.
 
-Weights are frozen: none of these gives a gradient to one. Imported only for a CUDA device.
+The base's weights are frozen, so no kernel gives them a gradient. Imported only for a CUDA device.
 """

@@ -1,4 +1,4 @@
-"""Cross-entropy of rows of logits, and back through it, without a float32 copy of the logits.
+"""Cross-entropy of rows of logits, forward and backward, without a float32 copy of the logits.
 
     loss[t] = log(sum(exp(logits[t]))) - logits[t, target]      glogits[t] = g[t] (p[t] - 1[target])
 
@@ -72,23 +72,23 @@ def _forward(
     target = tl.load(targets_ptr + row)
     largest = tl.full((), float("-inf"), tl.float32)
     total = tl.full((), 0.0, tl.float32)
-    found = tl.full((), 0, tl.int32)
+    best = tl.full((), 0, tl.int32)
     for start in range(0, vocabulary, BLOCK):
         column = start + tl.arange(0, BLOCK)
         inside = column < vocabulary
         x = tl.load(logits_ptr + row * stride + column, mask=inside, other=float("-inf"))
         x = x.to(tl.float32)
         most = tl.max(x, axis=0)
-        # The first of equals, as argmax has it.
+        # The first of equals, as argmax takes it.
         first = tl.min(tl.where(x == most, column, vocabulary), axis=0)
-        found = tl.where(most > largest, first, found)
+        best = tl.where(most > largest, first, best)
         larger = tl.maximum(most, largest)
         total = total * tl.exp(largest - larger) + tl.sum(tl.exp(x - larger), axis=0)
         largest = larger
     logsum = largest + tl.log(total)
     tl.store(sums_ptr + row, logsum)
     tl.store(losses_ptr + row, logsum - tl.load(logits_ptr + row * stride + target).to(tl.float32))
-    tl.store(hits_ptr + row, found == target)
+    tl.store(hits_ptr + row, best == target)
 
 
 @triton.jit

@@ -1,4 +1,4 @@
-"""The gate of Llama's MLP, and back through it, in one pass each. Knows no weights."""
+"""The gate of Llama's MLP, forward and backward in one kernel each. Knows no weights."""
 
 from typing import Any
 
@@ -12,8 +12,8 @@ _BLOCK = 2048
 
 
 def silu_mul(gate: Tensor, up: Tensor) -> Tensor:
-    """See `server.training.run.layer_ops.silu_mul`, its plain reference; both contiguous."""
-    # silu is computed in float32 and rounded before it meets `up`, as in torch.
+    """See `server.training.run.layer_ops.silu_mul`, its reference; both contiguous."""
+    # silu is computed in float32 and rounded before it is multiplied by `up`, as in torch.
     out: Tensor = _SiluMul.apply(gate, up)  # type: ignore[no-untyped-call]
     return out
 

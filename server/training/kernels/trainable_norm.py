@@ -1,4 +1,4 @@
-"""Add to the residual stream and normalise it, and go back through both, in one pass each.
+"""Add to the residual stream and normalise it, forward and backward in one kernel each.
 
     h' = h + delta        x = w * n        n = h' r        r = 1 / sqrt(mean(h'^2) + eps)
     gh = gdelta = gh' + r (w gx - n mean(w gx n))
@@ -21,8 +21,7 @@ _MOST_WARPS = 16
 def add_rms_norm(
     h: Tensor, delta: Tensor | None, weight: Tensor, eps: float
 ) -> tuple[Tensor, Tensor]:
-    """See `server.training.run.layer_ops.add_rms_norm`, its plain reference; h and delta
-    contiguous."""
+    """See `server.training.run.layer_ops.add_rms_norm`, its reference; h and delta contiguous."""
     out: tuple[Tensor, Tensor] = _AddNorm.apply(h, delta, weight, eps)  # type: ignore[no-untyped-call]
     return out
 

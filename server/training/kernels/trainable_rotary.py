@@ -1,7 +1,7 @@
-"""Turn queries and keys by their positions, and gradients back, in one pass.
+"""Rotate queries and keys by their positions, and gradients back, in one kernel.
 
 Rotary position embedding: Su et al., arXiv 2104.09864, equation 34, with the halves of a head as
-transformers pairs them. What is turned by an angle goes back by turning it the other way.
+transformers pairs them. The backward pass rotates by the negative angle.
 """
 
 from typing import Any
@@ -17,8 +17,7 @@ _MOST_WARPS = 16
 
 
 def rotate(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
-    """See `server.training.run.layer_ops.rotate`, its plain reference; all contiguous, D a power of
-    two.
+    """See `server.training.run.layer_ops.rotate`, its reference; all contiguous, D a power of two.
 
     Products and their sum are rounded one by one, as in transformers.
     """
@@ -30,16 +29,18 @@ class _Rotate(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
         ctx.save_for_backward(cos, sin)
-        return _turned(q, k, cos, sin, back=False)
+        return _rotated(q, k, cos, sin, back=False)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gq: Tensor, gk: Tensor) -> tuple[Tensor, Tensor, None, None]:
         cos, sin = ctx.saved_tensors
-        return *_turned(gq.contiguous(), gk.contiguous(), cos, sin, back=True), None, None
+        return *_rotated(gq.contiguous(), gk.contiguous(), cos, sin, back=True), None, None
 
 
-def _turned(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, *, back: bool) -> tuple[Tensor, Tensor]:
+def _rotated(
+    q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, *, back: bool
+) -> tuple[Tensor, Tensor]:
     positions, head_dim = cos.shape
     heads, kv_heads = q.shape[1] // head_dim, k.shape[1] // head_dim
     q_out, k_out = torch.empty_like(q), torch.empty_like(k)

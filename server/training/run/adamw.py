@@ -1,7 +1,7 @@
 """AdamW (Loshchilov and Hutter, arXiv 1711.05101, algorithm 2) for several runs in few launches.
 
-Each run has its own rate, decay, moments and count of steps; the arithmetic of one never meets
-another's. Knows no model.
+Each run has its own rate, decay, moments and count of steps, and none changes the numbers of
+another. Knows no model.
 """
 
 import math
@@ -19,7 +19,7 @@ _EPSILON: Final = 1e-8
 
 @dataclass(frozen=True, eq=False)
 class OptimizerState:
-    """What one run learns, and the running means of its gradient and of the gradient squared."""
+    """The trained parameter of a run, and the running means of its gradient and of that squared."""
 
     parameter: Tensor
     mean: Tensor
@@ -33,9 +33,9 @@ class OptimizerState:
 
 @dataclass(frozen=True, eq=False)
 class OptimizerStep:
-    """One step of a run. `number` counts from 1; the gradient is taken times `factor`."""
+    """One step of a run. `number` counts from 1; the gradient is multiplied by `factor`."""
 
-    of: OptimizerState
+    state: OptimizerState
     number: int
     rate: float
     decay: float
@@ -47,9 +47,9 @@ def adamw(steps: Sequence[OptimizerStep]) -> None:
     """Take a step of each run. Their parameters' gradients are used up."""
     if not steps:
         return
-    parameters = [step.of.parameter for step in steps]
+    parameters = [step.state.parameter for step in steps]
     gradients = [_gradient(parameter) for parameter in parameters]
-    means, squares = [step.of.mean for step in steps], [step.of.square for step in steps]
+    means, squares = [step.state.mean for step in steps], [step.state.square for step in steps]
     torch._foreach_mul_(gradients, [step.factor for step in steps])
     torch._foreach_mul_(parameters, [1 - step.rate * step.decay for step in steps])
     torch._foreach_lerp_(means, gradients, 1 - _BETA)

@@ -1,19 +1,19 @@
-"""Which examples a step reads, and how they lie in memory. Pure: no tensors, no state."""
+"""Which examples a step reads, and in which forward passes. Pure: no tensors, no state."""
 
 import math
 from collections.abc import Sequence
 
 import numpy as np
 
-_HELD_OUT = 2**64 - 1  # no epoch's number
+_HELD_OUT_STREAM = 2**64 - 1  # no epoch has this number
 _LENGTH_NOISE = 0.1  # neighbours in length change from epoch to epoch; padding stays small
 
 
 def held_out(count: int, share: float, *, seed: int) -> frozenset[int]:
-    """Which of `count` lines are only scored: about `share`, at least one, never all."""
+    """Which of `count` lines are held out from training: about `share`, at least one, never all."""
     if share == 0 or count < 2:
         return frozenset()
-    words = _words(seed, _HELD_OUT).random_raw(count)
+    words = _words(seed, _HELD_OUT_STREAM).random_raw(count)
     return frozenset(np.argsort(words, kind="stable")[: max(1, round(count * share))].tolist())
 
 
@@ -38,7 +38,7 @@ def epoch_batches(
 
 
 def _words(seed: int, stream: int) -> np.random.Philox:
-    """Raw words, not numpy's distributions: those may change from one release to the next."""
+    """Raw random words. Numpy's distributions may change from one release to the next."""
     return np.random.Philox(key=np.array([seed, stream], np.uint64))
 
 
@@ -51,16 +51,9 @@ def micro_batches(
     """
     parts: list[list[int]] = []
     for index in sorted(indices, key=lambda i: (lengths[i], i)):
-        # Sorted by length: the newcomer is the longest, and pads all the others.
+        # Sorted by length: the one that is added is the longest, and pads all the others.
         if parts and lengths[index] * (len(parts[-1]) + 1) <= max_tokens:
             parts[-1].append(index)
         else:
             parts.append([index])
     return parts
-
-
-def padding_share(parts: Sequence[Sequence[int]], lengths: Sequence[int]) -> float:
-    """The share of positions in these parts that hold no token."""
-    used = sum(lengths[i] for part in parts for i in part)
-    held = sum(max(lengths[i] for i in part) * len(part) for part in parts if part)
-    return 1 - used / held if held else 0.0

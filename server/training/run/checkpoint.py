@@ -1,4 +1,4 @@
-"""Where a run stands, on disk. Knows files and tensors, and nothing of what they mean.
+"""The state of a run on disk. Knows files and tensors, and nothing of what they mean.
 
     <folder>/step-00000120.safetensors     tensors, and the rest as one JSON text in the header
 
@@ -27,7 +27,7 @@ _STATE = "state"
 
 @dataclass(frozen=True)
 class RunCheckpoint:
-    """A moment of a run: the step just done, its tensors, and its numbers (anything JSON holds)."""
+    """A run after `step`: its tensors, and its numbers (anything JSON holds)."""
 
     step: int
     tensors: Mapping[str, Tensor]
@@ -83,9 +83,10 @@ class CheckpointFolder:
 
 
 def sweep(folder: Path, *, older_than_s: float, keep: Container[str] = ()) -> None:
-    """Remove what no run under `folder` has touched for so long: those of jobs that were cancelled
-    while no worker had them. Those named in `keep` stay; another that comes back starts from the
-    top.
+    """Remove entries of `folder` that nothing has written to for so long, except those in `keep`.
+
+    They are of jobs that were cancelled while no worker had them. A run that still needs one starts
+    over.
     """
     oldest = time.time() - older_than_s
     for entry in folder.iterdir() if folder.is_dir() else ():

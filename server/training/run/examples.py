@@ -1,8 +1,8 @@
-"""Conversations to tokens and to the tokens that count: the assistant's. Knows no model.
+"""Turn conversations into tokens, and say which of them count in the loss. Knows no model.
 
-Loss counts on what the assistant wrote, its end-of-turn token included, so that the adapter learns
-to stop. Which tokens those are is asked of the chat template where it marks them, and found by
-rendering the chat up to each answer and through it where it does not.
+What the assistant wrote counts, with its end-of-turn token, so that the adapter learns to stop. A
+chat template may mark those tokens. Where it does not, the chat is rendered up to each answer and
+through it, and the answer is the difference.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -10,8 +10,7 @@ from dataclasses import dataclass
 
 from server.bases.tokenizer import ChatTokenizer, Message, Tools
 from server.errors import InvalidDataset, InvalidRequest, LineProblem
-
-_SHOWN_PROBLEMS = 20
+from server.jobs.files.datasets import problem_summary
 
 
 @dataclass(frozen=True)
@@ -26,7 +25,7 @@ class Example:
 
     @classmethod
     def of(cls, tokens: Sequence[int], spans: Iterable[tuple[int, int]]) -> "Example | None":
-        """Learn tokens[start:end] of each span, and drop what follows the last; None if nothing."""
+        """Count tokens[start:end] of each span; drop what follows. None if nothing counts."""
         counts = [False] * len(tokens)
         for start, end in spans:
             counts[start:end] = [True] * (end - start)
@@ -53,7 +52,7 @@ def build_examples(
     Raises:
         InvalidDataset: naming every line that the template refuses or that is over `max_tokens`.
     """
-    found: list[list[Example]] = []
+    encoded: list[list[Example]] = []
     problems: list[LineProblem] = []
     for line, record in records:
         try:
@@ -65,14 +64,10 @@ def build_examples(
         if longest > max_tokens:
             reason = f"{longest} tokens are more than the {max_tokens} that the model can read"
             problems.append(LineProblem(line, f"{reason}; shorten or split the conversation"))
-        found.append(examples)
+        encoded.append(examples)
     if problems:
-        shown = "; ".join(f"line {p.line}: {p.reason}" for p in problems[:_SHOWN_PROBLEMS])
-        more = ", ..." if len(problems) > _SHOWN_PROBLEMS else ""
-        raise InvalidDataset(
-            f"{len(problems)} lines cannot be trained on: {shown}{more}", problems, param=param
-        )
-    return found
+        raise InvalidDataset(problem_summary(problems), problems, param=param)
+    return encoded
 
 
 def encode_record(record: Mapping[str, object], tokenizer: ChatTokenizer) -> list[Example]:
@@ -88,13 +83,13 @@ def encode_record(record: Mapping[str, object], tokenizer: ChatTokenizer) -> lis
 
 
 def _completion_example(prompt: str, completion: str, tokenizer: ChatTokenizer) -> list[Example]:
-    asked = tokenizer.encode(prompt, add_special=True)
+    prompt_tokens = tokenizer.encode(prompt, add_special=True)
     whole = tokenizer.encode(prompt + completion, add_special=True)
-    if whole[: len(asked)] != asked:  # the border's characters share a token: keep the prompt's
-        whole = asked + tokenizer.encode(completion)
+    if whole[: len(prompt_tokens)] != prompt_tokens:  # a token spans the border: keep the prompt's
+        whole = prompt_tokens + tokenizer.encode(completion)
     if tokenizer.eos_token_id is not None:
         whole.append(tokenizer.eos_token_id)
-    example = Example.of(whole, [(len(asked), len(whole))])
+    example = Example.of(whole, [(len(prompt_tokens), len(whole))])
     return [example] if example else []
 
 
@@ -115,7 +110,7 @@ def _chat_examples(
     if marked is not None:
         tokens, mask = marked
         spans = _runs(mask)
-        if len(spans) == len(answers):  # else the template leaves an answer out, or joins two
+        if len(spans) == len(answers):  # else the template omits an answer, or joins two
             chosen = [_with_end(tokens, spans[answers.index(i)], tokenizer) for i in wanted]
             example = Example.of(tokens, chosen)
             return [example] if example else []
@@ -125,10 +120,10 @@ def _chat_examples(
 def _by_difference(
     chat: Sequence[Message], wanted: Sequence[int], tools: Tools | None, tokenizer: ChatTokenizer
 ) -> list[Example]:
-    """Find each answer as what the chat through it has beyond the prompt that asks for it.
+    """Find each answer as what the chat through it has after the prompt that asks for it.
 
     A template may render an answer differently once more turns follow (some drop its reasoning).
-    Then each answer becomes an example of its own, rendered as the last turn.
+    Then each answer is an example of its own, rendered as the last turn.
     """
     tokens = tokenizer.chat(chat, add_generation_prompt=False, tools=tools)
     turns = [_turn(chat, index, tools, tokenizer) for index in wanted]
@@ -143,11 +138,11 @@ def _turn(
     chat: Sequence[Message], index: int, tools: Tools | None, tokenizer: ChatTokenizer
 ) -> tuple[list[int], tuple[int, int]]:
     """The chat through message `index`, and where in it that answer stands."""
-    asked = tokenizer.chat(chat[:index], add_generation_prompt=True, tools=tools) if index else []
+    prompt = tokenizer.chat(chat[:index], add_generation_prompt=True, tools=tools) if index else []
     through = tokenizer.chat(chat[: index + 1], add_generation_prompt=False, tools=tools)
-    start = _common(asked, through)
-    # The header's last token may have joined with the answer's first characters; no more than it.
-    if start < len(asked) - 1:
+    start = _common(prompt, through)
+    # Only the header's last token may have merged with the answer's first characters.
+    if start < len(prompt) - 1:
         raise InvalidRequest(
             f"the chat template of {tokenizer.name} renders message {index} differently from what "
             "it asks the model to write; mark the answers in the template with {% generation %}"
@@ -160,7 +155,7 @@ def _turn(
 def _with_end(
     tokens: Sequence[int], span: tuple[int, int], tokenizer: ChatTokenizer
 ) -> tuple[int, int]:
-    """Templates may close the marks before the end-of-turn token, which must be learnt too."""
+    """A template may end its mark before the end-of-turn token, which must count as well."""
     start, end = span
     closed = tokens[end - 1] in tokenizer.special_ids
     if not closed and end < len(tokens) and tokens[end] in tokenizer.special_ids:

@@ -1,9 +1,9 @@
-"""Layers of a Llama-shaped base while adapters learn: the same function in fewer, larger kernels.
+"""The layers of a Llama-shaped base in training: the same function in fewer, larger kernels.
 
-Transformers' own layers spend as long on what lies between their products as on the products. Here
-norm, rotation and gate are a kernel each way, which keep less for the way back, and attention is
-torch's causal one. Products stay the model's own modules, which adapters stand in for. Knows one
-shape of layer; a base of another runs as it is. CUDA only.
+Transformers' own layers spend as long between their matrix products as on them. Here norm, rotation
+and gate are one kernel each way, which keep less for the backward pass, and attention is torch's
+causal one. The products stay the model's own modules, which adapters replace. Knows one shape of
+layer: a base of another shape runs as it is. CUDA only.
 """
 
 from collections.abc import Callable, Iterator
@@ -17,18 +17,18 @@ from server.adapters.methods.row_shares import KERNELS_FROM
 from server.bases.model import BaseModel
 from server.training.run.layer_ops import LayerOps
 
-# Their layers differ in biases and sliding windows alone.
+# Their layers differ only in biases and sliding windows.
 _FAMILY: Final = frozenset({"llama", "mistral", "qwen2"})
 _ELSEWHERE: Final = ("attention_mask", "past_key_values")
 
 
 @contextmanager
 def fused_layers(base: BaseModel, tokens: int) -> Iterator[None]:
-    """Within, a pass of `tokens` through `base` without a cache or a mask takes the lean form.
+    """Within, a pass of `tokens` through `base` without a cache or a mask uses the fused form.
 
-    Left alone are a base on a CPU or of a shape that is not known, and a pass so small that the
+    Nothing changes for a base on a CPU, for one of another shape, and for a pass so small that the
     host cannot launch it as fast as the device runs it: a kernel of ours takes longer to launch
-    than those of torch that it stands for.
+    than the kernels of torch that it replaces.
     """
     known = base.device.type == "cuda" and has_fused_form(base)
     if not known or tokens * base.model.config.hidden_size < KERNELS_FROM:
@@ -43,7 +43,7 @@ def fused_layers(base: BaseModel, tokens: int) -> Iterator[None]:
 
 
 def has_fused_form(base: BaseModel) -> bool:
-    """Whether the layers of `base` are of the shape that has a lean form."""
+    """Whether the layers of `base` are of the shape that has a fused form."""
     config = base.model.config
     return (
         config.model_type in _FAMILY
@@ -53,12 +53,12 @@ def has_fused_form(base: BaseModel) -> bool:
 
 
 @contextmanager
-def fused_with(base: BaseModel, between: LayerOps) -> Iterator[None]:
-    """`fused_layers`, with these functions between the products."""
+def fused_with(base: BaseModel, ops: LayerOps) -> Iterator[None]:
+    """Within, every layer of `base` uses the fused form with these operations."""
     decoder: Any = base.model.get_decoder()
     layers = list(decoder.layers)
     for layer in layers:
-        layer.forward = _Lean(layer, between, base.head_dim)
+        layer.forward = _Layer(layer, ops, base.head_dim)
     try:
         yield
     finally:
@@ -66,18 +66,18 @@ def fused_with(base: BaseModel, between: LayerOps) -> Iterator[None]:
             del layer.forward  # the class's own shows again
 
 
-class _Lean:
-    """Stands in for the `forward` of one decoder layer."""
+class _Layer:
+    """Replaces the `forward` of one decoder layer."""
 
-    def __init__(self, layer: Any, between: LayerOps, head_dim: int) -> None:
+    def __init__(self, layer: Any, ops: LayerOps, head_dim: int) -> None:
         self._layer = layer
         self._plain: Callable[..., Tensor] = type(layer).forward
-        self._between = between
+        self._ops = ops
         self._head_dim = head_dim
         self._window: int | None = getattr(layer.self_attn, "sliding_window", None)
 
     def __call__(self, hidden_states: Tensor, **rest: Any) -> Tensor:
-        """hidden_states: [rows, columns, hidden], and so is what it gives."""
+        """hidden_states: [rows, columns, hidden], and so is the result."""
         cos, sin = rest["position_embeddings"]
         columns = hidden_states.shape[1]
         elsewhere = (
@@ -86,20 +86,18 @@ class _Lean:
         windowed = self._window is not None and columns > self._window
         if elsewhere or windowed or len(cos) > 1:
             return self._plain(self._layer, hidden_states, **rest)
-        layer, between = self._layer, self._between
+        layer, ops = self._layer, self._ops
         h = hidden_states.reshape(-1, hidden_states.shape[-1])
-        h, x = _normed(between, h, None, layer.input_layernorm)
-        h, x = _normed(
-            between, h, self._attended(x, cos[0], sin[0]), layer.post_attention_layernorm
-        )
+        h, x = _normed(ops, h, None, layer.input_layernorm)
+        h, x = _normed(ops, h, self._attended(x, cos[0], sin[0]), layer.post_attention_layernorm)
         mlp = layer.mlp
-        out: Tensor = h + mlp.down_proj(between.silu_mul(mlp.gate_proj(x), mlp.up_proj(x)))
+        out: Tensor = h + mlp.down_proj(ops.silu_mul(mlp.gate_proj(x), mlp.up_proj(x)))
         return out.view(hidden_states.shape)
 
     def _attended(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         """x: [tokens, hidden] in rows of as many tokens as there are angles."""
         attention = self._layer.self_attn
-        q, k = self._between.rotate(attention.q_proj(x), attention.k_proj(x), cos, sin)
+        q, k = self._ops.rotate(attention.q_proj(x), attention.k_proj(x), cos, sin)
         out = functional.scaled_dot_product_attention(
             self._heads(q, len(cos)),
             self._heads(k, len(cos)),
@@ -118,7 +116,7 @@ class _Lean:
 
 
 def _normed(
-    between: LayerOps, h: Tensor, delta: Tensor | None, norm: nn.Module
+    ops: LayerOps, h: Tensor, delta: Tensor | None, norm: nn.Module
 ) -> tuple[Tensor, Tensor]:
     weight, eps = norm.get_parameter("weight"), float(norm.variance_epsilon)  # type: ignore[arg-type]
-    return between.add_rms_norm(h, delta, weight, eps)
+    return ops.add_rms_norm(h, delta, weight, eps)

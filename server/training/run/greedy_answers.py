@@ -1,6 +1,6 @@
 """The most likely answers of several adapters and of the base, in one batch. Knows no jobs.
 
-By the model that trains, where it is: no engine, no pages. For a few dozen tokens now and then.
+The training model generates them, without an engine: for a few dozen tokens now and then.
 """
 
 import logging
@@ -34,29 +34,29 @@ def answer(
 
     Args:
         asked: prompts that leave room for `max_new` tokens in the context.
-        max_tokens: positions of one batch, padding included; a longer prompt is one of its own.
+        max_tokens: positions of one batch, padding included; a longer prompt is a batch alone.
     """
-    found: dict[int, list[int]] = {}
+    answers: dict[int, list[int]] = {}
     lengths = [len(one.prompt) + max_new for one in asked]
     for part in micro_batches(range(len(asked)), lengths, max_tokens):
         # Each adapter's rows lie next to each other; id() only brings them together.
         order = sorted(part, key=lambda index: id(asked[index].adapter))
         rows = [asked[index] for index in order]
         columns = torch.stack(list(_tokens(base, rows, max_new))).T.tolist()
-        found |= {
+        answers |= {
             index: _ended(tokens, base.eos_token_ids)
             for index, tokens in zip(order, columns, strict=True)
         }
-    return [found[index] for index in range(len(asked))]
+    return [answers[index] for index in range(len(asked))]
 
 
 def answer_all(
     base: BaseModel, groups: Sequence[Sequence[GreedyRequest]], *, max_new: int, max_tokens: int
 ) -> list[list[list[int]] | None]:
-    """As `answer`, for several who ask; what fails for all is tried for each: None, if it fails
-    again. Raises nothing: an answer is a sample, and no reason for anybody's work to fail."""
+    """The answers to several groups, as `answer`. What fails for all is tried for each group: None
+    if it fails again. Raises nothing: a missing sample is no reason for a job to fail."""
     try:
-        found = answer(
+        answers = answer(
             base, [one for group in groups for one in group], max_new=max_new, max_tokens=max_tokens
         )
     except Exception as error:
@@ -65,12 +65,12 @@ def answer_all(
             return [None]
         sizes = {"max_new": max_new, "max_tokens": max_tokens}
         return [one for group in groups for one in answer_all(base, [group], **sizes)]
-    each = iter(found)
+    each = iter(answers)
     return [[next(each) for _ in group] for group in groups]
 
 
 def _tokens(base: BaseModel, rows: Sequence[GreedyRequest], max_new: int) -> Iterator[Tensor]:
-    """Of each step, the token of every row [rows]; rows that have ended go on to no use."""
+    """The tokens of each step [rows], until all rows have ended; what follows an end is no use."""
     device = base.device
     longest = max(len(row.prompt) for row in rows)
     gaps = [longest - len(row.prompt) for row in rows]

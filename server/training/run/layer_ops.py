@@ -1,6 +1,6 @@
-"""What lies between the products of a Llama's layer, written plainly. Knows no weights.
+"""The operations between the matrix products of a Llama's layer, in torch. Knows no model.
 
-`server.training.kernels` has the same as kernels with ways back of their own.
+`server.training.kernels` has the same operations as kernels, with their own backward passes.
 """
 
 from collections.abc import Callable
@@ -14,7 +14,7 @@ from torch.nn.functional import silu
 
 @dataclass(frozen=True)
 class LayerOps:
-    """These functions, in one form or the other."""
+    """These operations, in one form or the other."""
 
     add_rms_norm: Callable[[Tensor, Tensor | None, Tensor, float], tuple[Tensor, Tensor]]
     rotate: Callable[[Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
@@ -24,7 +24,7 @@ class LayerOps:
 def add_rms_norm(
     h: Tensor, delta: Tensor | None, weight: Tensor, eps: float
 ) -> tuple[Tensor, Tensor]:
-    """h + delta, and that over its root mean square, times `weight`: h', x.
+    """Add, then normalise: h + delta, and that over its root mean square, times `weight`: h', x.
 
     Statistics are float32; the quotient is rounded to h's dtype before it meets `weight`, as in
     transformers' LlamaRMSNorm.

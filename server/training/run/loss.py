@@ -1,4 +1,4 @@
-"""Cross-entropy on the tokens that count, and no work on the others. Knows no adapter."""
+"""Cross-entropy of the tokens that count, with no work on the others. Knows no adapter."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -17,15 +17,15 @@ from server.training.run.fused_layers import fused_layers
 
 @dataclass(frozen=True)
 class Score:
-    """How well the tokens that count are predicted: mean loss in nats, share of exact hits."""
+    """How well the counted tokens are predicted: mean loss in nats, share of exact hits."""
 
     loss: float
     accuracy: float
 
 
 class ScoreSums:
-    """Loss and hits of several parts of a batch. Read once, at the end: a reading waits for the
-    accelerator."""
+    """The sums of loss and hits over several forward passes. `score` waits for the accelerator, so
+    it is called once, at the end."""
 
     def __init__(self) -> None:
         self._loss: list[Tensor] = []
@@ -33,7 +33,7 @@ class ScoreSums:
         self._count = 0
 
     def add(self, losses: Tensor, hits: Tensor) -> None:
-        """Add counted tokens: what `counted_losses` gave, or a part of it."""
+        """Add what `counted_losses` gave."""
         self._loss.append(losses.detach().sum())
         self._hits.append(hits.sum())
         self._count += len(losses)
@@ -58,8 +58,8 @@ def counted_losses(base: BaseModel, examples: Sequence[Example]) -> tuple[Tensor
     the other logits would cost more than the rest of the model.
     """
     tokens, rows, columns, targets = _tensors(examples, base.device)
-    # No mask: padding is at the right, where a causal model's tokens do not look. With one, torch's
-    # fastest attention would be out of reach.
+    # No mask: padding is at the right, which causal attention does not see. With a mask, torch
+    # would not use its fastest attention.
     with fused_layers(base, tokens.numel()), head_reads(base, rows, columns):
         output = base.model(input_ids=tokens, use_cache=False)
     return cross_entropy(picked(output.logits, rows, columns), targets)
@@ -75,7 +75,7 @@ def cross_entropy(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def reference_cross_entropy(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """What `cross_entropy` does, written plainly."""
+    """`cross_entropy` in torch's own operations."""
     losses = functional.cross_entropy(logits.float(), targets, reduction="none")
     return losses, logits.detach().argmax(-1) == targets
 
@@ -103,7 +103,7 @@ def head_reads(base: BaseModel, rows: Tensor, columns: Tensor) -> Iterator[None]
 
     def chosen(_: nn.Module, inputs: tuple[Tensor]) -> tuple[Tensor]:
         (hidden,) = inputs
-        # By one index: going back through two would sort them.
+        # One index, for the backward pass of indexing with two sorts them.
         return (hidden.flatten(0, 1).index_select(0, rows * hidden.shape[1] + columns)[None],)
 
     hook = head.register_forward_pre_hook(chosen)
@@ -114,7 +114,7 @@ def head_reads(base: BaseModel, rows: Tensor, columns: Tensor) -> Iterator[None]
 
 
 def picked(logits: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-    """What a forward pass within `head_reads` gave, as [counted, vocabulary]."""
-    if logits.shape[0] != 1 or logits.shape[1] != len(rows):  # a head that takes no hook
+    """The logits of a forward pass within `head_reads`, as [counted, vocabulary]."""
+    if logits.shape[0] != 1 or logits.shape[1] != len(rows):  # the head did not run the hook
         logits = logits[rows, columns].unsqueeze(0)
     return logits[0]

@@ -1,9 +1,9 @@
-"""Take the steps of runs: of one alone, or of several in one batch. Knows no queue and no files.
+"""Take the steps of one run, or of several in one batch. Knows no queue and no files.
 
-Runs on one base share its products: a step's examples, whoever they belong to, go through the base
-together, and each run's adapter sees its own rows alone. Losses, gradients, clipping and optimizer
-stay apart, so that a run learns what it would have learnt by itself, and a run that diverges is
-alone in it. The host waits for the accelerator once a step, however many runs there are.
+Runs on one base share its products: all their examples go through the base together, and each run's
+adapter sees only its own rows. Losses, gradients, clipping and optimizer are apart, so that a run
+learns what it would learn by itself, and one that diverges harms no other. The host waits for the
+accelerator once a step, however many runs there are.
 """
 
 from collections.abc import Hashable, Iterator, Sequence
@@ -23,7 +23,7 @@ from server.training.run.trainer import Progress, Trainer
 
 
 def run(trainer: Trainer) -> Iterator[Progress]:
-    """Train one run to the end from wherever it stands, yielding after each step.
+    """Train one run from where it is to its end, yielding after each step.
 
     Raises:
         TrainingFailed: see `Trainer.next_step`.
@@ -47,11 +47,12 @@ def take_step(trainers: Sequence[Trainer], max_tokens: int) -> list[Progress | E
         max_tokens: positions of one forward pass, padding included; a longer example is a forward
             pass of its own.
 
-    Returns: in order, the step of each run, or what it failed of. Where memory runs out, the step
-    is tried in passes of half the size; what fails for several together, for each by itself.
+    Returns:
+        The step of each run, or its error, in order. If memory runs out, the step is tried in
+        passes of half the size. What fails for several runs together is tried for each by itself.
     """
     members = [_Member(place, trainer) for place, trainer in enumerate(trainers)]
-    # A mask of dropout is drawn for a whole batch: with others in it, it would be another mask.
+    # Dropout draws one mask for a whole batch: other runs in the batch would change it.
     alone = [[member] for member in members if member.trainer.plan.dropout]
     together = _by_kind([member for member in members if not member.trainer.plan.dropout])
     totals = torch.zeros(2, len(members), dtype=torch.float64, device=trainers[0].base.device)
@@ -59,7 +60,7 @@ def take_step(trainers: Sequence[Trainer], max_tokens: int) -> list[Progress | E
         for group in [*alone, together]:
             for part in _parts(group, max_tokens):
                 _accumulate(part, totals)
-        # All that the host must know, in one wait for the accelerator.
+        # All that the host must read, in one wait for the accelerator.
         norms = torch.stack([member.trainer.gradient_norm() for member in members])
         read = torch.cat([totals, norms.double()[None]]).t().tolist()
     except Exception as error:
@@ -79,7 +80,7 @@ def take_step(trainers: Sequence[Trainer], max_tokens: int) -> list[Progress | E
 
 @dataclass(eq=False)
 class _Member:
-    """A run's part of one step. `place`: of the run among all of the step."""
+    """A run's part of one step. `place` is its number among the runs of the step."""
 
     place: int
     trainer: Trainer
@@ -89,7 +90,7 @@ class _Member:
     outcome: OptimizerStep | Exception = field(init=False)
 
     def open(self) -> None:
-        """Draw the batch. Just before its forward passes, for it seeds them."""
+        """Draw the batch. It seeds the forward passes, so it comes just before them."""
         self.batch = self.trainer.batch()
         self.targets = sum(example.num_targets for example in self.batch)
 
@@ -102,7 +103,7 @@ class _Member:
             self.outcome = error
 
     def stepped(self) -> Progress | Exception:
-        """Once the step was taken; a run that failed has taken none."""
+        """Call after the optimizer's step; a run that failed has taken none."""
         if isinstance(self.outcome, Exception):
             return self.outcome
         try:
@@ -112,7 +113,7 @@ class _Member:
 
 
 def _by_kind(members: Sequence[_Member]) -> list[_Member]:
-    """Those whose adapters may learn as one side by side; see `active_together`."""
+    """Ordered so that adapters that are computed as one are neighbours: see `active_together`."""
     kinds: dict[Hashable, list[_Member]] = {}
     for member in members:
         kinds.setdefault(member.trainer.adapter.kind, []).append(member)
@@ -123,26 +124,26 @@ _Part = list[tuple[_Member, list[Example]]]
 
 
 def _parts(members: Sequence[_Member], max_tokens: int) -> Iterator[_Part]:
-    """The members' batches cut into forward passes: like lengths together, in members' order."""
+    """Cut the members' batches into forward passes: similar lengths together, in members' order."""
     for member in members:
         member.open()
     rows = [(member, example) for member in members for example in member.batch]
     lengths = [len(example.tokens) - 1 for _, example in rows]
     for chosen in micro_batches(range(len(rows)), lengths, max_tokens):
-        mine: dict[_Member, list[Example]] = {}
+        by_member: dict[_Member, list[Example]] = {}
         for index in chosen:
             member, example = rows[index]
-            mine.setdefault(member, []).append(example)
-        yield [(member, mine[member]) for member in members if member in mine]
+            by_member.setdefault(member, []).append(example)
+        yield [(member, by_member[member]) for member in members if member in by_member]
 
 
 def _accumulate(part: _Part, totals: Tensor) -> None:
     """Add one forward pass's losses and hits to `totals` [2, members], and its gradients to the
     members' adapters."""
-    examples = [example for _, mine in part for example in mine]
+    examples = [example for _, own in part for example in own]
     width = positions(examples)
     shares: list[tuple[TrainableAdapter | None, int]] = [
-        (member.trainer.adapter, width * len(mine)) for member, mine in part
+        (member.trainer.adapter, width * len(own)) for member, own in part
     ]
     base = part[0][0].trainer.base
     owner, weight = _counted(part, totals.device)
@@ -155,7 +156,7 @@ def _accumulate(part: _Part, totals: Tensor) -> None:
 def _counted(part: _Part, device: torch.device) -> tuple[Tensor, Tensor]:
     """The place of each counted token's member, int64, and its weight in that member's mean loss:
     both [counted], in the order of the examples."""
-    counts = [sum(example.num_targets for example in mine) for _, mine in part]
+    counts = [sum(example.num_targets for example in own) for _, own in part]
     owner = np.repeat([member.place for member, _ in part], counts)
     weight = np.repeat(np.array([1 / member.targets for member, _ in part], np.float32), counts)
     return sent(torch.from_numpy(owner), device), sent(torch.from_numpy(weight), device)

@@ -1,9 +1,9 @@
-"""The state of one run: an adapter on a frozen base, its moments, and how far it is.
+"""The state of one run: an adapter on a frozen base, its optimizer state, and its step.
 
 Knows no queue, no files and no HTTP; `server.training.run.run_steps` takes the steps. Everything
-random is a pure function of (seed, step), so a run is its step, its vectors and their moments:
-`Trainer.checkpoint()` between two steps and `restore()` in a new process go on to the same bits as
-a run that was never cut (CPU, float32, same number of threads, nobody else in its batches).
+random is a pure function of (seed, step). So a run that is restored from `Trainer.checkpoint` in a
+new process ends in the same bits as one that was never interrupted (CPU, float32, the same number
+of threads, no other run in its batches).
 """
 
 import hashlib
@@ -32,7 +32,7 @@ _LOGITS_BYTES = 2**31  # what one part's logits may take, with their gradient an
 
 @dataclass(frozen=True)
 class Progress:
-    """One step done. Step 0 comes before any update: its `valid` is of what the run begins with."""
+    """A step that was taken. Step 0 comes before any update: its `valid` scores the start."""
 
     step: int
     total_steps: int
@@ -49,7 +49,7 @@ class Trainer:
     """The state of one run.
 
     Args:
-        train, valid: what to learn from, and what to be scored on (may be empty).
+        train, valid: examples to learn from, and held-out ones to score (may be empty).
     """
 
     def __init__(
@@ -61,7 +61,10 @@ class Trainer:
         plan: TrainPlan,
     ) -> None:
         if not train:
-            raise TrainingFailed("no line of the file holds an answer to learn", code="no_examples")
+            raise TrainingFailed(
+                "no line of the training file holds an answer to train on: add lines with answers",
+                code="no_examples",
+            )
         self.base = base
         self.adapter = adapter
         self.plan = plan
@@ -72,7 +75,7 @@ class Trainer:
         )
         self._lengths = [len(example.tokens) - 1 for example in train]  # the last is only a target
         (parameter,) = adapter.parameters()
-        self._learning = OptimizerState.of(parameter)
+        self._optimizer = OptimizerState.of(parameter)
         per_epoch = steps_per_epoch(len(train), plan.batch_size)
         self._per_epoch = per_epoch
         self.total_steps = per_epoch * plan.n_epochs
@@ -88,27 +91,27 @@ class Trainer:
         return self.step == self.total_steps
 
     def start(self) -> Progress | None:
-        """The score before training; None if the run goes on from a checkpoint."""
+        """Start the clock. Return the score before training; None if the run was resumed."""
         self._clock = _Clock(self.total_steps - self.step)
         return self._progress(None, self.score(self._valid), 0.0) if self.step == 0 else None
 
     def batch(self) -> list[Example]:
-        """What the step to come learns from. Seeds dropout, and forgets the last gradients."""
+        """The examples of the next step. Seeds dropout, and clears the last gradient."""
         # The CPU alone: see `server.adapters.methods.projection.thinned`.
         torch.default_generator.manual_seed((self.plan.seed * 1_000_003 + self.step) % 2**63)
-        self._learning.parameter.grad = None
+        self._optimizer.parameter.grad = None
         return [self._train[i] for i in self._batch()]
 
     def gradient_norm(self) -> Tensor:
-        """Of the batch's gradient, where that is: reading it waits for the accelerator."""
-        parameter = self._learning.parameter
+        """The norm of the batch's gradient, on its device: reading it waits for the accelerator."""
+        parameter = self._optimizer.parameter
         if parameter.grad is None:  # the losses do not depend on it
             parameter.grad = torch.zeros_like(parameter)
         norm: Tensor = torch.linalg.vector_norm(parameter.grad)
         return norm
 
     def next_step(self, loss: float, norm: float) -> OptimizerStep:
-        """The step to take, once the batch's gradient is there.
+        """The step to take. Call it after the backward passes of the batch.
 
         Args:
             loss: of the batch.
@@ -126,7 +129,7 @@ class Trainer:
             )
         limit = self.plan.max_grad_norm
         return OptimizerStep(
-            self._learning,
+            self._optimizer,
             number=self.step + 1,
             rate=self._learning_rate(),
             decay=self.plan.weight_decay,
@@ -134,7 +137,7 @@ class Trainer:
         )
 
     def stepped(self, score: Score) -> Progress:
-        """Count the step that was taken, whose batch scored so, and score the rest when due."""
+        """Count a step whose batch scored `score`; score the held-out examples when due."""
         rate = self._learning_rate()
         tokens = sum(self._lengths[i] for i in self._batch())
         self.step += 1
@@ -161,26 +164,26 @@ class Trainer:
         return total.score()
 
     def checkpoint(self) -> RunCheckpoint:
-        """Everything that the rest of the run depends on, and what it is a run of."""
-        tensors = {name: tensor.detach() for name, tensor in self._held().items()}
+        """Everything that the rest of the run depends on, and which run it is."""
+        tensors = {name: tensor.detach() for name, tensor in self._tensors().items()}
         state = {"run": self._run_id, "trained_tokens": self.trained_tokens}
         return RunCheckpoint(self.step, tensors, state)
 
     def fits(self, checkpoint: RunCheckpoint) -> bool:
-        """True if a run of this plan on these examples and this base made it."""
+        """Whether a run of this plan, on these examples and this base, made it."""
         return checkpoint.state.get("run") == self._run_id
 
     def restore(self, checkpoint: RunCheckpoint) -> None:
-        """Go on from `checkpoint`, which must fit."""
+        """Continue from `checkpoint`, which must fit."""
         with torch.no_grad():
-            for name, tensor in self._held().items():
+            for name, tensor in self._tensors().items():
                 tensor.copy_(checkpoint.tensors[name])
         self.step = checkpoint.step
         self.trained_tokens = int(str(checkpoint.state["trained_tokens"]))
 
-    def _held(self) -> dict[str, Tensor]:
-        learning = self._learning
-        return {"value": learning.parameter, "mean": learning.mean, "square": learning.square}
+    def _tensors(self) -> dict[str, Tensor]:
+        state = self._optimizer
+        return {"value": state.parameter, "mean": state.mean, "square": state.square}
 
     @cached_property
     def _run_id(self) -> str:
@@ -225,9 +228,9 @@ class Trainer:
 def learning_rate(
     step: int, *, peak: float, total_steps: int, warmup_steps: int, decay: str
 ) -> float:
-    """The rate of update `step` (counted from 0): a straight climb to `peak`, then the decay.
+    """The rate of update `step`, counted from 0: it rises in a line to `peak`, then decays.
 
-    The decay ends at zero one step after the last update, so that no update is wasted.
+    The decay would reach zero one step after the last update, so that no update is wasted.
     """
     if step < warmup_steps:
         return peak * (step + 1) / (warmup_steps + 1)
@@ -240,7 +243,7 @@ def learning_rate(
 
 
 class _Clock:
-    """Speed of this process: tokens of training steps per second of wall time."""
+    """The speed of this process: trained tokens per second of wall time."""
 
     def __init__(self, steps: int) -> None:
         self._start = time.perf_counter()

@@ -251,7 +251,7 @@ class TestChecks:
         job = create(server, training_file=upload(server, content))
         appraisal = job.model_dump()["verandah"]["appraisal"]
         assert appraisal["warnings"] == [
-            "the training file begins with a byte order mark, which is passed over",
+            "the training file begins with a byte order mark, which is ignored",
             "the training file has 11 examples; 50 to 100 usually teach more",
             "the training file repeats 1 line: line 11",
         ]

@@ -84,7 +84,7 @@ def test_every_line_that_is_too_long_is_named(estimator: JobEstimator) -> None:
 def test_of_a_large_file_some_lines_and_the_long_ones_are_read(
     estimator: JobEstimator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(estimating, "_COUNTED", 10)
+    monkeypatch.setattr(estimating, "_TOKENIZED_LINES", 10)
     records = [chat("Hi", "x" * 20) for _ in range(100)]
     said = estimator.estimate(dataset(records), None, TrainOptions())
     assert (said.examples, said.counted) == (100, 10)
@@ -104,11 +104,11 @@ def test_what_looks_odd_is_named_with_its_lines() -> None:
     assert dataset_warnings(dataset(odd), dataset([usual[0], chat("new", "new")])) == [
         "the training file repeats 3 lines: line 51, 56, 57",
         "the training file answers the same question differently in 1 line: line 52",
-        "the training file holds U+FFFD, left by a wrong decoding, in 1 line: line 53",
-        "the training file has answers that begin or end with blanks, which are learnt, in 1 line: "
-        "line 54",
-        "1 line of the validation file is in the training file as well, so that its score says "
-        "little: line 1",
+        "the training file holds U+FFFD, the sign of a wrong decoding, in 1 line: line 53",
+        "the training file has answers that begin or end with blanks, which the adapter learns, in "
+        "1 line: line 54",
+        "the validation loss will say little, because the training file has 1 line of the "
+        "validation file too: line 1",
     ]
     few = dataset([{"prompt": "a", "completion": " b"}] * 30)
     assert dataset_warnings(few) == [

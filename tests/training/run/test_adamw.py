@@ -32,8 +32,8 @@ def test_each_takes_the_steps_of_torchs_own() -> None:
             torchs[place].step()
             steps.append(OptimizerStep(mine[place], number - behind, rate, decay, 0.25))
         adamw(steps)
-    for learning, parameter in zip(mine, plain, strict=True):
-        torch.testing.assert_close(learning.parameter, parameter, rtol=1e-5, atol=1e-7)
+    for state, parameter in zip(mine, plain, strict=True):
+        torch.testing.assert_close(state.parameter, parameter, rtol=1e-5, atol=1e-7)
 
 
 def test_a_poisoned_neighbour_is_alone_in_it() -> None:

@@ -1,6 +1,7 @@
 """The order of the data and the learning rate: pure functions."""
 
 import random
+from collections.abc import Sequence
 
 import pytest
 
@@ -8,10 +9,16 @@ from server.training.run.batches import (
     epoch_batches,
     held_out,
     micro_batches,
-    padding_share,
     steps_per_epoch,
 )
 from server.training.run.trainer import learning_rate
+
+
+def padding_share(parts: Sequence[Sequence[int]], lengths: Sequence[int]) -> float:
+    """The share of positions in these parts that hold no token."""
+    used = sum(lengths[i] for part in parts for i in part)
+    return 1 - used / sum(max(lengths[i] for i in part) * len(part) for part in parts)
+
 
 _draw = random.Random(1)
 LENGTHS = [_draw.randrange(20, 90) for _ in range(61)]
