@@ -65,11 +65,11 @@ def written(file: Path) -> list[tuple[str, str]]:
 
 def references(folder: Path) -> dict[str, list[str]]:
     """Of each of the 630 test meanings, by its prompt and in order: all texts that people wrote."""
-    found: dict[str, list[str]] = {}
+    texts: dict[str, list[str]] = {}
     asked = pairs(folder / "test.txt")
     for (prompt, _), (_, text) in zip(asked, written(folder / "testset_w_refs.csv"), strict=True):
-        found.setdefault(prompt, []).append(text)
-    return found
+        texts.setdefault(prompt, []).append(text)
+    return texts
 
 
 @dataclass(frozen=True)

@@ -116,8 +116,8 @@ def main_arms(done: Done) -> list[Arm]:
 
 def randlora_arm(done: Done) -> Arm | None:
     """RandLoRA from its best start; None while that is being looked for."""
-    found = [(arm.best(done), arm) for arm in STARTS]
-    known = [(done[run].valid_loss, arm) for run, arm in found if run is not None]
+    best = [(arm.best(done), arm) for arm in STARTS]
+    known = [(done[run].valid_loss, arm) for run, arm in best if run is not None]
     if len(known) < len(STARTS):
         return None
     return min(known, key=lambda pair: pair[0])[1]
@@ -164,15 +164,15 @@ def rank_runs(done: Done) -> list[Run]:
 def peft_runs(done: Done) -> list[Run]:
     """PEFT's VeRA, RandLoRA and LoRA with what is best for ours."""
     arms = [VERA, randlora_arm(done), LORA]
-    found = [arm.best(done) for arm in arms if arm is not None]
-    return [run.at(side="peft", seed=seed) for run in found if run is not None for seed in SEEDS]
+    best = [arm.best(done) for arm in arms if arm is not None]
+    return [run.at(side="peft", seed=seed) for run in best if run is not None for seed in SEEDS]
 
 
 def long_runs(done: Done) -> list[Run]:
     """How much more there is to learn: the best of some arms, four times as long."""
     arms = [FULL, LORA, VERA, ASYM_B, randlora_arm(done)]
-    found = [arm.best(done) for arm in arms if arm is not None]
-    return [run.at(epochs=4 * run.epochs) for run in found if run is not None]
+    best = [arm.best(done) for arm in arms if arm is not None]
+    return [run.at(epochs=4 * run.epochs) for run in best if run is not None]
 
 
 def seeded(arms: Iterable[Arm], done: Done) -> Iterator[Run]:

@@ -1,4 +1,4 @@
-"""Every method on E2E NLG with Porch: what it learns, weighs and takes, and PEFT beside it.
+"""Every method on E2E NLG with Porch: what it learns, weighs and takes, with PEFT's to compare.
 
     encode --data DIR --tokens FILE     the texts as tokens, once
     grid --tokens FILE --results FILE --texts FILE    every run; call it again to go on
@@ -106,8 +106,8 @@ def do_grid(options: argparse.Namespace) -> None:
             print(json.dumps(record, ensure_ascii=False), file=texts, flush=True)
             passed = time.monotonic() - start
             loss, trained = outcome.valid_loss, outcome.trained
-            told = f"{passed:5.0f} s  {outcome.seconds:5.1f} s  {trained:>10,}  {loss:.4f}"
-            print(f"{told}  {outcome.run}", flush=True)
+            line = f"{passed:5.0f} s  {outcome.seconds:5.1f} s  {trained:>10,}  {loss:.4f}"
+            print(f"{line}  {outcome.run}", flush=True)
 
         failed = run_all(pool, wanted, done, note)
     left = sum(run not in done for run in wanted(done))
@@ -149,9 +149,9 @@ def do_score(options: argparse.Namespace) -> None:
         for record in records([options.texts]):
             run = Run.of(record["run"])
             if run in left:
-                found = {"run": record["run"], "scores": scorer.scores(record["texts"])}
-                print(json.dumps(found), file=scores, flush=True)
-                print(run, found["scores"], flush=True)
+                result = {"run": record["run"], "scores": scorer.scores(record["texts"])}
+                print(json.dumps(result), file=scores, flush=True)
+                print(run, result["scores"], flush=True)
 
 
 def do_report(options: argparse.Namespace) -> None:

@@ -53,22 +53,22 @@ def spread(values: Sequence[float]) -> Spread:
 def line_of(name: str, run: Run, done: Done, scores: Scores) -> Line:
     """`run` with every seed that is done."""
     runs = [run.at(seed=seed) for seed in SEEDS]
-    found = [done[each] for each in runs if each in done]
-    first = found[0]
+    outcomes = [done[each] for each in runs if each in done]
+    first = outcomes[0]
     return Line(
         name,
         run,
         first.trained,
         first.bytes,
-        [outcome.valid_loss for outcome in found],
-        [scores[outcome.run] for outcome in found if outcome.run in scores],
+        [outcome.valid_loss for outcome in outcomes],
+        [scores[outcome.run] for outcome in outcomes if outcome.run in scores],
     )
 
 
 def lines(arms: Iterable[Arm], done: Done, scores: Scores) -> list[Line]:
     """Of those arms whose sweep is over."""
-    found = [(arm, arm.best(done)) for arm in arms]
-    return [line_of(arm.name, run, done, scores) for arm, run in found if run is not None]
+    best = [(arm, arm.best(done)) for arm in arms]
+    return [line_of(arm.name, run, done, scores) for arm, run in best if run is not None]
 
 
 def main_table(done: Done, scores: Scores, speed: Sequence[Mapping[str, Any]]) -> str:
@@ -97,10 +97,10 @@ def main_table(done: Done, scores: Scores, speed: Sequence[Mapping[str, Any]]) -
 
 def matched_table(done: Done, scores: Scores) -> str:
     """Equal counts of trained numbers."""
-    found = lines([*main_arms(done), *matched_arms(done)], done, scores)
+    arms = lines([*main_arms(done), *matched_arms(done)], done, scores)
     rows = []
     for size, (low, high) in SIZES.items():
-        inside = [line for line in found if low <= line.trained <= high]
+        inside = [line for line in arms if low <= line.trained <= high]
         inside = [line for line in inside if "s = " not in line.name]
         for line in sorted(inside, key=lambda line: spread(line.losses)[0]):
             loss = _text(spread(line.losses), 3)
@@ -159,7 +159,7 @@ def sweep_table(done: Done) -> str:
 
 def defaults(done: Done) -> list[dict[str, Any]]:
     """What to begin with: the best rate, or half a decade less where the next one up loses 0.1."""
-    found = []
+    chosen_rates = []
     for arm in dict.fromkeys([*main_arms(done), *STARTS]):
         best = arm.best(done)
         if best is None:
@@ -167,7 +167,7 @@ def defaults(done: Done) -> list[dict[str, Any]]:
         tried, place = arm.tried(done), RATES.index(best.rate)
         near_edge = tried.get(place + 1, math.inf) > tried[place] + _WORTH
         chosen = place - 1 if near_edge else place
-        found.append(
+        chosen_rates.append(
             {
                 "name": arm.name,
                 "method": best.method,
@@ -180,7 +180,7 @@ def defaults(done: Done) -> list[dict[str, Any]]:
                 "by_rate": {f"{RATES[place]:g}": loss for place, loss in sorted(tried.items())},
             }
         )
-    return found
+    return chosen_rates
 
 
 def _start(run: Run) -> str:

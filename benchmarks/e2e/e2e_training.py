@@ -72,7 +72,7 @@ def answers(
     device = learner.base.device
     generate: Callable[..., Tensor] = learner.base.model.generate  # type: ignore[assignment]
     with learner.active():
-        found: Tensor = generate(
+        output: Tensor = generate(
             input_ids=torch.tensor(ids, device=device),
             attention_mask=torch.tensor(mask, device=device),
             max_new_tokens=_LONGEST_ANSWER,
@@ -82,7 +82,7 @@ def answers(
             eos_token_id=tokenizer.eos_token_id,
         )
     ends = {tokenizer.eos_token_id, 0}
-    return [_text(answer, ends, tokenizer) for answer in found[:, width:].tolist()]
+    return [_text(answer, ends, tokenizer) for answer in output[:, width:].tolist()]
 
 
 def _text(answer: list[int], ends: set[int | None], tokenizer: ChatTokenizer) -> str:

@@ -93,8 +93,8 @@ def _peft(run: Run, base: BaseModel) -> Learner:
             return (Path(folder) / "adapter_model.safetensors").stat().st_size
 
     with gamma_starting_at(dict(run.options).get("gamma_initial")):
-        found = list(peft_groups(run, base, model))
-    groups = [Group(parameters, factor) for parameters, factor in found]
+        pairs = list(peft_groups(run, base, model))
+    groups = [Group(parameters, factor) for parameters, factor in pairs]
     return Learner(base, groups, nullcontext, bytes_at_rest)
 
 

@@ -61,10 +61,10 @@ def peft_groups(
             vector = getattr(module, name)["default"]
             parameter = vector if isinstance(vector, nn.Parameter) else vector.weight
             groups.setdefault(factor, []).append(parameter)
-    found = sum(len(parameters) for parameters in groups.values())
+    count = sum(len(parameters) for parameters in groups.values())
     trained = sum(p.requires_grad for p in model.parameters())
-    if found != trained:
-        raise RuntimeError(f"{found} parameters of PEFT were found, it trains {trained}")
+    if count != trained:
+        raise RuntimeError(f"PEFT trains {trained} parameters, and {count} of them are known here")
     for factor, parameters in groups.items():
         yield parameters, factor
 

@@ -107,7 +107,7 @@ def by_turns(
 ) -> dict[str, Any]:
     """Ours and PEFT's: memory one after the other, speed in alternating rounds of one process.
 
-    `speed_ratio` is the median over rounds of our tokens/s over PEFT's of the round beside it.
+    `speed_ratio` is the median over rounds of our tokens/s over PEFT's of the next round.
     """
     runs = {"ours": run, "peft": run.at(side="peft")}
     peaks = {side: _peak_mib(each, splits, device) for side, each in runs.items()}

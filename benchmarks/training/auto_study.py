@@ -1,4 +1,4 @@
-"""How often a small file should be read, and which state is worth publishing: real files, Porch.
+"""How many epochs suit a small file, and which state is worth publishing: real files, Porch.
 
     python -m benchmarks.training.auto_study --data DIR [--minutes 14] [--results runs.jsonl]
     python -m benchmarks.training.auto_study --report runs.jsonl
@@ -66,8 +66,8 @@ class Outcome:
 def runs() -> Iterator[Run]:
     """One source after the other, what takes the least first; then other methods by the rule."""
     for source in SOURCES:
-        made = [Run(source, lines, each) for lines, epochs in EPOCHS.items() for each in epochs]
-        yield from sorted(made, key=lambda one: one.lines * one.epochs)
+        grid = [Run(source, lines, each) for lines, epochs in EPOCHS.items() for each in epochs]
+        yield from sorted(grid, key=lambda one: one.lines * one.epochs)
     others = ("lora", "asymmetric-lora", "randlora")
     yield from (Run(SOURCES[0], it, epochs_for(it), method) for method in others for it in EPOCHS)
 
@@ -83,7 +83,7 @@ def records_of(folder: Path, source: str) -> list[dict[str, object]]:
 
 
 def _snips(folder: Path) -> list[tuple[str, str]]:
-    found = []
+    pairs = []
     for path in sorted(folder.glob("train_*_full.json")):
         content = json.loads(path.read_text(encoding="utf-8", errors="replace"))
         for intent, lines in content.items():
@@ -91,8 +91,8 @@ def _snips(folder: Path) -> list[tuple[str, str]]:
                 parts = line["data"]
                 text = "".join(part["text"] for part in parts).strip()
                 slots = [f"{p['entity']}: {p['text']}" for p in parts if "entity" in p]
-                found.append((text, "; ".join([intent, *slots])))
-    return found
+                pairs.append((text, "; ".join([intent, *slots])))
+    return pairs
 
 
 def _e2e(path: Path) -> list[tuple[str, str]]:
@@ -147,11 +147,11 @@ def _encoded(records: Sequence[dict[str, object]], tokenizer: ChatTokenizer) -> 
 
 def report(path: Path) -> str:
     """One row for each source, length and method; the rule's own epochs are in bold."""
-    found = [(Run(**line["run"]), Outcome(**line["outcome"])) for line in _read(path)]
+    results = [(Run(**line["run"]), Outcome(**line["outcome"])) for line in _read(path)]
     order = {source: place for place, source in enumerate(SOURCES)}
-    found.sort(key=lambda one: (one[0].method != "vera", order[one[0].source], one[0].lines))
+    results.sort(key=lambda one: (one[0].method != "vera", order[one[0].source], one[0].lines))
     rows: list[Sequence[object]] = []
-    kinds = groupby(found, lambda one: (one[0].method, one[0].source, one[0].lines))
+    kinds = groupby(results, lambda one: (one[0].method, one[0].source, one[0].lines))
     for (method, source, lines), group in kinds:
         each = sorted(group, key=lambda one: one[0].epochs)
         cells = [_cell(one, outcome) for one, outcome in each]

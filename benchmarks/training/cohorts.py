@@ -6,7 +6,7 @@
         --targets q_proj v_proj --widths 8192 32768
 
 Each job has its own examples of random tokens, all counted. Steps are timed in turns, so that a
-noisy moment falls on all sides alike; scoring held-out lines and checkpoints are left out.
+noisy moment falls on all alike; scoring held-out lines and checkpoints are left out.
 """
 
 import argparse
@@ -66,13 +66,13 @@ def examples_of(work: Work, seed: int, vocab_size: int) -> list[Example]:
 
 def trainers_of(base: BaseModel, work: Work, jobs: int) -> list[Trainer]:
     shared, plan = SharedBases(base), work.plan
-    made = []
+    trainers = []
     for job in range(jobs):
         adapter = TrainableAdapter(
             base, plan.method, plan.rank, plan.basis_seed, plan.targets, {}, shared
         )
-        made.append(Trainer(base, adapter, examples_of(work, job, base.vocab_size), [], plan))
-    return made
+        trainers.append(Trainer(base, adapter, examples_of(work, job, base.vocab_size), [], plan))
+    return trainers
 
 
 def seconds(action: Callable[[], object], device: str) -> float:
@@ -86,7 +86,7 @@ def seconds(action: Callable[[], object], device: str) -> float:
 
 
 def peak_gib(action: Callable[[], object], device: str) -> float:
-    """Device memory that an action takes beside what is there already."""
+    """Device memory that an action takes on top of what is allocated before."""
     if device != "cuda":
         return float("nan")
     torch.cuda.synchronize()
@@ -98,7 +98,7 @@ def peak_gib(action: Callable[[], object], device: str) -> float:
 
 
 def with_checkpoints(base: BaseModel, action: Callable[[], object]) -> None:
-    """Do it with layers that keep their inputs alone, and run again on the way back."""
+    """Run it with layers that keep only their inputs, and run again in the backward pass."""
     layers: Any = base.model.get_decoder().layers
     for layer in layers:
         layer._gradient_checkpointing_func = partial(checkpoint, use_reentrant=False)
@@ -108,35 +108,35 @@ def with_checkpoints(base: BaseModel, action: Callable[[], object]) -> None:
         layer.gradient_checkpointing = layer.training = False
 
 
-def ways_of(
+def variants_of(
     base: BaseModel, trainers: Sequence[Trainer], options: argparse.Namespace
 ) -> dict[str, Callable[[], object]]:
-    """A step of all jobs, by how it is taken; the first way is what the others are over."""
+    """A step of all jobs, by how it is taken; the others are compared with the first."""
 
     def one_by_one() -> None:
         for trainer in trainers:
             take_step([trainer], trainer.part_tokens)
 
-    ways: dict[str, Callable[[], object]] = {"one after the other": one_by_one}
+    variants: dict[str, Callable[[], object]] = {"one after the other": one_by_one}
     for width in options.widths:
-        name, way = f"together, {width:,} tokens a pass", partial(take_step, trainers, width)
-        ways[name] = way
+        name, variant = f"together, {width:,} tokens a pass", partial(take_step, trainers, width)
+        variants[name] = variant
         if options.checkpointing:
-            ways[f"{name}, checkpointed"] = partial(with_checkpoints, base, way)
-    return ways
+            variants[f"{name}, checkpointed"] = partial(with_checkpoints, base, variant)
+    return variants
 
 
 def in_turns(
-    ways: Mapping[str, Callable[[], object]], rounds: int, device: str
+    variants: Mapping[str, Callable[[], object]], rounds: int, device: str
 ) -> dict[str, list[float]]:
     """Seconds of each, round after round."""
-    for way in ways.values():
-        way()
-    found: dict[str, list[float]] = {name: [] for name in ways}
+    for variant in variants.values():
+        variant()
+    times: dict[str, list[float]] = {name: [] for name in variants}
     for _ in range(rounds):
-        for name, way in ways.items():
-            found[name].append(seconds(way, device))
-    return found
+        for name, variant in variants.items():
+            times[name].append(seconds(variant, device))
+    return times
 
 
 def main() -> None:
@@ -151,7 +151,7 @@ def main() -> None:
     parser.add_argument("--widths", type=int, nargs="+", default=[2048, 4096])
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--peft-steps", type=int, default=20, help="0: leave PEFT out")
-    parser.add_argument("--checkpointing", action="store_true", help="try it, too")
+    parser.add_argument("--checkpointing", action="store_true", help="try that as well")
     parser.add_argument("--profile", action="store_true", help="say what a step's time goes to")
     options = parser.parse_args()
     work = work_of(options)
@@ -164,18 +164,18 @@ def main() -> None:
             name = f"{options.jobs} jobs, {width:,} tokens a pass"
             print(profiled(name, partial(take_step, trainers, width), base))
         return
-    ways = ways_of(base, trainers, options)
-    found = in_turns(ways, options.rounds, options.device)
-    one = found["one after the other"]
+    variants = variants_of(base, trainers, options)
+    times_of = in_turns(variants, options.rounds, options.device)
+    one = times_of["one after the other"]
     rows: list[tuple[object, ...]] = []
-    for name, times in found.items():
+    for name, times in times_of.items():
         per_job = statistics.median(times) / options.jobs * work.steps
         faster = statistics.median(a / b for a, b in zip(one, times, strict=True))
         rows.append((name, 3600 / per_job, f"{faster:.2f}"))
-    peaks = {name: peak_gib(way, options.device) for name, way in ways.items()}
+    peaks = {name: peak_gib(variant, options.device) for name, variant in variants.items()}
     trained = trainers[0].adapter
     if options.peft_steps:
-        del trainers, ways
+        del trainers, variants
         step_s = peft_seconds_per_step(
             base, work.plan, examples_of(work, 0, base.vocab_size), trained, options.peft_steps
         )
@@ -190,7 +190,7 @@ def main() -> None:
     )
     print(table(("", "jobs per hour", "over one after the other"), rows))
     if options.device == "cuda":
-        print("\npeak memory of a step beside weights and states:")
+        print("\npeak memory of a step on top of weights and states:")
         for name, peak in peaks.items():
             print(f"  {name}: {peak:.2f} GiB")
 

@@ -31,17 +31,15 @@ def profiled(name: str, action: Callable[[], object], base: BaseModel) -> str:
     waits, launches = (
         sum(event.count for event in events if event.key in names) for names in (_WAITS, _LAUNCHES)
     )
-    told = (
+    summary = (
         f"\n{name}: {1e3 * plain:.1f} ms a step, of which {total:.1f} ms in "
         f"{sum(times for _, times, _ in busy)} operations"
     )
     if not on_device:
-        return f"{told}\n\n{_shown(busy, _SHOWN)}"
+        return f"{summary}\n\n{_shown(busy, _SHOWN)}"
     host = _shown(_rows(events, "self_cpu_time_total"), _SHOWN // 2)
-    told += f" on the device ({launches} launches, {waits} waits of the host)"
-    return (
-        f"{told}\n\n{_shown(busy, _SHOWN)}\n\nOn the host, slowed down by being watched:\n\n{host}"
-    )
+    summary += f" on the device ({launches} launches, {waits} waits of the host)"
+    return f"{summary}\n\n{_shown(busy, _SHOWN)}\n\nOn the host, slowed down by the profiler:\n\n{host}"
 
 
 _Row = tuple[str, int, float]
@@ -51,12 +49,12 @@ _Row = tuple[str, int, float]
 def _rows(events: Sequence[FunctionEventAvg], clock: str) -> list[_Row]:
     """The operations of one side, longest first. A launch and what it launches have one name."""
     on_device = clock == "self_device_time_total"
-    found = [
+    rows = [
         (str(event.key), event.count, getattr(event, clock) / 1e3)
         for event in events
         if (event.device_type.name == "CUDA") == on_device and "#" not in str(event.key)
     ]
-    return sorted(found, key=lambda row: -row[2])
+    return sorted(rows, key=lambda row: -row[2])
 
 
 def _shown(rows: Sequence[_Row], most: int) -> str:

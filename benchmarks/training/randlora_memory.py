@@ -1,8 +1,8 @@
-"""What one RandLoRA layer keeps for its backward pass, beside PEFT's: bytes a token, and always.
+"""What one RandLoRA layer keeps for its backward pass, ours and PEFT's: bytes a token, and always.
 
 `python -m benchmarks.training.randlora_memory` counts the tensors that autograd saves, each storage
 once, in float32 on a CPU: the bytes are the same on any device. The frozen weight, A and B count
-for nobody.
+for neither.
 """
 
 import argparse

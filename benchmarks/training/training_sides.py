@@ -1,7 +1,7 @@
-"""Training on the GPU that serves, as the product does it, and training by itself.
+"""Training on the GPU that serves, as the product does it, and training alone.
 
-All train in a thread of the engine's process, on a twin of its base. What else there was, and what
-it did, is told in decision 15.
+Both train in a thread of the engine's process, on a copy of its base that shares the weights.
+Decision 15 says what else was measured.
 """
 
 import argparse
@@ -20,7 +20,7 @@ from server.training.colocated.training_thread import TrainingThread
 from server.training.run.run_steps import take_step
 
 Marks = Sequence[tuple[float, int]]
-"""When so many tokens were trained."""
+"""Times, and the number of tokens trained by then."""
 
 
 class Way(Protocol):
@@ -33,8 +33,7 @@ class Way(Protocol):
 
 @dataclass(frozen=True)
 class Job:
-    """What is trained, the same for every way. `options` are those of
-    `benchmarks.training.cohorts`."""
+    """What is trained, the same on every side; `benchmarks.training.cohorts` has the options."""
 
     work: Work
 
@@ -66,17 +65,17 @@ class Product:
     """`server.training.colocated.training_thread.TrainingThread`, as `verandah serve` makes it."""
 
     def __init__(self, base: BaseModel, pulse: Pulse, job: Job, latency: float) -> None:
-        self._beside = TrainingThread(base, pulse, latency, _lost)
+        self._thread = TrainingThread(base, pulse, latency, _lost)
         if base.device.type == "cuda":
-            keep_memory_headroom(self._beside.base)
-        self._training = Training(self._beside.base, job)
+            keep_memory_headroom(self._thread.base)
+        self._training = Training(self._thread.base, job)
 
     def start(self) -> None:
-        self._beside.start(self._training)
+        self._thread.start(self._training)
 
     def stop(self) -> Marks:
-        self._beside.stop()
-        while not self._beside.join(60):
+        self._thread.stop()
+        while not self._thread.join(60):
             print("a step takes longer than a minute", flush=True)
         return self._training.marks
 

@@ -20,12 +20,12 @@ def conversations_of(
     maker = _MAKERS.get(source)
     if maker is None:
         return []
-    found = [talk for document in documents for talk in maker(document, chance)]
-    return [talk for talk in found if _usable(talk)]
+    talks = [talk for document in documents for talk in maker(document, chance)]
+    return [talk for talk in talks if _usable(talk)]
 
 
 def exchange(question: str, answer: str, system: str | None = None) -> Conversation:
-    """Returns one question with its answer, after a system turn if one is given."""
+    """Returns one question with its answer, after an optional system turn."""
     turns = [{"role": "system", "content": system}] if system else []
     turns.append({"role": "user", "content": question.strip()})
     turns.append({"role": "assistant", "content": answer.strip()})
@@ -37,7 +37,7 @@ def tidy(text: str) -> str:
     text = re.sub(r"\s+'\s*(t|s|re|ve|ll|d|m)\b", r"'\1", text)
     text = re.sub(r"\s+([,.?!;:])", r"\1", text)
     text = re.sub(r"\bi\b(?!\.)", "I", re.sub(r" {2,}", " ", text.strip()))
-    return re.sub(r"(^|[.?!] )([a-z])", lambda found: found[1] + found[2].upper(), text)
+    return re.sub(r"(^|[.?!] )([a-z])", lambda match: match[1] + match[2].upper(), text)
 
 
 def first_sentences(text: str, characters: int) -> str:

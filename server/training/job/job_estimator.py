@@ -72,9 +72,7 @@ class JobEstimator:
         lengths, counted = self._lengths(train, "training_file")
         if valid is not None:
             self._lengths(valid, "validation_file")
-        held_out_lines = (
-            0 if valid else len(held_out(len(train), plan.validation_split, seed=plan.seed))
-        )
+        kept = 0 if valid else len(held_out(len(train), plan.validation_split, seed=plan.seed))
         if plan.early_stopping is not None and not (valid or kept):
             raise InvalidRequest(
                 "early_stopping needs held-out lines: give a validation_file, or a "

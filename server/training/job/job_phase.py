@@ -1,9 +1,9 @@
 """A job that a worker has claimed: what each phase of it has, and how it ends. Knows no trainer.
 
-The phases are `ClaimedJob`, `RunningJob`, `FinishedJob` and `EvaluatedJob`. Each holds only what
-exists by then, and its methods return the next. What fails raises, and `end` says what that means
-for the job. After a worker was killed, the next attempt finds its checkpoints on the disk, and by
-the job's id what it published.
+The phases are `ClaimedJob`, `RunningJob` and `EvaluatedJob`. Each holds only what exists by then,
+and its methods return the next. What fails raises, and `end` says what that means for the job.
+After a worker was killed, the next attempt finds its checkpoints on the disk, and by the job's id
+what it published.
 """
 
 import io

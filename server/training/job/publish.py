@@ -36,10 +36,10 @@ def publish_once(
 ) -> AdapterRef:
     """Publish, unless an earlier attempt of the same job has; return its version either way.
 
-    An attempt may die after publishing, or hang and lose its lease. So attempts take `lock` in turn.
-    Then each checks first that the job is still its own (`check_lease` raises if not), and next that
-    no version names the job. A manifest that names a step is a checkpoint's: it does not become the
-    latest version, and each step has one.
+    An attempt may die after publishing, or hang and lose its lease. So attempts take `lock` in
+    turn. Each then checks that the job is still its own (`check_lease` raises if not), and next
+    that no version names the job. A manifest that names a step is a checkpoint's: it
+    does not become the latest version, and each step has one.
     """
     step = manifest.provenance.get(STEP)
     with _locked(lock):

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 
 from server.jobs.queue.evaluation import Evaluation
 from server.jobs.queue.training_metrics import TrainingMetrics
-from server.training.job.finished_job import FinishedJob
+from server.training.job.evaluated_job import EvaluatedJob
 from server.training.job.job_output import JobOutput, TrainedState
 from server.training.job.job_phase import DISK_ERRORS, Claim, JobPhase
 from server.training.job.run_report import metrics_of, sentence, updated
@@ -66,7 +66,7 @@ class RunningJob(JobPhase):
     metrics: TrainingMetrics
 
     def __post_init__(self) -> None:
-        self._saved_at = time.monotonic()
+        self._saved_at, self._saved_step = time.monotonic(), -1
         self._save_failed = False
 
     @property
@@ -95,10 +95,11 @@ class RunningJob(JobPhase):
         self.claim.heartbeat.check()
         return self
 
-    def finish(self) -> FinishedJob:
-        """Choose the state to publish: the one that scored best, else the last."""
+    def finish(self) -> EvaluatedJob:
+        """Evaluate the state to publish: the one that scored best, else the last."""
         state = self._best_state()
-        return FinishedJob(self.claim, self.setup, self.output, state, self.baseline, self.metrics)
+        evaluation = self.output.record_evaluation(self.baseline, state, self.metrics)
+        return EvaluatedJob(self.claim, self.setup, self.output, state, evaluation, self.metrics)
 
     def save_if_due(self) -> None:
         """Save the last step, and any other once the last checkpoint is old."""
@@ -110,10 +111,12 @@ class RunningJob(JobPhase):
         """Save the run as it is. If the disk has no room, an earlier checkpoint must do."""
         if self.metrics.step != self.trainer.step:
             return  # a step was taken and not reported: the last checkpoint is older
+        if self.metrics.step == self._saved_step:
+            return  # `finish` may have set the adapter to an earlier state since
         checkpoint = self.trainer.checkpoint()
         # Under the name that earlier versions gave it, so that their checkpoints can be resumed.
         state = {**checkpoint.state, "figures": self.metrics.to_document()}
-        self._saved_at = time.monotonic()
+        self._saved_at, self._saved_step = time.monotonic(), self.metrics.step
         try:
             self.claim.folder.metrics.sync()
             self.claim.folder.checkpoints.save(replace(checkpoint, state=state))

@@ -20,7 +20,7 @@ from server.bases.tokenizer import ChatTokenizer
 from server.errors import Unavailable
 from server.jobs.queue.job import Job
 from server.training.job.claimed_job import ClaimedJob
-from server.training.job.finished_job import EvaluatedJob
+from server.training.job.evaluated_job import EvaluatedJob
 from server.training.job.job_phase import Claim, JobPhase, JobServices
 from server.training.job.running_job import RunningJob
 from server.training.job.samples import MAX_NEW
@@ -144,8 +144,7 @@ class _Worker:
 
     def _finish(self, jobs: Sequence[RunningJob]) -> None:
         """Evaluate and publish jobs that are done; their questions are asked in one batch."""
-        finished = [self._move(job, job.finish) for job in jobs]
-        moved = [self._move(job, job.evaluate) for job in finished if job is not None]
+        moved = [self._move(job, job.finish) for job in jobs]
         evaluated = [job for job in moved if job is not None]
         if not evaluated:
             return

@@ -1,4 +1,4 @@
-"""The last phases of a job: its adapter is evaluated, shown by its answers, and published.
+"""The last phase of a job: its adapter answers some questions, and is published.
 
 If the disk has no room for the adapter, publishing is tried again for a while.
 """
@@ -21,28 +21,11 @@ _LONGEST_PAUSE_S = 15.0
 
 
 @dataclass(eq=False)
-class FinishedJob(JobPhase):
-    """A job that takes no more steps. Its adapter is set to the state to publish.
-
-    `state` is that state, `baseline` has the losses of what the job started from, and `last` are
-    the metrics of the last step.
-    """
-
-    setup: TrainingSetup
-    output: JobOutput
-    state: TrainedState
-    baseline: Evaluation
-    last: TrainingMetrics
-
-    def evaluate(self) -> "EvaluatedJob":
-        """Compare the adapter with what the job started from."""
-        evaluation = self.output.record_evaluation(self.baseline, self.state, self.last)
-        return EvaluatedJob(self.claim, self.setup, self.output, self.state, evaluation, self.last)
-
-
-@dataclass(eq=False)
 class EvaluatedJob(JobPhase):
-    """A job whose adapter was compared, and is to be published unless it is refused."""
+    """A job that takes no more steps, whose adapter is to be published unless it is refused.
+
+    The adapter is set to `state`. `last` are the metrics of the last step.
+    """
 
     setup: TrainingSetup
     output: JobOutput
