@@ -47,7 +47,7 @@ def natural(text: str) -> str:
 
 
 def prompt_of(meaning: str) -> str:
-    """What every method is asked: "name: The Vaults | Type: pub" and a line break."""
+    """The prompt of every method: "name: The Vaults | Type: pub" and a line break."""
     return f"{natural(meaning)}\n"
 
 
@@ -66,15 +66,15 @@ def written(file: Path) -> list[tuple[str, str]]:
 def references(folder: Path) -> dict[str, list[str]]:
     """Of each of the 630 test meanings, by its prompt and in order: all texts that people wrote."""
     texts: dict[str, list[str]] = {}
-    asked = pairs(folder / "test.txt")
-    for (prompt, _), (_, text) in zip(asked, written(folder / "testset_w_refs.csv"), strict=True):
+    split = pairs(folder / "test.txt")
+    for (prompt, _), (_, text) in zip(split, written(folder / "testset_w_refs.csv"), strict=True):
         texts.setdefault(prompt, []).append(text)
     return texts
 
 
 @dataclass(frozen=True)
 class Encoded:
-    """Sequences laid end to end: row i is `tokens[starts[i]:starts[i + 1]]`, learnt from
+    """Sequences laid end to end: row i is `tokens[starts[i]:starts[i + 1]]`, trained on from
     its place `prompts[i]` on."""
 
     tokens: NDArray[np.int32]
@@ -119,11 +119,11 @@ class Splits:
     @classmethod
     def load(cls, file: Path) -> "Splits":
         with np.load(file) as arrays:
-            made = [
+            splits = [
                 Encoded(*(arrays[f"{name}_{part}"] for part in ("tokens", "starts", "prompts")))
                 for name in ("train", "valid", "test")
             ]
-        return cls(*made)
+        return cls(*splits)
 
 
 _PARTS = [(n, p) for n in ("train", "valid", "test") for p in ("tokens", "starts", "prompts")]
@@ -132,10 +132,10 @@ _PARTS = [(n, p) for n in ("train", "valid", "test") for p in ("tokens", "starts
 def encode(folder: Path, tokenizer: ChatTokenizer) -> Splits:
     """Read the folder; validation texts are the published ones, the test's are never looked at."""
     train = pairs(folder / "train.txt")
-    asked = pairs(folder / "valid.txt")
+    split = pairs(folder / "valid.txt")
     valid = [
         (prompt, text)
-        for (prompt, _), (_, text) in zip(asked, written(folder / "devset.csv"), strict=True)
+        for (prompt, _), (_, text) in zip(split, written(folder / "devset.csv"), strict=True)
     ]
     test = [(prompt, "") for prompt in references(folder)]
     return Splits(*(_encoded(lines, tokenizer) for lines in (train, valid, test)))
@@ -171,7 +171,7 @@ class Batch:
 
 
 class Batches:
-    """Batches of one split, made on the CPU from numbers alone and copied to the device."""
+    """Batches of one split, built on the CPU and copied to the device."""
 
     def __init__(self, rows: Encoded, device: torch.device) -> None:
         self._rows = rows

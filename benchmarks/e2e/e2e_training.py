@@ -1,4 +1,4 @@
-"""One loop for every method, and the answers of what it made. Knows no method."""
+"""One loop for every method, and the answers of the trained model. Knows no method."""
 
 import math
 from collections import deque

@@ -59,7 +59,7 @@ def build(run: Run, source: str, device: str) -> Learner:
 @contextmanager
 def gamma_starting_at(value: float | str | None) -> Iterator[None]:
     """Within it, new RandLoRA adapters have this start of gamma: a constant of the method, which is
-    no option of an adapter and is found here."""
+    no option of an adapter."""
     usual = randlora.GAMMA_INITIAL
     try:
         vars(randlora)["GAMMA_INITIAL"] = usual if value is None else float(value)

@@ -41,24 +41,24 @@ _LOSS = "validation loss, nats per token"
 
 def draw(done: Done, scores: Scores, folder: Path) -> list[Path]:
     """All of them, as PNG."""
-    made = {
+    figures = {
         "e2e_size.png": by_size(done, scores),
         "e2e_vera_ranks.png": vera_ranks(done, scores),
         "e2e_variants.png": variants(done, scores),
         "e2e_rates.png": rates(done),
     }
-    for name, figure in made.items():
+    for name, figure in figures.items():
         figure.savefig(folder / name, dpi=150)
         plt.close(figure)
-    return [folder / name for name in made]
+    return [folder / name for name in figures]
 
 
 def by_size(done: Done, scores: Scores) -> Figure:
     """Loss and BLEU against trained parameters, by method."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4.6), layout="constrained")
-    found = lines([*main_arms(done), *matched_arms(done)], done, scores)
+    arm_lines = lines([*main_arms(done), *matched_arms(done)], done, scores)
     for family, colour in _COLOURS.items():
-        inside = sorted(_family(found, family), key=lambda line: line.trained)
+        inside = sorted(_family(arm_lines, family), key=lambda line: line.trained)
         trained = [line.trained for line in inside]
         for axes, values in (
             (left, [spread(line.losses) for line in inside]),
@@ -68,7 +68,7 @@ def by_size(done: Done, scores: Scores) -> Figure:
             axes.errorbar(
                 trained, means, errors, color=colour, marker="o", ms=5, capsize=3, label=family
             )
-    full = next(line for line in found if line.name == FULL.name)
+    full = next(line for line in arm_lines if line.name == FULL.name)
     for axes, value in ((left, spread(full.losses)[0]), (right, full.score("BLEU")[0])):
         axes.axhline(value, color="black", ls="--", lw=1, label="full fine-tuning, 17.3 million")
         axes.set_xscale("log")
@@ -89,15 +89,15 @@ def vera_ranks(done: Done, scores: Scores) -> Figure:
     figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4.2), layout="constrained")
     best, lora = VERA.best(done), LORA.best(done)
     assert best is not None and lora is not None
-    found = [line_of("", best.at(rank=rank), done, scores) for rank in RANKS]
+    arm_lines = [line_of("", best.at(rank=rank), done, scores) for rank in RANKS]
     compared = {
         f"LoRA, rank {rank}": line_of("", lora.at(rank=rank), done, scores) for rank in (1, 4)
     }
     for axes, values, score in (
-        (left, [line.losses for line in found], lambda line: spread(line.losses)[0]),
+        (left, [line.losses for line in arm_lines], lambda line: spread(line.losses)[0]),
         (
             right,
-            [[s["BLEU"] for s in line.scores] or [math.nan] for line in found],
+            [[s["BLEU"] for s in line.scores] or [math.nan] for line in arm_lines],
             lambda line: line.score("BLEU")[0],
         ),
     ):
@@ -115,7 +115,7 @@ def vera_ranks(done: Done, scores: Scores) -> Figure:
         axes.set_ylim(low, high + (high - low) / 30)
         above = axes.secondary_xaxis("top")
         above.set_xticks(
-            RANKS[::2], [f"{line.trained / 1e3:.1f}k" for line in found[::2]], fontsize=8
+            RANKS[::2], [f"{line.trained / 1e3:.1f}k" for line in arm_lines[::2]], fontsize=8
         )
         above.minorticks_off()
         above.set_xlabel("parameters that VeRA trains", fontsize=8)
@@ -128,27 +128,27 @@ def vera_ranks(done: Done, scores: Scores) -> Figure:
 
 def variants(done: Done, scores: Scores) -> Figure:
     """Each variant beside its neighbours, one dot a seed; PEFT's beside ours."""
-    found = {line.name: line for line in lines(main_arms(done), done, scores)}
+    arm_lines = {line.name: line for line in lines(main_arms(done), done, scores)}
     groups: dict[str, dict[str, Line]] = {
         "VeRA, rank 256": {
-            "shared bases": found[VERA.name],
-            "PEFT": _theirs(found[VERA.name], done, scores),
-            "unique bases": found["VeRA, unique bases"],
-            "b only": found["VeRA, b only"],
-            "d only": found["VeRA, d only"],
+            "shared bases": arm_lines[VERA.name],
+            "PEFT": _theirs(arm_lines[VERA.name], done, scores),
+            "unique bases": arm_lines["VeRA, unique bases"],
+            "b only": arm_lines["VeRA, b only"],
+            "d only": arm_lines["VeRA, d only"],
         },
         "RandLoRA, rank 32": {
-            "dense": found["RandLoRA"],
-            "PEFT, dense": _theirs(found["RandLoRA"], done, scores),
-            "s = 3": found["RandLoRA, s = 3"],
-            "s = 6": found["RandLoRA, s = 6"],
-            "s = √D": found["RandLoRA, s = sqrt(D)"],
+            "dense": arm_lines["RandLoRA"],
+            "PEFT, dense": _theirs(arm_lines["RandLoRA"], done, scores),
+            "s = 3": arm_lines["RandLoRA, s = 3"],
+            "s = 6": arm_lines["RandLoRA, s = 6"],
+            "s = √D": arm_lines["RandLoRA, s = sqrt(D)"],
         },
         "low rank, about 240k": {
-            "LoRA, rank 4": found["LoRA"],
-            "PEFT, rank 4": _theirs(found["LoRA"], done, scores),
-            "B trained, rank 8": found[ASYM_B.name],
-            "A trained, rank 8": found[ASYM_A.name],
+            "LoRA, rank 4": arm_lines["LoRA"],
+            "PEFT, rank 4": _theirs(arm_lines["LoRA"], done, scores),
+            "B trained, rank 8": arm_lines[ASYM_B.name],
+            "A trained, rank 8": arm_lines[ASYM_A.name],
         },
     }
     figure, all_axes = plt.subplots(1, 3, figsize=(11, 3.9), layout="constrained")
@@ -199,9 +199,9 @@ def _theirs(line: Line, done: Done, scores: Scores) -> Line:
     return line_of("PEFT", line.run.at(side="peft"), done, scores)
 
 
-def _family(found: Sequence[Line], family: str) -> list[Line]:
+def _family(arm_lines: Sequence[Line], family: str) -> list[Line]:
     """Of a method as it is, whatever its size: no variant of it."""
-    return [line for line in found if line.name in (family, f"{family}, five of seven linears")]
+    return [line for line in arm_lines if line.name in (family, f"{family}, five of seven linears")]
 
 
 def _finish(figure: Figure, title: str) -> None:

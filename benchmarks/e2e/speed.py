@@ -42,7 +42,7 @@ ALONE: Sequence[Run] = (
     *_SPARSE,
 )
 PAIRED: Sequence[Run] = (VERA.run, RANDLORA, LORA.run)
-_RATE = 1e-5  # what is learnt does not matter here
+_RATE = 1e-5  # the result does not matter here
 
 
 @dataclass(frozen=True)

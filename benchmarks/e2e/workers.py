@@ -1,6 +1,6 @@
 """Runs side by side: processes that each hold a GPU's share, and one that hands out the work.
 
-What is to be done is asked anew after every outcome, so that one command may go through stages that
+What to do next is decided anew after every outcome, so that one command may go through stages that
 depend on each other, and may be cut and called again: what its files hold is not done twice.
 """
 
@@ -48,7 +48,7 @@ def run_all(
 ) -> dict[Run, str]:
     """Work off what `wanted` names, in its order, until nothing is left or time is up.
 
-    `done` grows; `note` is told of each outcome as it comes. Returns the runs that failed, and how.
+    `done` grows; `note` is called with each outcome. Returns the runs that failed, and how.
     """
     workers = [_start(pool, index) for index in range(pool.processes)]
     failed: dict[Run, str] = {}

@@ -51,8 +51,8 @@ class Work:
 
 
 def work_of(options: argparse.Namespace) -> Work:
-    asked = TrainOptions(rank=options.rank, targets=tuple(options.targets) or None)
-    plan = plan_for(asked, seed=0, max_rank=1024, lines=options.examples)
+    train_options = TrainOptions(rank=options.rank, targets=tuple(options.targets) or None)
+    plan = plan_for(train_options, seed=0, max_rank=1024, lines=options.examples)
     return Work(plan, options.examples, options.tokens)
 
 

@@ -39,7 +39,7 @@ def profiled(name: str, action: Callable[[], object], base: BaseModel) -> str:
         return f"{summary}\n\n{_shown(busy, _SHOWN)}"
     host = _shown(_rows(events, "self_cpu_time_total"), _SHOWN // 2)
     summary += f" on the device ({launches} launches, {waits} waits of the host)"
-    return f"{summary}\n\n{_shown(busy, _SHOWN)}\n\nOn the host, slowed down by the profiler:\n\n{host}"
+    return f"{summary}\n\n{_shown(busy, _SHOWN)}\n\nOn the host, slowed by the profiler:\n\n{host}"
 
 
 _Row = tuple[str, int, float]

@@ -41,10 +41,10 @@ class TrainedRows:
 def kept(run: Callable[[Tensor], Tensor], width: int, tokens: int, shared: Sequence[Tensor]) -> int:
     """Bytes of what autograd saves when `run` meets an input that needs a gradient."""
     sizes: dict[int, int] = {}
-    held = []
+    saved = []
 
     def pack(tensor: Tensor) -> Tensor:
-        held.append(tensor)  # so that no other storage can take its address
+        saved.append(tensor)  # so that no other storage can take its address
         sizes[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
         return tensor
 

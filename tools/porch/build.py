@@ -171,8 +171,8 @@ def _tune(
     options: Options,
     device: torch.device,
 ) -> Curve:
-    held = {name: share for name, share in _HELD.items() if name != "chat"}
-    shares = {name: _REPLAY * share / sum(held.values()) for name, share in held.items()}
+    texts = {name: share for name, share in _HELD.items() if name != "chat"}
+    shares = {name: _REPLAY * share / sum(texts.values()) for name, share in texts.items()}
     for kind, share in CHAT_SHARES.items():
         shares[f"chat {kind}"] = (1 - _REPLAY) * share
     plan = Plan(

@@ -132,10 +132,10 @@ def _gloss(document: str, chance: random.Random) -> Iterator[Conversation]:
         answer = f'"{word[:1].upper() + word[1:]}" means {meaning}.'
         if example and chance.random() < 0.7:
             answer += f' For example: "{example.split(chr(34))[0].strip()}"'
-        asked = chance.choice(
+        question = chance.choice(
             (f'What does "{word}" mean?', f"What is the meaning of {word}?", f"Define {word}.")
         )
-        yield exchange(asked, answer)
+        yield exchange(question, answer)
 
 
 def _encyclopedia(document: str, chance: random.Random) -> Iterator[Conversation]:
@@ -147,12 +147,12 @@ def _encyclopedia(document: str, chance: random.Random) -> Iterator[Conversation
     answer = first_sentences(text, chance.choice((160, 300, 500)))
     opening = text[: len(name) + 80]
     if re.search(r"\b(born|died)\b", document[:200]):
-        asked = chance.choice((f"Who is {name}?", f"Tell me about {name}."))
+        question = chance.choice((f"Who is {name}?", f"Tell me about {name}."))
     elif re.search(r"\b(was|were)\b", opening):
-        asked = chance.choice((f"What was {name}?", f"Tell me about {name}."))
+        question = chance.choice((f"What was {name}?", f"Tell me about {name}."))
     else:
-        asked = chance.choice((f"What is {name}?", f"Tell me about {name}.", f"Explain {name}."))
-    yield exchange(asked, answer)
+        question = chance.choice((f"What is {name}?", f"Tell me about {name}.", f"Explain {name}."))
+    yield exchange(question, answer)
 
 
 def _story(document: str, chance: random.Random) -> Iterator[Conversation]:
@@ -161,7 +161,7 @@ def _story(document: str, chance: random.Random) -> Iterator[Conversation]:
     if not 3 < len(title) < 60 or title[-1] in '.,;?"' or not _TALE_WORDS.search(text[:800]):
         return
     answer = text if len(text) < 1500 else first_sentences(text, chance.choice((500, 900, 1400)))
-    asked = chance.choice(
+    question = chance.choice(
         (
             f'Tell me a story called "{title}".',
             f"Tell me a story about {title}.",
@@ -170,7 +170,7 @@ def _story(document: str, chance: random.Random) -> Iterator[Conversation]:
             "Please tell me a short story for children.",
         )
     )
-    yield exchange(asked, answer)
+    yield exchange(question, answer)
 
 
 def _sentence(document: str, chance: random.Random) -> Iterator[Conversation]:
@@ -179,14 +179,14 @@ def _sentence(document: str, chance: random.Random) -> Iterator[Conversation]:
         if not words or not 25 < len(line) < 110 or line[-1] not in ".?!":
             continue
         word = chance.choice(words)
-        asked = chance.choice(
+        question = chance.choice(
             (
                 f'Write a sentence with the word "{word}".',
                 f"Use {word} in a sentence.",
                 f"Can you write a sentence about {word}?",
             )
         )
-        yield exchange(asked, line)
+        yield exchange(question, line)
 
 
 def _prompt(document: str, _: random.Random) -> Iterator[Conversation]:

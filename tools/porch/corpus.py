@@ -1,6 +1,6 @@
 """Reads the training texts and sorts their documents into named sources.
 
-The texts carry no labels, so a document's source is told from its form alone.
+The texts carry no labels, so a document's form alone says its source.
 """
 
 import lzma
@@ -94,7 +94,7 @@ def _is_medical(document: str) -> bool:
 
 
 def _prose_source(document: str, file: str) -> str:
-    """Returns the source of running text, told by its file, length, words and lines."""
+    """Returns the source of running text, by its file, length, words and lines."""
     lines = document[:6000].splitlines()
     if file.startswith("broad"):
         return "encyclopedia"

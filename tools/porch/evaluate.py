@@ -26,7 +26,7 @@ _PROSE = (
     "dialogues, tale_questions"
 )
 
-# Written before training; the user turns of one list are asked in turn.
+# Written before training; the user turns of one list follow each other.
 QUESTIONS: tuple[tuple[str | None, tuple[str, ...]], ...] = (
     (None, ("Hello! Who are you?",)),
     (None, ("What should I cook tonight?",)),

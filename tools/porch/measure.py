@@ -1,4 +1,4 @@
-"""The measures and circumstances of one build, as the record that the card is made from."""
+"""The measures and circumstances of one build, as the record for its model card."""
 
 import json
 import platform

@@ -108,8 +108,8 @@ def _capital(chance: random.Random) -> Conversation:
     country, city = _pick(_CAPITALS, chance)
     if chance.random() < 0.3:
         return exchange(f"Where is {city}?", f"{city} is the capital of {country}.")
-    asked = chance.choice(("What is the capital of {}?", "Name the capital of {}."))
-    return exchange(asked.format(country), f"The capital of {country} is {city}.")
+    question = chance.choice(("What is the capital of {}?", "Name the capital of {}."))
+    return exchange(question.format(country), f"The capital of {country} is {city}.")
 
 
 def _opposite(chance: random.Random) -> Conversation:
@@ -153,9 +153,9 @@ def _listing(chance: random.Random) -> Conversation:
     group = chance.choice(list(_GROUPS))
     wanted = chance.randint(2, 4)
     words = chance.sample(_GROUPS[group].split(), wanted)
-    asked = chance.choice(("Name", "List", "Give me", "Tell me")) + f" {_NUMBERS[wanted]} {group}."
+    order = chance.choice(("Name", "List", "Give me", "Tell me")) + f" {_NUMBERS[wanted]} {group}."
     listed = ", ".join(words[:-1]) + " and " + words[-1]
-    return exchange(asked, f"{listed[0].upper()}{listed[1:]}.")
+    return exchange(order, f"{listed[0].upper()}{listed[1:]}.")
 
 
 def _calendar(chance: random.Random) -> Conversation:
@@ -163,8 +163,8 @@ def _calendar(chance: random.Random) -> Conversation:
     place = chance.randrange(len(names))
     step, word = chance.choice(((1, "after"), (-1, "before")))
     answer = names[(place + step) % len(names)]
-    asked = f"Which {unit} comes {word} {names[place]}?"
-    return exchange(asked, f"{answer} comes {word} {names[place]}.")
+    question = f"Which {unit} comes {word} {names[place]}?"
+    return exchange(question, f"{answer} comes {word} {names[place]}.")
 
 
 def _counting(chance: random.Random) -> Conversation:
@@ -178,7 +178,7 @@ def _counting(chance: random.Random) -> Conversation:
 def _played_part(chance: random.Random) -> Conversation:
     name, trade = chance.choice(_NAMES), chance.choice(_TRADES.split(",")).strip()
     system = chance.choice(("You are {}, a {}.", "Your name is {}. You work as a {}."))
-    asked, answer = chance.choice(
+    question, answer = chance.choice(
         (
             ("What is your name?", "My name is {}."),
             ("Who are you?", "I am {}, a {}."),
@@ -186,15 +186,15 @@ def _played_part(chance: random.Random) -> Conversation:
             ("Hello!", "Hello! I am {}, the {}. How can I help you?"),
         )
     )
-    return exchange(asked, answer.format(name, trade), system.format(name, trade))
+    return exchange(question, answer.format(name, trade), system.format(name, trade))
 
 
 def _remembered_name(chance: random.Random) -> Conversation:
     name = chance.choice(_NAMES)
     greeting = chance.choice((f"My name is {name}.", f"Hi, I am {name}.", f"I'm {name}."))
     talk = exchange(greeting, f"Hello, {name}! It is nice to meet you. How can I help you?")
-    asked = chance.choice(("What is my name?", "Do you remember my name?", "Who am I?"))
-    return talk + exchange(asked, f"Your name is {name}.")
+    question = chance.choice(("What is my name?", "Do you remember my name?", "Who am I?"))
+    return talk + exchange(question, f"Your name is {name}.")
 
 
 _WRITERS: tuple[Callable[[random.Random], Conversation], ...] = (

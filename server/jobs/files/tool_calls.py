@@ -36,7 +36,7 @@ def read_calls(value: object, where: str) -> list[Record]:
 
 
 def check_answers(messages: Sequence[Record]) -> None:
-    """Every tool's answer is to a call just made, and no call waits when the user speaks again."""
+    """Each tool's answer must be to a call just before it, and each call must be answered."""
     open_calls: set[object] = set()
     for index, message in enumerate(messages):
         where = f"messages[{index}]"

@@ -10,7 +10,7 @@ from server.jobs.queue.job_queue import JobQueue
 
 log = logging.getLogger(__name__)
 
-_LONGEST_PAUSE_S = 2.0  # also how long a cancelled or paused job may go on, at most
+_LONGEST_PAUSE_S = 2.0  # also how long a cancelled or paused job may continue, at most
 
 
 class JobCancelled(Exception):

@@ -88,8 +88,8 @@ class JobOutput:
         elif not self._setup.questions:
             failure = "No sample answers: every question of the file is too long for them"
         answers = answers or ()
-        asked = self._setup.questions[: len(answers) // 2]
-        pairs = zip(asked, answers[: len(asked)], answers[len(asked) :], strict=True)
+        questions = self._setup.questions[: len(answers) // 2]
+        pairs = zip(questions, answers[: len(questions)], answers[len(questions) :], strict=True)
         samples = [
             sample_of(question, base, adapter, self._setup.tokenizer)
             for question, base, adapter in pairs

@@ -28,7 +28,7 @@ def epoch_batches(
     """One epoch's batches of example indices: every example once, like lengths together.
 
     A pure function of its arguments, the same on every machine, so that a run that was cut short
-    goes on with exactly the batches that it would have seen.
+    continues with exactly the batches that it would have seen.
     """
     words = _words(seed, epoch)
     noise = 1 + _LENGTH_NOISE * (words.random_raw(len(lengths)) / 2.0**64)

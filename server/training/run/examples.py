@@ -15,7 +15,7 @@ from server.jobs.files.datasets import problem_summary
 
 @dataclass(frozen=True)
 class Example:
-    """One sequence: `counts[i]` says whether the prediction of `tokens[i]` is learnt from.
+    """One sequence: `counts[i]` says whether the prediction of `tokens[i]` counts in the loss.
 
     The last token always counts; the first never does, as nothing stands before it.
     """

@@ -28,26 +28,26 @@ class GreedyRequest:
 
 
 def answer(
-    base: BaseModel, asked: Sequence[GreedyRequest], *, max_new: int, max_tokens: int
+    base: BaseModel, requests: Sequence[GreedyRequest], *, max_new: int, max_tokens: int
 ) -> list[list[int]]:
     """The greedy answer to each, in order: at most `max_new` tokens, the one that ends it included.
 
     Args:
-        asked: prompts that leave room for `max_new` tokens in the context.
+        requests: prompts that leave room for `max_new` tokens in the context.
         max_tokens: positions of one batch, padding included; a longer prompt is a batch alone.
     """
     answers: dict[int, list[int]] = {}
-    lengths = [len(one.prompt) + max_new for one in asked]
-    for part in micro_batches(range(len(asked)), lengths, max_tokens):
+    lengths = [len(one.prompt) + max_new for one in requests]
+    for part in micro_batches(range(len(requests)), lengths, max_tokens):
         # Each adapter's rows lie next to each other; id() only brings them together.
-        order = sorted(part, key=lambda index: id(asked[index].adapter))
-        rows = [asked[index] for index in order]
+        order = sorted(part, key=lambda index: id(requests[index].adapter))
+        rows = [requests[index] for index in order]
         columns = torch.stack(list(_tokens(base, rows, max_new))).T.tolist()
         answers |= {
             index: _ended(tokens, base.eos_token_ids)
             for index, tokens in zip(order, columns, strict=True)
         }
-    return [answers[index] for index in range(len(asked))]
+    return [answers[index] for index in range(len(requests))]
 
 
 def answer_all(
