@@ -39,7 +39,7 @@ from server.metrics import Metrics
 from server.replicas.engine_process import EngineProcess
 from server.replicas.fleet import Fleet
 from server.replicas.fleet_residency import FleetResidency
-from server.replicas.messages import Facts
+from server.replicas.messages import EngineFacts
 from server.replicas.replica import Replica
 from server.scheduler.intake import Handle
 from server.scheduler.request import Generation, Listener, LoopStats, TextDelta, TokenPiece
@@ -104,7 +104,7 @@ def run_engine(burst: int, pace_s: float, address: str) -> None:
     for name in ("pin", "unpin", "forget"):
         setattr(residency, name, lambda ref: None)
     with Client(address) as connection:
-        facts = Facts("made-up", "f" * 64, "cpu", "float32", MAX_CONTEXT, 4096, 8)
+        facts = EngineFacts("made-up", "f" * 64, "cpu", "float32", MAX_CONTEXT, 4096, 8)
         loop = MadeUpLoop(burst, pace_s)
         try:
             EngineProcess(connection, loop, residency, Metrics("base")).run(facts)

@@ -32,7 +32,7 @@ from server.engine.blocks import BlockPool
 from server.engine.sequence import Chunk, SamplingParams, StepOutput
 from server.metrics import Metrics
 from server.replicas.engine_process import EngineProcess
-from server.replicas.messages import Facts
+from server.replicas.messages import EngineFacts
 from server.replicas.replica import Replica
 from server.scheduler.admission import Slots
 from server.scheduler.loop import Limits, ServingLoop
@@ -185,7 +185,9 @@ def answer(shape: Shape, address: str) -> None:
     for name in ("pin", "unpin", "forget"):
         setattr(residency, name, lambda ref: None)
     with Client(address) as connection:
-        facts = Facts("paced", "f" * 64, "cpu", "float32", loop.max_context, loop.max_answers, 8)
+        facts = EngineFacts(
+            "paced", "f" * 64, "cpu", "float32", loop.max_context, loop.max_answers, 8
+        )
         gc.freeze()
         loop.start()
         try:

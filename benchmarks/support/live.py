@@ -13,8 +13,8 @@ from benchmarks.support.bare_engine import BLOCK_TOKENS, Engine
 from server.adapters.residency import ResidentAdapters
 from server.bases.model import BaseModel
 from server.engine.blocks import BlockPool
+from server.engine.device import high_priority_stream
 from server.engine.sequence import SamplingParams
-from server.engine.urgent import urgent
 from server.metrics import Metrics
 from server.pulse import Pulse
 from server.scheduler.loop import Limits, ServingLoop
@@ -105,7 +105,7 @@ def serving(
 ) -> Iterator[Live]:
     """A loop of at most `rows` answers of `context` tokens each, prompts included; as an engine's
     process runs it."""
-    within = urgent(base.device)
+    within = high_priority_stream(base.device)
     with within():
         engine = Engine.of(base, adapters, rows=rows, context=context)
     loop = ServingLoop(

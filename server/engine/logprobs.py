@@ -20,11 +20,13 @@ def score(logits: Tensor, token_ids: Seq[int], top: Seq[int]) -> list[TokenLogpr
         top: how many best tokens each row wants.
     """
     ids = torch.tensor(token_ids, dtype=torch.int64, device=logits.device)
-    return told(token_ids, top, [it.cpu() for it in scores(logits, ids, max(top, default=0))])
+    return token_logprobs(
+        token_ids, top, [it.cpu() for it in logprob_tensors(logits, ids, max(top, default=0))]
+    )
 
 
-def scores(logits: Tensor, token_ids: Tensor, top: int) -> list[Tensor]:
-    """What `told` needs, computed where the logits are, with nothing read by the host.
+def logprob_tensors(logits: Tensor, token_ids: Tensor, top: int) -> list[Tensor]:
+    """What `token_logprobs` needs, computed where the logits are, with nothing read by the host.
 
     Args:
         logits: [rows, vocab], as the model gave them.
@@ -41,8 +43,8 @@ def scores(logits: Tensor, token_ids: Tensor, top: int) -> list[Tensor]:
     return [torch.cat(them) for them in zip(*parts, strict=True)]
 
 
-def told(token_ids: Seq[int], top: Seq[int], found: Seq[Tensor]) -> list[TokenLogprob]:
-    """The scores of each row, from what `scores` found, on the host by now."""
+def token_logprobs(token_ids: Seq[int], top: Seq[int], found: Seq[Tensor]) -> list[TokenLogprob]:
+    """The scores of each row, from what `logprob_tensors` found, on the host by now."""
     chosen, best_ids, best = (it.tolist() for it in found)
     return [
         TokenLogprob(token, logprob, tuple(zip(ids[:count], values[:count], strict=True)))

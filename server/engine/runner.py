@@ -10,8 +10,8 @@ import torch
 
 from server.adapters.residency import ResidentAdapters
 from server.bases.model import BaseModel
-from server.engine.flight import Flight
 from server.engine.kv_cache import KVCache
+from server.engine.launched_step import LaunchedStep
 from server.engine.plain import attention
 from server.engine.plain.forward import Forward, PlainForward
 from server.engine.plain.model_support import Trial, check_config
@@ -54,7 +54,7 @@ class Runner:
         self._forward = PlainForward(base, adapters, kv) if forward is None else forward
         trial.check(self._forward.logits)
 
-    def launch(self, chunks: Seq[Chunk]) -> Flight:
+    def launch(self, chunks: Seq[Chunk]) -> LaunchedStep:
         """Start a step; what it gives is read from the flight, perhaps after the next has started.
 
         Each sequence must hold blocks for its tokens up to the chunk's end, and stand in one chunk
@@ -64,7 +64,7 @@ class Runner:
         """
         with torch.inference_mode():
             wanted, logits = self._forward.step(chunks, self._sampled)
-            flight = Flight(chunks, wanted, logits, self._sampled)
+            flight = LaunchedStep(chunks, wanted, logits, self._sampled)
             # A failed row's -1 is no token: the step in the air runs it as if it were one.
             self._sampled = flight.tokens.clamp(min=0)
         wanted.advance(chunks)

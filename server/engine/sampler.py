@@ -51,7 +51,7 @@ def sample(logits: Tensor, sequences: Seq[Sequence], last: Tensor | None = None)
 
 def uniform(sequence: Sequence) -> float:
     """The number in [0, 1) that draws the sequence's next token."""
-    return sequence.chance.at(len(sequence.output) + sequence.pending)
+    return sequence.draws.at(len(sequence.output) + sequence.pending)
 
 
 def _numbers(row: int, sequence: Sequence) -> tuple[float, ...]:
@@ -115,13 +115,15 @@ def _invert(weights: Tensor, position: Tensor) -> Tensor:
 
 def _least(weights: Tensor, top_k: Tensor, top_p: Tensor) -> Tensor:
     if not weights.is_cuda:
-        return least_by_rank(weights, top_k, top_p)
-    from server.engine.kernels.least_kept import least_kept  # a CPU installation has no triton
+        return threshold_by_rank(weights, top_k, top_p)
+    from server.engine.kernels.sampling_threshold import (
+        sampling_threshold,  # a CPU installation has no triton
+    )
 
-    return least_kept(weights, top_k, top_p)
+    return sampling_threshold(weights, top_k, top_p)
 
 
-def least_by_rank(weights: Tensor, top_k: Tensor, top_p: Tensor, head: int = _HEAD) -> Tensor:
+def threshold_by_rank(weights: Tensor, top_k: Tensor, top_p: Tensor, head: int = _HEAD) -> Tensor:
     """The least weight that top_k and top_p keep, float32 [rows]. The host reads how far to look.
 
     Args:
@@ -145,7 +147,7 @@ def least_by_rank(weights: Tensor, top_k: Tensor, top_p: Tensor, head: int = _HE
     settled = (top_k <= head) | ((top_k == vocab) & (sums[:, -1:] >= share)[:, 0])
     open_rows = (~settled).nonzero()[:, 0]
     if len(open_rows):
-        least[open_rows] = least_by_rank(
+        least[open_rows] = threshold_by_rank(
             weights[open_rows], top_k[open_rows], top_p[open_rows], head * _WIDER
         )
     return least

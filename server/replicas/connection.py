@@ -16,7 +16,7 @@ from server.replicas.messages import (
     CallFailed,
     CallResult,
     Cancel,
-    Facts,
+    EngineFacts,
     FromEngine,
     Stop,
     Stopped,
@@ -53,7 +53,7 @@ class EngineConnection:
     `room` counts its answers, by the engine's own limits.
     """
 
-    def __init__(self, connection: "Connection[object, object]", facts: Facts) -> None:
+    def __init__(self, connection: "Connection[object, object]", facts: EngineFacts) -> None:
         self.facts = facts
         self.room = Capacity(capacity=facts.max_answers, max_context=facts.max_context)
         self.stopped = threading.Event()

@@ -20,7 +20,7 @@ from server.replicas.messages import (
     CallFailed,
     CallResult,
     Cancel,
-    Facts,
+    EngineFacts,
     FromEngine,
     Ready,
     Stop,
@@ -30,7 +30,7 @@ from server.replicas.messages import (
 )
 from server.replicas.outbox import Outbox
 from server.scheduler.intake import Handle
-from server.scheduler.request import Generation, Listener, LoopStats, Taker, TextDelta
+from server.scheduler.request import Generation, Listener, LoopStats, TextDelta, TokenSink
 
 log = logging.getLogger(__name__)
 
@@ -105,7 +105,7 @@ class _Ear:
     def __call__(self, delta: TextDelta) -> None:
         self._child.hear(self._first, delta)
 
-    def taker(self, index: int) -> Taker:
+    def taker(self, index: int) -> TokenSink:
         return partial(self._child.take, self._first + index)
 
 
@@ -143,7 +143,7 @@ class EngineProcess:
             "worker": lambda: worker and (worker.alive, worker.restarts),
         }
 
-    def run(self, facts: Facts) -> None:
+    def run(self, facts: EngineFacts) -> None:
         """Say that the engine is ready and do as told.
 
         Raises:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from adapters_store.manifest import AdapterRef
 from server.errors import QueueFull, Unavailable
 from server.replicas.connection import EngineConnection
-from server.replicas.messages import Facts
+from server.replicas.messages import EngineFacts
 from server.replicas.replica import OnReady, Replica
 from server.scheduler.intake import Handle
 from server.scheduler.request import Generation, Listener, LoopStats
@@ -21,7 +21,7 @@ _HOMES = 100_000  # adapters whose replicas are remembered
 
 
 @dataclass(frozen=True)
-class Ticket(Handle):
+class FleetHandle(Handle):
     """A submitted request, for `cancel`: whom it was given to, and under which key."""
 
     link: EngineConnection
@@ -40,7 +40,7 @@ class Fleet:
         self.replicas = tuple(replicas)
         self._lock = threading.Lock()
         self._homes: OrderedDict[AdapterRef, list[EngineConnection]] = OrderedDict()
-        self._facts: Facts | None = None
+        self._facts: EngineFacts | None = None
 
     def start(self) -> None:
         """Start all replicas and wait until they are ready. Raises what keeps one from it."""
@@ -60,7 +60,7 @@ class Fleet:
             replica.on_ready = welcome
 
     @property
-    def facts(self) -> Facts:
+    def facts(self) -> EngineFacts:
         """What the engines told of themselves when they started."""
         assert self._facts is not None, "the fleet was not started"
         return self._facts
@@ -95,7 +95,7 @@ class Fleet:
                 continue
         return links
 
-    def submit(self, request: Generation, listener: Listener) -> Ticket:
+    def submit(self, request: Generation, listener: Listener) -> FleetHandle:
         """See `ServingLoop.submit`; the listener hears of it from a replica's thread."""
         refusal: Exception | None = None
         for link in self._in_order(request.adapter):
@@ -106,14 +106,14 @@ class Fleet:
                 continue
             if request.adapter is not None:
                 self._remember(request.adapter, link)
-            return Ticket((), link, first)
+            return FleetHandle((), link, first)
         raise refusal or Unavailable(
             "the engine is being started again; try again in a moment, and see /health"
         )
 
     def cancel(self, handle: Handle) -> None:
         """See `ServingLoop.cancel`."""
-        assert isinstance(handle, Ticket), "it was not given by `submit`"
+        assert isinstance(handle, FleetHandle), "it was not given by `submit`"
         handle.link.cancel(handle.first)
 
     def stats(self) -> LoopStats:

@@ -13,7 +13,7 @@ from server.replicas.fleet import Fleet
 _Key = tuple[str, tuple[tuple[str, str], ...]]
 
 
-class Gathered(Collector):
+class SummedMetrics(Collector):
     """Each series as the sum of what `sources` have of it. Times of creation are left out."""
 
     def __init__(self, sources: Callable[[], Iterable[Iterable[Metric]]]) -> None:
@@ -51,7 +51,7 @@ class FleetGauges(Collector):
         self._model_name = model_name
 
     def describe(self) -> Iterator[Metric]:
-        """See `Gathered.describe`."""
+        """See `SummedMetrics.describe`."""
         yield from ()
 
     def collect(self) -> Iterator[Metric]:
@@ -71,7 +71,7 @@ class FleetGauges(Collector):
         yield from (up, queued, restarts)
 
 
-def gather(metrics: Metrics, fleet: Fleet) -> None:
+def add_fleet_metrics(metrics: Metrics, fleet: Fleet) -> None:
     """Have `metrics.registry` show what the engines of a fleet counted as well."""
     own = metrics.registry
 
@@ -82,5 +82,5 @@ def gather(metrics: Metrics, fleet: Fleet) -> None:
             yield told
 
     metrics.registry = CollectorRegistry()
-    metrics.registry.register(Gathered(sources))
+    metrics.registry.register(SummedMetrics(sources))
     metrics.registry.register(FleetGauges(fleet, metrics.model_name))

@@ -10,7 +10,7 @@ from server.scheduler.request import Generation, TextDelta
 
 
 @dataclass(frozen=True)
-class Facts:
+class EngineFacts:
     """What an engine that is ready tells of itself. `device` is a torch device's type."""
 
     base_name: str
@@ -57,11 +57,11 @@ class Stop:
 class Ready:
     """The first word of an engine that can be asked."""
 
-    facts: Facts
+    facts: EngineFacts
 
 
 @dataclass(frozen=True)
-class Unfit:
+class StartFailed:
     """The only word of an engine that could not be built."""
 
     error: Exception
@@ -127,4 +127,4 @@ class AnswerUpdates:
 
 
 ToEngine = Submit | Cancel | Call | Stop
-FromEngine = Ready | Unfit | AnswerUpdates | CallResult | CallFailed | Stopped
+FromEngine = Ready | StartFailed | AnswerUpdates | CallResult | CallFailed | Stopped

@@ -11,7 +11,7 @@ from typing import cast
 
 from server.errors import Unavailable
 from server.replicas.connection import EngineConnection
-from server.replicas.messages import FromEngine, Ready, Unfit
+from server.replicas.messages import FromEngine, Ready, StartFailed
 from server.supervisor import Supervisor
 
 log = logging.getLogger(__name__)
@@ -133,7 +133,7 @@ class Replica:
                     match message:
                         case Ready(facts):
                             link = self._ready(EngineConnection(connection, facts))
-                        case Unfit(error):
+                        case StartFailed(error):
                             self._over(error)
                         case _:
                             assert link is not None, "an engine says first that it is ready"
@@ -164,6 +164,29 @@ class Replica:
             f"the process of engine {self.number} ended before it was ready; what it said is above"
         )
         self._begun.set()
+
+
+class WorkerProxy:
+    """The training worker in a replica's process, as the API sees it."""
+
+    def __init__(self, replica: Replica) -> None:
+        self._replica = replica
+
+    @property
+    def alive(self) -> bool:
+        """True while it runs; False while its engine is being started again."""
+        return self._state()[0]
+
+    @property
+    def restarts(self) -> int:
+        """How often it was started again, by itself or with its engine."""
+        return self._replica.restarts + self._state()[1]
+
+    def _state(self) -> tuple[bool, int]:
+        try:
+            return cast("tuple[bool, int] | None", self._replica.link.call("worker")) or (False, 0)
+        except Unavailable:
+            return False, 0
 
 
 def _gone(number: int, stopping: bool) -> Unavailable:

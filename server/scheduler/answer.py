@@ -4,9 +4,16 @@ from dataclasses import dataclass, field
 
 from adapters_store.manifest import AdapterRef
 from server.engine.sequence import FinishReason, Sequence, StepOutput, TokenLogprob
-from server.scheduler.request import Generation, Listener, Plain, Taker, TextDelta, TokenPiece
+from server.scheduler.request import (
+    Generation,
+    Listener,
+    PlainToken,
+    TextDelta,
+    TokenPiece,
+    TokenSink,
+)
 from server.scheduler.stop_strings import AnswerText
-from server.scheduler.timing import Times
+from server.scheduler.timing import AnswerTimes
 
 
 @dataclass(eq=False)
@@ -19,8 +26,8 @@ class Answer:
     sequence: Sequence
     text: AnswerText
     listener: Listener
-    taker: Taker
-    times: Times
+    taker: TokenSink
+    times: AnswerTimes
     holds_slot: bool = False
     crowded_out_at: float | None = None  # since when its adapter is loaded but finds no slot
     preempted: bool = False
@@ -35,7 +42,7 @@ class Answer:
     def adapter(self) -> AdapterRef | None:
         return self.request.adapter
 
-    def take(self, output: StepOutput, eos: frozenset[int]) -> TextDelta | Plain | None:
+    def take(self, output: StepOutput, eos: frozenset[int]) -> TextDelta | PlainToken | None:
         """Take in what a step gave; the news for the listener, or None if there is none yet.
 
         Sets `sequence.finish` when the answer is complete.
@@ -52,7 +59,7 @@ class Answer:
 
     def _append(
         self, token_id: int, logprob: TokenLogprob | None, eos: frozenset[int]
-    ) -> TextDelta | Plain:
+    ) -> TextDelta | PlainToken:
         """Most tokens are neither the last nor asked about: those take as few calls as may be."""
         params, sequence = self.request.params, self.sequence
         sequence.output.append(token_id)

@@ -6,15 +6,15 @@ from typing import Protocol
 from server.engine.sequence import Chunk, StepOutput
 
 
-class Flight(Protocol):
-    """A launched step: `server.engine.flight.Flight`."""
+class StepFuture(Protocol):
+    """A launched step: `server.engine.launched_step.LaunchedStep`."""
 
     def outputs(self) -> list[StepOutput]:
         """What each chunk gave; waits until the step has run."""
         ...
 
 
-class Stepper(Protocol):
+class StepRunner(Protocol):
     """The engine: `server.engine.runner.Runner`."""
 
     @property
@@ -22,6 +22,6 @@ class Stepper(Protocol):
         """How many steps, 0 or 1, may be in the air while the next is planned and launched."""
         ...
 
-    def launch(self, chunks: Sequence[Chunk]) -> Flight:
+    def launch(self, chunks: Sequence[Chunk]) -> StepFuture:
         """Start a step. Its sequences count as computed, with a pending token, from then on."""
         ...

@@ -13,7 +13,7 @@ from server.scheduler.answer import Answer
 from server.scheduler.capacity import Capacity
 from server.scheduler.request import Generation, Listener, taker_of
 from server.scheduler.stop_strings import AnswerText, Decoder
-from server.scheduler.timing import Times
+from server.scheduler.timing import AnswerTimes
 
 _MASK_64 = (1 << 64) - 1
 
@@ -98,5 +98,5 @@ class Intake:
             text=AnswerText(self._new_decoder(), params.stop),
             listener=listener,
             taker=taker_of(listener, index),
-            times=Times(submitted=now, deadline=now + request.timeout_s),
+            times=AnswerTimes(submitted=now, deadline=now + request.timeout_s),
         )

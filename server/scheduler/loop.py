@@ -23,12 +23,12 @@ from server.metrics import Metrics
 from server.pulse import Pulse
 from server.scheduler.admission import Admission, Slots
 from server.scheduler.answer import Answer
-from server.scheduler.engine_interface import Flight, Stepper
+from server.scheduler.engine_interface import StepFuture, StepRunner
 from server.scheduler.intake import Handle, Intake
 from server.scheduler.policy import Blocks, plan_step
-from server.scheduler.request import Generation, Listener, LoopStats, Plain, TextDelta
+from server.scheduler.request import Generation, Listener, LoopStats, PlainToken, TextDelta
 from server.scheduler.stop_strings import Decoder
-from server.scheduler.timing import Beat
+from server.scheduler.timing import StepMetrics
 
 log = logging.getLogger(__name__)
 
@@ -60,7 +60,7 @@ class ServingLoop:
 
     def __init__(
         self,
-        engine: Stepper,
+        engine: StepRunner,
         slots: Slots,
         blocks: Blocks,
         new_decoder: Callable[[], Decoder],
@@ -96,14 +96,14 @@ class ServingLoop:
         )
         self._answers: dict[Sequence, Answer] = {}  # all that have not ended
         self._running: dict[Sequence, Answer] = {}  # oldest admission first
-        self._in_air: deque[tuple[Flight, Seq[Chunk]]] = deque()
+        self._in_air: deque[tuple[StepFuture, Seq[Chunk]]] = deque()
         self._next_deadline = math.inf  # at the latest the first of all that have not ended
         self._pulse = pulse
         self._within = within
         self._works, self._lost = works, lost
         self._working = True
         self._unfreed: tuple[object, ...] = ()
-        self._beat = Beat(metrics, pulse)
+        self._beat = StepMetrics(metrics, pulse)
         self.on_told: Callable[[], None] = _nothing
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
 
@@ -266,7 +266,7 @@ class ServingLoop:
         self._beat.end()
 
     def _fail_steps(
-        self, error: Exception, chunks: Seq[Chunk], flight: Flight | None = None
+        self, error: Exception, chunks: Seq[Chunk], flight: StepFuture | None = None
     ) -> None:
         """A step failed: nobody knows what it wrote, nor what a step that reads that would say.
 
@@ -309,7 +309,7 @@ class ServingLoop:
         else:
             self._tell(answer, news)
 
-    def _tell(self, answer: Answer, news: TextDelta | Plain) -> None:
+    def _tell(self, answer: Answer, news: TextDelta | PlainToken) -> None:
         try:
             if isinstance(news, TextDelta):
                 answer.listener(news)

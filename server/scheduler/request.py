@@ -53,18 +53,18 @@ class TextDelta:
 Listener = Callable[[TextDelta], None]
 """Called from the engine's thread; must return at once and never raise."""
 
-Plain = tuple[int, str]
+PlainToken = tuple[int, str]
 """A token without a score, and the text that it shows, which is all of its own: most news are."""
 
-Taker = Callable[[int, str], None]
+TokenSink = Callable[[int, str], None]
 """Hears the plain tokens of one answer, as a listener hears its deltas."""
 
 
-def taker_of(listener: Listener, index: int) -> Taker:
+def taker_of(listener: Listener, index: int) -> TokenSink:
     """A listener may have a `taker(index)` for each of its answers, and so spare the time for an
     object a token, which takes longer than the rest of the way.
     """
-    own: Callable[[int], Taker] | None = getattr(listener, "taker", None)
+    own: Callable[[int], TokenSink] | None = getattr(listener, "taker", None)
     return partial(_tell_plain, listener, index) if own is None else own(index)
 
 

@@ -12,7 +12,7 @@ class Decoder(Protocol):
     def flush(self) -> str: ...
 
 
-class Shown(NamedTuple):
+class VisibleText(NamedTuple):
     """`text` may be sent now; `stop` ended the answer."""
 
     text: str
@@ -32,7 +32,7 @@ class AnswerText:
         self.decode = decoder.push  # once a token: as an attribute it takes one call, not two
         self._held = ""
 
-    def show(self, piece: str) -> Shown:
+    def show(self, piece: str) -> VisibleText:
         """The answer grew by what a token decoded to. Without stop strings, that is shown."""
         text = self._held + piece
         found = min(
@@ -40,16 +40,16 @@ class AnswerText:
         )
         if found is not None:
             self._held = ""
-            return Shown(text[: found[0]], found[1])
+            return VisibleText(text[: found[0]], found[1])
         keep = self._possible_start(text)
         self._held = text[len(text) - keep :]
-        return Shown(text[: len(text) - keep])
+        return VisibleText(text[: len(text) - keep])
 
-    def finish(self) -> Shown:
+    def finish(self) -> VisibleText:
         """The answer ended for another reason: release what was held."""
         shown = self.show(self._decoder.flush())
         rest, self._held = self._held, ""
-        return shown if shown.stop else Shown(shown.text + rest)
+        return shown if shown.stop else VisibleText(shown.text + rest)
 
     def _possible_start(self, text: str) -> int:
         """Length of the longest end of `text` that begins some stop string."""

@@ -9,7 +9,7 @@ from server.pulse import Pulse
 
 
 @dataclass
-class Times:
+class AnswerTimes:
     """Seconds on the loop's clock; None: not yet."""
 
     submitted: float
@@ -24,7 +24,7 @@ class Times:
             self.started = now
             metrics.request_queue_time.observe(now - self.submitted)
 
-    def token(self, now: float, beat: "Beat") -> None:
+    def token(self, now: float, beat: "StepMetrics") -> None:
         """A token came."""
         beat.tokens += 1
         if self.last_token is not None:
@@ -49,7 +49,7 @@ class Times:
             metrics.request_decode_time.observe(self.last_token - self.first_token)
 
 
-class Beat:
+class StepMetrics:
     """What the answers of one step tell the metrics: mostly all have waited the same time.
 
     Metrics cost a microsecond each, so they hear of a step once and not of each of its tokens.

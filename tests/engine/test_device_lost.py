@@ -11,10 +11,10 @@ import torch
 from server.bases.device_health import works_still
 from server.bases.model import BaseModel
 from server.engine.blocks import BlockPool
+from server.engine.device import high_priority_stream
 from server.engine.kv_cache import KVCache
 from server.engine.runner import Runner
 from server.engine.sequence import SamplingParams
-from server.engine.urgent import urgent
 from server.metrics import Metrics
 from server.scheduler.loop import Limits, ServingLoop
 from server.scheduler.request import Generation, TextDelta
@@ -30,7 +30,11 @@ def break_the_device() -> None:
     device = torch.device("cuda")
     model = tiny_model("llama")
     torch.nn.Module.to(model, device)
-    base, within, ended = BaseModel.of(model, "tiny"), urgent(device), threading.Event()
+    base, within, ended = (
+        BaseModel.of(model, "tiny"),
+        high_priority_stream(device),
+        threading.Event(),
+    )
     with within():
         kv = KVCache(base, memory_mb=4, block_tokens=16)
         runner = Runner(base, None, kv)

@@ -8,7 +8,7 @@ import pytest
 from server.errors import Unavailable
 from server.metrics import Metrics
 from server.replicas.engine_process import EngineProcess
-from server.replicas.messages import Call, Facts
+from server.replicas.messages import Call, EngineFacts
 from tests.replicas.drill import Memory, counting_loop
 
 
@@ -18,7 +18,9 @@ def test_an_engine_whose_loop_has_ended_does_not_go_on_for_who_keeps_asking() ->
     loop = counting_loop(memory, metrics, 0)
     loop.start()
     loop.stop(0)
-    facts = Facts("counter", "f" * 32, "cpu", "float32", loop.max_context, loop.max_answers, 8)
+    facts = EngineFacts(
+        "counter", "f" * 32, "cpu", "float32", loop.max_context, loop.max_answers, 8
+    )
     with ours, theirs:
         for number in range(3):
             ours.send_bytes(pickle.dumps([Call(number, "stats", ())]))

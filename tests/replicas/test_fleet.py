@@ -20,8 +20,8 @@ from server.errors import (
     UnsupportedModel,
 )
 from server.metrics import Metrics
-from server.replicas.fleet import Fleet, Ticket
-from server.replicas.fleet_metrics import gather
+from server.replicas.fleet import Fleet, FleetHandle
+from server.replicas.fleet_metrics import add_fleet_metrics
 from server.replicas.fleet_residency import FleetResidency
 from tests.api.running import eventually
 from tests.replicas.conftest import ROOT, MakeFleet, replica
@@ -35,7 +35,7 @@ def ref(name: str) -> AdapterRef:
     return AdapterRef("owner", name, 1)
 
 
-def ask(fleet: Fleet, prompt: int = 3, **changes: object) -> tuple[Heard, Ticket]:
+def ask(fleet: Fleet, prompt: int = 3, **changes: object) -> tuple[Heard, FleetHandle]:
     heard = Heard(answers=int(str(changes.get("n", 1))))
     return heard, fleet.submit(request(prompt, **changes), heard)
 
@@ -198,7 +198,7 @@ def test_stopping_lets_answers_end(make_fleet: MakeFleet) -> None:
 def test_the_engines_counts_are_added_up(make_fleet: MakeFleet) -> None:
     fleet, metrics = make_fleet(2), Metrics("base")
     metrics.rejected("queue_full")
-    gather(metrics, fleet)
+    add_fleet_metrics(metrics, fleet)
     heard = [ask(fleet, max_tokens=5)[0] for _ in range(4)]
     assert all(one.wait().deltas for one in heard)
 

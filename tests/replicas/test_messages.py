@@ -19,7 +19,7 @@ from server.errors import (
     Unavailable,
 )
 from server.replicas.connection import EngineConnection
-from server.replicas.messages import AnswerUpdates, Facts
+from server.replicas.messages import AnswerUpdates, EngineFacts
 from server.scheduler.request import Generation, TextDelta, TokenPiece
 
 
@@ -56,7 +56,7 @@ class Mixed:
 @pytest.fixture
 def link() -> Iterator[EngineConnection]:
     ours, _theirs = Pipe()
-    link = EngineConnection(ours, Facts("base", "f", "cpu", "float32", 100, 100, 1))
+    link = EngineConnection(ours, EngineFacts("base", "f", "cpu", "float32", 100, 100, 1))
     yield link
     link.fail(Unavailable("the test is over"))
 

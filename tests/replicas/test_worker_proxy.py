@@ -9,7 +9,7 @@ import pytest
 from server.metrics import Metrics
 from server.replicas.engine_process import EngineProcess
 from server.replicas.messages import Stop
-from server.replicas.worker_proxy import WorkerProxy
+from server.replicas.replica import WorkerProxy
 from tests.api.running import eventually
 from tests.replicas.conftest import MakeFleet
 from tests.replicas.drill import Memory, Training, counting_loop

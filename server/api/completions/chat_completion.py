@@ -11,7 +11,7 @@ from pydantic_core import PydanticCustomError
 from starlette.types import Receive
 
 from server.api.completions import logprob_format
-from server.api.completions.delivery import Wakes
+from server.api.completions.delivery import StreamWaker
 from server.api.completions.generation import (
     CheckedRequest,
     find_model,
@@ -167,7 +167,7 @@ async def create_chat_completion(
 
 
 async def answer(
-    parts: Services, wakes: Wakes, owner: str, body: ChatRequest, receive: Receive
+    parts: Services, wakes: StreamWaker, owner: str, body: ChatRequest, receive: Receive
 ) -> Response:
     """What `create_chat_completion` answers."""
     asked = await run_in_threadpool(_ask, parts, owner, body)

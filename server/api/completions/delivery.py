@@ -13,7 +13,7 @@ from server.api.interfaces import Engine
 from server.engine.sequence import FinishReason
 from server.errors import Unavailable
 from server.scheduler.intake import Handle
-from server.scheduler.request import Generation, Taker, TextDelta
+from server.scheduler.request import Generation, TextDelta, TokenSink
 
 _EARLY_ENDS = (FinishReason.CANCELLED, FinishReason.DEADLINE, FinishReason.ERROR)
 _GRACE_S = 10.0  # beyond a request's own deadline, which the engine keeps
@@ -40,7 +40,7 @@ class ChoiceUpdate(NamedTuple):
     made: int
 
 
-def joined(choice: int, heard: Heard) -> ChoiceUpdate:
+def merged(choice: int, heard: Heard) -> ChoiceUpdate:
     """All that was heard of an answer, which is something, as one delta."""
     try:
         return ChoiceUpdate(choice, TextDelta(0, "".join(heard)), len(heard))  # type: ignore[arg-type]
@@ -61,7 +61,7 @@ def joined(choice: int, heard: Heard) -> ChoiceUpdate:
     return ChoiceUpdate(choice, delta, len(delta.tokens) + len(heard) - len(deltas))
 
 
-class Wakes:
+class StreamWaker:
     """Wakes those who wait on one event loop, from any thread.
 
     A step of the engine brings news to every stream, and a wake-up of the event loop from another
@@ -124,14 +124,20 @@ class Wakes:
 class Answers:
     """The answers to one HTTP request; whoever makes one must `close` it.
 
-    Its first news and its ends are told at once, the rest as `Wakes` has time. `receive` is the
-    request's, whose body was read: it tells when the client goes away. With `ends_only` the event
-    loop is woken only when an answer ends, which spares it a wake-up per token when nobody reads
-    them one by one.
+    Its first news and its ends are told at once, the rest as `StreamWaker` has time. `receive` is
+    the request's, whose body was read: it tells when the client goes away. With `ends_only` the
+    event loop is woken only when an answer ends, which spares it a wake-up per token when nobody
+    reads them one by one.
     """
 
     def __init__(
-        self, engine: Engine, wakes: Wakes, receive: Receive, *, ends_only: bool, timeout_s: float
+        self,
+        engine: Engine,
+        wakes: StreamWaker,
+        receive: Receive,
+        *,
+        ends_only: bool,
+        timeout_s: float,
     ) -> None:
         self._engine = engine
         self._wakes = wakes
@@ -153,7 +159,9 @@ class Answers:
         """Submit one prompt's generation. Raises what `Engine.submit` raises."""
         heard: list[Heard] = [[] for _ in range(generation.n)]
         self._handles.append(
-            self._engine.submit(generation, Ear(self, self._wakes, heard, self._ends_only))
+            self._engine.submit(
+                generation, AnswerListener(self, self._wakes, heard, self._ends_only)
+            )
         )
         self._heard += heard
         self._open += generation.n
@@ -210,7 +218,7 @@ class Answers:
             if isinstance(last, TextDelta) and _ends(last) and not self._end(last):
                 new.pop()
             if new:
-                news.append(joined(choice, new))
+                news.append(merged(choice, new))
         return news
 
     def _end(self, last: TextDelta) -> bool:
@@ -235,14 +243,16 @@ class Answers:
         self._rouse()
 
 
-class Ear:
+class AnswerListener:
     """Hears the answers to one prompt, on the engine's thread or that which hears its process.
 
     Args:
         heard: where to put it, for each answer.
     """
 
-    def __init__(self, answers: Answers, wakes: Wakes, heard: Seq[Heard], ends_only: bool) -> None:
+    def __init__(
+        self, answers: Answers, wakes: StreamWaker, heard: Seq[Heard], ends_only: bool
+    ) -> None:
         self._answers = answers
         self._wakes = wakes
         self._heard = heard
@@ -252,7 +262,7 @@ class Ear:
         self._heard[delta.index].append(delta)
         self._tell(_ends(delta))
 
-    def taker(self, index: int) -> Taker:
+    def taker(self, index: int) -> TokenSink:
         """See `taker_of`."""
 
         def take(_token_id: int, text: str) -> None:

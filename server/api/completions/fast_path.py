@@ -13,7 +13,7 @@ from pydantic import BaseModel
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from adapters_store.store_errors import StoreError
-from server.api.completions.delivery import Wakes
+from server.api.completions.delivery import StreamWaker
 from server.api.interfaces import Services
 from server.errors import VerandahError
 
@@ -34,7 +34,7 @@ class Direct:
     """Answers good requests to `ways`, by their paths, and leaves the rest to `app`."""
 
     def __init__(
-        self, app: ASGIApp, parts: Services, wakes: Wakes, ways: Mapping[str, Way]
+        self, app: ASGIApp, parts: Services, wakes: StreamWaker, ways: Mapping[str, Way]
     ) -> None:
         self._app = app
         self._parts = parts

@@ -15,7 +15,7 @@ from fastapi.responses import JSONResponse
 from starlette.types import Receive
 
 from adapters_store.store_errors import StoreError
-from server.api.completions.delivery import Answers, ChoiceUpdate, ClientGone, Wakes
+from server.api.completions.delivery import Answers, ChoiceUpdate, ClientGone, StreamWaker
 from server.api.completions.generation import CheckedRequest, usage
 from server.api.interfaces import Services
 from server.api.sse import DONE, AnswerStream, event
@@ -71,7 +71,7 @@ class Shape(Protocol):
 
 async def reply(
     parts: Services,
-    wakes: Wakes,
+    wakes: StreamWaker,
     asked: CheckedRequest,
     shape: Shape,
     receive: Receive,

@@ -13,7 +13,7 @@ from pydantic_core import PydanticCustomError
 from starlette.types import Receive
 
 from server.api.completions import logprob_format
-from server.api.completions.delivery import Wakes
+from server.api.completions.delivery import StreamWaker
 from server.api.completions.generation import (
     CheckedRequest,
     find_model,
@@ -226,7 +226,7 @@ async def create_completion(
 
 
 async def answer(
-    parts: Services, wakes: Wakes, owner: str, body: CompletionRequest, receive: Receive
+    parts: Services, wakes: StreamWaker, owner: str, body: CompletionRequest, receive: Receive
 ) -> Response:
     """What `create_completion` answers."""
     if body.model == parts.base.id and body.echo is None and body.holds_token_ids:

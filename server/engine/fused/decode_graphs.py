@@ -18,8 +18,8 @@ from torch import Tensor
 
 from server.adapters.batch.fused_batch import Inputs, refill
 from server.adapters.batch.fused_plan import FusedGroup, FusedPlan
-from server.engine.fused.captures import Captured, Captures
 from server.engine.fused.decoder import Attend, FusedDecoder
+from server.engine.fused.graph_cache import CapturedGraph, GraphCache
 from server.engine.kernels.decode_attention import decode_attention
 from server.engine.kv_cache import KVCache
 from server.engine.sequence import Chunk, Sequence
@@ -40,7 +40,7 @@ def padded_sizes(max_rows: int, prompt_rows: int = 0) -> list[int]:
     return [*fitting, max_rows, *(max_rows + size for size in (*more, prompt_rows) if size)]
 
 
-class _Fixed:
+class _StaticInputs:
     """What captured steps of so many rows read, at addresses that stay.
 
     Args:
@@ -77,7 +77,7 @@ class DecodeGraphs:
         self,
         decoder: FusedDecoder,
         kv: KVCache,
-        captures: Captures,
+        graphs: GraphCache,
         *,
         max_rows: int,
         max_context: int,
@@ -85,15 +85,15 @@ class DecodeGraphs:
     ) -> None:
         self._decoder = decoder
         self._kv = kv
-        self._captures = captures
+        self._graphs = graphs
         self._max_rows = max_rows
         self._sizes = padded_sizes(max_rows, prompt_rows)
         self._max_blocks = -(-max_context // kv.block_tokens)
         self._fixed = {
-            rows: _Fixed(rows, max_rows, self._max_blocks, kv.sink, kv.device)
+            rows: _StaticInputs(rows, max_rows, self._max_blocks, kv.sink, kv.device)
             for rows in self._sizes
         }
-        self._tables = _Tables(self._sizes[-1], self._max_blocks)
+        self._tables = _BlockTables(self._sizes[-1], self._max_blocks)
         self._last = torch.zeros(max_rows, dtype=torch.int64, device=kv.device)
 
     @property
@@ -137,7 +137,7 @@ class DecodeGraphs:
                 self._graph(rows, groups)
                 told()
 
-    def _fill(self, fixed: _Fixed, chunks: Seq[Chunk]) -> None:
+    def _fill(self, fixed: _StaticInputs, chunks: Seq[Chunk]) -> None:
         numbers = np.zeros(fixed.numbers.shape, dtype=np.int64)
         numbers[2] = self._kv.sink
         numbers[4] = -1
@@ -177,7 +177,7 @@ class DecodeGraphs:
         numbers[1] = positions
         numbers[2] = np.array(sequence.blocks)[positions // size] * size + positions % size
 
-    def _graph(self, rows: int, groups: tuple[FusedGroup, ...]) -> Captured:
+    def _graph(self, rows: int, groups: tuple[FusedGroup, ...]) -> CapturedGraph:
         fixed, device = self._fixed[rows], self._kv.device
 
         def prepare() -> list[Inputs]:
@@ -185,19 +185,21 @@ class DecodeGraphs:
             return [Inputs(group, rows, rows, device) for group in groups]
 
         key = ("decodes", rows, groups)
-        return self._captures.find(key, prepare, lambda inputs: self._run(fixed, groups, inputs))
+        return self._graphs.find(key, prepare, lambda inputs: self._run(fixed, groups, inputs))
 
-    def _run(self, fixed: _Fixed, groups: Seq[FusedGroup], inputs: Seq[Inputs]) -> Tensor:
-        adapters = self._captures.adapters_of(groups, inputs)
+    def _run(self, fixed: _StaticInputs, groups: Seq[FusedGroup], inputs: Seq[Inputs]) -> Tensor:
+        adapters = self._graphs.adapters_of(groups, inputs)
         ids = torch.where(fixed.sources < 0, fixed.ids, self._last[fixed.sources.clamp(min=0)])
-        attend = decodes(self._decoder, self._kv, fixed.tables, fixed.lengths.to(torch.int32))
+        attend = attend_decodes(
+            self._decoder, self._kv, fixed.tables, fixed.lengths.to(torch.int32)
+        )
         hidden = self._decoder.hidden(
             ids, fixed.positions, fixed.places, self._kv, attend, adapters
         )
         return self._decoder.logits(hidden[fixed.ends])
 
 
-def decodes(decoder: FusedDecoder, kv: KVCache, tables: Tensor, lengths: Tensor) -> Attend:
+def attend_decodes(decoder: FusedDecoder, kv: KVCache, tables: Tensor, lengths: Tensor) -> Attend:
     """Attention of rows of one token each.
 
     Args:
@@ -212,7 +214,7 @@ def decodes(decoder: FusedDecoder, kv: KVCache, tables: Tensor, lengths: Tensor)
     return attend
 
 
-class _Tables:
+class _BlockTables:
     """The blocks of each row on the host, kept from step to step: rows mostly stay as they are."""
 
     def __init__(self, max_rows: int, max_blocks: int) -> None:

@@ -14,14 +14,14 @@ from server.adapters.batch.fused_plan import FusedPlan
 from server.adapters.batch.site_parts import KernelOffsets
 from server.adapters.residency import ResidentAdapters
 from server.engine.device import to_device
-from server.engine.flight import Wanted
 from server.engine.fused import prefill_attention
-from server.engine.fused.decode_graphs import DecodeGraphs, decodes
+from server.engine.fused.decode_graphs import DecodeGraphs, attend_decodes
 from server.engine.fused.decoder import Attend, FusedDecoder, NoAdapters, SiteAdapters
-from server.engine.fused.prefill_attention import Prompts
+from server.engine.fused.prefill_attention import PackedPrompts
 from server.engine.fused.prompt_graphs import PromptGraphs
 from server.engine.kernels.mlp_gate import silu_mul
 from server.engine.kv_cache import KVCache
+from server.engine.launched_step import LogitRows
 from server.engine.plain.forward import refuse_slots, run_flat
 from server.engine.plain.token_layout import Layout
 from server.engine.sequence import Chunk
@@ -55,20 +55,20 @@ class FusedForward:
         self._together = together
         self._parts = KernelOffsets()
 
-    def step(self, chunks: Seq[Chunk], last: Tensor) -> tuple[Wanted, Tensor]:
+    def step(self, chunks: Seq[Chunk], last: Tensor) -> tuple[LogitRows, Tensor]:
         singles = [chunk for chunk in chunks if chunk.length == 1]
         longer = [chunk for chunk in chunks if chunk.length > 1]
         ordered = [*singles, *longer]
         if self._adapters is not None:
             self._adapters.begin(_slots_of(ordered))
-        wanted = Wanted(ordered, [0, *accumulate(chunk.length for chunk in ordered)][:-1])
+        wanted = LogitRows(ordered, [0, *accumulate(chunk.length for chunk in ordered)][:-1])
         replayed = self._replayed(singles, longer, wanted, last)
         if replayed is None:
             return run_flat(self, chunks, last, self._kv)
         return wanted, replayed
 
     def _replayed(
-        self, singles: Seq[Chunk], longer: Seq[Chunk], wanted: Wanted, last: Tensor
+        self, singles: Seq[Chunk], longer: Seq[Chunk], wanted: LogitRows, last: Tensor
     ) -> Tensor | None:
         """Logits of the wanted rows by graphs; None where the step has what no graph takes."""
         if longer and wanted.scored:
@@ -142,9 +142,9 @@ class FusedForward:
         """Single tokens stand first in a layout, then longer chunks."""
         singles, kv, decoder = layout.num_singles, self._kv, self._decoder
         long = layout.chunks[singles:]
-        prompts = Prompts.of(long, kv) if long else None
+        prompts = PackedPrompts.of(long, kv) if long else None
         tables, lengths = layout.decode_tables()
-        decode = decodes(decoder, kv, tables, lengths)
+        decode = attend_decodes(decoder, kv, tables, lengths)
 
         def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
             parts = []
@@ -168,7 +168,7 @@ def _slots_of(chunks: Seq[Chunk]) -> list[int]:
     return list(chain.from_iterable([it.sequence.slot] * it.length for it in chunks))
 
 
-def _rows_of_chunks(wanted: Wanted, singles: Seq[Chunk], longer: Seq[Chunk]) -> list[int]:
+def _rows_of_chunks(wanted: LogitRows, singles: Seq[Chunk], longer: Seq[Chunk]) -> list[int]:
     """Which chunk each wanted row is the last token of: graphs give one row for each chunk."""
     ends = accumulate((chunk.length for chunk in longer), initial=len(singles))
     chunk_of = {end - 1: len(singles) + number for number, end in enumerate(islice(ends, 1, None))}

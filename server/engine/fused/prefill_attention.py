@@ -13,7 +13,7 @@ from server.engine.sequence import Chunk
 
 
 @dataclass(frozen=True, eq=False)
-class Prompts:
+class PackedPrompts:
     """Chunks whose tokens follow each other, and the keys that each of them sees.
 
     Attributes:
@@ -29,7 +29,7 @@ class Prompts:
     keys_at: Tensor | None
 
     @classmethod
-    def of(cls, chunks: list[Chunk], cache: KVCache) -> "Prompts":
+    def of(cls, chunks: list[Chunk], cache: KVCache) -> "PackedPrompts":
         queries = [chunk.length for chunk in chunks]
         keys = [chunk.sequence.num_computed + chunk.length for chunk in chunks]
         starts = torch.tensor(
@@ -53,7 +53,7 @@ def attend(
     q: Tensor,
     k: Tensor,
     v: Tensor,
-    prompts: Prompts,
+    prompts: PackedPrompts,
     cache: KVCache,
     layer: int,
     *,
@@ -78,7 +78,7 @@ def attend(
 
 
 def _flash(
-    q: Tensor, k: Tensor, v: Tensor, prompts: Prompts, scaling: float, window: int | None
+    q: Tensor, k: Tensor, v: Tensor, prompts: PackedPrompts, scaling: float, window: int | None
 ) -> Tensor:
     """torch's own FlashAttention over sequences of any lengths (Dao, arXiv 2307.08691).
 
@@ -105,7 +105,7 @@ def _flash(
 
 
 def plain_attention(
-    q: Tensor, k: Tensor, v: Tensor, prompts: Prompts, scaling: float, window: int | None
+    q: Tensor, k: Tensor, v: Tensor, prompts: PackedPrompts, scaling: float, window: int | None
 ) -> Tensor:
     """The same, one sequence after the other."""
     output = torch.empty_like(q, memory_format=torch.contiguous_format)

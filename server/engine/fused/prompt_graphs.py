@@ -18,9 +18,9 @@ from server.adapters.batch.fused_batch import Inputs, refill
 from server.adapters.batch.fused_plan import FusedGroup, FusedPlan
 from server.adapters.kernels.segments import capacity_for
 from server.engine.fused import prefill_attention
-from server.engine.fused.captures import Captured, Captures
 from server.engine.fused.decoder import FusedDecoder
-from server.engine.fused.prefill_attention import Prompts
+from server.engine.fused.graph_cache import CapturedGraph, GraphCache
+from server.engine.fused.prefill_attention import PackedPrompts
 from server.engine.kv_cache import KVCache
 from server.engine.sequence import Chunk
 
@@ -30,7 +30,7 @@ MOST_KEYS: Final = 4096
 _SIZES: Final = (32, 64, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048, 3072, 4096)
 
 
-class _Fixed:
+class _StaticInputs:
     """What captured prompts of so many tokens read, at addresses that stay.
 
     The last of the sequences is the padding: it has whatever tokens and keys are left.
@@ -48,7 +48,9 @@ class _Fixed:
         keys_at = None
         if keys is not None:
             keys_at = torch.zeros(keys, dtype=torch.int64, device=device)
-        self.prompts = Prompts(self.starts[0], self.starts[1], tokens, keys or tokens, keys_at)
+        self.prompts = PackedPrompts(
+            self.starts[0], self.starts[1], tokens, keys or tokens, keys_at
+        )
         self._sink = kv.sink
 
     def clear(self) -> None:
@@ -67,14 +69,14 @@ class PromptGraphs:
     """Graphs over `decoder`, captured as they are first wanted, or ahead by `capture`."""
 
     def __init__(
-        self, decoder: FusedDecoder, kv: KVCache, captures: Captures, *, max_tokens: int
+        self, decoder: FusedDecoder, kv: KVCache, graphs: GraphCache, *, max_tokens: int
     ) -> None:
         self._decoder = decoder
         self._kv = kv
-        self._captures = captures
+        self._graphs = graphs
         fitting = [size for size in _SIZES if size < max_tokens]
         self._sizes = [*fitting, min(max_tokens, _SIZES[-1])]
-        self._fixed: dict[tuple[int, int | None], _Fixed] = {}
+        self._fixed: dict[tuple[int, int | None], _StaticInputs] = {}
 
     def takes(self, chunks: Seq[Chunk]) -> bool:
         """Whether these chunks can be replayed."""
@@ -112,24 +114,24 @@ class PromptGraphs:
 
     def _graph(
         self, size: int, keys: int | None, groups: tuple[FusedGroup, ...]
-    ) -> tuple[_Fixed, Captured]:
+    ) -> tuple[_StaticInputs, CapturedGraph]:
         fixed = self._fixed.get((size, keys))
         if fixed is None:
-            fixed = self._fixed[size, keys] = _Fixed(size, keys, self._kv)
+            fixed = self._fixed[size, keys] = _StaticInputs(size, keys, self._kv)
 
         def prepare() -> list[Inputs]:
             fixed.clear()
             segments = capacity_for(size, MOST_PROMPTS)
             return [Inputs(group, size, segments, self._kv.device) for group in groups]
 
-        found = self._captures.find(
+        found = self._graphs.find(
             ("prompts", size, keys, groups),
             prepare,
             lambda inputs: self._run(fixed, groups, inputs),
         )
         return fixed, found
 
-    def _fill(self, fixed: _Fixed, chunks: Seq[Chunk]) -> None:
+    def _fill(self, fixed: _StaticInputs, chunks: Seq[Chunk]) -> None:
         numbers = np.zeros(fixed.numbers.shape, dtype=np.int64)
         numbers[2] = self._kv.sink
         at = 0
@@ -165,7 +167,7 @@ class PromptGraphs:
         places: NDArray[np.int64] = np.array(chunk.sequence.blocks)[tokens // size] * size
         return places + tokens % size
 
-    def _run(self, fixed: _Fixed, groups: Seq[FusedGroup], inputs: Seq[Inputs]) -> Tensor:
+    def _run(self, fixed: _StaticInputs, groups: Seq[FusedGroup], inputs: Seq[Inputs]) -> Tensor:
         decoder = self._decoder
 
         def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -174,7 +176,7 @@ class PromptGraphs:
                 q, k, v, fixed.prompts, self._kv, layer, scaling=scaling, window=window
             )
 
-        adapters = self._captures.adapters_of(groups, inputs)
+        adapters = self._graphs.adapters_of(groups, inputs)
         hidden = decoder.hidden(
             fixed.ids, fixed.positions, fixed.places, self._kv, attend, adapters
         )

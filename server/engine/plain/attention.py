@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 
-from server.engine.plain.token_layout import Layout, Read
+from server.engine.plain.token_layout import AttentionCall, Layout
 from server.errors import UnsupportedModel
 
 NAME = "verandah_paged"
@@ -72,7 +72,7 @@ def paged_attention(
 
 
 def _attend_decodes(
-    queries: Tensor, keys: Tensor, values: Tensor, read: Read, scaling: float
+    queries: Tensor, keys: Tensor, values: Tensor, read: AttentionCall, scaling: float
 ) -> Tensor:
     """One query token for each sequence. Returns: [sequences, heads, head_dim].
 
@@ -88,7 +88,7 @@ def _attend_decodes(
 
 
 def _attend_prompt(
-    queries: Tensor, keys: Tensor, values: Tensor, read: Read, scaling: float
+    queries: Tensor, keys: Tensor, values: Tensor, read: AttentionCall, scaling: float
 ) -> Tensor:
     """Many query tokens of one sequence. Returns: [tokens, heads, head_dim].
 

@@ -14,8 +14,8 @@ from torch import Tensor
 from server.adapters.residency import ResidentAdapters
 from server.bases.model import BaseModel
 from server.engine.device import to_device
-from server.engine.flight import Wanted
 from server.engine.kv_cache import KVCache
+from server.engine.launched_step import LogitRows
 from server.engine.plain.token_layout import Layout
 from server.engine.sequence import Chunk
 
@@ -23,7 +23,7 @@ from server.engine.sequence import Chunk
 class Forward(Protocol):
     """Runs chunks. To be called within `torch.inference_mode`."""
 
-    def step(self, chunks: Seq[Chunk], last: Tensor) -> tuple[Wanted, Tensor]:
+    def step(self, chunks: Seq[Chunk], last: Tensor) -> tuple[LogitRows, Tensor]:
         """Which rows the step needs, and their logits [rows, vocab].
 
         Args:
@@ -44,7 +44,7 @@ class PlainForward:
         self._adapters = adapters
         self._kv = kv
 
-    def step(self, chunks: Seq[Chunk], last: Tensor) -> tuple[Wanted, Tensor]:
+    def step(self, chunks: Seq[Chunk], last: Tensor) -> tuple[LogitRows, Tensor]:
         return run_flat(self, chunks, last, self._kv)
 
     def logits(self, layout: Layout, rows: Seq[int]) -> Tensor:
@@ -68,10 +68,10 @@ class PlainForward:
 
 def run_flat(
     forward: Forward, chunks: Seq[Chunk], last: Tensor, kv: KVCache
-) -> tuple[Wanted, Tensor]:
+) -> tuple[LogitRows, Tensor]:
     """A step as one flat batch of all its tokens; see `Forward.step`."""
     layout = Layout(chunks, kv)
-    wanted = Wanted(layout.chunks, layout.starts)
+    wanted = LogitRows(layout.chunks, layout.starts)
     if wanted.patches:
         places = to_device(list(chain.from_iterable(wanted.patches)), torch.int64, kv.device)
         rows, sources = places.view(-1, 2).T

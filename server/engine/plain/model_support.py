@@ -17,7 +17,7 @@ from server.engine.plain.token_layout import Layout
 from server.engine.sequence import Chunk, SamplingParams, Sequence
 from server.errors import UnsupportedModel
 
-Forward = Callable[[Layout, Seq[int]], Tensor]
+FlatLogits = Callable[[Layout, Seq[int]], Tensor]
 """Logits [rows, vocab] of the given rows of a step's flat batch."""
 
 _LAYER_TYPES = frozenset({"full_attention", "sliding_attention"})
@@ -89,7 +89,7 @@ class Trial:
         window: int | None = getattr(config, "sliding_window", None)
         return window if types is None or "sliding_attention" in types else None
 
-    def check(self, forward: Forward) -> None:
+    def check(self, forward: FlatLogits) -> None:
         """Compare the engine's logits with the plain model's.
 
         Raises:
@@ -114,7 +114,7 @@ class Trial:
                 )
 
     @torch.inference_mode()
-    def _run(self, forward: Forward) -> tuple[list[Tensor], frozenset[int | None]]:
+    def _run(self, forward: FlatLogits) -> tuple[list[Tensor], frozenset[int | None]]:
         """Run both prompts side by side, in chunks and single tokens that meet in every mix."""
         pool = BlockPool(self._kv.num_blocks, self._kv.block_tokens)
         sequences = [

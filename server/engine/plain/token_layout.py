@@ -12,7 +12,7 @@ from server.engine.sequence import Chunk
 
 
 @dataclass(frozen=True)
-class Read:
+class AttentionCall:
     """One call of attention: some rows of the flat batch and the keys that they see.
 
     Either many sequences with one token each, or one sequence with many. `blocks` is what
@@ -53,7 +53,7 @@ class Layout:
         self.chunks = [*singles, *(chunk for chunk in chunks if chunk.length > 1)]
         self.cache = cache
         self.num_singles = len(singles)
-        self._reads: dict[int | None, list[Read]] = {}
+        self._reads: dict[int | None, list[AttentionCall]] = {}
         self.starts: list[int] = []
         self.slots: list[int] = []
         token_ids: list[int] = []
@@ -89,15 +89,15 @@ class Layout:
             to_device([it.num_computed + 1 for it in singles], torch.int32, device),
         )
 
-    def reads(self, window: int | None) -> list[Read]:
+    def reads(self, window: int | None) -> list[AttentionCall]:
         """The calls of attention for layers that see `window` tokens back (None: all)."""
         if window not in self._reads:
             self._reads[window] = [*self._decodes(window), *self._prompts(window)]
         return self._reads[window]
 
-    def _decodes(self, window: int | None) -> list[Read]:
+    def _decodes(self, window: int | None) -> list[AttentionCall]:
         """Group single tokens so that at most a quarter of what a row gathers is padding."""
-        reads: list[Read] = []
+        reads: list[AttentionCall] = []
         stop = self.num_singles
         spans = [self._span(chunk, window) for chunk in self.chunks[:stop]]
         while stop > 0:
@@ -116,7 +116,7 @@ class Layout:
         first = 0 if window is None else max(position + 1 - window, 0)
         return range(first // size, (position + chunk.length - 1) // size + 1)
 
-    def _decode(self, rows: slice, spans: list[range], window: int | None) -> Read:
+    def _decode(self, rows: slice, spans: list[range], window: int | None) -> AttentionCall:
         width = max(len(span) for span in spans)
         # Padding reads the row's first block once more; the mask hides it.
         blocks = [
@@ -129,23 +129,23 @@ class Layout:
         keys = first_keys[:, None] + torch.arange(width * size, device=self.cache.device)
         mask = self._mask(self.positions[rows, None], keys, window)
         read = self.cache.rows(self._tensor(blocks))
-        return Read(rows, len(spans), read, width * size, mask[None, :, None])
+        return AttentionCall(rows, len(spans), read, width * size, mask[None, :, None])
 
-    def _prompts(self, window: int | None) -> list[Read]:
+    def _prompts(self, window: int | None) -> list[AttentionCall]:
         chunks = zip(self.chunks, self.starts, strict=True)
         return [self._prompt(chunk, start, window) for chunk, start in chunks if chunk.length > 1]
 
-    def _prompt(self, chunk: Chunk, start: int, window: int | None) -> Read:
+    def _prompt(self, chunk: Chunk, start: int, window: int | None) -> AttentionCall:
         span = self._span(chunk, window)
         rows = slice(start, start + chunk.length)
         blocks = self.cache.rows(self._tensor(chunk.sequence.blocks[span.start : span.stop]))
         first_key = span.start * self.cache.block_tokens
         num_keys = chunk.sequence.num_computed + chunk.length - first_key
         if num_keys == chunk.length and (window is None or window >= chunk.length):
-            return Read(rows, 1, blocks, num_keys, None)
+            return AttentionCall(rows, 1, blocks, num_keys, None)
         keys = first_key + torch.arange(num_keys, device=self.cache.device)
         mask = self._mask(self.positions[rows, None], keys, window)
-        return Read(rows, 1, blocks, num_keys, mask[None, None])
+        return AttentionCall(rows, 1, blocks, num_keys, mask[None, None])
 
     def _mask(self, queries: Tensor, keys: Tensor, window: int | None) -> Tensor:
         hidden = keys > queries

@@ -9,13 +9,13 @@ from starlette.types import Message, Receive
 
 from server.api.completions.chat_completion import ChatShape
 from server.api.completions.delivery import (
+    AnswerListener,
     Answers,
     ChoiceUpdate,
     ClientGone,
-    Ear,
     Heard,
-    Wakes,
-    joined,
+    StreamWaker,
+    merged,
 )
 from server.api.completions.generation import CheckedRequest
 from server.api.completions.replies import Chunks, Shape, Transcript
@@ -92,8 +92,8 @@ def test_what_was_heard_is_told_as_one_delta(seed: int) -> None:
         heard.pop()
     one_by_one, at_once = Transcript(), Transcript()
     for each in heard:
-        one_by_one.add(*joined(1, [each])[1:])
-    news = joined(1, heard)
+        one_by_one.add(*merged(1, [each])[1:])
+    news = merged(1, heard)
     at_once.add(*news[1:])
     assert at_once == one_by_one
     assert at_once.made == len(heard)
@@ -125,7 +125,9 @@ class Mute:
         return LoopStats()
 
 
-def opened(wakes: Wakes, count: int, receive: Receive = stays) -> list[tuple[Answers, Listener]]:
+def opened(
+    wakes: StreamWaker, count: int, receive: Receive = stays
+) -> list[tuple[Answers, Listener]]:
     """Streams of one answer each, and who hears it."""
     streams = []
     for _ in range(count):
@@ -138,7 +140,7 @@ def opened(wakes: Wakes, count: int, receive: Receive = stays) -> list[tuple[Ans
 
 def test_a_step_wakes_the_event_loop_once() -> None:
     async def listen() -> tuple[int, list[str]]:
-        loop, wakes, calls = asyncio.get_running_loop(), Wakes(), 0
+        loop, wakes, calls = asyncio.get_running_loop(), StreamWaker(), 0
         call_soon = loop.call_soon_threadsafe
 
         def counted(*arguments: object) -> object:
@@ -162,7 +164,7 @@ def test_a_step_wakes_the_event_loop_once() -> None:
 def test_few_streams_are_told_each_token_and_many_several_in_one_piece() -> None:
     async def pieces(count: int, tokens: int, pace_s: float) -> tuple[list[int], int]:
         """How many tokens each piece of one of `count` streams had, and how often it was late."""
-        wakes = Wakes()
+        wakes = StreamWaker()
         streams = opened(wakes, count)
         stream, hear = streams[0]
         heard: list[int] = []
@@ -194,8 +196,8 @@ def test_plain_tokens_are_heard_as_texts_in_their_place() -> None:
     """As from an engine in a process of its own, from another thread."""
 
     async def listen() -> list[ChoiceUpdate]:
-        ((stream, hear),) = opened(Wakes(), 1)
-        assert isinstance(hear, Ear)
+        ((stream, hear),) = opened(StreamWaker(), 1)
+        assert isinstance(hear, AnswerListener)
         take = hear.text_taker(0)
         hear.taker(0)(5, "_")
 
@@ -221,7 +223,7 @@ def test_plain_tokens_are_heard_as_texts_in_their_place() -> None:
 
 def test_what_came_before_a_failure_is_told_first() -> None:
     async def listen() -> str:
-        ((stream, hear),) = opened(Wakes(), 1)
+        ((stream, hear),) = opened(StreamWaker(), 1)
         hear(TextDelta(0, "a"))
         hear(TextDelta(0, finish=FinishReason.ERROR, error=Unavailable("gone")))
         try:
@@ -237,12 +239,12 @@ def test_what_came_before_a_failure_is_told_first() -> None:
 
 def test_who_waits_for_ends_is_woken_by_nothing_else() -> None:
     async def listen() -> tuple[list[bool], str]:
-        engine, wakes = Mute(), Wakes()
+        engine, wakes = Mute(), StreamWaker()
         answers = Answers(engine, wakes, stays, ends_only=True, timeout_s=9)
         answers.ask(Generation("r", "o", (1,), SamplingParams(max_tokens=9)))
         called: list[bool] = []
         ear = engine.listeners[0]
-        assert isinstance(ear, Ear)
+        assert isinstance(ear, AnswerListener)
         waiting = asyncio.create_task(answers.next())
         await asyncio.sleep(0)
         for text in "ab":
@@ -265,7 +267,7 @@ def test_who_waits_for_news_hears_that_the_client_went_away() -> None:
         return {"type": "http.disconnect"}
 
     async def listen() -> None:
-        ((stream, _),) = opened(Wakes(), 1, leave)
+        ((stream, _),) = opened(StreamWaker(), 1, leave)
         try:
             with pytest.raises(ClientGone):
                 await asyncio.wait_for(stream.next(), 5)

@@ -91,8 +91,8 @@ def test_columns_say_what_rows_say(seed: int, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(decode_graphs, "refill", keep)
     made = decode_graphs.DecodeGraphs.__new__(decode_graphs.DecodeGraphs)
     made._kv = SimpleNamespace(block_tokens=SIZE, sink=SINK)  # type: ignore[assignment]
-    made._tables = decode_graphs._Tables(ROWS, MOST)
-    fixed = decode_graphs._Fixed(ROWS, ROWS, MOST, SINK, torch.device("cpu"))
+    made._tables = decode_graphs._BlockTables(ROWS, MOST)
+    fixed = decode_graphs._StaticInputs(ROWS, ROWS, MOST, SINK, torch.device("cpu"))
     steps = Steps(seed)
     for _ in range(200):
         chunks = steps.chunks()
@@ -110,7 +110,7 @@ def test_columns_say_what_rows_say(seed: int, monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_a_sequence_that_lost_its_blocks_is_read_anew() -> None:
-    pool, tables = BlockPool(8, SIZE), decode_graphs._Tables(1, MOST)
+    pool, tables = BlockPool(8, SIZE), decode_graphs._BlockTables(1, MOST)
     one, other = (Sequence(number, (1,) * 12, SamplingParams(), seed=0) for number in range(2))
     assert pool.grow(one, 12)
     tables.put([one.blocks])

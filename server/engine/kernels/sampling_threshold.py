@@ -14,10 +14,10 @@ _BLOCK = 2048
 _WARPS = 8
 
 
-def least_kept(weights: Tensor, top_k: Tensor, top_p: Tensor) -> Tensor:
+def sampling_threshold(weights: Tensor, top_k: Tensor, top_p: Tensor) -> Tensor:
     """The least weight that top_k and top_p keep, float32 [rows].
 
-    Plain reference: `server.engine.sampler.least_by_rank`.
+    Plain reference: `server.engine.sampler.threshold_by_rank`.
 
     Args:
         weights: float32 [rows, vocab], inner stride 1, not negative, the largest of a row 1.
@@ -25,7 +25,7 @@ def least_kept(weights: Tensor, top_k: Tensor, top_p: Tensor) -> Tensor:
     """
     rows, vocab = weights.shape
     least = torch.empty(rows, dtype=torch.float32, device=weights.device)
-    _least_kept[(rows,)](
+    _threshold_kernel[(rows,)](
         weights, top_k.contiguous(), top_p.contiguous(), least, weights.stride(0), vocab,
         BLOCK=_BLOCK, num_warps=_WARPS,
     )  # fmt: skip
@@ -33,7 +33,7 @@ def least_kept(weights: Tensor, top_k: Tensor, top_p: Tensor) -> Tensor:
 
 
 @triton.jit
-def _least_kept(
+def _threshold_kernel(
     weights_ptr, top_k_ptr, top_p_ptr, least_ptr, stride, vocab, BLOCK: tl.constexpr
 ):  # fmt: skip
     row = tl.program_id(0).to(tl.int64)

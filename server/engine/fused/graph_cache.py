@@ -17,16 +17,16 @@ from server.adapters.batch.fused_batch import FusedAdapters, Inputs
 from server.adapters.batch.fused_plan import FusedGroup
 from server.adapters.batch.site_parts import KernelOffsets
 from server.adapters.residency import ResidentAdapters
+from server.engine.device import HIGHEST_STREAM_PRIORITY
 from server.engine.fused.decoder import NoAdapters, SiteAdapters
 from server.engine.kernels.mlp_gate import silu_mul
-from server.engine.urgent import HIGHEST
 
-MOST: Final = 256
+MAX_GRAPHS: Final = 256
 """Kept at once; each is some hundred kB of launches."""
 
 
 @dataclass(frozen=True, eq=False)
-class Captured:
+class CapturedGraph:
     """A graph, the adapters' inputs that it reads, and the logits that it writes."""
 
     graph: torch.cuda.CUDAGraph
@@ -34,7 +34,7 @@ class Captured:
     logits: Tensor
 
 
-class Captures:
+class GraphCache:
     """Graphs on the current CUDA device, for one thread.
 
     Args:
@@ -44,17 +44,17 @@ class Captures:
     def __init__(self, adapters: ResidentAdapters | None) -> None:
         self._adapters = adapters
         self._parts = KernelOffsets()
-        self._kept: OrderedDict[Hashable, Captured] = OrderedDict()
+        self._kept: OrderedDict[Hashable, CapturedGraph] = OrderedDict()
         self._pool = torch.cuda.graph_pool_handle()
         # Nodes of a graph keep the priority of the stream that they were captured on.
-        self._stream = torch.cuda.Stream(priority=HIGHEST)
+        self._stream = torch.cuda.Stream(priority=HIGHEST_STREAM_PRIORITY)
 
     def find(
         self,
         key: Hashable,
         prepare: Callable[[], Seq[Inputs]],
         run: Callable[[Seq[Inputs]], Tensor],
-    ) -> Captured:
+    ) -> CapturedGraph:
         """What was captured for `key`; else `run`, which gives logits, is captured.
 
         It is called twice for that. So `prepare` makes its inputs, and sees to it that what is
@@ -63,7 +63,7 @@ class Captures:
         found = self._kept.get(key)
         if found is None:
             found = self._kept[key] = self._capture(prepare(), run)
-            if len(self._kept) > MOST:
+            if len(self._kept) > MAX_GRAPHS:
                 self._kept.popitem(last=False)
         self._kept.move_to_end(key)
         return found
@@ -79,7 +79,7 @@ class Captures:
         )
 
     @torch.inference_mode()
-    def _capture(self, inputs: Seq[Inputs], run: Callable[[Seq[Inputs]], Tensor]) -> Captured:
+    def _capture(self, inputs: Seq[Inputs], run: Callable[[Seq[Inputs]], Tensor]) -> CapturedGraph:
         torch.cuda.synchronize()
         with torch.cuda.stream(self._stream):
             # Once outside of the graph: kernels are compiled and products choose their algorithm.
@@ -92,4 +92,4 @@ class Captures:
             finally:
                 graph.capture_end()
         torch.cuda.synchronize()
-        return Captured(graph, inputs, logits)
+        return CapturedGraph(graph, inputs, logits)

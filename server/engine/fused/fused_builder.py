@@ -19,7 +19,7 @@ Progress = Callable[[int, int], None]
 """Told how many graphs of how many are captured."""
 
 
-class Fast:
+class CapturableForward:
     """A forward for CUDA, and its graphs: to be captured and tried once it has passed its trial.
 
     Prompts that cannot be replayed are launched one operation after the other, and the log says so.
@@ -33,7 +33,7 @@ class Fast:
         self.capture = capture
 
 
-def fast_forward(
+def build_fused_forward(
     base: BaseModel,
     adapters: ResidentAdapters,
     kv: KVCache,
@@ -43,7 +43,7 @@ def fast_forward(
     max_context: int,
     max_rank: int,
     seed: int,
-) -> Fast | None:
+) -> CapturableForward | None:
     """Kernels and graphs over `base`; None where they do not apply, and its own forward runs.
 
     They are for CUDA, 16-bit numbers and the layers that `FusedDecoder` knows.
@@ -56,10 +56,10 @@ def fast_forward(
         return None
     # Only here: an installation for a CPU has no triton.
     from server.adapters.batch.sites import Riding
-    from server.engine.fused.captures import Captures
     from server.engine.fused.decode_graphs import DecodeGraphs
     from server.engine.fused.decoder import FusedDecoder
     from server.engine.fused.fused_forward import FusedForward
+    from server.engine.fused.graph_cache import GraphCache
     from server.engine.fused.prompt_graphs import PromptGraphs
     from server.engine.fused.replay_trial import check_replays
 
@@ -72,9 +72,9 @@ def fast_forward(
     held = adapters.hold(method.basis(seed), need_of(method, base, base.targets, max_rank))
     pair = next(iter(held.bases.values()))
     decoder = FusedDecoder(base, Riding(method.basis(seed), pair.a))
-    captures = Captures(adapters)
-    decodes = DecodeGraphs(decoder, kv, captures, max_rows=max_rows, max_context=max_context)
-    prompts = PromptGraphs(decoder, kv, captures, max_tokens=max_step_tokens)
+    graphs = GraphCache(adapters)
+    decodes = DecodeGraphs(decoder, kv, graphs, max_rows=max_rows, max_context=max_context)
+    prompts = PromptGraphs(decoder, kv, graphs, max_tokens=max_step_tokens)
     companies = [(), (adapters.company(method, held, seed),)]
 
     forward = FusedForward(decoder, adapters, kv, decodes)
@@ -94,4 +94,4 @@ def fast_forward(
         else:
             forward.prompts = prompts
 
-    return Fast(forward, capture)
+    return CapturableForward(forward, capture)

@@ -6,15 +6,15 @@ from collections.abc import Sequence as Seq
 import torch
 from torch import Tensor
 
-from server.engine.device import Arriving, to_device
-from server.engine.logprobs import scores, told
+from server.engine.device import HostCopies, to_device
+from server.engine.logprobs import logprob_tensors, token_logprobs
 from server.engine.sampler import sample
 from server.engine.sequence import Chunk, Sequence, StepOutput, TokenLogprob
 
 NOT_FINITE = "the model's logits are not finite: the adapter or the base overflows in this dtype"
 
 
-class Wanted:
+class LogitRows:
     """The rows of a flat batch that need logits: first those that sample, then those scored.
 
     Built before the step is launched, from what its sequences have computed until then.
@@ -68,7 +68,7 @@ def _scored_positions(sequence: Sequence, length: int) -> range:
     return range(first, min(sequence.num_computed + length + 1, len(sequence.prompt)))
 
 
-class Flight:
+class LaunchedStep:
     """A launched step. `tokens`, int64 on the device, are what it samples: -1 for a failed row.
 
     Args:
@@ -77,7 +77,7 @@ class Flight:
     """
 
     def __init__(
-        self, chunks: Seq[Chunk], wanted: Wanted, logits: Tensor, last: Tensor | None
+        self, chunks: Seq[Chunk], wanted: LogitRows, logits: Tensor, last: Tensor | None
     ) -> None:
         self._chunks = chunks
         self._sampled = wanted.sampled
@@ -91,8 +91,8 @@ class Flight:
         token_scores: list[Tensor] = []
         if at is not None and raw is not None:
             most = max(it.params.top_logprobs or 0 for it in self._asked)
-            token_scores = scores(raw, self.tokens[at].clamp(min=0), most)
-        self._arriving = Arriving([self.tokens, *token_scores, *prompt_scores])
+            token_scores = logprob_tensors(raw, self.tokens[at].clamp(min=0), most)
+        self._arriving = HostCopies([self.tokens, *token_scores, *prompt_scores])
 
     def outputs(self) -> list[StepOutput]:
         """What each chunk gave, in their order; waits for the device. To be called once.
@@ -116,20 +116,20 @@ class Flight:
     def _score_prompts(self, logits: Tensor) -> list[Tensor]:
         ids = [sequence.prompt[position] for sequence, position in self._scored]
         most = max(sequence.params.top_logprobs or 0 for sequence, _ in self._scored)
-        return scores(logits, to_device(ids, torch.int64, logits.device), most)
+        return logprob_tensors(logits, to_device(ids, torch.int64, logits.device), most)
 
     def _token_scores(
         self, known: Mapping[Sequence, int], found: Seq[Tensor]
     ) -> dict[Sequence, TokenLogprob]:
         top = [it.params.top_logprobs or 0 for it in self._asked]
-        entries = told([max(known[it], 0) for it in self._asked], top, found)
+        entries = token_logprobs([max(known[it], 0) for it in self._asked], top, found)
         return dict(zip(self._asked, entries, strict=True))
 
     def _prompt_scores(self, found: Seq[Tensor]) -> dict[Sequence, list[TokenLogprob]]:
         ids = [sequence.prompt[position] for sequence, position in self._scored]
         top = [sequence.params.top_logprobs or 0 for sequence, _ in self._scored]
         by_sequence: dict[Sequence, list[TokenLogprob]] = {}
-        for (sequence, _), entry in zip(self._scored, told(ids, top, found), strict=True):
+        for (sequence, _), entry in zip(self._scored, token_logprobs(ids, top, found), strict=True):
             by_sequence.setdefault(sequence, []).append(entry)
         return by_sequence
 
