@@ -187,14 +187,14 @@ def create_app(parts: Services) -> ASGIApp:
     """Build the application around parts that somebody else starts and stops."""
     app = http_api()
     app.state.parts = parts
-    app.state.wakes = wakes = StreamWaker()
+    app.state.waker = waker = StreamWaker()
     parts.metrics.registry.register(ops.ServerGauges(parts))
     # Around FastAPI and not its middleware: so the direct way spares FastAPI's own layers.
     ways = {
         "/v1/chat/completions": Way(chat_completion.ChatRequest, chat_completion.answer),
         "/v1/completions": Way(text_completion.CompletionRequest, text_completion.answer),
     }
-    direct = Direct(app, parts, wakes, ways)
+    direct = Direct(app, parts, waker, ways)
     limited = BodyLimit(
         direct,
         parts.describe,

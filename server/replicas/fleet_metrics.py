@@ -1,4 +1,4 @@
-"""The metrics of engines in processes of their own, added to those of this one. Knows no HTTP."""
+"""Adds the metrics of engine processes to those of this process. Knows no HTTP."""
 
 from collections.abc import Callable, Iterable, Iterator
 
@@ -14,13 +14,13 @@ _Key = tuple[str, tuple[tuple[str, str], ...]]
 
 
 class SummedMetrics(Collector):
-    """Each series as the sum of what `sources` have of it. Times of creation are left out."""
+    """Sums each series over `sources`, without the times of creation."""
 
     def __init__(self, sources: Callable[[], Iterable[Iterable[Metric]]]) -> None:
         self._sources = sources
 
     def describe(self) -> Iterator[Metric]:
-        """Nothing: without this, registering would already ask the sources."""
+        """Nothing: else registering would read the sources."""
         yield from ()
 
     def collect(self) -> Iterator[Metric]:
@@ -44,7 +44,7 @@ class SummedMetrics(Collector):
 
 
 class FleetGauges(Collector):
-    """How each replica fares."""
+    """Whether each replica runs, how many answers it has, and its restarts."""
 
     def __init__(self, fleet: Fleet, model_name: str) -> None:
         self._fleet = fleet
@@ -72,14 +72,14 @@ class FleetGauges(Collector):
 
 
 def add_fleet_metrics(metrics: Metrics, fleet: Fleet) -> None:
-    """Have `metrics.registry` show what the engines of a fleet counted as well."""
+    """Have `metrics.registry` show the sums of this process and the engines of a fleet."""
     own = metrics.registry
 
     def sources() -> Iterator[Iterable[Metric]]:
         yield own.collect()
-        for told in fleet.told("metrics"):
-            assert isinstance(told, list)
-            yield told
+        for families in fleet.call_each("metrics"):
+            assert isinstance(families, list)
+            yield families
 
     metrics.registry = CollectorRegistry()
     metrics.registry.register(SummedMetrics(sources))

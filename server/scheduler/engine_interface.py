@@ -1,4 +1,4 @@
-"""What the loop needs of an engine: steps that are launched, and what each of them gave."""
+"""What the serving loop needs of an engine: to launch steps and to read their outputs later."""
 
 from collections.abc import Sequence
 from typing import Protocol
@@ -7,10 +7,10 @@ from server.engine.sequence import Chunk, StepOutput
 
 
 class StepFuture(Protocol):
-    """A launched step: `server.engine.launched_step.LaunchedStep`."""
+    """A step that was launched: `server.engine.launched_step.LaunchedStep`."""
 
     def outputs(self) -> list[StepOutput]:
-        """What each chunk gave; waits until the step has run."""
+        """One output for each chunk; waits until the step has run."""
         ...
 
 
@@ -19,9 +19,9 @@ class StepRunner(Protocol):
 
     @property
     def ahead(self) -> int:
-        """How many steps, 0 or 1, may be in the air while the next is planned and launched."""
+        """How many steps, 0 or 1, may be in flight while the next is planned and launched."""
         ...
 
     def launch(self, chunks: Sequence[Chunk]) -> StepFuture:
-        """Start a step. Its sequences count as computed, with a pending token, from then on."""
+        """Start a step. From then on its sequences count as computed, with a pending token."""
         ...

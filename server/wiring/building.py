@@ -173,9 +173,9 @@ def _loop(
         ),
         metrics=metrics,
         pulse=pulse,
-        within=within,
-        works=partial(works_still, base.device),
-        lost=end_soon,
+        thread_context=within,
+        device_works=partial(works_still, base.device),
+        on_device_lost=end_soon,
     )
 
 

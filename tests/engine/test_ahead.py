@@ -14,7 +14,7 @@ from server.engine.runner import Runner
 from server.engine.sequence import SamplingParams, TokenLogprob
 from server.metrics import Metrics
 from server.scheduler.loop import Limits, ServingLoop
-from server.scheduler.request import Generation, TextDelta
+from server.scheduler.request import CallbackListener, Generation, TextDelta
 from tests.engine.driving import random_prompt
 from tests.models import VOCAB, Kind, tiny_model
 from tests.scheduler.fakes import FakeSlots, NumberDecoder
@@ -29,7 +29,7 @@ class Told:
     ends: list[str | None] = field(default_factory=list)
     done: threading.Event = field(default_factory=threading.Event)
 
-    def __call__(self, delta: TextDelta) -> None:
+    def hear(self, delta: TextDelta) -> None:
         self.tokens += [piece.token_id for piece in delta.tokens]
         self.scores += [piece.logprob for piece in delta.tokens if piece.logprob is not None]
         self.scores += [it for it in delta.prompt_logprobs or () if it is not None]
@@ -87,7 +87,7 @@ def answers(kind: Kind, ahead: int, blocks: int) -> tuple[list[Told], Metrics]:
     loop.start()
     try:
         for request, listener in zip(requests(VOCAB), told, strict=True):
-            loop.submit(request, listener)
+            loop.submit(request, CallbackListener(listener.hear))
         for it in told:
             assert it.done.wait(60)
     finally:

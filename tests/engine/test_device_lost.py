@@ -17,7 +17,7 @@ from server.engine.runner import Runner
 from server.engine.sequence import SamplingParams
 from server.metrics import Metrics
 from server.scheduler.loop import Limits, ServingLoop
-from server.scheduler.request import Generation, TextDelta
+from server.scheduler.request import CallbackListener, Generation, TextDelta
 from server.wiring.process import end_soon
 from tests.models import tiny_model
 from tests.scheduler.fakes import FakeSlots, NumberDecoder
@@ -46,9 +46,9 @@ def break_the_device() -> None:
         eos=frozenset(),
         limits=Limits(max_rows=4, max_step_tokens=32, max_waiting=4, max_context=96),
         metrics=Metrics("tiny"),
-        within=within,
-        works=lambda: works_still(device),
-        lost=end_soon,
+        thread_context=within,
+        device_works=lambda: works_still(device),
+        on_device_lost=end_soon,
     )
 
     def hear(delta: TextDelta) -> None:
@@ -62,7 +62,7 @@ def break_the_device() -> None:
     heard: list[TextDelta] = []
     loop.start()
     params = SamplingParams(max_tokens=60)
-    loop.submit(Generation("r", "owner", (3, 4, 5), params), hear)
+    loop.submit(Generation("r", "owner", (3, 4, 5), params), CallbackListener(hear))
     ended.wait()
     threading.Event().wait(30)
 

@@ -36,6 +36,6 @@ def test_it_is_asked_to_stop_before_answers_are_waited_for(
     ours, theirs = Pipe()
     with ours, theirs:
         child = EngineProcess(ours, loop, memory, metrics, worker)
-        child._obey(Stop(5.0))
+        child._handle(Stop(5.0))
         assert theirs.poll(10)
     assert told == [False]

@@ -12,7 +12,7 @@ from server.engine.blocks import BlockPool
 from server.engine.sequence import FinishReason, SamplingParams
 from server.metrics import Metrics
 from server.scheduler.loop import Limits, ServingLoop
-from server.scheduler.request import Generation, TextDelta
+from server.scheduler.request import CallbackListener, Generation, TextDelta
 from tests.scheduler.fakes import FakeSlots, NumberDecoder
 from tests.scheduler.paged import VOCAB, PagedFake, next_token
 
@@ -26,7 +26,7 @@ class Heard:
     tokens: list[int] = field(default_factory=list)
     finish: list[FinishReason] = field(default_factory=list)
 
-    def __call__(self, delta: TextDelta) -> None:
+    def hear(self, delta: TextDelta) -> None:
         self.tokens += [piece.token_id for piece in delta.tokens]
         if delta.finish is not None:
             self.finish.append(delta.finish)
@@ -93,11 +93,11 @@ class Rig:
         for _ in range(2000):
             if waiting and (rng.random() < 0.5 or not self.loop._answers):
                 request, listener = waiting.pop(0)
-                handles.append(self.loop.submit(request, listener))
+                handles.append(self.loop.submit(request, CallbackListener(listener.hear)))
             if handles and rng.random() < cancel:
                 self.loop.cancel(rng.choice(handles))
-            self.loop._turn()
-            if not waiting and not self.loop._answers and not self.loop._in_air:
+            self.loop._iterate()
+            if not waiting and not self.loop._answers and not self.loop._in_flight:
                 return heard
             self.loop._wake.set()
         raise AssertionError("the loop stands still")

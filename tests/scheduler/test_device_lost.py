@@ -38,8 +38,8 @@ class Rig:
             eos=frozenset(),
             limits=LIMITS,
             metrics=Metrics("base"),
-            works=self.ask_device,
-            lost=self.lost.set,
+            device_works=self.ask_device,
+            on_device_lost=self.lost.set,
         )
         self.loop.start()
 
@@ -49,7 +49,7 @@ class Rig:
 
     def ask(self) -> Heard:
         heard = Heard()
-        self.loop.submit(request(), heard)
+        self.loop.submit(request(), heard.listener)
         return heard
 
 
