@@ -1,4 +1,4 @@
-"""Probabilities of tokens under the model's raw distribution. Knows nothing of how one is drawn."""
+"""Log probabilities of tokens under the model's raw distribution. Knows nothing of sampling."""
 
 from collections.abc import Sequence as Seq
 
@@ -26,7 +26,7 @@ def score(logits: Tensor, token_ids: Seq[int], top: Seq[int]) -> list[TokenLogpr
 
 
 def logprob_tensors(logits: Tensor, token_ids: Tensor, top: int) -> list[Tensor]:
-    """What `token_logprobs` needs, computed where the logits are, with nothing read by the host.
+    """The tensors that `token_logprobs` needs, computed on the device without waiting for it.
 
     Args:
         logits: [rows, vocab], as the model gave them.
@@ -43,9 +43,9 @@ def logprob_tensors(logits: Tensor, token_ids: Tensor, top: int) -> list[Tensor]
     return [torch.cat(them) for them in zip(*parts, strict=True)]
 
 
-def token_logprobs(token_ids: Seq[int], top: Seq[int], found: Seq[Tensor]) -> list[TokenLogprob]:
-    """The scores of each row, from what `logprob_tensors` found, on the host by now."""
-    chosen, best_ids, best = (it.tolist() for it in found)
+def token_logprobs(token_ids: Seq[int], top: Seq[int], tensors: Seq[Tensor]) -> list[TokenLogprob]:
+    """The scores of each row, from the results of `logprob_tensors`, copied to the host."""
+    chosen, best_ids, best = (it.tolist() for it in tensors)
     return [
         TokenLogprob(token, logprob, tuple(zip(ids[:count], values[:count], strict=True)))
         for token, logprob, ids, values, count in zip(
@@ -68,8 +68,8 @@ def best_tokens(logprobs: Tensor, count: int) -> tuple[Tensor, Tensor]:
 
     Returns: token ids and values, each [rows, min(count, vocab)].
     """
-    # topk takes any of equals; so rank whole numbers that are never equal: the float's bits, put
-    # in the order of its value, above the token id counted backwards.
+    # topk takes any of equal values. So rank whole numbers that are never equal: the float's bits,
+    # changed so that they sort as the float does, above the token id counted backwards.
     bits = logprobs.contiguous().view(torch.int32)
     ordered = torch.where(bits < 0, bits ^ 0x7FFFFFFF, bits).long() << 32
     ids = torch.arange(logprobs.shape[-1], device=logprobs.device)

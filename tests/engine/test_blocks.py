@@ -40,7 +40,7 @@ def test_no_block_has_two_holders_and_none_is_lost() -> None:
 
 
 def test_an_empty_pool_is_refused() -> None:
-    with pytest.raises(ValueError, match="hold nothing"):
+    with pytest.raises(ValueError, match="holds nothing: give at least one block"):
         BlockPool(0, 16)
 
 

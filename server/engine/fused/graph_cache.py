@@ -1,7 +1,7 @@
-"""Captured launches by what they are for: made when first wanted, the longest unused given up.
+"""A cache of CUDA graphs: captured at first use, the least recently used dropped.
 
-Knows no model. All share one pool of memory, so what one returns must be copied before another is
-replayed.
+All share one pool of memory, so the output of one must be copied before another is replayed.
+Knows no model.
 """
 
 from collections import OrderedDict
@@ -22,7 +22,7 @@ from server.engine.fused.decoder import NoAdapters, SiteAdapters
 from server.engine.kernels.mlp_gate import silu_mul
 
 MAX_GRAPHS: Final = 256
-"""Kept at once; each is some hundred kB of launches."""
+"""Each holds some hundred kB of launches."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,7 +38,7 @@ class GraphCache:
     """Graphs on the current CUDA device, for one thread.
 
     Args:
-        adapters: whose vectors are read; None: the base alone is served.
+        adapters: the graphs read their vectors; None: the base alone is served.
     """
 
     def __init__(self, adapters: ResidentAdapters | None) -> None:
@@ -55,21 +55,21 @@ class GraphCache:
         prepare: Callable[[], Seq[Inputs]],
         run: Callable[[Seq[Inputs]], Tensor],
     ) -> CapturedGraph:
-        """What was captured for `key`; else `run`, which gives logits, is captured.
+        """The graph of `key`. Without one, captures `run`, which gives logits.
 
-        It is called twice for that. So `prepare` makes its inputs, and sees to it that what is
-        left in fixed tensors from earlier steps makes it write nothing that anybody reads.
+        A capture calls `run` twice. So `prepare` makes its inputs, and clears the static tensors of
+        what earlier steps left there: `run` must write only what nobody reads.
         """
-        found = self._kept.get(key)
-        if found is None:
-            found = self._kept[key] = self._capture(prepare(), run)
+        captured = self._kept.get(key)
+        if captured is None:
+            captured = self._kept[key] = self._capture(prepare(), run)
             if len(self._kept) > MAX_GRAPHS:
                 self._kept.popitem(last=False)
         self._kept.move_to_end(key)
-        return found
+        return captured
 
     def adapters_of(self, groups: Seq[FusedGroup], inputs: Seq[Inputs]) -> SiteAdapters:
-        """What the groups of a step do to products."""
+        """The `SiteAdapters` of a step with these groups."""
         if not groups:
             return NoAdapters()
         resident = self._adapters
@@ -82,7 +82,7 @@ class GraphCache:
     def _capture(self, inputs: Seq[Inputs], run: Callable[[Seq[Inputs]], Tensor]) -> CapturedGraph:
         torch.cuda.synchronize()
         with torch.cuda.stream(self._stream):
-            # Once outside of the graph: kernels are compiled and products choose their algorithm.
+            # Once outside of the graph: this compiles kernels and chooses the products' algorithms.
             run(inputs)
             self._stream.synchronize()
             graph = torch.cuda.CUDAGraph()

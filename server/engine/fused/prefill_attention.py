@@ -1,4 +1,4 @@
-"""Attention of a step's longer chunks, all in one call. Knows no weights and no sampling."""
+"""Attention of a step's chunks of several tokens, in one call. Knows no weights, no sampling."""
 
 from dataclasses import dataclass
 from itertools import accumulate
@@ -14,10 +14,10 @@ from server.engine.sequence import Chunk
 
 @dataclass(frozen=True, eq=False)
 class PackedPrompts:
-    """Chunks whose tokens follow each other, and the keys that each of them sees.
+    """Chunks packed one behind the other, and the keys that each of them sees.
 
     Attributes:
-        query_starts, key_starts: int32 [chunks + 1], running sums of what each has.
+        query_starts, key_starts: int32 [chunks + 1], running sums of their lengths.
         keys_at: int64 [all keys], their places in the cache; None: every chunk begins its sequence,
             so that the keys are the step's own.
     """
@@ -113,7 +113,7 @@ def plain_attention(
     for i in range(len(queries) - 1):
         own, seen = slice(queries[i], queries[i + 1]), slice(keys[i], keys[i + 1])
         length = own.stop - own.start
-        # Queries of the whole sequence, of which only the last are wanted.
+        # Queries of the whole sequence: only the last ones are kept.
         padded = q.new_zeros(seen.stop - seen.start, *q.shape[1:])
         padded[-length:] = q[own]
         output[own] = reference_attention(

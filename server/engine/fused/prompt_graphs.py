@@ -1,7 +1,7 @@
 """Prompts as CUDA graphs: chunks of several tokens, padded to a few sizes.
 
-Launched one by one, a layer's operations take the host longer than short prompts take the device,
-and every decode in the same step waits for them. Knows no sampling and no scheduling.
+To launch a layer's operations one by one takes the host longer than a short prompt takes the
+device, and every decode in the same step waits for it. Knows no sampling and no scheduling.
 """
 
 from collections.abc import Callable
@@ -26,17 +26,17 @@ from server.engine.sequence import Chunk
 
 MOST_PROMPTS: Final = 64
 MOST_KEYS: Final = 4096
-"""Of all chunks together, where one of them continues its sequence; they are gathered."""
+"""Of all chunks together, if one of them continues its sequence: all keys are then gathered."""
 _SIZES: Final = (32, 64, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048, 3072, 4096)
 
 
 class _StaticInputs:
-    """What captured prompts of so many tokens read, at addresses that stay.
+    """The inputs of captured prompts of so many tokens, at addresses that stay.
 
-    The last of the sequences is the padding: it has whatever tokens and keys are left.
+    The last of the sequences is the padding: it has all tokens and keys that are left.
 
     Args:
-        keys: of all sequences and the padding; None: they begin, and have as many as tokens.
+        keys: of all sequences and the padding; None: all begin, and have as many keys as tokens.
     """
 
     def __init__(self, tokens: int, keys: int | None, kv: KVCache) -> None:
@@ -54,7 +54,7 @@ class _StaticInputs:
         self._sink = kv.sink
 
     def clear(self) -> None:
-        """Padding alone."""
+        """Make every token padding."""
         self.numbers.zero_()
         self.places.fill_(self._sink)
         self.starts.zero_()
@@ -66,7 +66,7 @@ class _StaticInputs:
 
 
 class PromptGraphs:
-    """Graphs over `decoder`, captured as they are first wanted, or ahead by `capture`."""
+    """Graphs over `decoder`, captured at first use, or ahead of it by `capture`."""
 
     def __init__(
         self, decoder: FusedDecoder, kv: KVCache, graphs: GraphCache, *, max_tokens: int
@@ -78,7 +78,7 @@ class PromptGraphs:
         self._sizes = [*fitting, min(max_tokens, _SIZES[-1])]
         self._fixed: dict[tuple[int, int | None], _StaticInputs] = {}
 
-    def takes(self, chunks: Seq[Chunk]) -> bool:
+    def can_replay(self, chunks: Seq[Chunk]) -> bool:
         """Whether these chunks can be replayed."""
         tokens = sum(chunk.length for chunk in chunks)
         keys = sum(chunk.sequence.num_computed + chunk.length for chunk in chunks)
@@ -105,12 +105,14 @@ class PromptGraphs:
     def sizes(self) -> Seq[int]:
         return self._sizes
 
-    def capture(self, companies: Seq[tuple[FusedGroup, ...]], told: Callable[[], None]) -> None:
-        """Capture every size of prompts that begin their sequences; `told` after each."""
-        for groups in companies:
+    def capture(
+        self, group_sets: Seq[tuple[FusedGroup, ...]], on_captured: Callable[[], None]
+    ) -> None:
+        """Capture every size of prompts that begin their sequences, largest first."""
+        for groups in group_sets:
             for size in reversed(self._sizes):
                 self._graph(size, None, groups)
-                told()
+                on_captured()
 
     def _graph(
         self, size: int, keys: int | None, groups: tuple[FusedGroup, ...]
@@ -124,12 +126,12 @@ class PromptGraphs:
             segments = capacity_for(size, MOST_PROMPTS)
             return [Inputs(group, size, segments, self._kv.device) for group in groups]
 
-        found = self._graphs.find(
+        captured = self._graphs.find(
             ("prompts", size, keys, groups),
             prepare,
             lambda inputs: self._run(fixed, groups, inputs),
         )
-        return fixed, found
+        return fixed, captured
 
     def _fill(self, fixed: _StaticInputs, chunks: Seq[Chunk]) -> None:
         numbers = np.zeros(fixed.numbers.shape, dtype=np.int64)
@@ -161,7 +163,7 @@ class PromptGraphs:
             refill(fixed.prompts.keys_at, keys_at)
 
     def _places(self, chunk: Chunk, first: int) -> NDArray[np.int64]:
-        """Where the keys of a sequence's tokens lie, from token `first` to the chunk's end."""
+        """The places in the cache of a sequence's tokens, from token `first` to the chunk's end."""
         size = self._kv.block_tokens
         tokens = np.arange(first, chunk.sequence.num_computed + chunk.length)
         places: NDArray[np.int64] = np.array(chunk.sequence.blocks)[tokens // size] * size

@@ -1,4 +1,7 @@
-"""Where each token of a step stands, writes and reads. Built once a step, shared by all layers."""
+"""Lays out a step's tokens as one flat batch: where each one writes and what it attends to.
+
+Built once a step and shared by all layers. Knows no weights and no sampling.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,10 +16,10 @@ from server.engine.sequence import Chunk
 
 @dataclass(frozen=True)
 class AttentionCall:
-    """One call of attention: some rows of the flat batch and the keys that they see.
+    """Some rows of the flat batch and the keys that they see.
 
-    Either many sequences with one token each, or one sequence with many. `blocks` is what
-    `KVCache.read` takes; a sequence's first `num_keys` keys are used. `mask` is added to the
+    Either many sequences with one token each, or one sequence with many. `blocks` is the index for
+    `KVCache.read`; the first `num_keys` keys of each sequence are used. `mask` is added to the
     scores, [1, sequences, query tokens of each, num_keys]; None: there is one key for each query,
     and a query sees the keys up to its own place.
     """
@@ -41,10 +44,10 @@ class Layout:
         num_singles: chunks of one token, which stand first.
         starts: the first flat row of each chunk.
         token_ids, positions: int64 [tokens], on the cache's device.
-        places: int64 [tokens], where in the cache each token's keys and values go.
-        write_at: the same for `KVCache.write`.
+        places: int64 [tokens], `block * block_tokens + offset` of each token in the cache.
+        write_at: the index for `KVCache.write`.
         slots: the adapter slot of each token.
-        windows: the attention windows that the model's layers asked for in this step.
+        windows: the attention windows that the model's layers used in this step.
     """
 
     def __init__(self, chunks: Sequence[Chunk], cache: KVCache) -> None:
@@ -77,8 +80,8 @@ class Layout:
         return frozenset(self._reads)
 
     def decode_tables(self) -> tuple[Tensor, Tensor]:
-        """Of the single tokens: their sequences' blocks, int32 [singles, most], and the number of
-        keys that each sees, int32 [singles].
+        """The block tables of the single tokens, int32 [singles, most blocks], and the number of
+        keys that each token sees, int32 [singles].
         """
         singles = [chunk.sequence for chunk in self.chunks[: self.num_singles]]
         width = max((len(it.blocks) for it in singles), default=0)
@@ -96,7 +99,7 @@ class Layout:
         return self._reads[window]
 
     def _decodes(self, window: int | None) -> list[AttentionCall]:
-        """Group single tokens so that at most a quarter of what a row gathers is padding."""
+        """Group single tokens so that at most a quarter of a row's blocks is padding."""
         reads: list[AttentionCall] = []
         stop = self.num_singles
         spans = [self._span(chunk, window) for chunk in self.chunks[:stop]]

@@ -122,8 +122,8 @@ class Side:
         for chunk in chunks:
             assert self.pool.grow(chunk.sequence, chunk.sequence.num_computed + chunk.length)
         last = torch.zeros(0, dtype=torch.int64, device=DEVICE)
-        wanted, logits = self.forward.step(chunks, last)
-        order = {id(it): row for row, it in enumerate(wanted.sampled)}
+        logit_rows, logits = self.forward.step(chunks, last)
+        order = {id(it): row for row, it in enumerate(logit_rows.sampled)}
         rows = [order[id(it)] for it in sequences if id(it) in order]
         for chunk in chunks:
             chunk.sequence.num_computed += chunk.length

@@ -23,9 +23,9 @@ class Spoiled(PlainForward):
     lengths: Seq[int] = ()
 
     def step(self, chunks: Seq[Chunk], last: Tensor) -> tuple[LogitRows, Tensor]:
-        wanted, logits = super().step(chunks, last)
+        logit_rows, logits = super().step(chunks, last)
         wrong = any(chunk.length in self.lengths for chunk in chunks)
-        return wanted, logits.roll(1, dims=-1) if wrong else logits
+        return logit_rows, logits.roll(1, dims=-1) if wrong else logits
 
     def logits(self, layout: Layout, rows: Seq[int]) -> Tensor:
         return super().logits(layout, rows)
