@@ -110,14 +110,14 @@ class Engine:
         ]
 
     def run(self, steps: Iterable[Seq[Chunk]]) -> None:
-        """Run steps as the serving loop does: the next is launched while one is in the air."""
-        flights: list[LaunchedStep] = []
+        """Run steps as the serving loop does: the next is launched while one is in flight."""
+        launched: list[LaunchedStep] = []
         for chunks in steps:
-            flights.append(self.runner.launch(chunks))
-            if len(flights) > self.runner.ahead:
-                _land(flights.pop(0))
-        for flight in flights:
-            _land(flight)
+            launched.append(self.runner.launch(chunks))
+            if len(launched) > self.runner.ahead:
+                _collect(launched.pop(0))
+        for step in launched:
+            _collect(step)
 
     def decode_s(self, sequences: Seq[Sequence], steps: int) -> float:
         """Seconds of one of `steps` steps of a token for each, from the ends of their prompts."""
@@ -127,8 +127,8 @@ class Engine:
         return seconds(lambda: self.run(chunks), self.base.device) / steps
 
 
-def _land(flight: LaunchedStep) -> None:
-    for output in flight.outputs():
+def _collect(step: LaunchedStep) -> None:
+    for output in step.outputs():
         if output.failure is not None:
             raise ValueError(f"a benchmark must not overflow: {output.failure}")
         if output.token_id is not None:

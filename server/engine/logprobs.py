@@ -11,20 +11,6 @@ _MAX_SCORED = 1 << 23  # logits turned into float32 probabilities at a time: 32 
 _LOW_WORD = (1 << 32) - 1
 
 
-def score(logits: Tensor, token_ids: Seq[int], top: Seq[int]) -> list[TokenLogprob]:
-    """The log probability of one token per row, and those of the row's best tokens.
-
-    Args:
-        logits: [rows, vocab], as the model gave them.
-        token_ids: the token of each row.
-        top: how many best tokens each row wants.
-    """
-    ids = torch.tensor(token_ids, dtype=torch.int64, device=logits.device)
-    return token_logprobs(
-        token_ids, top, [it.cpu() for it in logprob_tensors(logits, ids, max(top, default=0))]
-    )
-
-
 def logprob_tensors(logits: Tensor, token_ids: Tensor, top: int) -> list[Tensor]:
     """The tensors that `token_logprobs` needs, computed on the device without waiting for it.
 

@@ -214,14 +214,6 @@ class Chunk(NamedTuple):
     sequence: Sequence
     length: int
 
-    @property
-    def completes(self) -> bool:
-        """True when the chunk reaches the sequence's last token, so that a new one is sampled.
-
-        Valid until the step is launched: that advances `num_computed`.
-        """
-        return self.length == self.sequence.remaining
-
 
 class StepOutput(NamedTuple):
     """What one step gave one sequence.

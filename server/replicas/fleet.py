@@ -1,11 +1,11 @@
 """Several engines as one: chooses the replica for each request. Knows no processes and no HTTP."""
 
-import dataclasses
 import threading
 from collections import Counter, OrderedDict
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import cast
 
 from adapters_store.manifest import AdapterRef
 from server.errors import QueueFull, Unavailable
@@ -118,13 +118,15 @@ class Fleet:
 
     def stats(self) -> LoopStats:
         """Sums over the replicas that answer."""
-        sums: Counter[str] = Counter()
-        names: Counter[str] = Counter()
-        for stats in self.call_each("stats"):
-            assert isinstance(stats, LoopStats)
-            names.update(stats.by_adapter_running)
-            sums.update({name: value for name, value in _numbers(stats)})
-        return LoopStats(**sums, by_adapter_running=dict(names))
+        every = [cast(LoopStats, stats) for stats in self.call_each("stats")]
+        names = sum((Counter(it.by_adapter_running) for it in every), Counter[str]())
+        return LoopStats(
+            running=sum(it.running for it in every),
+            waiting=sum(it.waiting for it in every),
+            kv_blocks_used=sum(it.kv_blocks_used for it in every),
+            kv_blocks_total=sum(it.kv_blocks_total for it in every),
+            by_adapter_running=dict(names),
+        )
 
     def call_each(self, name: str) -> Iterator[object]:
         """The results of calling `name` in each replica that answers."""
@@ -154,10 +156,3 @@ class Fleet:
             self._homes.move_to_end(adapter)
             if len(self._homes) > _MAX_HOMES:
                 self._homes.popitem(last=False)
-
-
-def _numbers(stats: LoopStats) -> Iterator[tuple[str, int]]:
-    for field in dataclasses.fields(stats):
-        value = getattr(stats, field.name)
-        if isinstance(value, int):
-            yield field.name, value

@@ -3,36 +3,17 @@
 import contextlib
 import threading
 from dataclasses import dataclass, replace
-from typing import Protocol, cast
+from typing import TYPE_CHECKING, cast
 
 from adapters_store.manifest import AdapterRef
 from server.errors import Unavailable
 from server.replicas.connection import EngineConnection
 from server.replicas.fleet import Fleet
 
+if TYPE_CHECKING:  # it needs torch, which the API's process starts without
+    from server.adapters.residents import Resident as EngineResident
+
 _STATES = ("resident", "host", "loading")  # the nearest to the device first
-
-
-class _ResidentThere(Protocol):
-    """In one replica: `server.adapters.residency.Resident`."""
-
-    @property
-    def ref(self) -> AdapterRef: ...
-
-    @property
-    def state(self) -> str: ...
-
-    @property
-    def slot(self) -> int | None: ...
-
-    @property
-    def bytes(self) -> int: ...
-
-    @property
-    def in_use(self) -> int: ...
-
-    @property
-    def pinned(self) -> bool: ...
 
 
 @dataclass(frozen=True)
@@ -112,7 +93,7 @@ class FleetResidency:
         """Every adapter in some replica's memory, once."""
         seen: dict[AdapterRef, Resident] = {}
         for residents in self._fleet.call_each("snapshot"):
-            for one in cast("list[_ResidentThere]", residents):
+            for one in cast("list[EngineResident]", residents):
                 resident = Resident(
                     one.ref, str(one.state), one.slot, one.bytes, one.in_use, one.pinned
                 )

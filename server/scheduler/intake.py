@@ -49,11 +49,6 @@ class Intake:
         self._arrivals = 0
         self.open = False
 
-    @property
-    def queued(self) -> int:
-        """Answers that have come in and not ended."""
-        return self._capacity.queued
-
     def submit(self, request: Generation, listener: Listener) -> Handle:
         """See `ServingLoop.submit`."""
         now = self._clock()
@@ -77,10 +72,6 @@ class Intake:
         """Refuse new requests from now on."""
         with self._lock:
             self.open = False
-
-    def ended(self, now: float) -> None:
-        """One answer has ended."""
-        self._capacity.leave(now)
 
     def take_submitted(self) -> list[Answer]:
         return [self._submitted.popleft() for _ in range(len(self._submitted))]

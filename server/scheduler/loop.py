@@ -14,16 +14,16 @@ from collections.abc import Callable
 from collections.abc import Sequence as Seq
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from typing import Protocol
 
 from adapters_store.store_errors import StoreError
-from server.engine.sequence import Chunk, FinishReason
+from server.engine.sequence import Chunk, FinishReason, StepOutput
 from server.errors import Unavailable, VerandahError
 from server.metrics import Metrics
 from server.pulse import Pulse
 from server.scheduler.admission import Admission, Slots
 from server.scheduler.answer import Answer
 from server.scheduler.capacity import Capacity
-from server.scheduler.engine_interface import StepFuture, StepRunner
 from server.scheduler.intake import Handle, Intake
 from server.scheduler.open_answers import OpenAnswers
 from server.scheduler.policy import Blocks, plan_step
@@ -33,6 +33,27 @@ from server.scheduler.stop_strings import Decoder
 log = logging.getLogger(__name__)
 
 _IDLE_WAIT_S = 0.25  # how late a deadline may be noticed while nothing runs
+
+
+class StepFuture(Protocol):
+    """A step that was launched: `server.engine.launched_step.LaunchedStep`."""
+
+    def outputs(self) -> list[StepOutput]:
+        """One output for each chunk; waits until the step has run."""
+        ...
+
+
+class StepRunner(Protocol):
+    """The engine: `server.engine.runner.Runner`."""
+
+    @property
+    def ahead(self) -> int:
+        """How many steps, 0 or 1, may be in flight while the next is planned and launched."""
+        ...
+
+    def launch(self, chunks: Seq[Chunk]) -> StepFuture:
+        """Start a step. From then on its sequences count as computed, with a pending token."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -79,13 +100,13 @@ class ServingLoop:
         self.max_answers = limits.max_waiting + limits.max_rows  # that run or wait at once
         self._wake = threading.Event()
         self._stop = threading.Event()
-        capacity = Capacity(max_answers=self.max_answers, max_context=self.max_context)
-        self._intake = Intake(new_decoder, self._wake.set, capacity, clock)
+        self._capacity = Capacity(max_answers=self.max_answers, max_context=self.max_context)
+        self._intake = Intake(new_decoder, self._wake.set, self._capacity, clock)
         self._admission = Admission(
             slots, blocks, max_rows=limits.max_rows, metrics=metrics, clock=clock
         )
         self._answers = OpenAnswers(
-            self._intake, self._admission, eos=eos, metrics=metrics, pulse=pulse, clock=clock
+            self._intake, self._capacity, self._admission, eos, metrics, pulse, clock
         )
         self._in_flight: deque[tuple[StepFuture, Seq[Chunk]]] = deque()
         self._pulse = pulse
@@ -106,7 +127,7 @@ class ServingLoop:
         """Refuse new requests, let running ones finish until the timeout, cancel the rest."""
         self._intake.close()
         end = time.monotonic() + drain_timeout_s
-        while self._intake.queued and time.monotonic() < end and self._thread.is_alive():
+        while self._capacity.queued and time.monotonic() < end and self._thread.is_alive():
             time.sleep(0.02)
         self._stop.set()
         self.wake()
@@ -143,7 +164,7 @@ class ServingLoop:
         total = self._blocks.num_total
         return LoopStats(
             running=len(running),
-            waiting=max(self._intake.queued - len(running), 0),
+            waiting=max(self._capacity.queued - len(running), 0),
             kv_blocks_used=total - self._blocks.num_free,
             kv_blocks_total=total,
             by_adapter_running=dict(names),

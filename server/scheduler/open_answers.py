@@ -11,6 +11,7 @@ from server.metrics import Metrics
 from server.pulse import Pulse
 from server.scheduler.admission import Admission
 from server.scheduler.answer import Answer
+from server.scheduler.capacity import Capacity
 from server.scheduler.intake import Handle, Intake
 from server.scheduler.request import PlainToken, TextDelta
 from server.scheduler.timing import StepMetrics
@@ -28,8 +29,8 @@ class OpenAnswers:
     def __init__(
         self,
         intake: Intake,
+        capacity: Capacity,
         admission: Admission,
-        *,
         eos: frozenset[int],
         metrics: Metrics,
         pulse: Pulse | None,
@@ -38,6 +39,7 @@ class OpenAnswers:
         self.running: dict[Sequence, Answer] = {}
         self._answers: dict[Sequence, Answer] = {}
         self._intake = intake
+        self._capacity = capacity
         self._admission = admission
         self._eos = eos
         self._metrics = metrics
@@ -114,7 +116,7 @@ class OpenAnswers:
         answer.sequence.finish = reason
         self._admission.release(answer)
         now = self._clock()
-        self._intake.ended(now)
+        self._capacity.leave(now)
         answer.times.end(answer.sequence, now, self._metrics)
         self._tell(answer, delta or TextDelta(answer.index, finish=reason, error=error))
 

@@ -78,24 +78,15 @@ class Listener(Protocol):
         """
 
 
-@dataclass(frozen=True)
 class CallbackListener:
-    """A listener that has one function hear everything, plain tokens too."""
+    """A listener that calls one function with everything, plain tokens too."""
 
-    callback: Callable[[TextDelta], None]
-
-    def hear(self, update: TextDelta) -> None:
-        self.callback(update)
+    def __init__(self, callback: Callable[[TextDelta], None]) -> None:
+        self.hear, self.flush = callback, _nothing
 
     def token_sink(self, index: int) -> TokenSink:
-        callback = self.callback
-        return lambda token_id, text: callback(
-            TextDelta(index, text, (TokenPiece(token_id, text),))
-        )
-
-    @property
-    def flush(self) -> Callable[[], None]:
-        return _nothing
+        hear = self.hear
+        return lambda token_id, text: hear(TextDelta(index, text, (TokenPiece(token_id, text),)))
 
 
 def _nothing() -> None:

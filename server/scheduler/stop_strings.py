@@ -5,7 +5,7 @@ from typing import NamedTuple, Protocol
 
 
 class Decoder(Protocol):
-    """Incremental detokenisation: `server.bases.tokenizer.IncrementalDecoder`."""
+    """Incremental detokenisation: `server.bases.detokenizer.IncrementalDecoder`."""
 
     def push(self, token_id: int) -> str: ...
 

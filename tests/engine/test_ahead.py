@@ -1,4 +1,4 @@
-"""A real model, a step in the air or not: the same answers, scores and ends."""
+"""A real model, a step in flight or not: the same answers, scores and ends."""
 
 import random
 import threading
@@ -21,7 +21,7 @@ from tests.scheduler.fakes import FakeSlots, NumberDecoder
 
 
 @dataclass
-class Told:
+class Heard:
     """One request's answer as its listener heard it."""
 
     tokens: list[int] = field(default_factory=list)
@@ -67,7 +67,7 @@ def requests(vocab: int) -> list[Generation]:
     ]
 
 
-def answers(kind: Kind, ahead: int, blocks: int) -> tuple[list[Told], Metrics]:
+def answers(kind: Kind, ahead: int, blocks: int) -> tuple[list[Heard], Metrics]:
     base = BaseModel.of(tiny_model(kind), "tiny")
     kv = KVCache(base, memory_mb=4, block_tokens=8)
     runner = Runner(base, None, kv)
@@ -83,20 +83,20 @@ def answers(kind: Kind, ahead: int, blocks: int) -> tuple[list[Told], Metrics]:
         limits=Limits(max_rows=8, max_step_tokens=32, max_waiting=20, max_context=100),
         metrics=metrics,
     )
-    told = [Told() for _ in requests(VOCAB)]
+    heard = [Heard() for _ in requests(VOCAB)]
     loop.start()
     try:
-        for request, listener in zip(requests(VOCAB), told, strict=True):
+        for request, listener in zip(requests(VOCAB), heard, strict=True):
             loop.submit(request, CallbackListener(listener.hear))
-        for it in told:
+        for it in heard:
             assert it.done.wait(60)
     finally:
         loop.stop(0)
-    return told, metrics
+    return heard, metrics
 
 
 @pytest.mark.parametrize("kind", ["llama", "gpt2"])
-def test_a_step_in_the_air_changes_no_answer(kind: Kind) -> None:
+def test_a_step_in_flight_changes_no_answer(kind: Kind) -> None:
     plain, _ = answers(kind, ahead=0, blocks=200)
     ahead, metrics = answers(kind, ahead=1, blocks=24)  # so few that some lose theirs
     preempted = metrics.registry.get_sample_value(

@@ -23,6 +23,7 @@ from server.metrics import Metrics
 from server.replicas.fleet import Fleet, FleetHandle
 from server.replicas.fleet_metrics import add_fleet_metrics
 from server.replicas.fleet_residency import FleetResidency
+from server.replicas.replica import WorkerProxy
 from tests.api.running import eventually
 from tests.replicas.conftest import ROOT, MakeFleet, replica
 from tests.replicas.drill import LIMITS, Memory, counting_loop
@@ -224,3 +225,15 @@ def test_an_engine_that_cannot_start_says_why(how: str, kind: type[Exception], s
             one.wait()
     finally:
         one.stop(0)
+
+
+def test_the_worker_lives_and_dies_with_its_engine(make_fleet: MakeFleet) -> None:
+    fleet = make_fleet()
+    (replica,) = fleet.replicas
+    worker = WorkerProxy(replica)
+    assert (worker.alive, worker.restarts) == (True, 2)
+    assert replica.pid is not None
+    os.kill(replica.pid, signal.SIGKILL)
+    assert eventually(lambda: not worker.alive)
+    assert eventually(lambda: worker.alive, 30)
+    assert worker.restarts == 3

@@ -1,4 +1,4 @@
-"""A step in the air while the next is planned changes no answer, whatever else happens."""
+"""A step in flight while the next is planned changes no answer, whatever else happens."""
 
 import random
 from collections.abc import Iterator
@@ -111,9 +111,9 @@ def make_rig(
     rng: random.Random,
     ahead: int,
     fails_at_launch: frozenset[int] = frozenset(),
-    fails_in_air: frozenset[int] = frozenset(),
+    fails_in_flight: frozenset[int] = frozenset(),
 ) -> Rig:
-    engine = PagedFake(ahead, BLOCK, fails_at_launch, fails_in_air)
+    engine = PagedFake(ahead, BLOCK, fails_at_launch, fails_in_flight)
     return Rig(engine, rng.randint(10, 20), rng.randint(5, 30), rng.randint(1, 6))
 
 
@@ -145,7 +145,7 @@ def test_cancellations_and_failures_leave_the_others_whole(seed: int, ahead: int
     rig.check_all_is_given_back()
 
 
-def test_one_step_is_in_the_air_and_no_row_runs_past_its_limit() -> None:
+def test_one_step_is_in_flight_and_no_row_runs_past_its_limit() -> None:
     """Four tokens take four launches; only an end that the host must read costs one more."""
     for params, ahead, launches in (
         (SamplingParams(max_tokens=4, temperature=0.0, ignore_eos=True), 0, 4),

@@ -19,7 +19,7 @@ from tests.scheduler.test_loop import LIMITS, Heard, request
 
 @dataclass
 class Rig:
-    """A loop whose second step fails; whether the device does is told by `works`."""
+    """A loop whose second step fails; `works` is whether its device still does."""
 
     ahead: int
     works: bool
@@ -28,7 +28,7 @@ class Rig:
 
     def __post_init__(self) -> None:
         self.engine = CountingEngine(ahead=self.ahead)
-        self.engine.fails_in_air = {1}
+        self.engine.fails_in_flight = {1}
         self.pool = BlockPool(32, 4)
         self.loop = ServingLoop(
             self.engine,

@@ -101,7 +101,7 @@ def request(prompt: int = 3, **changes: object) -> Generation:
 
 @pytest.fixture(params=[0, 1], ids=["waiting", "ahead"])
 def make_rig(request: pytest.FixtureRequest) -> Iterator[Callable[..., Rig]]:
-    """All that follows holds with a step in the air while the next is planned, and without."""
+    """All that follows holds with a step in flight while the next is planned, and without."""
     loops: list[ServingLoop] = []
 
     def make(blocks: int = 32, eos: int = 999, limits: Limits = LIMITS) -> Rig:

@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Callable
 from itertools import count
+from typing import NamedTuple
 
 import torch
 
@@ -19,7 +20,7 @@ OnProgress = Callable[[int, int], None]
 """Called with the number of graphs captured, and how many there will be."""
 
 
-class CapturableForward:
+class CapturableForward(NamedTuple):
     """A forward for CUDA; `capture` adds its graphs, once the forward has passed its trial.
 
     Prompts that cannot be captured are launched one operation after the other; the log says so.
@@ -28,9 +29,8 @@ class CapturableForward:
         UnsupportedModel (from `capture`): replayed decodes give other logits than launched ones.
     """
 
-    def __init__(self, forward: Forward, capture: Callable[[OnProgress], None]) -> None:
-        self.forward = forward
-        self.capture = capture
+    forward: Forward
+    capture: Callable[[OnProgress], None]
 
 
 def build_fused_forward(

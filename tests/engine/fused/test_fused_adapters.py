@@ -194,18 +194,18 @@ def test_a_step_in_parts_is_announced_whole(
 ) -> None:
     """Else an adapter that the first part reads could be overwritten under it."""
     side = sides[1]
-    told: list[list[int]] = []
+    begun: list[list[int]] = []
     begin = side.adapters.begin
 
     def listen(slots: list[int]) -> None:
-        told.append(slots)
+        begun.append(slots)
         begin(slots)
 
     monkeypatch.setattr(side.adapters, "begin", listen)
     single = make_sequence(0, [5], slot=side.slots[1])
     prompt = make_sequence(1, [6, 7, 8], slot=side.slots[2])
     side.step([prompt, single], [3, 1])
-    assert told == [[side.slots[1], *[side.slots[2]] * 3]]
+    assert begun == [[side.slots[1], *[side.slots[2]] * 3]]
 
 
 def test_prompts_ride_with_decodes(

@@ -53,7 +53,7 @@ class Steps:
             self.running.append(Sequence(self.made, prompt, SamplingParams(), seed=0))
         for sequence in [*self.running]:
             if self.draw.random() < 0.1 or sequence.num_tokens > MOST * SIZE - 2:
-                self.told(sequence)  # no graph takes pending tokens within longer chunks
+                self.read(sequence)  # no graph takes pending tokens within longer chunks
                 self.pool.free(sequence)
                 if self.draw.random() < 0.5 or sequence.num_tokens > MOST * SIZE - 2:
                     self.running.remove(sequence)
@@ -69,12 +69,12 @@ class Steps:
     def ran(self, chunks: list[Chunk]) -> None:
         for source, (sequence, length) in enumerate(chunks):
             sequence.num_computed += length
-            self.told(sequence)
+            self.read(sequence)
             sequence.pending, sequence.source = 1, source
             if self.draw.random() < 0.2:
-                self.told(sequence)
+                self.read(sequence)
 
-    def told(self, sequence: Sequence) -> None:
+    def read(self, sequence: Sequence) -> None:
         """What is pending is known."""
         if sequence.pending:
             sequence.output.append(self.draw.randrange(3))
