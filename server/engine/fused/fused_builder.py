@@ -91,8 +91,7 @@ def build_fused_forward(
             check_replays(base, kv, whole, flat)
         except Exception as error:  # a capture may raise anything under another torch or driver
             log.warning(
-                "prompts could not be captured as CUDA graphs; they run more slowly, one operation "
-                "after the other: %s",
+                "prompts run without CUDA graphs, one operation after the other, which is slower: %s",
                 error,
             )
         else:
