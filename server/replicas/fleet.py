@@ -87,13 +87,8 @@ class Fleet:
     @property
     def connections(self) -> list[EngineConnection]:
         """Those to the replicas that run now."""
-        connections: list[EngineConnection] = []
-        for replica in self.replicas:
-            try:
-                connections.append(replica.connection)
-            except Unavailable:
-                continue
-        return connections
+        every = [replica.connection for replica in self.replicas]
+        return [connection for connection in every if connection is not None]
 
     def submit(self, request: Generation, listener: Listener) -> FleetHandle:
         """See `ServingLoop.submit`; the listener is called on a replica's thread."""

@@ -33,6 +33,7 @@ class Replica:
 
     Attributes:
         on_ready: called with the connection of each child that is ready, before it is used.
+        connection: to the child while one is ready.
     """
 
     def __init__(
@@ -52,7 +53,7 @@ class Replica:
             name=f"engine {number}",
             on_end=self._ended,
         )
-        self._connection: EngineConnection | None = None
+        self.connection: EngineConnection | None = None
         self._stopping = False
         self._started = threading.Event()  # or the first start has failed
         self._start_error: Exception | None = None
@@ -61,12 +62,12 @@ class Replica:
     @property
     def alive(self) -> bool:
         """True while the engine takes requests."""
-        return self._connection is not None and not self._stopping
+        return self.connection is not None and not self._stopping
 
     @property
     def queued(self) -> int:
         """Answers that run or wait there."""
-        connection = self._connection
+        connection = self.connection
         return 0 if connection is None else connection.capacity.queued
 
     @property
@@ -79,17 +80,6 @@ class Replica:
         """The process id while it runs."""
         return self._supervisor.pid
 
-    @property
-    def connection(self) -> EngineConnection:
-        """The connection to the engine. Raises Unavailable while there is none."""
-        connection = self._connection
-        if connection is None:
-            raise Unavailable(
-                f"engine {self.number} is being started again; try again in a moment, and see "
-                "/health"
-            )
-        return connection
-
     def start(self) -> None:
         """Start the child; `wait` for it."""
         self._thread.start()
@@ -100,11 +90,13 @@ class Replica:
 
         Raises:
             Exception: the child reported why it cannot serve.
-            Unavailable: it ended without a report.
+            Unavailable: it ended without a report, or just after it was ready.
         """
         self._started.wait()
         if self._start_error is not None:
             raise self._start_error
+        if self.connection is None:
+            raise _gone(self.number, self._stopping)
         return self.connection
 
     def stop(self, drain_timeout_s: float) -> None:
@@ -112,7 +104,7 @@ class Replica:
         if self._stopping:
             return
         self._stopping = True
-        connection, end = self._connection, time.monotonic() + drain_timeout_s + _STOP_GRACE_S
+        connection, end = self.connection, time.monotonic() + drain_timeout_s + _STOP_GRACE_S
         if connection is not None:
             connection.stop(drain_timeout_s)
             connection.stopped.wait(max(end - time.monotonic(), 0))
@@ -142,14 +134,14 @@ class Replica:
                             assert connection is not None, "an engine's first message is Ready"
                             connection.receive(message)
         finally:
-            self._connection = None
+            self.connection = None
             if connection is not None:
                 connection.fail(_gone(self.number, self._stopping))
 
     def _ready(self, connection: EngineConnection) -> EngineConnection:
         if self.on_ready is not None:
             self.on_ready(connection)
-        self._connection = connection
+        self.connection = connection
         self._started.set()
         return connection
 
@@ -186,10 +178,10 @@ class WorkerProxy:
         return self._replica.restarts + self._state()[1]
 
     def _state(self) -> tuple[bool, int]:
-        try:
-            state = self._replica.connection.call("worker")
-        except Unavailable:
-            state = None
+        state: object = None
+        if (connection := self._replica.connection) is not None:
+            with contextlib.suppress(Unavailable):  # it ended just now
+                state = connection.call("worker")
         return cast("tuple[bool, int] | None", state) or (False, 0)
 
 

@@ -77,12 +77,6 @@ class StreamWaker:
         self._wakes_urgent = self._wakes_all = False  # a call is scheduled on the event loop
         self._not_before = 0.0
 
-    @property
-    def pause_s(self) -> float:
-        """How long the streams are left alone after they were looked at."""
-        pause = len(self.streams) / _CHUNKS_PER_S
-        return 0.0 if pause < _SHORTEST_PAUSE_S else pause
-
     def add_urgent(self, answers: "Answers") -> None:
         """These answers have an update that waits only for the next `flush`."""
         self._urgent.append(answers)
@@ -123,7 +117,9 @@ class StreamWaker:
         self._wakes_all = False  # before looking
         for stream in self.streams:
             stream.wake_if_updated()
-        self._not_before = self.event_loop.time() + self.pause_s
+        pause = len(self.streams) / _CHUNKS_PER_S
+        if pause >= _SHORTEST_PAUSE_S:
+            self._not_before = self.event_loop.time() + pause
 
 
 class Answers:

@@ -90,10 +90,7 @@ def build_fused_forward(
             whole = FusedForward(decoder, adapters, kv, decodes, prompts, together=False)
             check_replays(base, kv, whole, flat)
         except Exception as error:  # a capture may raise anything under another torch or driver
-            log.warning(
-                "prompts run without CUDA graphs, one operation after the other, which is slower: %s",
-                error,
-            )
+            log.warning("prompts run without CUDA graphs, which is slower: %s", error)
         else:
             forward.prompts = prompts
 
