@@ -26,7 +26,7 @@ from server.api.adapters import (
     porting_endpoints,
 )
 from server.api.completions import chat_completion, text_completion
-from server.api.completions.delivery import Wakes
+from server.api.completions.delivery import StreamWaker
 from server.api.completions.fast_path import Direct, Way
 from server.api.error_body import ErrorBody
 from server.api.gate import BodyLimit, KeyCheck, RequestIds
@@ -187,14 +187,14 @@ def create_app(parts: Services) -> ASGIApp:
     """Build the application around parts that somebody else starts and stops."""
     app = http_api()
     app.state.parts = parts
-    app.state.wakes = wakes = Wakes()
+    app.state.waker = waker = StreamWaker()
     parts.metrics.registry.register(ops.ServerGauges(parts))
     # Around FastAPI and not its middleware: so the direct way spares FastAPI's own layers.
     ways = {
         "/v1/chat/completions": Way(chat_completion.ChatRequest, chat_completion.answer),
         "/v1/completions": Way(text_completion.CompletionRequest, text_completion.answer),
     }
-    direct = Direct(app, parts, wakes, ways)
+    direct = Direct(app, parts, waker, ways)
     limited = BodyLimit(
         direct,
         parts.describe,

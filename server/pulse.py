@@ -1,8 +1,8 @@
-"""How an engine fares, for whoever trains beside it in its process.
+"""Counts an engine's steps and the times between its tokens, for training in the same process.
 
-One thread writes, any number read; nobody locks and nobody waits. Times between tokens are counted
-in buckets that only ever grow, so each reader may ask about a stretch of time of its own choosing.
-Knows no engine and no training.
+One thread writes and any number read, without locks. Times between tokens are counted in buckets
+that only ever grow, so a reader compares two readings for the time between them. Knows no engine
+and no training.
 """
 
 import math
@@ -18,10 +18,10 @@ _BUCKETS: Final = 16 * _PER_OCTAVE  # up to 6.5 s
 
 @dataclass(frozen=True)
 class Reading:
-    """What an engine had told at one moment.
+    """The counts at one moment.
 
-    `running` answers are being generated. `steps` were taken since the engine started; `gaps` has
-    the number of tokens by how long they came after the one before.
+    `running`: answers that are being generated. `steps`: since the engine started. `gaps`: the
+    number of tokens in each bucket of time since the token before.
     """
 
     running: int
@@ -29,12 +29,12 @@ class Reading:
     gaps: Sequence[int]
 
     def since(self, earlier: "Reading") -> list[int]:
-        """As `gaps`, of the tokens since another reading."""
+        """As `gaps`, for the tokens since an earlier reading."""
         return [now - then for now, then in zip(self.gaps, earlier.gaps, strict=True)]
 
 
 class Pulse:
-    """Told by the engine's thread alone.
+    """Written by the engine's thread alone.
 
     Attributes:
         running: answers that are being generated now.
@@ -46,26 +46,26 @@ class Pulse:
         self._gaps = [0] * _BUCKETS
 
     def step(self, gaps: Mapping[float, int]) -> None:
-        """A step was told: so many tokens came so many seconds after the ones before them."""
+        """Count a step: `gaps` has the number of tokens by seconds since the token before."""
         for seconds, tokens in gaps.items():
             self._gaps[_bucket(seconds)] += tokens
         self._steps += 1
 
     def read(self) -> Reading:
-        """All of it; what is told meanwhile is in it or is not."""
+        """The counts now; a step that is being counted may be in it in part."""
         return Reading(self.running, self._steps, self._gaps.copy())
 
 
 def quantile(gaps: Sequence[float], share: float) -> float | None:
-    """Seconds between tokens that `share` of them did not exceed, true to 2 %; None of none.
+    """The quantile `share` of the seconds between tokens, true to 2 %; None if there are no tokens.
 
     Args:
-        gaps: as in a Reading; their numbers may be weighted.
+        gaps: as in a `Reading`; the counts may be weighted.
     """
     rank = share * sum(gaps)
     if not rank:
         return None
-    bucket = next(at for at, seen in enumerate(accumulate(gaps)) if seen >= rank)
+    bucket = next(at for at, total in enumerate(accumulate(gaps)) if total >= rank)
     return _SHORTEST_S * math.pow(2, (bucket + 0.5) / _PER_OCTAVE)
 
 

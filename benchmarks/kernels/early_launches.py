@@ -23,7 +23,7 @@ from benchmarks.support.bare_engine import Engine
 from benchmarks.support.base_shapes import SHAPES, base_of
 from benchmarks.support.crowd import LORA, VERA, VERA_QV
 from benchmarks.support.report import origin, table
-from server.engine.fused.captures import Captures
+from server.engine.fused.graph_cache import GraphCache
 from server.kernels import dependent_launch
 
 
@@ -50,15 +50,15 @@ class Trial:
             self.sides += [
                 side for side in sides_of(options.rows, kind, options.rows) if side.load != "Zipf"
             ]
-        self._captures: Captures = self.engine.runner._forward._decodes._captures  # type: ignore
+        self._graphs: GraphCache = self.engine.runner._forward._decodes._graphs  # type: ignore
         self._kv = [(it, it.clone()) for layer in self.engine.kv.layers for it in layer]
 
     def run(self, early: bool, rounds: int) -> tuple[Times, list[list[Tensor]]]:
         """Seconds of each side, and the logits of its first step and of a later one."""
         dependent_launch.EARLY = early
-        self._captures._kept.clear()
+        self._graphs._kept.clear()
         # torch gives a pool up with the last of its graphs.
-        self._captures._pool = torch.cuda.graph_pool_handle()
+        self._graphs._pool = torch.cuda.graph_pool_handle()
         times = Turns(self.engine, self._slots, self._steps).times(self.sides, rounds)
         return times, [[self._logits(it, steps) for steps in (1, self._steps)] for it in self.sides]
 
@@ -68,7 +68,7 @@ class Trial:
             memory.copy_(before)
         slots = [0 if it is None else self._slots[it] for it in side.adapters]
         self.engine.decode_s(self.engine.sequences(slots, CONTEXT, self._steps + 1), steps)
-        captured = next(reversed(self._captures._kept.values()))
+        captured = next(reversed(self._graphs._kept.values()))
         return captured.logits.clone()
 
 

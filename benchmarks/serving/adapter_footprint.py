@@ -23,7 +23,7 @@ from benchmarks.support.report import origin, table
 from benchmarks.support.stack import OWNER, RandomAdapters, Stack, running_stack, settings_for
 from server.bases.model import load_base
 from server.engine.sequence import SamplingParams
-from server.scheduler.request import Generation, TextDelta
+from server.scheduler.request import CallbackListener, Generation, TextDelta
 
 Row = tuple[object, ...]
 
@@ -62,7 +62,7 @@ def answer_ms(stack: Stack, ref: AdapterRef) -> float:
 
     params = SamplingParams(max_tokens=8, temperature=0.0, ignore_eos=True)
     start = time.perf_counter()
-    stack.loop.submit(Generation("bench", OWNER, (1, 2, 3), params, ref), listen)
+    stack.loop.submit(Generation("bench", OWNER, (1, 2, 3), params, ref), CallbackListener(listen))
     done.wait()
     if errors:
         raise errors[0]

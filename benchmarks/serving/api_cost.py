@@ -39,7 +39,7 @@ from server.metrics import Metrics
 from server.replicas.engine_process import EngineProcess
 from server.replicas.fleet import Fleet
 from server.replicas.fleet_residency import FleetResidency
-from server.replicas.messages import Facts
+from server.replicas.messages import EngineFacts
 from server.replicas.replica import Replica
 from server.scheduler.intake import Handle
 from server.scheduler.request import Generation, Listener, LoopStats, TextDelta, TokenPiece
@@ -55,7 +55,6 @@ class MadeUpLoop:
     alive = True
 
     def __init__(self, burst: int, pace_s: float) -> None:
-        self.on_told: Callable[[], None] = lambda: None
         self._burst = burst
         self._pace_s = pace_s
         self._submitted: deque[tuple[Generation, Listener]] = deque()
@@ -76,6 +75,7 @@ class MadeUpLoop:
 
     def _run(self) -> None:
         open_: list[list[object]] = []
+        flushes: set[Callable[[], None]] = set()
         due = time.monotonic()
         while True:
             due = max(due + self._pace_s, time.monotonic())
@@ -83,8 +83,10 @@ class MadeUpLoop:
             while self._submitted:
                 request, listener = self._submitted.popleft()
                 open_.append([request.params.max_tokens, listener])
+                flushes.add(listener.flush)
             open_ = [stream for stream in open_ if self._step(stream)]
-            self.on_told()
+            for flush in flushes:
+                flush()
 
     def _step(self, stream: list[object]) -> bool:
         """Whether the stream continues."""
@@ -93,7 +95,7 @@ class MadeUpLoop:
         for place in range(count):
             last = place + 1 == left
             finish = FinishReason.LENGTH if last else None
-            listener(TextDelta(0, " word", (TokenPiece(5, " word"),), finish=finish))
+            listener.hear(TextDelta(0, " word", (TokenPiece(5, " word"),), finish=finish))
         stream[0] = left - count
         return count < left
 
@@ -104,7 +106,7 @@ def run_engine(burst: int, pace_s: float, address: str) -> None:
     for name in ("pin", "unpin", "forget"):
         setattr(residency, name, lambda ref: None)
     with Client(address) as connection:
-        facts = Facts("made-up", "f" * 64, "cpu", "float32", MAX_CONTEXT, 4096, 8)
+        facts = EngineFacts("made-up", "f" * 64, "cpu", "float32", MAX_CONTEXT, 4096, 8)
         loop = MadeUpLoop(burst, pace_s)
         try:
             EngineProcess(connection, loop, residency, Metrics("base")).run(facts)

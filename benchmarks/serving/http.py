@@ -34,7 +34,7 @@ from server.bases.model import locate
 from server.config import Settings
 from server.engine.sequence import SamplingParams
 from server.scheduler.loop import ServingLoop
-from server.scheduler.request import Generation, TextDelta
+from server.scheduler.request import CallbackListener, Generation, TextDelta
 from server.wiring.process import command, environment
 
 _SPECIAL = {"<pad>": 0, "<s>": 1, "</s>": 2}
@@ -87,7 +87,7 @@ class Direct:
         params = SamplingParams(max_tokens=length, temperature=0.0, ignore_eos=True)
         prompt = tuple(self._load.prompt(draw))
         asked_at = time.perf_counter()
-        listener = partial(self._hear, draw, [asked_at, 0.0])
+        listener = CallbackListener(partial(self._hear, draw, [asked_at, 0.0]))
         self._loop.submit(Generation("bench", "bench", prompt, params), listener)
 
     def _hear(self, draw: random.Random, times: list[float], delta: TextDelta) -> None:

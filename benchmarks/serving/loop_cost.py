@@ -24,7 +24,7 @@ from server.engine.sequence import Chunk, SamplingParams, Sequence, StepOutput
 from server.metrics import Metrics
 from server.scheduler.admission import Slots
 from server.scheduler.loop import Limits, ServingLoop
-from server.scheduler.request import Generation, TextDelta
+from server.scheduler.request import CallbackListener, Generation, TextDelta
 from server.scheduler.stop_strings import Decoder
 
 BLOCK_TOKENS = 16
@@ -34,7 +34,7 @@ _FIRST = 300  # of the tokens that are sampled: what stands before them is bytes
 
 
 @dataclass(frozen=True)
-class InstantFlight:
+class InstantStep:
     """A step that takes no time."""
 
     results: list[StepOutput]
@@ -52,7 +52,7 @@ class InstantEngine:
     def __init__(self, ahead: int) -> None:
         self.ahead = ahead
 
-    def launch(self, chunks: Seq[Chunk]) -> InstantFlight:
+    def launch(self, chunks: Seq[Chunk]) -> InstantStep:
         results: list[StepOutput] = []
         sampled: list[Sequence] = []
         for sequence, length in chunks:
@@ -64,7 +64,7 @@ class InstantEngine:
             place = sequence.seq_id + sequence.num_computed
             token = _FIRST + place % (_VOCAB - _FIRST) if completes else None
             results.append(StepOutput(sequence, token))
-        return InstantFlight(results, sampled)
+        return InstantStep(results, sampled)
 
 
 class NoText:
@@ -108,7 +108,7 @@ class Clock:
     times: list[float] = field(default_factory=list)
     done: threading.Event = field(default_factory=threading.Event)
 
-    def __call__(self, delta: TextDelta) -> None:
+    def hear(self, delta: TextDelta) -> None:
         self.heard += 1
         if self.heard in (self.warm, self.tokens):
             self.times.append(time.thread_time())
@@ -133,9 +133,10 @@ def host_cost(rows: int, steps: int, ahead: int, new_decoder: Callable[[], Decod
     )
     params = SamplingParams(max_tokens=steps, temperature=0.0, ignore_eos=True)
     clock = Clock(rows * (steps - 1), rows * _WARM_STEPS, rows)
+    listener = CallbackListener(clock.hear)
     loop.start()
     for number in range(rows):
-        loop.submit(Generation("benchmark", "owner", (5, 6, 1000 + number), params), clock)
+        loop.submit(Generation("benchmark", "owner", (5, 6, 1000 + number), params), listener)
     clock.done.wait()
     loop.stop(0)
     first, last = clock.times

@@ -26,17 +26,17 @@ from statistics import median
 from types import SimpleNamespace
 from typing import Protocol, cast
 
-from benchmarks.serving.loop_cost import BLOCK_TOKENS, InstantEngine, InstantFlight, NoSlots, pieces
+from benchmarks.serving.loop_cost import BLOCK_TOKENS, InstantEngine, InstantStep, NoSlots, pieces
 from benchmarks.support.report import origin, table
 from server.engine.blocks import BlockPool
 from server.engine.sequence import Chunk, SamplingParams, StepOutput
 from server.metrics import Metrics
 from server.replicas.engine_process import EngineProcess
-from server.replicas.messages import Facts
+from server.replicas.messages import EngineFacts
 from server.replicas.replica import Replica
 from server.scheduler.admission import Slots
 from server.scheduler.loop import Limits, ServingLoop
-from server.scheduler.request import Generation, Listener, TextDelta
+from server.scheduler.request import CallbackListener, Generation, Listener, TextDelta
 
 _OPERATOR = bytes(8192)  # hashed, it takes about as long as an operator takes to launch a kernel
 _SHARES = (0.3, 0.95)  # of all steps: those between count
@@ -57,10 +57,10 @@ class Shape:
 
 
 @dataclass(frozen=True)
-class PacedFlight:
+class PacedStep:
     """A step that has run at `ready_at`."""
 
-    instant: InstantFlight
+    instant: InstantStep
     ready_at: float
 
     def outputs(self) -> list[StepOutput]:
@@ -96,7 +96,7 @@ class Marks:
 
 
 class PacedEngine:
-    """One step in the air while the next is prepared; steps run one after the other."""
+    """One step in flight while the next is prepared; steps run one after the other."""
 
     ahead = 1
 
@@ -107,13 +107,13 @@ class PacedEngine:
         self.marks = Marks()
         self.costs = self.marks.costs
 
-    def launch(self, chunks: Seq[Chunk]) -> PacedFlight:
+    def launch(self, chunks: Seq[Chunk]) -> PacedStep:
         self.marks.take(len(chunks))
         for _ in range(self._shape.operators):
             sha256(_OPERATOR)
         now = time.perf_counter()
         self._free_at = max(now, self._free_at) + self._shape.step_ms / 1e3
-        return PacedFlight(self._instant.launch(chunks), self._free_at)
+        return PacedStep(self._instant.launch(chunks), self._free_at)
 
 
 def loop_over(engine: PacedEngine, shape: Shape) -> ServingLoop:
@@ -144,6 +144,7 @@ class Asker:
         self._shape = shape
         self._draw = Random(0)
         self._left = shape.rows * shape.steps
+        self._listener = CallbackListener(self._hear)
         self.done = threading.Event()
 
     def start(self) -> "Asker":
@@ -151,7 +152,7 @@ class Asker:
             self._ask(self._draw.randint(1, self._shape.answer_tokens))
         return self
 
-    def __call__(self, delta: TextDelta) -> None:
+    def _hear(self, delta: TextDelta) -> None:
         self._left -= 1
         if self._left <= 0:
             self.done.set()
@@ -162,7 +163,7 @@ class Asker:
         start = self._draw.randrange(1 << 20)
         prompt = tuple(range(start, start + self._shape.prompt_tokens))
         params = SamplingParams(max_tokens=tokens, temperature=0.0, ignore_eos=True)
-        self._engine.submit(Generation("benchmark", "owner", prompt, params), self)
+        self._engine.submit(Generation("benchmark", "owner", prompt, params), self._listener)
 
 
 def alone(shape: Shape) -> Costs:
@@ -185,7 +186,9 @@ def answer(shape: Shape, address: str) -> None:
     for name in ("pin", "unpin", "forget"):
         setattr(residency, name, lambda ref: None)
     with Client(address) as connection:
-        facts = Facts("paced", "f" * 64, "cpu", "float32", loop.max_context, loop.max_answers, 8)
+        facts = EngineFacts(
+            "paced", "f" * 64, "cpu", "float32", loop.max_context, loop.max_answers, 8
+        )
         gc.freeze()
         loop.start()
         try:
@@ -199,9 +202,9 @@ def apart(shape: Shape) -> Costs:
     replica = Replica(0, _command("apart", shape), os.environ)
     replica.start()
     try:
-        link = replica.wait()
-        Asker(link, shape).start().done.wait()
-        return cast(Costs, link.call("snapshot"))
+        connection = replica.wait()
+        Asker(connection, shape).start().done.wait()
+        return cast(Costs, connection.call("snapshot"))
     finally:
         replica.stop(0)
 

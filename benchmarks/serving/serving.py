@@ -21,7 +21,7 @@ from benchmarks.support.report import origin, table
 from benchmarks.support.stack import RandomAdapters, Stack, running_stack, settings_for
 from server.bases.model import load_base
 from server.engine.sequence import SamplingParams
-from server.scheduler.request import Generation, TextDelta
+from server.scheduler.request import CallbackListener, Generation, TextDelta
 
 PROMPT_TOKENS = 32
 LOADS = ("base only", "one adapter", "all distinct")
@@ -35,7 +35,7 @@ class AnswerTimes:
     done: threading.Event = field(default_factory=threading.Event)
     error: Exception | None = None
 
-    def __call__(self, delta: TextDelta) -> None:
+    def hear(self, delta: TextDelta) -> None:
         if delta.tokens and self.first is None:
             self.first = time.perf_counter()
         if delta.finish is not None:
@@ -64,14 +64,15 @@ def serve(stack: Stack, answer_tokens: int, refs: Sequence[AdapterRef], load: st
     heard = [AnswerTimes() for _ in refs]
     batch_prompts = prompts(len(refs), stack.base.vocab_size)
     start = time.perf_counter()
-    for listener, prompt, ref in zip(heard, batch_prompts, refs_of(load, refs), strict=True):
-        stack.loop.submit(Generation("bench", "bench", prompt, params, ref), listener)
-    for listener in heard:
-        listener.done.wait()
-        if listener.error is not None:
-            raise listener.error
+    for one, prompt, ref in zip(heard, batch_prompts, refs_of(load, refs), strict=True):
+        generation = Generation("bench", "bench", prompt, params, ref)
+        stack.loop.submit(generation, CallbackListener(one.hear))
+    for one in heard:
+        one.done.wait()
+        if one.error is not None:
+            raise one.error
     total = time.perf_counter() - start
-    firsts = [listener.first - start for listener in heard if listener.first is not None]
+    firsts = [one.first - start for one in heard if one.first is not None]
     return Measured(len(refs) * answer_tokens / total, statistics.median(firsts))
 
 

@@ -14,9 +14,9 @@ from benchmarks.support.crowd import MAX_RANK, SEED
 from benchmarks.support.roofline import synchronize
 from server.adapters.residency import ResidentAdapters
 from server.bases.model import BaseModel
-from server.engine.flight import Flight
-from server.engine.fused.fast_forward import fast_forward
+from server.engine.fused.fused_builder import build_fused_forward
 from server.engine.kv_cache import KVCache
+from server.engine.launched_step import LaunchedStep
 from server.engine.runner import Runner
 from server.engine.sequence import Chunk, SamplingParams, Sequence
 
@@ -66,7 +66,7 @@ class Engine:
         start = time.perf_counter()
         fast = None
         if not plain:
-            fast = fast_forward(
+            fast = build_fused_forward(
                 base,
                 adapters,
                 kv,
@@ -110,14 +110,14 @@ class Engine:
         ]
 
     def run(self, steps: Iterable[Seq[Chunk]]) -> None:
-        """Run steps as the serving loop does: the next is launched while one is in the air."""
-        flights: list[Flight] = []
+        """Run steps as the serving loop does: the next is launched while one is in flight."""
+        launched: list[LaunchedStep] = []
         for chunks in steps:
-            flights.append(self.runner.launch(chunks))
-            if len(flights) > self.runner.ahead:
-                _land(flights.pop(0))
-        for flight in flights:
-            _land(flight)
+            launched.append(self.runner.launch(chunks))
+            if len(launched) > self.runner.ahead:
+                _collect(launched.pop(0))
+        for step in launched:
+            _collect(step)
 
     def decode_s(self, sequences: Seq[Sequence], steps: int) -> float:
         """Seconds of one of `steps` steps of a token for each, from the ends of their prompts."""
@@ -127,8 +127,8 @@ class Engine:
         return seconds(lambda: self.run(chunks), self.base.device) / steps
 
 
-def _land(flight: Flight) -> None:
-    for output in flight.outputs():
+def _collect(step: LaunchedStep) -> None:
+    for output in step.outputs():
         if output.failure is not None:
             raise ValueError(f"a benchmark must not overflow: {output.failure}")
         if output.token_id is not None:

@@ -13,12 +13,12 @@ from benchmarks.support.bare_engine import BLOCK_TOKENS, Engine
 from server.adapters.residency import ResidentAdapters
 from server.bases.model import BaseModel
 from server.engine.blocks import BlockPool
+from server.engine.device import high_priority_stream
 from server.engine.sequence import SamplingParams
-from server.engine.urgent import urgent
 from server.metrics import Metrics
 from server.pulse import Pulse
 from server.scheduler.loop import Limits, ServingLoop
-from server.scheduler.request import Generation, TextDelta
+from server.scheduler.request import CallbackListener, Generation, TextDelta
 from server.training.colocated.training_thread import fast_thread_switching
 
 
@@ -41,7 +41,7 @@ class AnswerTimes:
     _error: Exception | None = None
     _done: threading.Event = field(default_factory=threading.Event)
 
-    def __call__(self, delta: TextDelta) -> None:
+    def hear(self, delta: TextDelta) -> None:
         self.times += [time.perf_counter()] * len(delta.tokens)
         if delta.finish is not None:
             self._error = delta.error
@@ -79,7 +79,9 @@ class Live:
     ) -> AnswerTimes:
         params = SamplingParams(max_tokens=answer_tokens, temperature=0.0, ignore_eos=True)
         heard = AnswerTimes()
-        self._loop.submit(Generation("bench", "default", prompt, params, ref), heard)
+        self._loop.submit(
+            Generation("bench", "default", prompt, params, ref), CallbackListener(heard.hear)
+        )
         return heard
 
     def ask_all(
@@ -105,7 +107,7 @@ def serving(
 ) -> Iterator[Live]:
     """A loop of at most `rows` answers of `context` tokens each, prompts included; as an engine's
     process runs it."""
-    within = urgent(base.device)
+    within = high_priority_stream(base.device)
     with within():
         engine = Engine.of(base, adapters, rows=rows, context=context)
     loop = ServingLoop(
@@ -122,7 +124,7 @@ def serving(
         ),
         metrics=Metrics("bench"),
         pulse=pulse,
-        within=within,
+        thread_context=within,
     )
     adapters.on_loaded = loop.wake
     loop.start()

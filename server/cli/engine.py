@@ -17,7 +17,7 @@ from server.config import BadOption, Settings
 from server.errors import VerandahError
 from server.metrics import Metrics
 from server.replicas.engine_process import EngineProcess
-from server.replicas.messages import Facts, Unfit
+from server.replicas.messages import EngineFacts, StartFailed
 from server.training.colocated.training_thread import fast_thread_switching
 from server.wiring.building import Engine, open_records, running_engine
 from server.wiring.training import LAST_WORDS_S, training_beside, trains_beside
@@ -43,7 +43,7 @@ def run(options: argparse.Namespace) -> int:
             pass  # the server is gone, and this process with it
         except (VerandahError, StoreError, BadOption) as error:
             # The server says it, in one sentence, and ends as if the engine were in its process.
-            connection.send_bytes(dumps([Unfit(error)]))
+            connection.send_bytes(dumps([StartFailed(error)]))
     return 0
 
 
@@ -60,9 +60,9 @@ def _answer(settings: Settings, connection: "Connection[object, object]") -> Non
         child.run(_facts(engine))
 
 
-def _facts(engine: Engine) -> Facts:
+def _facts(engine: Engine) -> EngineFacts:
     base = engine.base
-    return Facts(
+    return EngineFacts(
         base_name=base.name,
         fingerprint=base.fingerprint,
         device=base.device.type,

@@ -1,4 +1,4 @@
-"""The memory of keys and values, in blocks. Knows no sequences: see `blocks` for who holds what."""
+"""The memory of keys and values, in blocks. Knows no sequences; `BlockPool` allots the blocks."""
 
 import torch
 from torch import Tensor
@@ -12,10 +12,10 @@ _MIB = 1 << 20
 class KVCache:
     """Per layer a tensor of keys and one of values, [kv_heads, blocks, block_tokens, head_dim].
 
-    What one head reads for one sequence lies in runs of whole blocks, so that a gather copies long
-    pieces and attention's products walk memory in order: on a CPU that halves their time against
-    heads side by side. All memory is taken here, at the start, and never grows (on a CPU the system
-    still hands its pages over as they are first written).
+    The keys of one head and one sequence lie in runs of whole blocks: a gather copies long pieces,
+    and attention's products read memory in order. On a CPU that halves their time against heads
+    side by side. All memory is allocated at construction and never grows (on a CPU the system still
+    provides its pages as they are first written).
 
     Raises:
         ValueError: `memory_mb` holds less than two blocks, or more than the device has.
@@ -35,15 +35,16 @@ class KVCache:
                 f"kv_memory_mb={memory_mb} does not hold two blocks of {block_tokens} tokens, each "
                 f"of {block_bytes / _MIB:.1f} MiB for this model: raise kv_memory_mb"
             )
-        # One block more than is handed out: where the padding of a captured step writes.
+        # One block more than is handed out: the padding of a captured step writes there.
         self._stored_blocks = self.num_blocks + 1
         shape = (base.num_kv_heads, self._stored_blocks, block_tokens, base.head_dim)
         try:
-            # Zeros, because attention reads whole blocks: what was never written must be finite.
+            # Zeros, because attention reads whole blocks: memory never written must be finite.
             self.layers = [(self._zeros(shape), self._zeros(shape)) for _ in range(base.num_layers)]
         except RuntimeError as error:  # torch's out-of-memory errors are RuntimeErrors
             raise ValueError(
-                f"the {base.device} has no room for kv_memory_mb={memory_mb}: lower it"
+                f"the device {base.device} has too little free memory for "
+                f"kv_memory_mb={memory_mb}: lower it"
             ) from error
 
     def _zeros(self, shape: tuple[int, ...]) -> Tensor:
@@ -51,11 +52,11 @@ class KVCache:
 
     @property
     def sink(self) -> int:
-        """The place of a token that nobody will read."""
+        """The place where padding tokens are written; nothing reads it."""
         return self.num_blocks * self.block_tokens
 
     def places(self, tokens: Tensor) -> Tensor:
-        """Where `write` puts tokens, int64 [kv_heads * n].
+        """The index that `write` takes for some tokens, int64 [kv_heads * n].
 
         Args:
             tokens: int64 [n], `block * block_tokens + offset` of each token.
@@ -63,7 +64,7 @@ class KVCache:
         return self._per_head(tokens, self._stored_blocks * self.block_tokens)
 
     def rows(self, blocks: Tensor) -> Tensor:
-        """What `read` takes for the blocks of some sequences, int64 [kv_heads * sequences * n].
+        """The index that `read` takes for some blocks, int64 [kv_heads * sequences * n].
 
         Args:
             blocks: int64 [sequences, n].
@@ -78,7 +79,7 @@ class KVCache:
         """Store a step's keys and values.
 
         Args:
-            key, value: [1, kv_heads, tokens, head_dim], as transformers' models hand them over.
+            key, value: [1, kv_heads, tokens, head_dim], as transformers' models pass them.
 
         Raises:
             UnsupportedModel: this layer's keys or values are not of the shape that the cache has.
@@ -90,8 +91,8 @@ class KVCache:
                 f"{tuple(value.shape)}; the engine needs {expected} for both, in every layer"
             )
         for memory, new in zip(self.layers[layer], (key, value), strict=True):
-            # A block is read to its end, unwritten rest included, and 0 * nan is nan: what one
-            # sequence leaves behind must never be able to spoil the next holder of its blocks.
+            # A block is read to its end, its unwritten rest included, and 0 * nan is nan: a
+            # sequence must not be able to spoil the next holder of its blocks.
             finite = torch.nan_to_num(new).reshape(-1, self.head_dim)
             memory.view(-1, self.head_dim).index_copy_(0, places, finite)
 
@@ -99,7 +100,7 @@ class KVCache:
         """Keys and values of whole blocks, each [kv_heads, sequences, n * block_tokens, head_dim].
 
         Args:
-            rows: what `rows` gave for the blocks of that many sequences.
+            rows: the result of `rows` for the blocks of that many sequences.
         """
         shape = (self.num_kv_heads, sequences, -1, self.head_dim)
         keys, values = (
@@ -111,7 +112,7 @@ class KVCache:
         """Keys and values of single tokens, each [n, kv_heads, head_dim].
 
         Args:
-            places: int64 [n], see `places`.
+            places: int64 [n], `block * block_tokens + offset` of each token.
         """
         keys, values = (
             memory.flatten(1, 2).index_select(1, places).transpose(0, 1)

@@ -1,4 +1,4 @@
-"""Probabilities of tokens under the model's raw distribution. Knows nothing of how one is drawn."""
+"""Log probabilities of tokens under the model's raw distribution. Knows nothing of sampling."""
 
 from collections.abc import Sequence as Seq
 
@@ -11,20 +11,8 @@ _MAX_SCORED = 1 << 23  # logits turned into float32 probabilities at a time: 32 
 _LOW_WORD = (1 << 32) - 1
 
 
-def score(logits: Tensor, token_ids: Seq[int], top: Seq[int]) -> list[TokenLogprob]:
-    """The log probability of one token per row, and those of the row's best tokens.
-
-    Args:
-        logits: [rows, vocab], as the model gave them.
-        token_ids: the token of each row.
-        top: how many best tokens each row wants.
-    """
-    ids = torch.tensor(token_ids, dtype=torch.int64, device=logits.device)
-    return told(token_ids, top, [it.cpu() for it in scores(logits, ids, max(top, default=0))])
-
-
-def scores(logits: Tensor, token_ids: Tensor, top: int) -> list[Tensor]:
-    """What `told` needs, computed where the logits are, with nothing read by the host.
+def logprob_tensors(logits: Tensor, token_ids: Tensor, top: int) -> list[Tensor]:
+    """The tensors that `token_logprobs` needs, computed on the device without waiting for it.
 
     Args:
         logits: [rows, vocab], as the model gave them.
@@ -41,9 +29,9 @@ def scores(logits: Tensor, token_ids: Tensor, top: int) -> list[Tensor]:
     return [torch.cat(them) for them in zip(*parts, strict=True)]
 
 
-def told(token_ids: Seq[int], top: Seq[int], found: Seq[Tensor]) -> list[TokenLogprob]:
-    """The scores of each row, from what `scores` found, on the host by now."""
-    chosen, best_ids, best = (it.tolist() for it in found)
+def token_logprobs(token_ids: Seq[int], top: Seq[int], tensors: Seq[Tensor]) -> list[TokenLogprob]:
+    """The scores of each row, from the results of `logprob_tensors`, copied to the host."""
+    chosen, best_ids, best = (it.tolist() for it in tensors)
     return [
         TokenLogprob(token, logprob, tuple(zip(ids[:count], values[:count], strict=True)))
         for token, logprob, ids, values, count in zip(
@@ -66,8 +54,8 @@ def best_tokens(logprobs: Tensor, count: int) -> tuple[Tensor, Tensor]:
 
     Returns: token ids and values, each [rows, min(count, vocab)].
     """
-    # topk takes any of equals; so rank whole numbers that are never equal: the float's bits, put
-    # in the order of its value, above the token id counted backwards.
+    # topk takes any of equal values. So rank whole numbers that are never equal: the float's bits,
+    # changed so that they sort as the float does, above the token id counted backwards.
     bits = logprobs.contiguous().view(torch.int32)
     ordered = torch.where(bits < 0, bits ^ 0x7FFFFFFF, bits).long() << 32
     ids = torch.arange(logprobs.shape[-1], device=logprobs.device)

@@ -1,7 +1,7 @@
-"""One step: a mixed batch of chunks through the model, and a token for each that is complete.
+"""Runs steps: a mixed batch of chunks through the model, and a token for each complete one.
 
-Knows no queue and no text. It reads sequences and advances what they have computed; blocks are
-given and tokens are appended by the scheduler.
+It reads sequences and advances what they have computed; the scheduler allots blocks and appends
+tokens. Knows no queue and no text.
 """
 
 from collections.abc import Sequence as Seq
@@ -10,8 +10,8 @@ import torch
 
 from server.adapters.residency import ResidentAdapters
 from server.bases.model import BaseModel
-from server.engine.flight import Flight
 from server.engine.kv_cache import KVCache
+from server.engine.launched_step import LaunchedStep
 from server.engine.plain import attention
 from server.engine.plain.forward import Forward, PlainForward
 from server.engine.plain.model_support import Trial, check_config
@@ -28,7 +28,7 @@ class Runner:
         forward: how chunks become logits; None: the model's own forward, which needs no CUDA.
 
     Attributes:
-        ahead: how many launched steps may be in the air while the next is prepared: 1 where the
+        ahead: how many launched steps may be in flight while the next is prepared: 1 where the
             device works beside the host, 0 where it is the host.
 
     Raises:
@@ -46,7 +46,7 @@ class Runner:
         self.ahead = int(kv.device.type == "cuda")
         self._sampled = torch.zeros(0, dtype=torch.int64, device=kv.device)
         check_config(base)
-        if model.config._attn_implementation == attention.NAME:  # an earlier Runner's
+        if model.config._attn_implementation == attention.NAME:  # set by an earlier Runner
             model.set_attn_implementation("sdpa")
         trial = Trial(base, kv)
         attention.register()
@@ -54,21 +54,21 @@ class Runner:
         self._forward = PlainForward(base, adapters, kv) if forward is None else forward
         trial.check(self._forward.logits)
 
-    def launch(self, chunks: Seq[Chunk]) -> Flight:
-        """Start a step; what it gives is read from the flight, perhaps after the next has started.
+    def launch(self, chunks: Seq[Chunk]) -> LaunchedStep:
+        """Start a step. Its outputs may be read after the next step was launched.
 
-        Each sequence must hold blocks for its tokens up to the chunk's end, and stand in one chunk
+        Each sequence must hold blocks for its tokens up to the chunk's end, and be in one chunk
         only. A sequence with a pending token must have sampled it in the step launched just before
-        this one, and only one step may be in the air meanwhile. `num_computed`, `num_scored` and
-        `pending` advance.
+        this one, and only that step may be in flight. Advances `num_computed`, `num_scored` and
+        `pending`.
         """
         with torch.inference_mode():
-            wanted, logits = self._forward.step(chunks, self._sampled)
-            flight = Flight(chunks, wanted, logits, self._sampled)
-            # A failed row's -1 is no token: the step in the air runs it as if it were one.
-            self._sampled = flight.tokens.clamp(min=0)
-        wanted.advance(chunks)
-        return flight
+            rows, logits = self._forward.step(chunks, self._sampled)
+            step = LaunchedStep(chunks, rows, logits, self._sampled)
+            # A failed row's -1 is no token id, and the next step may read it as one.
+            self._sampled = step.tokens.clamp(min=0)
+        rows.advance(chunks)
+        return step
 
     def step(self, chunks: Seq[Chunk]) -> list[StepOutput]:
         """Run the chunks and wait; one output for each, in their order. Appends no token."""

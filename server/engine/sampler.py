@@ -6,7 +6,7 @@ tokens that are among the `top_k` best, in the smallest set of those that holds 
 mass, and at least `min_p` times as probable as the best. Each of the three is a least probability,
 so equal tokens are kept or dropped together and no row needs an order among equals.
 
-On CUDA nothing here waits for the device: what the host decides, it decides by the parameters.
+On CUDA nothing here waits for the device: the host decides by the parameters alone.
 """
 
 from collections.abc import Sequence as Seq
@@ -19,11 +19,11 @@ from torch import Tensor
 from server.engine.device import to_device
 from server.engine.sequence import Sequence
 
-_HEAD = 64  # so many best tokens mostly hold top_p's share; the others look at more
-_WIDER = 16
+_HEAD = 64  # so many best tokens mostly hold top_p's share; other rows look at more
+_WIDEN_BY = 16
 _MAX_DRAWN = 1 << 24  # weights at a time: 64 MiB
 _COLDEST = 1e-6  # below it a quotient of logits leaves float32
-_BLOCK = 256  # tokens whose weights are summed before the one that is drawn is looked for
+_BLOCK = 256  # tokens whose weights are summed before the drawn token is searched in them
 
 
 def sample(logits: Tensor, sequences: Seq[Sequence], last: Tensor | None = None) -> Tensor:
@@ -38,7 +38,7 @@ def sample(logits: Tensor, sequences: Seq[Sequence], last: Tensor | None = None)
     drawn = [row for row, it in enumerate(sequences) if it.params.temperature > 0]
     if drawn:
         table = to_device(
-            [_numbers(row, sequences[row]) for row in drawn], torch.float64, logits.device
+            [_draw_inputs(row, sequences[row]) for row in drawn], torch.float64, logits.device
         )
         at_once = max(_MAX_DRAWN // logits.shape[-1], 1)
         for first in range(0, len(drawn), at_once):
@@ -51,17 +51,17 @@ def sample(logits: Tensor, sequences: Seq[Sequence], last: Tensor | None = None)
 
 def uniform(sequence: Sequence) -> float:
     """The number in [0, 1) that draws the sequence's next token."""
-    return sequence.chance.at(len(sequence.output) + sequence.pending)
+    return sequence.draws.at(len(sequence.output) + sequence.pending)
 
 
-def _numbers(row: int, sequence: Sequence) -> tuple[float, ...]:
+def _draw_inputs(row: int, sequence: Sequence) -> tuple[float, ...]:
     it = sequence.params
     temperature = max(it.temperature, _COLDEST)
     return row, temperature, uniform(sequence), it.min_p, it.top_k, it.top_p
 
 
 class _Cuts:
-    """What the parameters of some rows cut off, known without their logits."""
+    """Which rows cut off tokens by top_k, top_p or min_p, by their parameters alone."""
 
     def __init__(self, sequences: Seq[Sequence]) -> None:
         params = [it.params for it in sequences]
@@ -73,7 +73,7 @@ def _draw(logits: Tensor, best: Tensor, numbers: Tensor, cuts: _Cuts) -> Tensor:
     """Tokens drawn by inverting the cumulative distribution, int64 [rows].
 
     Args:
-        numbers: float64 [rows, 5], what `_numbers` says after the row.
+        numbers: float64 [rows, 5], the results of `_draw_inputs` without the row.
     """
     temperature, position, least, top_k, top_p = numbers.unbind(dim=1)
     rows, vocab = logits.shape
@@ -85,7 +85,7 @@ def _draw(logits: Tensor, best: Tensor, numbers: Tensor, cuts: _Cuts) -> Tensor:
         least = least.float()
         if cuts.rows:
             some = to_device(cuts.rows, torch.int64, logits.device)
-            kept = _least(weights[some, :vocab], top_k[some], top_p[some])
+            kept = _threshold(weights[some, :vocab], top_k[some], top_p[some])
             least = least.index_put((some,), torch.maximum(least[some], kept))
         weights.masked_fill_(weights < least[:, None], 0)
     return _invert(weights, position)
@@ -101,7 +101,7 @@ def _invert(weights: Tensor, position: Tensor) -> Tensor:
     blocks = weights.view(len(weights), -1, _BLOCK)
     sums = blocks.sum(dim=-1, dtype=torch.float64).cumsum(dim=-1)
     target = position[:, None] * sums[:, -1:]
-    # Clamped for rows that are not finite, where nothing is found.
+    # Clamped for rows that are not finite: the search goes beyond their end.
     block = torch.searchsorted(sums, target, right=True).clamp_(max=sums.shape[1] - 1)
     before = torch.where(block > 0, sums.gather(1, (block - 1).clamp_(min=0)), 0.0)
     within = blocks.gather(1, block[:, :, None].expand(-1, 1, _BLOCK))[:, 0]
@@ -113,21 +113,23 @@ def _invert(weights: Tensor, position: Tensor) -> Tensor:
     return (block * _BLOCK + at)[:, 0]
 
 
-def _least(weights: Tensor, top_k: Tensor, top_p: Tensor) -> Tensor:
+def _threshold(weights: Tensor, top_k: Tensor, top_p: Tensor) -> Tensor:
     if not weights.is_cuda:
-        return least_by_rank(weights, top_k, top_p)
-    from server.engine.kernels.least_kept import least_kept  # a CPU installation has no triton
+        return threshold_by_rank(weights, top_k, top_p)
+    from server.engine.kernels.sampling_threshold import (
+        sampling_threshold,  # needs triton
+    )
 
-    return least_kept(weights, top_k, top_p)
+    return sampling_threshold(weights, top_k, top_p)
 
 
-def least_by_rank(weights: Tensor, top_k: Tensor, top_p: Tensor, head: int = _HEAD) -> Tensor:
-    """The least weight that top_k and top_p keep, float32 [rows]. The host reads how far to look.
+def threshold_by_rank(weights: Tensor, top_k: Tensor, top_p: Tensor, head: int = _HEAD) -> Tensor:
+    """The least weight that top_k and top_p keep, float32 [rows]. Waits for the device.
 
     Args:
         weights: float32 [rows, vocab], not negative.
         top_k: [rows], 0 for all. top_p: [rows].
-        head: how many of the best tokens to look at; more for the rows that turn out to need more.
+        head: how many of the best tokens to rank at first; rows that need more rank more.
     """
     vocab = weights.shape[-1]
     head = min(head, vocab)
@@ -138,21 +140,21 @@ def least_by_rank(weights: Tensor, top_k: Tensor, top_p: Tensor, head: int = _HE
     whole = torch.where(
         top_k[:, None] <= head, sums.gather(-1, last), weights.sum(-1, True, dtype=torch.float64)
     )
-    # Rounding must not end a row early that asked for all of its mass.
+    # With top_p = 1, rounding must not cut off the last tokens.
     share = torch.where(top_p[:, None] < 1, top_p[:, None] * whole, torch.inf)
     end = torch.minimum((sums < share).sum(dim=-1, keepdim=True), last)
     least = ranked.gather(-1, end)[:, 0]
     settled = (top_k <= head) | ((top_k == vocab) & (sums[:, -1:] >= share)[:, 0])
     open_rows = (~settled).nonzero()[:, 0]
     if len(open_rows):
-        least[open_rows] = least_by_rank(
-            weights[open_rows], top_k[open_rows], top_p[open_rows], head * _WIDER
+        least[open_rows] = threshold_by_rank(
+            weights[open_rows], top_k[open_rows], top_p[open_rows], head * _WIDEN_BY
         )
     return least
 
 
 def _adjust(logits: Tensor, sequences: Seq[Sequence], last: Tensor | None) -> Tensor:
-    """Penalties and logit_bias on the rows that ask for them; other rows cost nothing."""
+    """Penalties and logit_bias, on the rows whose requests have them; other rows cost nothing."""
     rows = [row for row, it in enumerate(sequences) if it.params.changes_logits]
     if not rows:
         return logits

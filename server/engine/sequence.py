@@ -1,4 +1,4 @@
-"""What the engine runs: sequences and how to sample them. Knows no tensors and no HTTP."""
+"""Sequences, their sampling parameters and what a step gives them. Knows no tensors, no HTTP."""
 
 from collections import abc
 from dataclasses import dataclass, field
@@ -6,8 +6,12 @@ from enum import StrEnum
 from functools import cached_property
 from typing import NamedTuple
 
-from server.engine.chance import Chance
+import numpy as np
+
 from server.errors import InvalidRequest
+
+_DRAWS_AT_ONCE = 64  # setting up a generator takes 10 us, however few numbers are read from it
+_PHILOX_WORDS = 4  # of 64 bits, for each value of Philox's counter
 
 
 class FinishReason(StrEnum):
@@ -27,7 +31,7 @@ def _within(name: str, value: float, low: float, high: float) -> None:
 
 @dataclass(frozen=True)
 class SamplingParams:
-    """How one request wants its tokens drawn. Ranges are the OpenAI API's; vLLM's for the rest.
+    """How a request samples its tokens. Ranges are the OpenAI API's; for the rest, vLLM's.
 
     Raises:
         InvalidRequest: a value is out of range; `param` names it.
@@ -66,7 +70,7 @@ class SamplingParams:
 
     @cached_property
     def changes_logits(self) -> bool:
-        """True when penalties or biases come before the draw."""
+        """True when penalties or biases change the logits before sampling."""
         return bool(
             self.presence_penalty
             or self.frequency_penalty
@@ -85,11 +89,15 @@ def check_token_ids(prompt: abc.Sequence[int], params: SamplingParams, vocab_siz
         raise InvalidRequest("the prompt is empty; give at least one token", param="prompt")
     if not 0 <= min(prompt) <= max(prompt) < vocab_size:
         wrong = next(token for token in prompt if not 0 <= token < vocab_size)
-        raise InvalidRequest(f"token {wrong} is not in the {vocab_size} known", param="prompt")
+        raise InvalidRequest(
+            f"the prompt has token {wrong}; this model's token ids are 0..{vocab_size - 1}",
+            param="prompt",
+        )
     for token, _ in params.logit_bias:
         if not 0 <= token < vocab_size:
             raise InvalidRequest(
-                f"logit_bias names token {token}, known are 0..{vocab_size - 1}", param="logit_bias"
+                f"logit_bias has token {token}; this model's token ids are 0..{vocab_size - 1}",
+                param="logit_bias",
             )
 
 
@@ -102,24 +110,49 @@ class TokenLogprob:
     top: tuple[tuple[int, float], ...] = ()  # (token id, logprob), best first
 
 
+class SeededDraws:
+    """The uniform numbers in [0, 1) that draw an answer's tokens, one for each place of the answer.
+
+    A number depends on the seed and the place alone. So a seed gives the same answer whatever else
+    is in the batch, and however often the sequence is computed again.
+    """
+
+    __slots__ = ("_first", "_key", "_numbers")
+
+    def __init__(self, seed: int) -> None:
+        self._key = seed % (1 << 64)  # a seed may be any whole number, and negative too
+        self._first = 0
+        self._numbers: list[float] = []
+
+    def at(self, place: int) -> float:
+        """The first word that Philox makes of the counter `place`, as a fraction."""
+        if not 0 <= place - self._first < len(self._numbers):
+            self._first = place
+            generator = np.random.Philox(key=self._key, counter=place)
+            bits = generator.random_raw(_DRAWS_AT_ONCE * _PHILOX_WORDS)[::_PHILOX_WORDS]
+            # 52 bits: number * total is always below total.
+            self._numbers = ((bits >> np.uint64(12)) * 2.0**-52).tolist()
+        return self._numbers[place - self._first]
+
+
 @dataclass(eq=False)
 class Sequence:
     """One prompt and the answer growing behind it. The scheduler owns it, the engine reads it.
 
     `num_computed` counts the tokens whose keys and values are in the cache, or will be once the
-    launched steps have run; pre-emption puts it back to zero, and prompt and answer so far are then
+    launched steps have run. Pre-emption puts it back to zero: prompt and answer so far are then
     computed again. `num_scored` counts the prompt positions whose logprobs were handed out;
     pre-emption keeps it, so none comes twice. `slot` is the adapter's place in the banks (0: the
-    base model), held from admission until the sequence ends; `content` is the content hash of that
-    adapter ("": the base), which with the tokens tells what the keys and values are.
+    base model), held from admission until the sequence ends. `content` is the content hash of that
+    adapter ("": the base); equal tokens under an equal hash have equal keys and values.
 
-    `pending` counts the answer's last tokens that are sampled, or about to be, by launched steps,
-    and whose ids only the device knows; while there is one, `source` is its place among the tokens
-    that the last launched step samples.
+    `pending` counts the answer's last tokens that launched steps sample and whose ids the host has
+    not read yet. While there is one, `source` is its place among the tokens that the last launched
+    step samples.
 
-    The rest is the `BlockPool`'s: `blocks`; `block_keys` of the first whole blocks; `num_shared`,
-    the tokens in blocks that others may find; `num_reused`, the tokens of the prompt that were
-    found and not computed on the way to the first token.
+    `BlockPool` keeps the rest: `blocks`; `block_keys` of the first whole blocks; `num_shared`, the
+    tokens in blocks that other sequences may reuse; `num_reused`, the tokens of the prompt that
+    were reused before the first token of the answer.
     """
 
     seq_id: int
@@ -140,7 +173,7 @@ class Sequence:
     source: int = -1
 
     def __post_init__(self) -> None:
-        self.chance = Chance(self.seed)
+        self.draws = SeededDraws(self.seed)
         # With max_tokens=0 one token is still sampled, to learn that the logits are finite.
         self._most_tokens = len(self.prompt) + max(self.params.max_tokens, 1)
 
@@ -151,7 +184,7 @@ class Sequence:
 
     @property
     def num_known(self) -> int:
-        """Tokens whose ids are known here."""
+        """Tokens whose ids the host knows."""
         return len(self.prompt) + len(self.output)
 
     @property
@@ -181,22 +214,15 @@ class Chunk(NamedTuple):
     sequence: Sequence
     length: int
 
-    @property
-    def completes(self) -> bool:
-        """True when the chunk reaches the sequence's last token, so that a new one is sampled.
-
-        To be asked before the step is launched, which moves `num_computed` on.
-        """
-        return self.length == self.sequence.remaining
-
 
 class StepOutput(NamedTuple):
     """What one step gave one sequence.
 
-    `token_id` is None while the prompt is still being read. `logprob` is set when the request asked
-    for it; `prompt_logprobs` holds one entry for each prompt position that this chunk scored
+    `token_id` is None until the whole prompt is computed. `logprob` is set when the request asked
+    for it. `prompt_logprobs` holds one entry for each prompt position that this chunk scored
     (position p is scored by the logits at p - 1; the first token of a prompt has none).
-    `failure` says why the sequence cannot go on (its logits are not finite); it gets no token then.
+    `failure` says why the sequence cannot continue (its logits are not finite); there is no token
+    then.
     """
 
     sequence: Sequence

@@ -1,9 +1,9 @@
-"""A kernel may begin before the one before it in the stream has ended (Hopper and later).
+"""Lets a kernel begin before the one before it in the stream has ended (Hopper and later).
 
-That is programmatic dependent launch. Until `wait` a kernel may read only what no kernel of the
-stream writes: weights, adapters' rows, a step's pages. Whatever it writes comes after. All programs
-must wait, those with nothing to do as well: whoever comes next relies on it that a kernel has ended
-after everything before it. Knows no kernel.
+That is programmatic dependent launch. Before `wait` a kernel may read only what no kernel of the
+stream writes: weights, adapters' rows, a step's pages. It may write only after `wait`. All programs
+must wait, those with nothing to do as well: the next kernel relies on it that when this one has
+ended, so have all before it. Knows no kernel.
 """
 
 from functools import cache
@@ -28,13 +28,13 @@ def _able(device: torch.device) -> bool:
 
 @triton.jit
 def wait(EARLY: tl.constexpr):
-    """Go on when all kernels before this one have ended, and what they wrote is seen."""
+    """Wait until all kernels before this one have ended and their writes are visible."""
     if EARLY:
         tl.extra.cuda.gdc_wait()
 
 
 @triton.jit
 def let_next_begin(EARLY: tl.constexpr):
-    """The next kernel may take what room is left on the device, as soon as all programs say so."""
+    """Let the next kernel use what is free, once all programs of this one have called it."""
     if EARLY:
         tl.extra.cuda.gdc_launch_dependents()

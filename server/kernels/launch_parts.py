@@ -1,7 +1,7 @@
-"""Which linear a program works for, where one launch serves several that read the same input.
+"""Assigns a program to one of several linears that share a launch, since they read the same input.
 
-Knows no method: a part is (column, out_features, where its first vector lies, where its second).
-The numbers are arguments of the launch, not constants, for they differ from layer to layer.
+A part is (column, out_features, offset of its first vector, offset of its second). The numbers are
+arguments of the launch, not constants, because they differ from layer to layer. Knows no method.
 """
 
 from collections.abc import Iterable
@@ -12,7 +12,7 @@ import triton.language as tl
 
 
 class Part(Protocol):
-    """Columns of y that are one linear's."""
+    """The columns of y that belong to one linear."""
 
     @property
     def out_features(self) -> int: ...
@@ -20,25 +20,25 @@ class Part(Protocol):
 
 # On the host, where triton's own two of these cost microseconds a call.
 def cdiv(count: int, each: int) -> int:
-    """How many `each` hold `count`."""
+    """The quotient `count / each`, rounded up."""
     return -(-count // each)
 
 
 def power_of_two(count: int) -> int:
-    """The smallest that is not below `count`, which is at least 1."""
+    """The smallest power of two that is at least `count`; `count` is at least 1."""
     return 1 << (count - 1).bit_length()
 
 
 def tiles_over(parts: Iterable[Part], columns: int) -> int:
-    """How many tiles of `columns` columns cover all parts, none of them shared by two."""
+    """How many tiles of `columns` columns cover all parts; no tile covers two parts."""
     return sum(cdiv(part.out_features, columns) for part in parts)
 
 
 @triton.jit
 def part_of(tile, parts, BLOCK_N: tl.constexpr):
-    """The part that owns this tile.
+    """The part that this tile belongs to.
 
-    Returns: its number, its four facts, and the tile's first column, counted from the part's.
+    Returns: its index, its four numbers, and the tile's first column, counted from the part's.
     """
     index = 0
     column, out_features, first_at, second_at = parts[0]

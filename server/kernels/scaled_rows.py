@@ -1,9 +1,9 @@
-"""Rows times the vector of their own adapter, forward and backward, each in one pass.
+"""Multiplies rows by their own adapter's vector, forward and backward, each in one pass.
 
     out[t] = onto[t] + x[t] * v[share of t]
     gx[t] = g[t] * v[share of t]        gv[s] = sum of g[t] * x[t] over the rows of share s
 
-Sums over rows are made tile by tile and then added up, always in the same order. Knows no method.
+Sums over rows are made tile by tile and then added in a fixed order. Knows no method.
 """
 
 from typing import Any
@@ -83,7 +83,7 @@ def _grid(width: int, starts: Tensor | None, most: int) -> tuple[int, int, int]:
 
 @triton.jit
 def _tile(starts_ptr, tokens, width, ONE: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
-    """The rows [ROWS, 1] and columns [1, COLUMNS] of this program, and which of them are there."""
+    """The rows [ROWS, 1] and columns [1, COLUMNS] of this program, and which of them exist."""
     if ONE:
         begin, end = 0, tokens
     else:

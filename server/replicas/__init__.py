@@ -1,1 +1,1 @@
-"""Engines in processes of their own, behind one face."""
+"""Engines in processes of their own, behind one interface."""

@@ -1,4 +1,4 @@
-"""The engine's side: what comes in over the connection goes to the loop, and news go back."""
+"""The engine's side: passes messages to the serving loop, and its updates back. Knows no torch."""
 
 import logging
 import pickle
@@ -20,7 +20,7 @@ from server.replicas.messages import (
     CallFailed,
     CallResult,
     Cancel,
-    Facts,
+    EngineFacts,
     FromEngine,
     Ready,
     Stop,
@@ -30,17 +30,15 @@ from server.replicas.messages import (
 )
 from server.replicas.outbox import Outbox
 from server.scheduler.intake import Handle
-from server.scheduler.request import Generation, Listener, LoopStats, Taker, TextDelta
+from server.scheduler.request import Generation, Listener, LoopStats, TextDelta, TokenSink
 
 log = logging.getLogger(__name__)
 
-_LOOK_S = 0.5  # how late a loop that ended by itself may be noticed
+_POLL_S = 0.5  # how late it may be noticed that the loop has ended by itself
 
 
 class Loop(Protocol):
     """`server.scheduler.loop.ServingLoop`."""
-
-    on_told: Callable[[], None]
 
     @property
     def alive(self) -> bool: ...
@@ -88,32 +86,31 @@ class Worker(Protocol):
 
 
 @dataclass
-class _Asked:
-    """A request under way."""
-
-    left: int
+class _OpenRequest:
+    answers_left: int
     handle: Handle | None = None
 
 
-class _Ear:
-    """Hears a request's answers on the engine's thread."""
+class _RequestListener:
+    """A `Listener` that packs the answers to one request, on the loop's thread."""
 
-    def __init__(self, child: "EngineProcess", first: int) -> None:
-        self._child = child
+    def __init__(self, process: "EngineProcess", first: int) -> None:
+        self._process = process
         self._first = first
+        self.flush = process.send_updates
 
-    def __call__(self, delta: TextDelta) -> None:
-        self._child.hear(self._first, delta)
+    def hear(self, update: TextDelta) -> None:
+        self._process.add_update(self._first, update)
 
-    def taker(self, index: int) -> Taker:
-        return partial(self._child.take, self._first + index)
+    def token_sink(self, index: int) -> TokenSink:
+        return partial(self._process.add_token, self._first + index)
 
 
 class EngineProcess:
     """Runs a loop for another process, until that process is gone.
 
     Args:
-        worker: trains in this process; None: nobody does.
+        worker: trains in this process; None: no training here.
     """
 
     def __init__(
@@ -128,9 +125,8 @@ class EngineProcess:
         self._loop = loop
         self._worker = worker
         self._outbox: Outbox[FromEngine] = Outbox(connection)
-        self._news = AnswerUpdates()  # of this step; the engine's thread's
-        loop.on_told = self._send_news
-        self._asked: dict[int, _Asked] = {}
+        self._updates = AnswerUpdates()  # of this step; for the loop's thread alone
+        self._requests: dict[int, _OpenRequest] = {}
         self._stopping = False
         self._calls: Mapping[str, Callable[..., object]] = {
             "pin": residency.pin,
@@ -143,8 +139,8 @@ class EngineProcess:
             "worker": lambda: worker and (worker.alive, worker.restarts),
         }
 
-    def run(self, facts: Facts) -> None:
-        """Say that the engine is ready and do as told.
+    def run(self, facts: EngineFacts) -> None:
+        """Send Ready, then handle messages.
 
         Raises:
             EOFError: the other process is gone.
@@ -152,20 +148,20 @@ class EngineProcess:
         """
         self._outbox.put(Ready(facts))
         while True:
-            if self._connection.poll(_LOOK_S):
+            if self._connection.poll(_POLL_S):
                 for message in cast(list[ToEngine], pickle.loads(self._connection.recv_bytes())):
-                    self._obey(message)
+                    self._handle(message)
             if not self._loop.alive and not self._stopping:
                 raise Unavailable("the engine's loop has ended; the log above says why")
 
-    def _obey(self, message: ToEngine) -> None:
+    def _handle(self, message: ToEngine) -> None:
         match message:
             case Submit(first, request):
                 self._submit(first, request)
             case Cancel(first):
-                asked = self._asked.get(first)
-                if asked is not None and asked.handle is not None:
-                    self._loop.cancel(asked.handle)
+                open_request = self._requests.get(first)
+                if open_request is not None and open_request.handle is not None:
+                    self._loop.cancel(open_request.handle)
             case Call():
                 self._outbox.put(self._result(message))
             case Stop(drain_timeout_s):
@@ -173,52 +169,55 @@ class EngineProcess:
                 threading.Thread(target=self._stop, args=(drain_timeout_s,), daemon=True).start()
 
     def _submit(self, first: int, request: Generation) -> None:
-        asked = self._asked[first] = _Asked(request.n)
+        open_request = self._requests[first] = _OpenRequest(request.n)
         try:
-            asked.handle = self._loop.submit(request, _Ear(self, first))
-        except Exception as error:  # mostly refused before, by the same limits
-            del self._asked[first]
-            news, told = AnswerUpdates(), _told(error)
+            open_request.handle = self._loop.submit(request, _RequestListener(self, first))
+        except Exception as error:  # rare: the other process checks the same limits first
+            del self._requests[first]
+            updates, reason = AnswerUpdates(), _sendable(error)
             for index in range(request.n):
-                news.add(first + index, TextDelta(index, finish=FinishReason.ERROR, error=told))
-            self._outbox.put(news)
+                delta = TextDelta(index, finish=FinishReason.ERROR, error=reason)
+                updates.add(first + index, delta)
+            self._outbox.put(updates)
 
-    def hear(self, first: int, delta: TextDelta) -> None:
-        """On the engine's thread."""
-        self._news.add(first + delta.index, delta)
+    def add_update(self, first: int, delta: TextDelta) -> None:
+        """Pack an update of an answer; on the loop's thread."""
+        self._updates.add(first + delta.index, delta)
         if delta.finish is not None:
-            asked = self._asked[first]
-            asked.left -= 1
-            if not asked.left:
-                del self._asked[first]
+            open_request = self._requests[first]
+            open_request.answers_left -= 1
+            if not open_request.answers_left:
+                del self._requests[first]
 
-    def take(self, key: int, token_id: int, text: str) -> None:
-        """A plain token; on the engine's thread."""
-        self._news.take(key, token_id, text)
+    def add_token(self, key: int, token_id: int, text: str) -> None:
+        """Pack a plain token; on the loop's thread."""
+        self._updates.add_token(key, token_id, text)
 
-    def _send_news(self) -> None:
-        """On the engine's thread, once a step: all that it told goes as one message. A message a
-        token would wake the outbox at the first, to wait for the lock until the last is told.
+    def send_updates(self) -> None:
+        """Send all updates of a step as one message; on the loop's thread.
+
+        A message a token would wake the outbox's thread at the first one, only to wait for the
+        interpreter's lock until the step's last.
         """
-        if self._news:
-            news, self._news = self._news, AnswerUpdates()
-            self._outbox.put(news)
+        if self._updates:
+            updates, self._updates = self._updates, AnswerUpdates()
+            self._outbox.put(updates)
 
     def _result(self, call: Call) -> CallResult | CallFailed:
         try:
             return CallResult(call.number, self._calls[call.name](*call.arguments))
         except Exception as error:
-            return CallFailed(call.number, _told(error))
+            return CallFailed(call.number, _sendable(error))
 
     def _stop(self, drain_timeout_s: float) -> None:
-        if self._worker is not None:  # its jobs are given back while answers end
+        if self._worker is not None:  # it returns its jobs to the queue while answers end
             self._worker.stop()
         self._loop.stop(drain_timeout_s)
         self._outbox.put(Stopped())
 
 
-def _told(error: Exception) -> Exception:
-    """An error as another process may hear it: what is not ours may not survive the way."""
+def _sendable(error: Exception) -> Exception:
+    """An error that can be pickled; other errors than ours become Unavailable and are logged."""
     if isinstance(error, VerandahError | StoreError):
         return error
     log.error("the engine failed", exc_info=error)

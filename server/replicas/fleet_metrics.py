@@ -1,4 +1,4 @@
-"""The metrics of engines in processes of their own, added to those of this one. Knows no HTTP."""
+"""Adds the metrics of engine processes to those of this process. Knows no HTTP."""
 
 from collections.abc import Callable, Iterable, Iterator
 
@@ -13,14 +13,14 @@ from server.replicas.fleet import Fleet
 _Key = tuple[str, tuple[tuple[str, str], ...]]
 
 
-class Gathered(Collector):
-    """Each series as the sum of what `sources` have of it. Times of creation are left out."""
+class SummedMetrics(Collector):
+    """Sums each series over `sources`, without the times of creation."""
 
     def __init__(self, sources: Callable[[], Iterable[Iterable[Metric]]]) -> None:
         self._sources = sources
 
     def describe(self) -> Iterator[Metric]:
-        """Nothing: without this, registering would already ask the sources."""
+        """Nothing: else registering would read the sources."""
         yield from ()
 
     def collect(self) -> Iterator[Metric]:
@@ -44,14 +44,14 @@ class Gathered(Collector):
 
 
 class FleetGauges(Collector):
-    """How each replica fares."""
+    """Whether each replica runs, how many answers it has, and its restarts."""
 
     def __init__(self, fleet: Fleet, model_name: str) -> None:
         self._fleet = fleet
         self._model_name = model_name
 
     def describe(self) -> Iterator[Metric]:
-        """See `Gathered.describe`."""
+        """See `SummedMetrics.describe`."""
         yield from ()
 
     def collect(self) -> Iterator[Metric]:
@@ -71,16 +71,16 @@ class FleetGauges(Collector):
         yield from (up, queued, restarts)
 
 
-def gather(metrics: Metrics, fleet: Fleet) -> None:
-    """Have `metrics.registry` show what the engines of a fleet counted as well."""
+def add_fleet_metrics(metrics: Metrics, fleet: Fleet) -> None:
+    """Have `metrics.registry` show the sums of this process and the engines of a fleet."""
     own = metrics.registry
 
     def sources() -> Iterator[Iterable[Metric]]:
         yield own.collect()
-        for told in fleet.told("metrics"):
-            assert isinstance(told, list)
-            yield told
+        for families in fleet.call_each("metrics"):
+            assert isinstance(families, list)
+            yield families
 
     metrics.registry = CollectorRegistry()
-    metrics.registry.register(Gathered(sources))
+    metrics.registry.register(SummedMetrics(sources))
     metrics.registry.register(FleetGauges(fleet, metrics.model_name))

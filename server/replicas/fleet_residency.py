@@ -1,43 +1,24 @@
-"""Adapters in the memory of several engines, as if it were one. Knows no requests."""
+"""Adapters in the memory of several engines, as if they were one. Knows no requests."""
 
 import contextlib
 import threading
 from dataclasses import dataclass, replace
-from typing import Protocol, cast
+from typing import TYPE_CHECKING, cast
 
 from adapters_store.manifest import AdapterRef
 from server.errors import Unavailable
 from server.replicas.connection import EngineConnection
 from server.replicas.fleet import Fleet
 
-_NEAREST = ("resident", "host", "loading")
+if TYPE_CHECKING:  # it needs torch, which the API's process starts without
+    from server.adapters.residents import Resident as EngineResident
 
-
-class _Told(Protocol):
-    """`server.adapters.residency.Resident`."""
-
-    @property
-    def ref(self) -> AdapterRef: ...
-
-    @property
-    def state(self) -> str: ...
-
-    @property
-    def slot(self) -> int | None: ...
-
-    @property
-    def bytes(self) -> int: ...
-
-    @property
-    def in_use(self) -> int: ...
-
-    @property
-    def pinned(self) -> bool: ...
+_STATES = ("resident", "host", "loading")  # the nearest to the device first
 
 
 @dataclass(frozen=True)
 class Resident:
-    """An adapter in memory: where it is nearest, and what all replicas have of it."""
+    """An adapter in memory: its nearest state, and sums over all replicas."""
 
     ref: AdapterRef
     state: str
@@ -53,17 +34,17 @@ class FleetResidency:
     def __init__(self, fleet: Fleet) -> None:
         self._fleet = fleet
         self._pins: set[AdapterRef] = set()
-        self._lock = threading.Lock()  # over the pins; never held while a replica is waited for
-        fleet.on_ready(self._welcome)
+        self._lock = threading.Lock()  # guards the pins; never held while waiting for a replica
+        fleet.on_ready(self._restore_pins)
 
     @property
     def slots(self) -> int:
-        """Of all replicas, whether they run or not."""
+        """Over all replicas, whether they run or not."""
         return self._fleet.slots
 
     @property
     def loads(self) -> int:
-        """Since the processes began, as the next two."""
+        """Since the processes started; so are `evictions` and `hits`."""
         return self._counts()[0]
 
     @property
@@ -75,20 +56,20 @@ class FleetResidency:
         return self._counts()[2]
 
     def pin(self, ref: AdapterRef) -> None:
-        """See `ResidentAdapters.pin`; either all replicas hold it then, or none.
+        """See `ResidentAdapters.pin`; either all replicas pin it, or none.
 
         Raises:
             Conflict: no slot would be left for the others.
             Unavailable: no replica runs.
         """
-        links, done = self._links(), []
+        connections, pinned = self._connections(), []
         try:
-            for link in links:
-                link.call("pin", ref)
-                done.append(link)
+            for connection in connections:
+                connection.call("pin", ref)
+                pinned.append(connection)
         except Exception:
-            for link in done:
-                link.ask("unpin", ref)
+            for connection in pinned:
+                connection.start_call("unpin", ref)
             raise
         with self._lock:
             self._pins.add(ref)
@@ -97,50 +78,50 @@ class FleetResidency:
         """See `ResidentAdapters.unpin`."""
         with self._lock:
             self._pins.discard(ref)
-        for link in self._fleet.links:
-            link.call("unpin", ref)
+        for connection in self._fleet.connections:
+            connection.call("unpin", ref)
 
     def forget(self, ref: AdapterRef) -> None:
         """See `ResidentAdapters.forget`. A replica that is not running has nothing to forget."""
         with self._lock:
             self._pins.discard(ref)
-        for link in self._fleet.links:
+        for connection in self._fleet.connections:
             with contextlib.suppress(Unavailable):  # it ended just now
-                link.call("forget", ref)
+                connection.call("forget", ref)
 
     def snapshot(self) -> list[Resident]:
         """Every adapter in some replica's memory, once."""
         seen: dict[AdapterRef, Resident] = {}
-        for told in self._fleet.told("snapshot"):
-            for one in cast("list[_Told]", told):
+        for residents in self._fleet.call_each("snapshot"):
+            for one in cast("list[EngineResident]", residents):
                 resident = Resident(
                     one.ref, str(one.state), one.slot, one.bytes, one.in_use, one.pinned
                 )
                 other = seen.get(one.ref)
-                seen[one.ref] = resident if other is None else _joined(resident, other)
+                seen[one.ref] = resident if other is None else _summed(resident, other)
         return list(seen.values())
 
-    def _links(self) -> list[EngineConnection]:
-        links = self._fleet.links
-        if not links:
+    def _connections(self) -> list[EngineConnection]:
+        connections = self._fleet.connections
+        if not connections:
             raise Unavailable("the engine is being started again; try again in a moment")
-        return links
+        return connections
 
     def _counts(self) -> tuple[int, int, int]:
-        told = [cast("tuple[int, int, int]", counts) for counts in self._fleet.told("counts")]
-        loads, evictions, hits = (sum(column) for column in zip((0, 0, 0), *told, strict=True))
+        counts = [cast("tuple[int, int, int]", it) for it in self._fleet.call_each("counts")]
+        loads, evictions, hits = (sum(column) for column in zip((0, 0, 0), *counts, strict=True))
         return loads, evictions, hits
 
-    def _welcome(self, link: EngineConnection) -> None:
-        """Have a replica that was started again hold what is pinned."""
+    def _restore_pins(self, connection: EngineConnection) -> None:
+        """Pin in a replica that was started again what is pinned."""
         with self._lock:
             for ref in self._pins:
-                # Without waiting: the thread that would hear the answer is the one that calls this.
-                link.ask("pin", ref)
+                # Without waiting: this runs on the thread that would read the answer.
+                connection.start_call("pin", ref)
 
 
-def _joined(one: Resident, other: Resident) -> Resident:
-    nearest = min(one, other, key=lambda each: _NEAREST.index(each.state))
+def _summed(one: Resident, other: Resident) -> Resident:
+    nearest = min(one, other, key=lambda each: _STATES.index(each.state))
     return replace(
         nearest,
         in_use=one.in_use + other.in_use,

@@ -1,7 +1,7 @@
-"""What the API's process and an engine's process say to each other. Knows no sockets.
+"""The messages between the API's process and an engine's process. Knows no sockets.
 
-Tokens make up nearly all of it: the plain ones of a message travel as three columns, which takes a
-twentieth of the time that pickling their objects does (decision 14).
+Nearly all of their content is tokens. The plain ones of a message travel as three columns, which
+takes a twentieth of the time of pickling an object for each (decision 14).
 """
 
 from dataclasses import dataclass, field
@@ -10,8 +10,8 @@ from server.scheduler.request import Generation, TextDelta
 
 
 @dataclass(frozen=True)
-class Facts:
-    """What an engine that is ready tells of itself. `device` is a torch device's type."""
+class EngineFacts:
+    """What a ready engine reports about itself. `device` is a torch device's type."""
 
     base_name: str
     fingerprint: str
@@ -24,7 +24,7 @@ class Facts:
 
 @dataclass(frozen=True)
 class Submit:
-    """Answer a request; its n answers are called `first`, `first + 1`, ..."""
+    """Answer a request; the keys of its n answers are `first`, `first + 1`, ..."""
 
     first: int
     request: Generation
@@ -32,14 +32,14 @@ class Submit:
 
 @dataclass(frozen=True)
 class Cancel:
-    """Stop the answers of the request that began with `first`."""
+    """Stop the answers of the request whose first key is `first`."""
 
     first: int
 
 
 @dataclass(frozen=True)
 class Call:
-    """Run what is called `name`, and tell its Result or Failure under the same number."""
+    """Run the function `name`; a CallResult or CallFailed with the same number answers it."""
 
     number: int
     name: str
@@ -48,21 +48,21 @@ class Call:
 
 @dataclass(frozen=True)
 class Stop:
-    """Take no more requests, and say Stopped when those that run have ended or timed out."""
+    """Take no more requests, and send Stopped when those that run have ended or timed out."""
 
     drain_timeout_s: float
 
 
 @dataclass(frozen=True)
 class Ready:
-    """The first word of an engine that can be asked."""
+    """The first message of an engine that takes requests."""
 
-    facts: Facts
+    facts: EngineFacts
 
 
 @dataclass(frozen=True)
-class Unfit:
-    """The only word of an engine that could not be built."""
+class StartFailed:
+    """The only message of an engine that could not be built."""
 
     error: Exception
 
@@ -90,9 +90,9 @@ class Stopped:
 
 @dataclass
 class AnswerUpdates:
-    """Deltas of answers, each under its key; of one answer the plain ones come before the others.
+    """Updates of answers by key: plain tokens as columns, and other deltas.
 
-    A plain delta is one token without a score that shows all of its text.
+    Of one answer, the plain tokens come before the others.
     """
 
     keys: list[int] = field(default_factory=list)
@@ -104,7 +104,7 @@ class AnswerUpdates:
         return bool(self.keys or self.others)
 
     def add(self, key: int, delta: TextDelta) -> None:
-        """Pack a delta of the answer called `key`."""
+        """Pack an update of the answer `key`."""
         tokens = delta.tokens
         if (
             delta.finish is None
@@ -113,18 +113,18 @@ class AnswerUpdates:
             and tokens[0].text == delta.text
             and delta.prompt_logprobs is None
             and delta.error is None
-            and key not in self.others  # or it would overtake another of its answer
+            and key not in self.others  # else it would overtake an earlier one of its answer
         ):
-            self.take(key, tokens[0].token_id, delta.text)
+            self.add_token(key, tokens[0].token_id, delta.text)
         else:
             self.others.setdefault(key, []).append(delta)
 
-    def take(self, key: int, token_id: int, text: str) -> None:
-        """Pack a plain delta; of one answer, none after another that is not plain."""
+    def add_token(self, key: int, token_id: int, text: str) -> None:
+        """Pack a plain token; none may follow another delta of the same answer."""
         self.keys.append(key)
         self.token_ids.append(token_id)
         self.texts.append(text)
 
 
 ToEngine = Submit | Cancel | Call | Stop
-FromEngine = Ready | Unfit | AnswerUpdates | CallResult | CallFailed | Stopped
+FromEngine = Ready | StartFailed | AnswerUpdates | CallResult | CallFailed | Stopped

@@ -1,4 +1,4 @@
-"""Sends messages from a thread of its own, so that who says something never waits for a socket."""
+"""Sends messages from a thread of its own: no sender waits for a socket. Knows no engine."""
 
 import logging
 import pickle
@@ -13,10 +13,10 @@ T = TypeVar("T")
 
 
 class Outbox(Generic[T]):
-    """Sends what is put in, in order; starts its thread.
+    """Sends messages in the order of `put`; starts its thread.
 
-    What gathers while the other side is busy goes as one packet, a list: a reader that falls behind
-    gets fewer and larger packets.
+    Messages that gather while the other side is busy go as one packet, a list: a reader that falls
+    behind gets fewer and larger packets.
     """
 
     def __init__(self, connection: "Connection[object, object]") -> None:
@@ -28,13 +28,13 @@ class Outbox(Generic[T]):
         self._thread.start()
 
     def put(self, item: T) -> None:
-        """Send it soon. From any thread; what comes after the other side is gone is dropped."""
+        """Send it soon; from any thread. Dropped if the other side is gone."""
         self._items.append(item)
         if not self._wake.is_set():
             self._wake.set()
 
     def close(self) -> None:
-        """Send what is there and end the thread. The connection stays open."""
+        """Send what was put and end the thread. The connection stays open."""
         self._closed = True
         self._wake.set()
         self._thread.join()
@@ -43,12 +43,12 @@ class Outbox(Generic[T]):
         try:
             while not self._closed:
                 self._wake.wait()
-                self._wake.clear()  # before looking: what comes from here on wakes again
+                self._wake.clear()  # before sending: a later `put` wakes again
                 self._send()
-        except OSError:  # the other side is gone; whoever reads the connection will know
+        except OSError:  # the other side is gone; the thread that reads the connection notices
             self._closed = True
         except Exception:
-            log.exception("a message could not be made")
+            log.exception("a message could not be pickled: the connection is closed")
             self._closed = True
             self._connection.close()
 

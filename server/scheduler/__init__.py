@@ -1,1 +1,1 @@
-"""Who runs next: pure policy, then the loop."""
+"""Decides who runs next: pure policy, and the loop that follows it."""

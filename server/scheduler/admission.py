@@ -1,4 +1,4 @@
-"""Who waits, and how an answer comes into the batch: its turn, its adapter, its memory.
+"""Admits waiting answers to the batch: by their turn, their adapter's slot and free blocks.
 
 Knows no engine, no steps and no listeners. Used by the loop's thread alone.
 """
@@ -14,10 +14,10 @@ from server.metrics import Metrics
 from server.scheduler.answer import Answer
 from server.scheduler.policy import Blocks, admission_order
 
-_SLOT_PATIENCE_S = 1.0  # crowded out for longer, an answer stops later ones from taking slots
+_SLOT_PATIENCE_S = 1.0  # an answer without a slot for longer keeps later ones from taking slots
 
 Refuse = Callable[[Answer, Exception], None]
-"""Ends an answer whose adapter cannot be had."""
+"""Ends an answer whose adapter cannot be served."""
 
 
 class Slots(Protocol):
@@ -37,7 +37,7 @@ class Slots(Protocol):
 class Admission:
     """The answers that wait, in no order; `admission_order` says whose turn it is.
 
-    An answer that is admitted holds its adapter's slot until `leave`, through pre-emption as well.
+    An admitted answer holds its adapter's slot until `release`, through pre-emption as well.
     """
 
     def __init__(
@@ -58,26 +58,26 @@ class Admission:
         self._served: dict[str, int] = {}
         self._admissions = itertools.count(1)
 
-    def take(self, answer: Answer) -> None:
-        """Let a new answer wait; its adapter begins to load."""
+    def add(self, answer: Answer) -> None:
+        """Queue a new answer; its adapter begins to load."""
         self.waiting.append(answer)
         if answer.adapter is not None:
             self._slots.prepare(answer.adapter)
 
     def put_back(self, answer: Answer) -> None:
-        """Let an answer wait that was running and had to give its memory back."""
+        """Queue a running answer again that was pre-empted."""
         answer.preempted = True
         self.waiting.append(answer)
 
-    def leave(self, answer: Answer) -> None:
-        """Take back what an answer that has ended holds: its blocks and its adapter's slot."""
+    def release(self, answer: Answer) -> None:
+        """Free what an ended answer holds: its blocks and its adapter's slot."""
         self._blocks.free(answer.sequence)
         if answer.holds_slot and answer.adapter is not None:
             self._slots.release(answer.adapter)
             answer.holds_slot = False
 
     def admit(self, running: Collection[Answer], refuse: Refuse) -> list[Answer]:
-        """The answers that run from now on, beside `running`; they wait no longer."""
+        """Move answers from `waiting` to the batch, where `running` are; returns them."""
         if not self.waiting:
             if not running:
                 self._served.clear()
@@ -85,9 +85,9 @@ class Admission:
         started: list[Answer] = []
         if len(running) >= self._max_rows:
             return started
-        promised = self._promised(running)
+        promised = self._blocks_lacking(running)
         owners = [answer.request.owner for answer in running]
-        last = self._last_to_take_slots()
+        last = self._last_arrival_for_slots()
         for answer in admission_order(self.waiting, owners, self._served):
             if len(running) + len(started) >= self._max_rows:
                 break
@@ -104,9 +104,9 @@ class Admission:
             started.append(answer)
         return started
 
-    def _promised(self, running: Iterable[Answer]) -> int:
-        """Blocks that those who run lack for the tokens they have: asked of all, most steps."""
-        size, blocks = self._blocks.block_tokens, 0
+    def _blocks_lacking(self, running: Iterable[Answer]) -> int:
+        """Blocks that running answers still lack for the tokens they have."""
+        size, blocks = self._blocks.block_tokens, 0  # no calls: this runs for every answer
         for answer in running:
             sequence = answer.sequence
             lacking = sequence.num_tokens - len(sequence.blocks) * size
@@ -114,17 +114,17 @@ class Admission:
                 blocks -= -lacking // size
         return blocks
 
-    def _last_to_take_slots(self) -> float:
-        """The last arrival that may take a slot: later ones wait for the crowded out.
+    def _last_arrival_for_slots(self) -> float:
+        """The last arrival that may take a slot while earlier ones have waited too long for theirs.
 
-        Else adapters that are asked for without a pause would keep all slots for ever.
+        Else adapters that are in constant use would keep all slots for ever.
         """
         since = self._clock() - _SLOT_PATIENCE_S
         return min(
             (
                 answer.arrival
                 for answer in self.waiting
-                if answer.crowded_out_at is not None and answer.crowded_out_at < since
+                if answer.no_slot_since is not None and answer.no_slot_since < since
             ),
             default=math.inf,
         )
@@ -141,13 +141,13 @@ class Admission:
             refuse(answer, error)
             return False
         if slot is None:
-            if answer.crowded_out_at is None and self._slots.is_loaded(answer.adapter):
-                answer.crowded_out_at = self._clock()
+            if answer.no_slot_since is None and self._slots.is_loaded(answer.adapter):
+                answer.no_slot_since = self._clock()
             return False
         answer.sequence.slot = slot
         answer.sequence.content = self._slots.content(answer.adapter)
         answer.holds_slot = True
-        answer.crowded_out_at = None
+        answer.no_slot_since = None
         return True
 
     def _start(self, answer: Answer) -> None:

@@ -1,17 +1,24 @@
-"""One answer under way: its sequence, its text, what its listener was told. Knows no tensors."""
+"""One answer under way: its sequence, its text and its listener. Knows no tensors."""
 
 from dataclasses import dataclass, field
 
 from adapters_store.manifest import AdapterRef
 from server.engine.sequence import FinishReason, Sequence, StepOutput, TokenLogprob
-from server.scheduler.request import Generation, Listener, Plain, Taker, TextDelta, TokenPiece
+from server.scheduler.request import (
+    Generation,
+    Listener,
+    PlainToken,
+    TextDelta,
+    TokenPiece,
+    TokenSink,
+)
 from server.scheduler.stop_strings import AnswerText
-from server.scheduler.timing import Times
+from server.scheduler.timing import AnswerTimes
 
 
 @dataclass(eq=False)
 class Answer:
-    """One of the `n` answers of a request, from submission to its last delta."""
+    """One of the `n` answers of a request, from submission to its last update."""
 
     request: Generation
     index: int
@@ -19,13 +26,13 @@ class Answer:
     sequence: Sequence
     text: AnswerText
     listener: Listener
-    taker: Taker
-    times: Times
+    token_sink: TokenSink
+    times: AnswerTimes
     holds_slot: bool = False
-    crowded_out_at: float | None = None  # since when its adapter is loaded but finds no slot
+    no_slot_since: float | None = None  # its adapter is loaded, but every slot is in use
     preempted: bool = False
-    scored: list[TokenLogprob] = field(default_factory=list)
-    scores_told: bool = False
+    prompt_logprobs: list[TokenLogprob] = field(default_factory=list)
+    prompt_logprobs_sent: bool = False
 
     @property
     def owner(self) -> str:
@@ -35,13 +42,13 @@ class Answer:
     def adapter(self) -> AdapterRef | None:
         return self.request.adapter
 
-    def take(self, output: StepOutput, eos: frozenset[int]) -> TextDelta | Plain | None:
-        """Take in what a step gave; the news for the listener, or None if there is none yet.
+    def take(self, output: StepOutput, eos: frozenset[int]) -> TextDelta | PlainToken | None:
+        """Add a step's output to the answer; returns the update for the listener, if there is one.
 
         Sets `sequence.finish` when the answer is complete.
         """
         if output.prompt_logprobs:
-            self.scored.extend(output.prompt_logprobs)
+            self.prompt_logprobs.extend(output.prompt_logprobs)
         token_id = output.token_id
         if token_id is None:
             return None
@@ -52,16 +59,17 @@ class Answer:
 
     def _append(
         self, token_id: int, logprob: TokenLogprob | None, eos: frozenset[int]
-    ) -> TextDelta | Plain:
-        """Most tokens are neither the last nor asked about: those take as few calls as may be."""
+    ) -> TextDelta | PlainToken:
+        """Most tokens are plain: those take as few calls as possible."""
         params, sequence = self.request.params, self.sequence
-        sequence.output.append(token_id)
-        ends = token_id in params.stop_token_ids
-        if ends or (token_id in eos and not params.ignore_eos):
+        output = sequence.output
+        output.append(token_id)
+        stops_here = token_id in params.stop_token_ids
+        if stops_here or (token_id in eos and not params.ignore_eos):
             sequence.finish = FinishReason.STOP
             token = TokenPiece(token_id, "", logprob)
             return self._delta(
-                self.text.finish().text, (token,), stop_reason=token_id if ends else None
+                self.text.finish().text, (token,), stop_reason=token_id if stops_here else None
             )
         piece = text = self.text.decode(token_id)
         stop: str | None = None
@@ -69,11 +77,13 @@ class Answer:
             text, stop = self.text.show(piece)
         if stop is not None:
             sequence.finish = FinishReason.STOP
-        elif len(sequence.output) >= params.max_tokens:
+        elif len(output) >= params.max_tokens:
             sequence.finish = FinishReason.LENGTH
             last = self.text.finish()
             text, stop = text + last.text, last.stop
-        elif logprob is None and text == piece and not params.prompt_logprobs:
+        elif (
+            logprob is None and text == piece and not params.prompt_logprobs and len(output) > 1
+        ):  # the first token is not plain: see `Listener.hear`
             return token_id, text
         return self._delta(text, (TokenPiece(token_id, piece, logprob),), stop_reason=stop)
 
@@ -84,10 +94,10 @@ class Answer:
         *,
         stop_reason: str | int | None = None,
     ) -> TextDelta:
-        scores = None
-        if self.request.params.prompt_logprobs and not self.scores_told:
-            scores = (None, *self.scored)
-            self.scores_told = True
+        prompt_logprobs = None
+        if self.request.params.prompt_logprobs and not self.prompt_logprobs_sent:
+            prompt_logprobs = (None, *self.prompt_logprobs)
+            self.prompt_logprobs_sent = True
         finish = self.sequence.finish
         cached = 0 if finish is None else self.sequence.num_reused
-        return TextDelta(self.index, text, tokens, scores, finish, stop_reason, cached)
+        return TextDelta(self.index, text, tokens, prompt_logprobs, finish, stop_reason, cached)

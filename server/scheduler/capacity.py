@@ -1,4 +1,4 @@
-"""How many answers may be under way at once, and how long each may be. Knows no engine."""
+"""Limits how many answers are under way at once, and how long each may be. Knows no engine."""
 
 import threading
 from collections import deque
@@ -13,19 +13,19 @@ class Capacity:
     """Counts the answers that have come in and not ended. Thread-safe; `now` is in seconds.
 
     Args:
-        capacity: answers that may be queued at once, running ones included.
+        max_answers: answers that may run and wait at once.
         max_context: tokens that prompt and answer may have together.
     """
 
-    def __init__(self, *, capacity: int, max_context: int) -> None:
-        self.capacity = capacity
+    def __init__(self, *, max_answers: int, max_context: int) -> None:
+        self.max_answers = max_answers
         self.max_context = max_context
         self._lock = threading.Lock()
         self._ends: deque[float] = deque(maxlen=32)
         self.queued = 0
 
     def enter(self, request: Generation, now: float) -> None:
-        """Let the answers of a request in; each must `leave` once.
+        """Count the answers of a request in; each must `leave` once.
 
         Raises:
             InvalidRequest: the prompt is empty.
@@ -34,7 +34,7 @@ class Capacity:
         """
         self._check_length(request)
         with self._lock:
-            self._check_room(request.n, now)
+            self._check_queue(request.n, now)
             self.queued += request.n
 
     def leave(self, now: float) -> None:
@@ -46,21 +46,21 @@ class Capacity:
     def _check_length(self, request: Generation) -> None:
         if not request.prompt:
             raise InvalidRequest("the prompt has no tokens; send at least one", param="prompt")
-        prompt, wanted = len(request.prompt), request.params.max_tokens
-        if prompt + wanted > self.max_context:
+        prompt, answer = len(request.prompt), request.params.max_tokens
+        if prompt + answer > self.max_context:
             raise ContextLengthExceeded(
-                f"{prompt} prompt tokens plus max_tokens={wanted} are {prompt + wanted}, above the "
+                f"{prompt} prompt tokens plus max_tokens={answer} are {prompt + answer}, above the "
                 f"context of {self.max_context}: shorten the prompt or lower max_tokens",
                 param="messages",
             )
 
-    def _check_room(self, wanted: int, now: float) -> None:
-        if self.queued + wanted <= self.capacity:
+    def _check_queue(self, more: int, now: float) -> None:
+        if self.queued + more <= self.max_answers:
             return
         recent = [moment for moment in self._ends if now - moment < _RECENT_S]
-        pace = (now - recent[0]) / len(recent) if len(recent) > 1 else 0.0
+        s_per_answer = (now - recent[0]) / len(recent) if len(recent) > 1 else 0.0
         raise QueueFull(
-            f"{self.queued} answers run or wait and {wanted} more would pass the limit of "
-            f"{self.capacity}; try again later",
-            retry_after_s=min(max(wanted * pace, 1.0), _RECENT_S),
+            f"{self.queued} answers run or wait and {more} more would pass the limit of "
+            f"{self.max_answers}; try again later",
+            retry_after_s=min(max(more * s_per_answer, 1.0), _RECENT_S),
         )

@@ -1,4 +1,4 @@
-"""Where requests come in, from any thread, and the way back out. Knows no engine."""
+"""The loop's inbox: requests and cancellations come in from any thread. Knows no engine."""
 
 import secrets
 import threading
@@ -11,9 +11,9 @@ from server.engine.sequence import Sequence
 from server.errors import Unavailable
 from server.scheduler.answer import Answer
 from server.scheduler.capacity import Capacity
-from server.scheduler.request import Generation, Listener, taker_of
+from server.scheduler.request import Generation, Listener
 from server.scheduler.stop_strings import AnswerText, Decoder
-from server.scheduler.timing import Times
+from server.scheduler.timing import AnswerTimes
 
 _MASK_64 = (1 << 64) - 1
 
@@ -26,20 +26,22 @@ class Handle:
 
 
 class Intake:
-    """The inbox of the serving loop. For `capacity` and `max_context`, see `Capacity`."""
+    """Checks what comes in, and keeps it until the loop takes it.
+
+    Args:
+        wake: called when something has come in.
+    """
 
     def __init__(
         self,
         new_decoder: Callable[[], Decoder],
         wake: Callable[[], None],
-        *,
-        capacity: int,
-        max_context: int,
+        capacity: Capacity,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._new_decoder = new_decoder
         self._wake = wake
-        self._room = Capacity(capacity=capacity, max_context=max_context)
+        self._capacity = capacity
         self._clock = clock
         self._lock = threading.Lock()
         self._submitted: deque[Answer] = deque()
@@ -47,18 +49,13 @@ class Intake:
         self._arrivals = 0
         self.open = False
 
-    @property
-    def queued(self) -> int:
-        """Answers that have come in and not ended."""
-        return self._room.queued
-
     def submit(self, request: Generation, listener: Listener) -> Handle:
         """See `ServingLoop.submit`."""
         now = self._clock()
         with self._lock:
             if not self.open:
                 raise Unavailable("the engine takes no requests now; try again in a moment")
-            self._room.enter(request, now)
+            self._capacity.enter(request, now)
             answers = tuple(
                 self._answer(request, index, listener, now) for index in range(request.n)
             )
@@ -72,13 +69,9 @@ class Intake:
         self._wake()
 
     def close(self) -> None:
-        """Refuse what comes from now on."""
+        """Refuse new requests from now on."""
         with self._lock:
             self.open = False
-
-    def ended(self, now: float) -> None:
-        """One answer has ended."""
-        self._room.leave(now)
 
     def take_submitted(self) -> list[Answer]:
         return [self._submitted.popleft() for _ in range(len(self._submitted))]
@@ -97,6 +90,6 @@ class Intake:
             sequence=Sequence(self._arrivals, request.prompt, params, seed),
             text=AnswerText(self._new_decoder(), params.stop),
             listener=listener,
-            taker=taker_of(listener, index),
-            times=Times(submitted=now, deadline=now + request.timeout_s),
+            token_sink=listener.token_sink(index),
+            times=AnswerTimes(submitted=now, deadline=now + request.timeout_s),
         )

@@ -1,4 +1,4 @@
-"""Who runs next, as pure functions of what waits and what runs. Knows no threads or tensors."""
+"""Decides whom to admit and what a step runs. Pure functions; knows no threads and no tensors."""
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -34,24 +34,24 @@ class Blocks(Protocol):
         ...
 
     def share(self, sequence: Sequence) -> None:
-        """Let others find the whole blocks that `sequence` has computed."""
+        """Let other sequences reuse the whole blocks that `sequence` has computed."""
         ...
 
     def reuse(self, sequence: Sequence) -> None:
-        """Let `sequence` hold the found blocks that come next, as if it had computed them."""
+        """Give `sequence` the shared blocks of its next tokens, as if it had computed them."""
         ...
 
     def next_key(self, sequence: Sequence) -> bytes | None:
-        """The key of the block that it computes next, if it could take it from another."""
+        """The key of the block that it computes next, if it may reuse another sequence's."""
         ...
 
     def forget(self) -> None:
-        """Let no block be found any more."""
+        """Share no block any more that was shared until now."""
         ...
 
 
 class Waiting(Protocol):
-    """What the order of admission depends on."""
+    """What the order of admission depends on: `server.scheduler.answer.Answer`."""
 
     @property
     def owner(self) -> str: ...
@@ -65,7 +65,7 @@ class Waiting(Protocol):
 
 @dataclass(frozen=True)
 class StepPlan:
-    """One step: what runs, and who had to give its memory back to make room."""
+    """One step: the chunks that run, and the sequences that were pre-empted to free memory."""
 
     chunks: tuple[Chunk, ...]
     preempted: tuple[Sequence, ...]
@@ -101,8 +101,8 @@ def plan_step(running: Seq[Sequence], blocks: Blocks, max_step_tokens: int) -> S
     oldest first, in chunks. When blocks run out, the youngest sequence is pre-empted: it loses its
     blocks and is computed again later. The oldest can always run, so the loop always advances.
 
-    What earlier steps computed is found by those that begin alike; and of prompts that begin alike
-    in one step only the oldest runs, for the others will find its blocks in the next.
+    A prompt reuses the blocks that earlier steps computed for an equal beginning. Of prompts that
+    begin alike in one step only the oldest runs: the others reuse its blocks in the next step.
     """
     size = blocks.block_tokens
     decodes: list[tuple[Sequence, int]] = []

@@ -2,8 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import partial
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from adapters_store.manifest import AdapterRef
 from server.engine.sequence import FinishReason, SamplingParams, TokenLogprob
@@ -30,12 +29,12 @@ class TokenPiece(NamedTuple):
     logprob: TokenLogprob | None = None
 
 
-@dataclass(slots=True)  # not frozen: one is made for each token, and that would double its cost
+@dataclass(slots=True)  # not frozen: that would double the cost of making one
 class TextDelta:
-    """News of answer `index`: text ready to show, the tokens behind it, and perhaps its end.
+    """An update of answer `index`: text ready to show, its tokens, and perhaps the answer's end.
 
     `text` never splits a character and never holds a stop string, nor the start of one that may
-    yet complete. `cached_tokens`, told with the end, counts the prompt's tokens that earlier
+    yet complete. `cached_tokens` comes with the end: how many of the prompt's tokens earlier
     answers had computed. `error` is set when `finish` is ERROR or DEADLINE, or when the adapter
     could not be loaded.
     """
@@ -50,26 +49,48 @@ class TextDelta:
     error: Exception | None = None
 
 
-Listener = Callable[[TextDelta], None]
-"""Called from the engine's thread; must return at once and never raise."""
+PlainToken = tuple[int, str]
+"""The id of a token without scores, and its text, which is shown at once and whole. Most are so."""
 
-Plain = tuple[int, str]
-"""A token without a score, and the text that it shows, which is all of its own: most news are."""
-
-Taker = Callable[[int, str], None]
-"""Hears the plain tokens of one answer, as a listener hears its deltas."""
+TokenSink = Callable[[int, str], object]
+"""Takes the id and the text of one plain token."""
 
 
-def taker_of(listener: Listener, index: int) -> Taker:
-    """A listener may have a `taker(index)` for each of its answers, and so spare the time for an
-    object a token, which takes longer than the rest of the way.
+class Listener(Protocol):
+    """Hears the answers to one request.
+
+    `hear`, the sinks and `flush` run on the thread that has the tokens: the serving loop's, or the
+    one that reads the messages of an engine's process. They must return at once. An answer whose
+    listener raises is cancelled by the loop; from an engine's process the fault is only logged.
     """
-    own: Callable[[int], Taker] | None = getattr(listener, "taker", None)
-    return partial(_tell_plain, listener, index) if own is None else own(index)
+
+    def hear(self, update: TextDelta) -> None:
+        """The first token of an answer, its end, and each token that is not plain."""
+
+    def token_sink(self, index: int) -> TokenSink:
+        """What takes the further plain tokens of answer `index`: without an object for each."""
+
+    @property
+    def flush(self) -> Callable[[], None]:
+        """Called after each step; a listener may wait for it to pass on what it heard.
+
+        Listeners with an equal `flush` share one call.
+        """
 
 
-def _tell_plain(listener: Listener, index: int, token_id: int, text: str) -> None:
-    listener(TextDelta(index, text, (TokenPiece(token_id, text),)))
+class CallbackListener:
+    """A listener that calls one function with everything, plain tokens too."""
+
+    def __init__(self, callback: Callable[[TextDelta], None]) -> None:
+        self.hear, self.flush = callback, _nothing
+
+    def token_sink(self, index: int) -> TokenSink:
+        hear = self.hear
+        return lambda token_id, text: hear(TextDelta(index, text, (TokenPiece(token_id, text),)))
+
+
+def _nothing() -> None:
+    """Nobody waits for the end of a step."""
 
 
 @dataclass(frozen=True)

@@ -1,19 +1,19 @@
-"""Token ids to text that is safe to show. Knows stop strings, not models or HTTP."""
+"""Turns token ids into text, and matches stop strings in it. Knows no models, no HTTP."""
 
 from collections.abc import Sequence as Seq
 from typing import NamedTuple, Protocol
 
 
 class Decoder(Protocol):
-    """Incremental detokenisation: `server.bases.tokenizer.IncrementalDecoder`."""
+    """Incremental detokenisation: `server.bases.detokenizer.IncrementalDecoder`."""
 
     def push(self, token_id: int) -> str: ...
 
     def flush(self) -> str: ...
 
 
-class Shown(NamedTuple):
-    """`text` may be sent now; `stop` ended the answer."""
+class VisibleText(NamedTuple):
+    """`text` may be sent now; `stop` is the stop string that ended the answer."""
 
     text: str
     stop: str | None = None
@@ -32,24 +32,24 @@ class AnswerText:
         self.decode = decoder.push  # once a token: as an attribute it takes one call, not two
         self._held = ""
 
-    def show(self, piece: str) -> Shown:
-        """The answer grew by what a token decoded to. Without stop strings, that is shown."""
+    def show(self, piece: str) -> VisibleText:
+        """Add what a token decoded to. Not needed where there are no stop strings."""
         text = self._held + piece
-        found = min(
+        match = min(
             ((at, stop) for stop in self.stops if (at := text.find(stop)) >= 0), default=None
         )
-        if found is not None:
+        if match is not None:
             self._held = ""
-            return Shown(text[: found[0]], found[1])
+            return VisibleText(text[: match[0]], match[1])
         keep = self._possible_start(text)
         self._held = text[len(text) - keep :]
-        return Shown(text[: len(text) - keep])
+        return VisibleText(text[: len(text) - keep])
 
-    def finish(self) -> Shown:
-        """The answer ended for another reason: release what was held."""
+    def finish(self) -> VisibleText:
+        """The answer ended for another reason: show what was held back."""
         shown = self.show(self._decoder.flush())
         rest, self._held = self._held, ""
-        return shown if shown.stop else Shown(shown.text + rest)
+        return shown if shown.stop else VisibleText(shown.text + rest)
 
     def _possible_start(self, text: str) -> int:
         """Length of the longest end of `text` that begins some stop string."""

@@ -1,4 +1,4 @@
-"""The moments of one answer, and what the metrics learn from them."""
+"""Measures the times of answers and reports them to the metrics. Knows no engine, no listeners."""
 
 from collections import defaultdict
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from server.pulse import Pulse
 
 
 @dataclass
-class Times:
+class AnswerTimes:
     """Seconds on the loop's clock; None: not yet."""
 
     submitted: float
@@ -24,14 +24,14 @@ class Times:
             self.started = now
             metrics.request_queue_time.observe(now - self.submitted)
 
-    def token(self, now: float, beat: "Beat") -> None:
-        """A token came."""
-        beat.tokens += 1
+    def token(self, now: float, step: "StepMetrics") -> None:
+        """The answer got a token."""
+        step.tokens += 1
         if self.last_token is not None:
-            beat.gaps[now - self.last_token] += 1
+            step.gaps[now - self.last_token] += 1
         elif self.first_token is None:
             self.first_token = now
-            beat.first(now - self.submitted, now - (self.started or self.submitted))
+            step.first(now - self.submitted, now - (self.started or self.submitted))
         self.last_token = now
 
     def end(self, sequence: Sequence, now: float, metrics: Metrics) -> None:
@@ -49,17 +49,18 @@ class Times:
             metrics.request_decode_time.observe(self.last_token - self.first_token)
 
 
-class Beat:
-    """What the answers of one step tell the metrics: mostly all have waited the same time.
+class StepMetrics:
+    """Sums up the tokens of one step for the metrics.
 
-    Metrics cost a microsecond each, so they hear of a step once and not of each of its tokens.
+    An observation costs a microsecond, and mostly all answers of a step have waited equally long:
+    so there is one for each length of time and not for each token.
     """
 
     def __init__(self, metrics: Metrics, pulse: Pulse | None = None) -> None:
         self._metrics = metrics
         self._pulse = pulse
         self.tokens = 0
-        self.gaps: defaultdict[float, int] = defaultdict(int)  # answers by seconds since their last
+        self.gaps: defaultdict[float, int] = defaultdict(int)  # tokens by seconds since the last
 
     def first(self, since_submitted: float, since_started: float) -> None:
         """An answer's first token came."""
@@ -67,10 +68,10 @@ class Beat:
         self._metrics.request_prefill_time.observe(since_started)
 
     def end(self) -> None:
-        """The step is told."""
+        """All tokens of the step are counted."""
         self._metrics.generation_tokens.inc(self.tokens)
-        for gap, answers in self.gaps.items():
-            self._metrics.inter_token_latency.observe(gap, answers)
+        for gap, tokens in self.gaps.items():
+            self._metrics.inter_token_latency.observe(gap, tokens)
         if self._pulse is not None:
             self._pulse.step(self.gaps)
         self.tokens = 0

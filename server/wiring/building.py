@@ -22,10 +22,10 @@ from server.bases.tokenizer import ChatTokenizer, load_tokenizer
 from server.config import BadOption, Settings
 from server.db.session import Database
 from server.engine.blocks import BlockPool
-from server.engine.fused.fast_forward import fast_forward
+from server.engine.device import high_priority_stream
+from server.engine.fused.fused_builder import build_fused_forward
 from server.engine.kv_cache import KVCache
 from server.engine.runner import Runner
-from server.engine.urgent import urgent
 from server.jobs.files.file_store import Files
 from server.jobs.queue.job_queue import JobQueue
 from server.metrics import Metrics
@@ -111,7 +111,7 @@ def running_engine(
     started = time.monotonic()
     base, tokenizer = load_model(settings, settings.threads or threads_beside_http())
     say(f"loaded {base.name} on {base.device} in {time.monotonic() - started:.1f} s")
-    pulse, within = Pulse(), urgent(base.device)
+    pulse, within = Pulse(), high_priority_stream(base.device)
     with within():
         adapters = _adapters(settings, base, records.store)
         loop = _loop(settings, base, tokenizer, adapters, metrics, pulse, within)
@@ -173,9 +173,9 @@ def _loop(
         ),
         metrics=metrics,
         pulse=pulse,
-        within=within,
-        works=partial(works_still, base.device),
-        lost=end_soon,
+        thread_context=within,
+        device_works=partial(works_still, base.device),
+        on_device_lost=end_soon,
     )
 
 
@@ -190,7 +190,7 @@ def _runner(
     """With kernels and captured graphs where there are any for this base, device and dtype."""
     fast = None
     if settings.fused:
-        fast = fast_forward(
+        fast = build_fused_forward(
             base,
             adapters,
             kv,

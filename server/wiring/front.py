@@ -20,11 +20,10 @@ from server.config import BadOption, Settings
 from server.errors import UnsupportedModel
 from server.metrics import Metrics
 from server.replicas.fleet import Fleet
-from server.replicas.fleet_metrics import gather
+from server.replicas.fleet_metrics import add_fleet_metrics
 from server.replicas.fleet_residency import FleetResidency
-from server.replicas.messages import Facts
-from server.replicas.replica import Replica
-from server.replicas.worker_proxy import WorkerProxy
+from server.replicas.messages import EngineFacts
+from server.replicas.replica import Replica, WorkerProxy
 from server.tenancy.keys import Keys
 from server.training.job.job_estimator import JobEstimator
 from server.wiring.building import (
@@ -173,7 +172,7 @@ def _in_processes(
         inspections = Inspections(
             base, records.store, settings.max_rank, weights=lambda: _weights(settings.model, base)
         )
-        gather(metrics, fleet)
+        add_fleet_metrics(metrics, fleet)
         try:
             yield Front(
                 base=base,
@@ -215,7 +214,7 @@ def _devices(replicas: int) -> list[str]:
     return told.split(",")[:count] if told else [str(number) for number in range(count)]
 
 
-def _outlined(settings: Settings, facts: Facts) -> BaseModel:
+def _outlined(settings: Settings, facts: EngineFacts) -> BaseModel:
     """The base without its weights, as the engines told of it."""
     return replace(
         outline_base(settings.model),

@@ -165,9 +165,11 @@ class FakeLoop:
             self.hold.wait(10)
         for delta in self._deltas(handle.generation, index):
             if handle.cancelled.wait(self.pause_s) if self.pause_s else handle.cancelled.is_set():
-                listener(TextDelta(index, finish=FinishReason.CANCELLED))
+                listener.hear(TextDelta(index, finish=FinishReason.CANCELLED))
+                listener.flush()
                 return
-            listener(delta)
+            listener.hear(delta)
+            listener.flush()
 
     def _deltas(self, asked: Generation, index: int) -> Iterable[TextDelta]:
         params = asked.params

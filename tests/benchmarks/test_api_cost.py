@@ -7,7 +7,7 @@ import pytest
 
 from benchmarks.serving.api_cost import MadeUpLoop, measure
 from server.engine.sequence import FinishReason, SamplingParams
-from server.scheduler.request import Generation, TextDelta
+from server.scheduler.request import CallbackListener, Generation, TextDelta
 
 
 def test_a_made_up_answer_has_all_its_tokens() -> None:
@@ -20,7 +20,7 @@ def test_a_made_up_answer_has_all_its_tokens() -> None:
             done.set()
 
     loop = MadeUpLoop(burst=3, pace_s=0.001)
-    loop.submit(Generation("r", "o", (1,), SamplingParams(max_tokens=7)), listen)
+    loop.submit(Generation("r", "o", (1,), SamplingParams(max_tokens=7)), CallbackListener(listen))
     assert done.wait(5)
     assert len(heard) == 7
     assert [delta.finish for delta in heard] == [None] * 6 + [FinishReason.LENGTH]

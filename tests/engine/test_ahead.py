@@ -1,4 +1,4 @@
-"""A real model, a step in the air or not: the same answers, scores and ends."""
+"""A real model, a step in flight or not: the same answers, scores and ends."""
 
 import random
 import threading
@@ -14,14 +14,14 @@ from server.engine.runner import Runner
 from server.engine.sequence import SamplingParams, TokenLogprob
 from server.metrics import Metrics
 from server.scheduler.loop import Limits, ServingLoop
-from server.scheduler.request import Generation, TextDelta
+from server.scheduler.request import CallbackListener, Generation, TextDelta
 from tests.engine.driving import random_prompt
 from tests.models import VOCAB, Kind, tiny_model
 from tests.scheduler.fakes import FakeSlots, NumberDecoder
 
 
 @dataclass
-class Told:
+class Heard:
     """One request's answer as its listener heard it."""
 
     tokens: list[int] = field(default_factory=list)
@@ -29,7 +29,7 @@ class Told:
     ends: list[str | None] = field(default_factory=list)
     done: threading.Event = field(default_factory=threading.Event)
 
-    def __call__(self, delta: TextDelta) -> None:
+    def hear(self, delta: TextDelta) -> None:
         self.tokens += [piece.token_id for piece in delta.tokens]
         self.scores += [piece.logprob for piece in delta.tokens if piece.logprob is not None]
         self.scores += [it for it in delta.prompt_logprobs or () if it is not None]
@@ -67,7 +67,7 @@ def requests(vocab: int) -> list[Generation]:
     ]
 
 
-def answers(kind: Kind, ahead: int, blocks: int) -> tuple[list[Told], Metrics]:
+def answers(kind: Kind, ahead: int, blocks: int) -> tuple[list[Heard], Metrics]:
     base = BaseModel.of(tiny_model(kind), "tiny")
     kv = KVCache(base, memory_mb=4, block_tokens=8)
     runner = Runner(base, None, kv)
@@ -83,20 +83,20 @@ def answers(kind: Kind, ahead: int, blocks: int) -> tuple[list[Told], Metrics]:
         limits=Limits(max_rows=8, max_step_tokens=32, max_waiting=20, max_context=100),
         metrics=metrics,
     )
-    told = [Told() for _ in requests(VOCAB)]
+    heard = [Heard() for _ in requests(VOCAB)]
     loop.start()
     try:
-        for request, listener in zip(requests(VOCAB), told, strict=True):
-            loop.submit(request, listener)
-        for it in told:
+        for request, listener in zip(requests(VOCAB), heard, strict=True):
+            loop.submit(request, CallbackListener(listener.hear))
+        for it in heard:
             assert it.done.wait(60)
     finally:
         loop.stop(0)
-    return told, metrics
+    return heard, metrics
 
 
 @pytest.mark.parametrize("kind", ["llama", "gpt2"])
-def test_a_step_in_the_air_changes_no_answer(kind: Kind) -> None:
+def test_a_step_in_flight_changes_no_answer(kind: Kind) -> None:
     plain, _ = answers(kind, ahead=0, blocks=200)
     ahead, metrics = answers(kind, ahead=1, blocks=24)  # so few that some lose theirs
     preempted = metrics.registry.get_sample_value(

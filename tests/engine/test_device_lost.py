@@ -11,13 +11,13 @@ import torch
 from server.bases.device_health import works_still
 from server.bases.model import BaseModel
 from server.engine.blocks import BlockPool
+from server.engine.device import high_priority_stream
 from server.engine.kv_cache import KVCache
 from server.engine.runner import Runner
 from server.engine.sequence import SamplingParams
-from server.engine.urgent import urgent
 from server.metrics import Metrics
 from server.scheduler.loop import Limits, ServingLoop
-from server.scheduler.request import Generation, TextDelta
+from server.scheduler.request import CallbackListener, Generation, TextDelta
 from server.wiring.process import end_soon
 from tests.models import tiny_model
 from tests.scheduler.fakes import FakeSlots, NumberDecoder
@@ -30,7 +30,11 @@ def break_the_device() -> None:
     device = torch.device("cuda")
     model = tiny_model("llama")
     torch.nn.Module.to(model, device)
-    base, within, ended = BaseModel.of(model, "tiny"), urgent(device), threading.Event()
+    base, within, ended = (
+        BaseModel.of(model, "tiny"),
+        high_priority_stream(device),
+        threading.Event(),
+    )
     with within():
         kv = KVCache(base, memory_mb=4, block_tokens=16)
         runner = Runner(base, None, kv)
@@ -42,9 +46,9 @@ def break_the_device() -> None:
         eos=frozenset(),
         limits=Limits(max_rows=4, max_step_tokens=32, max_waiting=4, max_context=96),
         metrics=Metrics("tiny"),
-        within=within,
-        works=lambda: works_still(device),
-        lost=end_soon,
+        thread_context=within,
+        device_works=lambda: works_still(device),
+        on_device_lost=end_soon,
     )
 
     def hear(delta: TextDelta) -> None:
@@ -58,7 +62,7 @@ def break_the_device() -> None:
     heard: list[TextDelta] = []
     loop.start()
     params = SamplingParams(max_tokens=60)
-    loop.submit(Generation("r", "owner", (3, 4, 5), params), hear)
+    loop.submit(Generation("r", "owner", (3, 4, 5), params), CallbackListener(hear))
     ended.wait()
     threading.Event().wait(30)
 

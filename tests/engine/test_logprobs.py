@@ -5,7 +5,7 @@ import random
 import pytest
 import torch
 
-from server.engine.logprobs import best_tokens, score
+from server.engine.logprobs import best_tokens, logprob_tensors, token_logprobs
 from server.engine.sequence import Chunk, TokenLogprob
 from tests.engine.driving import make_engine, make_sequence, random_prompt
 from tests.models import KINDS, VOCAB, Kind, tiny_model
@@ -84,7 +84,12 @@ def test_best_tokens_among_many_equals(count: int) -> None:
 
 def test_scoring_many_rows_in_parts_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     logits = torch.randn(10, 30, generator=torch.Generator().manual_seed(0))
-    whole = score(logits, range(10), [2] * 10)
+
+    def score(rows: int) -> list[TokenLogprob]:
+        tensors = logprob_tensors(logits[:rows], torch.arange(rows), 2)
+        return token_logprobs(range(rows), [2] * rows, tensors)
+
+    whole = score(10)
     monkeypatch.setattr("server.engine.logprobs._MAX_SCORED", 70)
-    assert score(logits, range(10), [2] * 10) == whole
-    assert score(logits[:0], [], []) == []
+    assert len(whole) == 10 and score(10) == whole
+    assert score(0) == []

@@ -167,7 +167,7 @@ def test_rows_that_ask_for_nothing_are_left_alone(monkeypatch: pytest.MonkeyPatc
         raise AssertionError("penalties were computed for rows that have none")
 
     monkeypatch.setattr("server.engine.sampler._counts", never)
-    monkeypatch.setattr("server.engine.sampler._least", never)
+    monkeypatch.setattr("server.engine.sampler._threshold", never)
     sequences = [make_sequence(0, [1]), make_sequence(1, [1], temperature=1.0)]
     assert None not in sample(torch.randn(2, 50), sequences)
 

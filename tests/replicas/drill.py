@@ -18,7 +18,7 @@ from server.engine.blocks import BlockPool
 from server.errors import Conflict, InvalidAdapter, UnsupportedModel
 from server.metrics import Metrics
 from server.replicas.engine_process import EngineProcess
-from server.replicas.messages import Facts, Unfit
+from server.replicas.messages import EngineFacts, StartFailed
 from server.scheduler.loop import Limits, ServingLoop
 from tests.scheduler.fakes import CountingEngine, FakeSlots, NumberDecoder
 
@@ -96,12 +96,14 @@ def main(how: str, address: str) -> None:
         raise SystemExit(3)
     with Client(address) as connection:
         if how == "unfit":
-            connection.send_bytes(dumps([Unfit(UnsupportedModel("there is no such model"))]))
+            connection.send_bytes(dumps([StartFailed(UnsupportedModel("there is no such model"))]))
             return
         memory, metrics = Memory(), Metrics("base")
         loop = counting_loop(memory, metrics, float(how))
         loop.start()
-        facts = Facts("counter", "f" * 32, "cpu", "float32", loop.max_context, loop.max_answers, 8)
+        facts = EngineFacts(
+            "counter", "f" * 32, "cpu", "float32", loop.max_context, loop.max_answers, 8
+        )
         with contextlib.suppress(EOFError, OSError):
             EngineProcess(connection, loop, memory, metrics, Training()).run(facts)
 

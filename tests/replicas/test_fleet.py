@@ -20,9 +20,10 @@ from server.errors import (
     UnsupportedModel,
 )
 from server.metrics import Metrics
-from server.replicas.fleet import Fleet, Ticket
-from server.replicas.fleet_metrics import gather
+from server.replicas.fleet import Fleet, FleetHandle
+from server.replicas.fleet_metrics import add_fleet_metrics
 from server.replicas.fleet_residency import FleetResidency
+from server.replicas.replica import WorkerProxy
 from tests.api.running import eventually
 from tests.replicas.conftest import ROOT, MakeFleet, replica
 from tests.replicas.drill import LIMITS, Memory, counting_loop
@@ -35,9 +36,9 @@ def ref(name: str) -> AdapterRef:
     return AdapterRef("owner", name, 1)
 
 
-def ask(fleet: Fleet, prompt: int = 3, **changes: object) -> tuple[Heard, Ticket]:
+def ask(fleet: Fleet, prompt: int = 3, **changes: object) -> tuple[Heard, FleetHandle]:
     heard = Heard(answers=int(str(changes.get("n", 1))))
-    return heard, fleet.submit(request(prompt, **changes), heard)
+    return heard, fleet.submit(request(prompt, **changes), heard.listener)
 
 
 def test_answers_are_those_of_an_engine_in_this_process(make_fleet: MakeFleet) -> None:
@@ -54,7 +55,7 @@ def test_answers_are_those_of_an_engine_in_this_process(make_fleet: MakeFleet) -
     ]
     for one in asked:
         here, there = Heard(answers=int(str(one.get("n", 1)))), ask(fleet, **one)[0]  # type: ignore[arg-type]
-        loop.submit(request(**one), here)  # type: ignore[arg-type]
+        loop.submit(request(**one), here.listener)  # type: ignore[arg-type]
         by_answer = [
             sorted(heard.wait().deltas, key=lambda delta: delta.index) for heard in (here, there)
         ]
@@ -65,7 +66,7 @@ def test_answers_are_those_of_an_engine_in_this_process(make_fleet: MakeFleet) -
 def test_refusals_keep_their_type(make_fleet: MakeFleet) -> None:
     fleet = make_fleet(pace_s=0.05)
     with pytest.raises(InvalidRequest) as empty:
-        fleet.submit(replace(request(), prompt=()), Heard())
+        fleet.submit(replace(request(), prompt=()), Heard().listener)
     assert empty.value.param == "prompt"
     with pytest.raises(ContextLengthExceeded):
         ask(fleet, max_tokens=1000)
@@ -80,12 +81,12 @@ def test_refusals_keep_their_type(make_fleet: MakeFleet) -> None:
 
 def test_a_cancelled_answer_ends_and_makes_room(make_fleet: MakeFleet) -> None:
     fleet = make_fleet(pace_s=0.05)
-    heard, ticket = ask(fleet, max_tokens=200)
+    heard, handle = ask(fleet, max_tokens=200)
     assert eventually(lambda: len(heard.deltas) > 2)
-    fleet.cancel(ticket)
+    fleet.cancel(handle)
     assert heard.wait().last.finish is FinishReason.CANCELLED
     assert eventually(lambda: fleet.stats().running == 0)
-    assert ticket.link.room.queued == 0
+    assert handle.connection.capacity.queued == 0
 
 
 def test_a_killed_engine_fails_its_answers_and_is_started_again(make_fleet: MakeFleet) -> None:
@@ -141,11 +142,11 @@ def gone(pid: int) -> bool:
 
 def test_two_engines_share_the_work_and_keep_their_adapters(make_fleet: MakeFleet) -> None:
     fleet = make_fleet(2, pace_s=0.05)
-    first, second = fleet.links
+    first, second = fleet.connections
     pirates = [ask(fleet, adapter=ref("pirate"), max_tokens=60) for _ in range(3)]
-    assert len({ticket.link for _, ticket in pirates}) == 1, "an adapter stays where it is"
+    assert len({handle.connection for _, handle in pirates}) == 1, "an adapter stays where it is"
     butler = ask(fleet, adapter=ref("butler"), max_tokens=60)
-    assert butler[1].link is not pirates[0][1].link, "others go to the least busy"
+    assert butler[1].connection is not pirates[0][1].connection, "others go to the least busy"
     residency = FleetResidency(fleet)
     assert eventually(lambda: residency.loads == 2)
     assert eventually(lambda: fleet.stats().running == 4)
@@ -175,7 +176,7 @@ def test_while_one_engine_is_down_the_other_answers(make_fleet: MakeFleet) -> No
 def test_a_busy_home_is_left(make_fleet: MakeFleet) -> None:
     fleet = make_fleet(2, pace_s=0.05)
     asked = [ask(fleet, adapter=ref("pirate"), max_tokens=100) for _ in range(CAPACITY + 1)]
-    assert len({ticket.link for _, ticket in asked}) == 2
+    assert len({handle.connection for _, handle in asked}) == 2
 
 
 def test_a_pin_that_one_engine_refuses_holds_nowhere(make_fleet: MakeFleet) -> None:
@@ -198,7 +199,7 @@ def test_stopping_lets_answers_end(make_fleet: MakeFleet) -> None:
 def test_the_engines_counts_are_added_up(make_fleet: MakeFleet) -> None:
     fleet, metrics = make_fleet(2), Metrics("base")
     metrics.rejected("queue_full")
-    gather(metrics, fleet)
+    add_fleet_metrics(metrics, fleet)
     heard = [ask(fleet, max_tokens=5)[0] for _ in range(4)]
     assert all(one.wait().deltas for one in heard)
 
@@ -224,3 +225,15 @@ def test_an_engine_that_cannot_start_says_why(how: str, kind: type[Exception], s
             one.wait()
     finally:
         one.stop(0)
+
+
+def test_the_worker_lives_and_dies_with_its_engine(make_fleet: MakeFleet) -> None:
+    fleet = make_fleet()
+    (replica,) = fleet.replicas
+    worker = WorkerProxy(replica)
+    assert (worker.alive, worker.restarts) == (True, 2)
+    assert replica.pid is not None
+    os.kill(replica.pid, signal.SIGKILL)
+    assert eventually(lambda: not worker.alive)
+    assert eventually(lambda: worker.alive, 30)
+    assert worker.restarts == 3

@@ -2,7 +2,8 @@
 
 import pickle
 import random
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Iterator
 from multiprocessing import Pipe
 
 import pytest
@@ -19,8 +20,14 @@ from server.errors import (
     Unavailable,
 )
 from server.replicas.connection import EngineConnection
-from server.replicas.messages import AnswerUpdates, Facts
-from server.scheduler.request import Generation, TextDelta, TokenPiece
+from server.replicas.messages import AnswerUpdates, EngineFacts
+from server.scheduler.request import (
+    CallbackListener,
+    Generation,
+    TextDelta,
+    TokenPiece,
+    TokenSink,
+)
 
 
 def some_delta(draw: random.Random, index: int) -> TextDelta:
@@ -36,49 +43,58 @@ def some_delta(draw: random.Random, index: int) -> TextDelta:
     return plain if draw.random() < 0.7 else draw.choice(others)
 
 
-class Mixed:
-    """Hears plain tokens by themselves, and makes of them what other listeners are told."""
+class Recorder:
+    """Makes a delta of each plain token, and counts those and the flushes."""
 
     def __init__(self) -> None:
         self.heard: list[TextDelta] = []
-        self.times_told = 0
+        self.plain: Counter[int] = Counter()
+        self.flushes = 0
 
-    def __call__(self, delta: TextDelta) -> None:
-        self.heard.append(delta)
+    def hear(self, update: TextDelta) -> None:
+        self.heard.append(update)
 
-    def text_taker(self, index: int) -> Callable[[str], None]:
-        return lambda text: self(TextDelta(index, text, (TokenPiece(5, text),)))
+    def token_sink(self, index: int) -> TokenSink:
+        def take(token_id: int, text: str) -> None:
+            self.plain[index] += 1
+            self.heard.append(TextDelta(index, text, (TokenPiece(token_id, text),)))
 
-    def told(self) -> None:
-        self.times_told += 1
+        return take
+
+    def flush(self) -> None:
+        self.flushes += 1
 
 
 @pytest.fixture
-def link() -> Iterator[EngineConnection]:
+def connection() -> Iterator[EngineConnection]:
     ours, _theirs = Pipe()
-    link = EngineConnection(ours, Facts("base", "f", "cpu", "float32", 100, 100, 1))
-    yield link
-    link.fail(Unavailable("the test is over"))
+    connection = EngineConnection(ours, EngineFacts("base", "f", "cpu", "float32", 100, 100, 1))
+    yield connection
+    connection.fail(Unavailable("the test is over"))
 
 
 @pytest.mark.parametrize("seed", range(20))
 def test_listeners_hear_every_delta_in_the_order_of_each_answer(
-    link: EngineConnection, seed: int
+    connection: EngineConnection, seed: int
 ) -> None:
     draw = random.Random(seed)
-    mixed, plain = Mixed(), Mixed()
-    for listener in (mixed, plain.heard.append):
-        link.submit(Generation("r", "o", (1,), SamplingParams(), n=3), listener)
+    recorder, deltas = Recorder(), list[TextDelta]()
+    for listener in (recorder, CallbackListener(deltas.append)):
+        connection.submit(Generation("r", "o", (1,), SamplingParams(), n=3), listener)
     sent = [(key, some_delta(draw, key % 3)) for key in draw.choices(range(6), k=40)]
-    news = AnswerUpdates()
+    updates = AnswerUpdates()
     for key, delta in sent:
-        news.add(key, delta)
-    link.take(pickle.loads(pickle.dumps(news)))
+        updates.add(key, delta)
+    connection.receive(pickle.loads(pickle.dumps(updates)))
     for key in range(6):
-        heard = (mixed if key < 3 else plain).heard
-        told = [delta for delta in heard if delta.index == key % 3]
-        assert told == [delta for k, delta in sent if k == key]
-    assert mixed.times_told == any(key < 3 for key in news.keys), "once for all answers"
+        heard = recorder.heard if key < 3 else deltas
+        assert [delta for delta in heard if delta.index == key % 3] == [
+            delta for k, delta in sent if k == key
+        ]
+    assert recorder.flushes == 1, "once for all answers of a message"
+    for key in range(3):
+        plain = updates.keys.count(key)
+        assert recorder.plain[key] == max(plain - 1, 0), "the first token is heard, others taken"
 
 
 @pytest.mark.parametrize(

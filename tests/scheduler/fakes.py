@@ -9,10 +9,10 @@ from server.engine.sequence import Chunk, Sequence, StepOutput, TokenLogprob
 
 
 @dataclass
-class FakeFlight:
-    """A step that has run, told when asked."""
+class FakeStep:
+    """A step that has run; `outputs` gives its results."""
 
-    told: list[StepOutput]
+    results: list[StepOutput]
     sampled: list[Sequence]
     failure: Exception | None = None
 
@@ -21,7 +21,7 @@ class FakeFlight:
             raise self.failure
         for sequence in self.sampled:
             sequence.pending -= 1
-        return self.told
+        return self.results
 
 
 class CountingEngine:
@@ -33,19 +33,20 @@ class CountingEngine:
         self.steps: list[list[tuple[int, int]]] = []
         self.before_step: Callable[[], None] = lambda: None
         self.overflows: set[int] = set()  # seq_ids
-        self.fails_in_air: set[int] = set()  # numbers of steps, from 0
+        self.fails_in_flight: set[int] = set()  # numbers of steps, from 0
 
-    def launch(self, chunks: Seq[Chunk]) -> FakeFlight:
+    def launch(self, chunks: Seq[Chunk]) -> FakeStep:
         self.before_step()
         number = len(self.steps)
         self.steps.append([(chunk.sequence.seq_id, chunk.length) for chunk in chunks])
-        sampled = [chunk.sequence for chunk in chunks if chunk.completes]
-        told = [self._run(chunk) for chunk in chunks]
-        failure = RuntimeError("a kernel failed") if number in self.fails_in_air else None
-        return FakeFlight(told, sampled, failure)
+        sampled = [chunk.sequence for chunk in chunks if chunk.length == chunk.sequence.remaining]
+        results = [self._run(chunk) for chunk in chunks]
+        failure = RuntimeError("a kernel failed") if number in self.fails_in_flight else None
+        return FakeStep(results, sampled, failure)
 
     def _run(self, chunk: Chunk) -> StepOutput:
-        sequence, completes = chunk.sequence, chunk.completes
+        sequence = chunk.sequence
+        completes = chunk.length == sequence.remaining
         token = sequence.num_tokens % self.wrap if completes else None
         sequence.num_computed += chunk.length
         scores: list[TokenLogprob] = []

@@ -14,7 +14,7 @@ from server.engine.runner import Runner
 from server.engine.sequence import SamplingParams, TokenLogprob
 from server.metrics import Metrics
 from server.scheduler.loop import Limits, ServingLoop
-from server.scheduler.request import Generation, TextDelta
+from server.scheduler.request import CallbackListener, Generation, TextDelta
 from tests.adapters.made import Made, merged_logits
 from tests.adapters.served import Served
 from tests.models import tiny_base
@@ -35,7 +35,7 @@ class Said:
     scores: tuple[TokenLogprob | None, ...] | None = None
     done: threading.Event = field(default_factory=threading.Event)
 
-    def __call__(self, delta: TextDelta) -> None:
+    def hear(self, delta: TextDelta) -> None:
         self.tokens.setdefault(delta.index, []).extend(it.token_id for it in delta.tokens)
         self.scores = self.scores or delta.prompt_logprobs
         if delta.finish is not None:
@@ -104,7 +104,9 @@ class House:
             prompt_logprobs=prompt_logprobs,
         )
         said = Said(tuple(prompt), n)
-        self.loop.submit(Generation("r", "ann", said.prompt, params, adapter, n), said)
+        self.loop.submit(
+            Generation("r", "ann", said.prompt, params, adapter, n), CallbackListener(said.hear)
+        )
         return said
 
     def check(self, said: Said, made: Made | None) -> None:

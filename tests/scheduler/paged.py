@@ -6,7 +6,7 @@ from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field
 
 from server.engine.sequence import Chunk, Sequence, StepOutput
-from tests.scheduler.fakes import FakeFlight
+from tests.scheduler.fakes import FakeStep
 
 VOCAB = 11
 
@@ -29,32 +29,33 @@ class PagedFake:
     ahead: int
     block_tokens: int
     fails_at_launch: frozenset[int] = frozenset()
-    fails_in_air: frozenset[int] = frozenset()
+    fails_in_flight: frozenset[int] = frozenset()
     launches: int = 0
     memory: dict[int, int] = field(default_factory=dict)
     last: list[int] = field(default_factory=list)
 
-    def launch(self, chunks: Seq[Chunk]) -> FakeFlight:
+    def launch(self, chunks: Seq[Chunk]) -> FakeStep:
         number = self.launches
         self.launches += 1
         failure = RuntimeError("a kernel failed")
-        spoilt = number in self.fails_at_launch | self.fails_in_air
+        spoilt = number in self.fails_at_launch | self.fails_in_flight
         assert len({chunk.sequence for chunk in chunks}) == len(chunks) > 0
         for chunk in chunks:
             self._write(chunk, spoilt)
         if number in self.fails_at_launch:
             raise failure
-        told, sampled = [], []
+        results, sampled = [], []
         for chunk in chunks:
-            sequence, completes = chunk.sequence, chunk.completes
+            sequence = chunk.sequence
+            completes = chunk.length == sequence.remaining
             sequence.num_computed += chunk.length
             if completes:
                 sampled.append(sequence)
-            told.append(StepOutput(sequence, self._read(sequence) if completes else None))
-        self.last = [it.token_id for it in told if it.token_id is not None]
+            results.append(StepOutput(sequence, self._read(sequence) if completes else None))
+        self.last = [it.token_id for it in results if it.token_id is not None]
         for source, sequence in enumerate(sampled):
             sequence.pending, sequence.source = sequence.pending + 1, source
-        return FakeFlight(told, sampled, failure if spoilt else None)
+        return FakeStep(results, sampled, failure if spoilt else None)
 
     def _write(self, chunk: Chunk, spoilt: bool) -> None:
         sequence = chunk.sequence
@@ -63,7 +64,7 @@ class PagedFake:
         most = max(sequence.params.max_tokens, 1)
         assert len(sequence.output) + sequence.pending < most, "a step too many"
         tokens = sequence.tokens(start, stop)
-        if sequence.pending and chunk.completes:
+        if sequence.pending and chunk.length == sequence.remaining:
             assert sequence.pending <= self.ahead
             tokens[-1] = self.last[sequence.source]
         for position, token in zip(range(start, stop), tokens, strict=True):

@@ -1,4 +1,4 @@
-"""A step in the air while the next is planned changes no answer, whatever else happens."""
+"""A step in flight while the next is planned changes no answer, whatever else happens."""
 
 import random
 from collections.abc import Iterator
@@ -12,7 +12,7 @@ from server.engine.blocks import BlockPool
 from server.engine.sequence import FinishReason, SamplingParams
 from server.metrics import Metrics
 from server.scheduler.loop import Limits, ServingLoop
-from server.scheduler.request import Generation, TextDelta
+from server.scheduler.request import CallbackListener, Generation, TextDelta
 from tests.scheduler.fakes import FakeSlots, NumberDecoder
 from tests.scheduler.paged import VOCAB, PagedFake, next_token
 
@@ -26,7 +26,7 @@ class Heard:
     tokens: list[int] = field(default_factory=list)
     finish: list[FinishReason] = field(default_factory=list)
 
-    def __call__(self, delta: TextDelta) -> None:
+    def hear(self, delta: TextDelta) -> None:
         self.tokens += [piece.token_id for piece in delta.tokens]
         if delta.finish is not None:
             self.finish.append(delta.finish)
@@ -93,11 +93,11 @@ class Rig:
         for _ in range(2000):
             if waiting and (rng.random() < 0.5 or not self.loop._answers):
                 request, listener = waiting.pop(0)
-                handles.append(self.loop.submit(request, listener))
+                handles.append(self.loop.submit(request, CallbackListener(listener.hear)))
             if handles and rng.random() < cancel:
                 self.loop.cancel(rng.choice(handles))
-            self.loop._turn()
-            if not waiting and not self.loop._answers and not self.loop._in_air:
+            self.loop._iterate()
+            if not waiting and not self.loop._answers and not self.loop._in_flight:
                 return heard
             self.loop._wake.set()
         raise AssertionError("the loop stands still")
@@ -111,9 +111,9 @@ def make_rig(
     rng: random.Random,
     ahead: int,
     fails_at_launch: frozenset[int] = frozenset(),
-    fails_in_air: frozenset[int] = frozenset(),
+    fails_in_flight: frozenset[int] = frozenset(),
 ) -> Rig:
-    engine = PagedFake(ahead, BLOCK, fails_at_launch, fails_in_air)
+    engine = PagedFake(ahead, BLOCK, fails_at_launch, fails_in_flight)
     return Rig(engine, rng.randint(10, 20), rng.randint(5, 30), rng.randint(1, 6))
 
 
@@ -145,7 +145,7 @@ def test_cancellations_and_failures_leave_the_others_whole(seed: int, ahead: int
     rig.check_all_is_given_back()
 
 
-def test_one_step_is_in_the_air_and_no_row_runs_past_its_limit() -> None:
+def test_one_step_is_in_flight_and_no_row_runs_past_its_limit() -> None:
     """Four tokens take four launches; only an end that the host must read costs one more."""
     for params, ahead, launches in (
         (SamplingParams(max_tokens=4, temperature=0.0, ignore_eos=True), 0, 4),

@@ -13,13 +13,13 @@ from server.engine.sequence import Chunk
 from server.errors import Unavailable
 from server.metrics import Metrics
 from server.scheduler.loop import ServingLoop
-from tests.scheduler.fakes import CountingEngine, FakeFlight, FakeSlots, NumberDecoder
+from tests.scheduler.fakes import CountingEngine, FakeSlots, FakeStep, NumberDecoder
 from tests.scheduler.test_loop import LIMITS, Heard, request
 
 
 @dataclass
 class Rig:
-    """A loop whose second step fails; whether the device does is told by `works`."""
+    """A loop whose second step fails; `works` is whether its device still does."""
 
     ahead: int
     works: bool
@@ -28,7 +28,7 @@ class Rig:
 
     def __post_init__(self) -> None:
         self.engine = CountingEngine(ahead=self.ahead)
-        self.engine.fails_in_air = {1}
+        self.engine.fails_in_flight = {1}
         self.pool = BlockPool(32, 4)
         self.loop = ServingLoop(
             self.engine,
@@ -38,8 +38,8 @@ class Rig:
             eos=frozenset(),
             limits=LIMITS,
             metrics=Metrics("base"),
-            works=self.ask_device,
-            lost=self.lost.set,
+            device_works=self.ask_device,
+            on_device_lost=self.lost.set,
         )
         self.loop.start()
 
@@ -49,7 +49,7 @@ class Rig:
 
     def ask(self) -> Heard:
         heard = Heard()
-        self.loop.submit(request(), heard)
+        self.loop.submit(request(), heard.listener)
         return heard
 
 
@@ -82,16 +82,16 @@ def test_a_failure_that_the_device_survived_ends_nothing_else(ahead: int) -> Non
 def test_nothing_of_a_lost_device_is_freed(ahead: int) -> None:
     """torch aborts the process when it frees what a lost device owns."""
     rig = Rig(ahead, works=False)
-    flights: list[weakref.ref[FakeFlight]] = []
+    steps: list[weakref.ref[FakeStep]] = []
     launch = rig.engine.launch
 
-    def remember(chunks: Sequence[Chunk]) -> FakeFlight:
-        flights.append(weakref.ref(flight := launch(chunks)))
-        return flight
+    def remember(chunks: Sequence[Chunk]) -> FakeStep:
+        steps.append(weakref.ref(step := launch(chunks)))
+        return step
 
     rig.engine.launch = remember  # type: ignore[method-assign]
     rig.ask()
     assert rig.lost.wait(10)
     gc.collect()
-    assert len(flights) == 2 + ahead
-    assert [flight() is None for flight in flights] == [True, False, False][: 2 + ahead]
+    assert len(steps) == 2 + ahead
+    assert [step() is None for step in steps] == [True, False, False][: 2 + ahead]

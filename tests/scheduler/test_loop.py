@@ -22,7 +22,7 @@ from server.errors import (
 from server.metrics import Metrics
 from server.scheduler.intake import Handle
 from server.scheduler.loop import Limits, ServingLoop
-from server.scheduler.request import Generation, TextDelta
+from server.scheduler.request import CallbackListener, Generation, TextDelta
 from tests.scheduler.fakes import CountingEngine, FakeSlots, NumberDecoder
 
 LIMITS = Limits(max_rows=4, max_step_tokens=16, max_waiting=8, max_context=64)
@@ -30,13 +30,17 @@ LIMITS = Limits(max_rows=4, max_step_tokens=16, max_waiting=8, max_context=64)
 
 @dataclass
 class Heard:
-    """Everything that a listener was told, and a way to wait for its end."""
+    """Every update of a request, and a way to wait for its end."""
 
     answers: int = 1
     deltas: list[TextDelta] = field(default_factory=list)
     done: threading.Event = field(default_factory=threading.Event)
 
-    def __call__(self, delta: TextDelta) -> None:
+    @property
+    def listener(self) -> CallbackListener:
+        return CallbackListener(self.hear)
+
+    def hear(self, delta: TextDelta) -> None:
         self.deltas.append(delta)
         if sum(each.finish is not None for each in self.deltas) == self.answers:
             self.done.set()
@@ -64,7 +68,7 @@ class Rig:
 
     def ask(self, prompt: int = 3, **changes: object) -> tuple[Heard, Handle]:
         heard = Heard(answers=int(str(changes.get("n", 1))))
-        return heard, self.loop.submit(request(prompt, **changes), heard)
+        return heard, self.loop.submit(request(prompt, **changes), heard.listener)
 
     @contextmanager
     def held(self) -> Iterator[None]:
@@ -97,7 +101,7 @@ def request(prompt: int = 3, **changes: object) -> Generation:
 
 @pytest.fixture(params=[0, 1], ids=["waiting", "ahead"])
 def make_rig(request: pytest.FixtureRequest) -> Iterator[Callable[..., Rig]]:
-    """All that follows holds with a step in the air while the next is planned, and without."""
+    """All that follows holds with a step in flight while the next is planned, and without."""
     loops: list[ServingLoop] = []
 
     def make(blocks: int = 32, eos: int = 999, limits: Limits = LIMITS) -> Rig:
@@ -259,10 +263,10 @@ def test_adapters_in_constant_use_cannot_keep_all_slots(
 
     def ask_again(delta: TextDelta) -> None:  # two of these overlap: the slot is never idle
         if delta.finish is FinishReason.LENGTH and not ended.is_set():
-            rig.loop.submit(request(adapter=hot, max_tokens=7), ask_again)
+            rig.loop.submit(request(adapter=hot, max_tokens=7), CallbackListener(ask_again))
 
     for max_tokens in (5, 9):
-        rig.loop.submit(request(adapter=hot, max_tokens=max_tokens), ask_again)
+        rig.loop.submit(request(adapter=hot, max_tokens=max_tokens), CallbackListener(ask_again))
     answer, _ = rig.ask(adapter=cold)
     try:
         assert answer.wait().text == " 3 4 5 6"
@@ -326,7 +330,7 @@ def test_a_listener_that_raises_loses_only_its_own_answer(rig: Rig) -> None:
     def faulty(delta: TextDelta) -> None:
         raise RuntimeError("the client broke")
 
-    rig.loop.submit(request(max_tokens=60), faulty)
+    rig.loop.submit(request(max_tokens=60), CallbackListener(faulty))
     assert rig.ask()[0].wait().text == " 3 4 5 6"
 
 
@@ -376,9 +380,9 @@ def test_one_owner_cannot_starve_another(make_rig: Callable[..., Rig]) -> None:
 
         def hear(delta: TextDelta) -> None:
             ended.extend([owner] * (delta.finish is not None))
-            heard(delta)
+            heard.hear(delta)
 
-        rig.loop.submit(request(owner=owner), hear)
+        rig.loop.submit(request(owner=owner), CallbackListener(hear))
         return heard
 
     with rig.held():

@@ -99,7 +99,8 @@ def test_every_plan_fits_and_the_oldest_always_advances(
         for chunk in plan.chunks:
             held = len(chunk.sequence.blocks) * pool.block_tokens
             assert held >= chunk.sequence.num_computed + chunk.length
-            grows = chunk.completes and chunk.sequence.num_tokens < total * 4
+            completes = chunk.length == chunk.sequence.remaining
+            grows = completes and chunk.sequence.num_tokens < total * 4
             chunk.sequence.num_computed += chunk.length
             if grows:
                 chunk.sequence.output.append(1)

@@ -9,7 +9,7 @@ from server.engine.sequence import SamplingParams
 from server.metrics import Metrics
 from server.pulse import Pulse
 from server.scheduler.loop import Limits, ServingLoop
-from server.scheduler.request import Generation, TextDelta
+from server.scheduler.request import CallbackListener, Generation, TextDelta
 from tests.scheduler.fakes import CountingEngine, FakeSlots, NumberDecoder
 
 
@@ -35,7 +35,9 @@ def test_the_loop_tells_steps_gaps_and_how_many_run(ahead: int) -> None:
             done.set()
 
     loop.start()
-    loop.submit(Generation("r", "owner", (1, 2, 3), SamplingParams(max_tokens=6)), hear)
+    loop.submit(
+        Generation("r", "owner", (1, 2, 3), SamplingParams(max_tokens=6)), CallbackListener(hear)
+    )
     assert done.wait(10)
     loop.stop(1)
     found = pulse.read()

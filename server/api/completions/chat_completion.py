@@ -11,7 +11,7 @@ from pydantic_core import PydanticCustomError
 from starlette.types import Receive
 
 from server.api.completions import logprob_format
-from server.api.completions.delivery import Wakes
+from server.api.completions.delivery import StreamWaker
 from server.api.completions.generation import (
     CheckedRequest,
     find_model,
@@ -163,13 +163,13 @@ async def create_chat_completion(
     body: ChatRequest, request: Request, parts: GivenParts, owner: CurrentOwner
 ) -> Response:
     """Answer a conversation."""
-    return await answer(parts, request.app.state.wakes, owner, body, request.receive)
+    return await answer(parts, request.app.state.waker, owner, body, request.receive)
 
 
 async def answer(
-    parts: Services, wakes: Wakes, owner: str, body: ChatRequest, receive: Receive
+    parts: Services, waker: StreamWaker, owner: str, body: ChatRequest, receive: Receive
 ) -> Response:
     """What `create_chat_completion` answers."""
     asked = await run_in_threadpool(_ask, parts, owner, body)
     shape = ChatShape(parts.tokenizer, logprobs=bool(body.logprobs))
-    return await reply(parts, wakes, asked, shape, receive, usage_chunk=body.usage_chunk)
+    return await reply(parts, waker, asked, shape, receive, usage_chunk=body.usage_chunk)

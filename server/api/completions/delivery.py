@@ -13,15 +13,15 @@ from server.api.interfaces import Engine
 from server.engine.sequence import FinishReason
 from server.errors import Unavailable
 from server.scheduler.intake import Handle
-from server.scheduler.request import Generation, Taker, TextDelta
+from server.scheduler.request import Generation, TextDelta, TokenSink
 
 _EARLY_ENDS = (FinishReason.CANCELLED, FinishReason.DEADLINE, FinishReason.ERROR)
 _GRACE_S = 10.0  # beyond a request's own deadline, which the engine keeps
-_PIECES_PER_S = 8000  # written to streams at most, all together; each costs a system call
-_SHORTEST_PAUSE_S = 0.001  # a timer knows no shorter
+_CHUNKS_PER_S = 8000  # written to streams at most, all together; each costs a system call
+_SHORTEST_PAUSE_S = 0.001  # timers are no finer
 
-Heard = list[str | TextDelta]
-"""What was heard of one answer, in order; a text is that of a token that shows it and no more."""
+Updates = list[str | TextDelta]
+"""The updates of one answer, in order; a text stands for a plain token."""
 
 
 class ClientGone(Exception):
@@ -29,28 +29,28 @@ class ClientGone(Exception):
 
 
 class ChoiceUpdate(NamedTuple):
-    """What one answer has to tell.
+    """All updates of one answer since the last, as one.
 
-    `choice` is its place among all of the request's. `made` counts the tokens: `delta` does not
-    have those that came as a text alone.
+    `choice` is the answer's index among all of the request's. `num_tokens` counts the tokens:
+    `delta.tokens` lacks the plain ones.
     """
 
     choice: int
     delta: TextDelta
-    made: int
+    num_tokens: int
 
 
-def joined(choice: int, heard: Heard) -> ChoiceUpdate:
-    """All that was heard of an answer, which is something, as one delta."""
+def merged(choice: int, updates: Updates) -> ChoiceUpdate:
+    """The updates of an answer, at least one, as one delta."""
     try:
-        return ChoiceUpdate(choice, TextDelta(0, "".join(heard)), len(heard))  # type: ignore[arg-type]
+        return ChoiceUpdate(choice, TextDelta(0, "".join(updates)), len(updates))  # type: ignore[arg-type]
     except TypeError:  # not texts alone, which is rare
-        deltas = [each for each in heard if isinstance(each, TextDelta)]
+        deltas = [each for each in updates if isinstance(each, TextDelta)]
     last = deltas[-1]
     scores = (delta.prompt_logprobs for delta in deltas if delta.prompt_logprobs is not None)
     delta = TextDelta(
         last.index,
-        "".join([each.text if isinstance(each, TextDelta) else each for each in heard]),
+        "".join([each.text if isinstance(each, TextDelta) else each for each in updates]),
         tuple([token for delta in deltas for token in delta.tokens]),
         next(scores, None),
         last.finish,
@@ -58,104 +58,111 @@ def joined(choice: int, heard: Heard) -> ChoiceUpdate:
         last.cached_tokens,
         last.error,
     )
-    return ChoiceUpdate(choice, delta, len(delta.tokens) + len(heard) - len(deltas))
+    return ChoiceUpdate(choice, delta, len(delta.tokens) + len(updates) - len(deltas))
 
 
-class Wakes:
-    """Wakes those who wait on one event loop, from any thread.
+class StreamWaker:
+    """Wakes the streams of one event loop when they have updates; called from any thread.
 
-    A step of the engine brings news to every stream, and a wake-up of the event loop from another
-    thread costs more than a token's event: so all streams are looked at together, and with many of
-    them no more often than `_PIECES_PER_S` allow. A stream then gets several tokens in one piece.
+    A step of the engine brings an update to every stream, and waking the event loop from another
+    thread costs more than writing a token. So a step wakes it once. All streams are then looked at
+    together, and with many of them no more often than `_CHUNKS_PER_S` allows: a chunk then has
+    several tokens. Urgent updates do not wait for that.
     """
 
     def __init__(self) -> None:
         self.streams: set[Answers] = set()  # those open; changed on the event loop alone
         self.event_loop: asyncio.AbstractEventLoop | None = None
-        self._hurried: deque[Answers] = deque()
-        self._hurrying = self._looking = False  # soon; called for on the event loop
+        self._urgent: deque[Answers] = deque()
+        self._wakes_urgent = self._wakes_all = False  # a call is scheduled on the event loop
         self._not_before = 0.0
 
-    @property
-    def pause_s(self) -> float:
-        """How long the streams are left alone after they were looked at."""
-        pause = len(self.streams) / _PIECES_PER_S
-        return 0.0 if pause < _SHORTEST_PAUSE_S else pause
+    def add_urgent(self, answers: "Answers") -> None:
+        """These answers have an update that waits only for the next `flush`."""
+        self._urgent.append(answers)
 
-    def told(self) -> None:
-        """Some streams may have news, which can wait."""
-        if self.streams and not self._looking:
-            self._looking = True
-            self._call(self._pause)
+    def flush(self) -> None:
+        """Wake the event loop: any of the streams may have updates."""
+        if self._urgent:
+            if not self._wakes_urgent:
+                self._wakes_urgent = True
+                self._call(self._look_at_urgent)
+        elif self.streams and not self._wakes_all:
+            self._wakes_all = True
+            self._call(self._look_after_pause)
 
-    def hurry(self, answers: "Answers") -> None:
-        """These have news that cannot wait."""
-        self._hurried.append(answers)
-        if not self._hurrying:
-            self._hurrying = True
-            self._call(self._rouse)
+    def _call(self, function: Callable[[], None]) -> None:
+        assert self.event_loop is not None, "no answers were opened on an event loop"
+        with contextlib.suppress(RuntimeError):  # the event loop is closed: no stream is left
+            self.event_loop.call_soon_threadsafe(function)
 
-    def _call(self, wanted: Callable[[], None]) -> None:
-        assert self.event_loop is not None, "nobody waits"
-        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
-            self.event_loop.call_soon_threadsafe(wanted)
+    def _look_at_urgent(self) -> None:
+        self._wakes_urgent = False  # before looking: a later `flush` schedules another call
+        while self._urgent:
+            self._urgent.popleft().wake_if_updated()
+        if self.streams and not self._wakes_all:
+            self._wakes_all = True
+            self._look_after_pause()
 
-    def _rouse(self) -> None:
-        self._hurrying = False  # before looking: what comes from here on calls again
-        while self._hurried:
-            self._hurried.popleft().look()
-
-    def _pause(self) -> None:
+    def _look_after_pause(self) -> None:
         assert self.event_loop is not None
         pause = self._not_before - self.event_loop.time()
         if pause > 0:
-            self.event_loop.call_later(pause, self._look)
+            self.event_loop.call_later(pause, self._look_at_all)
         else:
-            self._look()
+            self._look_at_all()
 
-    def _look(self) -> None:
+    def _look_at_all(self) -> None:
         assert self.event_loop is not None
-        self._looking = False  # before looking
+        self._wakes_all = False  # before looking
         for stream in self.streams:
-            stream.look()
-        self._not_before = self.event_loop.time() + self.pause_s
+            stream.wake_if_updated()
+        pause = len(self.streams) / _CHUNKS_PER_S
+        if pause >= _SHORTEST_PAUSE_S:
+            self._not_before = self.event_loop.time() + pause
 
 
 class Answers:
-    """The answers to one HTTP request; whoever makes one must `close` it.
+    """The answers to one HTTP request; its maker must `close` it.
 
-    Its first news and its ends are told at once, the rest as `Wakes` has time. `receive` is the
-    request's, whose body was read: it tells when the client goes away. With `ends_only` the event
-    loop is woken only when an answer ends, which spares it a wake-up per token when nobody reads
-    them one by one.
+    The first update and the ends wake the reader at once, the rest when `StreamWaker` allows it.
+
+    Args:
+        receive: the request's, whose body was read; it now tells when the client goes away.
+        ends_only: wake the reader only when an answer ends: it sends all of them as one document.
     """
 
     def __init__(
-        self, engine: Engine, wakes: Wakes, receive: Receive, *, ends_only: bool, timeout_s: float
+        self,
+        engine: Engine,
+        waker: StreamWaker,
+        receive: Receive,
+        *,
+        ends_only: bool,
+        timeout_s: float,
     ) -> None:
         self._engine = engine
-        self._wakes = wakes
+        self._waker = waker
         self._ends_only = ends_only
-        self._event_loop = wakes.event_loop = asyncio.get_running_loop()
+        self._event_loop = waker.event_loop = asyncio.get_running_loop()
         self._late = self._gone = False
         # One for all the answer: a timer for each token costs more than the token's event.
         self._timer = self._event_loop.call_later(timeout_s + _GRACE_S, self._give_up)
         self._waiter: asyncio.Future[None] | None = None
         self._watch = self._event_loop.create_task(self._until_gone(receive))
         if not ends_only:
-            wakes.streams.add(self)
-        self._heard: list[Heard] = []  # of each choice
+            waker.streams.add(self)
+        self._updates: list[Updates] = []  # of each choice
         self._failure: Exception | None = None
         self._handles: list[Handle] = []
         self._open = 0
 
-    def ask(self, generation: Generation) -> None:
+    def submit(self, generation: Generation) -> None:
         """Submit one prompt's generation. Raises what `Engine.submit` raises."""
-        heard: list[Heard] = [[] for _ in range(generation.n)]
-        self._handles.append(
-            self._engine.submit(generation, Ear(self, self._wakes, heard, self._ends_only))
-        )
-        self._heard += heard
+        updates: list[Updates] = [[] for _ in range(generation.n)]
+        listener = AnswerListener(self, self._waker, updates, self._ends_only)
+        self._handles.append(self._engine.submit(generation, listener))
+        self._updates += updates
         self._open += generation.n
 
     @property
@@ -164,19 +171,19 @@ class Answers:
         return self._open == 0
 
     async def next(self) -> list[ChoiceUpdate]:
-        """Wait for news: of each answer at most one, and at least one in all.
+        """Wait for updates: of each answer at most one, and at least one in all.
 
         Raises:
-            Exception: what an answer ended with instead of its last token.
-            Unavailable: the engine said nothing until long after the deadline.
+            Exception: an answer ended with it instead of its last token.
+            Unavailable: the engine sent nothing until long after the deadline.
             ClientGone: there is nobody left to answer.
         """
         while not self._gone:
             if self._failure is not None:
                 raise self._failure
-            news = self._take()
-            if news:
-                return news
+            updates = self._take()
+            if updates:
+                return updates
             if self._late:
                 raise Unavailable("the engine does not answer; look at /ready")
             if self._failure is None:
@@ -188,93 +195,78 @@ class Answers:
         """Cancel what still runs. Once only."""
         self._timer.cancel()
         self._watch.cancel()
-        self._wakes.streams.discard(self)
+        self._waker.streams.discard(self)
         if not self.complete:
             for handle in self._handles:
                 self._engine.cancel(handle)
 
-    def look(self) -> None:
-        """Go on if there is news."""
-        if any(self._heard):
-            self._rouse()
+    def wake_if_updated(self) -> None:
+        """Let `next` return if there are updates."""
+        if any(self._updates):
+            self._wake()
 
     def _take(self) -> list[ChoiceUpdate]:
-        """All that was heard; what an answer failed with comes to be `_failure`."""
-        news: list[ChoiceUpdate] = []
-        for choice, heard in enumerate(self._heard):
-            new = heard[:]
+        """All updates; sets `_failure` if an answer failed."""
+        taken: list[ChoiceUpdate] = []
+        for choice, updates in enumerate(self._updates):
+            new = updates[:]
             if not new:
                 continue
-            del heard[: len(new)]  # no more: the engine's thread may have added to it
+            del updates[: len(new)]  # no more: the engine's thread may have added to it
             last = new[-1]
             if isinstance(last, TextDelta) and _ends(last) and not self._end(last):
                 new.pop()
             if new:
-                news.append(joined(choice, new))
-        return news
+                taken.append(merged(choice, new))
+        return taken
 
     def _end(self, last: TextDelta) -> bool:
-        """Whether an answer ended as it should."""
+        """Whether an answer ended without a failure."""
         failure = _failure(last)
         self._failure = self._failure or failure
         self._open -= failure is None
         return failure is None
 
-    def _rouse(self) -> None:
+    def _wake(self) -> None:
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
 
     def _give_up(self) -> None:
         self._late = True
-        self._rouse()
+        self._wake()
 
     async def _until_gone(self, receive: Receive) -> None:
         while (await receive())["type"] != "http.disconnect":
             pass
         self._gone = True
-        self._rouse()
+        self._wake()
 
 
-class Ear:
-    """Hears the answers to one prompt, on the engine's thread or that which hears its process.
+class AnswerListener:
+    """Puts the updates of one prompt's answers in lists; see `server.scheduler.request.Listener`.
 
     Args:
-        heard: where to put it, for each answer.
+        updates: a list for each answer.
     """
 
-    def __init__(self, answers: Answers, wakes: Wakes, heard: Seq[Heard], ends_only: bool) -> None:
+    def __init__(
+        self, answers: Answers, waker: StreamWaker, updates: Seq[Updates], ends_only: bool
+    ) -> None:
         self._answers = answers
-        self._wakes = wakes
-        self._heard = heard
-        self._begun = self._ends_only = ends_only
+        self._waker = waker
+        self._updates = updates
+        self._begun = ends_only
+        self.flush = waker.flush
 
-    def __call__(self, delta: TextDelta) -> None:
-        self._heard[delta.index].append(delta)
-        self._tell(_ends(delta))
-
-    def taker(self, index: int) -> Taker:
-        """See `taker_of`."""
-
-        def take(_token_id: int, text: str) -> None:
-            self._heard[index].append(text)
-            self._tell(False)
-
-        return take
-
-    def text_taker(self, index: int) -> Callable[[str], None]:
-        """See `server.replicas.connection.Ear`."""
-        return self._heard[index].append
-
-    @property
-    def told(self) -> Callable[[], None]:
-        return self._wakes.told
-
-    def _tell(self, ended: bool) -> None:
-        if ended or not self._begun:
+    def hear(self, update: TextDelta) -> None:
+        self._updates[update.index].append(update)
+        if not self._begun or _ends(update):
             self._begun = True
-            self._wakes.hurry(self._answers)
-        elif not self._ends_only:
-            self._wakes.told()
+            self._waker.add_urgent(self._answers)
+
+    def token_sink(self, index: int) -> TokenSink:
+        append = self._updates[index].append
+        return lambda _token_id, text: append(text)
 
 
 def _ends(delta: TextDelta) -> bool:

@@ -13,7 +13,7 @@ from pydantic import BaseModel
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from adapters_store.store_errors import StoreError
-from server.api.completions.delivery import Wakes
+from server.api.completions.delivery import StreamWaker
 from server.api.interfaces import Services
 from server.errors import VerandahError
 
@@ -22,7 +22,7 @@ _JSON = (b"content-type", b"application/json")
 
 @dataclass(frozen=True)
 class Way:
-    """What a path's bodies are, and who answers them: `answer(parts, wakes, owner, body, receive)`,
+    """What a path's bodies are, and who answers them: `answer(parts, waker, owner, body, receive)`,
     where `receive` tells only when the client goes away.
     """
 
@@ -34,11 +34,11 @@ class Direct:
     """Answers good requests to `ways`, by their paths, and leaves the rest to `app`."""
 
     def __init__(
-        self, app: ASGIApp, parts: Services, wakes: Wakes, ways: Mapping[str, Way]
+        self, app: ASGIApp, parts: Services, waker: StreamWaker, ways: Mapping[str, Way]
     ) -> None:
         self._app = app
         self._parts = parts
-        self._wakes = wakes
+        self._waker = waker
         self._ways = ways
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -54,7 +54,7 @@ class Direct:
             return await self._app(scope, _again(read, receive), send)
         try:
             owner = scope["verandah.owner"]
-            response = await way.answer(self._parts, self._wakes, owner, body, receive)
+            response = await way.answer(self._parts, self._waker, owner, body, receive)
         except (VerandahError, StoreError) as error:
             response = self._parts.describe(error).response()
         return await response(scope, receive, send)

@@ -1,5 +1,6 @@
-"""Asks the engine and answers over HTTP, whole or as a stream. The two kinds of completion differ
-only in their `Shape`.
+"""Submits a request to the engine and answers over HTTP, as one document or as a stream.
+
+The two kinds of completion differ only in their `Shape`.
 """
 
 import json
@@ -15,7 +16,7 @@ from fastapi.responses import JSONResponse
 from starlette.types import Receive
 
 from adapters_store.store_errors import StoreError
-from server.api.completions.delivery import Answers, ChoiceUpdate, ClientGone, Wakes
+from server.api.completions.delivery import Answers, ChoiceUpdate, ClientGone, StreamWaker
 from server.api.completions.generation import CheckedRequest, usage
 from server.api.interfaces import Services
 from server.api.sse import DONE, AnswerStream, event
@@ -33,16 +34,17 @@ class Transcript:
     """One whole answer."""
 
     text: str = ""
-    made: int = 0
+    num_tokens: int = 0
     tokens: list[TokenPiece] = field(default_factory=list)
     prompt_logprobs: tuple[TokenLogprob | None, ...] | None = None
     finish: FinishReason | None = None
     stop_reason: str | int | None = None
 
-    def add(self, delta: TextDelta, made: int) -> None:
-        """Go on with what a News tells."""
+    def add(self, update: ChoiceUpdate) -> None:
+        """Append an update of this answer."""
+        delta = update.delta
         self.text += delta.text
-        self.made += made
+        self.num_tokens += update.num_tokens
         self.tokens.extend(delta.tokens)
         self.prompt_logprobs = self.prompt_logprobs or delta.prompt_logprobs
         self.finish = delta.finish
@@ -50,58 +52,58 @@ class Transcript:
 
 
 class Shape(Protocol):
-    """How one kind of answer looks. A `choice` is an answer's place among all of the request's."""
+    """The JSON of one kind of answer. A `choice` is an answer's index within the request."""
 
     document_kind: str
     chunk_kind: str
 
     @property
     def scores(self) -> bool:
-        """Whether chunks tell log-probabilities."""
+        """Whether chunks have log-probabilities."""
 
     def whole(self, choice: int, transcript: Transcript) -> Mapping[str, object]:
         """A choice of the document."""
 
     def chunks(self, choice: int, delta: TextDelta) -> Iterator[Mapping[str, object]]:
-        """The choices of the chunks that tell one delta, in order."""
+        """The choices of one delta's chunks, in order."""
 
     def text(self, choice: int, text: str) -> Mapping[str, object]:
-        """The choice of a chunk that tells nothing but text, as `chunks` makes it."""
+        """The choice of a chunk with text alone, as `chunks` makes it."""
 
 
 async def reply(
     parts: Services,
-    wakes: Wakes,
-    asked: CheckedRequest,
+    waker: StreamWaker,
+    request: CheckedRequest,
     shape: Shape,
     receive: Receive,
     *,
     usage_chunk: bool | None,
 ) -> Response:
-    """Run what was asked and answer.
+    """Run a checked request and answer it.
 
     Args:
-        receive: tells when the client goes away; the body was read.
-        usage_chunk: None: one document. Else a stream, with or without a last chunk of counts.
+        receive: the request's, whose body was read; it now tells when the client goes away.
+        usage_chunk: None: one document. Else a stream, with or without a last chunk of usage.
 
     Raises:
-        Exception: whatever the engine refused or failed with before the first token; the answer
-            then still has a status of its own. Later failures are an event in the stream.
+        Exception: the engine refused the request, or failed before the first token: the response
+            can still have the error's status. Later failures are an event in the stream.
     """
     answers = Answers(
         parts.engine,
-        wakes,
+        waker,
         receive,
         ends_only=usage_chunk is None,
         timeout_s=parts.request_timeout_s,
     )
     handed_on = False
     try:
-        _submit(parts, answers, asked)
+        _submit(parts, answers, request)
         if usage_chunk is None:
-            return JSONResponse(await _document(answers, asked, shape))
+            return JSONResponse(await _document(answers, request, shape))
         first = await answers.next()
-        events = _events(parts, answers, first, asked, shape, usage_chunk)
+        events = _events(parts, answers, first, request, shape, usage_chunk)
         handed_on = True
         return AnswerStream(events, on_end=answers.close)
     except ClientGone:
@@ -111,17 +113,17 @@ async def reply(
             answers.close()
 
 
-def _submit(parts: Services, answers: Answers, asked: CheckedRequest) -> None:
-    wanted, most = sum(generation.n for generation in asked.generations), parts.engine.max_answers
-    if wanted > most:  # a 429 would have the client try again for ever
+def _submit(parts: Services, answers: Answers, request: CheckedRequest) -> None:
+    count, most = sum(generation.n for generation in request.generations), parts.engine.max_answers
+    if count > most:  # a 429 would have the client try again for ever
         raise InvalidRequest(
-            f"{wanted} answers are asked for in one request, and {most} may run and wait at once: "
-            "ask for fewer, or raise the server's max_waiting",
+            f"the request wants {count} answers, and {most} may run and wait at once: ask for "
+            "fewer, or raise the server's max_waiting",
             param="n",
         )
     try:
-        for generation in asked.generations:
-            answers.ask(generation)
+        for generation in request.generations:
+            answers.submit(generation)
     except QueueFull:
         parts.metrics.rejected("queue_full")
         raise
@@ -131,23 +133,23 @@ def _submit(parts: Services, answers: Answers, asked: CheckedRequest) -> None:
 
 
 def _cached_tokens(batch: Seq[ChoiceUpdate]) -> int:
-    """Of each prompt's first answer: the others find what that one computed."""
+    """Of each prompt's first answer alone: the others reuse what that one computed."""
     return sum([delta.cached_tokens for _, delta, _ in batch if delta.index == 0])
 
 
-async def _document(answers: Answers, asked: CheckedRequest, shape: Shape) -> dict[str, object]:
+async def _document(answers: Answers, request: CheckedRequest, shape: Shape) -> dict[str, object]:
     transcripts: dict[int, Transcript] = defaultdict(Transcript)
     cached = 0
     while not answers.complete:
         batch = await answers.next()
         cached += _cached_tokens(batch)
-        for news in batch:
-            transcripts[news.choice].add(news.delta, news.made)
-    made = sum(transcript.made for transcript in transcripts.values())
+        for update in batch:
+            transcripts[update.choice].add(update)
+    num_tokens = sum(transcript.num_tokens for transcript in transcripts.values())
     return {
-        **asked.labels(shape.document_kind),
+        **request.labels(shape.document_kind),
         "choices": [shape.whole(choice, transcripts[choice]) for choice in sorted(transcripts)],
-        "usage": usage(asked.prompt_tokens, made, cached),
+        "usage": usage(request.prompt_tokens, num_tokens, cached),
     }
 
 
@@ -155,37 +157,38 @@ async def _events(
     parts: Services,
     answers: Answers,
     batch: Seq[ChoiceUpdate],
-    asked: CheckedRequest,
+    request: CheckedRequest,
     shape: Shape,
     usage_chunk: bool,
 ) -> AsyncIterator[tuple[bytes, bool]]:
     """See `AnswerStream`."""
-    labels = asked.labels(shape.chunk_kind)
+    labels = request.labels(shape.chunk_kind)
     if usage_chunk:
         labels["usage"] = None
     chunks = Chunks(labels, shape)
-    made = cached = 0
+    num_tokens = cached = 0
     try:
         while True:
-            made += sum([news.made for news in batch])
+            num_tokens += sum([update.num_tokens for update in batch])
             cached += _cached_tokens(batch)
-            told = chunks.of(batch)
+            events = chunks.of(batch)
             if answers.complete:
                 break
-            if told:
-                yield told, True
+            if events:
+                yield events, True
             batch = await answers.next()
     except ClientGone:
         yield b"", False
         return
-    except Exception as error:  # the status is sent: the stream itself must tell
+    except Exception as error:  # the status was sent: the error is an event
         if not isinstance(error, VerandahError | StoreError):
-            log.exception("answer %s failed", asked.id)
+            log.exception("answer %s failed", request.id)
         yield event(parts.describe(error).body(), name="error"), False
         return
     if usage_chunk:
-        told += event({**labels, "choices": [], "usage": usage(asked.prompt_tokens, made, cached)})
-    yield told + DONE, False
+        counts = usage(request.prompt_tokens, num_tokens, cached)
+        events += event({**labels, "choices": [], "usage": counts})
+    yield events + DONE, False
 
 
 _TEXT = "\0"
@@ -196,7 +199,7 @@ _encoded = json.encoder.encode_basestring  # a text as `event` writes it
 class Chunks:
     """The chunks of one stream, as events.
 
-    Nearly all tell text and nothing else: of those, all but the text is made once for each choice.
+    Nearly all hold text and nothing else: of those, all but the text is made once for each choice.
     """
 
     def __init__(self, labels: Mapping[str, object], shape: Shape) -> None:
@@ -205,20 +208,20 @@ class Chunks:
         self._frames: dict[int, tuple[bytes, bytes]] = {}
 
     def of(self, batch: Seq[ChoiceUpdate]) -> bytes:
-        """One event for each answer that has something to tell, or few: empty if none has."""
-        return b"".join([self._told(choice, delta) for choice, delta, _ in batch])
+        """The events of these updates; empty if there is nothing to show yet."""
+        return b"".join([self._events(choice, delta) for choice, delta, _ in batch])
 
-    def _told(self, choice: int, delta: TextDelta) -> bytes:
+    def _events(self, choice: int, delta: TextDelta) -> bytes:
         frame = self._frames.get(choice)
         if frame is not None and delta.finish is None:
             return frame[0] + _encoded(delta.text).encode() + frame[1] if delta.text else b""
-        told = b"".join(map(self._event, self._shape.chunks(choice, delta)))
-        if told and not self._shape.scores:  # the first chunk of a choice is unlike the others
+        events = b"".join(map(self._event, self._shape.chunks(choice, delta)))
+        if events and not self._shape.scores:  # the first chunk of a choice is unlike the others
             self._frames[choice] = self._frame(choice)
-        return told
+        return events
 
     def _frame(self, choice: int) -> tuple[bytes, bytes]:
-        """What is before and behind the text in an event of text alone."""
+        """The bytes before and behind the text in an event of text alone."""
         before, _, behind = self._event(self._shape.text(choice, _TEXT)).rpartition(_ENCODED_TEXT)
         return before, behind
 

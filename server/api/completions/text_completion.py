@@ -13,7 +13,7 @@ from pydantic_core import PydanticCustomError
 from starlette.types import Receive
 
 from server.api.completions import logprob_format
-from server.api.completions.delivery import Wakes
+from server.api.completions.delivery import StreamWaker
 from server.api.completions.generation import (
     CheckedRequest,
     find_model,
@@ -222,11 +222,11 @@ async def create_completion(
     body: CompletionRequest, request: Request, parts: GivenParts, owner: CurrentOwner
 ) -> Response:
     """Go on with a text."""
-    return await answer(parts, request.app.state.wakes, owner, body, request.receive)
+    return await answer(parts, request.app.state.waker, owner, body, request.receive)
 
 
 async def answer(
-    parts: Services, wakes: Wakes, owner: str, body: CompletionRequest, receive: Receive
+    parts: Services, waker: StreamWaker, owner: str, body: CompletionRequest, receive: Receive
 ) -> Response:
     """What `create_completion` answers."""
     if body.model == parts.base.id and body.echo is None and body.holds_token_ids:
@@ -234,4 +234,4 @@ async def answer(
         asked, shape = _ask_and_shape(parts, owner, body)
     else:
         asked, shape = await run_in_threadpool(_ask_and_shape, parts, owner, body)
-    return await reply(parts, wakes, asked, shape, receive, usage_chunk=body.usage_chunk)
+    return await reply(parts, waker, asked, shape, receive, usage_chunk=body.usage_chunk)

@@ -1,9 +1,9 @@
-"""Decode steps as CUDA graphs: one for each padded number of rows and each kind of company.
+"""Decode steps as CUDA graphs: one for each padded number of rows and each set of adapter groups.
 
-A step is replayed: its inputs are copied to fixed addresses and one launch runs the whole model. A
-row is one token. Short prompts ride along, a row for each of their tokens: every row reads what
-stands before it from the cache, where a layer has put the keys of all rows by then. So a step that
-has both reads the weights once. Knows no sampling and no scheduling.
+To replay a step, its inputs are copied to fixed addresses, and one launch runs the whole model. A
+row is one token. Short prompts join the step with a row for each of their tokens: each layer stores
+the keys of all rows before its attention reads them from the cache. So a step that has both reads
+the weights once. Knows no sampling and no scheduling.
 """
 
 from collections.abc import Callable
@@ -18,33 +18,33 @@ from torch import Tensor
 
 from server.adapters.batch.fused_batch import Inputs, refill
 from server.adapters.batch.fused_plan import FusedGroup, FusedPlan
-from server.engine.fused.captures import Captured, Captures
 from server.engine.fused.decoder import Attend, FusedDecoder
+from server.engine.fused.graph_cache import CapturedGraph, GraphCache
 from server.engine.kernels.decode_attention import decode_attention
 from server.engine.kv_cache import KVCache
 from server.engine.sequence import Chunk, Sequence
 
 PROMPT_ROWS: Final = 256
-"""How many more rows prompts may have than there are sequences."""
-_MOST_READS: Final = 2**17
-"""Keys that the rows of prompts may read together: each reads its own, where a prompt that is run
-apart reads them once for many tokens."""
+"""Rows for the tokens of prompts, beyond one for each sequence."""
+_MAX_PROMPT_READS: Final = 2**17
+"""Keys that the rows of prompts may read together. Here each row reads its own; a prompt that is
+replayed by itself reads them once for many tokens."""
 
 
 def padded_sizes(max_rows: int, prompt_rows: int = 0) -> list[int]:
-    """The numbers of rows that are captured: at most a quarter of a step is padding from 8 on, up
-    to `max_rows`."""
+    """The numbers of rows that are captured. From 8 rows up to `max_rows`, at most a quarter of a
+    step is padding."""
     sizes = [1, 2, 4, *range(8, 64, 8), *range(64, 128, 16), *range(128, max_rows + 32, 32)]
     fitting = [size for size in sizes if size < max_rows]
     more = [size for size in (32, 64, 96, 128, 192) if size < prompt_rows]
     return [*fitting, max_rows, *(max_rows + size for size in (*more, prompt_rows) if size)]
 
 
-class _Fixed:
-    """What captured steps of so many rows read, at addresses that stay.
+class _StaticInputs:
+    """The inputs of captured steps of so many rows, at addresses that stay.
 
     Args:
-        chunks: of which logits are made, at most.
+        chunks: how many of them get logits, at most.
     """
 
     def __init__(
@@ -58,26 +58,26 @@ class _Fixed:
         self._sink = sink
 
     def clear(self) -> None:
-        """Padding alone."""
+        """Make every row padding."""
         self.numbers.zero_()
         self.places.fill_(self._sink)
         self.sources.fill_(-1)
 
 
 class DecodeGraphs:
-    """Graphs over `decoder`, captured as they are first wanted, or ahead by `capture`.
+    """Graphs over `decoder`, captured at first use, or ahead of it by `capture`.
 
     Args:
         max_rows: chunks of a step.
         max_context: of a sequence, in tokens.
-        prompt_rows: more rows for prompts; 0: chunks of one token alone are replayed.
+        prompt_rows: further rows for prompts; 0: only chunks of one token are replayed.
     """
 
     def __init__(
         self,
         decoder: FusedDecoder,
         kv: KVCache,
-        captures: Captures,
+        graphs: GraphCache,
         *,
         max_rows: int,
         max_context: int,
@@ -85,38 +85,38 @@ class DecodeGraphs:
     ) -> None:
         self._decoder = decoder
         self._kv = kv
-        self._captures = captures
+        self._graphs = graphs
         self._max_rows = max_rows
         self._sizes = padded_sizes(max_rows, prompt_rows)
         self._max_blocks = -(-max_context // kv.block_tokens)
         self._fixed = {
-            rows: _Fixed(rows, max_rows, self._max_blocks, kv.sink, kv.device)
+            rows: _StaticInputs(rows, max_rows, self._max_blocks, kv.sink, kv.device)
             for rows in self._sizes
         }
-        self._tables = _Tables(self._sizes[-1], self._max_blocks)
+        self._tables = _BlockTables(self._sizes[-1], self._max_blocks)
         self._last = torch.zeros(max_rows, dtype=torch.int64, device=kv.device)
 
     @property
     def sizes(self) -> Seq[int]:
         return self._sizes
 
-    def takes(self, singles: Seq[Chunk], longer: Seq[Chunk] = ()) -> bool:
-        """Whether a step of chunks of one token, and of these others, can be replayed."""
+    def can_replay(self, singles: Seq[Chunk], longer: Seq[Chunk] = ()) -> bool:
+        """Whether a step of these chunks can be replayed; `singles` have one token each."""
         tokens = sum(length for _, length in longer)
         reads = sum(length * (sequence.num_computed + length) for sequence, length in longer)
         return (
             len(singles) + len(longer) <= self._max_rows
             and len(singles) + tokens <= self._sizes[-1]
-            and reads <= _MOST_READS
+            and reads <= _MAX_PROMPT_READS
             and not any(sequence.pending for sequence, _ in longer)
         )
 
     def logits(self, chunks: Seq[Chunk], last: Tensor | None, plan: FusedPlan) -> Tensor:
-        """Replay one step: logits [chunks, vocab] of each chunk's last token, until the next.
+        """Replay one step. Logits [chunks, vocab] of each chunk's last token, valid until the next.
 
         Args:
             chunks: those of one token first.
-            last: int64, the tokens that the step before sampled, from which pending ones are taken.
+            last: int64, the tokens that the step before sampled; it has the pending ones.
         """
         tokens = sum(chunk.length for chunk in chunks)
         rows = next(size for size in self._sizes if size >= tokens)
@@ -130,14 +130,16 @@ class DecodeGraphs:
         captured.graph.replay()
         return captured.logits[: len(chunks)]
 
-    def capture(self, companies: Seq[tuple[FusedGroup, ...]], told: Callable[[], None]) -> None:
-        """Capture every size for each company of groups, largest first; `told` after each."""
-        for groups in companies:
+    def capture(
+        self, group_sets: Seq[tuple[FusedGroup, ...]], on_captured: Callable[[], None]
+    ) -> None:
+        """Capture every size for each set of groups, largest first."""
+        for groups in group_sets:
             for rows in reversed(self._sizes):
                 self._graph(rows, groups)
-                told()
+                on_captured()
 
-    def _fill(self, fixed: _Fixed, chunks: Seq[Chunk]) -> None:
+    def _fill(self, fixed: _StaticInputs, chunks: Seq[Chunk]) -> None:
         numbers = np.zeros(fixed.numbers.shape, dtype=np.int64)
         numbers[2] = self._kv.sink
         numbers[4] = -1
@@ -158,7 +160,7 @@ class DecodeGraphs:
         refill(fixed.tables[:at, :width], np.ascontiguousarray(self._tables.rows[:at, :width]))
 
     def _fill_singles(self, numbers: NDArray[np.int64], singles: list[Sequence]) -> None:
-        """By columns: numpy takes a list in a tenth of the time that its single numbers take."""
+        """By columns: numpy converts a list in a tenth of the time of its single numbers."""
         size = self._kv.block_tokens
         positions = [it.num_computed for it in singles]
         numbers[1] = positions
@@ -177,7 +179,7 @@ class DecodeGraphs:
         numbers[1] = positions
         numbers[2] = np.array(sequence.blocks)[positions // size] * size + positions % size
 
-    def _graph(self, rows: int, groups: tuple[FusedGroup, ...]) -> Captured:
+    def _graph(self, rows: int, groups: tuple[FusedGroup, ...]) -> CapturedGraph:
         fixed, device = self._fixed[rows], self._kv.device
 
         def prepare() -> list[Inputs]:
@@ -185,23 +187,25 @@ class DecodeGraphs:
             return [Inputs(group, rows, rows, device) for group in groups]
 
         key = ("decodes", rows, groups)
-        return self._captures.find(key, prepare, lambda inputs: self._run(fixed, groups, inputs))
+        return self._graphs.find(key, prepare, lambda inputs: self._run(fixed, groups, inputs))
 
-    def _run(self, fixed: _Fixed, groups: Seq[FusedGroup], inputs: Seq[Inputs]) -> Tensor:
-        adapters = self._captures.adapters_of(groups, inputs)
+    def _run(self, fixed: _StaticInputs, groups: Seq[FusedGroup], inputs: Seq[Inputs]) -> Tensor:
+        adapters = self._graphs.adapters_of(groups, inputs)
         ids = torch.where(fixed.sources < 0, fixed.ids, self._last[fixed.sources.clamp(min=0)])
-        attend = decodes(self._decoder, self._kv, fixed.tables, fixed.lengths.to(torch.int32))
+        attend = attend_decodes(
+            self._decoder, self._kv, fixed.tables, fixed.lengths.to(torch.int32)
+        )
         hidden = self._decoder.hidden(
             ids, fixed.positions, fixed.places, self._kv, attend, adapters
         )
         return self._decoder.logits(hidden[fixed.ends])
 
 
-def decodes(decoder: FusedDecoder, kv: KVCache, tables: Tensor, lengths: Tensor) -> Attend:
+def attend_decodes(decoder: FusedDecoder, kv: KVCache, tables: Tensor, lengths: Tensor) -> Attend:
     """Attention of rows of one token each.
 
     Args:
-        tables: int32 [rows, most blocks]; lengths: int32 [rows], keys of each, its own included.
+        tables: int32 [rows, most blocks]; lengths: int32 [rows], keys that each sees, its own too.
     """
 
     def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -212,8 +216,8 @@ def decodes(decoder: FusedDecoder, kv: KVCache, tables: Tensor, lengths: Tensor)
     return attend
 
 
-class _Tables:
-    """The blocks of each row on the host, kept from step to step: rows mostly stay as they are."""
+class _BlockTables:
+    """The block table of each row on the host, kept from step to step: most rows do not change."""
 
     def __init__(self, max_rows: int, max_blocks: int) -> None:
         self.rows = np.zeros((max_rows, max_blocks), dtype=np.int32)
@@ -221,14 +225,14 @@ class _Tables:
         self._known = [0] * max_rows
 
     def put_all(self, rows: range, blocks: list[int]) -> None:
-        """All of `rows` have these blocks, for this step."""
+        """Set these blocks for all of `rows`, in this step alone."""
         self.rows[rows.start : rows.stop, : len(blocks)] = blocks
         for row in rows:
             self._lists[row] = None
 
     def put(self, rows: Seq[list[int]]) -> None:
-        """The first rows have these blocks. A list only ever grows; a sequence whose blocks were
-        taken has another.
+        """Set the blocks of the first rows. A list only ever grows: a sequence that lost its blocks
+        gets a new list.
         """
         lists, known = self._lists, self._known
         for row, blocks in enumerate(rows):

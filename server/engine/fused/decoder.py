@@ -1,9 +1,9 @@
-"""Llama-shaped decoders, run with as few launches as their arithmetic allows.
+"""Runs Llama-shaped decoders with few kernel launches.
 
-The architecture stays transformers': this knows one shape of layer, reads it off the model's own
-modules, and knows no other (`FusedDecoder.knows`): the model's own forward then runs. Products that
-read the same input are one (`server.adapters.batch.sites`); norms, rotary embedding, gate and
-attention are kernels. Knows no sampling and no slots.
+It takes weights and constants from the modules of transformers' model. It supports one shape of
+layer (`FusedDecoder.knows`); other models run by their own forward. Products that read the same
+input are one (`server.adapters.batch.sites`); norms, rotary embedding, gate and attention are
+kernels. Knows no sampling and no slots.
 """
 
 from collections.abc import Callable
@@ -30,11 +30,11 @@ gives [tokens, heads * head_dim]."""
 
 
 class SiteAdapters(Protocol):
-    """What the adapters of a step do to products:
+    """Applies the adapters of a step to products:
     `server.adapters.batch.fused_batch.FusedAdapters`."""
 
     def rides(self, site: Site) -> bool:
-        """Whether `A x` is wanted beside the site's product."""
+        """Whether the site's product should compute `A x` too."""
         ...
 
     def add(self, site: Site, x: Tensor, y: Tensor) -> None:
@@ -71,10 +71,10 @@ class _Layer:
 
 
 class FusedDecoder:
-    """The decoder of `base`, which must be known. Its weights become views of those of the sites.
+    """The decoder of `base`, which `knows` must accept. Its weights become views of the sites'.
 
     Args:
-        riding: what rides in every site's product.
+        riding: joins every site's product; see `server.adapters.batch.sites.Riding`.
     """
 
     def __init__(self, base: BaseModel, riding: Riding | None = None) -> None:
@@ -99,7 +99,7 @@ class FusedDecoder:
 
     @staticmethod
     def knows(base: BaseModel) -> bool:
-        """Whether this is the decoder of `base`, whose layers must be of the family."""
+        """Whether `base` has layers of the one supported shape."""
         config = base.model.config
         return (
             config.model_type in _FAMILY
@@ -126,11 +126,11 @@ class FusedDecoder:
         attend: Attend,
         adapters: SiteAdapters,
     ) -> Tensor:
-        """What the output head reads, [tokens, hidden].
+        """The input of the output head, [tokens, hidden].
 
         Args:
             token_ids, positions: int64 [tokens].
-            write_at: int64 [tokens], the place of each token's keys and values in the cache.
+            write_at: int64 [tokens], `block * block_tokens + offset` of each token in the cache.
         """
         h = functional.embedding(token_ids, self._embedding.weight)
         cos, sin = self._cos[positions], self._sin[positions]

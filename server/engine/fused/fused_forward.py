@@ -1,6 +1,6 @@
-"""The fused decoder under a step: replayed at once, or decodes and then prompts, or a flat batch.
+"""Runs a step over the fused decoder: one graph, a graph of decodes and one of prompts, or none.
 
-For CUDA; `server.engine.plain.forward.PlainForward` is its reference.
+For CUDA; its reference is `server.engine.plain.forward.PlainForward`. Knows no queue, no sampling.
 """
 
 from collections.abc import Sequence as Seq
@@ -14,14 +14,14 @@ from server.adapters.batch.fused_plan import FusedPlan
 from server.adapters.batch.site_parts import KernelOffsets
 from server.adapters.residency import ResidentAdapters
 from server.engine.device import to_device
-from server.engine.flight import Wanted
 from server.engine.fused import prefill_attention
-from server.engine.fused.decode_graphs import DecodeGraphs, decodes
+from server.engine.fused.decode_graphs import DecodeGraphs, attend_decodes
 from server.engine.fused.decoder import Attend, FusedDecoder, NoAdapters, SiteAdapters
-from server.engine.fused.prefill_attention import Prompts
+from server.engine.fused.prefill_attention import PackedPrompts
 from server.engine.fused.prompt_graphs import PromptGraphs
 from server.engine.kernels.mlp_gate import silu_mul
 from server.engine.kv_cache import KVCache
+from server.engine.launched_step import LogitRows
 from server.engine.plain.forward import refuse_slots, run_flat
 from server.engine.plain.token_layout import Layout
 from server.engine.sequence import Chunk
@@ -33,8 +33,8 @@ class FusedForward:
     """Runs `decoder`; see `server.engine.plain.forward.Forward`.
 
     Args:
-        decodes, prompts: replay what they take; None: such steps are a flat batch.
-        together: short prompts in the graphs of decodes, where they fit.
+        decodes, prompts: replay the steps that they can; None: such steps are a flat batch.
+        together: replay short prompts in the graphs of decodes, where they fit.
     """
 
     def __init__(
@@ -55,37 +55,37 @@ class FusedForward:
         self._together = together
         self._parts = KernelOffsets()
 
-    def step(self, chunks: Seq[Chunk], last: Tensor) -> tuple[Wanted, Tensor]:
+    def step(self, chunks: Seq[Chunk], last: Tensor) -> tuple[LogitRows, Tensor]:
         singles = [chunk for chunk in chunks if chunk.length == 1]
         longer = [chunk for chunk in chunks if chunk.length > 1]
         ordered = [*singles, *longer]
         if self._adapters is not None:
             self._adapters.begin(_slots_of(ordered))
-        wanted = Wanted(ordered, [0, *accumulate(chunk.length for chunk in ordered)][:-1])
-        replayed = self._replayed(singles, longer, wanted, last)
+        logit_rows = LogitRows(ordered, [0, *accumulate(chunk.length for chunk in ordered)][:-1])
+        replayed = self._replayed(singles, longer, logit_rows, last)
         if replayed is None:
             return run_flat(self, chunks, last, self._kv)
-        return wanted, replayed
+        return logit_rows, replayed
 
     def _replayed(
-        self, singles: Seq[Chunk], longer: Seq[Chunk], wanted: Wanted, last: Tensor
+        self, singles: Seq[Chunk], longer: Seq[Chunk], logit_rows: LogitRows, last: Tensor
     ) -> Tensor | None:
-        """Logits of the wanted rows by graphs; None where the step has what no graph takes."""
-        if longer and wanted.scored:
+        """Logits of these rows by graphs; None if the step cannot be replayed."""
+        if longer and logit_rows.scored:
             return None
-        logits = self._at_once(singles, longer, last)
+        logits = self._in_one_graph(singles, longer, last)
         if logits is None:
-            logits = self._in_turn(singles, longer, last)
+            logits = self._in_two_graphs(singles, longer, last)
         if logits is None:
             return None
-        rows = _rows_of_chunks(wanted, singles, longer)
+        rows = _rows_of_chunks(logit_rows, singles, longer)
         if rows == list(range(len(logits))):
             return logits
         return logits[to_device(rows, torch.int64, self._kv.device)]
 
-    def _at_once(self, singles: Seq[Chunk], longer: Seq[Chunk], last: Tensor) -> Tensor | None:
-        """Logits of each chunk's last token, by a graph of decodes."""
-        if self._decodes is None or not self._decodes.takes(singles, longer):
+    def _in_one_graph(self, singles: Seq[Chunk], longer: Seq[Chunk], last: Tensor) -> Tensor | None:
+        """Logits of each chunk's last token by a graph of decodes; None if it cannot."""
+        if self._decodes is None or not self._decodes.can_replay(singles, longer):
             return None
         if longer and not self._together:
             return None
@@ -96,19 +96,21 @@ class FusedForward:
             return None
         return self._decodes.logits(chunks, last, plan)
 
-    def _in_turn(self, singles: Seq[Chunk], longer: Seq[Chunk], last: Tensor) -> Tensor | None:
+    def _in_two_graphs(
+        self, singles: Seq[Chunk], longer: Seq[Chunk], last: Tensor
+    ) -> Tensor | None:
         """The same by a graph of decodes, and then one of prompts."""
-        if self.prompts is None or not longer or not self.prompts.takes(longer):
+        if self.prompts is None or not longer or not self.prompts.can_replay(longer):
             return None
         plan = self._plan(_slots_of(longer), replayed=False)
         if plan.rest:
             return None
         if not singles:
             return self.prompts.logits(longer, plan)
-        decoded = self._at_once(singles, (), last)
+        decoded = self._in_one_graph(singles, (), last)
         if decoded is None:
             return None
-        # The next replay may overwrite them.
+        # A copy: the next replay may overwrite them.
         return torch.cat([decoded.clone(), self.prompts.logits(longer, plan)])
 
     def logits(self, layout: Layout, rows: Seq[int]) -> Tensor:
@@ -142,9 +144,9 @@ class FusedForward:
         """Single tokens stand first in a layout, then longer chunks."""
         singles, kv, decoder = layout.num_singles, self._kv, self._decoder
         long = layout.chunks[singles:]
-        prompts = Prompts.of(long, kv) if long else None
+        prompts = PackedPrompts.of(long, kv) if long else None
         tables, lengths = layout.decode_tables()
-        decode = decodes(decoder, kv, tables, lengths)
+        decode = attend_decodes(decoder, kv, tables, lengths)
 
         def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
             parts = []
@@ -168,8 +170,8 @@ def _slots_of(chunks: Seq[Chunk]) -> list[int]:
     return list(chain.from_iterable([it.sequence.slot] * it.length for it in chunks))
 
 
-def _rows_of_chunks(wanted: Wanted, singles: Seq[Chunk], longer: Seq[Chunk]) -> list[int]:
-    """Which chunk each wanted row is the last token of: graphs give one row for each chunk."""
+def _rows_of_chunks(logit_rows: LogitRows, singles: Seq[Chunk], longer: Seq[Chunk]) -> list[int]:
+    """The chunk whose last token each row is: graphs give one row for each chunk."""
     ends = accumulate((chunk.length for chunk in longer), initial=len(singles))
     chunk_of = {end - 1: len(singles) + number for number, end in enumerate(islice(ends, 1, None))}
-    return [row if row < len(singles) else chunk_of[row] for row in wanted.rows]
+    return [row if row < len(singles) else chunk_of[row] for row in logit_rows.rows]

@@ -1,4 +1,4 @@
-"""Attention of a step's longer chunks, all in one call. Knows no weights and no sampling."""
+"""Attention of a step's chunks of several tokens, in one call. Knows no weights, no sampling."""
 
 from dataclasses import dataclass
 from itertools import accumulate
@@ -13,11 +13,11 @@ from server.engine.sequence import Chunk
 
 
 @dataclass(frozen=True, eq=False)
-class Prompts:
-    """Chunks whose tokens follow each other, and the keys that each of them sees.
+class PackedPrompts:
+    """Chunks packed one behind the other, and the keys that each of them sees.
 
     Attributes:
-        query_starts, key_starts: int32 [chunks + 1], running sums of what each has.
+        query_starts, key_starts: int32 [chunks + 1], running sums of their lengths.
         keys_at: int64 [all keys], their places in the cache; None: every chunk begins its sequence,
             so that the keys are the step's own.
     """
@@ -29,7 +29,7 @@ class Prompts:
     keys_at: Tensor | None
 
     @classmethod
-    def of(cls, chunks: list[Chunk], cache: KVCache) -> "Prompts":
+    def of(cls, chunks: list[Chunk], cache: KVCache) -> "PackedPrompts":
         queries = [chunk.length for chunk in chunks]
         keys = [chunk.sequence.num_computed + chunk.length for chunk in chunks]
         starts = torch.tensor(
@@ -53,7 +53,7 @@ def attend(
     q: Tensor,
     k: Tensor,
     v: Tensor,
-    prompts: Prompts,
+    prompts: PackedPrompts,
     cache: KVCache,
     layer: int,
     *,
@@ -78,7 +78,7 @@ def attend(
 
 
 def _flash(
-    q: Tensor, k: Tensor, v: Tensor, prompts: Prompts, scaling: float, window: int | None
+    q: Tensor, k: Tensor, v: Tensor, prompts: PackedPrompts, scaling: float, window: int | None
 ) -> Tensor:
     """torch's own FlashAttention over sequences of any lengths (Dao, arXiv 2307.08691).
 
@@ -105,7 +105,7 @@ def _flash(
 
 
 def plain_attention(
-    q: Tensor, k: Tensor, v: Tensor, prompts: Prompts, scaling: float, window: int | None
+    q: Tensor, k: Tensor, v: Tensor, prompts: PackedPrompts, scaling: float, window: int | None
 ) -> Tensor:
     """The same, one sequence after the other."""
     output = torch.empty_like(q, memory_format=torch.contiguous_format)
@@ -113,7 +113,7 @@ def plain_attention(
     for i in range(len(queries) - 1):
         own, seen = slice(queries[i], queries[i + 1]), slice(keys[i], keys[i + 1])
         length = own.stop - own.start
-        # Queries of the whole sequence, of which only the last are wanted.
+        # Queries of the whole sequence: only the last ones are kept.
         padded = q.new_zeros(seen.stop - seen.start, *q.shape[1:])
         padded[-length:] = q[own]
         output[own] = reference_attention(

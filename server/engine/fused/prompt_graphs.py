@@ -1,7 +1,7 @@
 """Prompts as CUDA graphs: chunks of several tokens, padded to a few sizes.
 
-Launched one by one, a layer's operations take the host longer than short prompts take the device,
-and every decode in the same step waits for them. Knows no sampling and no scheduling.
+To launch a layer's operations one by one takes the host longer than a short prompt takes the
+device, and every decode in the same step waits for it. Knows no sampling and no scheduling.
 """
 
 from collections.abc import Callable
@@ -18,25 +18,25 @@ from server.adapters.batch.fused_batch import Inputs, refill
 from server.adapters.batch.fused_plan import FusedGroup, FusedPlan
 from server.adapters.kernels.segments import capacity_for
 from server.engine.fused import prefill_attention
-from server.engine.fused.captures import Captured, Captures
 from server.engine.fused.decoder import FusedDecoder
-from server.engine.fused.prefill_attention import Prompts
+from server.engine.fused.graph_cache import CapturedGraph, GraphCache
+from server.engine.fused.prefill_attention import PackedPrompts
 from server.engine.kv_cache import KVCache
 from server.engine.sequence import Chunk
 
 MOST_PROMPTS: Final = 64
 MOST_KEYS: Final = 4096
-"""Of all chunks together, where one of them continues its sequence; they are gathered."""
+"""Of all chunks together, if one of them continues its sequence: all keys are then gathered."""
 _SIZES: Final = (32, 64, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048, 3072, 4096)
 
 
-class _Fixed:
-    """What captured prompts of so many tokens read, at addresses that stay.
+class _StaticInputs:
+    """The inputs of captured prompts of so many tokens, at addresses that stay.
 
-    The last of the sequences is the padding: it has whatever tokens and keys are left.
+    The last of the sequences is the padding: it has all tokens and keys that are left.
 
     Args:
-        keys: of all sequences and the padding; None: they begin, and have as many as tokens.
+        keys: of all sequences and the padding; None: all begin, and have as many keys as tokens.
     """
 
     def __init__(self, tokens: int, keys: int | None, kv: KVCache) -> None:
@@ -48,11 +48,13 @@ class _Fixed:
         keys_at = None
         if keys is not None:
             keys_at = torch.zeros(keys, dtype=torch.int64, device=device)
-        self.prompts = Prompts(self.starts[0], self.starts[1], tokens, keys or tokens, keys_at)
+        self.prompts = PackedPrompts(
+            self.starts[0], self.starts[1], tokens, keys or tokens, keys_at
+        )
         self._sink = kv.sink
 
     def clear(self) -> None:
-        """Padding alone."""
+        """Make every token padding."""
         self.numbers.zero_()
         self.places.fill_(self._sink)
         self.starts.zero_()
@@ -64,19 +66,19 @@ class _Fixed:
 
 
 class PromptGraphs:
-    """Graphs over `decoder`, captured as they are first wanted, or ahead by `capture`."""
+    """Graphs over `decoder`, captured at first use, or ahead of it by `capture`."""
 
     def __init__(
-        self, decoder: FusedDecoder, kv: KVCache, captures: Captures, *, max_tokens: int
+        self, decoder: FusedDecoder, kv: KVCache, graphs: GraphCache, *, max_tokens: int
     ) -> None:
         self._decoder = decoder
         self._kv = kv
-        self._captures = captures
+        self._graphs = graphs
         fitting = [size for size in _SIZES if size < max_tokens]
         self._sizes = [*fitting, min(max_tokens, _SIZES[-1])]
-        self._fixed: dict[tuple[int, int | None], _Fixed] = {}
+        self._fixed: dict[tuple[int, int | None], _StaticInputs] = {}
 
-    def takes(self, chunks: Seq[Chunk]) -> bool:
+    def can_replay(self, chunks: Seq[Chunk]) -> bool:
         """Whether these chunks can be replayed."""
         tokens = sum(chunk.length for chunk in chunks)
         keys = sum(chunk.sequence.num_computed + chunk.length for chunk in chunks)
@@ -103,33 +105,35 @@ class PromptGraphs:
     def sizes(self) -> Seq[int]:
         return self._sizes
 
-    def capture(self, companies: Seq[tuple[FusedGroup, ...]], told: Callable[[], None]) -> None:
-        """Capture every size of prompts that begin their sequences; `told` after each."""
-        for groups in companies:
+    def capture(
+        self, group_sets: Seq[tuple[FusedGroup, ...]], on_captured: Callable[[], None]
+    ) -> None:
+        """Capture every size of prompts that begin their sequences, largest first."""
+        for groups in group_sets:
             for size in reversed(self._sizes):
                 self._graph(size, None, groups)
-                told()
+                on_captured()
 
     def _graph(
         self, size: int, keys: int | None, groups: tuple[FusedGroup, ...]
-    ) -> tuple[_Fixed, Captured]:
+    ) -> tuple[_StaticInputs, CapturedGraph]:
         fixed = self._fixed.get((size, keys))
         if fixed is None:
-            fixed = self._fixed[size, keys] = _Fixed(size, keys, self._kv)
+            fixed = self._fixed[size, keys] = _StaticInputs(size, keys, self._kv)
 
         def prepare() -> list[Inputs]:
             fixed.clear()
             segments = capacity_for(size, MOST_PROMPTS)
             return [Inputs(group, size, segments, self._kv.device) for group in groups]
 
-        found = self._captures.find(
+        captured = self._graphs.find(
             ("prompts", size, keys, groups),
             prepare,
             lambda inputs: self._run(fixed, groups, inputs),
         )
-        return fixed, found
+        return fixed, captured
 
-    def _fill(self, fixed: _Fixed, chunks: Seq[Chunk]) -> None:
+    def _fill(self, fixed: _StaticInputs, chunks: Seq[Chunk]) -> None:
         numbers = np.zeros(fixed.numbers.shape, dtype=np.int64)
         numbers[2] = self._kv.sink
         at = 0
@@ -159,13 +163,13 @@ class PromptGraphs:
             refill(fixed.prompts.keys_at, keys_at)
 
     def _places(self, chunk: Chunk, first: int) -> NDArray[np.int64]:
-        """Where the keys of a sequence's tokens lie, from token `first` to the chunk's end."""
+        """The places in the cache of a sequence's tokens, from token `first` to the chunk's end."""
         size = self._kv.block_tokens
         tokens = np.arange(first, chunk.sequence.num_computed + chunk.length)
         places: NDArray[np.int64] = np.array(chunk.sequence.blocks)[tokens // size] * size
         return places + tokens % size
 
-    def _run(self, fixed: _Fixed, groups: Seq[FusedGroup], inputs: Seq[Inputs]) -> Tensor:
+    def _run(self, fixed: _StaticInputs, groups: Seq[FusedGroup], inputs: Seq[Inputs]) -> Tensor:
         decoder = self._decoder
 
         def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -174,7 +178,7 @@ class PromptGraphs:
                 q, k, v, fixed.prompts, self._kv, layer, scaling=scaling, window=window
             )
 
-        adapters = self._captures.adapters_of(groups, inputs)
+        adapters = self._graphs.adapters_of(groups, inputs)
         hidden = decoder.hidden(
             fixed.ids, fixed.positions, fixed.places, self._kv, attend, adapters
         )

@@ -21,9 +21,9 @@ _FEWEST_KEYS: Final = 128
 # One program reads some tens of KB a microsecond: where tables hold more keys than these, waiting
 # for a long row costs more than a reduction for all.
 _MOST_KEYS: Final = 8192
-# ... but programs of short rows in a batch with long tables start in vain: at most so many.
+# ... but beside long tables, programs of short rows have nothing to do: so at most so many.
 _MOST_PROGRAMS: Final = 2048
-# The reduction holds all parts of a head at once.
+# The reduction holds all splits of a head at once.
 _MOST_SPLITS: Final = 64
 # Of a tile of keys, so that five programs with all their stages fit a multiprocessor.
 _TILE_BYTES: Final = 8192
@@ -33,7 +33,7 @@ _WARPS: Final = 4
 # The block table's entries come before the keys that they point to: of four stages between loads
 # and sums, keys and values have two.
 _STAGES: Final = 5
-# Tensor cores take no fewer rows: the heads of a group fill some of them, zeros the rest.
+# Tensor cores take no fewer rows: the heads of a group fill some of them, and zeros the others.
 _FEWEST_HEADS: Final = 16
 _EVERY_KEY: Final = 2**31 - 1
 
@@ -49,7 +49,7 @@ def decode_attention(
 ) -> Tensor:
     """softmax(q . keys * scaling) @ values, for the last token of each row's context.
 
-    What a row costs follows its context, not the width of the table. Sums are float32.
+    A row's cost depends on its context, not on the width of the table. Sums are float32.
 
     Args:
         q: [rows, heads * D], any row stride. Head h reads kv head h // (heads / kv_heads).
@@ -93,11 +93,11 @@ def decode_attention(
 
 
 def split_count(programs: int, most_keys: int) -> int:
-    """In how many parts each context is read: from shapes alone, so that a graph can hold it.
+    """How many splits each context has: by shapes alone, so that a graph can be captured.
 
     Args:
         programs: how many there are without splitting, rows times kv heads.
-        most_keys: what the widest row may hold.
+        most_keys: of the widest row.
     """
     programs = max(programs, 1)
     fills = min(_PROGRAMS // programs, math.ceil(most_keys / _FEWEST_KEYS))

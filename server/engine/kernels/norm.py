@@ -1,4 +1,4 @@
-"""Add to the residual stream and normalise it, in one pass. Knows no model and no layers.
+"""Adds to the residual stream and normalises it, in one pass. Knows no model and no layers.
 
 Root mean square layer normalisation: Zhang and Sennrich, arXiv 1910.07467, equation 4.
 """

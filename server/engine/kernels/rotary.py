@@ -1,7 +1,7 @@
-"""Turn queries and keys by their positions, and put keys and values in the cache, in one pass.
+"""Rotates queries and keys by their positions, and stores keys and values, in one pass.
 
 Rotary position embedding: Su et al., arXiv 2104.09864, equation 34, with the halves of a head as
-transformers pairs them. Knows no sequences: each token brings its angles and its place.
+transformers pairs them. Knows no sequences: each token comes with its angles and its place.
 """
 
 import torch

@@ -1,7 +1,7 @@
 """Attention over paged keys and values, called from inside transformers' models.
 
-The model runs on one flat batch of all the tokens of a step; only attention knows where one
-sequence ends and the next begins. Knows no weights and no sampling.
+The model runs on one flat batch of all the tokens of a step; only attention separates the
+sequences. Knows no weights and no sampling.
 """
 
 import torch
@@ -9,12 +9,12 @@ from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 
-from server.engine.plain.token_layout import Layout, Read
+from server.engine.plain.token_layout import AttentionCall, Layout
 from server.errors import UnsupportedModel
 
 NAME = "verandah_paged"
 
-# What models pass on that has no part in the scores, or has done its part by now.
+# Arguments of models that do not change the scores, or were applied before.
 _HARMLESS = frozenset({"position_ids", "use_cache", "output_attentions", "cache_position"})
 
 
@@ -42,7 +42,7 @@ def paged_attention(
         query: [1, heads, tokens, head_dim].
         key, value: [1, kv_heads, tokens, head_dim].
         sliding_window: how many tokens back a token sees, itself included; None: all.
-        paged: what `Runner.step` passed to the model; models hand it down unseen.
+        paged: `PlainForward` passes it to the model, and models pass it on as it is.
 
     Returns: [1, tokens, heads, head_dim], and None for the weights.
 
@@ -52,7 +52,7 @@ def paged_attention(
     unknown = sorted(k for k, v in others.items() if v is not None and k not in _HARMLESS)
     if paged is None or attention_mask is not None or dropout or unknown:
         raise UnsupportedModel(
-            f"{type(module).__name__} needs attention that this engine does not do"
+            f"{type(module).__name__} needs attention that this engine does not have"
             + (f": {', '.join(unknown)}" if unknown else "")
         )
     layer = module.layer_idx
@@ -61,7 +61,7 @@ def paged_attention(
     if scaling is None:
         scaling = query.shape[-1] ** -0.5
     _, heads, tokens, head_dim = query.shape
-    # Heads that share keys come together: [kv_heads, heads of each, tokens, head_dim].
+    # Heads that share keys are neighbours: [kv_heads, heads of each, tokens, head_dim].
     queries = query.view(key.shape[1], -1, tokens, head_dim)
     output = query.new_empty(tokens, heads, head_dim)
     for read in paged.reads(sliding_window):
@@ -72,7 +72,7 @@ def paged_attention(
 
 
 def _attend_decodes(
-    queries: Tensor, keys: Tensor, values: Tensor, read: Read, scaling: float
+    queries: Tensor, keys: Tensor, values: Tensor, read: AttentionCall, scaling: float
 ) -> Tensor:
     """One query token for each sequence. Returns: [sequences, heads, head_dim].
 
@@ -88,7 +88,7 @@ def _attend_decodes(
 
 
 def _attend_prompt(
-    queries: Tensor, keys: Tensor, values: Tensor, read: Read, scaling: float
+    queries: Tensor, keys: Tensor, values: Tensor, read: AttentionCall, scaling: float
 ) -> Tensor:
     """Many query tokens of one sequence. Returns: [tokens, heads, head_dim].
 

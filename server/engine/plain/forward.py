@@ -1,6 +1,7 @@
-"""From a step's chunks to logits: through transformers' own forward, or through the fused decoder.
+"""Runs a step's chunks through transformers' own forward, and defines what a forward is.
 
-Both give the same answers up to rounding; the first is the reference and runs any model anywhere.
+The fused forward gives the same logits up to rounding; this one is the reference, and runs any
+model on any device. Knows no queue and no sampling.
 """
 
 from collections.abc import Sequence as Seq
@@ -14,20 +15,20 @@ from torch import Tensor
 from server.adapters.residency import ResidentAdapters
 from server.bases.model import BaseModel
 from server.engine.device import to_device
-from server.engine.flight import Wanted
 from server.engine.kv_cache import KVCache
+from server.engine.launched_step import LogitRows
 from server.engine.plain.token_layout import Layout
 from server.engine.sequence import Chunk
 
 
 class Forward(Protocol):
-    """Runs chunks. To be called within `torch.inference_mode`."""
+    """Runs chunks. Call it within `torch.inference_mode`."""
 
-    def step(self, chunks: Seq[Chunk], last: Tensor) -> tuple[Wanted, Tensor]:
-        """Which rows the step needs, and their logits [rows, vocab].
+    def step(self, chunks: Seq[Chunk], last: Tensor) -> tuple[LogitRows, Tensor]:
+        """The rows that need logits, and those logits [rows, vocab].
 
         Args:
-            last: int64, the tokens that the step before sampled; pending ones are taken from it.
+            last: int64, the tokens that the step before sampled; it has the pending ones.
         """
         ...
 
@@ -44,7 +45,7 @@ class PlainForward:
         self._adapters = adapters
         self._kv = kv
 
-    def step(self, chunks: Seq[Chunk], last: Tensor) -> tuple[Wanted, Tensor]:
+    def step(self, chunks: Seq[Chunk], last: Tensor) -> tuple[LogitRows, Tensor]:
         return run_flat(self, chunks, last, self._kv)
 
     def logits(self, layout: Layout, rows: Seq[int]) -> Tensor:
@@ -68,18 +69,18 @@ class PlainForward:
 
 def run_flat(
     forward: Forward, chunks: Seq[Chunk], last: Tensor, kv: KVCache
-) -> tuple[Wanted, Tensor]:
+) -> tuple[LogitRows, Tensor]:
     """A step as one flat batch of all its tokens; see `Forward.step`."""
     layout = Layout(chunks, kv)
-    wanted = Wanted(layout.chunks, layout.starts)
-    if wanted.patches:
-        places = to_device(list(chain.from_iterable(wanted.patches)), torch.int64, kv.device)
+    logit_rows = LogitRows(layout.chunks, layout.starts)
+    if logit_rows.pending:
+        places = to_device(list(chain.from_iterable(logit_rows.pending)), torch.int64, kv.device)
         rows, sources = places.view(-1, 2).T
         layout.token_ids[rows] = last[sources]
-    return wanted, forward.logits(layout, wanted.rows)
+    return logit_rows, forward.logits(layout, logit_rows.rows)
 
 
 def refuse_slots(slots: Seq[int]) -> None:
-    """Raises ValueError if one is an adapter's: there is nothing to serve it with."""
+    """Raises ValueError if a slot is an adapter's: there are no adapters."""
     if any(slots):
         raise ValueError("a sequence has an adapter's slot, but this Runner has no adapters")

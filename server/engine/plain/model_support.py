@@ -1,6 +1,6 @@
-"""Which models the engine runs exactly: what their config rules out, and a trial against the model.
+"""Refuses models that the engine does not run exactly: by their config, and by a trial.
 
-Refusing is the point: a model that runs almost right would answer almost right, for ever.
+A model that ran almost right would answer almost right, and nobody would notice.
 """
 
 from collections.abc import Callable
@@ -17,7 +17,7 @@ from server.engine.plain.token_layout import Layout
 from server.engine.sequence import Chunk, SamplingParams, Sequence
 from server.errors import UnsupportedModel
 
-Forward = Callable[[Layout, Seq[int]], Tensor]
+FlatLogits = Callable[[Layout, Seq[int]], Tensor]
 """Logits [rows, vocab] of the given rows of a step's flat batch."""
 
 _LAYER_TYPES = frozenset({"full_attention", "sliding_attention"})
@@ -27,7 +27,7 @@ TOLERANCE = {torch.float32: 1e-3, torch.float16: 2e-2, torch.bfloat16: 8e-2}
 
 
 def check_config(base: BaseModel) -> None:
-    """Refuse what a short trial would not show.
+    """Refuse models whose faults a short trial would not show.
 
     Raises:
         UnsupportedModel: the config asks for something that the engine lacks.
@@ -43,7 +43,7 @@ def check_config(base: BaseModel) -> None:
         if rope_type in ("dynamic", "longrope"):
             raise UnsupportedModel(
                 f"base model {base.name!r} has {rope_type!r} rotary embeddings: they change with "
-                "the longest sequence of a batch, so answers would depend on their neighbours"
+                "the longest sequence of a batch, so answers would depend on other requests"
             )
     if base.dtype not in TOLERANCE:
         raise UnsupportedModel(
@@ -59,14 +59,12 @@ def _rope_types(config: PretrainedConfig) -> list[str]:
 
 
 class Trial:
-    """Two short prompts whose logits the plain model gave before the engine took over."""
+    """Two short prompts, and their logits by the model before the engine changed its attention."""
 
     def __init__(self, base: BaseModel, kv: KVCache) -> None:
         self._base = base
         self._kv = kv
-        longest = min(
-            self._wanted_length(), base.max_context, (kv.num_blocks - 1) * kv.block_tokens
-        )
+        longest = min(self._trial_length(), base.max_context, (kv.num_blocks - 1) * kv.block_tokens)
         generator = torch.Generator().manual_seed(0)
         self._prompts = [
             torch.randint(base.vocab_size, (length,), generator=generator)
@@ -78,8 +76,8 @@ class Trial:
                 for prompt in self._prompts
             ]
 
-    def _wanted_length(self) -> int:
-        """Past the window where that is short, so that its edge is tried too."""
+    def _trial_length(self) -> int:
+        """Longer than a short window, so that the trial covers the window's edge."""
         window = self._window()
         return 37 if window is None else min(window + 21, _LONGEST_TRIAL)
 
@@ -89,8 +87,8 @@ class Trial:
         window: int | None = getattr(config, "sliding_window", None)
         return window if types is None or "sliding_attention" in types else None
 
-    def check(self, forward: Forward) -> None:
-        """Compare the engine's logits with the plain model's.
+    def check(self, forward: FlatLogits) -> None:
+        """Compare the engine's logits with the model's own.
 
         Raises:
             UnsupportedModel: they differ, or the engine cannot run the model at all.
@@ -100,22 +98,24 @@ class Trial:
             got, windows = self._run(forward)
         except UnsupportedModel:
             raise
-        # A model's own code may raise anything when it does not take what the engine passes.
+        # A model's own code may raise anything at arguments that it does not know.
         except Exception as error:
             raise UnsupportedModel(f"{name} does not run in this engine: {error}") from error
         if self._window() is not None and windows == {None}:
-            raise UnsupportedModel(f"{name} hides its sliding window from the engine")
+            raise UnsupportedModel(
+                f"{name} has a sliding window, but does not pass it to the engine's attention"
+            )
         for logits, expected in zip(got, self._expected, strict=True):
             off = float((logits - expected).float().norm() / expected.float().norm())
             if not off < TOLERANCE[self._base.dtype]:
                 raise UnsupportedModel(
-                    f"{name} gives other logits in this engine than alone: they are off by "
-                    f"{off:.1e} of their size"
+                    f"{name} gives other logits in this engine than in transformers: they differ "
+                    f"by {off:.1e} of their size"
                 )
 
     @torch.inference_mode()
-    def _run(self, forward: Forward) -> tuple[list[Tensor], frozenset[int | None]]:
-        """Run both prompts side by side, in chunks and single tokens that meet in every mix."""
+    def _run(self, forward: FlatLogits) -> tuple[list[Tensor], frozenset[int | None]]:
+        """Run both prompts in one batch, in every mix of chunks and single tokens."""
         pool = BlockPool(self._kv.num_blocks, self._kv.block_tokens)
         sequences = [
             Sequence(number, tuple(prompt.tolist()), SamplingParams(), seed=0)
@@ -132,7 +132,7 @@ class Trial:
             for chunk in chunks:
                 assert pool.grow(chunk.sequence, chunk.sequence.num_computed + chunk.length)
             layout = Layout(chunks, self._kv)
-            # Backwards, to see that the model gives the rows that were asked for.
+            # In reverse order, to check that the model gives the rows in the order of the call.
             logits = forward(layout, range(len(layout.slots))[::-1]).flip(0)
             for chunk, start in zip(layout.chunks, layout.starts, strict=True):
                 got[chunk.sequence.seq_id].append(logits[start : start + chunk.length])

@@ -1,4 +1,7 @@
-"""Where each token of a step stands, writes and reads. Built once a step, shared by all layers."""
+"""Lays out a step's tokens as one flat batch: where each one writes and what it attends to.
+
+Built once a step and shared by all layers. Knows no weights and no sampling.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,11 +15,11 @@ from server.engine.sequence import Chunk
 
 
 @dataclass(frozen=True)
-class Read:
-    """One call of attention: some rows of the flat batch and the keys that they see.
+class AttentionCall:
+    """Some rows of the flat batch and the keys that they see.
 
-    Either many sequences with one token each, or one sequence with many. `blocks` is what
-    `KVCache.read` takes; a sequence's first `num_keys` keys are used. `mask` is added to the
+    Either many sequences with one token each, or one sequence with many. `blocks` is the index for
+    `KVCache.read`; the first `num_keys` keys of each sequence are used. `mask` is added to the
     scores, [1, sequences, query tokens of each, num_keys]; None: there is one key for each query,
     and a query sees the keys up to its own place.
     """
@@ -41,10 +44,10 @@ class Layout:
         num_singles: chunks of one token, which stand first.
         starts: the first flat row of each chunk.
         token_ids, positions: int64 [tokens], on the cache's device.
-        places: int64 [tokens], where in the cache each token's keys and values go.
-        write_at: the same for `KVCache.write`.
+        places: int64 [tokens], `block * block_tokens + offset` of each token in the cache.
+        write_at: the index for `KVCache.write`.
         slots: the adapter slot of each token.
-        windows: the attention windows that the model's layers asked for in this step.
+        windows: the attention windows that the model's layers used in this step.
     """
 
     def __init__(self, chunks: Sequence[Chunk], cache: KVCache) -> None:
@@ -53,7 +56,7 @@ class Layout:
         self.chunks = [*singles, *(chunk for chunk in chunks if chunk.length > 1)]
         self.cache = cache
         self.num_singles = len(singles)
-        self._reads: dict[int | None, list[Read]] = {}
+        self._reads: dict[int | None, list[AttentionCall]] = {}
         self.starts: list[int] = []
         self.slots: list[int] = []
         token_ids: list[int] = []
@@ -77,8 +80,8 @@ class Layout:
         return frozenset(self._reads)
 
     def decode_tables(self) -> tuple[Tensor, Tensor]:
-        """Of the single tokens: their sequences' blocks, int32 [singles, most], and the number of
-        keys that each sees, int32 [singles].
+        """The block tables of the single tokens, int32 [singles, most blocks], and the number of
+        keys that each token sees, int32 [singles].
         """
         singles = [chunk.sequence for chunk in self.chunks[: self.num_singles]]
         width = max((len(it.blocks) for it in singles), default=0)
@@ -89,15 +92,15 @@ class Layout:
             to_device([it.num_computed + 1 for it in singles], torch.int32, device),
         )
 
-    def reads(self, window: int | None) -> list[Read]:
+    def reads(self, window: int | None) -> list[AttentionCall]:
         """The calls of attention for layers that see `window` tokens back (None: all)."""
         if window not in self._reads:
             self._reads[window] = [*self._decodes(window), *self._prompts(window)]
         return self._reads[window]
 
-    def _decodes(self, window: int | None) -> list[Read]:
-        """Group single tokens so that at most a quarter of what a row gathers is padding."""
-        reads: list[Read] = []
+    def _decodes(self, window: int | None) -> list[AttentionCall]:
+        """Group single tokens so that at most a quarter of a row's blocks is padding."""
+        reads: list[AttentionCall] = []
         stop = self.num_singles
         spans = [self._span(chunk, window) for chunk in self.chunks[:stop]]
         while stop > 0:
@@ -116,7 +119,7 @@ class Layout:
         first = 0 if window is None else max(position + 1 - window, 0)
         return range(first // size, (position + chunk.length - 1) // size + 1)
 
-    def _decode(self, rows: slice, spans: list[range], window: int | None) -> Read:
+    def _decode(self, rows: slice, spans: list[range], window: int | None) -> AttentionCall:
         width = max(len(span) for span in spans)
         # Padding reads the row's first block once more; the mask hides it.
         blocks = [
@@ -129,23 +132,23 @@ class Layout:
         keys = first_keys[:, None] + torch.arange(width * size, device=self.cache.device)
         mask = self._mask(self.positions[rows, None], keys, window)
         read = self.cache.rows(self._tensor(blocks))
-        return Read(rows, len(spans), read, width * size, mask[None, :, None])
+        return AttentionCall(rows, len(spans), read, width * size, mask[None, :, None])
 
-    def _prompts(self, window: int | None) -> list[Read]:
+    def _prompts(self, window: int | None) -> list[AttentionCall]:
         chunks = zip(self.chunks, self.starts, strict=True)
         return [self._prompt(chunk, start, window) for chunk, start in chunks if chunk.length > 1]
 
-    def _prompt(self, chunk: Chunk, start: int, window: int | None) -> Read:
+    def _prompt(self, chunk: Chunk, start: int, window: int | None) -> AttentionCall:
         span = self._span(chunk, window)
         rows = slice(start, start + chunk.length)
         blocks = self.cache.rows(self._tensor(chunk.sequence.blocks[span.start : span.stop]))
         first_key = span.start * self.cache.block_tokens
         num_keys = chunk.sequence.num_computed + chunk.length - first_key
         if num_keys == chunk.length and (window is None or window >= chunk.length):
-            return Read(rows, 1, blocks, num_keys, None)
+            return AttentionCall(rows, 1, blocks, num_keys, None)
         keys = first_key + torch.arange(num_keys, device=self.cache.device)
         mask = self._mask(self.positions[rows, None], keys, window)
-        return Read(rows, 1, blocks, num_keys, mask[None, None])
+        return AttentionCall(rows, 1, blocks, num_keys, mask[None, None])
 
     def _mask(self, queries: Tensor, keys: Tensor, window: int | None) -> Tensor:
         hidden = keys > queries

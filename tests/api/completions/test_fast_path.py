@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 from starlette.types import Message, Receive, Scope, Send
 
-from server.api.completions.delivery import Wakes
+from server.api.completions.delivery import StreamWaker
 from server.api.completions.fast_path import Direct, Way
 from server.api.completions.text_completion import CompletionRequest, answer
 from tests.api.running import Running
@@ -75,7 +75,7 @@ def test_a_good_request_does_not_reach_fastapi(server: Running) -> None:
         sent.append(message)
 
     ways = {"/v1/completions": Way(CompletionRequest, answer)}
-    direct = Direct(fastapi, server.parts, Wakes(), ways)
+    direct = Direct(fastapi, server.parts, StreamWaker(), ways)
     scope = {
         "type": "http",
         "method": "POST",

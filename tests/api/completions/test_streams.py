@@ -12,10 +12,9 @@ from server.api.completions.delivery import (
     Answers,
     ChoiceUpdate,
     ClientGone,
-    Ear,
-    Heard,
-    Wakes,
-    joined,
+    StreamWaker,
+    Updates,
+    merged,
 )
 from server.api.completions.generation import CheckedRequest
 from server.api.completions.replies import Chunks, Shape, Transcript
@@ -79,8 +78,8 @@ def test_frames_hold_what_whole_chunks_do(kind: str, logprobs: bool, seed: int) 
         assert chunks.of([news]) == plainly(labels, news, plain)
 
 
-def heard_of(draw: random.Random) -> Heard:
-    """What an answer's listener was told: some tokens by their text alone."""
+def heard_of(draw: random.Random) -> Updates:
+    """The updates of an answer: some tokens by their text alone."""
     deltas = [news.delta for news in answer(draw, 0, 1)]
     return [delta.text if draw.random() < 0.6 else delta for delta in deltas[:-1]] + deltas[-1:]
 
@@ -92,11 +91,11 @@ def test_what_was_heard_is_told_as_one_delta(seed: int) -> None:
         heard.pop()
     one_by_one, at_once = Transcript(), Transcript()
     for each in heard:
-        one_by_one.add(*joined(1, [each])[1:])
-    news = joined(1, heard)
-    at_once.add(*news[1:])
+        one_by_one.add(merged(1, [each]))
+    news = merged(1, heard)
+    at_once.add(news)
     assert at_once == one_by_one
-    assert at_once.made == len(heard)
+    assert at_once.num_tokens == len(heard)
     assert (news.choice, news.delta.finish) == (1, None if seed % 2 else FinishReason.LENGTH)
 
 
@@ -125,20 +124,22 @@ class Mute:
         return LoopStats()
 
 
-def opened(wakes: Wakes, count: int, receive: Receive = stays) -> list[tuple[Answers, Listener]]:
+def opened(
+    waker: StreamWaker, count: int, receive: Receive = stays
+) -> list[tuple[Answers, Listener]]:
     """Streams of one answer each, and who hears it."""
     streams = []
     for _ in range(count):
         engine = Mute()
-        stream = Answers(engine, wakes, receive, ends_only=False, timeout_s=9)
-        stream.ask(Generation("r", "o", (1,), SamplingParams(max_tokens=9)))
+        stream = Answers(engine, waker, receive, ends_only=False, timeout_s=9)
+        stream.submit(Generation("r", "o", (1,), SamplingParams(max_tokens=9)))
         streams.append((stream, engine.listeners[0]))
     return streams
 
 
 def test_a_step_wakes_the_event_loop_once() -> None:
     async def listen() -> tuple[int, list[str]]:
-        loop, wakes, calls = asyncio.get_running_loop(), Wakes(), 0
+        loop, waker, calls = asyncio.get_running_loop(), StreamWaker(), 0
         call_soon = loop.call_soon_threadsafe
 
         def counted(*arguments: object) -> object:
@@ -147,10 +148,11 @@ def test_a_step_wakes_the_event_loop_once() -> None:
             return call_soon(*arguments)  # type: ignore[arg-type]
 
         loop.call_soon_threadsafe = counted  # type: ignore[method-assign,assignment]
-        streams = opened(wakes, 7)
-        for _, hear in streams:
-            hear(TextDelta(0, "a"))
-            hear(TextDelta(0, "b", finish=FinishReason.STOP))
+        streams = opened(waker, 7)
+        for _, listener in streams:
+            listener.hear(TextDelta(0, "a"))
+            listener.hear(TextDelta(0, "b", finish=FinishReason.STOP))
+            listener.flush()
         told = [(await stream.next())[0].delta.text for stream, _ in streams]
         for stream, _ in streams:
             stream.close()
@@ -162,26 +164,27 @@ def test_a_step_wakes_the_event_loop_once() -> None:
 def test_few_streams_are_told_each_token_and_many_several_in_one_piece() -> None:
     async def pieces(count: int, tokens: int, pace_s: float) -> tuple[list[int], int]:
         """How many tokens each piece of one of `count` streams had, and how often it was late."""
-        wakes = Wakes()
-        streams = opened(wakes, count)
-        stream, hear = streams[0]
+        waker = StreamWaker()
+        streams = opened(waker, count)
+        stream, listener = streams[0]
         heard: list[int] = []
 
         async def listen() -> None:
             while sum(heard) < tokens:
                 heard.append(len((await stream.next())[0].delta.text))
 
-        listener, late = asyncio.create_task(listen()), 0
+        listening, late = asyncio.create_task(listen()), 0
         for place in range(tokens):
             told = len(heard)
             finish = FinishReason.STOP if place == tokens - 1 else None
-            hear(TextDelta(0, "a", finish=finish))
+            listener.hear(TextDelta(0, "a", finish=finish))
+            listener.flush()
             await asyncio.sleep(pace_s)
             late += len(heard) == told and place in (0, tokens - 1)
-        await listener
+        await listening
         for each, _ in streams:
             each.close()
-        assert not wakes.streams
+        assert not waker.streams
         return heard, late
 
     assert asyncio.run(pieces(1, 20, 0.003)) == ([1] * 20, 0)
@@ -194,18 +197,18 @@ def test_plain_tokens_are_heard_as_texts_in_their_place() -> None:
     """As from an engine in a process of its own, from another thread."""
 
     async def listen() -> list[ChoiceUpdate]:
-        ((stream, hear),) = opened(Wakes(), 1)
-        assert isinstance(hear, Ear)
-        take = hear.text_taker(0)
-        hear.taker(0)(5, "_")
+        ((stream, listener),) = opened(StreamWaker(), 1)
+        take = listener.token_sink(0)
+        listener.hear(TextDelta(0, "_", (TokenPiece(5, "_"),)))
 
         def tell() -> None:
             for text in "abcdef":
-                take(text)
-            hear.told()
-            hear(TextDelta(0, "g", (TokenPiece(5, "g", score(5)),)))
-            take("h")
-            hear(TextDelta(0, "i", (TokenPiece(5, "i"),), finish=FinishReason.STOP))
+                take(5, text)
+            listener.flush()
+            listener.hear(TextDelta(0, "g", (TokenPiece(5, "g", score(5)),)))
+            take(5, "h")
+            listener.hear(TextDelta(0, "i", (TokenPiece(5, "i"),), finish=FinishReason.STOP))
+            listener.flush()
 
         telling, news = asyncio.create_task(asyncio.to_thread(tell)), []
         while not stream.complete:
@@ -216,14 +219,14 @@ def test_plain_tokens_are_heard_as_texts_in_their_place() -> None:
 
     news = asyncio.run(listen())
     assert "".join(each.delta.text for each in news) == "_abcdefghi"
-    assert sum(each.made for each in news) == 10
+    assert sum(each.num_tokens for each in news) == 10
 
 
 def test_what_came_before_a_failure_is_told_first() -> None:
     async def listen() -> str:
-        ((stream, hear),) = opened(Wakes(), 1)
-        hear(TextDelta(0, "a"))
-        hear(TextDelta(0, finish=FinishReason.ERROR, error=Unavailable("gone")))
+        ((stream, listener),) = opened(StreamWaker(), 1)
+        listener.hear(TextDelta(0, "a"))
+        listener.hear(TextDelta(0, finish=FinishReason.ERROR, error=Unavailable("gone")))
         try:
             (news,) = await stream.next()
             with pytest.raises(Unavailable, match="gone"):
@@ -237,27 +240,26 @@ def test_what_came_before_a_failure_is_told_first() -> None:
 
 def test_who_waits_for_ends_is_woken_by_nothing_else() -> None:
     async def listen() -> tuple[list[bool], str]:
-        engine, wakes = Mute(), Wakes()
-        answers = Answers(engine, wakes, stays, ends_only=True, timeout_s=9)
-        answers.ask(Generation("r", "o", (1,), SamplingParams(max_tokens=9)))
+        engine, waker = Mute(), StreamWaker()
+        answers = Answers(engine, waker, stays, ends_only=True, timeout_s=9)
+        answers.submit(Generation("r", "o", (1,), SamplingParams(max_tokens=9)))
         called: list[bool] = []
-        ear = engine.listeners[0]
-        assert isinstance(ear, Ear)
+        listener = engine.listeners[0]
         waiting = asyncio.create_task(answers.next())
         await asyncio.sleep(0)
         for text in "ab":
-            ear.text_taker(0)(text)
-            ear.told()
-            ear.taker(0)(5, text)
-            ear(TextDelta(0, text))
+            listener.token_sink(0)(5, text)
+            listener.hear(TextDelta(0, text))
+            listener.flush()
             await asyncio.sleep(0)
-            called.append(wakes._looking or wakes._hurrying)
-        ear(TextDelta(0, finish=FinishReason.STOP))
+            called.append(waker._wakes_all or waker._wakes_urgent)
+        listener.hear(TextDelta(0, finish=FinishReason.STOP))
+        listener.flush()
         (news,) = await waiting
         answers.close()
         return called, news.delta.text
 
-    assert asyncio.run(listen()) == ([False, False], "aaabbb")
+    assert asyncio.run(listen()) == ([False, False], "aabb")
 
 
 def test_who_waits_for_news_hears_that_the_client_went_away() -> None:
@@ -265,7 +267,7 @@ def test_who_waits_for_news_hears_that_the_client_went_away() -> None:
         return {"type": "http.disconnect"}
 
     async def listen() -> None:
-        ((stream, _),) = opened(Wakes(), 1, leave)
+        ((stream, _),) = opened(StreamWaker(), 1, leave)
         try:
             with pytest.raises(ClientGone):
                 await asyncio.wait_for(stream.next(), 5)

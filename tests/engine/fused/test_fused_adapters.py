@@ -22,10 +22,10 @@ from server.adapters.methods.vera import Vera
 from server.adapters.residency import ResidentAdapters
 from server.bases.model import BaseModel
 from server.engine.blocks import BlockPool
-from server.engine.fused.captures import Captured, Captures
 from server.engine.fused.decode_graphs import DecodeGraphs
 from server.engine.fused.decoder import FusedDecoder
 from server.engine.fused.fused_forward import FusedForward
+from server.engine.fused.graph_cache import CapturedGraph, GraphCache
 from server.engine.fused.prompt_graphs import PromptGraphs
 from server.engine.kv_cache import KVCache
 from server.engine.plain import attention
@@ -46,7 +46,7 @@ MAX_TOKENS = 256  # more in a step are not replayed
 SEED = 7  # of the random matrices that most of them share
 
 
-class Recomputed(Captures):
+class Recomputed(GraphCache):
     """Without CUDA: what would be replayed is run again, over the same fixed tensors."""
 
     def __init__(self, adapters: ResidentAdapters) -> None:
@@ -54,12 +54,12 @@ class Recomputed(Captures):
         self._parts = KernelOffsets()
         self._kept = OrderedDict()
 
-    def _capture(self, inputs: Seq[Inputs], run: Callable[[Seq[Inputs]], Tensor]) -> Captured:
+    def _capture(self, inputs: Seq[Inputs], run: Callable[[Seq[Inputs]], Tensor]) -> CapturedGraph:
         logits = run(inputs)
         graph = cast(
             torch.cuda.CUDAGraph, SimpleNamespace(replay=lambda: logits.copy_(run(inputs)))
         )
-        return Captured(graph, inputs, logits)
+        return CapturedGraph(graph, inputs, logits)
 
 
 class Side:
@@ -78,7 +78,7 @@ class Side:
         kv = KVCache(base, memory_mb=4, block_tokens=8)
         self.pool = BlockPool(kv.num_blocks, 8)
         self.forward: Forward = PlainForward(base, self.adapters, kv)
-        captures = (Captures if CUDA else Recomputed)(self.adapters) if graphs else None
+        captures = (GraphCache if CUDA else Recomputed)(self.adapters) if graphs else None
         if fused:
             riding = self._riding(base) if rides else None
             decoder = FusedDecoder(base, riding)
@@ -102,13 +102,13 @@ class Side:
         else:
             attention.register()
             model.set_attn_implementation(attention.NAME)
-        self._captures = captures
+        self._graphs = captures
         self.slots = [0, *(served.acquire(ref) for ref in refs)]
 
     @property
     def captured(self) -> list[str]:
         """What graphs are of, in the order of their capture."""
-        kept = self._captures._kept if self._captures is not None else {}
+        kept = self._graphs._kept if self._graphs is not None else {}
         return [key[0] for key in kept if isinstance(key, tuple)]
 
     def _riding(self, base: BaseModel) -> Riding:
@@ -122,8 +122,8 @@ class Side:
         for chunk in chunks:
             assert self.pool.grow(chunk.sequence, chunk.sequence.num_computed + chunk.length)
         last = torch.zeros(0, dtype=torch.int64, device=DEVICE)
-        wanted, logits = self.forward.step(chunks, last)
-        order = {id(it): row for row, it in enumerate(wanted.sampled)}
+        logit_rows, logits = self.forward.step(chunks, last)
+        order = {id(it): row for row, it in enumerate(logit_rows.sampled)}
         rows = [order[id(it)] for it in sequences if id(it) in order]
         for chunk in chunks:
             chunk.sequence.num_computed += chunk.length
@@ -194,18 +194,18 @@ def test_a_step_in_parts_is_announced_whole(
 ) -> None:
     """Else an adapter that the first part reads could be overwritten under it."""
     side = sides[1]
-    told: list[list[int]] = []
+    begun: list[list[int]] = []
     begin = side.adapters.begin
 
     def listen(slots: list[int]) -> None:
-        told.append(slots)
+        begun.append(slots)
         begin(slots)
 
     monkeypatch.setattr(side.adapters, "begin", listen)
     single = make_sequence(0, [5], slot=side.slots[1])
     prompt = make_sequence(1, [6, 7, 8], slot=side.slots[2])
     side.step([prompt, single], [3, 1])
-    assert told == [[side.slots[1], *[side.slots[2]] * 3]]
+    assert begun == [[side.slots[1], *[side.slots[2]] * 3]]
 
 
 def test_prompts_ride_with_decodes(

@@ -9,7 +9,7 @@ import torch
 
 from server.bases.model import BaseModel
 from server.engine.blocks import BlockPool
-from server.engine.device import Arriving
+from server.engine.device import HostCopies
 from server.engine.kv_cache import KVCache
 from server.engine.runner import Runner
 from server.engine.sampler import sample
@@ -91,7 +91,7 @@ def test_sampling_reads_nothing_from_the_device() -> None:
     for mode in ("default", "error"):
         set_sync_debug_mode(mode)
         try:
-            arriving = Arriving([sample(logits.clone(), sequences, last)])
+            arriving = HostCopies([sample(logits.clone(), sequences, last)])
         finally:
             set_sync_debug_mode("default")
     assert min(arriving.wait()[0].tolist()) >= 0

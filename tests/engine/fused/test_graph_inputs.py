@@ -53,7 +53,7 @@ class Steps:
             self.running.append(Sequence(self.made, prompt, SamplingParams(), seed=0))
         for sequence in [*self.running]:
             if self.draw.random() < 0.1 or sequence.num_tokens > MOST * SIZE - 2:
-                self.told(sequence)  # no graph takes pending tokens within longer chunks
+                self.read(sequence)  # no graph takes pending tokens within longer chunks
                 self.pool.free(sequence)
                 if self.draw.random() < 0.5 or sequence.num_tokens > MOST * SIZE - 2:
                     self.running.remove(sequence)
@@ -69,12 +69,12 @@ class Steps:
     def ran(self, chunks: list[Chunk]) -> None:
         for source, (sequence, length) in enumerate(chunks):
             sequence.num_computed += length
-            self.told(sequence)
+            self.read(sequence)
             sequence.pending, sequence.source = 1, source
             if self.draw.random() < 0.2:
-                self.told(sequence)
+                self.read(sequence)
 
-    def told(self, sequence: Sequence) -> None:
+    def read(self, sequence: Sequence) -> None:
         """What is pending is known."""
         if sequence.pending:
             sequence.output.append(self.draw.randrange(3))
@@ -91,8 +91,8 @@ def test_columns_say_what_rows_say(seed: int, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(decode_graphs, "refill", keep)
     made = decode_graphs.DecodeGraphs.__new__(decode_graphs.DecodeGraphs)
     made._kv = SimpleNamespace(block_tokens=SIZE, sink=SINK)  # type: ignore[assignment]
-    made._tables = decode_graphs._Tables(ROWS, MOST)
-    fixed = decode_graphs._Fixed(ROWS, ROWS, MOST, SINK, torch.device("cpu"))
+    made._tables = decode_graphs._BlockTables(ROWS, MOST)
+    fixed = decode_graphs._StaticInputs(ROWS, ROWS, MOST, SINK, torch.device("cpu"))
     steps = Steps(seed)
     for _ in range(200):
         chunks = steps.chunks()
@@ -110,7 +110,7 @@ def test_columns_say_what_rows_say(seed: int, monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_a_sequence_that_lost_its_blocks_is_read_anew() -> None:
-    pool, tables = BlockPool(8, SIZE), decode_graphs._Tables(1, MOST)
+    pool, tables = BlockPool(8, SIZE), decode_graphs._BlockTables(1, MOST)
     one, other = (Sequence(number, (1,) * 12, SamplingParams(), seed=0) for number in range(2))
     assert pool.grow(one, 12)
     tables.put([one.blocks])

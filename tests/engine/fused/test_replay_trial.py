@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from server.engine.flight import Wanted
 from server.engine.fused.replay_trial import check_replays
 from server.engine.kv_cache import KVCache
+from server.engine.launched_step import LogitRows
 from server.engine.plain import attention
 from server.engine.plain.forward import PlainForward
 from server.engine.plain.token_layout import Layout
@@ -22,10 +22,10 @@ class Spoiled(PlainForward):
 
     lengths: Seq[int] = ()
 
-    def step(self, chunks: Seq[Chunk], last: Tensor) -> tuple[Wanted, Tensor]:
-        wanted, logits = super().step(chunks, last)
+    def step(self, chunks: Seq[Chunk], last: Tensor) -> tuple[LogitRows, Tensor]:
+        logit_rows, logits = super().step(chunks, last)
         wrong = any(chunk.length in self.lengths for chunk in chunks)
-        return wanted, logits.roll(1, dims=-1) if wrong else logits
+        return logit_rows, logits.roll(1, dims=-1) if wrong else logits
 
     def logits(self, layout: Layout, rows: Seq[int]) -> Tensor:
         return super().logits(layout, rows)

@@ -95,7 +95,7 @@ def test_what_would_change_the_scores_is_refused(asks: dict[str, Any]) -> None:
     chunk = Chunk(rig.sequences[0], 3)
     assert rig.pool.grow(chunk.sequence, 3)
     query, key, value = (it[None] for it in rig.tensors[0])
-    with pytest.raises(UnsupportedModel, match="does not do"):
+    with pytest.raises(UnsupportedModel, match="does not have"):
         paged_attention(
             rig.layer, query, key, value, None, paged=Layout([chunk], rig.cache), **asks
         )

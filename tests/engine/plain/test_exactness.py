@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
-from server.engine.flight import NOT_FINITE
+from server.engine.launched_step import NOT_FINITE
 from server.engine.plain import attention
 from server.engine.sequence import Chunk
 from server.errors import UnsupportedModel

@@ -41,7 +41,7 @@ def test_a_window_that_the_model_keeps_to_itself_is_noticed(
         return aware(*args, **others)
 
     monkeypatch.setattr(attention, "paged_attention", unaware)
-    with pytest.raises(UnsupportedModel, match="hides its sliding window"):
+    with pytest.raises(UnsupportedModel, match="does not pass it to the engine's attention"):
         make_engine(model)
 
 

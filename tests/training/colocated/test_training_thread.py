@@ -13,9 +13,9 @@ import torch
 
 from server.bases.model import BaseModel
 from server.engine.blocks import BlockPool
+from server.engine.device import high_priority_stream
 from server.engine.kv_cache import KVCache
 from server.engine.runner import Runner
-from server.engine.urgent import urgent
 from server.jobs.queue.job import JobStatus
 from server.pulse import Pulse
 from server.training.colocated import training_thread as module
@@ -176,7 +176,10 @@ def test_both_at_once_compute_what_each_does_alone(device: str) -> None:
     expected = [generate(model, prompt, 12) for prompt in prompts]
     torch.nn.Module.to(model, device)
     base = BaseModel.of(model, "tiny")
-    beside, within = TrainingThread(base, Pulse(), 1.3, lambda: None), urgent(base.device)
+    beside, within = (
+        TrainingThread(base, Pulse(), 1.3, lambda: None),
+        high_priority_stream(base.device),
+    )
     gradients: list[torch.Tensor] = []
     with within():
         kv = KVCache(base, memory_mb=4, block_tokens=16)
@@ -215,7 +218,7 @@ def test_all_of_a_step_comes_after_the_engine_s(device: str) -> None:
     beside.start(work)
     assert done.wait(60)
     stop(beside)
-    with urgent(torch.device(device))():
+    with high_priority_stream(torch.device(device))():
         engine = torch.cuda.current_stream()
     assert seen[0] == seen[1] != torch.cuda.default_stream()
     assert engine.priority < seen[0].priority

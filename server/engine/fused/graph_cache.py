@@ -1,7 +1,7 @@
-"""Captured launches by what they are for: made when first wanted, the longest unused given up.
+"""A cache of CUDA graphs: captured at first use, the least recently used dropped.
 
-Knows no model. All share one pool of memory, so what one returns must be copied before another is
-replayed.
+All share one pool of memory, so the output of one must be copied before another is replayed.
+Knows no model.
 """
 
 from collections import OrderedDict
@@ -17,16 +17,16 @@ from server.adapters.batch.fused_batch import FusedAdapters, Inputs
 from server.adapters.batch.fused_plan import FusedGroup
 from server.adapters.batch.site_parts import KernelOffsets
 from server.adapters.residency import ResidentAdapters
+from server.engine.device import HIGHEST_STREAM_PRIORITY
 from server.engine.fused.decoder import NoAdapters, SiteAdapters
 from server.engine.kernels.mlp_gate import silu_mul
-from server.engine.urgent import HIGHEST
 
-MOST: Final = 256
-"""Kept at once; each is some hundred kB of launches."""
+MAX_GRAPHS: Final = 256
+"""Each holds some hundred kB of launches."""
 
 
 @dataclass(frozen=True, eq=False)
-class Captured:
+class CapturedGraph:
     """A graph, the adapters' inputs that it reads, and the logits that it writes."""
 
     graph: torch.cuda.CUDAGraph
@@ -34,42 +34,42 @@ class Captured:
     logits: Tensor
 
 
-class Captures:
+class GraphCache:
     """Graphs on the current CUDA device, for one thread.
 
     Args:
-        adapters: whose vectors are read; None: the base alone is served.
+        adapters: the graphs read their vectors; None: the base alone is served.
     """
 
     def __init__(self, adapters: ResidentAdapters | None) -> None:
         self._adapters = adapters
         self._parts = KernelOffsets()
-        self._kept: OrderedDict[Hashable, Captured] = OrderedDict()
+        self._kept: OrderedDict[Hashable, CapturedGraph] = OrderedDict()
         self._pool = torch.cuda.graph_pool_handle()
         # Nodes of a graph keep the priority of the stream that they were captured on.
-        self._stream = torch.cuda.Stream(priority=HIGHEST)
+        self._stream = torch.cuda.Stream(priority=HIGHEST_STREAM_PRIORITY)
 
     def find(
         self,
         key: Hashable,
         prepare: Callable[[], Seq[Inputs]],
         run: Callable[[Seq[Inputs]], Tensor],
-    ) -> Captured:
-        """What was captured for `key`; else `run`, which gives logits, is captured.
+    ) -> CapturedGraph:
+        """The graph of `key`. Without one, captures `run`, which gives logits.
 
-        It is called twice for that. So `prepare` makes its inputs, and sees to it that what is
-        left in fixed tensors from earlier steps makes it write nothing that anybody reads.
+        A capture calls `run` twice. So `prepare` makes its inputs, and clears the static tensors of
+        what earlier steps left there: `run` must write only what nobody reads.
         """
-        found = self._kept.get(key)
-        if found is None:
-            found = self._kept[key] = self._capture(prepare(), run)
-            if len(self._kept) > MOST:
+        captured = self._kept.get(key)
+        if captured is None:
+            captured = self._kept[key] = self._capture(prepare(), run)
+            if len(self._kept) > MAX_GRAPHS:
                 self._kept.popitem(last=False)
         self._kept.move_to_end(key)
-        return found
+        return captured
 
     def adapters_of(self, groups: Seq[FusedGroup], inputs: Seq[Inputs]) -> SiteAdapters:
-        """What the groups of a step do to products."""
+        """The `SiteAdapters` of a step with these groups."""
         if not groups:
             return NoAdapters()
         resident = self._adapters
@@ -79,10 +79,10 @@ class Captures:
         )
 
     @torch.inference_mode()
-    def _capture(self, inputs: Seq[Inputs], run: Callable[[Seq[Inputs]], Tensor]) -> Captured:
+    def _capture(self, inputs: Seq[Inputs], run: Callable[[Seq[Inputs]], Tensor]) -> CapturedGraph:
         torch.cuda.synchronize()
         with torch.cuda.stream(self._stream):
-            # Once outside of the graph: kernels are compiled and products choose their algorithm.
+            # Once outside of the graph: this compiles kernels and chooses the products' algorithms.
             run(inputs)
             self._stream.synchronize()
             graph = torch.cuda.CUDAGraph()
@@ -92,4 +92,4 @@ class Captures:
             finally:
                 graph.capture_end()
         torch.cuda.synchronize()
-        return Captured(graph, inputs, logits)
+        return CapturedGraph(graph, inputs, logits)

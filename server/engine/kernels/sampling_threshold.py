@@ -1,8 +1,8 @@
-"""How small a weight top_k and top_p still keep, one program a row. Knows no logits and no tokens.
+"""Finds the least weight that top_k and top_p keep, one program a row. Knows no logits, no tokens.
 
-Floats that are not negative are in the order of their bits. So 15 passes over a row, each of which
-settles two bits, find the largest least weight whose tokens are enough: by their number for top_k,
-by their mass for top_p. Nothing is sorted, and the host reads nothing.
+Floats that are not negative sort as their bits do. So 15 passes over a row, two bits each, find the
+largest threshold at and above which there is enough: enough tokens for top_k, enough mass for
+top_p. Nothing is sorted, and the host waits for nothing.
 """
 
 import torch
@@ -14,10 +14,10 @@ _BLOCK = 2048
 _WARPS = 8
 
 
-def least_kept(weights: Tensor, top_k: Tensor, top_p: Tensor) -> Tensor:
+def sampling_threshold(weights: Tensor, top_k: Tensor, top_p: Tensor) -> Tensor:
     """The least weight that top_k and top_p keep, float32 [rows].
 
-    Plain reference: `server.engine.sampler.least_by_rank`.
+    Plain reference: `server.engine.sampler.threshold_by_rank`.
 
     Args:
         weights: float32 [rows, vocab], inner stride 1, not negative, the largest of a row 1.
@@ -25,7 +25,7 @@ def least_kept(weights: Tensor, top_k: Tensor, top_p: Tensor) -> Tensor:
     """
     rows, vocab = weights.shape
     least = torch.empty(rows, dtype=torch.float32, device=weights.device)
-    _least_kept[(rows,)](
+    _threshold_kernel[(rows,)](
         weights, top_k.contiguous(), top_p.contiguous(), least, weights.stride(0), vocab,
         BLOCK=_BLOCK, num_warps=_WARPS,
     )  # fmt: skip
@@ -33,7 +33,7 @@ def least_kept(weights: Tensor, top_k: Tensor, top_p: Tensor) -> Tensor:
 
 
 @triton.jit
-def _least_kept(
+def _threshold_kernel(
     weights_ptr, top_k_ptr, top_p_ptr, least_ptr, stride, vocab, BLOCK: tl.constexpr
 ):  # fmt: skip
     row = tl.program_id(0).to(tl.int64)
@@ -44,13 +44,13 @@ def _least_kept(
     whole = tl.full((), 0, tl.float64)
     if (top_k > 0) & (top_k < vocab):
         least = _search(weights_ptr, top_k, vocab, BLOCK, True)
-        # Of those that weigh the same at the edge, as many as top_k takes.
+        # Of the tokens whose weight is the threshold, count only as many as top_k allows.
         number = _above(weights_ptr, least + 1, vocab, BLOCK, True)
         edge = least.to(tl.float32, bitcast=True).to(tl.float64)
         whole = _above(weights_ptr, least + 1, vocab, BLOCK, False) + (top_k - number) * edge
     else:
         whole = _above(weights_ptr, least, vocab, BLOCK, False)
-    if top_p < 1:  # else rounding could end a row early that asked for all of its mass
+    if top_p < 1:  # at 1, rounding could cut off the last tokens
         least = tl.maximum(least, _search(weights_ptr, top_p * whole, vocab, BLOCK, False))
     least = tl.minimum(least, 0x3F800000)  # the bits of 1, which is always kept
     tl.store(least_ptr + row, least.to(tl.float32, bitcast=True))

@@ -7,8 +7,8 @@ from torch import Tensor
 
 pytest.importorskip("triton", reason="triton is not installed")
 
-from server.engine.kernels.least_kept import least_kept
-from server.engine.sampler import least_by_rank
+from server.engine.kernels.sampling_threshold import sampling_threshold
+from server.engine.sampler import threshold_by_rank
 from tests.engine.kernels.near import DEVICE, MARKS
 
 pytestmark = MARKS
@@ -31,7 +31,10 @@ def made(seed: int, rows: int, vocab: int, equals: bool) -> tuple[Tensor, Tensor
 @pytest.mark.parametrize("equals", [False, True])
 def test_it_keeps_what_ranking_keeps(seed: int, vocab: int, equals: bool) -> None:
     weights, top_k, top_p = made(seed, 3, vocab, equals)
-    least, expected = least_kept(weights, top_k, top_p), least_by_rank(weights, top_k, top_p)
+    least, expected = (
+        sampling_threshold(weights, top_k, top_p),
+        threshold_by_rank(weights, top_k, top_p),
+    )
     # A bound may lie anywhere between two weights; which weights are kept may not differ.
     assert torch.equal(weights >= least[:, None], weights >= expected[:, None])
 
@@ -41,9 +44,9 @@ def test_a_row_of_nan_ends_and_spoils_no_other() -> None:
     weights[1] = torch.nan
     top_k = torch.full((3,), 4.0, dtype=torch.float64, device=DEVICE)
     top_p = torch.full((3,), 0.9, dtype=torch.float64, device=DEVICE)
-    least = least_kept(weights, top_k, top_p)
+    least = sampling_threshold(weights, top_k, top_p)
     some = torch.tensor([0, 2], device=DEVICE)
-    expected = least_by_rank(weights[some], top_k[some], top_p[some])
+    expected = threshold_by_rank(weights[some], top_k[some], top_p[some])
     assert torch.equal(weights[some] >= least[some, None], weights[some] >= expected[:, None])
 
 
@@ -51,4 +54,6 @@ def test_a_view_into_wider_rows_is_read_where_it_lies() -> None:
     weights, top_k, top_p = made(1, 2, 300, False)
     wide = torch.ones(2, 512, device=DEVICE)
     wide[:, :300] = weights
-    assert torch.equal(least_kept(wide[:, :300], top_k, top_p), least_kept(weights, top_k, top_p))
+    assert torch.equal(
+        sampling_threshold(wide[:, :300], top_k, top_p), sampling_threshold(weights, top_k, top_p)
+    )

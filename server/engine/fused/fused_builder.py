@@ -1,8 +1,9 @@
-"""The fastest way there is to run a base on its device. Knows no settings and no requests."""
+"""Builds the fused forward and its graphs, where they fit the base. Knows no settings."""
 
 import logging
 from collections.abc import Callable
 from itertools import count
+from typing import NamedTuple
 
 import torch
 
@@ -15,25 +16,24 @@ from server.engine.plain.forward import Forward
 
 log = logging.getLogger(__name__)
 
-Progress = Callable[[int, int], None]
-"""Told how many graphs of how many are captured."""
+OnProgress = Callable[[int, int], None]
+"""Called with the number of graphs captured, and how many there will be."""
 
 
-class Fast:
-    """A forward for CUDA, and its graphs: to be captured and tried once it has passed its trial.
+class CapturableForward(NamedTuple):
+    """A forward for CUDA; `capture` adds its graphs, once the forward has passed its trial.
 
-    Prompts that cannot be replayed are launched one operation after the other, and the log says so.
+    Prompts that cannot be captured are launched one operation after the other; the log says so.
 
     Raises:
-        UnsupportedModel (from `capture`): replayed decodes give other logits than others.
+        UnsupportedModel (from `capture`): replayed decodes give other logits than launched ones.
     """
 
-    def __init__(self, forward: Forward, capture: Callable[[Progress], None]) -> None:
-        self.forward = forward
-        self.capture = capture
+    forward: Forward
+    capture: Callable[[OnProgress], None]
 
 
-def fast_forward(
+def build_fused_forward(
     base: BaseModel,
     adapters: ResidentAdapters,
     kv: KVCache,
@@ -43,10 +43,10 @@ def fast_forward(
     max_context: int,
     max_rank: int,
     seed: int,
-) -> Fast | None:
-    """Kernels and graphs over `base`; None where they do not apply, and its own forward runs.
+) -> CapturableForward | None:
+    """The fused forward of `base`; None where its own forward must run.
 
-    They are for CUDA, 16-bit numbers and the layers that `FusedDecoder` knows.
+    It needs CUDA, 16-bit numbers and the layers that `FusedDecoder` knows.
 
     Args:
         seed: of the random matrices that new adapters share. They are kept on the device at
@@ -54,44 +54,44 @@ def fast_forward(
     """
     if base.device.type != "cuda" or base.dtype not in (torch.bfloat16, torch.float16):
         return None
-    # Only here: an installation for a CPU has no triton.
+    # Imported here because they need triton.
     from server.adapters.batch.sites import Riding
-    from server.engine.fused.captures import Captures
     from server.engine.fused.decode_graphs import DecodeGraphs
     from server.engine.fused.decoder import FusedDecoder
     from server.engine.fused.fused_forward import FusedForward
+    from server.engine.fused.graph_cache import GraphCache
     from server.engine.fused.prompt_graphs import PromptGraphs
     from server.engine.fused.replay_trial import check_replays
 
     if not FusedDecoder.knows(base):
         return None
-    # Its choice of algorithms was the better one: 122 us of products a layer of an 8B Llama at 64
+    # It chose the better algorithms: 122 us of products a layer of an 8B Llama at 64
     # rows against 128, and 126 against 138 with A riding (H200, torch 2.11).
     torch.backends.cuda.preferred_blas_library("cublaslt")
     method = Vera()
     held = adapters.hold(method.basis(seed), need_of(method, base, base.targets, max_rank))
     pair = next(iter(held.bases.values()))
     decoder = FusedDecoder(base, Riding(method.basis(seed), pair.a))
-    captures = Captures(adapters)
-    decodes = DecodeGraphs(decoder, kv, captures, max_rows=max_rows, max_context=max_context)
-    prompts = PromptGraphs(decoder, kv, captures, max_tokens=max_step_tokens)
-    companies = [(), (adapters.company(method, held, seed),)]
+    graphs = GraphCache(adapters)
+    decodes = DecodeGraphs(decoder, kv, graphs, max_rows=max_rows, max_context=max_context)
+    prompts = PromptGraphs(decoder, kv, graphs, max_tokens=max_step_tokens)
+    group_sets = [(), (adapters.company(method, held, seed),)]
 
     forward = FusedForward(decoder, adapters, kv, decodes)
 
-    def capture(told: Progress) -> None:
-        total = len(companies) * (len(decodes.sizes) + len(prompts.sizes))
+    def capture(on_progress: OnProgress) -> None:
+        total = len(group_sets) * (len(decodes.sizes) + len(prompts.sizes))
         done = count(1)
         flat = FusedForward(decoder, adapters, kv)
-        decodes.capture(companies, lambda: told(next(done), total))
+        decodes.capture(group_sets, lambda: on_progress(next(done), total))
         check_replays(base, kv, forward, flat)
         try:
-            prompts.capture(companies, lambda: told(next(done), total))
+            prompts.capture(group_sets, lambda: on_progress(next(done), total))
             whole = FusedForward(decoder, adapters, kv, decodes, prompts, together=False)
             check_replays(base, kv, whole, flat)
-        except Exception as error:  # whatever a capture may raise under another torch or driver
-            log.warning("prompts are launched one operation after the other: %s", error)
+        except Exception as error:  # a capture may raise anything under another torch or driver
+            log.warning("prompts run without CUDA graphs, which is slower: %s", error)
         else:
             forward.prompts = prompts
 
-    return Fast(forward, capture)
+    return CapturableForward(forward, capture)
