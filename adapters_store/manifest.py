@@ -4,6 +4,7 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
 from typing import Any
 
 from adapters_store.store_errors import AdapterCorrupt, InvalidName
@@ -82,6 +83,17 @@ class Manifest:
             )
         values["targets"] = tuple(values["targets"])
         return cls(**values)
+
+
+@dataclass(frozen=True)
+class StoredAdapter:
+    """One version at rest; `sha256` is its content hash (see `adapters_store.weights`)."""
+
+    ref: AdapterRef
+    manifest: Manifest
+    path: Path
+    size_bytes: int
+    sha256: str
 
 
 _KINDS: Mapping[str, type | tuple[type, ...]] = {

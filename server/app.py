@@ -25,12 +25,12 @@ from server.api.adapters import (
     model_endpoints,
     porting_endpoints,
 )
+from server.api.app_services import Services
 from server.api.completions import chat_completion, text_completion
 from server.api.completions.delivery import Wakes
-from server.api.completions.fast_path import Direct, Way
+from server.api.completions.fast_path import FastPath, FastRoute
 from server.api.error_body import ErrorBody
 from server.api.gate import BodyLimit, KeyCheck, RequestIds
-from server.api.interfaces import Services
 from server.api.jobs import file_endpoints, job_endpoints, job_event_endpoints
 from server.errors import (
     Conflict,
@@ -153,12 +153,12 @@ def _invalid(_: Request, error: Exception) -> Response:
 
 def _field(location: Sequence[str | int]) -> str:
     """A pydantic location as users write it: messages[0].role, without its "body"."""
-    parts = (f"[{part}]" if isinstance(part, int) else f".{part}" for part in location[1:])
-    return "".join(parts)[1:]
+    pieces = (f"[{part}]" if isinstance(part, int) else f".{part}" for part in location[1:])
+    return "".join(pieces)[1:]
 
 
 def http_api() -> FastAPI:
-    """All routes, and how their errors are reported. Without `app.state.parts` nothing answers."""
+    """All routes, and how their errors are reported. Without `app.state.services` nothing answers."""
     app = FastAPI(
         title="Verandah",
         description="One base model, thousands of personal adapters. Speaks the OpenAI API.",
@@ -183,22 +183,22 @@ def http_api() -> FastAPI:
     return app
 
 
-def create_app(parts: Services) -> ASGIApp:
+def create_app(services: Services) -> ASGIApp:
     """Build the application around parts that somebody else starts and stops."""
     app = http_api()
-    app.state.parts = parts
+    app.state.services = services
     app.state.wakes = wakes = Wakes()
-    parts.metrics.registry.register(ops.ServerGauges(parts))
+    services.metrics.registry.register(ops.ServerGauges(services))
     # Around FastAPI and not its middleware: so the direct way spares FastAPI's own layers.
     ways = {
-        "/v1/chat/completions": Way(chat_completion.ChatRequest, chat_completion.answer),
-        "/v1/completions": Way(text_completion.CompletionRequest, text_completion.answer),
+        "/v1/chat/completions": FastRoute(chat_completion.ChatRequest, chat_completion.answer),
+        "/v1/completions": FastRoute(text_completion.CompletionRequest, text_completion.answer),
     }
-    direct = Direct(app, parts, wakes, ways)
+    direct = FastPath(app, services, wakes, ways)
     limited = BodyLimit(
         direct,
-        parts.describe,
-        body_bytes=parts.max_body_bytes,
-        file_bytes=parts.max_file_bytes,
+        services.describe,
+        body_bytes=services.max_body_bytes,
+        file_bytes=services.max_file_bytes,
     )
-    return RequestIds(KeyCheck(limited, parts.keys, parts.describe), parts.describe)
+    return RequestIds(KeyCheck(limited, services.keys, services.describe), services.describe)

@@ -16,6 +16,7 @@ ROWS = [
     {"server.api"},
     {"server.tenancy"},
     {"server.replicas"},
+    {"server.interfaces"},
     {"server.scheduler"},
     {"server.engine", "server.training"},
     {"server.adapters"},

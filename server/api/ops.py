@@ -9,8 +9,7 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from server.api.deps import GivenParts
-from server.api.interfaces import Services
+from server.api.app_services import GivenServices, Services
 from server.errors import Unavailable
 from server.metrics import PREFIX
 
@@ -18,37 +17,37 @@ router = APIRouter(tags=["operations"])
 
 
 @router.get("/health")
-async def health(parts: GivenParts) -> dict[str, object]:
+async def health(services: GivenServices) -> dict[str, object]:
     """The process is alive; whether its engines are, where they have processes of their own."""
-    if not parts.engines:
+    if not services.engines:
         return {"status": "ok"}
-    engines = [{"alive": each.alive, "restarts": each.restarts} for each in parts.engines]
-    good = all(each.alive for each in parts.engines)
+    engines = [{"alive": each.alive, "restarts": each.restarts} for each in services.engines]
+    good = all(each.alive for each in services.engines)
     return {"status": "ok" if good else "degraded", "engines": engines}
 
 
 @router.get("/ready")
-def ready(parts: GivenParts) -> JSONResponse:
+def ready(services: GivenServices) -> JSONResponse:
     """Whether a question would be answered now: 200, or 503 saying what is missing."""
-    checks = {"engine": parts.engine.alive, "database": _database_answers(parts)}
+    checks = {"engine": services.engine.alive, "database": _database_answers(services)}
     good = all(checks.values())
     return JSONResponse(
-        {"status": "ready" if good else "not ready", "checks": checks, "model": parts.base.id},
+        {"status": "ready" if good else "not ready", "checks": checks, "model": services.base.id},
         200 if good else 503,
     )
 
 
 @router.get("/metrics")
-def metrics(parts: GivenParts) -> Response:
+def metrics(services: GivenServices) -> Response:
     """Prometheus's text format."""
-    return Response(generate_latest(parts.metrics.registry), media_type=CONTENT_TYPE_LATEST)
+    return Response(generate_latest(services.metrics.registry), media_type=CONTENT_TYPE_LATEST)
 
 
 class ServerGauges(Collector):
     """What is read from its owner when somebody looks: queues, memory, residents, jobs."""
 
-    def __init__(self, parts: Services) -> None:
-        self._parts = parts
+    def __init__(self, services: Services) -> None:
+        self._services = services
 
     def describe(self) -> Iterator[Metric]:
         """Nothing: without this, registering would already read parts that have not started."""
@@ -61,22 +60,22 @@ class ServerGauges(Collector):
 
     def _gauge(self, name: str, text: str, value: float) -> Metric:
         family = GaugeMetricFamily(PREFIX + name, text, labels=["model_name"])
-        family.add_metric([self._parts.base.id], value)
+        family.add_metric([self._services.base.id], value)
         return family
 
     def _counter(self, name: str, text: str, value: float) -> Metric:
         family = CounterMetricFamily(PREFIX + name, text, labels=["model_name"])
-        family.add_metric([self._parts.base.id], value)
+        family.add_metric([self._services.base.id], value)
         return family
 
     def _by(self, name: str, text: str, label: str, values: dict[str, int]) -> Metric:
         family = GaugeMetricFamily(PREFIX + name, text, labels=["model_name", label])
         for key, value in values.items():
-            family.add_metric([self._parts.base.id, key], value)
+            family.add_metric([self._services.base.id, key], value)
         return family
 
     def _engine(self) -> Iterator[Metric]:
-        stats = self._parts.engine.stats()
+        stats = self._services.engine.stats()
         yield self._gauge("num_requests_running", "Answers that run.", stats.running)
         yield self._gauge("num_requests_waiting", "Answers that wait.", stats.waiting)
         used = stats.kv_blocks_used / max(stats.kv_blocks_total, 1)
@@ -85,7 +84,7 @@ class ServerGauges(Collector):
         yield self._gauge("num_adapters_running", "Adapters with an answer running.", adapters)
 
     def _residency(self) -> Iterator[Metric]:
-        residency = self._parts.residency
+        residency = self._services.residency
         residents = list(residency.snapshot())
         states = Counter(resident.state for resident in residents)
         yield self._by("adapters_in_memory", "Adapters in memory, by where.", "state", states)
@@ -97,9 +96,9 @@ class ServerGauges(Collector):
         yield self._counter("adapter_hits", "Requests whose adapter had a slot.", residency.hits)
 
     def _training(self) -> Iterator[Metric]:
-        jobs = {str(status): count for status, count in self._parts.jobs.counts().items()}
+        jobs = {str(status): count for status, count in self._services.jobs.counts().items()}
         yield self._by("training_jobs", "Training jobs, by status.", "status", jobs)
-        worker = self._parts.worker
+        worker = self._services.worker
         if worker is not None:
             yield self._gauge("training_worker_up", "1 while the worker runs.", worker.alive)
             yield self._counter(
@@ -107,9 +106,9 @@ class ServerGauges(Collector):
             )
 
 
-def _database_answers(parts: Services) -> bool:
+def _database_answers(services: Services) -> bool:
     try:
-        parts.jobs.counts()
+        services.jobs.counts()
     except Unavailable:
         return False
     return True

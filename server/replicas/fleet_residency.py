@@ -3,40 +3,19 @@
 import contextlib
 import threading
 from dataclasses import dataclass, replace
-from typing import Protocol, cast
+from typing import cast
 
 from adapters_store.manifest import AdapterRef
 from server.errors import Unavailable
+from server.interfaces import Resident
 from server.replicas.connection import EngineConnection
 from server.replicas.fleet import Fleet
 
 _NEAREST = ("resident", "host", "loading")
 
 
-class _Told(Protocol):
-    """`server.adapters.residency.Resident`."""
-
-    @property
-    def ref(self) -> AdapterRef: ...
-
-    @property
-    def state(self) -> str: ...
-
-    @property
-    def slot(self) -> int | None: ...
-
-    @property
-    def bytes(self) -> int: ...
-
-    @property
-    def in_use(self) -> int: ...
-
-    @property
-    def pinned(self) -> bool: ...
-
-
 @dataclass(frozen=True)
-class Resident:
+class FleetResident:
     """An adapter in memory: where it is nearest, and what all replicas have of it."""
 
     ref: AdapterRef
@@ -108,12 +87,12 @@ class FleetResidency:
             with contextlib.suppress(Unavailable):  # it ended just now
                 link.call("forget", ref)
 
-    def snapshot(self) -> list[Resident]:
+    def snapshot(self) -> list[FleetResident]:
         """Every adapter in some replica's memory, once."""
-        seen: dict[AdapterRef, Resident] = {}
+        seen: dict[AdapterRef, FleetResident] = {}
         for told in self._fleet.told("snapshot"):
-            for one in cast("list[_Told]", told):
-                resident = Resident(
+            for one in cast(list[Resident], told):
+                resident = FleetResident(
                     one.ref, str(one.state), one.slot, one.bytes, one.in_use, one.pinned
                 )
                 other = seen.get(one.ref)
@@ -139,7 +118,7 @@ class FleetResidency:
                 link.ask("pin", ref)
 
 
-def _joined(one: Resident, other: Resident) -> Resident:
+def _joined(one: FleetResident, other: FleetResident) -> FleetResident:
     nearest = min(one, other, key=lambda each: _NEAREST.index(each.state))
     return replace(
         nearest,

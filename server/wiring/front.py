@@ -9,10 +9,10 @@ from dataclasses import dataclass, replace
 import torch
 from torch import nn
 
+from server import interfaces
 from server.adapters.inspecting.inspections import Inspections
 from server.adapters.porting.service import PortingService
-from server.api import interfaces
-from server.api.interfaces import BaseCard, Services
+from server.api.app_services import BaseCard, Services
 from server.app import describe
 from server.bases.model import BaseModel, fingerprint_of, load_stored, outline_base
 from server.bases.tokenizer import ChatTokenizer, load_tokenizer

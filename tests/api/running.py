@@ -12,7 +12,7 @@ from openai import OpenAI
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from adapters_store.manifest import AdapterRef
-from server.api.interfaces import Services
+from server.api.app_services import Services
 from tests.api.fakes import FakeLoop, FakeResidency
 
 
@@ -33,7 +33,7 @@ class Running:
     """A server that runs, the parts behind it, and ways to call it."""
 
     url: str
-    parts: Services
+    services: Services
     loop: FakeLoop
     residency: FakeResidency
     sdk: OpenAI

@@ -142,7 +142,7 @@ class TestTrain:
         self, server: Running, lines: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
         def work() -> None:
-            jobs = server.parts.jobs
+            jobs = server.services.jobs
             found = None
             while found is None:
                 found = jobs.claim("worker-1", 30)
@@ -166,11 +166,11 @@ class TestTrain:
     def test_answers_are_shown_where_somebody_looks(self, server: Running, lines: Path) -> None:
         with Client(server.url) as client:
             job = client.train(client.upload(lines).id)
-            held = server.parts.jobs.claim("worker-1", 30)
+            held = server.services.jobs.claim("worker-1", 30)
             assert held is not None
             found = Judgement(1, False, 3.0).of(2, 4.0, 4.0)
-            server.parts.jobs.judge(held, found, "warn", "bad")
-            server.parts.jobs.add_samples(held, [Sample("How?", "So.", "Eh?", "Thus.")])
+            server.services.jobs.judge(held, found, "warn", "bad")
+            server.services.jobs.add_samples(held, [Sample("How?", "So.", "Eh?", "Thus.")])
             shown = io.StringIO()
             show_outcome(
                 Console(file=shown, force_terminal=True, no_color=True), client.job(job.id)
@@ -188,7 +188,7 @@ class TestTrain:
         self, server: Running, lines: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
         def work() -> None:
-            jobs = server.parts.jobs
+            jobs = server.services.jobs
             assert eventually(lambda: bool(jobs.list("default").items))
             found = jobs.claim("worker-1", 30)
             assert found is not None
@@ -204,7 +204,7 @@ class TestTrain:
         self, server: Running, lines: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
         assert main(["train", str(lines), "--no-wait", "--name", "x", "--url", server.url]) == 0
-        job = server.parts.jobs.get("default", capsys.readouterr().out.strip())
+        job = server.services.jobs.get("default", capsys.readouterr().out.strip())
         assert job.suffix == "x"
 
     def test_bad_lines_are_told(

@@ -24,8 +24,8 @@ from tests.api.running import Publish, Running
 def inspections(server: Running, publish: Publish) -> FakeInspections:
     publish("pirate")
     publish("butler")
-    assert isinstance(server.parts.inspections, FakeInspections)
-    return server.parts.inspections
+    assert isinstance(server.services.inspections, FakeInspections)
+    return server.services.inspections
 
 
 def lines_of(text: str) -> list[list[str]]:

@@ -23,8 +23,8 @@ def client(server: Running) -> Iterator[Client]:
 
 @pytest.fixture
 def porting(server: Running) -> FakePorting:
-    assert isinstance(server.parts.porting, FakePorting)
-    return server.parts.porting
+    assert isinstance(server.services.porting, FakePorting)
+    return server.services.porting
 
 
 @pytest.fixture

@@ -15,11 +15,11 @@ from fastapi.responses import JSONResponse
 
 from adapters_store.manifest import AdapterRef
 from adapters_store.store_errors import StoreError
+from server.api.app_services import CurrentOwner, GivenServices, Services
 from server.api.completions.generation import find_model
-from server.api.deps import CurrentOwner, GivenParts
-from server.api.interfaces import Inspection, Services
 from server.api.sse import DONE, EventStream, event
 from server.errors import InvalidRequest, VerandahError
+from server.interfaces import Inspection
 
 log = logging.getLogger(__name__)
 
@@ -36,7 +36,7 @@ _PROGRESS = "adapter.analysis.progress"
 @router.get("/v1/adapters/{adapter_id}/analysis")
 async def analyse(
     adapter_id: str,
-    parts: GivenParts,
+    services: GivenServices,
     owner: CurrentOwner,
     compare: str | None = Query(None, description="another adapter: NAME or NAME@VERSION"),
     stream: bool = Query(False, description="events of progress, and the analysis as the last one"),
@@ -44,10 +44,10 @@ async def analyse(
     """What an adapter (NAME or NAME@VERSION) changed, linear by linear, and how like `compare`'s
     changes that is. Updates of full rank take long; the answer is kept.
     """
-    asked = await run_in_threadpool(_start, parts, owner, adapter_id, compare)
+    asked = await run_in_threadpool(_start, services, owner, adapter_id, compare)
     if stream:
         await _begun(asked.inspection)
-        return EventStream(_progress(parts, asked), on_end=lambda: None)
+        return EventStream(_progress(services, asked), on_end=lambda: None)
     # Shielded: who goes away must not cancel what others may be waiting for.
     await asyncio.shield(asyncio.wrap_future(asked.inspection.findings))
     return JSONResponse(asked.document())
@@ -71,14 +71,14 @@ class _Asked:
         return {**head, **document, "comparison": comparison}
 
 
-def _start(parts: Services, owner: str, adapter_id: str, compare: str | None) -> _Asked:
-    ref = _find(parts, owner, adapter_id, "adapter")
-    other = None if compare is None else _find(parts, owner, compare, "compare")
-    return _Asked(ref, other, parts.inspections.start(ref, other))
+def _start(services: Services, owner: str, adapter_id: str, compare: str | None) -> _Asked:
+    ref = _find(services, owner, adapter_id, "adapter")
+    other = None if compare is None else _find(services, owner, compare, "compare")
+    return _Asked(ref, other, services.inspections.start(ref, other))
 
 
-def _find(parts: Services, owner: str, adapter_id: str, param: str) -> AdapterRef:
-    ref = find_model(parts, owner, adapter_id)
+def _find(services: Services, owner: str, adapter_id: str, param: str) -> AdapterRef:
+    ref = find_model(services, owner, adapter_id)
     if ref is None:
         raise InvalidRequest(f"{adapter_id!r} is the base model, not an adapter", param=param)
     return ref
@@ -94,7 +94,7 @@ async def _begun(inspection: Inspection) -> None:
         inspection.findings.result()
 
 
-async def _progress(parts: Services, asked: _Asked) -> AsyncIterator[bytes]:
+async def _progress(services: Services, asked: _Asked) -> AsyncIterator[bytes]:
     inspection, told = asked.inspection, -1
     try:
         for polls in itertools.count():
@@ -110,6 +110,6 @@ async def _progress(parts: Services, asked: _Asked) -> AsyncIterator[bytes]:
     except Exception as error:  # the status is sent: the stream itself must tell
         if not isinstance(error, VerandahError | StoreError):
             log.exception("the analysis of %s failed", asked.ref)
-        yield event(parts.describe(error).body(), name="error")
+        yield event(services.describe(error).body(), name="error")
         return
     yield DONE

@@ -13,7 +13,7 @@ from fastapi.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from server.api.adapters.adapter_endpoints import Entry, entry_of, find_adapter
-from server.api.deps import CurrentOwner, GivenParts
+from server.api.app_services import CurrentOwner, GivenServices
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
@@ -25,7 +25,7 @@ _CHUNK_BYTES = 2**20
 
 @router.post("/import")
 def take_in(
-    parts: GivenParts,
+    services: GivenServices,
     owner: CurrentOwner,
     name: Annotated[str, Form(description="the adapter's name; a new version of it is made")],
     config: Annotated[UploadFile, File(description="adapter_config.json")],
@@ -37,7 +37,7 @@ def take_in(
     ] = "float32",
 ) -> Entry:
     """Publish a PEFT checkpoint (VeRA, RandLoRA or LoRA) as the next version of an adapter."""
-    ref = parts.porting.take_in(
+    ref = services.porting.take_in(
         owner,
         name,
         config.file,
@@ -47,19 +47,19 @@ def take_in(
         half_dtype=half_dtype,
         base_dtype=base_dtype,
     )
-    return entry_of(parts, str(ref), ref)
+    return entry_of(services, str(ref), ref)
 
 
 @router.get("/{adapter_id}/export", response_class=StreamingResponse)
 def give_out(
     adapter_id: str,
-    parts: GivenParts,
+    services: GivenServices,
     owner: CurrentOwner,
     form: Literal["peft", "peft-lora", "merged"] = Query("peft", alias="format"),
 ) -> StreamingResponse:
     """An adapter (NAME or NAME@VERSION) as a zip of the files that others load."""
-    ref = find_adapter(parts, owner, adapter_id)
-    folder = parts.porting.give_out(ref, form)
+    ref = find_adapter(services, owner, adapter_id)
+    folder = services.porting.give_out(ref, form)
     return _FolderResponse(folder, f"{ref.name}-{ref.version}-{form}.zip")
 
 

@@ -10,6 +10,7 @@ from pydantic import FailFast, Field, field_validator
 from pydantic_core import PydanticCustomError
 from starlette.types import Receive
 
+from server.api.app_services import CurrentOwner, GivenServices, Services
 from server.api.completions import logprob_format
 from server.api.completions.delivery import Wakes
 from server.api.completions.generation import (
@@ -21,10 +22,9 @@ from server.api.completions.generation import (
 )
 from server.api.completions.generation_fields import GenerationFields
 from server.api.completions.replies import Transcript, reply
-from server.api.deps import CurrentOwner, GivenParts
-from server.api.interfaces import Services, Tokenizer
 from server.api.wire import Text, WireModel, at_most
 from server.errors import InvalidRequest
+from server.interfaces import Tokenizer
 from server.scheduler.request import TextDelta, TokenPiece
 
 router = APIRouter(tags=["completions"])
@@ -141,35 +141,35 @@ def _chunk(choice: int, delta: dict[str, object]) -> dict[str, object]:
     return {"index": choice, "delta": delta, "logprobs": None, "finish_reason": None}
 
 
-def _ask(parts: Services, owner: str, body: ChatRequest) -> CheckedRequest:
+def _ask(services: Services, owner: str, body: ChatRequest) -> CheckedRequest:
     """Find the model, apply the chat template, check all. Reads the disk and tokenises."""
-    adapter = find_model(parts, owner, body.model)
-    prompt = parts.tokenizer.chat([message.for_template() for message in body.messages])
+    adapter = find_model(services, owner, body.model)
+    prompt = services.tokenizer.chat([message.for_template() for message in body.messages])
     params = body.sampling(
-        max_tokens=room_for_answer(parts, len(prompt), body.wanted_tokens, "messages"),
+        max_tokens=room_for_answer(services, len(prompt), body.wanted_tokens, "messages"),
         top_logprobs=body.wanted_logprobs,
     )
     asked_id = f"chatcmpl-{secrets.token_hex(12)}"
     return CheckedRequest(
         id=asked_id,
         created=now(),
-        model=parts.base.id if adapter is None else str(adapter),
-        generations=(generation(parts, owner, asked_id, body, adapter, prompt, params),),
+        model=services.base.id if adapter is None else str(adapter),
+        generations=(generation(services, owner, asked_id, body, adapter, prompt, params),),
     )
 
 
 @router.post("/v1/chat/completions")
 async def create_chat_completion(
-    body: ChatRequest, request: Request, parts: GivenParts, owner: CurrentOwner
+    body: ChatRequest, request: Request, services: GivenServices, owner: CurrentOwner
 ) -> Response:
     """Answer a conversation."""
-    return await answer(parts, request.app.state.wakes, owner, body, request.receive)
+    return await answer(services, request.app.state.wakes, owner, body, request.receive)
 
 
 async def answer(
-    parts: Services, wakes: Wakes, owner: str, body: ChatRequest, receive: Receive
+    services: Services, wakes: Wakes, owner: str, body: ChatRequest, receive: Receive
 ) -> Response:
     """What `create_chat_completion` answers."""
-    asked = await run_in_threadpool(_ask, parts, owner, body)
-    shape = ChatShape(parts.tokenizer, logprobs=bool(body.logprobs))
-    return await reply(parts, wakes, asked, shape, receive, usage_chunk=body.usage_chunk)
+    asked = await run_in_threadpool(_ask, services, owner, body)
+    shape = ChatShape(services.tokenizer, logprobs=bool(body.logprobs))
+    return await reply(services, wakes, asked, shape, receive, usage_chunk=body.usage_chunk)

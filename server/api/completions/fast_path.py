@@ -13,15 +13,15 @@ from pydantic import BaseModel
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from adapters_store.store_errors import StoreError
+from server.api.app_services import Services
 from server.api.completions.delivery import Wakes
-from server.api.interfaces import Services
 from server.errors import VerandahError
 
 _JSON = (b"content-type", b"application/json")
 
 
 @dataclass(frozen=True)
-class Way:
+class FastRoute:
     """What a path's bodies are, and who answers them: `answer(parts, wakes, owner, body, receive)`,
     where `receive` tells only when the client goes away.
     """
@@ -30,14 +30,14 @@ class Way:
     answer: Callable[..., Awaitable[Response]]
 
 
-class Direct:
+class FastPath:
     """Answers good requests to `ways`, by their paths, and leaves the rest to `app`."""
 
     def __init__(
-        self, app: ASGIApp, parts: Services, wakes: Wakes, ways: Mapping[str, Way]
+        self, app: ASGIApp, services: Services, wakes: Wakes, ways: Mapping[str, FastRoute]
     ) -> None:
         self._app = app
-        self._parts = parts
+        self._services = services
         self._wakes = wakes
         self._ways = ways
 
@@ -54,9 +54,9 @@ class Direct:
             return await self._app(scope, _again(read, receive), send)
         try:
             owner = scope["verandah.owner"]
-            response = await way.answer(self._parts, self._wakes, owner, body, receive)
+            response = await way.answer(self._services, self._wakes, owner, body, receive)
         except (VerandahError, StoreError) as error:
-            response = self._parts.describe(error).response()
+            response = self._services.describe(error).response()
         return await response(scope, receive, send)
 
 

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 from adapters_store.manifest import AdapterRef
 from adapters_store.store_errors import AdapterNotFound, InvalidName
+from server.api.app_services import Services
 from server.api.completions.generation_fields import GenerationFields
-from server.api.interfaces import Services
 from server.engine.sequence import SamplingParams, check_token_ids
 from server.errors import ContextLengthExceeded, ModelNotFound
 from server.scheduler.request import Generation
@@ -14,24 +14,24 @@ from server.scheduler.request import Generation
 _VERSION_DIGITS = 18  # more would be no version; Python refuses to read thousands
 
 
-def find_model(parts: Services, owner: str, model_id: str) -> AdapterRef | None:
+def find_model(services: Services, owner: str, model_id: str) -> AdapterRef | None:
     """The adapter version that an id names, or None for the base model. Reads the disk.
 
     Raises:
         ModelNotFound: neither. An unknown adapter is never answered by the base model.
     """
-    if model_id == parts.base.id:
+    if model_id == services.base.id:
         return None
     name, at, version = model_id.partition("@")
     numbered = version.isascii() and version.isdecimal() and len(version) <= _VERSION_DIGITS
     try:
         if not at or numbered:
-            return parts.adapters.resolve(owner, name, int(version) if at else None)
+            return services.adapters.resolve(owner, name, int(version) if at else None)
     except (AdapterNotFound, InvalidName):
         pass
     raise ModelNotFound(
         f"the model {model_id!r} does not exist or is not yours; GET /v1/models lists what there "
-        f"is: {parts.base.id!r}, an adapter's NAME, or NAME@VERSION"
+        f"is: {services.base.id!r}, an adapter's NAME, or NAME@VERSION"
     )
 
 
@@ -53,17 +53,17 @@ class CheckedRequest:
         return {"id": self.id, "object": kind, "created": self.created, "model": self.model}
 
 
-def room_for_answer(parts: Services, prompt_length: int, wanted: int | None, param: str) -> int:
+def room_for_answer(services: Services, prompt_length: int, wanted: int | None, param: str) -> int:
     """The answer's largest length: `wanted`, or (None) all that the context has left.
 
     Raises:
         ContextLengthExceeded: prompt and answer do not fit.
     """
-    room = parts.engine.max_context - prompt_length
+    room = services.engine.max_context - prompt_length
     if room < (1 if wanted is None else wanted):
         asked = "no room for an answer" if wanted is None else f"{wanted} asked for in the answer"
         raise ContextLengthExceeded(
-            f"this model's maximum context length is {parts.engine.max_context} tokens; "
+            f"this model's maximum context length is {services.engine.max_context} tokens; "
             f"{prompt_length} in the {param} with {asked} do not fit: shorten the {param} or lower "
             "max_tokens",
             param=param,
@@ -72,7 +72,7 @@ def room_for_answer(parts: Services, prompt_length: int, wanted: int | None, par
 
 
 def generation(
-    parts: Services,
+    services: Services,
     owner: str,
     request_id: str,
     fields: GenerationFields,
@@ -81,7 +81,7 @@ def generation(
     params: SamplingParams,
 ) -> Generation:
     """One prompt's part of a request, its token ids checked."""
-    check_token_ids(prompt, params, parts.base.vocab_size)
+    check_token_ids(prompt, params, services.base.vocab_size)
     return Generation(
         request_id=request_id,
         owner=owner,
@@ -89,7 +89,7 @@ def generation(
         params=params,
         adapter=adapter,
         n=fields.choices,
-        timeout_s=parts.request_timeout_s,
+        timeout_s=services.request_timeout_s,
     )
 
 

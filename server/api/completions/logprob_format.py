@@ -3,8 +3,8 @@
 from collections.abc import Iterable
 from collections.abc import Sequence as Seq
 
-from server.api.interfaces import Tokenizer
 from server.engine.sequence import TokenLogprob
+from server.interfaces import Tokenizer
 from server.scheduler.request import TokenPiece
 
 _LOWEST = -9999.0  # JSON has no -inf; vLLM's stand-in

@@ -15,9 +15,9 @@ from fastapi.responses import JSONResponse
 from starlette.types import Receive
 
 from adapters_store.store_errors import StoreError
+from server.api.app_services import Services
 from server.api.completions.delivery import Answers, ChoiceUpdate, ClientGone, Wakes
 from server.api.completions.generation import CheckedRequest, usage
-from server.api.interfaces import Services
 from server.api.sse import DONE, AnswerStream, event
 from server.engine.sequence import FinishReason, TokenLogprob
 from server.errors import InvalidRequest, QueueFull, Unavailable, VerandahError
@@ -70,7 +70,7 @@ class Shape(Protocol):
 
 
 async def reply(
-    parts: Services,
+    services: Services,
     wakes: Wakes,
     asked: CheckedRequest,
     shape: Shape,
@@ -89,19 +89,19 @@ async def reply(
             then still has a status of its own. Later failures are an event in the stream.
     """
     answers = Answers(
-        parts.engine,
+        services.engine,
         wakes,
         receive,
         ends_only=usage_chunk is None,
-        timeout_s=parts.request_timeout_s,
+        timeout_s=services.request_timeout_s,
     )
     handed_on = False
     try:
-        _submit(parts, answers, asked)
+        _submit(services, answers, asked)
         if usage_chunk is None:
             return JSONResponse(await _document(answers, asked, shape))
         first = await answers.next()
-        events = _events(parts, answers, first, asked, shape, usage_chunk)
+        events = _events(services, answers, first, asked, shape, usage_chunk)
         handed_on = True
         return AnswerStream(events, on_end=answers.close)
     except ClientGone:
@@ -111,8 +111,11 @@ async def reply(
             answers.close()
 
 
-def _submit(parts: Services, answers: Answers, asked: CheckedRequest) -> None:
-    wanted, most = sum(generation.n for generation in asked.generations), parts.engine.max_answers
+def _submit(services: Services, answers: Answers, asked: CheckedRequest) -> None:
+    wanted, most = (
+        sum(generation.n for generation in asked.generations),
+        services.engine.max_answers,
+    )
     if wanted > most:  # a 429 would have the client try again for ever
         raise InvalidRequest(
             f"{wanted} answers are asked for in one request, and {most} may run and wait at once: "
@@ -123,10 +126,10 @@ def _submit(parts: Services, answers: Answers, asked: CheckedRequest) -> None:
         for generation in asked.generations:
             answers.ask(generation)
     except QueueFull:
-        parts.metrics.rejected("queue_full")
+        services.metrics.rejected("queue_full")
         raise
     except Unavailable:
-        parts.metrics.rejected("unavailable")
+        services.metrics.rejected("unavailable")
         raise
 
 
@@ -152,7 +155,7 @@ async def _document(answers: Answers, asked: CheckedRequest, shape: Shape) -> di
 
 
 async def _events(
-    parts: Services,
+    services: Services,
     answers: Answers,
     batch: Seq[ChoiceUpdate],
     asked: CheckedRequest,
@@ -181,7 +184,7 @@ async def _events(
     except Exception as error:  # the status is sent: the stream itself must tell
         if not isinstance(error, VerandahError | StoreError):
             log.exception("answer %s failed", asked.id)
-        yield event(parts.describe(error).body(), name="error"), False
+        yield event(services.describe(error).body(), name="error"), False
         return
     if usage_chunk:
         told += event({**labels, "choices": [], "usage": usage(asked.prompt_tokens, made, cached)})

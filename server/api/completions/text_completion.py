@@ -12,6 +12,7 @@ from pydantic import Field, PlainValidator
 from pydantic_core import PydanticCustomError
 from starlette.types import Receive
 
+from server.api.app_services import CurrentOwner, GivenServices, Services
 from server.api.completions import logprob_format
 from server.api.completions.delivery import Wakes
 from server.api.completions.generation import (
@@ -23,11 +24,10 @@ from server.api.completions.generation import (
 )
 from server.api.completions.generation_fields import GenerationFields
 from server.api.completions.replies import Transcript, reply
-from server.api.deps import CurrentOwner, GivenParts
-from server.api.interfaces import Services, Tokenizer
 from server.api.wire import encodable
 from server.engine.sequence import TokenLogprob
 from server.errors import InvalidRequest
+from server.interfaces import Tokenizer
 from server.scheduler.request import TextDelta, TokenPiece
 
 router = APIRouter(tags=["completions"])
@@ -177,41 +177,43 @@ def _echo(tokenizer: Tokenizer, prompt: Seq[int]) -> Echo:
     return Echo(tuple(prompt), tuple(pieces))
 
 
-def _ask(parts: Services, owner: str, body: CompletionRequest) -> CheckedRequest:
+def _ask(services: Services, owner: str, body: CompletionRequest) -> CheckedRequest:
     """Find the model, tokenise, check all. Reads the disk."""
-    adapter = find_model(parts, owner, body.model)
+    adapter = find_model(services, owner, body.model)
     asked_id = f"cmpl-{secrets.token_hex(12)}"
     generations = []
     for given in body.prompts:
         prompt = (
-            parts.tokenizer.encode(given, add_special=True) if isinstance(given, str) else given
+            services.tokenizer.encode(given, add_special=True) if isinstance(given, str) else given
         )
         length = body.max_tokens
         if length is None:
-            length = min(_DEFAULT_MAX_TOKENS, room_for_answer(parts, len(prompt), None, "prompt"))
+            length = min(
+                _DEFAULT_MAX_TOKENS, room_for_answer(services, len(prompt), None, "prompt")
+            )
         params = body.sampling(
-            max_tokens=room_for_answer(parts, len(prompt), length, "prompt"),
+            max_tokens=room_for_answer(services, len(prompt), length, "prompt"),
             top_logprobs=body.logprobs,
             prompt_logprobs=bool(body.echo) and body.logprobs is not None,
         )
-        generations.append(generation(parts, owner, asked_id, body, adapter, prompt, params))
+        generations.append(generation(services, owner, asked_id, body, adapter, prompt, params))
     return CheckedRequest(
         id=asked_id,
         created=now(),
-        model=parts.base.id if adapter is None else str(adapter),
+        model=services.base.id if adapter is None else str(adapter),
         generations=tuple(generations),
     )
 
 
 def _ask_and_shape(
-    parts: Services, owner: str, body: CompletionRequest
+    services: Services, owner: str, body: CompletionRequest
 ) -> tuple[CheckedRequest, CompletionShape]:
-    asked = _ask(parts, owner, body)
+    asked = _ask(services, owner, body)
     shown = asked.generations if body.echo else ()
     shape = CompletionShape(
-        parts.tokenizer,
+        services.tokenizer,
         logprobs=body.logprobs is not None,
-        echoes=[_echo(parts.tokenizer, generation.prompt) for generation in shown],
+        echoes=[_echo(services.tokenizer, generation.prompt) for generation in shown],
         n=body.choices,
     )
     return asked, shape
@@ -219,19 +221,19 @@ def _ask_and_shape(
 
 @router.post("/v1/completions")
 async def create_completion(
-    body: CompletionRequest, request: Request, parts: GivenParts, owner: CurrentOwner
+    body: CompletionRequest, request: Request, services: GivenServices, owner: CurrentOwner
 ) -> Response:
     """Go on with a text."""
-    return await answer(parts, request.app.state.wakes, owner, body, request.receive)
+    return await answer(services, request.app.state.wakes, owner, body, request.receive)
 
 
 async def answer(
-    parts: Services, wakes: Wakes, owner: str, body: CompletionRequest, receive: Receive
+    services: Services, wakes: Wakes, owner: str, body: CompletionRequest, receive: Receive
 ) -> Response:
     """What `create_completion` answers."""
-    if body.model == parts.base.id and body.echo is None and body.holds_token_ids:
+    if body.model == services.base.id and body.echo is None and body.holds_token_ids:
         # Neither disk nor tokenizer: a thread would cost more than this takes.
-        asked, shape = _ask_and_shape(parts, owner, body)
+        asked, shape = _ask_and_shape(services, owner, body)
     else:
-        asked, shape = await run_in_threadpool(_ask_and_shape, parts, owner, body)
-    return await reply(parts, wakes, asked, shape, receive, usage_chunk=body.usage_chunk)
+        asked, shape = await run_in_threadpool(_ask_and_shape, services, owner, body)
+    return await reply(services, wakes, asked, shape, receive, usage_chunk=body.usage_chunk)

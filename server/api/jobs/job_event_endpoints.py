@@ -13,8 +13,7 @@ from fastapi import APIRouter, Header, Query, Response
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import JSONResponse
 
-from server.api.deps import CurrentOwner, GivenParts
-from server.api.interfaces import Services
+from server.api.app_services import CurrentOwner, GivenServices, Services
 from server.api.jobs.job_documents import event_document, page_document
 from server.api.sse import DONE, EventStream, event
 from server.errors import Unavailable
@@ -30,7 +29,7 @@ _POLLS_PER_HEARTBEAT = 60
 @router.get("/{job_id}/events")
 async def list_events(
     job_id: str,
-    parts: GivenParts,
+    services: GivenServices,
     owner: CurrentOwner,
     after: str | None = None,
     limit: int = Query(20, ge=1, le=100),
@@ -43,18 +42,20 @@ async def list_events(
     `[DONE]` once the job has ended and everything was told.
     """
     if not stream:
-        page = await run_in_threadpool(parts.jobs.events, owner, job_id, after=after, limit=limit)
+        page = await run_in_threadpool(
+            services.jobs.events, owner, job_id, after=after, limit=limit
+        )
         return JSONResponse(
             page_document([event_document(told) for told in page.items], page.has_more)
         )
-    job = await run_in_threadpool(parts.jobs.get, owner, job_id)
+    job = await run_in_threadpool(services.jobs.get, owner, job_id)
     seen = last_event_id or after
-    first = await run_in_threadpool(_unseen, parts, job, seen)  # a bad id is refused before 200
-    return EventStream(_follow(parts, job, seen, first), on_end=lambda: None)
+    first = await run_in_threadpool(_unseen, services, job, seen)  # a bad id is refused before 200
+    return EventStream(_follow(services, job, seen, first), on_end=lambda: None)
 
 
 async def _follow(
-    parts: Services, job: Job, seen: str | None, news: list[Event]
+    services: Services, job: Job, seen: str | None, news: list[Event]
 ) -> AsyncIterator[bytes]:
     for polls in itertools.count(1):
         # The job was looked at before its events: when it had ended, none comes after these.
@@ -63,25 +64,25 @@ async def _follow(
             yield event(event_document(told), id=told.id)
         if job.status.ended:
             break
-        if not parts.engine.alive:
+        if not services.engine.alive:
             return  # the server stops; without [DONE], the client knows that there may be more
         if polls % _POLLS_PER_HEARTBEAT == 0:
             yield b": still there\n\n"
         await asyncio.sleep(_POLL_S)
         try:
-            now = await run_in_threadpool(parts.jobs.get, job.owner, job.id)
-            news = await run_in_threadpool(_unseen, parts, job, seen)
+            now = await run_in_threadpool(services.jobs.get, job.owner, job.id)
+            news = await run_in_threadpool(_unseen, services, job, seen)
             job = now
         except Unavailable:  # it may come back while the client listens
             news = []
     yield DONE
 
 
-def _unseen(parts: Services, job: Job, seen: str | None) -> list[Event]:
+def _unseen(services: Services, job: Job, seen: str | None) -> list[Event]:
     """Events later than `seen`, oldest first."""
     news: list[Event] = []
     while True:
-        page = parts.jobs.events(job.owner, job.id, after=seen, limit=_PAGE, newest_first=False)
+        page = services.jobs.events(job.owner, job.id, after=seen, limit=_PAGE, newest_first=False)
         news.extend(page.items)
         if not page.has_more:
             return news

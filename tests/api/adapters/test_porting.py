@@ -20,8 +20,8 @@ WEIGHTS = ("adapter_model.safetensors", b"weights")
 
 @pytest.fixture
 def porting(server: Running) -> FakePorting:
-    assert isinstance(server.parts.porting, FakePorting)
-    return server.parts.porting
+    assert isinstance(server.services.porting, FakePorting)
+    return server.services.porting
 
 
 def send(

@@ -94,7 +94,7 @@ def test_every_sampling_field_reaches_the_engine(server: Running) -> None:
     )
     asked = server.loop.asked[0]
     assert asked.n == 3
-    assert asked.timeout_s == server.parts.request_timeout_s
+    assert asked.timeout_s == server.services.request_timeout_s
     params = asked.params
     assert (params.max_tokens, params.temperature, params.top_p) == (9, 0.5, 0.9)
     assert (params.top_k, params.min_p, params.repetition_penalty) == (7, 0.05, 1.1)

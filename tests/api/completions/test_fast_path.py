@@ -9,7 +9,7 @@ import pytest
 from starlette.types import Message, Receive, Scope, Send
 
 from server.api.completions.delivery import Wakes
-from server.api.completions.fast_path import Direct, Way
+from server.api.completions.fast_path import FastPath, FastRoute
 from server.api.completions.text_completion import CompletionRequest, answer
 from tests.api.running import Running
 
@@ -74,8 +74,8 @@ def test_a_good_request_does_not_reach_fastapi(server: Running) -> None:
     async def send(message: Message) -> None:
         sent.append(message)
 
-    ways = {"/v1/completions": Way(CompletionRequest, answer)}
-    direct = Direct(fastapi, server.parts, Wakes(), ways)
+    ways = {"/v1/completions": FastRoute(CompletionRequest, answer)}
+    direct = FastPath(fastapi, server.services, Wakes(), ways)
     scope = {
         "type": "http",
         "method": "POST",
