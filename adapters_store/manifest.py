@@ -11,6 +11,7 @@ from adapters_store.store_errors import AdapterCorrupt, InvalidName
 
 FORMAT_VERSION = 1
 _NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9._-]{0,63}")
+_VERSION_DIGITS = 18  # more would be no version; Python refuses to read thousands of digits
 
 
 def check_name(kind: str, value: str) -> str:
@@ -21,6 +22,25 @@ def check_name(kind: str, value: str) -> str:
             "beginning with a letter or digit"
         )
     return value
+
+
+def parse_adapter_id(adapter_id: str) -> tuple[str, int | None]:
+    """Split an id that users write: NAME, whose version is None (the latest), or NAME@VERSION.
+
+    Raises:
+        InvalidName: the name or the version cannot exist.
+    """
+    name, at, version = adapter_id.partition("@")
+    check_name("adapter", name)
+    if not at:
+        return name, None
+    digits = version.isascii() and version.isdecimal() and len(version) <= _VERSION_DIGITS
+    if not digits or int(version) < 1:
+        raise InvalidName(
+            f"version {version!r} of adapter {name!r} is not a number of 1 or more: write NAME for "
+            "the latest version, or NAME@VERSION"
+        )
+    return name, int(version)
 
 
 @dataclass(frozen=True, order=True)

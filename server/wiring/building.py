@@ -12,7 +12,7 @@ from typing import Literal
 import torch
 import transformers
 
-from adapters_store.manifest import AdapterRef
+from adapters_store.manifest import AdapterRef, parse_adapter_id
 from adapters_store.store import AdapterStore
 from adapters_store.store_errors import StoreError
 from server.adapters.residency import ResidentAdapters
@@ -210,10 +210,9 @@ def _runner(
 
 def pinned(store: AdapterStore, name: str) -> AdapterRef:
     """The version that `--pinned` means. Raises BadOption."""
-    plain, _, version = name.partition("@")
     try:
-        return store.resolve(DEFAULT_OWNER, plain, int(version) if version else None)
-    except (StoreError, ValueError) as error:
+        return store.resolve(DEFAULT_OWNER, *parse_adapter_id(name))
+    except StoreError as error:
         raise BadOption(f"--pinned {name}: {error}") from error
 
 

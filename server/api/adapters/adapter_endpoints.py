@@ -9,8 +9,7 @@ from adapters_store.manifest import AdapterRef
 from adapters_store.store_errors import AdapterCorrupt, AdapterNotFound
 from server.api.adapters.model_endpoints import delete_adapter
 from server.api.app_services import CurrentOwner, GivenServices, Services
-from server.api.completions.generation import find_model
-from server.errors import InvalidRequest
+from server.api.model_lookup import find_adapter
 from server.interfaces import Resident
 
 log = logging.getLogger(__name__)
@@ -69,14 +68,6 @@ def _header(services: Services, ref: AdapterRef) -> Entry:
 def entry_of(services: Services, adapter_id: str, ref: AdapterRef) -> Entry:
     """What is told of one version."""
     return _entry(services, adapter_id, ref, _residents(services))
-
-
-def find_adapter(services: Services, owner: str, adapter_id: str) -> AdapterRef:
-    """The version that an id means. Raises ModelNotFound, or InvalidRequest for the base's id."""
-    ref = find_model(services, owner, adapter_id)
-    if ref is None:
-        raise InvalidRequest(f"{adapter_id!r} is the base model, not an adapter", param="adapter")
-    return ref
 
 
 @router.get("")

@@ -16,9 +16,9 @@ from fastapi.responses import JSONResponse
 from adapters_store.manifest import AdapterRef
 from adapters_store.store_errors import StoreError
 from server.api.app_services import CurrentOwner, GivenServices, Services
-from server.api.completions.generation import find_model
+from server.api.model_lookup import find_adapter
 from server.api.sse import DONE, EventStream, event
-from server.errors import InvalidRequest, VerandahError
+from server.errors import VerandahError
 from server.interfaces import Inspection
 
 log = logging.getLogger(__name__)
@@ -72,16 +72,9 @@ class _Asked:
 
 
 def _start(services: Services, owner: str, adapter_id: str, compare: str | None) -> _Asked:
-    ref = _find(services, owner, adapter_id, "adapter")
-    other = None if compare is None else _find(services, owner, compare, "compare")
+    ref = find_adapter(services, owner, adapter_id)
+    other = None if compare is None else find_adapter(services, owner, compare, "compare")
     return _Asked(ref, other, services.inspections.start(ref, other))
-
-
-def _find(services: Services, owner: str, adapter_id: str, param: str) -> AdapterRef:
-    ref = find_model(services, owner, adapter_id)
-    if ref is None:
-        raise InvalidRequest(f"{adapter_id!r} is the base model, not an adapter", param=param)
-    return ref
 
 
 async def _begun(inspection: Inspection) -> None:

@@ -6,10 +6,10 @@ from collections.abc import Iterator, Sequence
 
 from fastapi import APIRouter, Query
 
-from adapters_store.manifest import AdapterRef
+from adapters_store.manifest import AdapterRef, parse_adapter_id
 from adapters_store.store_errors import AdapterCorrupt, AdapterNotFound, InvalidName, StoreError
 from server.api.app_services import CurrentOwner, GivenServices, Services
-from server.api.completions.generation import find_model
+from server.api.model_lookup import find_model
 from server.errors import InvalidRequest
 
 log = logging.getLogger(__name__)
@@ -111,9 +111,10 @@ def delete_adapter(services: Services, owner: str, adapter_id: str) -> None:
 def _deleted(services: Services, owner: str, adapter_id: str) -> tuple[str, Sequence[int]]:
     """Delete from the store; the name and the versions that are gone."""
     store = services.adapters
-    if "@" not in adapter_id:
-        with contextlib.suppress(AdapterNotFound, InvalidName):  # told below, with what there is
-            return adapter_id, store.delete(owner, adapter_id)
+    with contextlib.suppress(AdapterNotFound, InvalidName):  # find_model refuses those below
+        name, version = parse_adapter_id(adapter_id)
+        if version is None:
+            return name, store.delete(owner, name)
     ref = find_model(services, owner, adapter_id)
     assert ref is not None, "it is not the base's id"
     gone = [*_on_the_way_to(services, ref), ref.version]

@@ -12,8 +12,9 @@ from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
-from server.api.adapters.adapter_endpoints import Entry, entry_of, find_adapter
+from server.api.adapters.adapter_endpoints import Entry, entry_of
 from server.api.app_services import CurrentOwner, GivenServices
+from server.api.model_lookup import find_adapter
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer

@@ -15,13 +15,12 @@ from server.api.completions import logprob_format
 from server.api.completions.delivery import Wakes
 from server.api.completions.generation import (
     CheckedRequest,
-    find_model,
     generation,
-    now,
     room_for_answer,
 )
 from server.api.completions.generation_fields import GenerationFields
 from server.api.completions.replies import Transcript, reply
+from server.api.model_lookup import find_model
 from server.api.wire import Text, WireModel, at_most
 from server.errors import InvalidRequest
 from server.interfaces import Tokenizer
@@ -152,7 +151,6 @@ def _ask(services: Services, owner: str, body: ChatRequest) -> CheckedRequest:
     asked_id = f"chatcmpl-{secrets.token_hex(12)}"
     return CheckedRequest(
         id=asked_id,
-        created=now(),
         model=services.base.id if adapter is None else str(adapter),
         generations=(generation(services, owner, asked_id, body, adapter, prompt, params),),
     )

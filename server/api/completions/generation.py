@@ -1,38 +1,14 @@
 """From a request to what the engine is asked. Shared by both kinds of completion."""
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from adapters_store.manifest import AdapterRef
-from adapters_store.store_errors import AdapterNotFound, InvalidName
 from server.api.app_services import Services
 from server.api.completions.generation_fields import GenerationFields
 from server.engine.sequence import SamplingParams, check_token_ids
-from server.errors import ContextLengthExceeded, ModelNotFound
+from server.errors import ContextLengthExceeded
 from server.scheduler.request import Generation
-
-_VERSION_DIGITS = 18  # more would be no version; Python refuses to read thousands
-
-
-def find_model(services: Services, owner: str, model_id: str) -> AdapterRef | None:
-    """The adapter version that an id names, or None for the base model. Reads the disk.
-
-    Raises:
-        ModelNotFound: neither. An unknown adapter is never answered by the base model.
-    """
-    if model_id == services.base.id:
-        return None
-    name, at, version = model_id.partition("@")
-    numbered = version.isascii() and version.isdecimal() and len(version) <= _VERSION_DIGITS
-    try:
-        if not at or numbered:
-            return services.adapters.resolve(owner, name, int(version) if at else None)
-    except (AdapterNotFound, InvalidName):
-        pass
-    raise ModelNotFound(
-        f"the model {model_id!r} does not exist or is not yours; GET /v1/models lists what there "
-        f"is: {services.base.id!r}, an adapter's NAME, or NAME@VERSION"
-    )
 
 
 @dataclass(frozen=True)
@@ -40,9 +16,9 @@ class CheckedRequest:
     """A checked request: one generation for each prompt, and what its answers are called."""
 
     id: str
-    created: int
-    model: str  # with the version that answers, where an adapter does
+    model: str  # with the version, where an adapter answers
     generations: tuple[Generation, ...]
+    created: int = field(default_factory=lambda: int(time.time()))
 
     @property
     def prompt_tokens(self) -> int:
@@ -101,8 +77,3 @@ def usage(prompt_tokens: int, completion_tokens: int, cached_tokens: int) -> dic
         "total_tokens": prompt_tokens + completion_tokens,
         "prompt_tokens_details": {"cached_tokens": cached_tokens},
     }
-
-
-def now() -> int:
-    """Seconds since 1970, as the API tells times."""
-    return int(time.time())

@@ -17,13 +17,12 @@ from server.api.completions import logprob_format
 from server.api.completions.delivery import Wakes
 from server.api.completions.generation import (
     CheckedRequest,
-    find_model,
     generation,
-    now,
     room_for_answer,
 )
 from server.api.completions.generation_fields import GenerationFields
 from server.api.completions.replies import Transcript, reply
+from server.api.model_lookup import find_model
 from server.api.wire import encodable
 from server.engine.sequence import TokenLogprob
 from server.errors import InvalidRequest
@@ -199,7 +198,6 @@ def _ask(services: Services, owner: str, body: CompletionRequest) -> CheckedRequ
         generations.append(generation(services, owner, asked_id, body, adapter, prompt, params))
     return CheckedRequest(
         id=asked_id,
-        created=now(),
         model=services.base.id if adapter is None else str(adapter),
         generations=tuple(generations),
     )

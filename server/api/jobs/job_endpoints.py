@@ -6,7 +6,6 @@ from fastapi import APIRouter, Query, Request
 
 from adapters_store.manifest import Manifest
 from server.api.app_services import CurrentOwner, GivenServices, Services
-from server.api.completions.generation import find_model
 from server.api.jobs.job_documents import (
     Document,
     checkpoint_document,
@@ -14,6 +13,7 @@ from server.api.jobs.job_documents import (
     page_document,
 )
 from server.api.jobs.job_request import JobRequest, read_options
+from server.api.model_lookup import find_model
 from server.errors import InvalidDataset, InvalidRequest, LineProblem, NotFound
 from server.jobs.files.datasets import MIN_EXAMPLES, Dataset, validate
 from server.jobs.queue.appraisal import Appraisal
