@@ -26,6 +26,7 @@ from server.jobs.files.datasets import Dataset
 from server.jobs.files.notices import notices
 from server.jobs.queue.appraisal import Appraisal
 from server.jobs.queue.train_options import TrainOptions
+from server.scheduler.capacity import Capacity
 from server.scheduler.intake import Handle
 from server.scheduler.request import Generation, Listener, LoopStats, TextDelta, TokenPiece
 
@@ -145,6 +146,7 @@ class FakeLoop:
     def submit(self, request: Generation, listener: Listener) -> FakeHandle:
         if self.refusal is not None:
             raise self.refusal
+        Capacity(capacity=self.max_answers, max_context=self.max_context).enter(request, now=0.0)
         handle = FakeHandle(request)
         self.handles.append(handle)
         for index in range(request.n):

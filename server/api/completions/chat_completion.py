@@ -1,4 +1,4 @@
-"""POST /v1/chat/completions."""
+"""POST /v1/chat/completions: answers a conversation. Knows no text completion."""
 
 import secrets
 from collections.abc import Iterable, Iterator
@@ -13,18 +13,15 @@ from starlette.types import Receive
 from server.api.app_services import CurrentOwner, GivenServices, Services
 from server.api.completions import logprob_format
 from server.api.completions.delivery import Wakes
-from server.api.completions.generation import (
-    CheckedRequest,
-    generation,
-    room_for_answer,
-)
+from server.api.completions.generation import CheckedRequest, context_left
 from server.api.completions.generation_fields import GenerationFields
 from server.api.completions.replies import Transcript, reply
 from server.api.model_lookup import find_model
 from server.api.wire import Text, WireModel, at_most
+from server.engine.sequence import check_token_ids
 from server.errors import InvalidRequest
 from server.interfaces import Tokenizer
-from server.scheduler.request import TextDelta, TokenPiece
+from server.scheduler.request import Generation, TextDelta, TokenPiece
 
 router = APIRouter(tags=["completions"])
 
@@ -140,20 +137,32 @@ def _chunk(choice: int, delta: dict[str, object]) -> dict[str, object]:
     return {"index": choice, "delta": delta, "logprobs": None, "finish_reason": None}
 
 
-def _ask(services: Services, owner: str, body: ChatRequest) -> CheckedRequest:
-    """Find the model, apply the chat template, check all. Reads the disk and tokenises."""
+def check_request(services: Services, owner: str, body: ChatRequest) -> CheckedRequest:
+    """Find the model, apply the chat template, check all. Reads the disk and tokenises.
+
+    Raises:
+        ModelNotFound, InvalidRequest: naming the field at fault.
+    """
     adapter = find_model(services, owner, body.model)
     prompt = services.tokenizer.chat([message.for_template() for message in body.messages])
     params = body.sampling(
-        max_tokens=room_for_answer(services, len(prompt), body.wanted_tokens, "messages"),
+        max_tokens=body.wanted_tokens or context_left(services, prompt),
         top_logprobs=body.wanted_logprobs,
     )
-    asked_id = f"chatcmpl-{secrets.token_hex(12)}"
-    return CheckedRequest(
-        id=asked_id,
-        model=services.base.id if adapter is None else str(adapter),
-        generations=(generation(services, owner, asked_id, body, adapter, prompt, params),),
+    check_token_ids(prompt, params, services.base.vocab_size)
+    generation = Generation(
+        request_id=f"chatcmpl-{secrets.token_hex(12)}",
+        owner=owner,
+        prompt=tuple(prompt),
+        params=params,
+        adapter=adapter,
+        n=body.choices,
+        timeout_s=services.request_timeout_s,
+        prompt_param="messages",
+        length_param="max_tokens" if body.max_tokens else "max_completion_tokens",
     )
+    model = services.base.id if adapter is None else str(adapter)
+    return CheckedRequest(generation.request_id, model, (generation,))
 
 
 @router.post("/v1/chat/completions")
@@ -167,7 +176,7 @@ async def create_chat_completion(
 async def answer(
     services: Services, wakes: Wakes, owner: str, body: ChatRequest, receive: Receive
 ) -> Response:
-    """What `create_chat_completion` answers."""
-    asked = await run_in_threadpool(_ask, services, owner, body)
+    """The answer of `create_chat_completion`."""
+    checked = await run_in_threadpool(check_request, services, owner, body)
     shape = ChatShape(services.tokenizer, logprobs=bool(body.logprobs))
-    return await reply(services, wakes, asked, shape, receive, usage_chunk=body.usage_chunk)
+    return await reply(services, wakes, checked, shape, receive, usage_chunk=body.usage_chunk)

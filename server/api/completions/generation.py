@@ -1,19 +1,16 @@
-"""From a request to what the engine is asked. Shared by both kinds of completion."""
+"""A request once it is checked, and the counts that its answer ends with. Knows no HTTP."""
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from adapters_store.manifest import AdapterRef
 from server.api.app_services import Services
-from server.api.completions.generation_fields import GenerationFields
-from server.engine.sequence import SamplingParams, check_token_ids
-from server.errors import ContextLengthExceeded
 from server.scheduler.request import Generation
 
 
 @dataclass(frozen=True)
 class CheckedRequest:
-    """A checked request: one generation for each prompt, and what its answers are called."""
+    """One generation for each prompt, and the labels of the answers."""
 
     id: str
     model: str  # with the version, where an adapter answers
@@ -25,52 +22,19 @@ class CheckedRequest:
         return sum(len(generation.prompt) for generation in self.generations)
 
     def labels(self, kind: str) -> dict[str, object]:
-        """The fields with which every document and chunk of an answer begins."""
+        """The first fields of every document and chunk of an answer."""
         return {"id": self.id, "object": kind, "created": self.created, "model": self.model}
 
 
-def room_for_answer(services: Services, prompt_length: int, wanted: int | None, param: str) -> int:
-    """The answer's largest length: `wanted`, or (None) all that the context has left.
-
-    Raises:
-        ContextLengthExceeded: prompt and answer do not fit.
+def context_left(services: Services, prompt: Sequence[int]) -> int:
+    """How long an answer may be for which the request names no length. 1 at least: the engine
+    refuses what does not fit.
     """
-    room = services.engine.max_context - prompt_length
-    if room < (1 if wanted is None else wanted):
-        asked = "no room for an answer" if wanted is None else f"{wanted} asked for in the answer"
-        raise ContextLengthExceeded(
-            f"this model's maximum context length is {services.engine.max_context} tokens; "
-            f"{prompt_length} in the {param} with {asked} do not fit: shorten the {param} or lower "
-            "max_tokens",
-            param=param,
-        )
-    return room if wanted is None else wanted
-
-
-def generation(
-    services: Services,
-    owner: str,
-    request_id: str,
-    fields: GenerationFields,
-    adapter: AdapterRef | None,
-    prompt: list[int],
-    params: SamplingParams,
-) -> Generation:
-    """One prompt's part of a request, its token ids checked."""
-    check_token_ids(prompt, params, services.base.vocab_size)
-    return Generation(
-        request_id=request_id,
-        owner=owner,
-        prompt=tuple(prompt),
-        params=params,
-        adapter=adapter,
-        n=fields.choices,
-        timeout_s=services.request_timeout_s,
-    )
+    return max(services.engine.max_context - len(prompt), 1)
 
 
 def usage(prompt_tokens: int, completion_tokens: int, cached_tokens: int) -> dict[str, object]:
-    """The counts, as every answer ends with."""
+    """The counts of tokens in the OpenAI API's shape."""
     return {
         "prompt_tokens": prompt_tokens,
         "completion_tokens": completion_tokens,

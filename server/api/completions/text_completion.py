@@ -1,4 +1,4 @@
-"""POST /v1/completions: text goes on. Several prompts may be asked at once."""
+"""POST /v1/completions: continues one text or several. Knows no chat template."""
 
 import secrets
 from collections.abc import Iterator
@@ -15,19 +15,15 @@ from starlette.types import Receive
 from server.api.app_services import CurrentOwner, GivenServices, Services
 from server.api.completions import logprob_format
 from server.api.completions.delivery import Wakes
-from server.api.completions.generation import (
-    CheckedRequest,
-    generation,
-    room_for_answer,
-)
+from server.api.completions.generation import CheckedRequest, context_left
 from server.api.completions.generation_fields import GenerationFields
 from server.api.completions.replies import Transcript, reply
 from server.api.model_lookup import find_model
 from server.api.wire import encodable
-from server.engine.sequence import TokenLogprob
+from server.engine.sequence import TokenLogprob, check_token_ids
 from server.errors import InvalidRequest
 from server.interfaces import Tokenizer
-from server.scheduler.request import TextDelta, TokenPiece
+from server.scheduler.request import Generation, TextDelta, TokenPiece
 
 router = APIRouter(tags=["completions"])
 
@@ -176,62 +172,66 @@ def _echo(tokenizer: Tokenizer, prompt: Seq[int]) -> Echo:
     return Echo(tuple(prompt), tuple(pieces))
 
 
-def _ask(services: Services, owner: str, body: CompletionRequest) -> CheckedRequest:
+def _checked(services: Services, owner: str, body: CompletionRequest) -> CheckedRequest:
     """Find the model, tokenise, check all. Reads the disk."""
     adapter = find_model(services, owner, body.model)
-    asked_id = f"cmpl-{secrets.token_hex(12)}"
+    request_id = f"cmpl-{secrets.token_hex(12)}"
     generations = []
-    for given in body.prompts:
+    for item in body.prompts:
         prompt = (
-            services.tokenizer.encode(given, add_special=True) if isinstance(given, str) else given
+            services.tokenizer.encode(item, add_special=True) if isinstance(item, str) else item
         )
-        length = body.max_tokens
-        if length is None:
-            length = min(
-                _DEFAULT_MAX_TOKENS, room_for_answer(services, len(prompt), None, "prompt")
-            )
+        default_length = min(_DEFAULT_MAX_TOKENS, context_left(services, prompt))
         params = body.sampling(
-            max_tokens=room_for_answer(services, len(prompt), length, "prompt"),
+            max_tokens=default_length if body.max_tokens is None else body.max_tokens,
             top_logprobs=body.logprobs,
             prompt_logprobs=bool(body.echo) and body.logprobs is not None,
         )
-        generations.append(generation(services, owner, asked_id, body, adapter, prompt, params))
-    return CheckedRequest(
-        id=asked_id,
-        model=services.base.id if adapter is None else str(adapter),
-        generations=tuple(generations),
-    )
+        check_token_ids(prompt, params, services.base.vocab_size)
+        generation = Generation(
+            request_id=request_id,
+            owner=owner,
+            prompt=tuple(prompt),
+            params=params,
+            adapter=adapter,
+            n=body.choices,
+            timeout_s=services.request_timeout_s,
+        )
+        generations.append(generation)
+    model = services.base.id if adapter is None else str(adapter)
+    return CheckedRequest(request_id, model, tuple(generations))
 
 
-def _ask_and_shape(
+def _checked_and_shape(
     services: Services, owner: str, body: CompletionRequest
 ) -> tuple[CheckedRequest, CompletionShape]:
-    asked = _ask(services, owner, body)
-    shown = asked.generations if body.echo else ()
+    checked = _checked(services, owner, body)
+    shown = checked.generations if body.echo else ()
+    most = services.engine.max_context  # the engine refuses a longer prompt: do not decode it
     shape = CompletionShape(
         services.tokenizer,
         logprobs=body.logprobs is not None,
-        echoes=[_echo(services.tokenizer, generation.prompt) for generation in shown],
+        echoes=[_echo(services.tokenizer, generation.prompt[:most]) for generation in shown],
         n=body.choices,
     )
-    return asked, shape
+    return checked, shape
 
 
 @router.post("/v1/completions")
 async def create_completion(
     body: CompletionRequest, request: Request, services: GivenServices, owner: CurrentOwner
 ) -> Response:
-    """Go on with a text."""
+    """Continue a text, or several."""
     return await answer(services, request.app.state.wakes, owner, body, request.receive)
 
 
 async def answer(
     services: Services, wakes: Wakes, owner: str, body: CompletionRequest, receive: Receive
 ) -> Response:
-    """What `create_completion` answers."""
+    """The answer of `create_completion`."""
     if body.model == services.base.id and body.echo is None and body.holds_token_ids:
         # Neither disk nor tokenizer: a thread would cost more than this takes.
-        asked, shape = _ask_and_shape(services, owner, body)
+        checked, shape = _checked_and_shape(services, owner, body)
     else:
-        asked, shape = await run_in_threadpool(_ask_and_shape, services, owner, body)
-    return await reply(services, wakes, asked, shape, receive, usage_chunk=body.usage_chunk)
+        checked, shape = await run_in_threadpool(_checked_and_shape, services, owner, body)
+    return await reply(services, wakes, checked, shape, receive, usage_chunk=body.usage_chunk)
