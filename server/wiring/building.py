@@ -11,6 +11,8 @@ from typing import Literal
 
 import torch
 import transformers
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from adapters_store.manifest import AdapterRef, parse_adapter_id
 from adapters_store.store import AdapterStore
@@ -33,7 +35,6 @@ from server.pulse import Pulse
 from server.scheduler.loop import Limits, ServingLoop
 from server.tenancy.keys import DEFAULT_OWNER
 from server.training.run.defaults import BASIS_SEED
-from server.wiring.capturing import capturing
 from server.wiring.process import end_soon
 from server.wiring.sizes import Sizes, kv_memory_mb
 
@@ -203,9 +204,18 @@ def _runner(
     if fast is None:
         return Runner(base, adapters, kv)
     runner = Runner(base, adapters, kv, fast.forward)
-    with capturing() as told:
-        fast.capture(told)
+    with _capture_bar() as on_progress:
+        fast.capture(on_progress)
     return runner
+
+
+@contextmanager
+def _capture_bar() -> Iterator[Callable[[int, int], None]]:
+    """A progress bar. Yields what moves it, given how many graphs are captured, and their total."""
+    columns = TextColumn("verandah: {task.description}"), BarColumn(), MofNCompleteColumn()
+    with Progress(*columns, console=Console(stderr=True)) as bar:
+        task = bar.add_task("capturing decode steps", total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
 def pinned(store: AdapterStore, name: str) -> AdapterRef:
