@@ -172,7 +172,7 @@ def _echo(tokenizer: Tokenizer, prompt: Seq[int]) -> Echo:
     return Echo(tuple(prompt), tuple(pieces))
 
 
-def _checked(services: Services, owner: str, body: CompletionRequest) -> CheckedRequest:
+def check_request(services: Services, owner: str, body: CompletionRequest) -> CheckedRequest:
     """Find the model, tokenise, check all. Reads the disk."""
     adapter = find_model(services, owner, body.model)
     request_id = f"cmpl-{secrets.token_hex(12)}"
@@ -205,7 +205,7 @@ def _checked(services: Services, owner: str, body: CompletionRequest) -> Checked
 def _checked_and_shape(
     services: Services, owner: str, body: CompletionRequest
 ) -> tuple[CheckedRequest, CompletionShape]:
-    checked = _checked(services, owner, body)
+    checked = check_request(services, owner, body)
     shown = checked.generations if body.echo else ()
     most = services.engine.max_context  # the engine refuses a longer prompt: do not decode it
     shape = CompletionShape(
