@@ -69,5 +69,5 @@ def _owner(request: Request) -> str:
     return cast(str, request.scope["verandah.owner"])
 
 
-GivenServices = Annotated[Services, Depends(_services)]
+CurrentServices = Annotated[Services, Depends(_services)]
 CurrentOwner = Annotated[str, Depends(_owner)]

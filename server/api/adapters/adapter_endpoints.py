@@ -1,4 +1,4 @@
-"""/v1/adapters: what the OpenAI API lacks about adapters, with where each is now."""
+"""/v1/adapters: lists, shows, pins and deletes adapters. Knows no files of PEFT."""
 
 import logging
 from collections.abc import Mapping
@@ -8,7 +8,7 @@ from fastapi import APIRouter, Query
 from adapters_store.manifest import AdapterRef
 from adapters_store.store_errors import AdapterCorrupt, AdapterNotFound
 from server.api.adapters.model_endpoints import delete_adapter
-from server.api.app_services import CurrentOwner, GivenServices, Services
+from server.api.app_services import CurrentOwner, CurrentServices, Services
 from server.api.model_lookup import find_adapter
 from server.interfaces import Resident
 
@@ -27,14 +27,14 @@ def _entry(
     services: Services, adapter_id: str, ref: AdapterRef, residents: Mapping[AdapterRef, Resident]
 ) -> Entry:
     resident = residents.get(ref)
-    aside = services.adapters.aside(ref.owner, ref.name)
+    checkpoints = services.adapters.aside(ref.owner, ref.name)
     versions = services.adapters.versions(ref.owner, ref.name)
     entry: Entry = {
         "id": adapter_id,
         "object": "adapter",
         "version": ref.version,
-        "versions": [version for version in versions if version not in aside],
-        "checkpoints": list(aside),
+        "versions": [version for version in versions if version not in checkpoints],
+        "checkpoints": list(checkpoints),
         "parent": services.base.id,
         "residency": resident.state if resident else "stored",
         "slot": resident.slot if resident else None,
@@ -44,7 +44,7 @@ def _entry(
     }
     try:
         return entry | _header(services, ref)
-    except AdapterCorrupt as error:  # one broken file must not hide the others
+    except AdapterCorrupt as error:  # one damaged file must not hide the others
         return entry | {"error": str(error)}
 
 
@@ -66,16 +66,16 @@ def _header(services: Services, ref: AdapterRef) -> Entry:
 
 
 def entry_of(services: Services, adapter_id: str, ref: AdapterRef) -> Entry:
-    """What is told of one version."""
+    """The document of one version."""
     return _entry(services, adapter_id, ref, _residents(services))
 
 
 @router.get("")
 def list_adapters(
-    services: GivenServices,
+    services: CurrentServices,
     owner: CurrentOwner,
     limit: int = Query(100, ge=1, le=1000),
-    after: str | None = Query(None, description="the id at which the page before ended"),
+    after: str | None = Query(None, description="the last id of the previous page"),
 ) -> Entry:
     """The latest version of each adapter, by name, a page at a time."""
     names = [name for name in services.adapters.names(owner) if after is None or name > after]
@@ -85,9 +85,9 @@ def list_adapters(
         try:
             data.append(_entry(services, name, services.adapters.resolve(owner, name), residents))
         except AdapterNotFound:
-            continue  # deleted while we listed
-        except AdapterCorrupt as error:  # one broken pointer must not hide the others
-            log.warning("not listed: %s", error)
+            continue  # deleted since the names were read
+        except AdapterCorrupt as error:  # one damaged pointer must not hide the others
+            log.warning("an adapter is left out of the list: %s", error)
     return {
         "object": "list",
         "data": data,
@@ -98,29 +98,29 @@ def list_adapters(
 
 
 @router.get("/{adapter_id}")
-def get_adapter(adapter_id: str, services: GivenServices, owner: CurrentOwner) -> Entry:
+def get_adapter(adapter_id: str, services: CurrentServices, owner: CurrentOwner) -> Entry:
     """An adapter's latest version (NAME) or one version (NAME@VERSION)."""
     return entry_of(services, adapter_id, find_adapter(services, owner, adapter_id))
 
 
 @router.delete("/{adapter_id}")
-def delete(adapter_id: str, services: GivenServices, owner: CurrentOwner) -> Entry:
+def delete(adapter_id: str, services: CurrentServices, owner: CurrentOwner) -> Entry:
     """Delete an adapter (NAME) or one version of it (NAME@VERSION). Running requests finish."""
     delete_adapter(services, owner, adapter_id)
     return {"id": adapter_id, "object": "adapter", "deleted": True}
 
 
 @router.post("/{adapter_id}/pin")
-def pin(adapter_id: str, services: GivenServices, owner: CurrentOwner) -> Entry:
-    """Load a version now; from its first use on it keeps its place until unpinned or deleted."""
+def pin(adapter_id: str, services: CurrentServices, owner: CurrentOwner) -> Entry:
+    """Load a version now. It keeps the slot of its first request until unpinned or deleted."""
     ref = find_adapter(services, owner, adapter_id)
     services.residency.pin(ref)
     return entry_of(services, adapter_id, ref)
 
 
 @router.post("/{adapter_id}/unpin")
-def unpin(adapter_id: str, services: GivenServices, owner: CurrentOwner) -> Entry:
-    """Let a version be evicted again."""
+def unpin(adapter_id: str, services: CurrentServices, owner: CurrentOwner) -> Entry:
+    """Allow a version to be evicted again."""
     ref = find_adapter(services, owner, adapter_id)
     services.residency.unpin(ref)
     return entry_of(services, adapter_id, ref)

@@ -10,7 +10,7 @@ from pydantic import FailFast, Field, field_validator
 from pydantic_core import PydanticCustomError
 from starlette.types import Receive
 
-from server.api.app_services import CurrentOwner, GivenServices, Services
+from server.api.app_services import CurrentOwner, CurrentServices, Services
 from server.api.completions import logprob_format
 from server.api.completions.delivery import Wakes
 from server.api.completions.generation import CheckedRequest, context_left
@@ -29,9 +29,7 @@ _MAX_MESSAGES = 4096
 
 
 class ChatMessage(WireModel):
-    """One message. The last fields are what answers carry, so that one can be sent back as it came;
-    they must be empty.
-    """
+    """One message. Answers have the last five fields: a client may send one back if they are empty."""
 
     role: Literal["system", "developer", "user", "assistant"]
     content: Text | None = None
@@ -44,7 +42,7 @@ class ChatMessage(WireModel):
     tool_calls: list[None] | None = Field(None, max_length=0)
 
     def for_template(self) -> dict[str, object]:
-        """As chat templates expect it."""
+        """The message as chat templates expect it."""
         role = "system" if self.role == "developer" else self.role
         message: dict[str, object] = {"role": role, "content": self.content or ""}
         return message if self.name is None else message | {"name": self.name}
@@ -52,7 +50,7 @@ class ChatMessage(WireModel):
     @field_validator("content", mode="before")
     @classmethod
     def _join_parts(cls, content: object) -> object:
-        """Content may be a list of parts; only text is understood."""
+        """Content may be a list of parts; only text is supported."""
         if not isinstance(content, list):
             return content
         return "".join(_text(part) for part in content)
@@ -77,25 +75,25 @@ class ChatRequest(GenerationFields):
     @property
     def wanted_tokens(self) -> int | None:
         """The answer's largest length, if the request gives one."""
-        given = {self.max_completion_tokens, self.max_tokens} - {None}
-        if len(given) > 1:
+        limits = {self.max_completion_tokens, self.max_tokens} - {None}
+        if len(limits) > 1:
             raise InvalidRequest(
-                "max_tokens and max_completion_tokens differ; send one", param="max_tokens"
+                "max_tokens and max_completion_tokens differ: send one of them", param="max_tokens"
             )
-        return given.pop() if given else None
+        return limits.pop() if limits else None
 
     @property
     def wanted_logprobs(self) -> int | None:
-        """How many alternatives to tell per token; None: no log-probabilities at all."""
+        """How many alternatives to report per token; None: no log-probabilities at all."""
         if self.top_logprobs and not self.logprobs:
             raise InvalidRequest(
-                "top_logprobs needs logprobs=true; send both", param="top_logprobs"
+                "top_logprobs needs logprobs=true: send both", param="top_logprobs"
             )
         return self.top_logprobs or 0 if self.logprobs else None
 
 
 class ChatShape:
-    """Chat completions and their chunks."""
+    """The documents and chunks of chat completions."""
 
     document_kind = "chat.completion"
     chunk_kind = "chat.completion.chunk"
@@ -103,7 +101,7 @@ class ChatShape:
     def __init__(self, tokenizer: Tokenizer, *, logprobs: bool) -> None:
         self._tokenizer = tokenizer
         self.scores = logprobs
-        self._begun: set[int] = set()
+        self._started: set[int] = set()  # choices
 
     def whole(self, choice: int, transcript: Transcript) -> dict[str, object]:
         return {
@@ -115,8 +113,8 @@ class ChatShape:
         }
 
     def chunks(self, choice: int, delta: TextDelta) -> Iterator[dict[str, object]]:
-        if choice not in self._begun:
-            self._begun.add(choice)
+        if choice not in self._started:
+            self._started.add(choice)
             yield _chunk(choice, {"role": "assistant", "content": "", "refusal": None})
         if delta.text or (self.scores and delta.tokens):
             yield self.text(choice, delta.text) | {"logprobs": self._scores(delta.tokens)}
@@ -167,7 +165,7 @@ def check_request(services: Services, owner: str, body: ChatRequest) -> CheckedR
 
 @router.post("/v1/chat/completions")
 async def create_chat_completion(
-    body: ChatRequest, request: Request, services: GivenServices, owner: CurrentOwner
+    body: ChatRequest, request: Request, services: CurrentServices, owner: CurrentOwner
 ) -> Response:
     """Answer a conversation."""
     return await answer(services, request.app.state.wakes, owner, body, request.receive)

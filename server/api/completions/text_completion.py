@@ -12,7 +12,7 @@ from pydantic import Field, PlainValidator
 from pydantic_core import PydanticCustomError
 from starlette.types import Receive
 
-from server.api.app_services import CurrentOwner, GivenServices, Services
+from server.api.app_services import CurrentOwner, CurrentServices, Services
 from server.api.completions import logprob_format
 from server.api.completions.delivery import Wakes
 from server.api.completions.generation import CheckedRequest, context_left
@@ -34,7 +34,7 @@ Scored = tuple[str, int, TokenLogprob | None]
 
 
 def _checked_prompt(value: object) -> object:
-    """Look at each item once, and stop at the first bad one: see `server.api.wire`."""
+    """Check each item once and stop at the first wrong one: `server.api.wire` says why."""
     items = value if isinstance(value, list) else [value]
     if isinstance(value, list) and all(type(item) is int for item in value):
         return value
@@ -83,7 +83,7 @@ class CompletionRequest(GenerationFields):
 
 @dataclass(frozen=True)
 class Echo:
-    """A prompt as it is shown before its answer: its tokens' ids and the text of each."""
+    """A prompt that is shown before its answer: the ids of its tokens and the text of each."""
 
     token_ids: tuple[int, ...]
     pieces: tuple[str, ...]
@@ -93,16 +93,16 @@ class Echo:
         return "".join(self.pieces)
 
     def scored(self, scores: Seq[TokenLogprob | None] | None) -> list[Scored]:
-        """The tokens with their scores; without scores, as if unknown."""
+        """The tokens with their scores; None for each where there are none."""
         known = scores or (None,) * len(self.token_ids)
         return list(zip(self.pieces, self.token_ids, known, strict=True))
 
 
 class CompletionShape:
-    """Text completions; a chunk looks as a document does.
+    """The documents and chunks of text completions, which have one form.
 
     Args:
-        echoes: the prompts to show before their answers, `n` answers each; empty: none is shown.
+        echoes: the prompts to show before their `n` answers each; empty: none is shown.
     """
 
     document_kind = "text_completion"
@@ -219,7 +219,7 @@ def _checked_and_shape(
 
 @router.post("/v1/completions")
 async def create_completion(
-    body: CompletionRequest, request: Request, services: GivenServices, owner: CurrentOwner
+    body: CompletionRequest, request: Request, services: CurrentServices, owner: CurrentOwner
 ) -> Response:
     """Continue a text, or several."""
     return await answer(services, request.app.state.wakes, owner, body, request.receive)

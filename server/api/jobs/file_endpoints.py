@@ -1,11 +1,11 @@
-"""/v1/files: what jobs learn from."""
+"""/v1/files: uploads and serves the files that jobs train on. Knows nothing of their lines."""
 
 from typing import Annotated, Literal
 
 from fastapi import APIRouter, File, Form, Query, UploadFile
 from fastapi.responses import FileResponse
 
-from server.api.app_services import CurrentOwner, GivenServices
+from server.api.app_services import CurrentOwner, CurrentServices
 from server.errors import InvalidRequest
 from server.jobs.files.file_store import StoredFile
 
@@ -30,22 +30,22 @@ def _document(file: StoredFile) -> Document:
 
 @router.post("")
 def upload(
-    services: GivenServices,
+    services: CurrentServices,
     owner: CurrentOwner,
     file: Annotated[UploadFile, File()],
     purpose: Annotated[str, Form()],
 ) -> Document:
-    """Keep a file. Its lines are checked when a job is made of it."""
+    """Store a file. Creating a job checks its lines."""
     if purpose != "fine-tune":
         raise InvalidRequest(
-            f"purpose {purpose!r} is not supported; files are for 'fine-tune'", param="purpose"
+            f"purpose {purpose!r} is not supported: send 'fine-tune'", param="purpose"
         )
     return _document(services.files.create(owner, file.filename or "upload", purpose, file.file))
 
 
 @router.get("")
 def list_files(
-    services: GivenServices,
+    services: CurrentServices,
     owner: CurrentOwner,
     purpose: str | None = None,
     limit: int = Query(10_000, ge=1, le=10_000),
@@ -65,14 +65,14 @@ def list_files(
 
 
 @router.get("/{file_id}")
-def get_file(file_id: str, services: GivenServices, owner: CurrentOwner) -> Document:
-    """What is known about one file."""
+def get_file(file_id: str, services: CurrentServices, owner: CurrentOwner) -> Document:
+    """One file's name, size and purpose."""
     return _document(services.files.get(owner, file_id))
 
 
 @router.get("/{file_id}/content")
-def get_content(file_id: str, services: GivenServices, owner: CurrentOwner) -> FileResponse:
-    """The file as it was sent."""
+def get_content(file_id: str, services: CurrentServices, owner: CurrentOwner) -> FileResponse:
+    """The bytes of a file."""
     file = services.files.get(owner, file_id)
     return FileResponse(
         services.files.path(owner, file_id),
@@ -82,7 +82,7 @@ def get_content(file_id: str, services: GivenServices, owner: CurrentOwner) -> F
 
 
 @router.delete("/{file_id}")
-def delete_file(file_id: str, services: GivenServices, owner: CurrentOwner) -> Document:
-    """Delete a file. Jobs that have begun keep what they read."""
+def delete_file(file_id: str, services: CurrentServices, owner: CurrentOwner) -> Document:
+    """Delete a file. Jobs that run already are not affected."""
     services.files.delete(owner, file_id)
     return {"id": file_id, "object": "file", "deleted": True}

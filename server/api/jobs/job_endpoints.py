@@ -1,11 +1,11 @@
-"""/v1/fine_tuning/jobs: training, in the OpenAI API's words, with an adapter's options added."""
+"""/v1/fine_tuning/jobs: creates, lists and controls training jobs. Knows no training."""
 
 from collections.abc import Mapping, Sequence
 
 from fastapi import APIRouter, Query, Request
 
 from adapters_store.manifest import Manifest
-from server.api.app_services import CurrentOwner, GivenServices, Services
+from server.api.app_services import CurrentOwner, CurrentServices, Services
 from server.api.jobs.job_documents import (
     Document,
     checkpoint_document,
@@ -25,16 +25,16 @@ router = APIRouter(prefix="/v1/fine_tuning/jobs", tags=["fine-tuning"])
 
 
 @router.post("")
-def create_job(body: JobRequest, services: GivenServices, owner: CurrentOwner) -> Document:
-    """Check every line of the files, estimate, then queue.
+def create_job(body: JobRequest, services: CurrentServices, owner: CurrentOwner) -> Document:
+    """Check every line of the files, estimate the cost, then queue the job.
 
-    A bad file queues nothing and names its lines. With `verandah: {"dry_run": true}` nothing is
-    queued in any case, and the answer is what was found.
+    A wrong file is refused with its wrong lines. `verandah: {"dry_run": true}` queues nothing; the
+    answer is the estimate, or the wrong lines.
     """
     dry_run = body.dry_run
     start = _start(services, owner, body.model)
-    asked = body.asked()
-    options = read_options(inherited(*start, asked) if start else asked)
+    requested = body.options()
+    options = read_options(inherited(*start, requested) if start else requested)
     _check_rank(services, options)
     _check_suffix(services, body.suffix)
     if dry_run:
@@ -57,58 +57,58 @@ def create_job(body: JobRequest, services: GivenServices, owner: CurrentOwner) -
 @router.get("")
 def list_jobs(
     request: Request,
-    services: GivenServices,
+    services: CurrentServices,
     owner: CurrentOwner,
     after: str | None = None,
     limit: int = Query(20, ge=1, le=100),
-    status: JobStatus | None = Query(None, description="only jobs that stand there"),
+    status: JobStatus | None = Query(None, description="only jobs of this status"),
 ) -> Document:
-    """The owner's jobs, the newest first; `metadata[KEY]=VALUE` finds those that have the pair,
-    `metadata=null` those without any."""
+    """The owner's jobs, the newest first. `metadata[KEY]=VALUE` selects jobs with that pair,
+    `metadata=null` jobs without metadata."""
     wanted = _metadata(request.query_params.multi_items())
     page = services.jobs.list(owner, after=after, limit=limit, metadata=wanted, status=status)
     return page_document([job_document(job) for job in page.items], page.has_more)
 
 
 @router.get("/{job_id}")
-def get_job(job_id: str, services: GivenServices, owner: CurrentOwner) -> Document:
-    """How a job is now."""
+def get_job(job_id: str, services: CurrentServices, owner: CurrentOwner) -> Document:
+    """The state of a job."""
     return job_document(services.jobs.get(owner, job_id))
 
 
 @router.post("/{job_id}/cancel")
-def cancel_job(job_id: str, services: GivenServices, owner: CurrentOwner) -> Document:
-    """Stop a job. One that runs stays `running` until its worker has obeyed."""
+def cancel_job(job_id: str, services: CurrentServices, owner: CurrentOwner) -> Document:
+    """Stop a job. A running job stays `running` until its worker has stopped it."""
     return job_document(services.jobs.cancel(owner, job_id))
 
 
 @router.post("/{job_id}/pause")
-def pause_job(job_id: str, services: GivenServices, owner: CurrentOwner) -> Document:
-    """Put a job aside. One that runs stays `running` until its worker has saved it."""
+def pause_job(job_id: str, services: CurrentServices, owner: CurrentOwner) -> Document:
+    """Pause a job. A running job stays `running` until its worker has saved it."""
     return job_document(services.jobs.pause(owner, job_id))
 
 
 @router.post("/{job_id}/resume")
-def resume_job(job_id: str, services: GivenServices, owner: CurrentOwner) -> Document:
-    """Queue a paused job again; it goes on from where it was."""
+def resume_job(job_id: str, services: CurrentServices, owner: CurrentOwner) -> Document:
+    """Queue a paused job again. It continues where it stopped."""
     return job_document(services.jobs.resume(owner, job_id))
 
 
 @router.get("/{job_id}/checkpoints")
 def list_checkpoints(
     job_id: str,
-    services: GivenServices,
+    services: CurrentServices,
     owner: CurrentOwner,
     after: str | None = None,
     limit: int = Query(10, ge=1, le=100),
 ) -> Document:
-    """Versions that a job published on its way, the newest first."""
+    """The versions that a job published during training, the newest first."""
     page = services.jobs.checkpoints(owner, job_id, after=after, limit=limit)
-    return page_document([checkpoint_document(found) for found in page.items], page.has_more)
+    return page_document([checkpoint_document(item) for item in page.items], page.has_more)
 
 
 def _start(services: Services, owner: str, model: str) -> tuple[str, Manifest] | None:
-    """The adapter to go on from, by the id of its version; None for the base."""
+    """The id and manifest of the adapter to continue from; None for the base."""
     ref = find_model(services, owner, model)
     if ref is None:
         return None
@@ -129,8 +129,8 @@ def _check_rank(services: Services, options: TrainOptions) -> None:
 def _check_suffix(services: Services, suffix: str | None) -> None:
     if suffix == services.base.id:
         raise InvalidRequest(
-            f"suffix {suffix!r} is the base model's id, which would answer in the adapter's place; "
-            "choose another",
+            f"suffix {suffix!r} is the base model's id, so no request could reach the adapter: "
+            "choose another suffix",
             param="suffix",
         )
 
@@ -167,7 +167,7 @@ def _dry_run(
     options: TrainOptions,
     start: tuple[str, Manifest] | None,
 ) -> Document:
-    """What would become of the job: its appraisal, or all that is wrong with its files."""
+    """The appraisal of the job, or everything that is wrong with its files."""
     problems: list[Document] = []
     appraisal: Appraisal | None = None
     for read in (_train_lines, _valid_lines):
@@ -190,13 +190,13 @@ def _dry_run(
 
 
 def _problems(error: InvalidDataset) -> list[Document]:
-    lines = [{"line": found.line, "reason": found.reason} for found in error.problems]
+    lines = [{"line": problem.line, "reason": problem.reason} for problem in error.problems]
     whole = [{"line": None, "reason": str(error)}]
-    return [{"param": error.param, **found} for found in lines or whole]
+    return [{"param": error.param, **problem} for problem in lines or whole]
 
 
 def _metadata(query: list[tuple[str, str]]) -> Mapping[str, str] | None:
-    """The filter of the OpenAI API's list; None: there is none."""
+    """The pairs to filter by, in the OpenAI API's form; None: no filter."""
     pairs: dict[str, str] = {}
     for name, value in query:
         if name.startswith("metadata[") and name.endswith("]"):
@@ -205,7 +205,7 @@ def _metadata(query: list[tuple[str, str]]) -> Mapping[str, str] | None:
             return {}
         elif name.startswith("metadata"):
             raise InvalidRequest(
-                f"{name}={value!r} is no filter; write metadata[KEY]=VALUE, or metadata=null",
+                f"{name}={value!r} is not a filter: write metadata[KEY]=VALUE, or metadata=null",
                 param="metadata",
             )
     return pairs or None

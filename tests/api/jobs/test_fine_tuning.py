@@ -326,4 +326,4 @@ class TestStream:
         server = serve()
         url = f"/v1/fine_tuning/jobs/{create(server).id}/events?stream=true"
         with server.http.stream("GET", url) as response:
-            assert any(line.startswith(": still there") for line in response.iter_lines())
+            assert any(line.startswith(": still running") for line in response.iter_lines())
