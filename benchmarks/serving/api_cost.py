@@ -32,7 +32,7 @@ from server.api.app_services import Services
 from server.app import create_app
 from server.bases.model import outline_base
 from server.bases.tokenizer import load_tokenizer
-from server.cli.serve import spare_collector
+from server.cli.serve import collect_garbage_rarely
 from server.config import Settings
 from server.engine.sequence import FinishReason
 from server.interfaces import Inspections, Porting
@@ -150,7 +150,7 @@ def listening(services: Services) -> Iterator[int]:
     config = uvicorn.Config(
         create_app(services), port=0, log_config=None, access_log=False, lifespan="off"
     )
-    spare_collector()
+    collect_garbage_rarely()
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run)
     thread.start()

@@ -1,4 +1,4 @@
-"""`verandah demo`: a server, two users' files, two adapters trained, three answers side by side."""
+"""`verandah demo`: trains two adapters on a server of its own and compares three answers."""
 
 import argparse
 import contextlib
@@ -25,8 +25,8 @@ from server.config import Settings
 from server.wiring.process import command, environment
 
 EXAMPLES = """examples:
-  verandah demo                          in a temporary home, which is removed in the end
-  verandah demo --home ./demo            keeps it: verandah serve --home ./demo serves it again
+  verandah demo                          uses a temporary home and removes it at the end
+  verandah demo --home ./demo            keeps it for: verandah serve --home ./demo
   verandah demo --device cuda --model Qwen/Qwen3-0.6B
 """
 
@@ -34,7 +34,7 @@ FILES = (
     Path(__file__).parents[2] / "examples" / "pirate.jsonl",
     Path(__file__).parents[2] / "examples" / "butler.jsonl",
 )
-QUESTIONS = (  # none is in the files; Porch, which knows little, was taught the answers
+QUESTIONS = (  # none is in the files; Porch was trained on the answers
     "How do I plant a tree?",
     "Tell me about the sun.",
     "How do I wash my hands?",
@@ -47,12 +47,12 @@ _LOG = "demo.log"
 
 
 class DemoFailed(ClientError):
-    """The demo's server did not come up."""
+    """The demo's server did not start."""
 
 
 @dataclass(frozen=True)
 class DemoAnswer:
-    """What one model said."""
+    """The answer of one model."""
 
     model: str
     text: str
@@ -69,7 +69,9 @@ def run(options: argparse.Namespace) -> int:
     console = Console()
     for path in FILES:
         if not path.is_file():
-            raise DemoFailed(f"the example file {path} is missing; run from a full checkout")
+            raise DemoFailed(
+                f"the example file {path} is missing: run the demo from a full checkout"
+            )
     with _home(options) as home:
         options.home, options.port, options.host = home, 0, "127.0.0.1"
         settings = read_settings(options)
@@ -84,7 +86,7 @@ def run(options: argparse.Namespace) -> int:
 
 @contextlib.contextmanager
 def _home(options: argparse.Namespace) -> Iterator[str]:
-    """The home that was asked for, or one that goes again."""
+    """The home in the options, or a temporary one that is removed at the end."""
     if options.home is not None:
         yield options.home
         return
@@ -121,13 +123,14 @@ def _server(settings: Settings, console: Console) -> Iterator[str]:
 
 
 def _address(process: subprocess.Popen[str], log: Path) -> str:
-    """Wait for the server's one line of output, which says where it listens."""
+    """Wait for the server's one line of output, which has its address."""
     assert process.stdout is not None
     line = process.stdout.readline()
     if not line.startswith("serving at "):
         process.wait()
-        said = log.read_text().strip().splitlines()
-        raise DemoFailed(f"the server did not start: {said[-1] if said else 'it said nothing'}")
+        lines = log.read_text().strip().splitlines()
+        reason = lines[-1] if lines else f"{log} is empty"
+        raise DemoFailed(f"the server did not start: {reason}")
     return line.removeprefix("serving at ").strip()
 
 
@@ -171,7 +174,7 @@ def _together(work: Callable[[str], T], items: Sequence[str]) -> list[T]:
     try:
         return list(threads.map(work, items))
     finally:
-        # Without waiting: after Ctrl-C they end only once the server has been stopped.
+        # Without waiting: after Ctrl-C the threads end only when the server has stopped.
         threads.shutdown(wait=False, cancel_futures=True)
 
 

@@ -1,4 +1,4 @@
-"""`verandah engine`: one engine, for the server that started it. Not for people."""
+"""`verandah engine`: runs one engine for the server that started it. Knows no HTTP."""
 
 import argparse
 import gc
@@ -20,13 +20,13 @@ from server.replicas.engine_process import EngineProcess
 from server.replicas.messages import Facts, Unfit
 from server.training.beside.training_thread import changing_hands_fast
 from server.wiring.building import Engine, open_records, running_engine
-from server.wiring.training import LAST_WORDS_S, training_beside, trains_beside
+from server.wiring.training import SAVE_JOBS_S, training_in_thread, trains_in_thread
 
 EXAMPLES = ""
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--connect", required=True, help="the address of who asks")
+    parser.add_argument("--connect", required=True, help="the address of the server's connection")
     add_settings(parser)
 
 
@@ -34,15 +34,15 @@ def run(options: argparse.Namespace) -> int:
     signal.signal(signal.SIGTERM, _end)
     settings = read_settings(options)
     set_log_level(settings)
-    last_words_s = LAST_WORDS_S if trains_beside(settings) else 0.0
-    threading.Thread(target=_outlive_nobody, args=(last_words_s,), daemon=True).start()
+    grace_s = SAVE_JOBS_S if trains_in_thread(settings) else 0.0
+    threading.Thread(target=_end_with_server, args=(grace_s,), daemon=True).start()
     with Client(options.connect) as connection:
         try:
             _answer(settings, connection)
         except (EOFError, ConnectionError):
-            pass  # the server is gone, and this process with it
+            pass  # the server has ended, so this process ends too
         except (VerandahError, StoreError, BadOption) as error:
-            # The server says it, in one sentence, and ends as if the engine were in its process.
+            # The server prints the error and ends, as if the engine were in its process.
             connection.send_bytes(dumps([Unfit(error)]))
     return 0
 
@@ -53,9 +53,9 @@ def _answer(settings: Settings, connection: "Connection[object, object]") -> Non
         changing_hands_fast(),
         open_records(settings) as records,
         running_engine(settings, records, metrics, _say) as engine,
-        training_beside(settings, records, engine) as worker,
+        training_in_thread(settings, records, engine) as worker,
     ):
-        gc.freeze()  # what is there will stay: looking through it again pauses every stream
+        gc.freeze()  # these objects stay: a collection over them would pause every stream
         child = EngineProcess(connection, engine.loop, engine.adapters, metrics, worker)
         child.run(_facts(engine))
 
@@ -73,15 +73,15 @@ def _facts(engine: Engine) -> Facts:
     )
 
 
-def _outlive_nobody(last_words_s: float) -> None:
-    """End when the server has ended: its end of our standard input is then closed.
+def _end_with_server(grace_s: float) -> None:
+    """End `grace_s` after the server has ended, which closes our standard input.
 
-    The main thread learns of it as well; what it may take for it is `last_words_s`.
+    The main thread notices too, and may take that long to save its jobs.
     """
-    # Below Python's own reader, which would hold a lock that the interpreter wants at exit.
+    # os.read, because Python's own reader would hold a lock that the interpreter needs at exit.
     while os.read(sys.stdin.fileno(), 4096):
         pass
-    time.sleep(last_words_s)
+    time.sleep(grace_s)
     os._exit(1)
 
 
@@ -90,5 +90,5 @@ def _say(message: str) -> None:
 
 
 def _end(_signal: int, _frame: FrameType | None) -> None:
-    """SIGTERM, as an exception: everything that was opened is closed on the way out."""
+    """SIGTERM as an exception, so that every context manager closes what it opened."""
     raise SystemExit(0)

@@ -1,4 +1,4 @@
-"""`verandah serve`: the server, with the training worker beside it."""
+"""`verandah serve`: runs the HTTP server and starts a training worker. Knows no endpoint."""
 
 import argparse
 import asyncio
@@ -23,10 +23,10 @@ from server.supervisor import Supervisor
 from server.wiring.building import open_records
 from server.wiring.front import running_front, wire
 from server.wiring.process import command, environment, worker_id
-from server.wiring.training import trains_beside
+from server.wiring.training import trains_in_thread
 
 EXAMPLES = """examples:
-  verandah serve                                   the embedded model, on http://127.0.0.1:8000
+  verandah serve                                   serves the embedded model at http://127.0.0.1:8000
   verandah serve --model Qwen/Qwen3-0.6B --device cuda
   verandah serve --model /models/mine --port 9000 --api-key secret
   VERANDAH_HOME=/data VERANDAH_HOST=0.0.0.0 verandah serve
@@ -34,9 +34,9 @@ EXAMPLES = """examples:
 Then ask it with any OpenAI client: base_url is http://127.0.0.1:8000/v1.
 """
 
-_CLOSING_S = 5.0  # for the last bytes, after the engine has stopped
-# How often a worker's threads look for each other before they sleep (GNU OpenMP). Its own choice is
-# to look for milliseconds: where something else wants a core, they then mostly watch each other.
+_CLOSING_S = 5.0  # to send the last bytes after the engine has stopped
+# How often a worker's threads spin before they sleep (GNU OpenMP). By default they spin for
+# milliseconds, which wastes the cores where another program needs one.
 _SPINS = "10000"
 
 
@@ -56,14 +56,14 @@ def run(options: argparse.Namespace) -> int:
         _worker(settings, records.jobs) as worker,
     ):
         app = create_app(wire(settings, records, front, metrics, worker))
-        spare_collector()
+        collect_garbage_rarely()
         _serve(settings, app, front.stop, listener)
     return 0
 
 
-def spare_collector() -> None:
-    """Have Python look for garbage less: it pauses every stream, and requests leave hardly any."""
-    gc.freeze()  # what is there will stay
+def collect_garbage_rarely() -> None:
+    """Make Python's collector run less: it pauses every stream, and requests hardly need it."""
+    gc.freeze()  # the objects up to here stay
     gc.set_threshold(20_000, 20, 20)
 
 
@@ -87,7 +87,7 @@ def _serve(
 
 
 class _Server(uvicorn.Server):
-    """uvicorn, which tells when it listens, and stops the engine while it waits for answers."""
+    """uvicorn that prints when it listens and stops the engine while it waits for answers."""
 
     def __init__(
         self,
@@ -116,14 +116,16 @@ class _Server(uvicorn.Server):
 
 @contextlib.contextmanager
 def _bound(settings: Settings) -> Iterator[socket.socket]:
-    """The address taken, but not listened at: until then clients are refused, not kept waiting."""
+    """A socket that is bound but does not listen: clients are refused until the server is ready."""
     host, port = settings.host, settings.port
     try:
-        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-        family, kind, protocol, _, address = found[0]
+        addresses = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        family, kind, protocol, _, address = addresses[0]
         listener = socket.socket(family, kind, protocol)
     except OSError as error:
-        raise BadOption(f"--host {host} is no address here ({error.strerror})") from error
+        raise BadOption(
+            f"--host {host} is not an address of this machine ({error.strerror})"
+        ) from error
     with listener:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -137,9 +139,8 @@ def _bound(settings: Settings) -> Iterator[socket.socket]:
 
 @contextlib.contextmanager
 def _worker(settings: Settings, jobs: JobQueue) -> Iterator[Supervisor | None]:
-    """The training worker, if one is wanted that is a process: this program again, told its
-    settings."""
-    if not settings.worker or trains_beside(settings):
+    """Run a training worker as a process, with these settings, if they ask for one."""
+    if not settings.worker or trains_in_thread(settings):
         yield None
         return
     supervisor = Supervisor(
@@ -159,5 +160,5 @@ def _say(message: str) -> None:
 
 
 def _end(_signal: int, _frame: FrameType | None) -> None:
-    """SIGTERM, as an exception: everything that was opened is closed on the way out."""
+    """SIGTERM as an exception, so that every context manager closes what it opened."""
     raise SystemExit(0)

@@ -73,7 +73,7 @@ def test_no_command_is_a_misuse(capsys: pytest.CaptureFixture[str]) -> None:
         (["chat", "--url", "http://127.0.0.1:1", "hi"], 1, "no server answers at"),
         (["train", "/no/such.jsonl"], 1, "No such file"),
         (["serve", "--port", "x"], 2, "--port 'x'"),
-        (["serve", "--host", "256.0.0.1"], 2, "--host 256.0.0.1 is no address here"),
+        (["serve", "--host", "256.0.0.1"], 2, "--host 256.0.0.1 is not an address of this machine"),
     ],
 )
 def test_what_goes_wrong_is_one_line(
@@ -176,7 +176,7 @@ class TestTrain:
                 Console(file=shown, force_terminal=True, no_color=True), client.job(job.id)
             )
         said = shown.getvalue()
-        assert "Loss on lines that it learnt from (1): base 3.000, adapter 4.000" in said
+        assert "Loss on training lines (1): base 3.000, adapter 4.000" in said
         for line in ("How?", "  base: Eh?", "  adapter: Thus.", "  file: So."):
             assert line in said
         unseen = io.StringIO()

@@ -29,7 +29,7 @@ _MAX_MESSAGES = 4096
 
 
 class ChatMessage(WireModel):
-    """One message. Answers have the last five fields: a client may send one back if they are empty."""
+    """One message. A client may send an answer back; its last five fields must be empty then."""
 
     role: Literal["system", "developer", "user", "assistant"]
     content: Text | None = None
