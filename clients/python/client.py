@@ -1,4 +1,4 @@
-"""The client: one class, synchronous, over httpx."""
+"""The client: one synchronous class over httpx. Knows nothing of the server's parts."""
 
 import json
 import time
@@ -77,18 +77,18 @@ class Client:
         self._http.close()
 
     def ready(self) -> bool:
-        """True when the server would answer a question now."""
+        """True when the server would answer a request now."""
         try:
             return self._http.get("/ready").status_code == httpx.codes.OK
         except httpx.TransportError:
             return False
 
     def models(self) -> list[str]:
-        """The ids that may be asked: the base model's first, then the adapters'."""
+        """The ids of the models: the base model's first, then the adapters'."""
         return [card["id"] for card in self._json("GET", "/v1/models")["data"]]
 
     def chat(self, model: str, messages: Sequence[Message], **options: object) -> Iterator[str]:
-        """Ask, and yield the answer's text as it comes; `options` are fields of the request."""
+        """Yield the answer's text as it comes. `options` are fields of a chat completion."""
         body = {"model": model, "messages": list(messages), "stream": True, **options}
         with self._stream("/v1/chat/completions", body) as response:
             for chunk in _events(response):
@@ -96,7 +96,7 @@ class Client:
                     yield choice["delta"].get("content") or ""
 
     def answer(self, model: str, messages: Sequence[Message], **options: object) -> str:
-        """Ask, and return the whole answer's text."""
+        """Return the whole answer's text. `options` are as in `chat`."""
         body = {"model": model, "messages": list(messages), **options}
         document = self._json("POST", "/v1/chat/completions", json=body)
         return str(document["choices"][0]["message"]["content"])
@@ -124,7 +124,7 @@ class Client:
         metadata: Mapping[str, str] | None = None,
         hyperparameters: Hyperparameters | None = None,
     ) -> Job:
-        """Create a job. `model` None: the server's base; an adapter's id: the job goes on from it.
+        """Create a job. It continues from the adapter `model`; None: it starts from the base.
         `suffix` becomes the adapter's name.
 
         client.train(file.id, hyperparameters={"method": "randlora", "rank": 16, "sparsity": 6})
@@ -148,22 +148,20 @@ class Client:
         validation_file: str | None = None,
         hyperparameters: Hyperparameters | None = None,
     ) -> Mapping[str, Any]:
-        """What a job would take (`appraisal`), or all that is wrong with its files (`problems`)."""
+        """The estimate of a job (`appraisal`), or the wrong lines of its files (`problems`)."""
         body = {
             "model": model or self.models()[0],
             "training_file": training_file,
             "validation_file": validation_file,
             "verandah": {**(hyperparameters or {}), "dry_run": True},
         }
-        found: Mapping[str, Any] = self._json("POST", "/v1/fine_tuning/jobs", json=body)
-        return found
+        document: Mapping[str, Any] = self._json("POST", "/v1/fine_tuning/jobs", json=body)
+        return document
 
     def jobs(
         self, *, status: str | None = None, metadata: Mapping[str, str] | None = None
     ) -> Iterator[Job]:
-        """Jobs, the newest first, fetched page by page; those that stand at `status` and have all
-        pairs of `metadata`.
-        """
+        """The jobs of that `status` and with all pairs of `metadata`, the newest first."""
         query: dict[str, str | int] = {"limit": _PAGE}
         query |= {f"metadata[{key}]": value for key, value in (metadata or {}).items()}
         query |= {} if status is None else {"status": status}
@@ -175,7 +173,7 @@ class Client:
             query["after"] = page["last_id"]
 
     def job(self, job_id: str) -> Job:
-        """How a job is now."""
+        """The state of a job."""
         return read_job(self._json("GET", f"/v1/fine_tuning/jobs/{job_id}"))
 
     def cancel(self, job_id: str) -> Job:
@@ -183,21 +181,21 @@ class Client:
         return read_job(self._json("POST", f"/v1/fine_tuning/jobs/{job_id}/cancel"))
 
     def pause(self, job_id: str) -> Job:
-        """Put a job aside; its worker saves it first."""
+        """Pause a job; its worker saves it first."""
         return read_job(self._json("POST", f"/v1/fine_tuning/jobs/{job_id}/pause"))
 
     def resume(self, job_id: str) -> Job:
-        """Queue a paused job again; it goes on from where it was."""
+        """Queue a paused job again; it continues where it stopped."""
         return read_job(self._json("POST", f"/v1/fine_tuning/jobs/{job_id}/resume"))
 
     def checkpoints(self, job_id: str) -> list[Checkpoint]:
-        """The versions that a job published, oldest first; there are few."""
+        """The versions that a job published, oldest first."""
         query = {"limit": _PAGE}
         page = self._json("GET", f"/v1/fine_tuning/jobs/{job_id}/checkpoints", params=query)
         return [read_checkpoint(raw) for raw in page["data"]][::-1]
 
     def content(self, file_id: str) -> bytes:
-        """A file's bytes; of a job's `result_files`, CSV with the figures of every step."""
+        """A file's bytes. A job's `result_files` are CSV with the figures of every step."""
         try:
             response = self._http.get(f"/v1/files/{file_id}/content")
         except httpx.TransportError as error:
@@ -207,20 +205,20 @@ class Client:
         return response.content
 
     def events(self, job_id: str) -> list[Event]:
-        """All that has happened in a job, oldest first."""
-        found: list[Event] = []
+        """All events of a job, oldest first."""
+        events: list[Event] = []
         query: dict[str, str | int] = {"limit": _PAGE}
         while True:
             page = self._json("GET", f"/v1/fine_tuning/jobs/{job_id}/events", params=query)
-            found.extend(read_event(raw) for raw in page["data"])
+            events.extend(read_event(raw) for raw in page["data"])
             if not page["has_more"]:
-                return found[::-1]
-            query["after"] = found[-1].id
+                return events[::-1]
+            query["after"] = events[-1].id
 
     def follow(self, job_id: str) -> Iterator[Event]:
         """Yield a job's events, oldest first, as they happen, until it has ended.
 
-        A server that stops ends them early; `wait` tells.
+        They end early if the server stops; `wait` waits for the job all the same.
         """
         with self._stream(f"/v1/fine_tuning/jobs/{job_id}/events?stream=true", None) as response:
             for raw in _events(response):
@@ -260,9 +258,9 @@ class Client:
         *,
         on_progress: Callable[[int, int], None] = lambda done, total: None,
     ) -> Analysis:
-        """What an adapter changes in its base, and how like `compare`'s changes that is.
+        """What an adapter changes in its base, and how similar the changes of `compare` are.
 
-        `on_progress` is called with the linears done and their total, while the server works.
+        While the server works, `on_progress` gets the number of linears done, and of all.
         """
         query = {"stream": "true"} | ({} if compare is None else {"compare": compare})
         path = f"/v1/adapters/{adapter_id}/analysis?{httpx.QueryParams(query)}"
@@ -284,18 +282,18 @@ class Client:
     ) -> Adapter:
         """Publish the PEFT checkpoint in `folder` as the next version of the adapter `name`.
 
-        `torch_era` ("2.11" or "2.12"), `half_dtype` and `base_dtype` matter where the checkpoint
-        was saved without its random matrices; see docs/peft.md. Matrices that the file holds many
-        times are sent once. Raises BadFolder.
+        `torch_era` ("2.11" or "2.12"), `half_dtype` and `base_dtype` matter if the checkpoint was
+        saved without its random matrices: see docs/peft.md. Copies of matrices are not sent.
+        Raises BadFolder.
         """
         config, weights = checkpoint_files(folder)
-        told = {"torch_era": torch_era, "half_dtype": half_dtype, "base_dtype": base_dtype}
+        training = {"torch_era": torch_era, "half_dtype": half_dtype, "base_dtype": base_dtype}
         with config.open("rb") as config_file, without_copies(weights) as weights_file:
             return read_adapter(
                 self._json(
                     "POST",
                     "/v1/adapters/import",
-                    data={"name": name, **told},
+                    data={"name": name, **training},
                     files={
                         "config": (config.name, config_file, "application/json"),
                         "weights": (weights.name, weights_file, "application/octet-stream"),
@@ -317,7 +315,7 @@ class Client:
         return read_adapter(self._json("POST", f"/v1/adapters/{adapter_id}/pin"))
 
     def unpin(self, adapter_id: str) -> Adapter:
-        """Let an adapter be evicted again."""
+        """Allow an adapter to be evicted again."""
         return read_adapter(self._json("POST", f"/v1/adapters/{adapter_id}/unpin"))
 
     def delete(self, adapter_id: str) -> None:
@@ -353,7 +351,7 @@ class Client:
 
 
 def _events(response: httpx.Response) -> Iterator[Any]:
-    """The documents of a stream of server-sent events. Raises ApiError for an error's event."""
+    """The documents in a stream of server-sent events. Raises ApiError for an error event."""
     for line in response.iter_lines():
         if not line.startswith("data: "):
             continue

@@ -1,6 +1,5 @@
-"""Submits a checked request to the engine and answers over HTTP, whole or as a stream.
-
-The two kinds of completion differ only in their `Shape`, which this module does not know.
+"""Asks the engine and answers over HTTP, whole or as a stream. The two kinds of completion differ
+only in their `Shape`.
 """
 
 import json
@@ -26,7 +25,7 @@ from server.scheduler.request import TextDelta, TokenPiece
 
 log = logging.getLogger(__name__)
 
-_CLIENT_CLOSED_REQUEST = 499  # nginx's status; only the log shows it
+_CLIENT_CLOSED_REQUEST = 499  # nginx's status, for the log: nobody reads it
 
 
 @dataclass
@@ -41,7 +40,7 @@ class Transcript:
     stop_reason: str | int | None = None
 
     def add(self, delta: TextDelta, made: int) -> None:
-        """Append an update of the answer, whose tokens are `made`."""
+        """Go on with what a News tells."""
         self.text += delta.text
         self.made += made
         self.tokens.extend(delta.tokens)
@@ -51,23 +50,23 @@ class Transcript:
 
 
 class Shape(Protocol):
-    """The form of one kind of answer. `choice` is an answer's index among the request's."""
+    """How one kind of answer looks. A `choice` is an answer's place among all of the request's."""
 
     document_kind: str
     chunk_kind: str
 
     @property
     def scores(self) -> bool:
-        """Whether chunks have log-probabilities."""
+        """Whether chunks tell log-probabilities."""
 
     def whole(self, choice: int, transcript: Transcript) -> Mapping[str, object]:
-        """An answer as a choice of the document."""
+        """A choice of the document."""
 
     def chunks(self, choice: int, delta: TextDelta) -> Iterator[Mapping[str, object]]:
-        """The choices of the chunks for one delta, in order."""
+        """The choices of the chunks that tell one delta, in order."""
 
     def text(self, choice: int, text: str) -> Mapping[str, object]:
-        """The choice of a chunk that has text alone, as `chunks` makes it."""
+        """The choice of a chunk that tells nothing but text, as `chunks` makes it."""
 
 
 async def reply(
@@ -79,15 +78,15 @@ async def reply(
     *,
     usage_chunk: bool | None,
 ) -> Response:
-    """Run a request and answer it.
+    """Run what was asked and answer.
 
     Args:
-        receive: reports when the client disconnects; the body was read before.
-        usage_chunk: None: one document. Else a stream, with (True) a last chunk of counts.
+        receive: tells when the client goes away; the body was read.
+        usage_chunk: None: one document. Else a stream, with or without a last chunk of counts.
 
     Raises:
-        Exception: what the engine refused or failed with before the first token, which gets an
-            HTTP status. A later failure is an event in the stream.
+        Exception: whatever the engine refused or failed with before the first token; the answer
+            then still has a status of its own. Later failures are an event in the stream.
     """
     answers = Answers(
         services.engine,
@@ -113,14 +112,12 @@ async def reply(
 
 
 def _submit(services: Services, answers: Answers, asked: CheckedRequest) -> None:
-    wanted, most = (
-        sum(generation.n for generation in asked.generations),
-        services.engine.max_answers,
-    )
-    if wanted > most:  # not a 429, after which clients would try again for ever
+    wanted = sum(generation.n for generation in asked.generations)
+    most = services.engine.max_answers
+    if wanted > most:  # a 429 would have the client try again for ever
         raise InvalidRequest(
-            f"one request asks for {wanted} answers, and at most {most} may run and wait at once: "
-            "ask for fewer, or start the server with a larger --max-waiting",
+            f"{wanted} answers are asked for in one request, and {most} may run and wait at once: "
+            "ask for fewer, or raise the server's max_waiting",
             param="n",
         )
     try:
@@ -135,7 +132,7 @@ def _submit(services: Services, answers: Answers, asked: CheckedRequest) -> None
 
 
 def _cached_tokens(batch: Seq[ChoiceUpdate]) -> int:
-    """Those of each prompt's first answer: the other answers reuse what it computed."""
+    """Of each prompt's first answer: the others find what that one computed."""
     return sum([delta.cached_tokens for _, delta, _ in batch if delta.index == 0])
 
 
@@ -182,7 +179,7 @@ async def _events(
     except ClientGone:
         yield b"", False
         return
-    except Exception as error:  # the status is already sent
+    except Exception as error:  # the status is sent: the stream itself must tell
         if not isinstance(error, VerandahError | StoreError):
             log.exception("answer %s failed", asked.id)
         yield event(services.describe(error).body(), name="error"), False
@@ -200,7 +197,7 @@ _encoded = json.encoder.encode_basestring  # a text as `event` writes it
 class Chunks:
     """The chunks of one stream, as events.
 
-    Nearly all have text alone. The bytes around that text are made once for each choice.
+    Nearly all tell text and nothing else: of those, all but the text is made once for each choice.
     """
 
     def __init__(self, labels: Mapping[str, object], shape: Shape) -> None:
@@ -209,7 +206,7 @@ class Chunks:
         self._frames: dict[int, tuple[bytes, bytes]] = {}
 
     def of(self, batch: Seq[ChoiceUpdate]) -> bytes:
-        """The events of all updates; empty if none has anything to show."""
+        """One event for each answer that has something to tell, or few: empty if none has."""
         return b"".join([self._told(choice, delta) for choice, delta, _ in batch])
 
     def _told(self, choice: int, delta: TextDelta) -> bytes:
@@ -222,7 +219,7 @@ class Chunks:
         return told
 
     def _frame(self, choice: int) -> tuple[bytes, bytes]:
-        """The bytes before and after the text in an event that has text alone."""
+        """What is before and behind the text in an event of text alone."""
         before, _, behind = self._event(self._shape.text(choice, _TEXT)).rpartition(_ENCODED_TEXT)
         return before, behind
 
