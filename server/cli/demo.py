@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 from typing import TypeVar
 
 from rich.columns import Columns
@@ -22,7 +21,7 @@ from clients.python import Client, ClientError, Hyperparameters
 from server.cli.options import add_settings, read_settings
 from server.cli.progress import TrainingBars
 from server.config import Settings
-from server.wiring.process import command, environment
+from server.wiring.process import command, environment, exit_on_sigterm
 
 EXAMPLES = """examples:
   verandah demo                          uses a temporary home and removes it at the end
@@ -65,7 +64,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     started = time.monotonic()
-    signal.signal(signal.SIGTERM, _end)
+    exit_on_sigterm(128 + signal.SIGTERM)
     console = Console()
     for path in FILES:
         if not path.is_file():
@@ -203,7 +202,3 @@ def _explain(console: Console, client: Client, adapters: Sequence[str], seconds:
 
 def _key(settings: Settings) -> str | None:
     return None if settings.api_key is None else settings.api_key.get_secret_value()
-
-
-def _end(_signal: int, _frame: FrameType | None) -> None:
-    raise SystemExit(143)

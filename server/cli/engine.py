@@ -3,13 +3,10 @@
 import argparse
 import gc
 import os
-import signal
-import sys
 import threading
 import time
 from multiprocessing.connection import Client, Connection
 from pickle import dumps
-from types import FrameType
 
 from adapters_store.store_errors import StoreError
 from server.cli.options import add_settings, read_settings, set_log_level
@@ -20,6 +17,7 @@ from server.replicas.engine_process import EngineProcess
 from server.replicas.messages import Facts, Unfit
 from server.training.beside.training_thread import changing_hands_fast
 from server.wiring.building import Engine, open_records, running_engine
+from server.wiring.process import exit_on_sigterm, say, wait_for_servers_end
 from server.wiring.training import SAVE_JOBS_S, training_in_thread, trains_in_thread
 
 EXAMPLES = ""
@@ -31,7 +29,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    signal.signal(signal.SIGTERM, _end)
+    exit_on_sigterm()
     settings = read_settings(options)
     set_log_level(settings)
     grace_s = SAVE_JOBS_S if trains_in_thread(settings) else 0.0
@@ -52,7 +50,7 @@ def _answer(settings: Settings, connection: "Connection[object, object]") -> Non
     with (
         changing_hands_fast(),
         open_records(settings) as records,
-        running_engine(settings, records, metrics, _say) as engine,
+        running_engine(settings, records, metrics, say) as engine,
         training_in_thread(settings, records, engine) as worker,
     ):
         gc.freeze()  # these objects stay: a collection over them would pause every stream
@@ -74,21 +72,7 @@ def _facts(engine: Engine) -> Facts:
 
 
 def _end_with_server(grace_s: float) -> None:
-    """End `grace_s` after the server has ended, which closes our standard input.
-
-    The main thread notices too, and may take that long to save its jobs.
-    """
-    # os.read, because Python's own reader would hold a lock that the interpreter needs at exit.
-    while os.read(sys.stdin.fileno(), 4096):
-        pass
+    """End `grace_s` after the server: the main thread notices too, and saves its jobs till then."""
+    wait_for_servers_end()
     time.sleep(grace_s)
     os._exit(1)
-
-
-def _say(message: str) -> None:
-    print(f"verandah: {message}", file=sys.stderr, flush=True)
-
-
-def _end(_signal: int, _frame: FrameType | None) -> None:
-    """SIGTERM as an exception, so that every context manager closes what it opened."""
-    raise SystemExit(0)

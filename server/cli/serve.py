@@ -4,12 +4,9 @@ import argparse
 import asyncio
 import contextlib
 import gc
-import signal
 import socket
-import sys
 import threading
 from collections.abc import Callable, Iterator
-from types import FrameType
 
 import uvicorn
 from starlette.types import ASGIApp
@@ -22,7 +19,7 @@ from server.metrics import Metrics
 from server.supervisor import Supervisor
 from server.wiring.building import open_records
 from server.wiring.front import running_front, wire
-from server.wiring.process import command, environment, worker_id
+from server.wiring.process import command, environment, exit_on_sigterm, say, worker_id
 from server.wiring.training import trains_in_thread
 
 EXAMPLES = """examples:
@@ -47,12 +44,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     settings = read_settings(options)
     set_log_level(settings)
-    signal.signal(signal.SIGTERM, _end)
+    exit_on_sigterm()
     metrics = Metrics(settings.served_name)
     with (
         _bound(settings) as listener,
         open_records(settings) as records,
-        running_front(settings, records, metrics, _say) as front,
+        running_front(settings, records, metrics, say) as front,
         _worker(settings, records.jobs) as worker,
     ):
         app = create_app(wire(settings, records, front, metrics, worker))
@@ -106,7 +103,7 @@ class _Server(uvicorn.Server):
         print(self._greeting, flush=True)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        _say("stopping: running requests may finish")
+        say("stopping: running requests may finish")
         drain = threading.Thread(target=self._stop, args=(self._drain_timeout_s,), daemon=True)
         drain.start()
         await super().shutdown(sockets)
@@ -153,12 +150,3 @@ def _worker(settings: Settings, jobs: JobQueue) -> Iterator[Supervisor | None]:
         yield supervisor
     finally:
         supervisor.stop()
-
-
-def _say(message: str) -> None:
-    print(f"verandah: {message}", file=sys.stderr, flush=True)
-
-
-def _end(_signal: int, _frame: FrameType | None) -> None:
-    """SIGTERM as an exception, so that every context manager closes what it opened."""
-    raise SystemExit(0)

@@ -5,7 +5,6 @@ import contextlib
 import logging
 import os
 import signal
-import sys
 import threading
 from dataclasses import replace
 from types import FrameType
@@ -17,6 +16,7 @@ from server.bases.tokenizer import ChatTokenizer
 from server.cli.options import add_settings, read_settings, set_log_level
 from server.training.job.worker_loop import run_worker
 from server.wiring.building import load_model, open_records
+from server.wiring.process import wait_for_servers_end
 from server.wiring.training import SAVE_JOBS_S, worker_parts
 
 EXAMPLES = """examples:
@@ -70,10 +70,8 @@ def _free_cached_memory() -> None:
 
 
 def _end_with_server(stop: threading.Event) -> None:
-    """End after the server has ended, which closes our standard input."""
-    # os.read, because Python's own reader would hold a lock that the interpreter needs at exit.
-    while os.read(sys.stdin.fileno(), 4096):
-        pass
+    """End after the server has ended."""
+    wait_for_servers_end()
     stop.set()
     threading.Event().wait(SAVE_JOBS_S)
     log.warning(

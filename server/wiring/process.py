@@ -1,10 +1,12 @@
 """How this program starts its own commands as processes, and how it ends to be restarted."""
 
 import os
+import signal
 import socket
 import sys
 import threading
 from pathlib import Path
+from types import FrameType
 from typing import Final
 
 from server.config import PREFIX, Settings
@@ -29,6 +31,27 @@ def environment(settings: Settings) -> dict[str, str]:
     path = os.pathsep.join(filter(None, (str(_ROOT), os.environ.get("PYTHONPATH"))))
     variables = {PREFIX + name.upper(): str(value) for name, value in values.items()}
     return dict(os.environ) | variables | {"PYTHONPATH": path}
+
+
+def say(message: str) -> None:
+    """Print a line for the user, on the error stream."""
+    print(f"verandah: {message}", file=sys.stderr, flush=True)
+
+
+def exit_on_sigterm(status: int = 0) -> None:
+    """Make SIGTERM an exception, so that every context manager closes what it opened."""
+
+    def end(_signal: int, _frame: FrameType | None) -> None:
+        raise SystemExit(status)
+
+    signal.signal(signal.SIGTERM, end)
+
+
+def wait_for_servers_end() -> None:
+    """Return when the server that started this process has ended, which closes our input."""
+    # os.read, because Python's own reader would hold a lock that the interpreter needs at exit.
+    while os.read(sys.stdin.fileno(), 4096):
+        pass
 
 
 def worker_id(pid: int) -> str:
