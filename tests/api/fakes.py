@@ -1,4 +1,4 @@
-"""Stand-ins for the parts behind HTTP: no model, no tensors, and every answer known beforehand."""
+"""Fakes of the services behind HTTP: no model, no tensors, and every answer is known before."""
 
 import codecs
 import threading

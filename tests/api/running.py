@@ -1,4 +1,4 @@
-"""A real uvicorn in a thread, whose application can be exchanged, and ways to call it."""
+"""A real uvicorn in a thread, whose application can be exchanged, and clients of it."""
 
 import threading
 import time
@@ -30,7 +30,7 @@ class Host:
 
 @dataclass(frozen=True)
 class Running:
-    """A server that runs, the parts behind it, and ways to call it."""
+    """A running server, its services, and clients to call it with."""
 
     url: str
     services: Services
