@@ -4,12 +4,14 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
 from typing import Any
 
 from adapters_store.store_errors import AdapterCorrupt, InvalidName
 
 FORMAT_VERSION = 1
 _NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9._-]{0,63}")
+_VERSION_DIGITS = 18  # more would be no version; Python refuses to read thousands of digits
 
 
 def check_name(kind: str, value: str) -> str:
@@ -20,6 +22,25 @@ def check_name(kind: str, value: str) -> str:
             "beginning with a letter or digit"
         )
     return value
+
+
+def parse_adapter_id(adapter_id: str) -> tuple[str, int | None]:
+    """Split an id that users write: NAME, whose version is None (the latest), or NAME@VERSION.
+
+    Raises:
+        InvalidName: the name or the version cannot exist.
+    """
+    name, at, version = adapter_id.partition("@")
+    check_name("adapter", name)
+    if not at:
+        return name, None
+    digits = version.isascii() and version.isdecimal() and len(version) <= _VERSION_DIGITS
+    if not digits or int(version) < 1:
+        raise InvalidName(
+            f"version {version!r} of adapter {name!r} is not a number of 1 or more: write NAME for "
+            "the latest version, or NAME@VERSION"
+        )
+    return name, int(version)
 
 
 @dataclass(frozen=True, order=True)
@@ -82,6 +103,17 @@ class Manifest:
             )
         values["targets"] = tuple(values["targets"])
         return cls(**values)
+
+
+@dataclass(frozen=True)
+class StoredAdapter:
+    """One version at rest; `sha256` is its content hash (see `adapters_store.weights`)."""
+
+    ref: AdapterRef
+    manifest: Manifest
+    path: Path
+    size_bytes: int
+    sha256: str
 
 
 _KINDS: Mapping[str, type | tuple[type, ...]] = {

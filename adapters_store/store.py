@@ -27,22 +27,11 @@ from pathlib import Path
 
 from adapters_store import weights
 from adapters_store.foreign import ForeignBases
-from adapters_store.manifest import AdapterRef, Manifest, check_name
+from adapters_store.manifest import AdapterRef, Manifest, StoredAdapter, check_name
 from adapters_store.store_errors import AdapterCorrupt, AdapterNotFound, StoreError
 
 FILE_NAME = "adapter.safetensors"
 _ASIDE = "aside"
-
-
-@dataclass(frozen=True)
-class StoredAdapter:
-    """One version at rest; `sha256` is its content hash (see `adapters_store.weights`)."""
-
-    ref: AdapterRef
-    manifest: Manifest
-    path: Path
-    size_bytes: int
-    sha256: str
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""`verandah`, or `python -m server`: which command, with which options. Commands do the work."""
+"""`verandah`, or `python -m server`: finds a command and reads its options. Does no work itself."""
 
 import argparse
 import importlib
@@ -14,22 +14,22 @@ from server.errors import VerandahError
 _COMMANDS = {
     "serve": "serve the base model and its adapters, and train new ones",
     "worker": "train waiting jobs, without serving",
-    "demo": "train two adapters and compare their answers, all in one go",
+    "demo": "train two adapters and compare their answers",
     "train": "train an adapter from a file, on a running server",
     "chat": "talk to a model of a running server",
     "methods": "show how much each method trains, for any base model, without its weights",
-    "inspect": "show what an adapter changed in its base, and how like another it is",
-    "import": "bring an adapter that PEFT saved to a running server",
-    "export": "take an adapter away, for PEFT, vLLM or transformers",
+    "inspect": "show what an adapter changed in its base, and how similar two adapters are",
+    "import": "send an adapter that PEFT saved to a running server",
+    "export": "save an adapter of a running server for PEFT, vLLM or transformers",
     "adapters": "list, show, pin and delete the adapters of a running server",
 }
 
-_ENGINE = "engine"  # what a server starts, not its users: it is not listed
+_ENGINE = "engine"  # started by servers, not by users, so it is not listed
 
-_MODULES = {"import": "import_"}  # where the command's name may not be a module's
+_MODULES = {"import": "import_"}  # a module may not be named by a keyword
 
 _EXAMPLES = """examples:
-  verandah demo                          see it work, from nothing to three answers
+  verandah demo                          see it train two adapters and answer
   verandah serve --port 8000             then, in another terminal:
   verandah train examples/pirate.jsonl
   verandah chat --model pirate
@@ -39,7 +39,7 @@ _EXAMPLES = """examples:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command. Returns the process's status: 0 done, 1 failed, 2 misused."""
+    """Run one command. Returns the process's status: 0 done, 1 failed, 2 a wrong option."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     parser = argparse.ArgumentParser(
         "verandah",
@@ -57,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
     commands.add_parser(_ENGINE)
     wanted = arguments[0] if arguments else None
-    if wanted in commands.choices:  # the others are not imported: only some need seconds for it
+    if wanted in commands.choices:  # only this one is imported: some take seconds
         module = importlib.import_module(f"server.cli.{_MODULES.get(wanted, wanted)}")
         command = commands.choices[wanted]
         command.epilog = module.EXAMPLES

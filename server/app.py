@@ -1,4 +1,4 @@
-"""The HTTP application: routes, what every request passes, and which error is which status."""
+"""The HTTP application: its routes and layers, and each error's status. Knows no settings."""
 
 import errno
 import math
@@ -25,12 +25,12 @@ from server.api.adapters import (
     model_endpoints,
     porting_endpoints,
 )
+from server.api.app_services import Services
 from server.api.completions import chat_completion, text_completion
 from server.api.completions.delivery import StreamWaker
-from server.api.completions.fast_path import Direct, Way
+from server.api.completions.fast_path import FastPath, FastRoute
 from server.api.error_body import ErrorBody
 from server.api.gate import BodyLimit, KeyCheck, RequestIds
-from server.api.interfaces import Services
 from server.api.jobs import file_endpoints, job_endpoints, job_event_endpoints
 from server.errors import (
     Conflict,
@@ -52,33 +52,33 @@ from server.errors import (
 
 
 @dataclass(frozen=True)
-class _Kind:
+class _HttpError:
     status: int
     code: str
     type: str = "invalid_request_error"
-    hopeless: bool = False  # tell the OpenAI SDKs, which retry 409 and 5xx, that it would not help
+    retry: bool = True  # False tells the OpenAI SDKs, which retry 409 and 5xx, not to
 
 
-# The nearest class in an error's ancestry counts.
-_KINDS: Mapping[type[Exception], _Kind] = {
-    InvalidRequest: _Kind(400, "invalid_value"),
-    ContextLengthExceeded: _Kind(400, "context_length_exceeded"),
-    InvalidDataset: _Kind(400, "invalid_training_file"),
-    RequestTooLarge: _Kind(413, "request_too_large"),
-    Unauthorized: _Kind(401, "invalid_api_key"),
-    NotFound: _Kind(404, "not_found"),
-    ModelNotFound: _Kind(404, "model_not_found"),
-    Conflict: _Kind(409, "conflict", hopeless=True),
-    QueueFull: _Kind(429, "queue_full", "rate_limit_error"),
-    DeadlineExceeded: _Kind(504, "deadline_exceeded", "server_error", hopeless=True),
-    Unavailable: _Kind(503, "unavailable", "server_error"),
-    InvalidAdapter: _Kind(400, "invalid_adapter"),
-    AdapterNotFound: _Kind(404, "model_not_found"),
-    InvalidName: _Kind(400, "invalid_value"),
-    InvalidCheckpoint: _Kind(400, "invalid_adapter"),
-    FileDamaged: _Kind(500, "file_damaged", "server_error", hopeless=True),
-    UnsupportedModel: _Kind(500, "unsupported_model", "server_error", hopeless=True),
-    AdapterCorrupt: _Kind(500, "adapter_corrupt", "server_error", hopeless=True),
+# The nearest class among an error's bases counts.
+_HTTP_ERRORS: Mapping[type[Exception], _HttpError] = {
+    InvalidRequest: _HttpError(400, "invalid_value"),
+    ContextLengthExceeded: _HttpError(400, "context_length_exceeded"),
+    InvalidDataset: _HttpError(400, "invalid_training_file"),
+    RequestTooLarge: _HttpError(413, "request_too_large"),
+    Unauthorized: _HttpError(401, "invalid_api_key"),
+    NotFound: _HttpError(404, "not_found"),
+    ModelNotFound: _HttpError(404, "model_not_found"),
+    Conflict: _HttpError(409, "conflict", retry=False),
+    QueueFull: _HttpError(429, "queue_full", "rate_limit_error"),
+    DeadlineExceeded: _HttpError(504, "deadline_exceeded", "server_error", retry=False),
+    Unavailable: _HttpError(503, "unavailable", "server_error"),
+    InvalidAdapter: _HttpError(400, "invalid_adapter"),
+    AdapterNotFound: _HttpError(404, "model_not_found"),
+    InvalidName: _HttpError(400, "invalid_value"),
+    InvalidCheckpoint: _HttpError(400, "invalid_adapter"),
+    FileDamaged: _HttpError(500, "file_damaged", "server_error", retry=False),
+    UnsupportedModel: _HttpError(500, "unsupported_model", "server_error", retry=False),
+    AdapterCorrupt: _HttpError(500, "adapter_corrupt", "server_error", retry=False),
 }
 
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -86,27 +86,27 @@ _HTTP_CODES = {404: "unknown_url", 405: "method_not_allowed"}
 
 
 def describe(error: Exception) -> ErrorBody:
-    """How an error is told over HTTP. What is unknown here stays unsaid: it may hold internals."""
+    """The HTTP answer for an error. An unknown error's text is not shown: it may hold internals."""
     if isinstance(error, OSError) and error.errno in _DISK_FULL:
-        error = Unavailable("the server's disk is full: nothing was kept; try again later")
-    kind = next((_KINDS[kind] for kind in type(error).__mro__ if kind in _KINDS), None)
-    if kind is None:
+        error = Unavailable("the server's disk is full and nothing was saved: try again later")
+    known = next((_HTTP_ERRORS[base] for base in type(error).__mro__ if base in _HTTP_ERRORS), None)
+    if known is None:
         return ErrorBody(
             500,
             "server_error",
             "internal_error",
-            "the server failed on this request; its log says why",
+            "the server failed on this request: its log says why",
         )
-    headers = {"x-should-retry": "false"} if kind.hopeless else {}
+    headers = {} if known.retry else {"x-should-retry": "false"}
     if isinstance(error, QueueFull):
         headers["retry-after"] = str(math.ceil(error.retry_after_s))
     if isinstance(error, Unauthorized):
         headers["www-authenticate"] = "Bearer"
     param = error.param if isinstance(error, InvalidRequest) else None
-    if kind.code == "model_not_found":
+    if known.code == "model_not_found":
         param = "model"
     problems = error.problems if isinstance(error, InvalidDataset) else ()
-    return ErrorBody(kind.status, kind.type, kind.code, str(error), param, headers, problems)
+    return ErrorBody(known.status, known.type, known.code, str(error), param, headers, problems)
 
 
 def _known(_: Request, error: Exception) -> Response:
@@ -116,7 +116,7 @@ def _known(_: Request, error: Exception) -> Response:
 def _http(request: Request, error: Exception) -> Response:
     failed = cast(HTTPException, error)
     messages = {
-        404: f"there is no {request.method} {request.url.path}; GET /docs lists what there is",
+        404: f"there is no {request.method} {request.url.path}: GET /docs lists the endpoints",
         405: f"{request.method} is not allowed on {request.url.path}",
     }
     return ErrorBody(
@@ -136,14 +136,13 @@ _VALIDATION_CODES = {
 
 
 def _invalid(_: Request, error: Exception) -> Response:
-    """Name the first field at fault and what it should be."""
-    found = cast(RequestValidationError, error).errors()
-    first = found[0]
+    """Name the first wrong field and what it should be."""
+    first = cast(RequestValidationError, error).errors()[0]
     if first["type"] == "json_invalid":
         message = f"the body is not JSON: {first['ctx']['error']} at character {first['loc'][-1]}"
         return ErrorBody(400, "invalid_request_error", "invalid_json", message).response()
     if first["loc"] == ("body",) and first["type"] in ("model_attributes_type", "missing"):
-        message = "the body is not a JSON object, or content-type does not say application/json"
+        message = "the body is not a JSON object, or its content-type is not application/json"
         return ErrorBody(400, "invalid_request_error", "invalid_json", message).response()
     param = _field(first["loc"])
     code = _VALIDATION_CODES.get(first["type"], "invalid_value")
@@ -152,22 +151,22 @@ def _invalid(_: Request, error: Exception) -> Response:
 
 
 def _field(location: Sequence[str | int]) -> str:
-    """A pydantic location as users write it: messages[0].role, without its "body"."""
-    parts = (f"[{part}]" if isinstance(part, int) else f".{part}" for part in location[1:])
-    return "".join(parts)[1:]
+    """A pydantic location as users write it, without its "body": messages[0].role."""
+    pieces = (f"[{part}]" if isinstance(part, int) else f".{part}" for part in location[1:])
+    return "".join(pieces)[1:]
 
 
 def http_api() -> FastAPI:
-    """All routes, and how their errors are reported. Without `app.state.parts` nothing answers."""
+    """All routes and how errors are answered. It needs `app.state.services` to answer requests."""
     app = FastAPI(
         title="Verandah",
         description="One base model, thousands of personal adapters. Speaks the OpenAI API.",
         redirect_slashes=False,
     )
-    talking = (chat_completion, text_completion, model_endpoints)
+    answering = (chat_completion, text_completion, model_endpoints)
     training = (file_endpoints, job_endpoints, job_event_endpoints)
     for module in (
-        *talking,
+        *answering,
         adapter_endpoints,
         analysis_endpoints,
         porting_endpoints,
@@ -183,22 +182,22 @@ def http_api() -> FastAPI:
     return app
 
 
-def create_app(parts: Services) -> ASGIApp:
-    """Build the application around parts that somebody else starts and stops."""
+def create_app(services: Services) -> ASGIApp:
+    """Build the application around services that the caller starts and stops."""
     app = http_api()
-    app.state.parts = parts
+    app.state.services = services
     app.state.waker = waker = StreamWaker()
-    parts.metrics.registry.register(ops.ServerGauges(parts))
-    # Around FastAPI and not its middleware: so the direct way spares FastAPI's own layers.
-    ways = {
-        "/v1/chat/completions": Way(chat_completion.ChatRequest, chat_completion.answer),
-        "/v1/completions": Way(text_completion.CompletionRequest, text_completion.answer),
+    services.metrics.registry.register(ops.ServerGauges(services))
+    # Around FastAPI and not its middleware, so that the fast path skips FastAPI's own layers.
+    routes = {
+        "/v1/chat/completions": FastRoute(chat_completion.ChatRequest, chat_completion.answer),
+        "/v1/completions": FastRoute(text_completion.CompletionRequest, text_completion.answer),
     }
-    direct = Direct(app, parts, waker, ways)
+    fast_path = FastPath(app, services, waker, routes)
     limited = BodyLimit(
-        direct,
-        parts.describe,
-        body_bytes=parts.max_body_bytes,
-        file_bytes=parts.max_file_bytes,
+        fast_path,
+        services.describe,
+        body_bytes=services.max_body_bytes,
+        file_bytes=services.max_file_bytes,
     )
-    return RequestIds(KeyCheck(limited, parts.keys, parts.describe), parts.describe)
+    return RequestIds(KeyCheck(limited, services.keys, services.describe), services.describe)

@@ -1,4 +1,4 @@
-"""Settings, read once. Only `server.wiring` and `server.cli` import them; below, plain values."""
+"""The settings, read once. Only `server.wiring` and `server.cli` import them."""
 
 from pathlib import Path
 from typing import Annotated, Final, Literal
@@ -10,7 +10,7 @@ PREFIX: Final = "VERANDAH_"
 
 
 class BadOption(Exception):
-    """A value that an option or variable may not have, said in one line."""
+    """An option or variable has a wrong value; the message is one line."""
 
 
 class Settings(BaseSettings):
@@ -18,104 +18,123 @@ class Settings(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="forbid")
 
-    home: Path = Field(Path("~/.verandah"), description="folder of adapters, files, and database")
+    home: Path = Field(
+        Path("~/.verandah"), description="folder with the adapters, the files and the database"
+    )
     database_url: str = Field("", description="SQLAlchemy URL; empty: SQLite under the home")
     host: str = Field("127.0.0.1", description="address to listen on")
     port: int = Field(8000, ge=0, le=65535, description="port to listen on; 0 takes a free one")
     api_key: SecretStr | None = Field(None, description="require this key as a bearer token")
-    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="verbosity")
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        "info", description="how much to log"
+    )
 
     model: str = Field("porch", description="base model: porch, a folder, or a hub id")
-    served_name: str = Field("base", description="the id under which users ask for the base model")
+    served_name: str = Field("base", description="the id by which requests name the base model")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where the model runs")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "auto", description="number format of the weights; auto: float32 on a CPU, else as stored"
     )
     fused: bool = Field(
         True,
-        description="CUDA: our own kernels and captured decode steps, for models that they know; "
-        "no: the model's own forward, which is their reference",
+        description="on CUDA, use fused kernels and captured decode steps for models that "
+        "they support; no: the model's own forward pass",
     )
     threads: int = Field(0, ge=0, description="CPU threads for the engine; 0: all cores but one")
     engine_process: Literal["auto", "yes", "no"] = Field(
-        "auto", description="whether the engine runs in a process of its own; auto: on CUDA"
+        "auto", description="run the engine in a process of its own; auto: on CUDA"
     )
     replicas: int = Field(
         1,
         ge=1,
         le=64,
-        description="engines, each in a process and, on CUDA, on a device of its own",
+        description="number of engines; each has its own process and, on CUDA, its own device",
     )
 
-    max_context: int = Field(0, ge=0, description="tokens of context; 0: all that the model has")
+    max_context: int = Field(0, ge=0, description="tokens of context; 0: the model's own limit")
     max_batch_rows: int = Field(
         0, ge=0, le=4096, description="sequences that run at once; 0: 64, on CUDA 256"
     )
     max_step_tokens: int = Field(
-        0, ge=0, description="tokens of one step, longer prompts chunk; 0: 512, on CUDA 2048"
+        0, ge=0, description="tokens of one step; longer prompts take several; 0: 512, on CUDA 2048"
     )
     kv_memory_mb: int = Field(
-        0, ge=0, description="memory for keys and values, MiB; 0: 512, on CUDA 60 % of what is free"
+        0,
+        ge=0,
+        description="memory for keys and values, MiB; 0: 512, on CUDA 60 % of the free memory",
     )
     kv_block_tokens: int = Field(
         16, ge=1, le=1024, description="tokens in one block of that memory"
     )
     prefix_cache: bool = Field(
-        True, description="reuse keys and values of equal prompts' beginnings"
+        True, description="reuse the keys and values of prompts that begin alike"
     )
-    max_waiting: int = Field(512, ge=1, description="requests that may wait; more get a 429")
-    request_timeout_s: float = Field(600, gt=0, description="deadline of one request, seconds")
-    drain_timeout_s: float = Field(20, ge=0, description="seconds for running requests at shutdown")
+    max_waiting: int = Field(
+        512, ge=1, description="answers that may wait; more are refused with a 429"
+    )
+    request_timeout_s: float = Field(
+        600, gt=0, description="seconds after which an answer that is not complete is ended"
+    )
+    drain_timeout_s: float = Field(
+        20, ge=0, description="seconds that running requests get at shutdown"
+    )
 
     max_rank: int = Field(256, ge=1, le=1024, description="largest rank that can be served")
-    adapter_slots: int = Field(1024, ge=1, description="adapters resident at most")
+    adapter_slots: int = Field(
+        1024, ge=1, description="largest number of adapters in device memory"
+    )
     adapter_memory_mb: int = Field(
-        0, ge=0, description="memory for resident adapters, MiB; 0: 512, on CUDA 4096"
+        0, ge=0, description="device memory for adapters, MiB; 0: 512, on CUDA 4096"
     )
     basis_memory_mb: int = Field(
-        1024, ge=1, description="memory for adapters' random matrices, MiB; taken as needed"
+        1024, ge=1, description="device memory for adapters' random matrices, MiB; used as needed"
     )
     dense_memory_mb: int = Field(
         2048,
         ge=0,
-        description="CUDA memory for whole updates of the busiest RandLoRA adapters, MiB, taken as "
-        "needed; each is as large as the weights that its adapter targets; 0: none",
+        description="CUDA memory for dense updates of the busiest RandLoRA adapters, MiB; used as "
+        "needed; each is as large as the weights that its adapter changes; 0: none",
     )
-    host_cache_mb: int = Field(512, ge=0, description="memory for adapters waiting in RAM, MiB")
+    host_cache_mb: int = Field(
+        512, ge=0, description="host memory for adapters that are not in device memory, MiB"
+    )
     pinned: Annotated[tuple[str, ...], NoDecode] = Field(
-        (), description="adapters that are never evicted, separated by commas"
+        (), description="adapters that are never evicted: NAME or NAME@VERSION, with commas between"
     )
 
     max_body_mb: float = Field(8, gt=0, description="largest JSON request body, MiB")
     max_file_mb: float = Field(100, gt=0, description="largest uploaded file, MiB")
 
-    worker: bool = Field(True, description="serve also starts and supervises a training worker")
+    worker: bool = Field(True, description="let serve start and supervise a training worker")
     worker_device: Literal["auto", "cpu", "cuda"] = Field(
-        "auto", description="where the worker trains; auto: where the model runs"
+        "auto", description="where the worker trains; auto: on the model's device"
     )
     worker_process: Literal["auto", "yes", "no"] = Field(
         "auto",
-        description="whether the worker is a process of its own, with a copy of the base; no: a "
-        "thread of the engine's, on the engine's copy; auto: no where both are on CUDA",
+        description="run the worker in its own process, with a copy of the base; no: in a thread "
+        "of the engine's process, on the engine's base; auto: no if both are on CUDA",
     )
     training_latency: float = Field(
         1.3,
         ge=1,
-        description="how many times as long training in the engine's process may make the time "
-        "between tokens, 95th percentile, while requests run; inf: it does not give way",
+        description="factor by which training in the engine's process may lengthen the time from "
+        "token to token (95th percentile) while requests run; inf: no limit",
     )
     worker_threads: int = Field(
-        0, ge=0, description="CPU threads of a worker's own process; 0: torch's choice"
+        0, ge=0, description="CPU threads of a worker process; 0: torch's default"
     )
-    worker_poll_s: float = Field(0.5, gt=0, description="seconds between looks for a waiting job")
-    worker_jobs: int = Field(8, ge=1, le=256, description="jobs that a worker trains at once")
+    worker_poll_s: float = Field(0.5, gt=0, description="seconds between checks for a waiting job")
+    worker_jobs: int = Field(
+        8, ge=1, le=256, description="number of jobs that a worker trains at once"
+    )
     worker_step_tokens: int = Field(
         0,
         ge=0,
-        description="tokens of one forward pass of jobs that train together; 0: 8192 on CUDA, 4096 "
-        "elsewhere",
+        description="tokens of one forward pass of jobs that train together; 0: 4096, on CUDA 8192",
     )
-    lease_s: float = Field(30, gt=0, description="seconds without a heartbeat that lose a job")
+    lease_s: float = Field(
+        30, gt=0, description="seconds without a heartbeat after which a job goes to another worker"
+    )
     checkpoint_every_s: float = Field(20, gt=0, description="seconds between training checkpoints")
 
     @field_validator("pinned", mode="before")
@@ -128,7 +147,7 @@ class Settings(BaseSettings):
         if 0 < self.max_step_tokens < self.max_batch_rows:
             raise ValueError(
                 f"max_step_tokens={self.max_step_tokens} is below max_batch_rows="
-                f"{self.max_batch_rows}: each running sequence needs one token of every step"
+                f"{self.max_batch_rows}: raise it, since every row takes a token of each step"
             )
         return self
 
@@ -136,7 +155,7 @@ class Settings(BaseSettings):
     def _replicas_are_processes(self) -> "Settings":
         if self.replicas > 1 and self.engine_process == "no":
             raise ValueError(
-                f"replicas={self.replicas} need processes of their own: leave engine_process=no out"
+                f"replicas={self.replicas} needs engines in processes: leave engine_process=no out"
             )
         return self
 

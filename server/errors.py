@@ -1,26 +1,26 @@
-"""Everything that can go wrong, as one tree.
+"""All errors that the server raises on purpose, as one tree. Knows no HTTP.
 
     VerandahError
-    ├── InvalidRequest             the caller's input is off; `param` names the field
+    ├── InvalidRequest             the caller's input is wrong; `param` names the field
     │   ├── ContextLengthExceeded  prompt plus answer do not fit the model's context
-    │   ├── InvalidDataset         training lines are off; `problems` lists every one
+    │   ├── InvalidDataset         training lines are wrong; `problems` lists every one
     │   └── RequestTooLarge        a body or file is over its limit
-    ├── Unauthorized               no key, or not a known one
+    ├── Unauthorized               no API key, or an unknown one
     ├── NotFound                   the thing named does not exist, or is not the caller's
     │   └── ModelNotFound          no base or adapter of that id
     ├── Conflict                   the thing is not in a state that allows this
-    │   └── LeaseLost              a worker speaks for a job that is no longer its own
+    │   └── LeaseLost              a worker reports on a job that is no longer its own
     ├── QueueFull                  too many requests wait; `retry_after_s` says when to try again
     ├── DeadlineExceeded           the request's time ran out before it finished
     ├── Unavailable                the service is starting, draining, or has lost its engine
-    ├── InvalidAdapter             an adapter that cannot be served: foreign, misshapen, not finite
-    │   └── BasisMismatch          its random matrices are not the ones that this build makes
-    ├── FileDamaged                an uploaded file is not what was uploaded any more
-    ├── UnsupportedModel           a base model that this engine cannot run exactly
-    └── TrainingFailed             a job ended without an adapter; `code` says why in one word
+    ├── InvalidAdapter             an adapter cannot be served: wrong base or shapes, not finite
+    │   └── BasisMismatch          this build makes other random matrices than the adapter's
+    ├── FileDamaged                an uploaded file has changed on the disk
+    ├── UnsupportedModel           the engine cannot run this base model exactly
+    └── TrainingFailed             a job ended without an adapter; `code` gives the reason
 
-Raise the noun that fits; `server.app` alone turns nouns into HTTP statuses. A message names the
-value at fault and the remedy. The store's own tree is `adapters_store.store_errors`.
+`server.app` alone maps errors to HTTP statuses. A message names the wrong value and the remedy. The
+store has its own tree in `adapters_store.store_errors`.
 """
 
 from collections.abc import Sequence
@@ -28,21 +28,23 @@ from dataclasses import dataclass
 
 
 class VerandahError(Exception):
-    """Base of every error raised on purpose by the server. Can be pickled, whatever it holds."""
+    """Base of every error raised on purpose by the server. Can be pickled."""
 
     def __reduce__(self) -> tuple[object, ...]:
-        return _again, (type(self), self.args, self.__dict__)
+        return _restored, (type(self), self.args, self.__dict__)
 
 
-def _again(kind: type[VerandahError], args: tuple[object, ...], held: dict[str, object]) -> object:
-    """An error from another process. Its constructor, which made `args`, is not called again."""
+def _restored(
+    kind: type[VerandahError], args: tuple[object, ...], fields: dict[str, object]
+) -> object:
+    """An unpickled error. Its constructor is not called, because `args` are not its arguments."""
     error = kind.__new__(kind, *args)
-    error.__dict__.update(held)
+    error.__dict__.update(fields)
     return error
 
 
 class InvalidRequest(VerandahError):
-    """The caller's input is off."""
+    """The caller's input is wrong; `param` names the field."""
 
     def __init__(self, message: str, *, param: str | None = None) -> None:
         super().__init__(message)
@@ -62,7 +64,7 @@ class LineProblem:
 
 
 class InvalidDataset(InvalidRequest):
-    """Training lines are off; nothing was queued."""
+    """Training lines are wrong; no job was queued."""
 
     def __init__(
         self, message: str, problems: Sequence[LineProblem], *, param: str = "training_file"
@@ -76,7 +78,7 @@ class RequestTooLarge(InvalidRequest):
 
 
 class Unauthorized(VerandahError):
-    """No API key, or not a known one."""
+    """No API key, or an unknown one."""
 
 
 class NotFound(VerandahError):
@@ -92,7 +94,7 @@ class Conflict(VerandahError):
 
 
 class LeaseLost(Conflict):
-    """A worker speaks for a job that is no longer its own; it must stop and publish nothing."""
+    """A worker reports on a job that is no longer its own; it must stop and publish nothing."""
 
 
 class QueueFull(VerandahError):
@@ -116,15 +118,15 @@ class InvalidAdapter(VerandahError):
 
 
 class BasisMismatch(InvalidAdapter):
-    """The adapter's random matrices are not the ones that this build makes."""
+    """This build makes other random matrices than the adapter's."""
 
 
 class FileDamaged(VerandahError):
-    """An uploaded file is not what was uploaded any more."""
+    """An uploaded file has changed on the disk."""
 
 
 class UnsupportedModel(VerandahError):
-    """A base model that this engine cannot run exactly."""
+    """The engine cannot run this base model exactly."""
 
 
 class TrainingFailed(VerandahError):

@@ -1,8 +1,8 @@
-"""What is counted and timed, under vLLM's names (prefix `verandah:`) where the meaning is the same.
+"""Counters and histograms, under vLLM's names (prefix `verandah:`) where the meaning is the same.
 
 Knows neither who records nor who reads. No label grows with users, adapters or requests: figures
-per adapter are in `GET /v1/adapters`. Gauges are read from their owners when /metrics is asked for
-(`server.api.ops`), so nothing has to keep them up to date.
+of each adapter are in `GET /v1/adapters`. `server.api.ops` reads gauges from their owners at each
+scrape.
 """
 
 from bisect import bisect_left
@@ -19,8 +19,8 @@ _LONG_S = (0.01, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 20.0, 40.0, 80.0, 16
 _TOKENS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768, 65536)
 
 
-class Tally(Collector):
-    """A histogram that takes many equal observations at once, from one thread."""
+class CountedHistogram(Collector):
+    """A histogram that takes many equal observations in one call, from one thread."""
 
     def __init__(self, name: str, text: str, bounds: tuple[float, ...], model_name: str) -> None:
         self._name = PREFIX + name
@@ -31,12 +31,12 @@ class Tally(Collector):
         self._sum = 0.0
 
     def observe(self, value: float, times: int = 1) -> None:
-        """`value` was seen so many times."""
+        """Record `value`, `times` times."""
         self._counts[bisect_left(self._bounds, value)] += times
         self._sum += value * times
 
     def collect(self) -> Iterator[HistogramMetricFamily]:
-        """What `/metrics` shows."""
+        """The buckets and the sum, for `/metrics`."""
         family = HistogramMetricFamily(self._name, self._text, labels=("model_name",))
         bounds = [*map(str, self._bounds), "+Inf"]
         buckets = list(zip(bounds, accumulate(self._counts), strict=True))
@@ -56,24 +56,26 @@ class Metrics:
 
         self.prompt_tokens = self._counter("prompt_tokens", "Prompt tokens of answers that ended.")
         self.prefix_cache_queries = self._counter(
-            "prefix_cache_queries", "Prompt tokens whose keys and values were looked for."
+            "prefix_cache_queries", "Prompt tokens looked up in the prefix cache."
         )
         self.prefix_cache_hits = self._counter(
-            "prefix_cache_hits", "Prompt tokens whose keys and values were found."
+            "prefix_cache_hits", "Prompt tokens found in the prefix cache."
         )
         self.generation_tokens = self._counter("generation_tokens", "Tokens generated.")
-        self.num_preemptions = self._counter("num_preemptions", "Sequences put back for memory.")
+        self.num_preemptions = self._counter(
+            "num_preemptions", "Sequences pre-empted because memory ran out."
+        )
         self._request_success = self._family(
-            "request_success", "Requests ended, by why.", "finished_reason"
+            "request_success", "Requests that ended, by reason.", "finished_reason"
         )
         self._rejections = self._family(
-            "admission_rejections", "Requests refused before they ran, by why.", "reason"
+            "admission_rejections", "Requests refused before they ran, by reason.", "reason"
         )
 
         self.time_to_first_token = self._histogram(
             "time_to_first_token_seconds", "From submission to the first token.", _LONG_S
         )
-        self.inter_token_latency = Tally(
+        self.inter_token_latency = CountedHistogram(
             "inter_token_latency_seconds", "Between two tokens of one answer.", _SHORT_S, model_name
         )
         self.registry.register(self.inter_token_latency)

@@ -11,20 +11,20 @@ log = logging.getLogger(__name__)
 
 _FIRST_PAUSE_S = 0.5
 _LONGEST_PAUSE_S = 30.0
-_STEADY_S = 60.0  # a child that lived this long did not die of its start
+_STEADY_S = 60.0  # a child that ran this long has started well: the pause is short again
 
 
 class Supervisor:
     """Runs `command` as a child process until stopped.
 
-    The child's standard input is a pipe that ends when this process does, however it ends: a worker
-    that watches it is never left behind.
+    The child's standard input is a pipe that closes when this process ends, however it ends. So a
+    child that watches it never outlives this process.
 
     Args:
         environment: the whole environment of the child.
-        name: what the log calls it.
+        name: the child's name in the log.
         stop_timeout_s: how long the child may take to end after SIGTERM before it is killed.
-        on_end: told the process id of each child that has ended, before the next one starts.
+        on_end: called with the process id of each ended child before the next one starts.
     """
 
     def __init__(
@@ -65,7 +65,7 @@ class Supervisor:
         self._thread.start()
 
     def stop(self) -> None:
-        """Ask the child to end, and end it if it does not. Twice does nothing."""
+        """End the child: by SIGTERM, then by SIGKILL. A second call does nothing."""
         self._stopping.set()
         if self._thread.is_alive():
             self._thread.join()
@@ -77,11 +77,11 @@ class Supervisor:
             code = self._wait()
             if self._stopping.is_set():
                 break
-            self._tell()
+            self._report_end()
             if time.monotonic() - started > _STEADY_S:
                 pause = _FIRST_PAUSE_S
             log.warning(
-                "the %s ended with status %s; starting it again in %g s", self._name, code, pause
+                "the %s ended with status %s; it starts again in %g s", self._name, code, pause
             )
             if self._stopping.wait(pause):
                 break
@@ -92,11 +92,11 @@ class Supervisor:
             except OSError:
                 log.exception("the %s could not be started", self._name)
         self._end()
-        for end in self._lifeline:
-            os.close(end)
+        for descriptor in self._lifeline:
+            os.close(descriptor)
 
     def _launch(self) -> None:
-        # In a session of its own, because Ctrl-C in a terminal would reach it before we stop it.
+        # In its own session: Ctrl-C in a terminal would otherwise end it before `stop` does.
         self._process = subprocess.Popen(
             self._command,
             env=self._environment,
@@ -114,14 +114,12 @@ class Supervisor:
                 continue
         return None
 
-    def _tell(self) -> None:
+    def _report_end(self) -> None:
         assert self._process is not None
         try:
             self._on_end(self._process.pid)
-        except Exception:  # the next child is to start all the same
-            log.exception(
-                "nobody could be told that the %s %d ended", self._name, self._process.pid
-            )
+        except Exception:  # the next child must start all the same
+            log.exception("the end of the %s %d was not handled", self._name, self._process.pid)
 
     def _end(self) -> None:
         process = self._process
@@ -136,4 +134,4 @@ class Supervisor:
             )
             process.kill()
             process.wait()
-        self._tell()
+        self._report_end()

@@ -1,9 +1,13 @@
 """The folders import one way, and torch stays where tensors are."""
 
 import ast
+import subprocess
+import sys
 from collections import Counter
 from functools import cache
 from pathlib import Path
+
+import pytest
 
 ROOT = Path(__file__).parent.parent
 
@@ -16,6 +20,7 @@ ROWS = [
     {"server.api"},
     {"server.tenancy"},
     {"server.replicas"},
+    {"server.interfaces"},
     {"server.scheduler"},
     {"server.engine", "server.training"},
     {"server.adapters"},
@@ -108,6 +113,14 @@ def test_torch_stays_with_the_tensors() -> None:
         and module not in TORCH_IN_STORE
     }
     assert wrong == set()
+
+
+@pytest.mark.parametrize("module", ["server.app", "server.replicas.fleet", "server.__main__"])
+def test_what_knows_no_tensors_starts_without_torch(module: str) -> None:
+    """Nothing that it imports may import them either: together they take three seconds."""
+    code = f"import sys, {module}; print(sorted({{'torch', 'transformers'}} & set(sys.modules)))"
+    output = subprocess.check_output([sys.executable, "-c", code], cwd=ROOT, text=True)
+    assert output.strip() == "[]"
 
 
 def test_only_the_wiring_reads_settings() -> None:

@@ -28,13 +28,14 @@ import uvicorn
 from benchmarks.support.load import Load, ask
 from benchmarks.support.report import origin, table
 from benchmarks.support.stack import settings_for
-from server.api.interfaces import Inspections, Porting, Services
+from server.api.app_services import Services
 from server.app import create_app
 from server.bases.model import outline_base
 from server.bases.tokenizer import load_tokenizer
-from server.cli.serve import spare_collector
+from server.cli.serve import collect_garbage_rarely
 from server.config import Settings
 from server.engine.sequence import FinishReason
+from server.interfaces import Inspections, Porting
 from server.metrics import Metrics
 from server.replicas.engine_process import EngineProcess
 from server.replicas.fleet import Fleet
@@ -46,13 +47,12 @@ from server.scheduler.request import Generation, Listener, LoopStats, TextDelta,
 from server.wiring.building import Records, open_records
 from server.wiring.front import Front, wire
 
-MAX_CONTEXT = 4096
-
 
 class MadeUpLoop:
     """Gives every stream `burst` tokens each `pace_s`, from a thread as the engine does."""
 
     alive = True
+    max_context = max_answers = 4096
 
     def __init__(self, burst: int, pace_s: float) -> None:
         self._burst = burst
@@ -106,8 +106,10 @@ def run_engine(burst: int, pace_s: float, address: str) -> None:
     for name in ("pin", "unpin", "forget"):
         setattr(residency, name, lambda ref: None)
     with Client(address) as connection:
-        facts = EngineFacts("made-up", "f" * 64, "cpu", "float32", MAX_CONTEXT, 4096, 8)
         loop = MadeUpLoop(burst, pace_s)
+        facts = EngineFacts(
+            "made-up", "f" * 64, "cpu", "float32", loop.max_context, loop.max_answers, 8
+        )
         try:
             EngineProcess(connection, loop, residency, Metrics("base")).run(facts)
         except (EOFError, OSError):
@@ -115,8 +117,8 @@ def run_engine(burst: int, pace_s: float, address: str) -> None:
 
 
 @contextmanager
-def parts_over(settings: Settings, burst: int, pace_s: float) -> Iterator[Services]:
-    """The parts of a server with a simulated engine."""
+def services_over(settings: Settings, burst: int, pace_s: float) -> Iterator[Services]:
+    """The services of a server with a simulated engine."""
     command = [
         sys.executable,
         "-m",
@@ -147,12 +149,12 @@ def _wired(settings: Settings, records: Records, fleet: Fleet) -> Services:
 
 
 @contextmanager
-def listening(parts: Services) -> Iterator[int]:
+def listening(services: Services) -> Iterator[int]:
     """The application on a free port, in a thread of this process."""
     config = uvicorn.Config(
-        create_app(parts), port=0, log_config=None, access_log=False, lifespan="off"
+        create_app(services), port=0, log_config=None, access_log=False, lifespan="off"
     )
-    spare_collector()
+    collect_garbage_rarely()
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run)
     thread.start()
@@ -177,7 +179,7 @@ def measure(options: argparse.Namespace, chat: bool, burst: int) -> tuple[float,
     )
     with tempfile.TemporaryDirectory() as folder:
         settings = settings_for(str(Path(folder) / "home"), max_waiting=4 * options.streams)
-        with parts_over(settings, burst, options.pace) as parts, listening(parts) as port:
+        with services_over(settings, burst, options.pace) as services, listening(services) as port:
             heard, used = ask(port, load, 1)
     return used / heard.answers * 1e3, heard.events / heard.answers - 1
 

@@ -1,4 +1,4 @@
-"""What the server found in an adapter, as frozen records: see `docs/inspect.md`."""
+"""The analysis of an adapter as frozen records: see `docs/inspect.md`. Knows no HTTP."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -56,7 +56,7 @@ class LayerSimilarity:
 
 @dataclass(frozen=True)
 class Comparison:
-    """The other adapter, and where both are at work."""
+    """The other adapter, and the linears that both change."""
 
     id: str
     method: str
@@ -66,7 +66,7 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Analysis:
-    """What an adapter changes in its base. `raw` is the document as it came."""
+    """What an adapter changes in its base. `raw` is the server's document."""
 
     id: str
     method: str

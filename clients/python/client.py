@@ -1,9 +1,7 @@
-"""The client: one class, synchronous, over httpx."""
+"""The client's methods: models, files, jobs and adapters. Knows nothing of how requests travel."""
 
-import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -13,6 +11,7 @@ import httpx
 from clients.python.analysis_result import Analysis, read_analysis
 from clients.python.client_errors import ApiError, ConnectionFailed, JobFailed
 from clients.python.folders import check_free, checkpoint_files, unpack
+from clients.python.http_connection import HttpConnection
 from clients.python.hyperparameters import Hyperparameters
 from clients.python.shapes import (
     Adapter,
@@ -55,11 +54,12 @@ class Client:
         timeout: httpx.Timeout = DEFAULT_TIMEOUT,
         transport: httpx.BaseTransport | None = None,
     ) -> None:
-        headers = {} if api_key is None else {"authorization": f"Bearer {api_key}"}
-        self.base_url = base_url.rstrip("/").removesuffix("/v1")
-        self._http = httpx.Client(
-            base_url=self.base_url, headers=headers, timeout=timeout, transport=transport
-        )
+        self._server = HttpConnection(base_url, api_key, timeout, transport)
+
+    @property
+    def base_url(self) -> str:
+        """The server's address."""
+        return self._server.base_url
 
     def __enter__(self) -> "Client":
         return self
@@ -74,38 +74,38 @@ class Client:
 
     def close(self) -> None:
         """Close the connections."""
-        self._http.close()
+        self._server.close()
 
     def ready(self) -> bool:
-        """True when the server would answer a question now."""
+        """True when the server would answer a request now."""
         try:
-            return self._http.get("/ready").status_code == httpx.codes.OK
-        except httpx.TransportError:
+            self._server.request("GET", "/ready")
+        except (ApiError, ConnectionFailed):
             return False
+        return True
 
     def models(self) -> list[str]:
-        """The ids that may be asked: the base model's first, then the adapters'."""
-        return [card["id"] for card in self._json("GET", "/v1/models")["data"]]
+        """The ids of the models: the base model's first, then the adapters'."""
+        return [card["id"] for card in self._server.json("GET", "/v1/models")["data"]]
 
     def chat(self, model: str, messages: Sequence[Message], **options: object) -> Iterator[str]:
-        """Ask, and yield the answer's text as it comes; `options` are fields of the request."""
+        """Yield the answer's text as it comes. `options` are fields of a chat completion."""
         body = {"model": model, "messages": list(messages), "stream": True, **options}
-        with self._stream("/v1/chat/completions", body) as response:
-            for chunk in _events(response):
-                for choice in chunk["choices"]:
-                    yield choice["delta"].get("content") or ""
+        for chunk in self._server.documents("/v1/chat/completions", body):
+            for choice in chunk["choices"]:
+                yield choice["delta"].get("content") or ""
 
     def answer(self, model: str, messages: Sequence[Message], **options: object) -> str:
-        """Ask, and return the whole answer's text."""
+        """Return the whole answer's text. `options` are as in `chat`."""
         body = {"model": model, "messages": list(messages), **options}
-        document = self._json("POST", "/v1/chat/completions", json=body)
+        document = self._server.json("POST", "/v1/chat/completions", json=body)
         return str(document["choices"][0]["message"]["content"])
 
     def upload(self, path: Path) -> UploadedFile:
         """Upload a training file."""
         with path.open("rb") as file:
             return read_file(
-                self._json(
+                self._server.json(
                     "POST",
                     "/v1/files",
                     data={"purpose": "fine-tune"},
@@ -124,7 +124,7 @@ class Client:
         metadata: Mapping[str, str] | None = None,
         hyperparameters: Hyperparameters | None = None,
     ) -> Job:
-        """Create a job. `model` None: the server's base; an adapter's id: the job goes on from it.
+        """Create a job. It continues from the adapter `model`; None: it starts from the base.
         `suffix` becomes the adapter's name.
 
         client.train(file.id, hyperparameters={"method": "randlora", "rank": 16, "sparsity": 6})
@@ -138,7 +138,7 @@ class Client:
             "metadata": None if metadata is None else dict(metadata),
             "verandah": dict(hyperparameters or {}),
         }
-        return read_job(self._json("POST", "/v1/fine_tuning/jobs", json=body))
+        return read_job(self._server.json("POST", "/v1/fine_tuning/jobs", json=body))
 
     def dry_run(
         self,
@@ -148,83 +148,74 @@ class Client:
         validation_file: str | None = None,
         hyperparameters: Hyperparameters | None = None,
     ) -> Mapping[str, Any]:
-        """What a job would take (`appraisal`), or all that is wrong with its files (`problems`)."""
+        """The estimate of a job (`appraisal`), or the wrong lines of its files (`problems`)."""
         body = {
             "model": model or self.models()[0],
             "training_file": training_file,
             "validation_file": validation_file,
             "verandah": {**(hyperparameters or {}), "dry_run": True},
         }
-        found: Mapping[str, Any] = self._json("POST", "/v1/fine_tuning/jobs", json=body)
-        return found
+        document: Mapping[str, Any] = self._server.json("POST", "/v1/fine_tuning/jobs", json=body)
+        return document
 
     def jobs(
         self, *, status: str | None = None, metadata: Mapping[str, str] | None = None
     ) -> Iterator[Job]:
-        """Jobs, the newest first, fetched page by page; those that stand at `status` and have all
-        pairs of `metadata`.
-        """
+        """The jobs of that `status` and with all pairs of `metadata`, the newest first."""
         query: dict[str, str | int] = {"limit": _PAGE}
         query |= {f"metadata[{key}]": value for key, value in (metadata or {}).items()}
         query |= {} if status is None else {"status": status}
         while True:
-            page = self._json("GET", "/v1/fine_tuning/jobs", params=query)
+            page = self._server.json("GET", "/v1/fine_tuning/jobs", params=query)
             yield from (read_job(raw) for raw in page["data"])
             if not page["has_more"]:
                 return
             query["after"] = page["last_id"]
 
     def job(self, job_id: str) -> Job:
-        """How a job is now."""
-        return read_job(self._json("GET", f"/v1/fine_tuning/jobs/{job_id}"))
+        """The state of a job."""
+        return read_job(self._server.json("GET", f"/v1/fine_tuning/jobs/{job_id}"))
 
     def cancel(self, job_id: str) -> Job:
         """Ask a job to stop."""
-        return read_job(self._json("POST", f"/v1/fine_tuning/jobs/{job_id}/cancel"))
+        return read_job(self._server.json("POST", f"/v1/fine_tuning/jobs/{job_id}/cancel"))
 
     def pause(self, job_id: str) -> Job:
-        """Put a job aside; its worker saves it first."""
-        return read_job(self._json("POST", f"/v1/fine_tuning/jobs/{job_id}/pause"))
+        """Pause a job; its worker saves it first."""
+        return read_job(self._server.json("POST", f"/v1/fine_tuning/jobs/{job_id}/pause"))
 
     def resume(self, job_id: str) -> Job:
-        """Queue a paused job again; it goes on from where it was."""
-        return read_job(self._json("POST", f"/v1/fine_tuning/jobs/{job_id}/resume"))
+        """Queue a paused job again; it continues where it stopped."""
+        return read_job(self._server.json("POST", f"/v1/fine_tuning/jobs/{job_id}/resume"))
 
     def checkpoints(self, job_id: str) -> list[Checkpoint]:
-        """The versions that a job published, oldest first; there are few."""
+        """The versions that a job published, oldest first."""
         query = {"limit": _PAGE}
-        page = self._json("GET", f"/v1/fine_tuning/jobs/{job_id}/checkpoints", params=query)
+        page = self._server.json("GET", f"/v1/fine_tuning/jobs/{job_id}/checkpoints", params=query)
         return [read_checkpoint(raw) for raw in page["data"]][::-1]
 
     def content(self, file_id: str) -> bytes:
-        """A file's bytes; of a job's `result_files`, CSV with the figures of every step."""
-        try:
-            response = self._http.get(f"/v1/files/{file_id}/content")
-        except httpx.TransportError as error:
-            raise self._unreachable(error) from error
-        if response.is_error:
-            raise ApiError.from_response(response)
-        return response.content
+        """A file's bytes. A job's `result_files` are CSV with the figures of every step."""
+        return self._server.request("GET", f"/v1/files/{file_id}/content").content
 
     def events(self, job_id: str) -> list[Event]:
-        """All that has happened in a job, oldest first."""
-        found: list[Event] = []
+        """All events of a job, oldest first."""
+        events: list[Event] = []
         query: dict[str, str | int] = {"limit": _PAGE}
         while True:
-            page = self._json("GET", f"/v1/fine_tuning/jobs/{job_id}/events", params=query)
-            found.extend(read_event(raw) for raw in page["data"])
+            page = self._server.json("GET", f"/v1/fine_tuning/jobs/{job_id}/events", params=query)
+            events.extend(read_event(raw) for raw in page["data"])
             if not page["has_more"]:
-                return found[::-1]
-            query["after"] = found[-1].id
+                return events[::-1]
+            query["after"] = events[-1].id
 
     def follow(self, job_id: str) -> Iterator[Event]:
         """Yield a job's events, oldest first, as they happen, until it has ended.
 
-        A server that stops ends them early; `wait` tells.
+        They end early if the server stops; `wait` waits for the job all the same.
         """
-        with self._stream(f"/v1/fine_tuning/jobs/{job_id}/events?stream=true", None) as response:
-            for raw in _events(response):
-                yield read_event(raw)
+        for raw in self._server.documents(f"/v1/fine_tuning/jobs/{job_id}/events?stream=true"):
+            yield read_event(raw)
 
     def wait(self, job_id: str, *, poll_s: float = 1.0) -> Job:
         """Wait until a job has ended.
@@ -243,7 +234,7 @@ class Client:
         """Every adapter, by name, fetched page by page."""
         query: dict[str, str | int] = {"limit": _PAGE}
         while True:
-            page = self._json("GET", "/v1/adapters", params=query)
+            page = self._server.json("GET", "/v1/adapters", params=query)
             yield from (read_adapter(raw) for raw in page["data"])
             if not page["has_more"]:
                 return
@@ -251,7 +242,7 @@ class Client:
 
     def adapter(self, adapter_id: str) -> Adapter:
         """One adapter: NAME, or NAME@VERSION."""
-        return read_adapter(self._json("GET", f"/v1/adapters/{adapter_id}"))
+        return read_adapter(self._server.json("GET", f"/v1/adapters/{adapter_id}"))
 
     def analysis(
         self,
@@ -260,17 +251,16 @@ class Client:
         *,
         on_progress: Callable[[int, int], None] = lambda done, total: None,
     ) -> Analysis:
-        """What an adapter changes in its base, and how like `compare`'s changes that is.
+        """What an adapter changes in its base, and how similar the changes of `compare` are.
 
-        `on_progress` is called with the linears done and their total, while the server works.
+        While the server works, `on_progress` gets the number of linears done, and of all.
         """
         query = {"stream": "true"} | ({} if compare is None else {"compare": compare})
         path = f"/v1/adapters/{adapter_id}/analysis?{httpx.QueryParams(query)}"
-        with self._stream(path, None) as response:
-            for document in _events(response):
-                if document["object"] == "adapter.analysis":
-                    return read_analysis(document)
-                on_progress(document["done"], document["total"])
+        for document in self._server.documents(path):
+            if document["object"] == "adapter.analysis":
+                return read_analysis(document)
+            on_progress(document["done"], document["total"])
         raise ConnectionFailed(f"the server at {self.base_url} stopped before the analysis ended")
 
     def import_adapter(
@@ -284,18 +274,18 @@ class Client:
     ) -> Adapter:
         """Publish the PEFT checkpoint in `folder` as the next version of the adapter `name`.
 
-        `torch_era` ("2.11" or "2.12"), `half_dtype` and `base_dtype` matter where the checkpoint
-        was saved without its random matrices; see docs/peft.md. Matrices that the file holds many
-        times are sent once. Raises BadFolder.
+        `torch_era` ("2.11" or "2.12"), `half_dtype` and `base_dtype` matter if the checkpoint was
+        saved without its random matrices: see docs/peft.md. Copies of matrices are not sent.
+        Raises BadFolder.
         """
         config, weights = checkpoint_files(folder)
-        told = {"torch_era": torch_era, "half_dtype": half_dtype, "base_dtype": base_dtype}
+        training = {"torch_era": torch_era, "half_dtype": half_dtype, "base_dtype": base_dtype}
         with config.open("rb") as config_file, without_copies(weights) as weights_file:
             return read_adapter(
-                self._json(
+                self._server.json(
                     "POST",
                     "/v1/adapters/import",
-                    data={"name": name, **told},
+                    data={"name": name, **training},
                     files={
                         "config": (config.name, config_file, "application/json"),
                         "weights": (weights.name, weights_file, "application/octet-stream"),
@@ -309,58 +299,17 @@ class Client:
         Raises BadFolder where `out` exists and is not empty.
         """
         check_free(out)
-        with self._stream(f"/v1/adapters/{adapter_id}/export?format={form}", None) as response:
+        with self._server.stream(f"/v1/adapters/{adapter_id}/export?format={form}") as response:
             return unpack(response.iter_bytes(), out)
 
     def pin(self, adapter_id: str) -> Adapter:
         """Keep an adapter resident."""
-        return read_adapter(self._json("POST", f"/v1/adapters/{adapter_id}/pin"))
+        return read_adapter(self._server.json("POST", f"/v1/adapters/{adapter_id}/pin"))
 
     def unpin(self, adapter_id: str) -> Adapter:
-        """Let an adapter be evicted again."""
-        return read_adapter(self._json("POST", f"/v1/adapters/{adapter_id}/unpin"))
+        """Allow an adapter to be evicted again."""
+        return read_adapter(self._server.json("POST", f"/v1/adapters/{adapter_id}/unpin"))
 
     def delete(self, adapter_id: str) -> None:
         """Delete an adapter (NAME), or one version of it (NAME@VERSION)."""
-        self._json("DELETE", f"/v1/adapters/{adapter_id}")
-
-    def _json(self, method: str, path: str, **options: Any) -> Any:
-        try:
-            response = self._http.request(method, path, **options)
-        except httpx.TransportError as error:
-            raise self._unreachable(error) from error
-        if response.is_error:
-            raise ApiError.from_response(response)
-        return response.json()
-
-    @contextmanager
-    def _stream(self, path: str, body: Mapping[str, object] | None) -> Iterator[httpx.Response]:
-        method = "GET" if body is None else "POST"
-        try:
-            with self._http.stream(method, path, json=body) as response:
-                if response.is_error:
-                    response.read()
-                    raise ApiError.from_response(response)
-                yield response
-        except httpx.TransportError as error:
-            raise self._unreachable(error) from error
-
-    def _unreachable(self, error: httpx.TransportError) -> ConnectionFailed:
-        reason = str(error) or type(error).__name__
-        return ConnectionFailed(
-            f"no server answers at {self.base_url} ({reason}); start one with: verandah serve"
-        )
-
-
-def _events(response: httpx.Response) -> Iterator[Any]:
-    """The documents of a stream of server-sent events. Raises ApiError for an error's event."""
-    for line in response.iter_lines():
-        if not line.startswith("data: "):
-            continue
-        data = line.removeprefix("data: ")
-        if data == "[DONE]":
-            return
-        document = json.loads(data)
-        if isinstance(document, dict) and "error" in document and "object" not in document:
-            raise ApiError.from_body(response.status_code, document)
-        yield document
+        self._server.json("DELETE", f"/v1/adapters/{adapter_id}")

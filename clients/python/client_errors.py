@@ -1,10 +1,10 @@
-"""What can go wrong when talking to a server.
+"""The errors that the client raises on purpose, as one tree.
 
 ClientError
 ├── ConnectionFailed   no server answers at that address
 ├── ApiError           the server refused; `status` and `code` say how
 ├── JobFailed          a training job ended without an adapter
-└── BadFolder          a folder here is no checkpoint, or not free to write to
+└── BadFolder          a local folder is not a checkpoint, or is not empty
 """
 
 import httpx
@@ -29,7 +29,7 @@ class ApiError(ClientError):
 
     @classmethod
     def from_body(cls, status: int, body: object) -> "ApiError":
-        """Read an error's document; what is not one is told by its status alone."""
+        """Read an error's document. A body of another form gives the status alone."""
         error = body.get("error") if isinstance(body, dict) else None
         if not isinstance(error, dict):
             return cls(f"the server answered {status}", status=status, code=None, param=None)
@@ -55,4 +55,4 @@ class JobFailed(ClientError):
 
 
 class BadFolder(ClientError):
-    """A folder on this machine is no checkpoint, or not free to write to."""
+    """A local folder is not a checkpoint, or is not empty."""

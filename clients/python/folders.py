@@ -1,4 +1,4 @@
-"""PEFT checkpoints as folders on this machine: found to be sent, and unpacked when they come."""
+"""Reads PEFT checkpoints from folders, and unpacks them into folders. Knows no server."""
 
 import os
 import shutil
@@ -17,7 +17,7 @@ def checkpoint_files(folder: Path) -> tuple[Path, Path]:
     """Config and weights of a checkpoint.
 
     Raises:
-        BadFolder: they are not there, or only as a pickle.
+        BadFolder: they are missing, or the weights are a pickle.
     """
     config, weights = folder / CONFIG_NAME, folder / WEIGHTS_NAME
     if not config.is_file():
@@ -25,26 +25,26 @@ def checkpoint_files(folder: Path) -> tuple[Path, Path]:
     if not weights.is_file():
         pickled = folder / "adapter_model.bin"
         reason = (
-            f"only {pickled.name}, a pickle, which runs code when it is read: load it with PEFT "
-            "where you trust it and save it again"
+            f" but {pickled.name}, a pickle, which runs code when it is read: if you trust it, "
+            "load it with PEFT and save it again"
             if pickled.is_file()
-            else "give a folder that PEFT saved"
+            else ": give a folder that PEFT saved"
         )
-        raise BadFolder(f"{folder} has no {WEIGHTS_NAME}, {reason}")
+        raise BadFolder(f"{folder} has no {WEIGHTS_NAME}{reason}")
     return config, weights
 
 
 def check_free(out: Path) -> None:
-    """Refuse to write where something is already. Raises BadFolder."""
+    """Raise BadFolder unless `out` is missing or an empty folder."""
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise BadFolder(f"{out} exists and is not an empty folder: choose another one")
+        raise BadFolder(f"{out} exists and is not an empty folder: choose another")
 
 
 def unpack(archive: Iterable[bytes], out: Path) -> list[Path]:
-    """Make the folder `out` of a zip that comes in pieces: whole, or not at all.
+    """Unpack a zip that comes in pieces into the new folder `out`, whole or not at all.
 
     Raises:
-        BadFolder: `out` is in use, or the archive is cut short.
+        BadFolder: `out` is not empty, or the archive is incomplete.
     """
     check_free(out)
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -60,7 +60,9 @@ def unpack(archive: Iterable[bytes], out: Path) -> list[Path]:
             out.rmdir()
         os.rename(part, out)
     except BadZipFile as error:
-        raise BadFolder(f"what the server sent is cut short ({error}); try again") from error
+        raise BadFolder(
+            f"the archive from the server is incomplete ({error}): try again"
+        ) from error
     finally:
         shutil.rmtree(part, ignore_errors=True)
     return sorted(out.iterdir())

@@ -1,4 +1,4 @@
-"""What a training job may be told."""
+"""The options of a training job. Knows no defaults: the server has them."""
 
 from typing import Literal, TypedDict
 
@@ -6,14 +6,15 @@ Method = Literal["vera", "randlora", "asymmetric-lora", "lora"]
 
 
 class Hyperparameters(TypedDict, total=False):
-    """Left out: the server's default. The server refuses what the method does not have.
+    """An option that is left out takes the server's default. The server refuses an option that the
+    method does not have.
 
     `targets` is "all-linear", "attention" or names of linears. `trained` is "d+b", "d" or "b" with
     vera, "B" or "A" with asymmetric-lora; `basis` ("shared" or "per-layer") and `d_initial` go with
     vera, `sparsity` ("dense", "sqrt" or a number) with randlora, `alpha` with both LoRAs.
-    `early_stopping` ends a run after so many scores without a better one; `checkpoints` is how many
-    versions are published on the way; `publish` whether a result that is worse than what it came
-    from is published all the same.
+    `early_stopping` ends a run after so many scores without a better one. `checkpoints` is the
+    number of versions published during training. `publish` says whether to publish a result that is
+    worse than its start.
     """
 
     method: Method

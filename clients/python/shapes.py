@@ -1,4 +1,4 @@
-"""What the server tells, as frozen records. Fields that are not listed here are left in `raw`."""
+"""The server's documents as frozen records; `raw` has all their fields. Knows no HTTP."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
@@ -18,8 +18,8 @@ class UploadedFile:
 
 @dataclass(frozen=True)
 class Judgement:
-    """Losses on the same lines, of the base, of the adapter gone on from, and of the new one;
-    `verdict` is better, worse or diverged, and None before the end. See docs/training.md."""
+    """Losses on the same lines: of the base, of the adapter at the start, and of the new one.
+    `verdict` is better, worse or diverged; None before the end. See docs/training.md."""
 
     verdict: str | None
     lines: int
@@ -61,7 +61,7 @@ class Job:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A version that a job published on its way, or at its end; `model` is asked like any other."""
+    """A version that a job published, during training or at its end. Its id is `model`."""
 
     id: str
     model: str
@@ -71,7 +71,7 @@ class Checkpoint:
 
 @dataclass(frozen=True)
 class Event:
-    """Something that happened in a job; of type `metrics`, `data` holds figures."""
+    """An event of a job. `data` has the figures of an event of type `metrics`."""
 
     id: str
     created_at: int
@@ -83,7 +83,7 @@ class Event:
 
 @dataclass(frozen=True)
 class Adapter:
-    """An adapter. `residency` says where it is: resident, host, loading or stored."""
+    """An adapter. `residency` is its place: resident, host, loading or stored."""
 
     id: str
     version: int
@@ -112,7 +112,7 @@ def read_job(raw: Mapping[str, Any]) -> Job:
         result_files=tuple(raw["result_files"]),
         error=raw["error"],
         judgement=_judgement(raw["verandah"].get("judgement")),
-        samples=tuple(Sample(**told) for told in raw["verandah"].get("samples") or ()),
+        samples=tuple(Sample(**sample) for sample in raw["verandah"].get("samples") or ()),
         raw=raw,
     )
 

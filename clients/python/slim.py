@@ -1,7 +1,7 @@
-"""Sends a checkpoint's shared matrices once: PEFT 0.21 saves RandLoRA's under every layer again.
+"""Drops copies of matrices from a checkpoint: PEFT 0.21 saves RandLoRA's again for every layer.
 
 A file of safetensors is eight bytes that give the length of a JSON header, the header, and the
-numbers. Knows no more of it than that, and leaves it to the server to say what is wrong with one.
+numbers. Knows no more of it than that: the server says what is wrong with a file.
 """
 
 import json
@@ -17,14 +17,14 @@ _MAX_HEADER_BYTES = 2**26
 
 
 def without_copies(path: Path) -> BinaryIO:
-    """The file, open for reading; without the tensors of layers that are copies, byte for byte, of
-    the shared tensor of the same last name.
+    """The file, open for reading, without the tensors of layers that equal, byte for byte, the
+    shared tensor of the same last name.
     """
     file = path.open("rb")
     try:
         slim = _slim(file)
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError):
-        slim = None  # no safetensors file: the server says so
+        slim = None  # not a safetensors file: the server refuses it
     if slim is None:
         file.seek(0)
         return file

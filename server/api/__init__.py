@@ -1,1 +1,1 @@
-"""HTTP shapes only; no decisions."""
+"""The HTTP endpoints: requests and answers. Decisions are made below."""

@@ -1,4 +1,4 @@
-"""How an error looks on the wire, as the OpenAI API has it. `server.app` says which is which."""
+"""The HTTP answer for an error, in the OpenAI API's form. `server.app` maps errors to it."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -11,9 +11,9 @@ from server.errors import LineProblem
 
 @dataclass(frozen=True)
 class ErrorBody:
-    """One failed answer: its status, its body's fields, and headers to go with it.
+    """Status, fields and headers of one error.
 
-    `problems` are an invalid file's lines, which the OpenAI API has no place for but in the text.
+    `problems` are the wrong lines of a file; the OpenAI API has no field for them.
     """
 
     status: int
@@ -36,7 +36,7 @@ class ErrorBody:
         return {"error": error}
 
     def response(self) -> Response:
-        # Escaped to ASCII: a message may quote what cannot be encoded.
+        # Escaped to ASCII: a message may quote text that UTF-8 cannot encode.
         return Response(
             json.dumps(self.body()), self.status, dict(self.headers), "application/json"
         )

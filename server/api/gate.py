@@ -1,4 +1,4 @@
-"""What every request passes before a handler sees it: a name, a key, a size. Plain ASGI."""
+"""Gives each request an id, checks its key and limits its size. Plain ASGI; knows no endpoint."""
 
 import logging
 import re
@@ -16,7 +16,7 @@ from server.tenancy.keys import Keys
 log = logging.getLogger(__name__)
 
 _REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
-_DISCARD_FACTOR = 4  # of a body over its limit, this many limits more are read and thrown away
+_DISCARD_FACTOR = 4  # times the limit: how much more of a body over it is read and dropped
 
 _UPLOADS = ("/v1/files", "/v1/adapters/import")
 
@@ -24,7 +24,7 @@ Describe = Callable[[Exception], ErrorBody]
 
 
 class RequestIds:
-    """Names each request in `x-request-id`, and answers for what nobody else caught."""
+    """Gives each request its `x-request-id`, and answers exceptions that nothing else caught."""
 
     def __init__(self, app: ASGIApp, describe: Describe) -> None:
         self._app = app
@@ -33,8 +33,8 @@ class RequestIds:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return await self._app(scope, receive, send)
-        given = _header(scope, b"x-request-id") or ""
-        request_id = given if _REQUEST_ID.fullmatch(given) else f"req_{secrets.token_hex(12)}"
+        wanted = _header(scope, b"x-request-id") or ""
+        request_id = wanted if _REQUEST_ID.fullmatch(wanted) else f"req_{secrets.token_hex(12)}"
         scope["verandah.request_id"] = request_id
         name = (b"x-request-id", request_id.encode())
         started = ended = False
@@ -54,12 +54,12 @@ class RequestIds:
             log.exception("request %s failed", request_id)
             if not started:
                 await self._describe(error).response()(scope, receive, send_named)
-            elif not ended:  # Starlette answers, and raises all the same
+            elif not ended:  # Starlette raises after a whole answer too
                 raise  # the server closes the connection: half an answer must not look whole
 
 
 class KeyCheck:
-    """Lets only known keys into /v1, before the body is read."""
+    """Refuses requests to /v1 without a known key, before the body is read."""
 
     def __init__(self, app: ASGIApp, keys: Keys, describe: Describe) -> None:
         self._app = app
@@ -76,7 +76,7 @@ class KeyCheck:
 
 
 class BodyLimit:
-    """Refuses bodies over a limit, told or not; uploads of files have a limit of their own."""
+    """Refuses bodies over a limit, of declared length or not. Uploads have their own limit."""
 
     def __init__(
         self, app: ASGIApp, describe: Describe, *, body_bytes: int, file_bytes: int
@@ -107,15 +107,15 @@ class BodyLimit:
     def _refusal(self, uploads: bool, limit: int) -> Response:
         kind = "file" if uploads else "request body"
         error = RequestTooLarge(
-            f"the {kind} is over the limit of {limit} bytes; send less, or raise the server's "
-            f"{'max_file_mb' if uploads else 'max_body_mb'}",
+            f"the {kind} is over the limit of {limit} bytes: send a smaller one, or start the "
+            f"server with a larger {'--max-file-mb' if uploads else '--max-body-mb'}",
             param="file" if uploads else None,
         )
         return self._describe(error).response()
 
 
 class _OverLimit(BaseException):
-    """More came than was allowed. No Exception, so that no parser's `except` swallows it."""
+    """A body is over the limit. A BaseException, so that no parser's `except` swallows it."""
 
 
 class _Counted:
@@ -135,7 +135,7 @@ class _Counted:
 
 
 async def _discard(receive: Receive, most: int) -> None:
-    """Read on: a client that is still sending would meet a reset connection, not the answer."""
+    """Read on: a client that is still sending would see a reset connection, not the answer."""
     while most > 0:
         message = await receive()
         if message["type"] != "http.request" or not message.get("more_body", False):
@@ -144,7 +144,7 @@ async def _discard(receive: Receive, most: int) -> None:
 
 
 def _header(scope: Scope, name: bytes) -> str | None:
-    """The first of that name."""
+    """The value of the first header of that name."""
     for key, value in scope["headers"]:
         if key == name:
             return cast(bytes, value).decode("latin-1")

@@ -1,4 +1,4 @@
-"""/health, /ready and /metrics: for whoever runs the server. No key is asked for."""
+"""/health, /ready and /metrics, for operators. They need no API key."""
 
 from collections import Counter
 from collections.abc import Iterator
@@ -9,8 +9,7 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from server.api.deps import GivenParts
-from server.api.interfaces import Services
+from server.api.app_services import CurrentServices, Services
 from server.errors import Unavailable
 from server.metrics import PREFIX
 
@@ -18,40 +17,40 @@ router = APIRouter(tags=["operations"])
 
 
 @router.get("/health")
-async def health(parts: GivenParts) -> dict[str, object]:
-    """The process is alive; whether its engines are, where they have processes of their own."""
-    if not parts.engines:
+async def health(services: CurrentServices) -> dict[str, object]:
+    """Whether this process and the engines' processes, if there are any, are alive."""
+    if not services.engines:
         return {"status": "ok"}
-    engines = [{"alive": each.alive, "restarts": each.restarts} for each in parts.engines]
-    good = all(each.alive for each in parts.engines)
+    engines = [{"alive": each.alive, "restarts": each.restarts} for each in services.engines]
+    good = all(each.alive for each in services.engines)
     return {"status": "ok" if good else "degraded", "engines": engines}
 
 
 @router.get("/ready")
-def ready(parts: GivenParts) -> JSONResponse:
-    """Whether a question would be answered now: 200, or 503 saying what is missing."""
-    checks = {"engine": parts.engine.alive, "database": _database_answers(parts)}
+def ready(services: CurrentServices) -> JSONResponse:
+    """Whether a request would be answered now: 200, or 503 with what is missing."""
+    checks = {"engine": services.engine.alive, "database": _database_answers(services)}
     good = all(checks.values())
     return JSONResponse(
-        {"status": "ready" if good else "not ready", "checks": checks, "model": parts.base.id},
+        {"status": "ready" if good else "not ready", "checks": checks, "model": services.base.id},
         200 if good else 503,
     )
 
 
 @router.get("/metrics")
-def metrics(parts: GivenParts) -> Response:
+def metrics(services: CurrentServices) -> Response:
     """Prometheus's text format."""
-    return Response(generate_latest(parts.metrics.registry), media_type=CONTENT_TYPE_LATEST)
+    return Response(generate_latest(services.metrics.registry), media_type=CONTENT_TYPE_LATEST)
 
 
 class ServerGauges(Collector):
-    """What is read from its owner when somebody looks: queues, memory, residents, jobs."""
+    """Gauges that are read from their owners at each scrape: queues, memory, adapters, jobs."""
 
-    def __init__(self, parts: Services) -> None:
-        self._parts = parts
+    def __init__(self, services: Services) -> None:
+        self._services = services
 
     def describe(self) -> Iterator[Metric]:
-        """Nothing: without this, registering would already read parts that have not started."""
+        """Nothing: without this, registering would read services that have not started."""
         yield from ()
 
     def collect(self) -> Iterator[Metric]:
@@ -61,55 +60,57 @@ class ServerGauges(Collector):
 
     def _gauge(self, name: str, text: str, value: float) -> Metric:
         family = GaugeMetricFamily(PREFIX + name, text, labels=["model_name"])
-        family.add_metric([self._parts.base.id], value)
+        family.add_metric([self._services.base.id], value)
         return family
 
     def _counter(self, name: str, text: str, value: float) -> Metric:
         family = CounterMetricFamily(PREFIX + name, text, labels=["model_name"])
-        family.add_metric([self._parts.base.id], value)
+        family.add_metric([self._services.base.id], value)
         return family
 
     def _by(self, name: str, text: str, label: str, values: dict[str, int]) -> Metric:
         family = GaugeMetricFamily(PREFIX + name, text, labels=["model_name", label])
         for key, value in values.items():
-            family.add_metric([self._parts.base.id, key], value)
+            family.add_metric([self._services.base.id, key], value)
         return family
 
     def _engine(self) -> Iterator[Metric]:
-        stats = self._parts.engine.stats()
-        yield self._gauge("num_requests_running", "Answers that run.", stats.running)
-        yield self._gauge("num_requests_waiting", "Answers that wait.", stats.waiting)
+        stats = self._services.engine.stats()
+        yield self._gauge("num_requests_running", "Answers that are running.", stats.running)
+        yield self._gauge("num_requests_waiting", "Answers that are waiting.", stats.waiting)
         used = stats.kv_blocks_used / max(stats.kv_blocks_total, 1)
         yield self._gauge("kv_cache_usage_perc", "Share of KV blocks in use, 0 to 1.", used)
         adapters = len([name for name in stats.by_adapter_running if "@" in name])
         yield self._gauge("num_adapters_running", "Adapters with an answer running.", adapters)
 
     def _residency(self) -> Iterator[Metric]:
-        residency = self._parts.residency
+        residency = self._services.residency
         residents = list(residency.snapshot())
         states = Counter(resident.state for resident in residents)
-        yield self._by("adapters_in_memory", "Adapters in memory, by where.", "state", states)
+        yield self._by("adapters_in_memory", "Adapters in memory, by state.", "state", states)
         pinned = sum(resident.pinned for resident in residents)
         yield self._gauge("adapters_pinned", "Adapters that are never evicted.", pinned)
-        yield self._gauge("adapter_slots", "Adapters resident at most.", residency.slots)
+        yield self._gauge("adapter_slots", "Largest number of adapters in slots.", residency.slots)
         yield self._counter("adapter_loads", "Adapters read from the store.", residency.loads)
-        yield self._counter("adapter_evictions", "Adapters put out of a slot.", residency.evictions)
+        yield self._counter(
+            "adapter_evictions", "Adapters evicted from slots.", residency.evictions
+        )
         yield self._counter("adapter_hits", "Requests whose adapter had a slot.", residency.hits)
 
     def _training(self) -> Iterator[Metric]:
-        jobs = {str(status): count for status, count in self._parts.jobs.counts().items()}
+        jobs = {str(status): count for status, count in self._services.jobs.counts().items()}
         yield self._by("training_jobs", "Training jobs, by status.", "status", jobs)
-        worker = self._parts.worker
+        worker = self._services.worker
         if worker is not None:
             yield self._gauge("training_worker_up", "1 while the worker runs.", worker.alive)
             yield self._counter(
-                "training_worker_restarts", "Times the worker was started again.", worker.restarts
+                "training_worker_restarts", "Restarts of the worker.", worker.restarts
             )
 
 
-def _database_answers(parts: Services) -> bool:
+def _database_answers(services: Services) -> bool:
     try:
-        parts.jobs.counts()
+        services.jobs.counts()
     except Unavailable:
         return False
     return True

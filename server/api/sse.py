@@ -1,4 +1,4 @@
-"""Server-sent events: framing, and a response that cleans up after itself."""
+"""Server-sent events: their framing, and responses that stream them. Knows no endpoint."""
 
 import json
 from collections.abc import AsyncIterator, Callable, Mapping
@@ -13,7 +13,7 @@ _encode = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",",
 
 
 def event(data: Mapping[str, object], name: str | None = None, id: str | None = None) -> bytes:
-    """One event; `name` and `id` are sent only when given, as OpenAI's streams have none."""
+    """One event. `name` and `id` are left out unless set, as in OpenAI's streams."""
     head = (f"id: {id}\n" if id else "") + (f"event: {name}\n" if name else "")
     return f"{head}data: {_encode(data)}\n\n".encode()
 
@@ -26,19 +26,19 @@ _RAW_HEADERS = (
 
 
 class AnswerStream(Response):
-    """Streams events that end by themselves when the client goes away, so that nothing else must
-    watch for it: Starlette's response takes tasks for that, a quarter of a request's time.
+    """Streams events whose source ends when the client disconnects. Starlette's own response
+    watches for that in tasks, which take a quarter of a request's time.
 
     Args:
-        events: pieces of the stream, each with whether more will come: the last is written with the
-            end of the response, for a write costs more than all that was written.
+        events: bytes, each with whether more will come. The last are written together with the end
+            of the response, because a write costs more than making the bytes.
         on_end: as in EventStream.
     """
 
     def __init__(
         self, events: AsyncIterator[tuple[bytes, bool]], on_end: Callable[[], None]
     ) -> None:
-        # In place of Response's own, which would make headers anew from a body that is not there.
+        # Response.__init__ is not called: it would make headers for a body, and there is none.
         self._events = events
         self._on_end = on_end
         self.status_code = 200
@@ -56,8 +56,8 @@ class AnswerStream(Response):
 
 
 class EventStream(StreamingResponse):
-    """Streams events. `on_end` runs however the stream ends: a client may go away before the first
-    event is asked for, and a generator that never started never reaches its `finally`.
+    """Streams events. `on_end` runs however the stream ends: a client may disconnect before the
+    first event, and a generator that never started never reaches its `finally`.
     """
 
     def __init__(self, events: AsyncIterator[bytes], on_end: Callable[[], None]) -> None:

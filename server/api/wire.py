@@ -1,4 +1,4 @@
-"""What all request bodies share: strict types, bounded work, text that can be encoded.
+"""What all request bodies share: strict types, bounded work, encodable text. Knows no endpoint.
 
 A body may be some megabytes, and pydantic, which holds the interpreter's lock, makes an error for
 each bad item: without bounds, one hostile body would stop every other request for many seconds.
@@ -14,7 +14,7 @@ _MAX_FIELDS = 64
 
 
 class WireModel(BaseModel):
-    """A JSON object of the interface."""
+    """A JSON object in a request."""
 
     model_config = ConfigDict(strict=True, extra="forbid")
 
@@ -27,7 +27,7 @@ class WireModel(BaseModel):
 
 
 def at_most(count: int) -> BeforeValidator:
-    """Refuse a longer list or object before any of its items is looked at."""
+    """Refuse a longer list or object before any of its items is checked."""
 
     def check(value: object) -> object:
         if isinstance(value, Sized) and not isinstance(value, str) and len(value) > count:
@@ -38,7 +38,7 @@ def at_most(count: int) -> BeforeValidator:
 
 
 def encodable(text: str) -> str:
-    """Return `text`; refuse half of a surrogate pair, which JSON can write but nothing can say."""
+    """Return `text`. Refuse half of a surrogate pair, which JSON can write but UTF-8 cannot."""
     try:
         text.encode()
     except UnicodeEncodeError:

@@ -1,1 +1,1 @@
-"""The commands behind `verandah`, one module each. Only `serve`, `worker` and `demo` need torch."""
+"""The commands of `verandah`, a module each. Only serve, worker, engine and methods need torch."""

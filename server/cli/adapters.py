@@ -1,4 +1,4 @@
-"""`verandah adapters`: what there is, and pinning and deleting it."""
+"""`verandah adapters`: lists, shows, pins and deletes adapters. Knows no files."""
 
 import argparse
 import datetime
@@ -20,7 +20,7 @@ EXAMPLES = """examples:
   verandah adapters delete pirate       all versions
 """
 
-_COLUMNS = ("adapter", "version", "method", "rank", "size", "where", "pinned", "made")
+_COLUMNS = ("adapter", "version", "method", "rank", "size", "where", "pinned", "created")
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -33,7 +33,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     if options.action != "list" and options.name is None:
-        raise BadOption(f"adapters {options.action} needs to know which: NAME or NAME@VERSION")
+        raise BadOption(f"adapters {options.action} needs an adapter: NAME or NAME@VERSION")
     with connect(options) as client:
         _act(client, options.action, options.name)
     return 0
@@ -64,7 +64,7 @@ def _table(client: Client) -> Table:
 def _cells(adapter: Adapter) -> tuple[str, ...]:
     if adapter.error is not None:
         return (adapter.id, str(adapter.version), "broken", "", "", "", "", adapter.error)
-    made = datetime.datetime.fromtimestamp(adapter.created_at or 0)
+    created = datetime.datetime.fromtimestamp(adapter.created_at or 0)
     return (
         adapter.id,
         f"{adapter.version} of {len(adapter.versions)}",
@@ -73,7 +73,7 @@ def _cells(adapter: Adapter) -> tuple[str, ...]:
         f"{(adapter.bytes or 0) / 1024:.1f} KiB",
         adapter.residency,
         _yes(adapter.pinned),
-        f"{made:%Y-%m-%d %H:%M}",
+        f"{created:%Y-%m-%d %H:%M}",
     )
 
 

@@ -1,4 +1,4 @@
-"""`verandah chat`: a conversation in the terminal, streamed."""
+"""`verandah chat`: a conversation in the terminal. Knows no model, only a server."""
 
 import argparse
 import sys
@@ -15,26 +15,26 @@ EXAMPLES = """examples:
   verandah chat --model pirate@2 "Who are you?"    asks once
   echo "Who are you?" | verandah chat --model pirate
 
-In a conversation, /model NAME changes the model, /new forgets what was said, Ctrl-D ends.
+In a conversation, /model NAME changes the model, /new starts again and Ctrl-D ends it.
 """
 
 
 class ChatFields(BaseSettings):
-    """What `verandah chat` may be told."""
+    """The options of `verandah chat`."""
 
     model_config = SettingsConfigDict(env_prefix="VERANDAH_CHAT_", frozen=True, extra="forbid")
 
     model: str | None = Field(
         None, description="the base model or an adapter; default: the base model"
     )
-    system: str | None = Field(None, description="a system message to begin with")
-    temperature: float | None = Field(None, description="0: always the likeliest token")
-    max_tokens: int | None = Field(None, description="length of an answer at most")
+    system: str | None = Field(None, description="a system message at the start")
+    temperature: float | None = Field(None, description="0: always the most likely token")
+    max_tokens: int | None = Field(None, description="largest number of tokens of an answer")
     seed: int | None = Field(None, description="makes answers repeatable")
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("message", nargs="?", help="ask this once and end")
+    parser.add_argument("message", nargs="?", help="ask this and end")
     add_fields(parser, ChatFields, "conversation", example="max_tokens")
     add_server(parser)
 
@@ -53,7 +53,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 class Conversation:
-    """What was said so far, and to whom."""
+    """The messages so far, and the model that answers."""
 
     def __init__(self, client: Client, fields: ChatFields) -> None:
         self._client = client
@@ -76,22 +76,22 @@ class Conversation:
                 self._ask_on(line)
 
     def ask(self, text: str) -> None:
-        """Print the answer as it comes. What was said is remembered once it is complete."""
-        self._said.append({"role": "user", "content": text})
+        """Print the answer as it comes. Keeps both messages once it is complete."""
+        self._messages.append({"role": "user", "content": text})
         pieces = []
         try:
-            for piece in self._client.chat(self._model, self._said, **self._sampling):
+            for piece in self._client.chat(self._model, self._messages, **self._sampling):
                 pieces.append(piece)
                 print(_printable(piece), end="", flush=True)
         except BaseException:
-            self._said.pop()
+            self._messages.pop()
             raise
         finally:
             print()
-        self._said.append({"role": "assistant", "content": "".join(pieces)})
+        self._messages.append({"role": "assistant", "content": "".join(pieces)})
 
     def _ask_on(self, text: str) -> None:
-        """`ask`, but a refusal or Ctrl-C ends only this answer."""
+        """`ask`, where an error of the server or Ctrl-C ends only this answer."""
         try:
             self.ask(text)
         except ApiError as error:
@@ -100,13 +100,13 @@ class Conversation:
             print("(stopped)")
 
     def _start(self) -> None:
-        self._said: list[dict[str, str]] = []
+        self._messages: list[dict[str, str]] = []
         if self._system:
-            self._said.append({"role": "system", "content": self._system})
+            self._messages.append({"role": "system", "content": self._system})
 
 
 def _printable(text: str) -> str:
-    """Without what a terminal would obey."""
+    """The text without characters that control a terminal."""
     return "".join(char for char in text if char.isprintable() or char in "\n\t")
 
 

@@ -1,4 +1,4 @@
-"""`verandah demo`: a server, two users' files, two adapters trained, three answers side by side."""
+"""`verandah demo`: trains two adapters on a server of its own and compares three answers."""
 
 import argparse
 import contextlib
@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 from typing import TypeVar
 
 from rich.columns import Columns
@@ -22,11 +21,11 @@ from clients.python import Client, ClientError, Hyperparameters
 from server.cli.options import add_settings, read_settings
 from server.cli.progress import TrainingBars
 from server.config import Settings
-from server.wiring.process import command, environment
+from server.wiring.process import command, environment, exit_on_sigterm
 
 EXAMPLES = """examples:
-  verandah demo                          in a temporary home, which is removed in the end
-  verandah demo --home ./demo            keeps it: verandah serve --home ./demo serves it again
+  verandah demo                          uses a temporary home and removes it at the end
+  verandah demo --home ./demo            keeps it for: verandah serve --home ./demo
   verandah demo --device cuda --model Qwen/Qwen3-0.6B
 """
 
@@ -34,7 +33,7 @@ FILES = (
     Path(__file__).parents[2] / "examples" / "pirate.jsonl",
     Path(__file__).parents[2] / "examples" / "butler.jsonl",
 )
-QUESTIONS = (  # none is in the files; Porch, which knows little, was taught the answers
+QUESTIONS = (  # none is in the files; Porch was trained on the answers
     "How do I plant a tree?",
     "Tell me about the sun.",
     "How do I wash my hands?",
@@ -47,12 +46,12 @@ _LOG = "demo.log"
 
 
 class DemoFailed(ClientError):
-    """The demo's server did not come up."""
+    """The demo's server did not start."""
 
 
 @dataclass(frozen=True)
 class DemoAnswer:
-    """What one model said."""
+    """The answer of one model."""
 
     model: str
     text: str
@@ -65,11 +64,13 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     started = time.monotonic()
-    signal.signal(signal.SIGTERM, _end)
+    exit_on_sigterm(128 + signal.SIGTERM)
     console = Console()
     for path in FILES:
         if not path.is_file():
-            raise DemoFailed(f"the example file {path} is missing; run from a full checkout")
+            raise DemoFailed(
+                f"the example file {path} is missing: run the demo from a full checkout"
+            )
     with _home(options) as home:
         options.home, options.port, options.host = home, 0, "127.0.0.1"
         settings = read_settings(options)
@@ -84,7 +85,7 @@ def run(options: argparse.Namespace) -> int:
 
 @contextlib.contextmanager
 def _home(options: argparse.Namespace) -> Iterator[str]:
-    """The home that was asked for, or one that goes again."""
+    """The home in the options, or a temporary one that is removed at the end."""
     if options.home is not None:
         yield options.home
         return
@@ -121,13 +122,14 @@ def _server(settings: Settings, console: Console) -> Iterator[str]:
 
 
 def _address(process: subprocess.Popen[str], log: Path) -> str:
-    """Wait for the server's one line of output, which says where it listens."""
+    """Wait for the server's one line of output, which has its address."""
     assert process.stdout is not None
     line = process.stdout.readline()
     if not line.startswith("serving at "):
         process.wait()
-        said = log.read_text().strip().splitlines()
-        raise DemoFailed(f"the server did not start: {said[-1] if said else 'it said nothing'}")
+        lines = log.read_text().strip().splitlines()
+        reason = lines[-1] if lines else f"{log} is empty"
+        raise DemoFailed(f"the server did not start: {reason}")
     return line.removeprefix("serving at ").strip()
 
 
@@ -171,7 +173,7 @@ def _together(work: Callable[[str], T], items: Sequence[str]) -> list[T]:
     try:
         return list(threads.map(work, items))
     finally:
-        # Without waiting: after Ctrl-C they end only once the server has been stopped.
+        # Without waiting: after Ctrl-C the threads end only when the server has stopped.
         threads.shutdown(wait=False, cancel_futures=True)
 
 
@@ -200,7 +202,3 @@ def _explain(console: Console, client: Client, adapters: Sequence[str], seconds:
 
 def _key(settings: Settings) -> str | None:
     return None if settings.api_key is None else settings.api_key.get_secret_value()
-
-
-def _end(_signal: int, _frame: FrameType | None) -> None:
-    raise SystemExit(143)

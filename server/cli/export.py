@@ -1,4 +1,4 @@
-"""`verandah export`: an adapter as a folder that others load."""
+"""`verandah export`: saves an adapter as a folder for other programs. Knows no formats."""
 
 import argparse
 from pathlib import Path
@@ -6,7 +6,7 @@ from pathlib import Path
 from server.cli.options import add_server, connect
 
 EXAMPLES = """examples:
-  verandah export pirate --out ./pirate                        as PEFT has it, matrices included
+  verandah export pirate --out ./pirate                        for PEFT, with its matrices
   verandah export pirate@2 --format peft-lora --out ./lora     for vLLM, SGLang and LoRAX
   verandah export pirate --format merged --out ./model         the whole model, for transformers
 """
@@ -20,7 +20,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         choices=("peft", "peft-lora", "merged"),
         help="peft: PEFT's own form of the method; peft-lora: a LoRA; merged: the whole model",
     )
-    parser.add_argument("--out", type=Path, required=True, help="a folder to make")
+    parser.add_argument("--out", type=Path, required=True, help="the folder to create")
     add_server(parser)
 
 

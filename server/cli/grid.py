@@ -1,4 +1,4 @@
-"""Figures of a model's linears as a table: a row for each layer, a column for each module."""
+"""Arranges figures of a model's linears: a row for each layer, a column for each module."""
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
@@ -10,7 +10,7 @@ from clients.python.analysis_result import Analysis, LayerAnalysis
 
 @dataclass(frozen=True)
 class Measure:
-    """One figure of a linear, and what it is called: in full, and above a column."""
+    """One figure of a linear, its title, and its short head for a column."""
 
     title: str
     head: str
@@ -23,7 +23,7 @@ def percent(ratio: float | None) -> float | None:
 
 MEASURES: Final[Mapping[str, Measure]] = {
     "relative-norm": Measure(
-        "size of the update beside its weight, ||dW|| / ||W||, %",
+        "size of the update relative to its weight, ||dW|| / ||W||, %",
         "% of W",
         lambda layer: percent(layer.relative_norm),
     ),
@@ -42,7 +42,7 @@ MEASURES: Final[Mapping[str, Measure]] = {
 
 
 def vectors_of(analysis: Analysis) -> dict[str, Measure]:
-    """What is trained, by name: how far it has moved, or, where no start is known, its size."""
+    """The trained vectors by name: how far each has moved, or its size if its start is unknown."""
     names = dict.fromkeys(name for layer in analysis.layers for name in layer.trained)
     return {name: _moved(analysis, name) for name in names}
 
@@ -61,7 +61,7 @@ def _moved(analysis: Analysis, name: str) -> Measure:
 
 
 def shown(value: float | None) -> str:
-    """Three digits that matter; large and whole numbers whole."""
+    """Three significant digits; whole and large numbers without a fraction."""
     if value is None:
         return "-"
     if isinstance(value, int) or 999.5 <= abs(value) < 1e6:
@@ -75,8 +75,8 @@ def hundredths(value: float | None) -> str:
     return "-" if value is None else f"{round(value, 2) + 0.0:.2f}"  # without a minus before zero
 
 
-class Placed(Protocol):
-    """Something that is said of one linear."""
+class OfLinear(Protocol):
+    """Something that belongs to one linear."""
 
     @property
     def layer(self) -> int | None: ...
@@ -85,12 +85,12 @@ class Placed(Protocol):
     def module(self) -> str: ...
 
 
-Item = TypeVar("Item", bound=Placed)
+Item = TypeVar("Item", bound=OfLinear)
 
 
 @dataclass(frozen=True)
 class Grid:
-    """`rows[i][j]` belongs to layer i and module j; None: not there, or nothing to say."""
+    """`rows[i][j]` belongs to layer i and module j; None: there is no figure."""
 
     layers: tuple[str, ...]
     modules: tuple[str, ...]
@@ -106,11 +106,11 @@ def grid_of(items: Iterable[Item], value: Callable[[Item], float | None]) -> Gri
     items = list(items)
     layers = sorted({item.layer for item in items}, key=lambda layer: (layer is None, layer))
     modules = list(dict.fromkeys(item.module for item in items))
-    found = {(item.layer, item.module): value(item) for item in items}
+    figures = {(item.layer, item.module): value(item) for item in items}
     return Grid(
         tuple("-" if layer is None else str(layer) for layer in layers),
         short_names(modules),
-        tuple(tuple(found.get((layer, module)) for module in modules) for layer in layers),
+        tuple(tuple(figures.get((layer, module)) for module in modules) for layer in layers),
     )
 
 
@@ -131,6 +131,6 @@ def span(grid: Grid) -> tuple[float, float]:
 
 
 def mean(figures: Iterable[float | None]) -> float | None:
-    """Of those that are there."""
-    there = [figure for figure in figures if figure is not None]
-    return sum(there) / len(there) if there else None
+    """The mean of the figures that are not None."""
+    known = [figure for figure in figures if figure is not None]
+    return sum(known) / len(known) if known else None

@@ -1,4 +1,4 @@
-"""`verandah import`: an adapter that PEFT saved, brought to a running server."""
+"""`verandah import`: sends an adapter that PEFT saved to a running server. Knows no formats."""
 
 import argparse
 from pathlib import Path
@@ -7,7 +7,7 @@ from server.cli.options import add_server, connect
 
 EXAMPLES = """examples:
   verandah import ./my-adapter --name pirate        the folder that PEFT's save_pretrained wrote
-  verandah import ./my-adapter                      named as the folder
+  verandah import ./my-adapter                      takes the folder's name
 
 RandLoRA saved with save_projection=False (docs/peft.md says how to find out):
   verandah import ./my-adapter --torch-era 2.12 --half-dtype bfloat16
@@ -15,13 +15,18 @@ RandLoRA saved with save_projection=False (docs/peft.md says how to find out):
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("folder", type=Path, help="with adapter_config.json and .safetensors")
+    parser.add_argument(
+        "folder", type=Path, help="holds adapter_config.json and adapter_model.safetensors"
+    )
     parser.add_argument("--name", help="the adapter's name; default: the folder's")
     group = parser.add_argument_group(
-        "how it was trained", "needed only where PEFT saved it with save_projection=False"
+        "how it was trained", "needed only if PEFT saved it with save_projection=False"
     )
     group.add_argument(
-        "--torch-era", default="", choices=("2.11", "2.12"), help="torch up to 2.11, or from 2.12"
+        "--torch-era",
+        default="",
+        choices=("2.11", "2.12"),
+        help="2.11: torch up to 2.11; 2.12: torch from 2.12 on",
     )
     group.add_argument(
         "--half-dtype",
@@ -33,7 +38,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--base-dtype",
         default="float32",
         choices=("float32", "bfloat16", "float16"),
-        help="what the base model was loaded in (default: float32)",
+        help="number format of the base model in training (default: float32)",
     )
     add_server(parser)
 

@@ -1,4 +1,4 @@
-"""`verandah inspect`: what an adapter changed in its base, and how like another one it is."""
+"""`verandah inspect`: shows what an adapter changed in its base. Knows no tensors."""
 
 import argparse
 import importlib
@@ -34,7 +34,7 @@ from server.cli.options import add_server, connect
 from server.config import BadOption
 
 EXAMPLES = """examples:
-  verandah inspect pirate                       where, and how much, it changed the base
+  verandah inspect pirate                       where and how much it changed the base
   verandah inspect pirate@2 --show stable-rank  another figure in the table
   verandah inspect pirate --compare butler      do both change the same directions?
   verandah inspect pirate --full                every linear, all figures
@@ -56,11 +56,11 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         metavar="FIGURE",
         help=f"{', '.join(MEASURES)}, or a trained vector's name; default: relative-norm",
     )
-    parser.add_argument("--full", action="store_true", help="a line for every linear")
+    parser.add_argument("--full", action="store_true", help="show every linear on its own line")
     parser.add_argument(
-        "--plot", type=Path, metavar="FILE", help="draw a picture: .png, .svg or .pdf"
+        "--plot", type=Path, metavar="FILE", help="draw a picture into FILE: .png, .svg or .pdf"
     )
-    parser.add_argument("--json", action="store_true", help="print what the server says")
+    parser.add_argument("--json", action="store_true", help="print the server's answer as JSON")
     add_server(parser)
 
 
@@ -78,7 +78,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _drawing(file: Path) -> Callable[[Analysis], None]:
-    """What draws into `file`, looked for before the server is asked."""
+    """A function that draws into `file`. Checked before the server works."""
     try:
         plotting = importlib.import_module("server.cli.plotting")
     except ImportError as error:
@@ -92,7 +92,7 @@ def _drawing(file: Path) -> Callable[[Analysis], None]:
 
 
 def _ask(client: Client, name: str, compare: str | None) -> Analysis:
-    """With a bar on the error stream: updates of full rank take a while."""
+    """Request the analysis, with a bar on the error stream: updates of full rank take long."""
     console = Console(stderr=True)
     bar = Progress(
         TextColumn("analysing {task.description}", markup=False),
@@ -157,7 +157,7 @@ def _heat(grid: Grid, title: str, show: Callable[[float | None], str]) -> Table:
 
 
 def _cell(text: str, figure: float | None, low: float, high: float) -> Text:
-    """The darker the background, the larger the figure; terminals without colours show none."""
+    """A larger figure has a darker background, on terminals with colours."""
     if figure is None or high <= low:
         return Text(text)
     part = (figure - low) / (high - low)
@@ -173,8 +173,8 @@ def _by_module(analysis: Analysis) -> Table:
     table = _with_columns(_table("mean over the layers"), ("module", "shape"), measures)
     columns = [grid_of(analysis.layers, measure.of).columns for measure in measures]
     shapes = {layer.module: layer.shape for layer in analysis.layers}
-    for at, (module, shape) in enumerate(zip(short_names(shapes), shapes.values(), strict=True)):
-        means = (shown(mean(column[at])) for column in columns)
+    for i, (module, shape) in enumerate(zip(short_names(shapes), shapes.values(), strict=True)):
+        means = (shown(mean(column[i])) for column in columns)
         table.add_row(module, f"{shape[0]} x {shape[1]}", *means)
     return table
 
@@ -201,7 +201,9 @@ def _with_columns(table: Table, labels: Sequence[str], measures: Sequence[Measur
 
 
 def _print_comparison(console: Console, comparison: Comparison) -> None:
-    console.print(Text(f"beside {comparison.id}: {comparison.method}, rank {comparison.rank}"))
+    console.print(
+        Text(f"compared with {comparison.id}: {comparison.method}, rank {comparison.rank}")
+    )
     layers = comparison.layers
     if not layers:
         console.print(Text("the two adapters change no linear in common"))

@@ -1,4 +1,4 @@
-"""`verandah methods`: how much each method trains, for any base model, without its weights."""
+"""`verandah methods`: counts what each method trains in a base model. Loads no weights."""
 
 import argparse
 import json
@@ -36,13 +36,13 @@ _COLUMNS = ("method", "rank", "parameters", "of base", "at rest", "random\nmatri
 
 
 class MethodsFields(BaseSettings):
-    """What `verandah methods` may be told."""
+    """The options of `verandah methods`."""
 
     model_config = SettingsConfigDict(env_prefix="VERANDAH_METHODS_", frozen=True, extra="forbid")
 
     model: str = Field(PORCH, description="porch, a folder, a config.json, or a hub id")
     rank: Annotated[tuple[Rank, ...] | None, NoDecode] = Field(
-        None, description=f"to count at; default: {', '.join(map(str, RANKS))} and each method's"
+        None, description=f"ranks to show; default: {', '.join(map(str, RANKS))} and each method's"
     )
     targets: Annotated[tuple[str, ...], NoDecode] = Field(
         (TARGET_SETS[0],), description=f"{', '.join(TARGET_SETS)}, or names of linears"

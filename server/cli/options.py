@@ -1,4 +1,4 @@
-"""Options of the commands: fields of settings, and where the running server is.
+"""Makes command-line options of settings' fields, and finds the server. Knows no command.
 
 A field of `Settings` such as `max_rank` is the option `--max-rank` and the environment variable
 `VERANDAH_MAX_RANK`. The variables of a command's own options carry its name: `VERANDAH_TRAIN_RANK`.
@@ -22,14 +22,14 @@ Fields = TypeVar("Fields", bound=BaseSettings)
 
 
 def add_settings(parser: argparse.ArgumentParser) -> None:
-    """Give the parser an option for each field of Settings, unset unless it is given."""
+    """Add an option for each field of Settings; its default is None."""
     add_fields(parser, Settings, "settings", example="max_rank")
 
 
 def add_fields(
     parser: argparse.ArgumentParser, kind: type[BaseSettings], title: str, *, example: str
 ) -> None:
-    """Give the parser an option for each field of `kind`, unset unless it is given."""
+    """Add an option for each field of `kind`; its default is None."""
     variable = kind.model_config["env_prefix"] + example.upper()
     group = parser.add_argument_group(
         title, f"each is also an environment variable: {_flag(example)} is {variable}"
@@ -56,41 +56,41 @@ def read_fields(options: argparse.Namespace, kind: type[Fields]) -> Fields:
     """Options first, then the environment, then the defaults.
 
     Raises:
-        BadOption: naming the option or variable at fault.
+        BadOption: naming the wrong option or variable.
     """
-    given = {
+    values = {
         name: value
         for name in kind.model_fields
         if (value := getattr(options, name, None)) is not None
     }
     try:
-        return kind(**given)
+        return kind(**values)
     except ValidationError as error:
-        raise BadOption(_one_line(error, given, kind)) from None
+        raise BadOption(_one_line(error, values, kind)) from None
 
 
 def add_server(parser: argparse.ArgumentParser) -> None:
-    """Give the parser the server's address and key."""
+    """Add the options for the server's address and key."""
     group = parser.add_argument_group("server")
     group.add_argument(
         "--url",
         default=os.environ.get("VERANDAH_URL", DEFAULT_URL),
-        help=f"where the server listens (VERANDAH_URL; default: {DEFAULT_URL})",
+        help=f"the server's address (VERANDAH_URL; default: {DEFAULT_URL})",
     )
     group.add_argument(
         "--api-key",
         default=os.environ.get("VERANDAH_API_KEY"),
-        help="the key it asks for (VERANDAH_API_KEY)",
+        help="the server's API key (VERANDAH_API_KEY)",
     )
 
 
 def connect(options: argparse.Namespace) -> Client:
-    """A client of the server that the options name; close it."""
+    """A client of the server in the options. The caller closes it."""
     return Client(options.url, options.api_key)
 
 
 def set_log_level(settings: Settings) -> None:
-    """Of our own loggers; other libraries are heard from warnings up, or all when debugging."""
+    """Set the level of this project's loggers. Others log warnings; all log more with debug."""
     level = settings.log_level.upper()
     for package in ("server", "adapters_store"):
         logging.getLogger(package).setLevel(level)
@@ -102,7 +102,7 @@ def _flag(name: str) -> str:
 
 
 def _types(annotation: object) -> tuple[Any, ...]:
-    """Those of a union, without None; else the one there is."""
+    """The types of a union without None, or the one type."""
     if get_origin(annotation) not in (Union, UnionType):
         return (annotation,)
     return tuple(part for part in get_args(annotation) if part is not type(None))
@@ -122,14 +122,14 @@ def _placeholder(name: str, field: FieldInfo) -> str:
 
 
 def _shown_default(field: FieldInfo) -> str:
-    """Nothing for None: there the description says what happens."""
+    """Empty for None, whose meaning the description gives."""
     default: Any = field.default
     if default is None:
         return ""
     return f" (default: {default})" if default not in ("", ()) else " (default: none)"
 
 
-def _one_line(error: ValidationError, given: dict[str, Any], kind: type[BaseSettings]) -> str:
+def _one_line(error: ValidationError, values: dict[str, Any], kind: type[BaseSettings]) -> str:
     problem = error.errors(include_url=False)[0]
     reason = problem["msg"].removeprefix("Value error, ")
     if not problem["loc"]:
@@ -137,5 +137,5 @@ def _one_line(error: ValidationError, given: dict[str, Any], kind: type[BaseSett
     name = str(problem["loc"][0])
     secret = SecretStr in _types(kind.model_fields[name].annotation)
     value = "" if secret else f" {problem['input']!r}"
-    source = _flag(name) if name in given else kind.model_config["env_prefix"] + name.upper()
+    source = _flag(name) if name in values else kind.model_config["env_prefix"] + name.upper()
     return f"{source}{value}: {reason[0].lower()}{reason[1:]}"

@@ -1,4 +1,4 @@
-"""Draws an analysis. Imported only where a picture is asked for: matplotlib is an extra."""
+"""Draws an analysis. Imported only for a picture, because matplotlib is an extra."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -28,7 +28,7 @@ from server.cli.grid import (
 FORMATS: Final = ("png", "svg", "pdf")
 
 _COLUMNS = 3
-_MAX_NUMBERS = 150  # cells of a panel that still have room for their figures
+_MAX_NUMBERS = 150  # a panel with more cells has no room for their figures
 _DPI = 110
 
 
@@ -52,8 +52,8 @@ def draw(analysis: Analysis, file: Path) -> None:
     """
     own = list(_own_panels(analysis))
     comparison = analysis.comparison
-    beside = list(_panels_beside(analysis.id, comparison)) if comparison else []
-    rows = len(own) // _COLUMNS + 1 + bool(beside)
+    compared = list(_comparison_panels(analysis.id, comparison)) if comparison else []
+    rows = len(own) // _COLUMNS + 1 + bool(compared)
     height = min(max(3.2, 0.27 * len(own[0].grid.layers) + 1.4), 9)
     figure = Figure(figsize=(15, height * rows + 0.6), layout="constrained")
     cells = figure.add_gridspec(rows, _COLUMNS)
@@ -61,7 +61,7 @@ def draw(analysis: Analysis, file: Path) -> None:
         _heat(figure, figure.add_subplot(cells[divmod(index, _COLUMNS)]), panel)
     row, column = divmod(len(own), _COLUMNS)
     _spectra(figure.add_subplot(cells[row, column:]), analysis)
-    for index, panel in enumerate(beside):
+    for index, panel in enumerate(compared):
         _heat(figure, figure.add_subplot(cells[rows - 1, index]), panel)
     figure.suptitle(_headline(analysis), fontsize=14)
     figure.savefig(file, dpi=_DPI)
@@ -81,13 +81,13 @@ def _own_panels(analysis: Analysis) -> Iterator[_Panel]:
         grid = grid_of(analysis.layers, measure.of)
         yield _Panel(grid, title, "RMS, in the unit that is trained", "magma")
     relative = grid_of(analysis.layers, MEASURES["relative-norm"].of)
-    yield _Panel(relative, "size of the update beside its weight", "||dW|| / ||W||, %")
+    yield _Panel(relative, "size of the update relative to its weight", "||dW|| / ||W||, %")
     stable = grid_of(analysis.layers, MEASURES["stable-rank"].of)
     unit = "||dW||² / ||dW||₂², directions"
     yield _Panel(stable, "stable rank of the update", unit, "cividis")
 
 
-def _panels_beside(name: str, comparison: Comparison) -> Iterator[_Panel]:
+def _comparison_panels(name: str, comparison: Comparison) -> Iterator[_Panel]:
     layers = comparison.layers
     if not layers:
         return
@@ -106,11 +106,11 @@ def _spaces(
 ) -> _Panel:
     grid = grid_of(layers, lambda layer: side(layer).similarity)
     chances = grid_of(layers, lambda layer: side(layer).chance).columns
-    beside_random = Grid(
+    with_random = Grid(
         (*grid.layers, "random"), grid.modules, (*grid.rows, tuple(mean(c) for c in chances))
     )
     return _Panel(
-        beside_random, title, "similarity of the singular spaces", limits=(0, 1), show=hundredths
+        with_random, title, "similarity of the singular spaces", limits=(0, 1), show=hundredths
     )
 
 
@@ -137,7 +137,7 @@ def _heat(figure: Figure, axes: Axes, panel: _Panel) -> None:
 
 
 def _spectra(axes: Axes, analysis: Analysis) -> None:
-    """A line for each module: the median over its layers, the range behind it."""
+    """A line for each module: the median over its layers, on a band of their range."""
     modules = list(dict.fromkeys(layer.module for layer in analysis.layers))
     for module, name in zip(modules, short_names(modules), strict=True):
         shapes = [

@@ -1,4 +1,4 @@
-"""Bars that move with the events of training jobs; lines of text where nothing can move."""
+"""Shows the events of training jobs as progress bars, or as lines of text outside a terminal."""
 
 from types import TracebackType
 
@@ -8,7 +8,7 @@ from rich.text import Text
 
 from clients.python import Event
 
-_PLAIN_STEPS = 10  # lines per job on a screen that cannot be redrawn
+_PLAIN_STEPS = 10  # lines per job outside a terminal
 
 
 class TrainingBars:
@@ -17,7 +17,7 @@ class TrainingBars:
     def __init__(self, console: Console) -> None:
         self._console = console
         self._tasks: dict[str, TaskID] = {}
-        self._told: dict[str, int] = {}
+        self._printed_tenths: dict[str, int] = {}
         self._progress = Progress(
             TextColumn("{task.description}", markup=False),
             BarColumn(),
@@ -40,11 +40,11 @@ class TrainingBars:
         self._progress.stop()
 
     def add(self, name: str) -> None:
-        """Show a job that waits for its turn."""
+        """Show a job that is waiting."""
         self._tasks[name] = self._progress.add_task(name, total=None, figures="waiting")
 
     def show(self, name: str, event: Event) -> None:
-        """Move the job's bar, or say what happened."""
+        """Move the job's bar, or print the event's message."""
         if event.type == "metrics" and "total_steps" in event.data:
             self._move(name, event)
         elif event.level != "info" or not self._console.is_terminal:
@@ -63,8 +63,8 @@ class TrainingBars:
         figures = _figures(event)
         self._progress.update(self._tasks[name], completed=step, total=total, figures=figures)
         tenth = step * _PLAIN_STEPS // max(total, 1)
-        if not self._console.is_terminal and tenth > self._told.get(name, -1):
-            self._told[name] = tenth
+        if not self._console.is_terminal and tenth > self._printed_tenths.get(name, -1):
+            self._printed_tenths[name] = tenth
             self._say(name, f"step {step} of {total}, {figures}")
 
     def _say(self, name: str, message: str) -> None:

@@ -1,15 +1,12 @@
-"""`verandah serve`: the server, with the training worker beside it."""
+"""`verandah serve`: runs the HTTP server and starts a training worker. Knows no endpoint."""
 
 import argparse
 import asyncio
 import contextlib
 import gc
-import signal
 import socket
-import sys
 import threading
 from collections.abc import Callable, Iterator
-from types import FrameType
 
 import uvicorn
 from starlette.types import ASGIApp
@@ -22,11 +19,11 @@ from server.metrics import Metrics
 from server.supervisor import Supervisor
 from server.wiring.building import open_records
 from server.wiring.front import running_front, wire
-from server.wiring.process import command, environment, worker_id
-from server.wiring.training import trains_beside
+from server.wiring.process import command, environment, exit_on_sigterm, say, worker_id
+from server.wiring.training import trains_in_thread
 
 EXAMPLES = """examples:
-  verandah serve                                   the embedded model, on http://127.0.0.1:8000
+  verandah serve                                   serves the embedded model at http://127.0.0.1:8000
   verandah serve --model Qwen/Qwen3-0.6B --device cuda
   verandah serve --model /models/mine --port 9000 --api-key secret
   VERANDAH_HOME=/data VERANDAH_HOST=0.0.0.0 verandah serve
@@ -34,9 +31,9 @@ EXAMPLES = """examples:
 Then ask it with any OpenAI client: base_url is http://127.0.0.1:8000/v1.
 """
 
-_CLOSING_S = 5.0  # for the last bytes, after the engine has stopped
-# How often a worker's threads look for each other before they sleep (GNU OpenMP). Its own choice is
-# to look for milliseconds: where something else wants a core, they then mostly watch each other.
+_CLOSING_S = 5.0  # to send the last bytes after the engine has stopped
+# How often a worker's threads spin before they sleep (GNU OpenMP). By default they spin for
+# milliseconds, which wastes the cores where another program needs one.
 _SPINS = "10000"
 
 
@@ -47,23 +44,23 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     settings = read_settings(options)
     set_log_level(settings)
-    signal.signal(signal.SIGTERM, _end)
+    exit_on_sigterm()
     metrics = Metrics(settings.served_name)
     with (
         _bound(settings) as listener,
         open_records(settings) as records,
-        running_front(settings, records, metrics, _say) as front,
+        running_front(settings, records, metrics, say) as front,
         _worker(settings, records.jobs) as worker,
     ):
         app = create_app(wire(settings, records, front, metrics, worker))
-        spare_collector()
+        collect_garbage_rarely()
         _serve(settings, app, front.stop, listener)
     return 0
 
 
-def spare_collector() -> None:
-    """Have Python look for garbage less: it pauses every stream, and requests leave hardly any."""
-    gc.freeze()  # what is there will stay
+def collect_garbage_rarely() -> None:
+    """Make Python's collector run less: it pauses every stream, and requests hardly need it."""
+    gc.freeze()  # the objects up to here stay
     gc.set_threshold(20_000, 20, 20)
 
 
@@ -87,7 +84,7 @@ def _serve(
 
 
 class _Server(uvicorn.Server):
-    """uvicorn, which tells when it listens, and stops the engine while it waits for answers."""
+    """uvicorn that prints when it listens and stops the engine while it waits for answers."""
 
     def __init__(
         self,
@@ -106,7 +103,7 @@ class _Server(uvicorn.Server):
         print(self._greeting, flush=True)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        _say("stopping: running requests may finish")
+        say("stopping: running requests may finish")
         drain = threading.Thread(target=self._stop, args=(self._drain_timeout_s,), daemon=True)
         drain.start()
         await super().shutdown(sockets)
@@ -116,14 +113,16 @@ class _Server(uvicorn.Server):
 
 @contextlib.contextmanager
 def _bound(settings: Settings) -> Iterator[socket.socket]:
-    """The address taken, but not listened at: until then clients are refused, not kept waiting."""
+    """A socket that is bound but does not listen: clients are refused until the server is ready."""
     host, port = settings.host, settings.port
     try:
-        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-        family, kind, protocol, _, address = found[0]
+        addresses = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        family, kind, protocol, _, address = addresses[0]
         listener = socket.socket(family, kind, protocol)
     except OSError as error:
-        raise BadOption(f"--host {host} is no address here ({error.strerror})") from error
+        raise BadOption(
+            f"--host {host} is not an address of this machine ({error.strerror})"
+        ) from error
     with listener:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -137,9 +136,8 @@ def _bound(settings: Settings) -> Iterator[socket.socket]:
 
 @contextlib.contextmanager
 def _worker(settings: Settings, jobs: JobQueue) -> Iterator[Supervisor | None]:
-    """The training worker, if one is wanted that is a process: this program again, told its
-    settings."""
-    if not settings.worker or trains_beside(settings):
+    """Run a training worker as a process, with these settings, if they ask for one."""
+    if not settings.worker or trains_in_thread(settings):
         yield None
         return
     supervisor = Supervisor(
@@ -152,12 +150,3 @@ def _worker(settings: Settings, jobs: JobQueue) -> Iterator[Supervisor | None]:
         yield supervisor
     finally:
         supervisor.stop()
-
-
-def _say(message: str) -> None:
-    print(f"verandah: {message}", file=sys.stderr, flush=True)
-
-
-def _end(_signal: int, _frame: FrameType | None) -> None:
-    """SIGTERM, as an exception: everything that was opened is closed on the way out."""
-    raise SystemExit(0)

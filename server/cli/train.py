@@ -1,4 +1,4 @@
-"""`verandah train`: upload a file, start a job, watch it end."""
+"""`verandah train`: uploads a file, starts a job and shows its progress. Trains nothing itself."""
 
 import argparse
 from pathlib import Path
@@ -46,19 +46,21 @@ _HYPERPARAMETERS = {
 
 
 class TrainFields(BaseSettings):
-    """What `verandah train` may be told. None leaves a value to the server's defaults."""
+    """The options of `verandah train`. None leaves a value to the server."""
 
     model_config = SettingsConfigDict(env_prefix="VERANDAH_TRAIN_", frozen=True, extra="forbid")
 
     name: str | None = Field(None, description="the adapter's name; default: the file's")
-    go_on_from: str | None = Field(None, description="an adapter; default: none, the base")
+    go_on_from: str | None = Field(
+        None, description="the adapter to continue from; default: the base"
+    )
     method: str | None = Field(None, description=f"{', '.join(METHODS)}; default: {METHODS[0]}")
     rank: int | None = Field(None, description="rank of the adapter; default: the method's")
     targets: Annotated[tuple[str, ...] | None, NoDecode] = Field(
         None, description=f"{', '.join(TARGET_SETS)}, or names of linears; default: the method's"
     )
     trained: str | None = Field(
-        None, description="what learns: d+b, d or b of vera, B or A of asymmetric-lora"
+        None, description="what to train: d+b, d or b of vera; B or A of asymmetric-lora"
     )
     basis: str | None = Field(
         None, description=f"vera's random matrices: {' or '.join(BASES)}; default: {BASES[0]}"
@@ -66,31 +68,34 @@ class TrainFields(BaseSettings):
     sparsity: float | str | None = Field(
         None,
         union_mode="left_to_right",
-        description=f"of randlora's random matrices: {', '.join(SPARSITIES)}, or s, one in s not "
-        "being zero; default: dense",
+        description=f"randlora's random matrices: {', '.join(SPARSITIES)}, or s: one entry "
+        "in s is not zero; default: dense",
     )
     alpha: float | None = Field(
-        None, description="over the rank, the scale of lora and asymmetric-lora; default: twice it"
+        None,
+        description="lora and asymmetric-lora: the scale is alpha / rank; default: twice the rank",
     )
-    d_initial: float | None = Field(None, description="where vera's d begins")
-    dropout: float | None = Field(None, description="part of its input an adapter does not see")
+    d_initial: float | None = Field(None, description="the start value of vera's d")
+    dropout: float | None = Field(
+        None, description="share of its input that an adapter drops in training"
+    )
     learning_rate: float | None = Field(
         None, description="peak learning rate; default: the method's"
     )
-    epochs: int | None = Field(None, description="times through the file; default: by its length")
+    epochs: int | None = Field(None, description="passes over the file; default: by its length")
     batch_size: int | None = Field(None, description="examples per step; default: by the file")
     early_stopping: int | None = Field(
-        None, description="scores in a row without a better one that end it; default: none do"
+        None, description="end after this many scores without a better one; default: never"
     )
     checkpoints: int | None = Field(
-        None, description="versions published on the way; default: 2 at most"
+        None, description="versions published during training; default: up to 2"
     )
     publish: str | None = Field(
         None,
-        description=f"what is worse than it was: {' or '.join(PUBLISH)}; default: {PUBLISH[0]}",
+        description=f"when to publish a result: {' or '.join(PUBLISH)}; default: {PUBLISH[0]}",
     )
-    seed: int | None = Field(None, description="of the lines' order and of what is held out")
-    wait: bool = Field(True, description="wait for the end")
+    seed: int | None = Field(None, description="seed of the lines' order and of the held-out lines")
+    wait: bool = Field(True, description="wait for the job's end")
 
     @field_validator("targets", mode="before")
     @classmethod
@@ -98,13 +103,13 @@ class TrainFields(BaseSettings):
         return tuple(filter(None, value.split(","))) if isinstance(value, str) else value
 
     def hyperparameters(self) -> Hyperparameters:
-        """What was given, in the API's words."""
+        """The options that are set, by the API's names."""
         values = {field: getattr(self, option) for option, field in _HYPERPARAMETERS.items()}
         if self.targets is not None:
             by_name = len(self.targets) == 1 and self.targets[0] in TARGET_SETS
             values["targets"] = self.targets[0] if by_name else list(self.targets)
-        given = {field: value for field, value in values.items() if value is not None}
-        return cast(Hyperparameters, given)
+        hyperparameters = {field: value for field, value in values.items() if value is not None}
+        return cast(Hyperparameters, hyperparameters)
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -133,22 +138,22 @@ def run(options: argparse.Namespace) -> int:
 
 
 def show_outcome(console: Console, job: Job) -> None:
-    """Losses and answers, before and after; where lines scroll by, events have told them."""
+    """Print losses and answers, before and after. Outside a terminal, events have shown them."""
     if not console.is_terminal:
         return
-    found = job.judgement
-    if found is not None and found.base_loss is not None and found.adapter_loss is not None:
-        lines = "held-out lines" if found.held_out else "lines that it learnt from"
-        losses = f"base {found.base_loss:.3f}, adapter {found.adapter_loss:.3f}"
-        console.print(Text(f"Loss on {lines} ({found.lines}): {losses}"))
+    result = job.judgement
+    if result is not None and result.base_loss is not None and result.adapter_loss is not None:
+        lines = "held-out lines" if result.held_out else "training lines"
+        losses = f"base {result.base_loss:.3f}, adapter {result.adapter_loss:.3f}"
+        console.print(Text(f"Loss on {lines} ({result.lines}): {losses}"))
     for sample in job.samples:
         console.print(Text(f"\n{sample.prompt}", style="bold"))
-        for who, said in (
+        for source, text in (
             ("base", sample.base),
             ("adapter", sample.adapter),
             ("file", sample.expected),
         ):
-            console.print(Text(f"  {who}: {said}"))
+            console.print(Text(f"  {source}: {text}"))
 
 
 def _watch(client: Client, job: Job, name: str) -> Job:

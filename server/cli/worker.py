@@ -1,11 +1,10 @@
-"""`verandah worker`: trains waiting jobs. More than one may run beside a server."""
+"""`verandah worker`: trains waiting jobs; several may share a home. Knows no HTTP."""
 
 import argparse
 import contextlib
 import logging
 import os
 import signal
-import sys
 import threading
 from dataclasses import replace
 from types import FrameType
@@ -17,15 +16,16 @@ from server.bases.tokenizer import ChatTokenizer
 from server.cli.options import add_settings, read_settings, set_log_level
 from server.training.job.worker_loop import run_worker
 from server.wiring.building import load_model, open_records
-from server.wiring.training import LAST_WORDS_S, worker_parts
+from server.wiring.process import wait_for_servers_end
+from server.wiring.training import SAVE_JOBS_S, worker_parts
 
 EXAMPLES = """examples:
-  verandah worker                                  beside a server with the same home
-  verandah serve --no-worker                       a server that leaves training to others
+  verandah worker                                  trains for a server with the same home
+  verandah serve --no-worker                       a server without a worker
   VERANDAH_HOME=/data verandah worker --device cuda
 """
 
-_NICENESS = 5  # answering comes before training, where both want the same cores
+_NICENESS = 5  # where both need the same cores, answers come before training
 
 log = logging.getLogger(__name__)
 
@@ -46,7 +46,7 @@ def run(options: argparse.Namespace) -> int:
     signal.signal(signal.SIGTERM, on_signal)
     signal.signal(signal.SIGINT, on_signal)
     if options.supervised:
-        threading.Thread(target=_outlive_nobody, args=(stop,), daemon=True).start()
+        threading.Thread(target=_end_with_server, args=(stop,), daemon=True).start()
     with contextlib.suppress(OSError):
         os.nice(_NICENESS)
 
@@ -57,24 +57,24 @@ def run(options: argparse.Namespace) -> int:
     def load() -> tuple[BaseModel, ChatTokenizer]:
         return load_model(own, settings.worker_threads)
 
-    # A server that started us has made the database: if it is missing now, it was taken away.
+    # A server that started this worker has made the database, so do not make another if it is gone.
     with open_records(settings, create=not options.supervised) as records:
-        run_worker(replace(worker_parts(settings, records, load), tidy=_give_memory_back), stop)
+        run_worker(replace(worker_parts(settings, records, load), tidy=_free_cached_memory), stop)
     return 0
 
 
-def _give_memory_back() -> None:
-    """To the device, on which a server may be as well."""
+def _free_cached_memory() -> None:
+    """Return memory that torch caches to the device, which a server may share."""
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
 
 
-def _outlive_nobody(stop: threading.Event) -> None:
-    """End when the server has ended: its end of our standard input is then closed."""
-    # Below Python's own reader, which would hold a lock that the interpreter wants at exit.
-    while os.read(sys.stdin.fileno(), 4096):
-        pass
+def _end_with_server(stop: threading.Event) -> None:
+    """End after the server has ended."""
+    wait_for_servers_end()
     stop.set()
-    threading.Event().wait(LAST_WORDS_S)
-    log.warning("still busy %g s after the server ended; leaving the job to the next", LAST_WORDS_S)
+    threading.Event().wait(SAVE_JOBS_S)
+    log.warning(
+        "saving jobs took over %g s; another worker continues from the last save", SAVE_JOBS_S
+    )
     os._exit(1)

@@ -3,16 +3,16 @@
 import logging
 import pickle
 import threading
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from multiprocessing.connection import Connection
 from typing import Protocol, cast
 
-from adapters_store.manifest import AdapterRef
 from adapters_store.store_errors import StoreError
 from server.engine.sequence import FinishReason
 from server.errors import Unavailable, VerandahError
+from server.interfaces import Engine, Residency, Worker
 from server.metrics import Metrics
 from server.replicas.messages import (
     AnswerUpdates,
@@ -30,57 +30,21 @@ from server.replicas.messages import (
 )
 from server.replicas.outbox import Outbox
 from server.scheduler.intake import Handle
-from server.scheduler.request import Generation, Listener, LoopStats, TextDelta, TokenSink
+from server.scheduler.request import Generation, TextDelta, TokenSink
 
 log = logging.getLogger(__name__)
 
 _POLL_S = 0.5  # how late it may be noticed that the loop has ended by itself
 
 
-class Loop(Protocol):
+class Loop(Engine, Protocol):
     """`server.scheduler.loop.ServingLoop`."""
-
-    @property
-    def alive(self) -> bool: ...
-
-    def submit(self, request: Generation, listener: Listener) -> Handle: ...
-
-    def cancel(self, handle: Handle) -> None: ...
-
-    def stats(self) -> LoopStats: ...
 
     def stop(self, drain_timeout_s: float) -> None: ...
 
 
-class Residency(Protocol):
-    """`server.adapters.residency.ResidentAdapters`."""
-
-    @property
-    def loads(self) -> int: ...
-
-    @property
-    def evictions(self) -> int: ...
-
-    @property
-    def hits(self) -> int: ...
-
-    def snapshot(self) -> Iterable[object]: ...
-
-    def pin(self, ref: AdapterRef) -> None: ...
-
-    def unpin(self, ref: AdapterRef) -> None: ...
-
-    def forget(self, ref: AdapterRef) -> None: ...
-
-
-class Worker(Protocol):
+class Trainer(Worker, Protocol):
     """`server.training.colocated.training_thread.TrainingThread`."""
-
-    @property
-    def alive(self) -> bool: ...
-
-    @property
-    def restarts(self) -> int: ...
 
     def stop(self) -> None: ...
 
@@ -119,7 +83,7 @@ class EngineProcess:
         loop: Loop,
         residency: Residency,
         metrics: Metrics,
-        worker: Worker | None = None,
+        worker: Trainer | None = None,
     ) -> None:
         self._connection = connection
         self._loop = loop

@@ -3,21 +3,19 @@
 import contextlib
 import threading
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, cast
+from typing import cast
 
 from adapters_store.manifest import AdapterRef
 from server.errors import Unavailable
+from server.interfaces import Resident
 from server.replicas.connection import EngineConnection
 from server.replicas.fleet import Fleet
-
-if TYPE_CHECKING:  # it needs torch, which the API's process starts without
-    from server.adapters.residents import Resident as EngineResident
 
 _STATES = ("resident", "host", "loading")  # the nearest to the device first
 
 
 @dataclass(frozen=True)
-class Resident:
+class FleetResident:
     """An adapter in memory: its nearest state, and sums over all replicas."""
 
     ref: AdapterRef
@@ -89,12 +87,12 @@ class FleetResidency:
             with contextlib.suppress(Unavailable):  # it ended just now
                 connection.call("forget", ref)
 
-    def snapshot(self) -> list[Resident]:
+    def snapshot(self) -> list[FleetResident]:
         """Every adapter in some replica's memory, once."""
-        seen: dict[AdapterRef, Resident] = {}
+        seen: dict[AdapterRef, FleetResident] = {}
         for residents in self._fleet.call_each("snapshot"):
-            for one in cast("list[EngineResident]", residents):
-                resident = Resident(
+            for one in cast(list[Resident], residents):
+                resident = FleetResident(
                     one.ref, str(one.state), one.slot, one.bytes, one.in_use, one.pinned
                 )
                 other = seen.get(one.ref)
@@ -120,7 +118,7 @@ class FleetResidency:
                 connection.start_call("pin", ref)
 
 
-def _summed(one: Resident, other: Resident) -> Resident:
+def _summed(one: FleetResident, other: FleetResident) -> FleetResident:
     nearest = min(one, other, key=lambda each: _STATES.index(each.state))
     return replace(
         nearest,

@@ -44,14 +44,21 @@ class Capacity:
             self._ends.append(now)
 
     def _check_length(self, request: Generation) -> None:
-        if not request.prompt:
-            raise InvalidRequest("the prompt has no tokens; send at least one", param="prompt")
-        prompt, answer = len(request.prompt), request.params.max_tokens
-        if prompt + answer > self.max_context:
+        tokens, wanted = len(request.prompt), request.params.max_tokens
+        prompt, length, context = request.prompt_param, request.length_param, self.max_context
+        if not tokens:
+            raise InvalidRequest(f"{prompt} has no tokens: send at least one", param=prompt)
+        if tokens + min(wanted, 1) > context:
             raise ContextLengthExceeded(
-                f"{prompt} prompt tokens plus max_tokens={answer} are {prompt + answer}, above the "
-                f"context of {self.max_context}: shorten the prompt or lower max_tokens",
-                param="messages",
+                f"this model's maximum context length is {context} tokens and {prompt} has "
+                f"{tokens}, which leaves no room for an answer: shorten {prompt}",
+                param=prompt,
+            )
+        if tokens + wanted > context:
+            raise ContextLengthExceeded(
+                f"this model's maximum context length is {context} tokens and {prompt} takes "
+                f"{tokens}: lower {length} from {wanted} to {context - tokens}",
+                param=length,
             )
 
     def _check_queue(self, more: int, now: float) -> None:

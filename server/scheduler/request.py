@@ -10,7 +10,11 @@ from server.engine.sequence import FinishReason, SamplingParams, TokenLogprob
 
 @dataclass(frozen=True)
 class Generation:
-    """One request: a prompt, whose adapter (None: the base model) and how to sample `n` answers."""
+    """One request: a prompt, its adapter (None: the base model) and how to sample `n` answers.
+
+    `prompt_param` and `length_param` are what the caller calls the prompt and the answer's largest
+    length; refusals name them.
+    """
 
     request_id: str
     owner: str
@@ -19,6 +23,8 @@ class Generation:
     adapter: AdapterRef | None = None
     n: int = 1
     timeout_s: float = 600.0
+    prompt_param: str = "prompt"
+    length_param: str = "max_tokens"
 
 
 class TokenPiece(NamedTuple):

@@ -1,1 +1,1 @@
-"""Who is asking: keys and ownership."""
+"""API keys and the owners that they stand for."""

@@ -1,7 +1,7 @@
-"""Who is asking: an API key names an owner. Knows no HTTP beyond the header's text.
+"""Finds the owner that an API key stands for. Knows no HTTP beyond the header's text.
 
-One key, from the settings, opens everything to one owner. Every row already carries its owner, so
-keys per user change this file and no other.
+There is one key and one owner. Every row already has an owner, so keys per user would change only
+this file.
 """
 
 import hmac
@@ -12,25 +12,27 @@ DEFAULT_OWNER = "default"
 
 
 class Keys:
-    """The keys that open this server. Without one, anybody is the default owner."""
+    """The server's API key. Without one, every request is the default owner's."""
 
     def __init__(self, api_key: str | None = None) -> None:
         self._key = None if api_key is None else api_key.encode()
 
     def owner(self, authorization: str | None) -> str:
-        """The owner that an `Authorization` header speaks for.
+        """The owner of the key in an `Authorization` header.
 
         Raises:
-            Unauthorized: a key is required, and this is not it.
+            Unauthorized: a key is required, and the header has none or a wrong one.
         """
         if self._key is None:
             return DEFAULT_OWNER
-        scheme, _, given = (authorization or "").partition(" ")
-        if scheme.lower() != "bearer" or not given.strip():
+        scheme, _, key = (authorization or "").partition(" ")
+        if scheme.lower() != "bearer" or not key.strip():
             raise Unauthorized(
-                "no API key was given; send it as the header 'Authorization: Bearer KEY'"
+                "the request has no API key: send the header 'Authorization: Bearer KEY'"
             )
-        # Compared as bytes in constant time, so that answers' times tell nothing about the key.
-        if not hmac.compare_digest(given.strip().encode(errors="surrogateescape"), self._key):
-            raise Unauthorized("the API key is not one that this server knows")
+        # Compared in constant time, so that the time of an answer reveals nothing about the key.
+        if not hmac.compare_digest(key.strip().encode(errors="surrogateescape"), self._key):
+            raise Unauthorized(
+                "the API key is wrong: send the key that this server was started with"
+            )
         return DEFAULT_OWNER

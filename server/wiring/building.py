@@ -1,4 +1,4 @@
-"""Wires the parts of a server together, from the settings alone. The only place that knows all."""
+"""Builds the base, its engine and the records on disk from the settings. Knows no HTTP."""
 
 import os
 import sys
@@ -11,8 +11,10 @@ from typing import Literal
 
 import torch
 import transformers
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
-from adapters_store.manifest import AdapterRef
+from adapters_store.manifest import AdapterRef, parse_adapter_id
 from adapters_store.store import AdapterStore
 from adapters_store.store_errors import StoreError
 from server.adapters.residency import ResidentAdapters
@@ -33,7 +35,6 @@ from server.pulse import Pulse
 from server.scheduler.loop import Limits, ServingLoop
 from server.tenancy.keys import DEFAULT_OWNER
 from server.training.run.defaults import BASIS_SEED
-from server.wiring.capturing import capturing
 from server.wiring.process import end_soon
 from server.wiring.sizes import Sizes, kv_memory_mb
 
@@ -49,7 +50,7 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Records:
-    """What is on disk: shared by server and worker."""
+    """The database and the folders of a home, which server and worker share."""
 
     database: Database
     store: AdapterStore
@@ -59,7 +60,7 @@ class Records:
 
 @dataclass(frozen=True)
 class Engine:
-    """The base model and what runs it. `pulse` tells how that fares."""
+    """The base model and what runs it. `pulse` measures how long its steps take."""
 
     base: BaseModel
     tokenizer: ChatTokenizer
@@ -70,9 +71,10 @@ class Engine:
 
 @contextmanager
 def open_records(settings: Settings, *, create: bool = True) -> Iterator[Records]:
-    """Open the home, making and migrating what is missing; closes the database in the end.
+    """Open the home. Makes and migrates what is missing, and closes the database at the end.
 
-    With `create` False a database that is missing is Unavailable.
+    Raises:
+        Unavailable: the database is missing and `create` is False.
     """
     home = settings.home_path
     home.mkdir(parents=True, exist_ok=True)
@@ -90,13 +92,13 @@ def load_model(settings: Settings, threads: int) -> tuple[BaseModel, ChatTokeniz
     """The base model on its device, and its tokenizer. Raises UnsupportedModel."""
     if threads:
         torch.set_num_threads(threads)
-    hush_progress()
+    hide_progress_bars()
     base = load_base(settings.model, device=device_of(settings), dtype=_dtype(settings))
     return base, load_tokenizer(settings.model)
 
 
-def hush_progress() -> None:
-    """No bars of transformers where nothing can move."""
+def hide_progress_bars() -> None:
+    """Turn transformers' progress bars off unless a terminal shows them."""
     if not sys.stderr.isatty():
         transformers.utils.logging.disable_progress_bar()
 
@@ -105,11 +107,11 @@ def hush_progress() -> None:
 def running_engine(
     settings: Settings, records: Records, metrics: Metrics, say: Say
 ) -> Iterator[Engine]:
-    """The base model loaded, and a loop over it that runs; stopped in the end."""
-    pins = [pinned(records.store, name) for name in settings.pinned]
+    """Load the base model and run a serving loop over it, until the end of the context."""
+    pins = [pinned_ref(records.store, name) for name in settings.pinned]
     say(f"loading the base model {settings.model}")
     started = time.monotonic()
-    base, tokenizer = load_model(settings, settings.threads or threads_beside_http())
+    base, tokenizer = load_model(settings, settings.threads or default_threads())
     say(f"loaded {base.name} on {base.device} in {time.monotonic() - started:.1f} s")
     pulse, within = Pulse(), high_priority_stream(base.device)
     with within():
@@ -136,7 +138,7 @@ def _adapters(settings: Settings, base: BaseModel, store: AdapterStore) -> Resid
             memory_mb=Sizes.of(settings, base.device).adapter_mb,
             basis_mb=settings.basis_memory_mb,
             host_cache_mb=settings.host_cache_mb,
-            # On a CPU a dense update does not pay while answers are generated: decision 8.
+            # On a CPU a dense update costs more than it saves while answers run: decision 8.
             dense_mb=settings.dense_memory_mb if base.device.type == "cuda" else 0,
         )
     except ValueError as error:
@@ -187,7 +189,7 @@ def _runner(
     sizes: Sizes,
     max_context: int,
 ) -> Runner:
-    """With kernels and captured graphs where there are any for this base, device and dtype."""
+    """Uses kernels and captured graphs where this base, device and dtype support them."""
     fast = None
     if settings.fused:
         fast = build_fused_forward(
@@ -203,23 +205,31 @@ def _runner(
     if fast is None:
         return Runner(base, adapters, kv)
     runner = Runner(base, adapters, kv, fast.forward)
-    with capturing() as told:
-        fast.capture(told)
+    with _capture_bar() as on_progress:
+        fast.capture(on_progress)
     return runner
 
 
-def pinned(store: AdapterStore, name: str) -> AdapterRef:
-    """The version that `--pinned` means. Raises BadOption."""
-    plain, _, version = name.partition("@")
+@contextmanager
+def _capture_bar() -> Iterator[Callable[[int, int], None]]:
+    """A progress bar. Yields what moves it, given how many graphs are captured, and their total."""
+    columns = TextColumn("verandah: {task.description}"), BarColumn(), MofNCompleteColumn()
+    with Progress(*columns, console=Console(stderr=True)) as bar:
+        task = bar.add_task("capturing decode steps", total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+def pinned_ref(store: AdapterStore, name: str) -> AdapterRef:
+    """The version that an id in `--pinned` names. Raises BadOption."""
     try:
-        return store.resolve(DEFAULT_OWNER, plain, int(version) if version else None)
-    except (StoreError, ValueError) as error:
+        return store.resolve(DEFAULT_OWNER, *parse_adapter_id(name))
+    except StoreError as error:
         raise BadOption(f"--pinned {name}: {error}") from error
 
 
-def threads_beside_http() -> int:
-    """All cores but one, which HTTP and tokenizers need: threads that wait for a core cost more
-    than they bring, since every small product of a decode step waits for the slowest.
+def default_threads() -> int:
+    """All cores but one, which HTTP and tokenizers need. A thread without a core costs more than it
+    brings, because every small product of a decode step waits for the slowest thread.
     """
     return max(1, len(os.sched_getaffinity(0)) - 1)
 
@@ -233,8 +243,8 @@ def device_of(settings: Settings) -> str:
     """The type of the device on which the model is to run. Raises BadOption if there is none."""
     if settings.device == "cuda" and not torch.cuda.is_available():
         raise BadOption(
-            "--device cuda: torch finds no CUDA device here; use --device cpu, or install torch "
-            "for CUDA and its driver"
+            "--device cuda: torch finds no CUDA device; use --device cpu, or install a driver and "
+            "torch for CUDA"
         )
     if settings.device != "auto":
         return settings.device

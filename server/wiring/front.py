@@ -1,4 +1,4 @@
-"""What the HTTP side works with, over an engine of this process or engines in their own."""
+"""Starts the engine, in this process or in others, and the services over it. Knows no endpoint."""
 
 import os
 import time
@@ -9,10 +9,10 @@ from dataclasses import dataclass, replace
 import torch
 from torch import nn
 
+from server import interfaces
 from server.adapters.inspecting.inspections import Inspections
 from server.adapters.porting.service import PortingService
-from server.api import interfaces
-from server.api.interfaces import BaseCard, Services
+from server.api.app_services import BaseCard, Services
 from server.app import describe
 from server.bases.model import BaseModel, fingerprint_of, load_stored, outline_base
 from server.bases.tokenizer import ChatTokenizer, load_tokenizer
@@ -29,23 +29,25 @@ from server.training.job.job_estimator import JobEstimator
 from server.wiring.building import (
     Records,
     Say,
-    hush_progress,
+    default_threads,
+    hide_progress_bars,
     on_cuda,
-    pinned,
+    pinned_ref,
     running_engine,
-    threads_beside_http,
 )
 from server.wiring.process import command, environment, worker_id
-from server.wiring.training import training_beside, trains_beside
+from server.wiring.training import training_in_thread, trains_in_thread
 
 _MIB = 2**20
 
 
 @dataclass(frozen=True)
 class Front:
-    """`base` is the model itself, or, with engines in processes of their own, its outline on
-    torch's meta device. `processes` are those engines; none if the engine is in this process.
-    `worker` is who trains in an engine's process; None if nobody does.
+    """What runs behind the HTTP application.
+
+    `base` is the model, or its outline on torch's meta device if engines have their own processes.
+    `processes` are those engines; empty if the engine is in this process. `worker` trains in an
+    engine's process; None if none does.
     """
 
     base: BaseModel
@@ -63,9 +65,9 @@ class Front:
 def running_front(
     settings: Settings, records: Records, metrics: Metrics, say: Say
 ) -> Iterator[Front]:
-    """The engine or engines that the settings ask for, ready; stopped in the end."""
-    form = _in_processes if _apart(settings) else _in_this_process
-    with form(settings, records, metrics, say) as front:
+    """Start the engine or engines that the settings ask for; stops them at the end."""
+    start = _in_processes if _in_own_processes(settings) else _in_this_process
+    with start(settings, records, metrics, say) as front:
         yield front
 
 
@@ -76,7 +78,7 @@ def wire(
     metrics: Metrics,
     worker: interfaces.Worker | None,
 ) -> Services:
-    """What the HTTP application is made of. `worker` trains in a process of its own."""
+    """The services of the HTTP application. `worker` trains in a process of its own."""
     key = settings.api_key
     return Services(
         base=BaseCard(
@@ -109,8 +111,8 @@ def wire(
     )
 
 
-def _apart(settings: Settings) -> bool:
-    """Whether engines get processes of their own; on a CPU of few cores that would only cost."""
+def _in_own_processes(settings: Settings) -> bool:
+    """Whether engines get their own processes. On a CPU of few cores that would only cost time."""
     if settings.engine_process == "auto":
         return settings.replicas > 1 or on_cuda(settings)
     return settings.engine_process == "yes"
@@ -122,11 +124,11 @@ def _in_this_process(
 ) -> Iterator[Front]:
     with (
         running_engine(settings, records, metrics, say) as engine,
-        training_beside(settings, records, engine) as worker,
+        training_in_thread(settings, records, engine) as worker,
     ):
 
         def stop(drain_timeout_s: float) -> None:
-            if worker is not None:  # its jobs are given back while answers end
+            if worker is not None:  # it returns its jobs to the queue while answers end
                 worker.stop()
             engine.loop.stop(drain_timeout_s)
 
@@ -150,8 +152,8 @@ def _in_this_process(
 def _in_processes(
     settings: Settings, records: Records, metrics: Metrics, say: Say
 ) -> Iterator[Front]:
-    pins = [pinned(records.store, name) for name in settings.pinned]
-    hush_progress()
+    pins = [pinned_ref(records.store, name) for name in settings.pinned]
+    hide_progress_bars()
     fleet = Fleet(
         [
             Replica(
@@ -183,7 +185,7 @@ def _in_processes(
                 porting=_porting(settings, records, base),
                 stop=fleet.stop,
                 processes=fleet.replicas,
-                worker=WorkerProxy(fleet.replicas[0]) if trains_beside(settings) else None,
+                worker=WorkerProxy(fleet.replicas[0]) if trains_in_thread(settings) else None,
             )
         finally:
             inspections.close()
@@ -192,9 +194,8 @@ def _in_processes(
 
 
 def _environment_of(settings: Settings, number: int) -> dict[str, str]:
-    """A replica's environment: it sees one CUDA device only, or has its share of the cores. The
-    first alone may train."""
-    threads = settings.threads or max(1, threads_beside_http() // settings.replicas)
+    """A replica's environment: a CUDA device, or its share of the cores. Only the first trains."""
+    threads = settings.threads or max(1, default_threads() // settings.replicas)
     worker = settings.worker and number == 0
     own = settings.model_copy(update={"pinned": (), "threads": threads, "worker": worker})
     variables = environment(own)
@@ -204,18 +205,18 @@ def _environment_of(settings: Settings, number: int) -> dict[str, str]:
 
 
 def _devices(replicas: int) -> list[str]:
-    """The names of the CUDA devices that we may use, one for each replica."""
-    count, told = torch.cuda.device_count(), os.environ.get("CUDA_VISIBLE_DEVICES")
+    """The names of the CUDA devices that this process may use, one for each replica."""
+    count, visible = torch.cuda.device_count(), os.environ.get("CUDA_VISIBLE_DEVICES")
     if count < replicas:
         raise BadOption(
-            f"--replicas {replicas}: torch finds {count} CUDA devices here, and each replica needs "
-            "one of its own"
+            f"--replicas {replicas}: torch finds {count} CUDA devices and each replica needs its "
+            "own; lower --replicas"
         )
-    return told.split(",")[:count] if told else [str(number) for number in range(count)]
+    return visible.split(",")[:count] if visible else [str(number) for number in range(count)]
 
 
 def _outlined(settings: Settings, facts: EngineFacts) -> BaseModel:
-    """The base without its weights, as the engines told of it."""
+    """The base without its weights, with what the engines report of it."""
     return replace(
         outline_base(settings.model),
         name=facts.base_name,
@@ -226,12 +227,12 @@ def _outlined(settings: Settings, facts: EngineFacts) -> BaseModel:
 
 
 def _weights(source: str, base: BaseModel) -> nn.Module:
-    """The base's weights on the CPU, as its files hold them."""
+    """The base's weights on the CPU, in the number format of its files."""
     model = load_stored(source)
     if fingerprint_of(model) != base.fingerprint:
         raise UnsupportedModel(
-            f"the files of base {source!r} are no longer those that this server has loaded: put "
-            "them back, or start the server again"
+            f"the files of the base model {source!r} have changed since the server loaded them: "
+            "put the old ones back, or start the server again"
         )
     return model
 

@@ -1,45 +1,67 @@
-"""How this program starts itself again: which command, with which environment, under what name;
-and how it ends to be started again by others."""
+"""How this program starts its own commands as processes, and how it ends to be restarted."""
 
 import os
+import signal
 import socket
 import sys
 import threading
 from pathlib import Path
+from types import FrameType
 from typing import Final
 
 from server.config import PREFIX, Settings
 
 _ROOT = Path(__file__).parents[2]
-_LAST_WORDS_S: Final = 1.0
+_GRACE_S: Final = 1.0
 
 
 def command(name: str, *options: str) -> list[str]:
-    """The command line of one of our commands."""
-    # Without -P, a folder named `server` where the user happens to be would be run in our place.
+    """The command line of one of this program's commands."""
+    # Without -P, a folder named `server` in the working directory would run instead.
     return [sys.executable, "-P", "-m", "server", name, *options]
 
 
 def environment(settings: Settings) -> dict[str, str]:
-    """This process's environment with the settings in it."""
+    """This process's environment, with the settings as variables."""
     values = settings.model_dump(mode="json", exclude_none=True)
     if settings.api_key is not None:
         values["api_key"] = settings.api_key.get_secret_value()
     values["home"] = str(settings.home_path)
     values["pinned"] = ",".join(settings.pinned)
     path = os.pathsep.join(filter(None, (str(_ROOT), os.environ.get("PYTHONPATH"))))
-    named = {PREFIX + name.upper(): str(value) for name, value in values.items()}
-    return dict(os.environ) | named | {"PYTHONPATH": path}
+    variables = {PREFIX + name.upper(): str(value) for name, value in values.items()}
+    return dict(os.environ) | variables | {"PYTHONPATH": path}
+
+
+def say(message: str) -> None:
+    """Print a line for the user, on the error stream."""
+    print(f"verandah: {message}", file=sys.stderr, flush=True)
+
+
+def exit_on_sigterm(status: int = 0) -> None:
+    """Make SIGTERM an exception, so that every context manager closes what it opened."""
+
+    def end(_signal: int, _frame: FrameType | None) -> None:
+        raise SystemExit(status)
+
+    signal.signal(signal.SIGTERM, end)
+
+
+def wait_for_servers_end() -> None:
+    """Return when the server that started this process has ended, which closes our input."""
+    # os.read, because Python's own reader would hold a lock that the interpreter needs at exit.
+    while os.read(sys.stdin.fileno(), 4096):
+        pass
 
 
 def worker_id(pid: int) -> str:
-    """The name under which a worker of that process, on this machine, claims jobs."""
+    """The name by which a worker in process `pid` of this machine claims jobs."""
     return f"{socket.gethostname()}-{pid}"
 
 
 def end_soon() -> None:
-    """End this process, whose device has failed for good: in a second, so that who waits for an
-    answer hears of it. Whoever started it starts it again. Returns at once."""
-    end = threading.Timer(_LAST_WORDS_S, os._exit, (os.EX_TEMPFAIL,))
+    """End this process in a second, because its device has failed for good. Until then clients get
+    their errors; what started the process starts it again. Returns at once."""
+    end = threading.Timer(_GRACE_S, os._exit, (os.EX_TEMPFAIL,))
     end.daemon = True
     end.start()

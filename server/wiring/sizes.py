@@ -1,4 +1,4 @@
-"""How much of its device an engine takes, where the settings leave it open (0)."""
+"""Chooses sizes that the settings leave open (0): rows, tokens and memory. Knows no engine."""
 
 from dataclasses import dataclass
 from typing import Final
@@ -8,7 +8,7 @@ import torch
 from server.config import Settings
 
 _MIB = 2**20
-# What is free once weights and adapters are there is also the worker's, to train in.
+# Of the memory that weights and adapters leave free; the worker trains in the rest.
 _SHARE_OF_FREE: Final = 0.6
 
 
@@ -22,7 +22,7 @@ class Sizes:
 
     @classmethod
     def of(cls, settings: Settings, device: torch.device) -> "Sizes":
-        """The settings', or what suits a kind of device: a GPU wants larger steps than a CPU."""
+        """The settings', or the device's default: a GPU needs larger steps than a CPU."""
         cuda = device.type == "cuda"
         rows = settings.max_batch_rows or (256 if cuda else 64)
         return cls(
@@ -33,7 +33,7 @@ class Sizes:
 
 
 def kv_memory_mb(settings: Settings, device: torch.device) -> int:
-    """MiB for keys and values: the setting, or of a GPU a share of what is free by now."""
+    """MiB for keys and values: the setting, or on a GPU a share of the free memory."""
     if settings.kv_memory_mb:
         return settings.kv_memory_mb
     if device.type != "cuda":

@@ -1,4 +1,4 @@
-"""Where jobs are trained: by a thread of the engine's process, or by a process of their own."""
+"""Starts training in the engine's process or readies it for its own. Knows no training step."""
 
 import logging
 import os
@@ -19,12 +19,12 @@ from server.wiring.process import end_soon, worker_id
 
 log = logging.getLogger(__name__)
 
-LAST_WORDS_S: Final = 20.0
-"""For a worker to save its jobs and give them back when the server has ended without a word."""
-_STOPPING_S: Final = 8.0  # the same, at a stop: before who waits for this process kills it
+SAVE_JOBS_S: Final = 20.0
+"""How long a worker may take to save its jobs after its server has died."""
+_STOP_S: Final = 8.0  # the same at a stop, which must end before the supervisor kills this process
 
 
-def trains_beside(settings: Settings) -> bool:
+def trains_in_thread(settings: Settings) -> bool:
     """Whether an engine's process trains as well. Raises BadOption."""
     if not settings.worker or settings.worker_process == "yes":
         return False
@@ -33,33 +33,35 @@ def trains_beside(settings: Settings) -> bool:
     if settings.worker_process == "no" and not same:
         raise BadOption(
             f"--worker-process no: the engine runs on {engine} and --worker-device is "
-            f"{settings.worker_device}; leave one of the two out"
+            f"{settings.worker_device}; leave one of the two options out"
         )
     return same and (engine == "cuda" or settings.worker_process == "no")
 
 
 @contextmanager
-def training_beside(
+def training_in_thread(
     settings: Settings, records: Records, engine: Engine
 ) -> Iterator[TrainingThread | None]:
-    """A thread that trains beside the engine, where the settings ask for one, until the end."""
-    if not trains_beside(settings):
+    """Train in a thread of this process until the end, if the settings ask for it."""
+    if not trains_in_thread(settings):
         yield None
         return
-    beside = TrainingThread(engine.base, engine.pulse, settings.training_latency, lost=end_soon)
+    thread = TrainingThread(engine.base, engine.pulse, settings.training_latency, lost=end_soon)
     if engine.base.device.type == "cuda":
-        keep_memory_headroom(beside.base)
-    tokenizer = load_tokenizer(settings.model)  # its own: two threads must not share one
-    parts = worker_parts(settings, records, lambda: (beside.base, tokenizer))
-    beside.start(partial(run_worker, parts), on_end=lambda: records.jobs.abandon(parts.worker_id))
-    log.info("jobs are trained in this process, on %s", engine.base.device)
+        keep_memory_headroom(thread.base)
+    tokenizer = load_tokenizer(settings.model)  # two threads must not share one
+    parts = worker_parts(settings, records, lambda: (thread.base, tokenizer))
+    thread.start(partial(run_worker, parts), on_end=lambda: records.jobs.abandon(parts.worker_id))
+    log.info("this process trains jobs, on %s", engine.base.device)
     try:
         with fast_thread_switching():
-            yield beside
+            yield thread
     finally:
-        beside.stop()
-        if not beside.join(_STOPPING_S):
-            log.warning("still training after %g s; its jobs are left to the next", _STOPPING_S)
+        thread.stop()
+        if not thread.join(_STOP_S):
+            log.warning(
+                "training did not stop within %g s; another worker continues its jobs", _STOP_S
+            )
 
 
 def worker_parts(
@@ -67,7 +69,7 @@ def worker_parts(
     records: Records,
     load: Callable[[], tuple[BaseModel, ChatTokenizer]],
 ) -> WorkerParts:
-    """What a worker works with, whatever process it is in."""
+    """The services and settings of a worker, in any process."""
     return WorkerParts(
         services=JobServices(
             queue=records.jobs,

@@ -10,7 +10,7 @@ import torch
 
 from adapters_store.manifest import AdapterRef, Manifest
 from adapters_store.store import AdapterStore
-from server.api.interfaces import BaseCard, Services
+from server.api.app_services import BaseCard, Services
 from server.app import create_app, describe
 from server.db.session import Database
 from server.jobs.files.file_store import Files
@@ -71,7 +71,7 @@ def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def parts(tmp_path: Path, store: AdapterStore, empty_database: Path) -> Iterator[Services]:
+def services(tmp_path: Path, store: AdapterStore, empty_database: Path) -> Iterator[Services]:
     """Fakes where the engine would be; everything else is real."""
     shutil.copy(empty_database, tmp_path / "verandah.db")
     database = Database(f"sqlite:///{tmp_path / 'verandah.db'}")
@@ -106,11 +106,11 @@ def host() -> Iterator[Host]:
 
 
 @pytest.fixture
-def serve(host: Host, parts: Services) -> Serve:
-    """Serves `parts` with some replaced."""
+def serve(host: Host, services: Services) -> Serve:
+    """Serves `services` with some replaced."""
 
     def serve(**changes: object) -> Running:
-        given = replace(parts, **changes)  # type: ignore[arg-type]
+        given = replace(services, **changes)  # type: ignore[arg-type]
         assert isinstance(given.engine, FakeLoop)
         assert isinstance(given.residency, FakeResidency)
         host.app = create_app(given)

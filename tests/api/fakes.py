@@ -1,4 +1,4 @@
-"""Stand-ins for the parts behind HTTP: no model, no tensors, and every answer known beforehand."""
+"""Fakes of the services behind HTTP: no model, no tensors, and every answer is known before."""
 
 import codecs
 import threading
@@ -26,6 +26,7 @@ from server.jobs.files.dataset_warnings import dataset_warnings
 from server.jobs.files.datasets import Dataset
 from server.jobs.queue.job_estimate import JobEstimate
 from server.jobs.queue.train_options import TrainOptions
+from server.scheduler.capacity import Capacity
 from server.scheduler.intake import Handle
 from server.scheduler.request import Generation, Listener, LoopStats, TextDelta, TokenPiece
 
@@ -145,6 +146,7 @@ class FakeLoop:
     def submit(self, request: Generation, listener: Listener) -> FakeHandle:
         if self.refusal is not None:
             raise self.refusal
+        Capacity(max_answers=self.max_answers, max_context=self.max_context).enter(request, now=0.0)
         handle = FakeHandle(request)
         self.handles.append(handle)
         for index in range(request.n):

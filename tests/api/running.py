@@ -1,4 +1,4 @@
-"""A real uvicorn in a thread, whose application can be exchanged, and ways to call it."""
+"""A real uvicorn in a thread, whose application can be exchanged, and clients of it."""
 
 import threading
 import time
@@ -12,7 +12,7 @@ from openai import OpenAI
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from adapters_store.manifest import AdapterRef
-from server.api.interfaces import Services
+from server.api.app_services import Services
 from tests.api.fakes import FakeLoop, FakeResidency
 
 
@@ -30,10 +30,10 @@ class Host:
 
 @dataclass(frozen=True)
 class Running:
-    """A server that runs, the parts behind it, and ways to call it."""
+    """A running server, its services, and clients to call it with."""
 
     url: str
-    parts: Services
+    services: Services
     loop: FakeLoop
     residency: FakeResidency
     sdk: OpenAI

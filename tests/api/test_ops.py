@@ -33,7 +33,7 @@ def test_not_ready_without_an_engine(server: Running) -> None:
 def test_metrics_have_vllms_names(server: Running, publish: Publish) -> None:
     ref = publish("pirate")
     server.residency.residents[ref] = FakeResident(ref)
-    server.parts.metrics.finished("stop")
+    server.services.metrics.finished("stop")
     text = server.http.get("/metrics").text
     # A name with a colon is legal, but this parser wants recording rules to be told apart.
     families = {f.name: f for f in text_string_to_metric_families(text)}

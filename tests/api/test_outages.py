@@ -97,7 +97,7 @@ def test_a_stream_of_events_outlives_an_outage(
     assert eventually(lambda: any("started" in line for line in seen))
     with gone(tmp_path / "verandah.db"):
         assert not eventually(lambda: not listener.is_alive(), 0.3)
-    served.parts.jobs.fail(job, "training_failed", "because")
+    served.services.jobs.fail(job, "training_failed", "because")
     listener.join(10)
     assert "data: [DONE]" in seen
     assert any("because" in line for line in seen)

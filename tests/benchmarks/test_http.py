@@ -5,10 +5,10 @@ import pytest
 from benchmarks.serving.http import _tokenizer
 from benchmarks.support.load import Load, ask
 from server.bases.tokenizer import ChatTokenizer
-from tests.api.conftest import empty_database, host, parts, publish, serve, server, store
+from tests.api.conftest import empty_database, host, publish, serve, server, services, store
 from tests.api.running import Running
 
-__all__ = ["empty_database", "host", "parts", "publish", "serve", "server", "store"]
+__all__ = ["empty_database", "host", "publish", "serve", "server", "services", "store"]
 
 
 def test_every_token_of_the_made_up_tokenizer_is_text() -> None:

@@ -8,10 +8,10 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from tests.api.conftest import empty_database, host, parts, publish, serve, server, store
+from tests.api.conftest import empty_database, host, publish, serve, server, services, store
 from tests.models import tiny_model
 
-__all__ = ["empty_database", "host", "parts", "publish", "serve", "server", "store"]
+__all__ = ["empty_database", "host", "publish", "serve", "server", "services", "store"]
 
 TEMPLATE = (
     "{% for m in messages %}<s>{{ m['role'] }}\n"

@@ -74,7 +74,7 @@ def test_no_command_is_a_misuse(capsys: pytest.CaptureFixture[str]) -> None:
         (["chat", "--url", "http://127.0.0.1:1", "hi"], 1, "no server answers at"),
         (["train", "/no/such.jsonl"], 1, "No such file"),
         (["serve", "--port", "x"], 2, "--port 'x'"),
-        (["serve", "--host", "256.0.0.1"], 2, "--host 256.0.0.1 is no address here"),
+        (["serve", "--host", "256.0.0.1"], 2, "--host 256.0.0.1 is not an address of this machine"),
     ],
 )
 def test_what_goes_wrong_is_one_line(
@@ -143,7 +143,7 @@ class TestTrain:
         self, server: Running, lines: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
         def work() -> None:
-            jobs = server.parts.jobs
+            jobs = server.services.jobs
             found = None
             while found is None:
                 found = jobs.claim("worker-1", 30)
@@ -167,17 +167,17 @@ class TestTrain:
     def test_answers_are_shown_where_somebody_looks(self, server: Running, lines: Path) -> None:
         with Client(server.url) as client:
             job = client.train(client.upload(lines).id)
-            held = server.parts.jobs.claim("worker-1", 30)
+            held = server.services.jobs.claim("worker-1", 30)
             assert held is not None
             found = Evaluation(1, False, 3.0).of(2, 4.0, 4.0)
-            server.parts.jobs.record_evaluation(held, found, "warn", "bad")
-            server.parts.jobs.add_samples(held, [Sample("How?", "So.", "Eh?", "Thus.")])
+            server.services.jobs.record_evaluation(held, found, "warn", "bad")
+            server.services.jobs.add_samples(held, [Sample("How?", "So.", "Eh?", "Thus.")])
             shown = io.StringIO()
             show_outcome(
                 Console(file=shown, force_terminal=True, no_color=True), client.job(job.id)
             )
         said = shown.getvalue()
-        assert "Loss on lines that it learnt from (1): base 3.000, adapter 4.000" in said
+        assert "Loss on training lines (1): base 3.000, adapter 4.000" in said
         for line in ("How?", "  base: Eh?", "  adapter: Thus.", "  file: So."):
             assert line in said
         unseen = io.StringIO()
@@ -189,7 +189,7 @@ class TestTrain:
         self, server: Running, lines: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
         def work() -> None:
-            jobs = server.parts.jobs
+            jobs = server.services.jobs
             assert eventually(lambda: bool(jobs.list("default").items))
             found = jobs.claim("worker-1", 30)
             assert found is not None
@@ -205,7 +205,7 @@ class TestTrain:
         self, server: Running, lines: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
         assert main(["train", str(lines), "--no-wait", "--name", "x", "--url", server.url]) == 0
-        job = server.parts.jobs.get("default", capsys.readouterr().out.strip())
+        job = server.services.jobs.get("default", capsys.readouterr().out.strip())
         assert job.suffix == "x"
 
     def test_bad_lines_are_told(

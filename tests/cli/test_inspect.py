@@ -24,8 +24,8 @@ from tests.api.running import Publish, Running
 def inspections(server: Running, publish: Publish) -> FakeInspections:
     publish("pirate")
     publish("butler")
-    assert isinstance(server.parts.inspections, FakeInspections)
-    return server.parts.inspections
+    assert isinstance(server.services.inspections, FakeInspections)
+    return server.services.inspections
 
 
 def lines_of(text: str) -> list[list[str]]:
@@ -84,7 +84,7 @@ class TestTables:
         assert main(["inspect", "pirate", "--compare", "butler@1", "--url", server.url]) == 0
         said = capsys.readouterr().out
         assert [str(ref) for ref in inspections.started[0]] == ["pirate@1", "butler@1"]
-        assert "beside butler@1: lora, rank 2" in said
+        assert "compared with butler@1: lora, rank 2" in said
         written = lines_of(said.split("spaces written to")[1].split("spaces read from")[0])
         assert ["0", "-", "-"] in written and ["1", "0.75", "0.75"] in written
         assert written[-1] == ["random", "0.25", "0.25"]

@@ -21,7 +21,7 @@ from server.wiring import front, training
 from server.wiring.building import open_records
 from server.wiring.front import running_front, wire
 from server.wiring.process import worker_id
-from server.wiring.training import trains_beside
+from server.wiring.training import trains_in_thread
 from tests.api.running import eventually, hosting
 from tests.cli.test_serve import Start, alive, children, start, told_of
 from tests.training.job.test_worker import submit
@@ -49,13 +49,13 @@ def test_a_worker_is_a_thread_where_it_shares_a_cuda_device(
     device: str, options: dict[str, object], expected: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(training, "device_of", lambda _settings: device)
-    assert trains_beside(Settings.model_validate(options)) is expected
+    assert trains_in_thread(Settings.model_validate(options)) is expected
 
 
 def test_a_thread_on_another_device_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(training, "device_of", lambda _settings: "cuda")
     with pytest.raises(BadOption, match="the engine runs on cuda and --worker-device is cpu"):
-        trains_beside(Settings(worker_process="no", worker_device="cpu"))
+        trains_in_thread(Settings(worker_process="no", worker_device="cpu"))
 
 
 def test_of_several_engines_the_first_trains() -> None:

@@ -38,7 +38,7 @@ def lines(tmp_path: Path) -> Path:
 
 
 def claim(server: Running) -> QueuedJob:
-    job = server.parts.jobs.claim("worker-1", 30)
+    job = server.services.jobs.claim("worker-1", 30)
     assert job is not None
     return job
 
@@ -138,12 +138,12 @@ def test_training(client: Client, server: Running, lines: Path) -> None:
 
     def work() -> None:
         for step in range(130):
-            server.parts.jobs.append_event(held, "info", f"step {step}", TrainingMetrics(step))
-        server.parts.jobs.record_evaluation(
+            server.services.jobs.append_event(held, "info", f"step {step}", TrainingMetrics(step))
+        server.services.jobs.record_evaluation(
             held, Evaluation(2, True, 3.0).of(1, 2.0, 2.0), "info", "good"
         )
-        server.parts.jobs.add_samples(held, [Sample("q", "a", "b", "c")])
-        server.parts.jobs.finish(held, "pirate@1", 77)
+        server.services.jobs.add_samples(held, [Sample("q", "a", "b", "c")])
+        server.services.jobs.finish(held, "pirate@1", 77)
 
     worker = threading.Thread(target=work)
     worker.start()
@@ -175,9 +175,9 @@ def test_what_else_a_job_can_be_asked(
     assert client.resume(job.id).status == "queued"
     held = claim(server)
     for step in (4, 8):
-        server.parts.jobs.add_checkpoint(held, step, f"pirate@{step}", TrainingMetrics(step))
-    server.parts.jobs.add_results(held, uploaded)
-    server.parts.jobs.finish(held, "pirate@8", 1)
+        server.services.jobs.add_checkpoint(held, step, f"pirate@{step}", TrainingMetrics(step))
+    server.services.jobs.add_results(held, uploaded)
+    server.services.jobs.finish(held, "pirate@8", 1)
     found = [(checkpoint.step, checkpoint.model) for checkpoint in client.checkpoints(job.id)]
     assert found == [(4, "pirate@4"), (8, "pirate@8")]
     (results,) = client.job(job.id).result_files
@@ -188,7 +188,7 @@ def test_what_else_a_job_can_be_asked(
 
 def test_a_job_that_fails(client: Client, server: Running, lines: Path) -> None:
     job = client.train(client.upload(lines).id)
-    server.parts.jobs.fail(claim(server), "diverged", "the loss is not finite")
+    server.services.jobs.fail(claim(server), "diverged", "the loss is not finite")
     with pytest.raises(JobFailed, match="the loss is not finite"):
         client.wait(job.id)
 
@@ -221,7 +221,7 @@ def test_an_analysis(client: Client, server: Running, publish: Publish) -> None:
     publish("butler")
     held = FakeInspection()
     held.done = 1
-    inspections = server.parts.inspections
+    inspections = server.services.inspections
     assert isinstance(inspections, FakeInspections)
     inspections.held = held
     ending = threading.Timer(0.2, held.findings.set_result, [found(compared=True)])
@@ -241,7 +241,7 @@ def test_an_analysis(client: Client, server: Running, publish: Publish) -> None:
 
 def test_an_analysis_that_fails(client: Client, server: Running, publish: Publish) -> None:
     publish("pirate")
-    inspections = server.parts.inspections
+    inspections = server.services.inspections
     assert isinstance(inspections, FakeInspections)
     inspections.failure = InvalidAdapter("a foreign one")
     with pytest.raises(ApiError, match="a foreign one") as caught:

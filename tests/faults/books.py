@@ -11,7 +11,7 @@ import torch
 from sqlalchemy import select
 from torch import Tensor
 
-from adapters_store.manifest import AdapterRef
+from adapters_store.manifest import AdapterRef, parse_adapter_id
 from server.db.tables import FileRow
 from server.jobs.files.file_store import RESULTS
 from server.jobs.queue.job import Event, Job, JobStatus
@@ -152,8 +152,8 @@ def _check_versions(place: Workplace, job: Job) -> None:
 
 
 def _check_adapter(place: Workplace, job: Job, expected: Mapping[str, Tensor]) -> None:
-    name, _, version = str(job.fine_tuned_model).partition("@")
-    _, tensors, _ = place.store.load(place.store.resolve(job.owner, name, int(version)))
+    ref = place.store.resolve(job.owner, *parse_adapter_id(str(job.fine_tuned_model)))
+    _, tensors, _ = place.store.load(ref)
     assert tensors.keys() == expected.keys()
     for key, tensor in tensors.items():  # sums in company have another order
         torch.testing.assert_close(tensor, expected[key], rtol=2e-3, atol=2e-5)

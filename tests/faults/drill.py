@@ -20,6 +20,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from adapters_store.manifest import parse_adapter_id
 from server.bases.model import BaseModel
 from server.bases.tokenizer import ChatTokenizer
 from tests.faults.books import Broken, Kind
@@ -64,8 +65,7 @@ def undisturbed(loaded: tuple[BaseModel, ChatTokenizer]) -> dict[Kind, dict[str,
             for entry in round_.accepted:
                 job = place.queue.get(entry.owner, entry.job)
                 if job.fine_tuned_model:
-                    name, _, version = job.fine_tuned_model.partition("@")
-                    ref = place.store.resolve(entry.owner, name, int(version))
+                    ref = place.store.resolve(entry.owner, *parse_adapter_id(job.fine_tuned_model))
                     found[entry.kind] = dict(place.store.load(ref)[1])
             return found
 

@@ -53,7 +53,7 @@ def client(
 def scores(client: Client, model: str) -> Tensor:
     """The log-probability of each token of TOKENS but the first."""
     body: dict[str, Any] = {"prompt": TOKENS.tolist(), "max_tokens": 0, "echo": True, "logprobs": 1}
-    answer = client._json("POST", "/v1/completions", json={"model": model, **body})
+    answer = client._server.json("POST", "/v1/completions", json={"model": model, **body})
     return torch.tensor(answer["choices"][0]["logprobs"]["token_logprobs"][1:])
 
 

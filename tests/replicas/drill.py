@@ -11,13 +11,13 @@ import threading
 import time
 from multiprocessing.connection import Client
 from pickle import dumps
-from types import SimpleNamespace
 
 from adapters_store.manifest import AdapterRef
 from server.engine.blocks import BlockPool
 from server.errors import Conflict, InvalidAdapter, UnsupportedModel
 from server.metrics import Metrics
 from server.replicas.engine_process import EngineProcess
+from server.replicas.fleet_residency import FleetResident
 from server.replicas.messages import EngineFacts, StartFailed
 from server.scheduler.loop import Limits, ServingLoop
 from tests.scheduler.fakes import CountingEngine, FakeSlots, NumberDecoder
@@ -31,6 +31,7 @@ class Memory(FakeSlots):
     def __init__(self) -> None:
         super().__init__()
         self.pins: set[AdapterRef] = set()
+        self.slots = 8
         self.loads = self.evictions = self.hits = 0
 
     def prepare(self, ref: AdapterRef) -> None:
@@ -51,11 +52,9 @@ class Memory(FakeSlots):
     def forget(self, ref: AdapterRef) -> None:
         self.loaded.discard(ref)
 
-    def snapshot(self) -> list[SimpleNamespace]:
+    def snapshot(self) -> list[FleetResident]:
         return [
-            SimpleNamespace(
-                ref=ref, state="resident", slot=1, bytes=4, in_use=0, pinned=ref in self.pins
-            )
+            FleetResident(ref, state="resident", slot=1, bytes=4, in_use=0, pinned=ref in self.pins)
             for ref in self.loaded
         ]
 

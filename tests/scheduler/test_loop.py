@@ -345,8 +345,12 @@ def test_a_full_queue_says_when_to_come_back(rig: Rig) -> None:
 
 def test_what_can_never_fit_is_refused(make_rig: Callable[..., Rig]) -> None:
     rig = make_rig(blocks=5)
-    with pytest.raises(ContextLengthExceeded, match="above the context of 20"):
+    with pytest.raises(ContextLengthExceeded, match="lower max_tokens from 3 to 2") as answer:
         rig.ask(prompt=18, max_tokens=3)
+    assert answer.value.param == "max_tokens"
+    with pytest.raises(ContextLengthExceeded, match="shorten prompt") as prompt:
+        rig.ask(prompt=20, max_tokens=3)
+    assert prompt.value.param == "prompt"
     with pytest.raises(InvalidRequest, match="no tokens"):
         rig.ask(prompt=0)
     assert rig.ask(prompt=18, max_tokens=2)[0].wait().text == " 18 19"

@@ -1,4 +1,4 @@
-"""/v1/adapters: what the OpenAI API lacks about adapters, with where each is now."""
+"""/v1/adapters: lists, shows, pins and deletes adapters. Knows no files of PEFT."""
 
 import logging
 from collections.abc import Mapping
@@ -8,10 +8,9 @@ from fastapi import APIRouter, Query
 from adapters_store.manifest import AdapterRef
 from adapters_store.store_errors import AdapterCorrupt, AdapterNotFound
 from server.api.adapters.model_endpoints import delete_adapter
-from server.api.completions.generation import find_model
-from server.api.deps import CurrentOwner, GivenParts
-from server.api.interfaces import Resident, Services
-from server.errors import InvalidRequest
+from server.api.app_services import CurrentOwner, CurrentServices, Services
+from server.api.model_lookup import find_adapter
+from server.interfaces import Resident
 
 log = logging.getLogger(__name__)
 
@@ -20,23 +19,23 @@ router = APIRouter(prefix="/v1/adapters", tags=["adapters"])
 Entry = dict[str, object]
 
 
-def _residents(parts: Services) -> dict[AdapterRef, Resident]:
-    return {resident.ref: resident for resident in parts.residency.snapshot()}
+def _residents(services: Services) -> dict[AdapterRef, Resident]:
+    return {resident.ref: resident for resident in services.residency.snapshot()}
 
 
 def _entry(
-    parts: Services, adapter_id: str, ref: AdapterRef, residents: Mapping[AdapterRef, Resident]
+    services: Services, adapter_id: str, ref: AdapterRef, residents: Mapping[AdapterRef, Resident]
 ) -> Entry:
     resident = residents.get(ref)
-    aside = parts.adapters.aside(ref.owner, ref.name)
-    versions = parts.adapters.versions(ref.owner, ref.name)
+    checkpoints = services.adapters.aside(ref.owner, ref.name)
+    versions = services.adapters.versions(ref.owner, ref.name)
     entry: Entry = {
         "id": adapter_id,
         "object": "adapter",
         "version": ref.version,
-        "versions": [version for version in versions if version not in aside],
-        "checkpoints": list(aside),
-        "parent": parts.base.id,
+        "versions": [version for version in versions if version not in checkpoints],
+        "checkpoints": list(checkpoints),
+        "parent": services.base.id,
         "residency": resident.state if resident else "stored",
         "slot": resident.slot if resident else None,
         "resident_bytes": resident.bytes if resident else 0,
@@ -44,13 +43,13 @@ def _entry(
         "pinned": resident.pinned if resident else False,
     }
     try:
-        return entry | _header(parts, ref)
-    except AdapterCorrupt as error:  # one broken file must not hide the others
+        return entry | _header(services, ref)
+    except AdapterCorrupt as error:  # one damaged file must not hide the others
         return entry | {"error": str(error)}
 
 
-def _header(parts: Services, ref: AdapterRef) -> Entry:
-    stored = parts.adapters.open(ref)
+def _header(services: Services, ref: AdapterRef) -> Entry:
+    stored = services.adapters.open(ref)
     manifest = stored.manifest
     return {
         "created_at": manifest.created_at,
@@ -66,70 +65,62 @@ def _header(parts: Services, ref: AdapterRef) -> Entry:
     }
 
 
-def entry_of(parts: Services, adapter_id: str, ref: AdapterRef) -> Entry:
-    """What is told of one version."""
-    return _entry(parts, adapter_id, ref, _residents(parts))
-
-
-def find_adapter(parts: Services, owner: str, adapter_id: str) -> AdapterRef:
-    """The version that an id means. Raises ModelNotFound, or InvalidRequest for the base's id."""
-    ref = find_model(parts, owner, adapter_id)
-    if ref is None:
-        raise InvalidRequest(f"{adapter_id!r} is the base model, not an adapter", param="adapter")
-    return ref
+def entry_of(services: Services, adapter_id: str, ref: AdapterRef) -> Entry:
+    """The document of one version."""
+    return _entry(services, adapter_id, ref, _residents(services))
 
 
 @router.get("")
 def list_adapters(
-    parts: GivenParts,
+    services: CurrentServices,
     owner: CurrentOwner,
     limit: int = Query(100, ge=1, le=1000),
-    after: str | None = Query(None, description="the id at which the page before ended"),
+    after: str | None = Query(None, description="the last id of the previous page"),
 ) -> Entry:
     """The latest version of each adapter, by name, a page at a time."""
-    names = [name for name in parts.adapters.names(owner) if after is None or name > after]
-    residents = _residents(parts)
+    names = [name for name in services.adapters.names(owner) if after is None or name > after]
+    residents = _residents(services)
     data = []
     for name in names[:limit]:
         try:
-            data.append(_entry(parts, name, parts.adapters.resolve(owner, name), residents))
+            data.append(_entry(services, name, services.adapters.resolve(owner, name), residents))
         except AdapterNotFound:
-            continue  # deleted while we listed
-        except AdapterCorrupt as error:  # one broken pointer must not hide the others
-            log.warning("not listed: %s", error)
+            continue  # deleted since the names were read
+        except AdapterCorrupt as error:  # one damaged pointer must not hide the others
+            log.warning("an adapter is left out of the list: %s", error)
     return {
         "object": "list",
         "data": data,
-        "total": len(parts.adapters.names(owner)),
+        "total": len(services.adapters.names(owner)),
         "last_id": names[:limit][-1] if names else None,
         "has_more": len(names) > limit,
     }
 
 
 @router.get("/{adapter_id}")
-def get_adapter(adapter_id: str, parts: GivenParts, owner: CurrentOwner) -> Entry:
+def get_adapter(adapter_id: str, services: CurrentServices, owner: CurrentOwner) -> Entry:
     """An adapter's latest version (NAME) or one version (NAME@VERSION)."""
-    return entry_of(parts, adapter_id, find_adapter(parts, owner, adapter_id))
+    return entry_of(services, adapter_id, find_adapter(services, owner, adapter_id))
 
 
 @router.delete("/{adapter_id}")
-def delete(adapter_id: str, parts: GivenParts, owner: CurrentOwner) -> Entry:
+def delete(adapter_id: str, services: CurrentServices, owner: CurrentOwner) -> Entry:
     """Delete an adapter (NAME) or one version of it (NAME@VERSION). Running requests finish."""
-    delete_adapter(parts, owner, adapter_id)
+    delete_adapter(services, owner, adapter_id)
     return {"id": adapter_id, "object": "adapter", "deleted": True}
 
 
 @router.post("/{adapter_id}/pin")
-def pin(adapter_id: str, parts: GivenParts, owner: CurrentOwner) -> Entry:
-    """Load a version now; from its first use on it keeps its place until unpinned or deleted."""
-    ref = find_adapter(parts, owner, adapter_id)
-    parts.residency.pin(ref)
-    return entry_of(parts, adapter_id, ref)
+def pin(adapter_id: str, services: CurrentServices, owner: CurrentOwner) -> Entry:
+    """Load a version now. It keeps the slot of its first request until unpinned or deleted."""
+    ref = find_adapter(services, owner, adapter_id)
+    services.residency.pin(ref)
+    return entry_of(services, adapter_id, ref)
 
 
 @router.post("/{adapter_id}/unpin")
-def unpin(adapter_id: str, parts: GivenParts, owner: CurrentOwner) -> Entry:
-    """Let a version be evicted again."""
-    ref = find_adapter(parts, owner, adapter_id)
-    parts.residency.unpin(ref)
-    return entry_of(parts, adapter_id, ref)
+def unpin(adapter_id: str, services: CurrentServices, owner: CurrentOwner) -> Entry:
+    """Allow a version to be evicted again."""
+    ref = find_adapter(services, owner, adapter_id)
+    services.residency.unpin(ref)
+    return entry_of(services, adapter_id, ref)

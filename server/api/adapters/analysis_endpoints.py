@@ -1,6 +1,6 @@
-"""/v1/adapters/{id}/analysis: what an adapter changed in its base, and how like another it is.
+"""/v1/adapters/{id}/analysis: what an adapter changed in its base, and how similar another is.
 
-HTTP shapes only: `server.adapters.inspecting.inspections` does the work on a thread of its own.
+Knows no tensors: `server.adapters.inspecting.inspections` does the work on a thread of its own.
 """
 
 import asyncio
@@ -15,11 +15,11 @@ from fastapi.responses import JSONResponse
 
 from adapters_store.manifest import AdapterRef
 from adapters_store.store_errors import StoreError
-from server.api.completions.generation import find_model
-from server.api.deps import CurrentOwner, GivenParts
-from server.api.interfaces import Inspection, Services
+from server.api.app_services import CurrentOwner, CurrentServices, Services
+from server.api.model_lookup import find_adapter
 from server.api.sse import DONE, EventStream, event
-from server.errors import InvalidRequest, VerandahError
+from server.errors import VerandahError
+from server.interfaces import Inspection
 
 log = logging.getLogger(__name__)
 
@@ -36,33 +36,33 @@ _PROGRESS = "adapter.analysis.progress"
 @router.get("/v1/adapters/{adapter_id}/analysis")
 async def analyse(
     adapter_id: str,
-    parts: GivenParts,
+    services: CurrentServices,
     owner: CurrentOwner,
     compare: str | None = Query(None, description="another adapter: NAME or NAME@VERSION"),
-    stream: bool = Query(False, description="events of progress, and the analysis as the last one"),
+    stream: bool = Query(False, description="send events: progress, then the analysis"),
 ) -> Response:
-    """What an adapter (NAME or NAME@VERSION) changed, linear by linear, and how like `compare`'s
-    changes that is. Updates of full rank take long; the answer is kept.
+    """What an adapter (NAME or NAME@VERSION) changed, linear by linear, and how similar the changes
+    of `compare` are. Updates of full rank take long to analyse; the result is cached.
     """
-    asked = await run_in_threadpool(_start, parts, owner, adapter_id, compare)
+    analysis = await run_in_threadpool(_start, services, owner, adapter_id, compare)
     if stream:
-        await _begun(asked.inspection)
-        return EventStream(_progress(parts, asked), on_end=lambda: None)
-    # Shielded: who goes away must not cancel what others may be waiting for.
-    await asyncio.shield(asyncio.wrap_future(asked.inspection.findings))
-    return JSONResponse(asked.document())
+        await _until_started(analysis.inspection)
+        return EventStream(_progress(services, analysis), on_end=lambda: None)
+    # Shielded: a client that disconnects must not cancel what other clients wait for.
+    await asyncio.shield(asyncio.wrap_future(analysis.inspection.findings))
+    return JSONResponse(analysis.document())
 
 
 @dataclass(frozen=True)
-class _Asked:
-    """An analysis under the names that were asked for: others may wait for the same one."""
+class _Analysis:
+    """An inspection and the ids that this request gave: other requests may share the inspection."""
 
     ref: AdapterRef
     other: AdapterRef | None
     inspection: Inspection
 
     def document(self) -> Document:
-        """Once it has ended. Raises what it ended with."""
+        """The finished analysis. Raises what the inspection failed with."""
         document = asdict(self.inspection.findings.result())
         comparison = document.pop("comparison")
         if comparison is not None:
@@ -71,21 +71,14 @@ class _Asked:
         return {**head, **document, "comparison": comparison}
 
 
-def _start(parts: Services, owner: str, adapter_id: str, compare: str | None) -> _Asked:
-    ref = _find(parts, owner, adapter_id, "adapter")
-    other = None if compare is None else _find(parts, owner, compare, "compare")
-    return _Asked(ref, other, parts.inspections.start(ref, other))
+def _start(services: Services, owner: str, adapter_id: str, compare: str | None) -> _Analysis:
+    ref = find_adapter(services, owner, adapter_id)
+    other = None if compare is None else find_adapter(services, owner, compare, "compare")
+    return _Analysis(ref, other, services.inspections.start(ref, other))
 
 
-def _find(parts: Services, owner: str, adapter_id: str, param: str) -> AdapterRef:
-    ref = find_model(parts, owner, adapter_id)
-    if ref is None:
-        raise InvalidRequest(f"{adapter_id!r} is the base model, not an adapter", param=param)
-    return ref
-
-
-async def _begun(inspection: Inspection) -> None:
-    """Give it a moment: what fails at once still has a status of its own."""
+async def _until_started(inspection: Inspection) -> None:
+    """Wait a second at most, so that a failure at once is an HTTP status and not an event."""
     for _ in range(_PATIENCE_POLLS):
         if inspection.done or inspection.findings.done():
             break
@@ -94,22 +87,22 @@ async def _begun(inspection: Inspection) -> None:
         inspection.findings.result()
 
 
-async def _progress(parts: Services, asked: _Asked) -> AsyncIterator[bytes]:
-    inspection, told = asked.inspection, -1
+async def _progress(services: Services, analysis: _Analysis) -> AsyncIterator[bytes]:
+    inspection, reported = analysis.inspection, -1
     try:
         for polls in itertools.count():
             if inspection.findings.done():
                 break
             if polls % _KEEP_ALIVE_POLLS == 0:
                 yield b": still running\n\n"
-            if told != inspection.done:
-                told = inspection.done
-                yield event({"object": _PROGRESS, "done": told, "total": inspection.total})
+            if reported != inspection.done:
+                reported = inspection.done
+                yield event({"object": _PROGRESS, "done": reported, "total": inspection.total})
             await asyncio.sleep(_POLL_S)
-        yield event(asked.document())
-    except Exception as error:  # the status is sent: the stream itself must tell
+        yield event(analysis.document())
+    except Exception as error:  # the status is already sent
         if not isinstance(error, VerandahError | StoreError):
-            log.exception("the analysis of %s failed", asked.ref)
-        yield event(parts.describe(error).body(), name="error")
+            log.exception("the analysis of %s failed", analysis.ref)
+        yield event(services.describe(error).body(), name="error")
         return
     yield DONE

@@ -1,4 +1,4 @@
-"""/v1/models: the base model, and every adapter as a model whose `parent` it is."""
+"""/v1/models: the base model, and every adapter as a model with the base as its `parent`."""
 
 import contextlib
 import logging
@@ -6,11 +6,10 @@ from collections.abc import Iterator, Sequence
 
 from fastapi import APIRouter, Query
 
-from adapters_store.manifest import AdapterRef
+from adapters_store.manifest import AdapterRef, parse_adapter_id
 from adapters_store.store_errors import AdapterCorrupt, AdapterNotFound, InvalidName, StoreError
-from server.api.completions.generation import find_model
-from server.api.deps import CurrentOwner, GivenParts
-from server.api.interfaces import Services
+from server.api.app_services import CurrentOwner, CurrentServices, Services
+from server.api.model_lookup import find_model
 from server.errors import InvalidRequest
 
 log = logging.getLogger(__name__)
@@ -20,7 +19,7 @@ router = APIRouter(tags=["models"])
 Card = dict[str, object]
 
 
-def _card(parts: Services, model_id: str, created: int, root: str, parent: str | None) -> Card:
+def _card(services: Services, model_id: str, created: int, root: str, parent: str | None) -> Card:
     return {
         "id": model_id,
         "object": "model",
@@ -28,113 +27,114 @@ def _card(parts: Services, model_id: str, created: int, root: str, parent: str |
         "owned_by": "verandah",
         "root": root,
         "parent": parent,
-        "max_model_len": parts.engine.max_context,
+        "max_model_len": services.engine.max_context,
         "permission": [],
     }
 
 
-def _base_card(parts: Services) -> Card:
-    return _card(parts, parts.base.id, parts.base.created_at, parts.base.name, None)
+def _base_card(services: Services) -> Card:
+    return _card(services, services.base.id, services.base.created_at, services.base.name, None)
 
 
-def _adapter_card(parts: Services, model_id: str, ref: AdapterRef) -> Card:
-    # A file's time costs one look; opening 10,000 headers to list them would cost seconds.
+def _adapter_card(services: Services, model_id: str, ref: AdapterRef) -> Card:
+    # One `stat` gives the time; opening the headers of 10,000 adapters would take seconds.
     try:
-        created = int(parts.adapters.path(ref).stat().st_mtime)
+        created = int(services.adapters.path(ref).stat().st_mtime)
     except OSError as error:
         raise AdapterNotFound(f"adapter {ref} was deleted just now") from error
-    return _card(parts, model_id, created, str(ref), parts.base.id)
+    return _card(services, model_id, created, str(ref), services.base.id)
 
 
 @router.get("/v1/models")
 def list_models(
-    parts: GivenParts,
+    services: CurrentServices,
     owner: CurrentOwner,
-    limit: int | None = Query(None, ge=1, description="adapters at most; none: all"),
-    after: str | None = Query(None, description="the id at which the page before ended"),
+    limit: int | None = Query(None, ge=1, description="how many adapters at most; default: all"),
+    after: str | None = Query(None, description="the last id of the previous page"),
 ) -> Card:
     """The base model and the latest version of each adapter.
 
-    The OpenAI SDKs ask for one page and expect all; who wants pages sends `limit` and `after`.
+    The OpenAI SDKs request one page and expect all models; `limit` and `after` give pages.
     """
     names = [
         name
-        for name in parts.adapters.names(owner)
-        if after is None or after == parts.base.id or name > after
+        for name in services.adapters.names(owner)
+        if after is None or after == services.base.id or name > after
     ]
     page = names if limit is None else names[:limit]
-    data = [] if after else [_base_card(parts)]
-    data.extend(_latest_cards(parts, owner, page))
+    data = [] if after else [_base_card(services)]
+    data.extend(_latest_cards(services, owner, page))
     return {"object": "list", "data": data, "has_more": len(page) < len(names)}
 
 
-def _latest_cards(parts: Services, owner: str, names: list[str]) -> Iterator[Card]:
+def _latest_cards(services: Services, owner: str, names: list[str]) -> Iterator[Card]:
     for name in names:
         try:
-            yield _adapter_card(parts, name, parts.adapters.resolve(owner, name))
+            yield _adapter_card(services, name, services.adapters.resolve(owner, name))
         except AdapterNotFound:
-            continue  # deleted while we listed
-        except AdapterCorrupt as error:  # one broken pointer must not hide the others
-            log.warning("not listed: %s", error)
+            continue  # deleted since the names were read
+        except AdapterCorrupt as error:  # one damaged pointer must not hide the others
+            log.warning("an adapter is left out of the list: %s", error)
 
 
 @router.get("/v1/models/{model_id:path}")
-def get_model(model_id: str, parts: GivenParts, owner: CurrentOwner) -> Card:
+def get_model(model_id: str, services: CurrentServices, owner: CurrentOwner) -> Card:
     """The base model, an adapter's latest version, or one version of it."""
-    ref = find_model(parts, owner, model_id)
-    return _base_card(parts) if ref is None else _adapter_card(parts, model_id, ref)
+    ref = find_model(services, owner, model_id)
+    return _base_card(services) if ref is None else _adapter_card(services, model_id, ref)
 
 
 @router.delete("/v1/models/{model_id:path}")
-def delete_model(model_id: str, parts: GivenParts, owner: CurrentOwner) -> Card:
+def delete_model(model_id: str, services: CurrentServices, owner: CurrentOwner) -> Card:
     """Delete an adapter (NAME) or one version of it (NAME@VERSION). Running requests finish."""
-    delete_adapter(parts, owner, model_id)
+    delete_adapter(services, owner, model_id)
     return {"id": model_id, "object": "model", "deleted": True}
 
 
-def delete_adapter(parts: Services, owner: str, adapter_id: str) -> None:
-    """Delete from the store, then let the memory go once nobody uses it.
+def delete_adapter(services: Services, owner: str, adapter_id: str) -> None:
+    """Delete from the store, and free the memory once no request uses it.
 
-    The bare name takes all versions with it, and a job's result the checkpoints on its way.
+    The bare name deletes all versions. A job's result deletes the job's checkpoints too.
 
     Raises:
         ModelNotFound: no such adapter or version.
         InvalidRequest: the id is the base model's.
-        AdapterCorrupt: a version's adapter does not say what it has; the bare name can go.
+        AdapterCorrupt: the pointer of the adapter is damaged; deleting the bare name still works.
     """
-    if adapter_id == parts.base.id:
+    if adapter_id == services.base.id:
         raise InvalidRequest("the base model cannot be deleted", param="model")
-    name, gone = _deleted(parts, owner, adapter_id)
-    for number in gone:
-        parts.residency.forget(AdapterRef(owner, name, number))
+    name, versions = _delete_stored(services, owner, adapter_id)
+    for version in versions:
+        services.residency.forget(AdapterRef(owner, name, version))
 
 
-def _deleted(parts: Services, owner: str, adapter_id: str) -> tuple[str, Sequence[int]]:
-    """Delete from the store; the name and the versions that are gone."""
-    store = parts.adapters
-    if "@" not in adapter_id:
-        with contextlib.suppress(AdapterNotFound, InvalidName):  # told below, with what there is
-            return adapter_id, store.delete(owner, adapter_id)
-    ref = find_model(parts, owner, adapter_id)
+def _delete_stored(services: Services, owner: str, adapter_id: str) -> tuple[str, Sequence[int]]:
+    """Delete from the store. Returns the name and the deleted versions."""
+    store = services.adapters
+    with contextlib.suppress(AdapterNotFound, InvalidName):  # find_model refuses those below
+        name, version = parse_adapter_id(adapter_id)
+        if version is None:
+            return name, store.delete(owner, name)
+    ref = find_model(services, owner, adapter_id)
     assert ref is not None, "it is not the base's id"
-    gone = [*_on_the_way_to(parts, ref), ref.version]
-    for version in gone:
+    versions = [*_checkpoints_of(services, ref), ref.version]
+    for version in versions:
         store.delete(owner, ref.name, version)
-    return ref.name, gone
+    return ref.name, versions
 
 
-def _on_the_way_to(parts: Services, ref: AdapterRef) -> list[int]:
+def _checkpoints_of(services: Services, ref: AdapterRef) -> list[int]:
     """The checkpoints of the job whose result `ref` is; none if it is a checkpoint itself."""
-    aside = parts.adapters.aside(ref.owner, ref.name)
-    job = _job_of(parts, ref) if aside and ref.version not in aside else None
+    checkpoints = services.adapters.aside(ref.owner, ref.name)
+    job = _job_of(services, ref) if checkpoints and ref.version not in checkpoints else None
     if job is None:
         return []
-    refs = (AdapterRef(ref.owner, ref.name, version) for version in aside)
-    return [found.version for found in refs if _job_of(parts, found) == job]
+    refs = (AdapterRef(ref.owner, ref.name, version) for version in checkpoints)
+    return [checkpoint.version for checkpoint in refs if _job_of(services, checkpoint) == job]
 
 
-def _job_of(parts: Services, ref: AdapterRef) -> str | None:
+def _job_of(services: Services, ref: AdapterRef) -> str | None:
     try:
-        return parts.adapters.open(ref).manifest.provenance.get("job")
-    except StoreError:  # what is broken must be possible to delete all the same
+        return services.adapters.open(ref).manifest.provenance.get("job")
+    except StoreError:  # a damaged version must be deletable too
         return None

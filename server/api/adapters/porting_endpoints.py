@@ -1,4 +1,4 @@
-"""/v1/adapters/import and /v1/adapters/{id}/export: PEFT's files in and out. HTTP shapes only."""
+"""/v1/adapters/import and /v1/adapters/{id}/export: PEFT's files in and out. Knows no formats."""
 
 import shutil
 from collections.abc import Iterator
@@ -12,8 +12,9 @@ from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
-from server.api.adapters.adapter_endpoints import Entry, entry_of, find_adapter
-from server.api.deps import CurrentOwner, GivenParts
+from server.api.adapters.adapter_endpoints import Entry, entry_of
+from server.api.app_services import CurrentOwner, CurrentServices
+from server.api.model_lookup import find_adapter
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
@@ -24,20 +25,24 @@ _CHUNK_BYTES = 2**20
 
 
 @router.post("/import")
-def take_in(
-    parts: GivenParts,
+def import_adapter(
+    services: CurrentServices,
     owner: CurrentOwner,
-    name: Annotated[str, Form(description="the adapter's name; a new version of it is made")],
+    name: Annotated[str, Form(description="the adapter's name; this makes a new version of it")],
     config: Annotated[UploadFile, File(description="adapter_config.json")],
     weights: Annotated[UploadFile, File(description="adapter_model.safetensors")],
-    torch_era: Annotated[str, Form(description="of RandLoRA matrices unsaved: 2.11, 2.12")] = "",
-    half_dtype: Annotated[str, Form(description="of the same: bfloat16, float16")] = "",
+    torch_era: Annotated[
+        str, Form(description="torch release that drew matrices that were not saved: 2.11 or 2.12")
+    ] = "",
+    half_dtype: Annotated[
+        str, Form(description="half precision in which it drew them: bfloat16 or float16")
+    ] = "",
     base_dtype: Annotated[
-        str, Form(description="of the base in training, for matrices unsaved")
+        str, Form(description="number format of the base model in that training")
     ] = "float32",
 ) -> Entry:
     """Publish a PEFT checkpoint (VeRA, RandLoRA or LoRA) as the next version of an adapter."""
-    ref = parts.porting.take_in(
+    ref = services.porting.take_in(
         owner,
         name,
         config.file,
@@ -47,24 +52,24 @@ def take_in(
         half_dtype=half_dtype,
         base_dtype=base_dtype,
     )
-    return entry_of(parts, str(ref), ref)
+    return entry_of(services, str(ref), ref)
 
 
 @router.get("/{adapter_id}/export", response_class=StreamingResponse)
-def give_out(
+def export_adapter(
     adapter_id: str,
-    parts: GivenParts,
+    services: CurrentServices,
     owner: CurrentOwner,
     form: Literal["peft", "peft-lora", "merged"] = Query("peft", alias="format"),
 ) -> StreamingResponse:
-    """An adapter (NAME or NAME@VERSION) as a zip of the files that others load."""
-    ref = find_adapter(parts, owner, adapter_id)
-    folder = parts.porting.give_out(ref, form)
+    """An adapter (NAME or NAME@VERSION) as a zip of files for PEFT, vLLM or transformers."""
+    ref = find_adapter(services, owner, adapter_id)
+    folder = services.porting.give_out(ref, form)
     return _FolderResponse(folder, f"{ref.name}-{ref.version}-{form}.zip")
 
 
 class _FolderResponse(StreamingResponse):
-    """A folder's files as one zip, made while it is sent; the folder is removed in any case."""
+    """A folder's files as one zip, packed while it is sent; removes the folder at the end."""
 
     def __init__(self, folder: Path, filename: str) -> None:
         self._folder = folder
@@ -79,7 +84,7 @@ class _FolderResponse(StreamingResponse):
 
 
 class _Pipe(RawIOBase):
-    """What a zip is written to: bytes that wait to be sent."""
+    """A file for the zip to write to, whose bytes the response takes out again."""
 
     def __init__(self) -> None:
         self._waiting: list[bytes] = []
@@ -91,7 +96,7 @@ class _Pipe(RawIOBase):
         self._waiting.append(bytes(data))
         return len(self._waiting[-1])
 
-    def taken(self) -> bytes:
+    def take(self) -> bytes:
         data, self._waiting = b"".join(self._waiting), []
         return data
 
@@ -100,9 +105,9 @@ def _zipped(folder: Path) -> Iterator[bytes]:
     pipe = _Pipe()
     with ZipFile(cast(IO[bytes], pipe), "w", ZIP_STORED) as archive:
         for path in sorted(path for path in folder.iterdir() if path.is_file()):
-            # Sizes are not known beforehand to a zip that cannot seek.
+            # A zip that cannot seek must allow for large files: it knows no size beforehand.
             with path.open("rb") as file, archive.open(path.name, "w", force_zip64=True) as entry:
                 while chunk := file.read(_CHUNK_BYTES):
                     entry.write(chunk)
-                    yield pipe.taken()
-    yield pipe.taken()
+                    yield pipe.take()
+    yield pipe.take()

@@ -1,1 +1,1 @@
-"""The two completion endpoints, from the request to the streamed answer."""
+"""The two completion endpoints, from the request to the answer."""

@@ -1,4 +1,4 @@
-"""POST /v1/chat/completions."""
+"""POST /v1/chat/completions: answers a conversation. Knows no text completion."""
 
 import secrets
 from collections.abc import Iterable, Iterator
@@ -10,22 +10,18 @@ from pydantic import FailFast, Field, field_validator
 from pydantic_core import PydanticCustomError
 from starlette.types import Receive
 
+from server.api.app_services import CurrentOwner, CurrentServices, Services
 from server.api.completions import logprob_format
 from server.api.completions.delivery import StreamWaker
-from server.api.completions.generation import (
-    CheckedRequest,
-    find_model,
-    generation,
-    now,
-    room_for_answer,
-)
+from server.api.completions.generation import CheckedRequest, context_left
 from server.api.completions.generation_fields import GenerationFields
 from server.api.completions.replies import Transcript, reply
-from server.api.deps import CurrentOwner, GivenParts
-from server.api.interfaces import Services, Tokenizer
+from server.api.model_lookup import find_model
 from server.api.wire import Text, WireModel, at_most
+from server.engine.sequence import check_token_ids
 from server.errors import InvalidRequest
-from server.scheduler.request import TextDelta, TokenPiece
+from server.interfaces import Tokenizer
+from server.scheduler.request import Generation, TextDelta, TokenPiece
 
 router = APIRouter(tags=["completions"])
 
@@ -33,9 +29,7 @@ _MAX_MESSAGES = 4096
 
 
 class ChatMessage(WireModel):
-    """One message. The last fields are what answers carry, so that one can be sent back as it came;
-    they must be empty.
-    """
+    """One message. A client may send an answer back; its last five fields must be empty then."""
 
     role: Literal["system", "developer", "user", "assistant"]
     content: Text | None = None
@@ -48,7 +42,7 @@ class ChatMessage(WireModel):
     tool_calls: list[None] | None = Field(None, max_length=0)
 
     def for_template(self) -> dict[str, object]:
-        """As chat templates expect it."""
+        """The message as chat templates expect it."""
         role = "system" if self.role == "developer" else self.role
         message: dict[str, object] = {"role": role, "content": self.content or ""}
         return message if self.name is None else message | {"name": self.name}
@@ -56,7 +50,7 @@ class ChatMessage(WireModel):
     @field_validator("content", mode="before")
     @classmethod
     def _join_parts(cls, content: object) -> object:
-        """Content may be a list of parts; only text is understood."""
+        """Content may be a list of parts; only text is supported."""
         if not isinstance(content, list):
             return content
         return "".join(_text(part) for part in content)
@@ -81,25 +75,25 @@ class ChatRequest(GenerationFields):
     @property
     def wanted_tokens(self) -> int | None:
         """The answer's largest length, if the request gives one."""
-        given = {self.max_completion_tokens, self.max_tokens} - {None}
-        if len(given) > 1:
+        limits = {self.max_completion_tokens, self.max_tokens} - {None}
+        if len(limits) > 1:
             raise InvalidRequest(
-                "max_tokens and max_completion_tokens differ; send one", param="max_tokens"
+                "max_tokens and max_completion_tokens differ: send one of them", param="max_tokens"
             )
-        return given.pop() if given else None
+        return limits.pop() if limits else None
 
     @property
     def wanted_logprobs(self) -> int | None:
-        """How many alternatives to tell per token; None: no log-probabilities at all."""
+        """How many alternatives to report per token; None: no log-probabilities at all."""
         if self.top_logprobs and not self.logprobs:
             raise InvalidRequest(
-                "top_logprobs needs logprobs=true; send both", param="top_logprobs"
+                "top_logprobs needs logprobs=true: send both", param="top_logprobs"
             )
         return self.top_logprobs or 0 if self.logprobs else None
 
 
 class ChatShape:
-    """Chat completions and their chunks."""
+    """The documents and chunks of chat completions."""
 
     document_kind = "chat.completion"
     chunk_kind = "chat.completion.chunk"
@@ -107,7 +101,7 @@ class ChatShape:
     def __init__(self, tokenizer: Tokenizer, *, logprobs: bool) -> None:
         self._tokenizer = tokenizer
         self.scores = logprobs
-        self._begun: set[int] = set()
+        self._started: set[int] = set()  # choices
 
     def whole(self, choice: int, transcript: Transcript) -> dict[str, object]:
         return {
@@ -119,8 +113,8 @@ class ChatShape:
         }
 
     def chunks(self, choice: int, delta: TextDelta) -> Iterator[dict[str, object]]:
-        if choice not in self._begun:
-            self._begun.add(choice)
+        if choice not in self._started:
+            self._started.add(choice)
             yield _chunk(choice, {"role": "assistant", "content": "", "refusal": None})
         if delta.text or (self.scores and delta.tokens):
             yield self.text(choice, delta.text) | {"logprobs": self._scores(delta.tokens)}
@@ -141,35 +135,46 @@ def _chunk(choice: int, delta: dict[str, object]) -> dict[str, object]:
     return {"index": choice, "delta": delta, "logprobs": None, "finish_reason": None}
 
 
-def _ask(parts: Services, owner: str, body: ChatRequest) -> CheckedRequest:
-    """Find the model, apply the chat template, check all. Reads the disk and tokenises."""
-    adapter = find_model(parts, owner, body.model)
-    prompt = parts.tokenizer.chat([message.for_template() for message in body.messages])
+def check_request(services: Services, owner: str, body: ChatRequest) -> CheckedRequest:
+    """Find the model, apply the chat template, check all. Reads the disk and tokenises.
+
+    Raises:
+        ModelNotFound, InvalidRequest: naming the field at fault.
+    """
+    adapter = find_model(services, owner, body.model)
+    prompt = services.tokenizer.chat([message.for_template() for message in body.messages])
     params = body.sampling(
-        max_tokens=room_for_answer(parts, len(prompt), body.wanted_tokens, "messages"),
+        max_tokens=body.wanted_tokens or context_left(services, prompt),
         top_logprobs=body.wanted_logprobs,
     )
-    asked_id = f"chatcmpl-{secrets.token_hex(12)}"
-    return CheckedRequest(
-        id=asked_id,
-        created=now(),
-        model=parts.base.id if adapter is None else str(adapter),
-        generations=(generation(parts, owner, asked_id, body, adapter, prompt, params),),
+    check_token_ids(prompt, params, services.base.vocab_size)
+    generation = Generation(
+        request_id=f"chatcmpl-{secrets.token_hex(12)}",
+        owner=owner,
+        prompt=tuple(prompt),
+        params=params,
+        adapter=adapter,
+        n=body.choices,
+        timeout_s=services.request_timeout_s,
+        prompt_param="messages",
+        length_param="max_tokens" if body.max_tokens else "max_completion_tokens",
     )
+    model = services.base.id if adapter is None else str(adapter)
+    return CheckedRequest(generation.request_id, model, (generation,))
 
 
 @router.post("/v1/chat/completions")
 async def create_chat_completion(
-    body: ChatRequest, request: Request, parts: GivenParts, owner: CurrentOwner
+    body: ChatRequest, request: Request, services: CurrentServices, owner: CurrentOwner
 ) -> Response:
     """Answer a conversation."""
-    return await answer(parts, request.app.state.waker, owner, body, request.receive)
+    return await answer(services, request.app.state.waker, owner, body, request.receive)
 
 
 async def answer(
-    parts: Services, waker: StreamWaker, owner: str, body: ChatRequest, receive: Receive
+    services: Services, waker: StreamWaker, owner: str, body: ChatRequest, receive: Receive
 ) -> Response:
-    """What `create_chat_completion` answers."""
-    asked = await run_in_threadpool(_ask, parts, owner, body)
-    shape = ChatShape(parts.tokenizer, logprobs=bool(body.logprobs))
-    return await reply(parts, waker, asked, shape, receive, usage_chunk=body.usage_chunk)
+    """The answer of `create_chat_completion`."""
+    checked = await run_in_threadpool(check_request, services, owner, body)
+    shape = ChatShape(services.tokenizer, logprobs=bool(body.logprobs))
+    return await reply(services, waker, checked, shape, receive, usage_chunk=body.usage_chunk)

@@ -9,9 +9,9 @@ from typing import NamedTuple
 
 from starlette.types import Receive
 
-from server.api.interfaces import Engine
 from server.engine.sequence import FinishReason
 from server.errors import Unavailable
+from server.interfaces import Engine
 from server.scheduler.intake import Handle
 from server.scheduler.request import Generation, TextDelta, TokenSink
 

@@ -1,7 +1,7 @@
-"""The short way to the two completions: what FastAPI does for a good request, for less.
+"""A fast path around FastAPI for valid completion requests. Knows neither kind of completion.
 
-Its routing, exit stacks and dependencies take longer than all the rest of a request. So a POST of
-good JSON goes straight to the function; whatever else comes to these paths, FastAPI answers.
+FastAPI's routing, exit stacks and dependencies take longer than all the rest of a request. So the
+body of a valid POST goes straight to the endpoint's function. FastAPI answers everything else.
 """
 
 import json
@@ -13,55 +13,55 @@ from pydantic import BaseModel
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from adapters_store.store_errors import StoreError
+from server.api.app_services import Services
 from server.api.completions.delivery import StreamWaker
-from server.api.interfaces import Services
 from server.errors import VerandahError
 
 _JSON = (b"content-type", b"application/json")
 
 
 @dataclass(frozen=True)
-class Way:
-    """What a path's bodies are, and who answers them: `answer(parts, waker, owner, body, receive)`,
-    where `receive` tells only when the client goes away.
+class FastRoute:
+    """The body of a path, and its function: `answer(services, waker, owner, body, receive)`, where
+    `receive` reports only that the client disconnects.
     """
 
     body: type[BaseModel]
     answer: Callable[..., Awaitable[Response]]
 
 
-class Direct:
-    """Answers good requests to `ways`, by their paths, and leaves the rest to `app`."""
+class FastPath:
+    """Answers valid requests to the paths in `routes`, and leaves all others to `app`."""
 
     def __init__(
-        self, app: ASGIApp, parts: Services, waker: StreamWaker, ways: Mapping[str, Way]
+        self, app: ASGIApp, services: Services, waker: StreamWaker, routes: Mapping[str, FastRoute]
     ) -> None:
         self._app = app
-        self._parts = parts
-        self._waker = waker
-        self._ways = ways
+        self._services = services
+        self._wakes = waker
+        self._routes = routes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        way = self._ways.get(scope["path"]) if scope["type"] == "http" else None
-        if way is None or scope["method"] != "POST" or _JSON not in scope["headers"]:
+        route = self._routes.get(scope["path"]) if scope["type"] == "http" else None
+        if route is None or scope["method"] != "POST" or _JSON not in scope["headers"]:
             return await self._app(scope, receive, send)
-        read = await _read(receive)
-        if read is None:
-            return None  # the client is gone
+        content = await _read(receive)
+        if content is None:
+            return None  # the client has disconnected
         try:
-            body = way.body.model_validate(json.loads(read))
+            body = route.body.model_validate(json.loads(content))
         except (ValueError, RecursionError, VerandahError):  # pydantic's are ValueErrors
-            return await self._app(scope, _again(read, receive), send)
+            return await self._app(scope, _replayed(content, receive), send)
         try:
             owner = scope["verandah.owner"]
-            response = await way.answer(self._parts, self._waker, owner, body, receive)
+            response = await route.answer(self._services, self._wakes, owner, body, receive)
         except (VerandahError, StoreError) as error:
-            response = self._parts.describe(error).response()
+            response = self._services.describe(error).response()
         return await response(scope, receive, send)
 
 
 async def _read(receive: Receive) -> bytes | None:
-    """The whole body, or None if the client goes away before it has sent it."""
+    """The whole body, or None if the client disconnects before its end."""
     pieces: list[bytes] = []
     more = True
     while more:
@@ -73,15 +73,15 @@ async def _read(receive: Receive) -> bytes | None:
     return b"".join(pieces)
 
 
-def _again(body: bytes, receive: Receive) -> Receive:
-    """A `receive` that begins with a body that was read already."""
-    told = False
+def _replayed(body: bytes, receive: Receive) -> Receive:
+    """A `receive` that gives the body, which was read already, once more."""
+    replayed = False
 
     async def first_body() -> Message:
-        nonlocal told
-        if told:
+        nonlocal replayed
+        if replayed:
             return await receive()
-        told = True
+        replayed = True
         return {"type": "http.request", "body": body, "more_body": False}
 
     return first_body

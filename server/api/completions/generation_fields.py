@@ -1,7 +1,7 @@
 """Fields that chat and plain completions share: how to sample, and what is refused.
 
-Fields of the OpenAI API that change nothing here are dropped; those that would change the answer
-and are not supported are refused by name, unless they hold a value that asks for nothing.
+Fields of the OpenAI API that change nothing here are dropped. Those that would change the answer
+and are not supported are refused by name, unless their value asks for the default.
 """
 
 from collections.abc import Mapping
@@ -28,7 +28,7 @@ _WITHOUT_EFFECT = frozenset(
     }
 )
 
-# Refused, except for these values, which ask for what happens anyway.
+# Refused, except with these values, which ask for the default.
 _UNSUPPORTED: Mapping[str, tuple[object, ...]] = {
     "audio": (None,),
     "best_of": (None, 1),
@@ -70,7 +70,7 @@ class StreamOptions(WireModel):
 
 
 class GenerationFields(WireModel):
-    """What both kinds of request may say about the answer. None stands for the default."""
+    """What both kinds of request may set. None stands for the default."""
 
     model: Text
     n: int | None = Field(None, ge=1, le=_MAX_CHOICES)
@@ -98,7 +98,7 @@ class GenerationFields(WireModel):
             return data
         for name, harmless in _UNSUPPORTED.items():
             if name in data and data[name] not in harmless:
-                raise InvalidRequest(f"{name} is not supported here; leave it out", param=name)
+                raise InvalidRequest(f"{name} is not supported: leave it out", param=name)
         unwanted = _WITHOUT_EFFECT | _UNSUPPORTED.keys()
         return {name: value for name, value in data.items() if name not in unwanted}
 
@@ -108,7 +108,7 @@ class GenerationFields(WireModel):
 
     @property
     def usage_chunk(self) -> bool | None:
-        """None: no stream. Else whether the stream ends with a chunk of counts."""
+        """Whether the stream ends with a chunk of token counts; None: no stream is wanted."""
         if not self.stream:
             return None
         return self.stream_options is not None and self.stream_options.include_usage
@@ -123,7 +123,7 @@ class GenerationFields(WireModel):
         """
         if self.stream_options is not None and not self.stream:
             raise InvalidRequest(
-                "stream_options is for streams; send stream=true too", param="stream_options"
+                "stream_options needs stream=true: send both", param="stream_options"
             )
         stops = [self.stop] if isinstance(self.stop, str) else self.stop or []
         return SamplingParams(

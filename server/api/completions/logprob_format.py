@@ -1,10 +1,10 @@
-"""Log-probabilities in the two shapes of the OpenAI API."""
+"""Log-probabilities in the two shapes of the OpenAI API. Knows no requests."""
 
 from collections.abc import Iterable
 from collections.abc import Sequence as Seq
 
-from server.api.interfaces import Tokenizer
 from server.engine.sequence import TokenLogprob
+from server.interfaces import Tokenizer
 from server.scheduler.request import TokenPiece
 
 _LOWEST = -9999.0  # JSON has no -inf; vLLM's stand-in
@@ -41,9 +41,8 @@ def for_completion(
     """`choices[].logprobs` of a completion.
 
     Args:
-        tokens: for each token the text that it showed, its id, and its score (None: the first of
-            a prompt, which has none).
-        offset: where in the choice's text the first of them begins.
+        tokens: each token's text, id and score (None: the first token of a prompt has none).
+        offset: place of the first token in the choice's text, in characters.
     """
     offsets: list[int] = []
     for text, _, _ in tokens:
@@ -62,7 +61,7 @@ def for_completion(
 
 
 def _best(tokenizer: Tokenizer, score: TokenLogprob) -> dict[str, float]:
-    """Text to logprob. Of several tokens with one text (parts of characters) the best counts."""
+    """Text to logprob. Tokens that are parts of characters may share a text: the best counts."""
     best: dict[str, float] = {}
     for token_id, logprob in (*score.top, (score.token_id, score.logprob)):
         best.setdefault(tokenizer.token_text(token_id), max(logprob, _LOWEST))

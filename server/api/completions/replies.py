@@ -16,9 +16,9 @@ from fastapi.responses import JSONResponse
 from starlette.types import Receive
 
 from adapters_store.store_errors import StoreError
+from server.api.app_services import Services
 from server.api.completions.delivery import Answers, ChoiceUpdate, ClientGone, StreamWaker
 from server.api.completions.generation import CheckedRequest, usage
-from server.api.interfaces import Services
 from server.api.sse import DONE, AnswerStream, event
 from server.engine.sequence import FinishReason, TokenLogprob
 from server.errors import InvalidRequest, QueueFull, Unavailable, VerandahError
@@ -72,7 +72,7 @@ class Shape(Protocol):
 
 
 async def reply(
-    parts: Services,
+    services: Services,
     waker: StreamWaker,
     request: CheckedRequest,
     shape: Shape,
@@ -91,19 +91,19 @@ async def reply(
             can still have the error's status. Later failures are an event in the stream.
     """
     answers = Answers(
-        parts.engine,
+        services.engine,
         waker,
         receive,
         ends_only=usage_chunk is None,
-        timeout_s=parts.request_timeout_s,
+        timeout_s=services.request_timeout_s,
     )
     handed_on = False
     try:
-        _submit(parts, answers, request)
+        _submit(services, answers, request)
         if usage_chunk is None:
             return JSONResponse(await _document(answers, request, shape))
         first = await answers.next()
-        events = _events(parts, answers, first, request, shape, usage_chunk)
+        events = _events(services, answers, first, request, shape, usage_chunk)
         handed_on = True
         return AnswerStream(events, on_end=answers.close)
     except ClientGone:
@@ -113,11 +113,12 @@ async def reply(
             answers.close()
 
 
-def _submit(parts: Services, answers: Answers, request: CheckedRequest) -> None:
-    count, most = sum(generation.n for generation in request.generations), parts.engine.max_answers
-    if count > most:  # a 429 would have the client try again for ever
+def _submit(services: Services, answers: Answers, request: CheckedRequest) -> None:
+    wanted = sum(generation.n for generation in request.generations)
+    most = services.engine.max_answers
+    if wanted > most:  # a 429 would have the client try again for ever
         raise InvalidRequest(
-            f"the request wants {count} answers, and {most} may run and wait at once: ask for "
+            f"the request wants {wanted} answers, and {most} may run and wait at once: ask for "
             "fewer, or raise the server's max_waiting",
             param="n",
         )
@@ -125,10 +126,10 @@ def _submit(parts: Services, answers: Answers, request: CheckedRequest) -> None:
         for generation in request.generations:
             answers.submit(generation)
     except QueueFull:
-        parts.metrics.rejected("queue_full")
+        services.metrics.rejected("queue_full")
         raise
     except Unavailable:
-        parts.metrics.rejected("unavailable")
+        services.metrics.rejected("unavailable")
         raise
 
 
@@ -154,7 +155,7 @@ async def _document(answers: Answers, request: CheckedRequest, shape: Shape) -> 
 
 
 async def _events(
-    parts: Services,
+    services: Services,
     answers: Answers,
     batch: Seq[ChoiceUpdate],
     request: CheckedRequest,
@@ -183,7 +184,7 @@ async def _events(
     except Exception as error:  # the status was sent: the error is an event
         if not isinstance(error, VerandahError | StoreError):
             log.exception("answer %s failed", request.id)
-        yield event(parts.describe(error).body(), name="error"), False
+        yield event(services.describe(error).body(), name="error"), False
         return
     if usage_chunk:
         counts = usage(request.prompt_tokens, num_tokens, cached)

@@ -1,4 +1,4 @@
-"""POST /v1/completions: text goes on. Several prompts may be asked at once."""
+"""POST /v1/completions: continues one text or several. Knows no chat template."""
 
 import secrets
 from collections.abc import Iterator
@@ -12,23 +12,18 @@ from pydantic import Field, PlainValidator
 from pydantic_core import PydanticCustomError
 from starlette.types import Receive
 
+from server.api.app_services import CurrentOwner, CurrentServices, Services
 from server.api.completions import logprob_format
 from server.api.completions.delivery import StreamWaker
-from server.api.completions.generation import (
-    CheckedRequest,
-    find_model,
-    generation,
-    now,
-    room_for_answer,
-)
+from server.api.completions.generation import CheckedRequest, context_left
 from server.api.completions.generation_fields import GenerationFields
 from server.api.completions.replies import Transcript, reply
-from server.api.deps import CurrentOwner, GivenParts
-from server.api.interfaces import Services, Tokenizer
+from server.api.model_lookup import find_model
 from server.api.wire import encodable
-from server.engine.sequence import TokenLogprob
+from server.engine.sequence import TokenLogprob, check_token_ids
 from server.errors import InvalidRequest
-from server.scheduler.request import TextDelta, TokenPiece
+from server.interfaces import Tokenizer
+from server.scheduler.request import Generation, TextDelta, TokenPiece
 
 router = APIRouter(tags=["completions"])
 
@@ -39,7 +34,7 @@ Scored = tuple[str, int, TokenLogprob | None]
 
 
 def _checked_prompt(value: object) -> object:
-    """Look at each item once, and stop at the first bad one: see `server.api.wire`."""
+    """Check each item once and stop at the first wrong one: `server.api.wire` says why."""
     items = value if isinstance(value, list) else [value]
     if isinstance(value, list) and all(type(item) is int for item in value):
         return value
@@ -88,7 +83,7 @@ class CompletionRequest(GenerationFields):
 
 @dataclass(frozen=True)
 class Echo:
-    """A prompt as it is shown before its answer: its tokens' ids and the text of each."""
+    """A prompt that is shown before its answer: the ids of its tokens and the text of each."""
 
     token_ids: tuple[int, ...]
     pieces: tuple[str, ...]
@@ -98,16 +93,16 @@ class Echo:
         return "".join(self.pieces)
 
     def scored(self, scores: Seq[TokenLogprob | None] | None) -> list[Scored]:
-        """The tokens with their scores; without scores, as if unknown."""
+        """The tokens with their scores; None for each where there are none."""
         known = scores or (None,) * len(self.token_ids)
         return list(zip(self.pieces, self.token_ids, known, strict=True))
 
 
 class CompletionShape:
-    """Text completions; a chunk looks as a document does.
+    """The documents and chunks of text completions, which have one form.
 
     Args:
-        echoes: the prompts to show before their answers, `n` answers each; empty: none is shown.
+        echoes: the prompts to show before their `n` answers each; empty: none is shown.
     """
 
     document_kind = "text_completion"
@@ -177,61 +172,66 @@ def _echo(tokenizer: Tokenizer, prompt: Seq[int]) -> Echo:
     return Echo(tuple(prompt), tuple(pieces))
 
 
-def _ask(parts: Services, owner: str, body: CompletionRequest) -> CheckedRequest:
+def check_request(services: Services, owner: str, body: CompletionRequest) -> CheckedRequest:
     """Find the model, tokenise, check all. Reads the disk."""
-    adapter = find_model(parts, owner, body.model)
-    asked_id = f"cmpl-{secrets.token_hex(12)}"
+    adapter = find_model(services, owner, body.model)
+    request_id = f"cmpl-{secrets.token_hex(12)}"
     generations = []
-    for given in body.prompts:
+    for item in body.prompts:
         prompt = (
-            parts.tokenizer.encode(given, add_special=True) if isinstance(given, str) else given
+            services.tokenizer.encode(item, add_special=True) if isinstance(item, str) else item
         )
-        length = body.max_tokens
-        if length is None:
-            length = min(_DEFAULT_MAX_TOKENS, room_for_answer(parts, len(prompt), None, "prompt"))
+        default_length = min(_DEFAULT_MAX_TOKENS, context_left(services, prompt))
         params = body.sampling(
-            max_tokens=room_for_answer(parts, len(prompt), length, "prompt"),
+            max_tokens=default_length if body.max_tokens is None else body.max_tokens,
             top_logprobs=body.logprobs,
             prompt_logprobs=bool(body.echo) and body.logprobs is not None,
         )
-        generations.append(generation(parts, owner, asked_id, body, adapter, prompt, params))
-    return CheckedRequest(
-        id=asked_id,
-        created=now(),
-        model=parts.base.id if adapter is None else str(adapter),
-        generations=tuple(generations),
-    )
+        check_token_ids(prompt, params, services.base.vocab_size)
+        generation = Generation(
+            request_id=request_id,
+            owner=owner,
+            prompt=tuple(prompt),
+            params=params,
+            adapter=adapter,
+            n=body.choices,
+            timeout_s=services.request_timeout_s,
+        )
+        generations.append(generation)
+    model = services.base.id if adapter is None else str(adapter)
+    return CheckedRequest(request_id, model, tuple(generations))
 
 
-def _ask_and_shape(
-    parts: Services, owner: str, body: CompletionRequest
+def _checked_and_shape(
+    services: Services, owner: str, body: CompletionRequest
 ) -> tuple[CheckedRequest, CompletionShape]:
-    asked = _ask(parts, owner, body)
-    shown = asked.generations if body.echo else ()
+    checked = check_request(services, owner, body)
+    shown = checked.generations if body.echo else ()
+    most = services.engine.max_context  # the engine refuses a longer prompt: do not decode it
     shape = CompletionShape(
-        parts.tokenizer,
+        services.tokenizer,
         logprobs=body.logprobs is not None,
-        echoes=[_echo(parts.tokenizer, generation.prompt) for generation in shown],
+        echoes=[_echo(services.tokenizer, generation.prompt[:most]) for generation in shown],
         n=body.choices,
     )
-    return asked, shape
+    return checked, shape
 
 
 @router.post("/v1/completions")
 async def create_completion(
-    body: CompletionRequest, request: Request, parts: GivenParts, owner: CurrentOwner
+    body: CompletionRequest, request: Request, services: CurrentServices, owner: CurrentOwner
 ) -> Response:
-    """Go on with a text."""
-    return await answer(parts, request.app.state.waker, owner, body, request.receive)
+    """Continue a text, or several."""
+    return await answer(services, request.app.state.waker, owner, body, request.receive)
 
 
 async def answer(
-    parts: Services, waker: StreamWaker, owner: str, body: CompletionRequest, receive: Receive
+    services: Services, waker: StreamWaker, owner: str, body: CompletionRequest, receive: Receive
 ) -> Response:
-    """What `create_completion` answers."""
-    if body.model == parts.base.id and body.echo is None and body.holds_token_ids:
+    """The answer of `create_completion`."""
+    if body.model == services.base.id and body.echo is None and body.holds_token_ids:
         # Neither disk nor tokenizer: a thread would cost more than this takes.
-        asked, shape = _ask_and_shape(parts, owner, body)
+        checked, shape = _checked_and_shape(services, owner, body)
     else:
-        asked, shape = await run_in_threadpool(_ask_and_shape, parts, owner, body)
-    return await reply(parts, waker, asked, shape, receive, usage_chunk=body.usage_chunk)
+        checked, shape = await run_in_threadpool(_checked_and_shape, services, owner, body)
+    return await reply(services, waker, checked, shape, receive, usage_chunk=body.usage_chunk)

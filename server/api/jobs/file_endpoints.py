@@ -1,11 +1,11 @@
-"""/v1/files: what jobs learn from."""
+"""/v1/files: uploads and serves the files that jobs train on. Knows nothing of their lines."""
 
 from typing import Annotated, Literal
 
 from fastapi import APIRouter, File, Form, Query, UploadFile
 from fastapi.responses import FileResponse
 
-from server.api.deps import CurrentOwner, GivenParts
+from server.api.app_services import CurrentOwner, CurrentServices
 from server.errors import InvalidRequest
 from server.jobs.files.file_store import StoredFile
 
@@ -30,22 +30,22 @@ def _document(file: StoredFile) -> Document:
 
 @router.post("")
 def upload(
-    parts: GivenParts,
+    services: CurrentServices,
     owner: CurrentOwner,
     file: Annotated[UploadFile, File()],
     purpose: Annotated[str, Form()],
 ) -> Document:
-    """Keep a file. Its lines are checked when a job is made of it."""
+    """Store a file. Creating a job checks its lines."""
     if purpose != "fine-tune":
         raise InvalidRequest(
-            f"purpose {purpose!r} is not supported; files are for 'fine-tune'", param="purpose"
+            f"purpose {purpose!r} is not supported: send 'fine-tune'", param="purpose"
         )
-    return _document(parts.files.create(owner, file.filename or "upload", purpose, file.file))
+    return _document(services.files.create(owner, file.filename or "upload", purpose, file.file))
 
 
 @router.get("")
 def list_files(
-    parts: GivenParts,
+    services: CurrentServices,
     owner: CurrentOwner,
     purpose: str | None = None,
     limit: int = Query(10_000, ge=1, le=10_000),
@@ -53,7 +53,7 @@ def list_files(
     after: str | None = None,
 ) -> Document:
     """The owner's files, by default the newest first."""
-    page = parts.files.list(owner, purpose=purpose, after=after, limit=limit, order=order)
+    page = services.files.list(owner, purpose=purpose, after=after, limit=limit, order=order)
     data = [_document(file) for file in page.items]
     return {
         "object": "list",
@@ -65,24 +65,24 @@ def list_files(
 
 
 @router.get("/{file_id}")
-def get_file(file_id: str, parts: GivenParts, owner: CurrentOwner) -> Document:
-    """What is known about one file."""
-    return _document(parts.files.get(owner, file_id))
+def get_file(file_id: str, services: CurrentServices, owner: CurrentOwner) -> Document:
+    """One file's name, size and purpose."""
+    return _document(services.files.get(owner, file_id))
 
 
 @router.get("/{file_id}/content")
-def get_content(file_id: str, parts: GivenParts, owner: CurrentOwner) -> FileResponse:
-    """The file as it was sent."""
-    file = parts.files.get(owner, file_id)
+def get_content(file_id: str, services: CurrentServices, owner: CurrentOwner) -> FileResponse:
+    """The bytes of a file."""
+    file = services.files.get(owner, file_id)
     return FileResponse(
-        parts.files.path(owner, file_id),
+        services.files.path(owner, file_id),
         media_type="application/octet-stream",
         filename=file.filename,
     )
 
 
 @router.delete("/{file_id}")
-def delete_file(file_id: str, parts: GivenParts, owner: CurrentOwner) -> Document:
-    """Delete a file. Jobs that have begun keep what they read."""
-    parts.files.delete(owner, file_id)
+def delete_file(file_id: str, services: CurrentServices, owner: CurrentOwner) -> Document:
+    """Delete a file. Jobs that run already are not affected."""
+    services.files.delete(owner, file_id)
     return {"id": file_id, "object": "file", "deleted": True}

@@ -1,4 +1,4 @@
-"""Jobs, events and checkpoints as the OpenAI API writes them."""
+"""Jobs, events and checkpoints as documents of the OpenAI API. Knows no requests."""
 
 import json
 
@@ -10,10 +10,10 @@ _OPENAI_HYPERPARAMETERS = ("n_epochs", "batch_size", "learning_rate_multiplier")
 
 
 def job_document(job: Job) -> Document:
-    """A job, with what is ours in an object of its own."""
-    asked: Document = json.loads(job.hyperparameters.to_json())
-    shown = dict.fromkeys(_OPENAI_HYPERPARAMETERS, "auto") | asked
-    ours = {key: value for key, value in asked.items() if key not in _OPENAI_HYPERPARAMETERS}
+    """A job. Fields that the OpenAI API lacks are in the object `verandah`."""
+    options: Document = json.loads(job.hyperparameters.to_json())
+    shown = dict.fromkeys(_OPENAI_HYPERPARAMETERS, "auto") | options
+    ours = {key: value for key, value in options.items() if key not in _OPENAI_HYPERPARAMETERS}
     error = job.error
     return {
         "id": job.id,
@@ -46,21 +46,21 @@ def job_document(job: Job) -> Document:
     }
 
 
-def event_document(told: Event) -> Document:
-    """What a job told."""
+def event_document(event: Event) -> Document:
+    """An event of a job."""
     return {
-        "id": told.id,
+        "id": event.id,
         "object": "fine_tuning.job.event",
-        "created_at": told.created_at,
-        "level": told.level,
-        "type": told.type,
-        "message": told.message,
-        "data": told.data,
+        "created_at": event.created_at,
+        "level": event.level,
+        "type": event.type,
+        "message": event.message,
+        "data": event.data,
     }
 
 
 def checkpoint_document(checkpoint: Checkpoint) -> Document:
-    """A version that a job published; its model is asked like any other."""
+    """A version that a job published; requests name it as their model."""
     return {
         "id": checkpoint.id,
         "object": "fine_tuning.job.checkpoint",
@@ -73,7 +73,7 @@ def checkpoint_document(checkpoint: Checkpoint) -> Document:
 
 
 def page_document(items: list[Document], has_more: bool) -> Document:
-    """Some documents of a list."""
+    """One page of a list."""
     return {
         "object": "list",
         "data": items,

@@ -1,13 +1,11 @@
-"""/v1/fine_tuning/jobs: training, in the OpenAI API's words, with an adapter's options added."""
+"""/v1/fine_tuning/jobs: creates, lists and controls training jobs. Knows no training."""
 
 from collections.abc import Mapping, Sequence
 
 from fastapi import APIRouter, Query, Request
 
 from adapters_store.manifest import Manifest
-from server.api.completions.generation import find_model
-from server.api.deps import CurrentOwner, GivenParts
-from server.api.interfaces import Services
+from server.api.app_services import CurrentOwner, CurrentServices, Services
 from server.api.jobs.job_documents import (
     Document,
     checkpoint_document,
@@ -15,6 +13,7 @@ from server.api.jobs.job_documents import (
     page_document,
 )
 from server.api.jobs.job_request import JobRequest, read_options
+from server.api.model_lookup import find_model
 from server.errors import InvalidDataset, InvalidRequest, LineProblem, NotFound
 from server.jobs.files.datasets import MIN_EXAMPLES, Dataset, validate
 from server.jobs.queue.continuing import check_continuable, inherited
@@ -26,22 +25,22 @@ router = APIRouter(prefix="/v1/fine_tuning/jobs", tags=["fine-tuning"])
 
 
 @router.post("")
-def create_job(body: JobRequest, parts: GivenParts, owner: CurrentOwner) -> Document:
-    """Check every line of the files, estimate, then queue.
+def create_job(body: JobRequest, services: CurrentServices, owner: CurrentOwner) -> Document:
+    """Check every line of the files, estimate the cost, then queue the job.
 
-    A bad file queues nothing and names its lines. With `verandah: {"dry_run": true}` nothing is
-    queued in any case, and the answer is what was found.
+    A wrong file is refused with its wrong lines. `verandah: {"dry_run": true}` queues nothing; the
+    answer is the estimate, or the wrong lines.
     """
     dry_run = body.dry_run
-    start = _start(parts, owner, body.model)
-    asked = body.asked()
-    options = read_options(inherited(*start, asked) if start else asked)
-    _check_rank(parts, options)
-    _check_suffix(parts, body.suffix)
+    start = _start(services, owner, body.model)
+    requested = body.options()
+    options = read_options(inherited(*start, requested) if start else requested)
+    _check_rank(services, options)
+    _check_suffix(services, body.suffix)
     if dry_run:
-        return _dry_run(parts, owner, body, options, start)
-    train, valid = _files(parts, owner, body)
-    job = parts.jobs.create(
+        return _dry_run(services, owner, body, options, start)
+    train, valid = _files(services, owner, body)
+    job = services.jobs.create(
         owner,
         start[0] if start else body.model,
         body.training_file,
@@ -50,7 +49,7 @@ def create_job(body: JobRequest, parts: GivenParts, owner: CurrentOwner) -> Docu
         seed=body.seed,
         hyperparameters=options,
         metadata=body.metadata,
-        estimate=parts.estimator.estimate(train, valid, options, start),
+        estimate=services.estimator.estimate(train, valid, options, start),
     )
     return job_document(job)
 
@@ -58,127 +57,127 @@ def create_job(body: JobRequest, parts: GivenParts, owner: CurrentOwner) -> Docu
 @router.get("")
 def list_jobs(
     request: Request,
-    parts: GivenParts,
+    services: CurrentServices,
     owner: CurrentOwner,
     after: str | None = None,
     limit: int = Query(20, ge=1, le=100),
-    status: JobStatus | None = Query(None, description="only jobs that stand there"),
+    status: JobStatus | None = Query(None, description="only jobs of this status"),
 ) -> Document:
-    """The owner's jobs, the newest first; `metadata[KEY]=VALUE` finds those that have the pair,
-    `metadata=null` those without any."""
+    """The owner's jobs, the newest first. `metadata[KEY]=VALUE` selects jobs with that pair,
+    `metadata=null` jobs without metadata."""
     wanted = _metadata(request.query_params.multi_items())
-    page = parts.jobs.list(owner, after=after, limit=limit, metadata=wanted, status=status)
+    page = services.jobs.list(owner, after=after, limit=limit, metadata=wanted, status=status)
     return page_document([job_document(job) for job in page.items], page.has_more)
 
 
 @router.get("/{job_id}")
-def get_job(job_id: str, parts: GivenParts, owner: CurrentOwner) -> Document:
-    """How a job is now."""
-    return job_document(parts.jobs.get(owner, job_id))
+def get_job(job_id: str, services: CurrentServices, owner: CurrentOwner) -> Document:
+    """The state of a job."""
+    return job_document(services.jobs.get(owner, job_id))
 
 
 @router.post("/{job_id}/cancel")
-def cancel_job(job_id: str, parts: GivenParts, owner: CurrentOwner) -> Document:
-    """Stop a job. One that runs stays `running` until its worker has obeyed."""
-    return job_document(parts.jobs.cancel(owner, job_id))
+def cancel_job(job_id: str, services: CurrentServices, owner: CurrentOwner) -> Document:
+    """Stop a job. A running job stays `running` until its worker has stopped it."""
+    return job_document(services.jobs.cancel(owner, job_id))
 
 
 @router.post("/{job_id}/pause")
-def pause_job(job_id: str, parts: GivenParts, owner: CurrentOwner) -> Document:
-    """Put a job aside. One that runs stays `running` until its worker has saved it."""
-    return job_document(parts.jobs.pause(owner, job_id))
+def pause_job(job_id: str, services: CurrentServices, owner: CurrentOwner) -> Document:
+    """Pause a job. A running job stays `running` until its worker has saved it."""
+    return job_document(services.jobs.pause(owner, job_id))
 
 
 @router.post("/{job_id}/resume")
-def resume_job(job_id: str, parts: GivenParts, owner: CurrentOwner) -> Document:
-    """Queue a paused job again; it goes on from where it was."""
-    return job_document(parts.jobs.resume(owner, job_id))
+def resume_job(job_id: str, services: CurrentServices, owner: CurrentOwner) -> Document:
+    """Queue a paused job again. It continues where it stopped."""
+    return job_document(services.jobs.resume(owner, job_id))
 
 
 @router.get("/{job_id}/checkpoints")
 def list_checkpoints(
     job_id: str,
-    parts: GivenParts,
+    services: CurrentServices,
     owner: CurrentOwner,
     after: str | None = None,
     limit: int = Query(10, ge=1, le=100),
 ) -> Document:
-    """Versions that a job published on its way, the newest first."""
-    page = parts.jobs.checkpoints(owner, job_id, after=after, limit=limit)
-    return page_document([checkpoint_document(found) for found in page.items], page.has_more)
+    """The versions that a job published during training, the newest first."""
+    page = services.jobs.checkpoints(owner, job_id, after=after, limit=limit)
+    return page_document([checkpoint_document(item) for item in page.items], page.has_more)
 
 
-def _start(parts: Services, owner: str, model: str) -> tuple[str, Manifest] | None:
-    """The adapter to go on from, by the id of its version; None for the base."""
-    ref = find_model(parts, owner, model)
+def _start(services: Services, owner: str, model: str) -> tuple[str, Manifest] | None:
+    """The id and manifest of the adapter to continue from; None for the base."""
+    ref = find_model(services, owner, model)
     if ref is None:
         return None
-    manifest = parts.adapters.open(ref).manifest
-    check_continuable(str(ref), manifest, parts.base.fingerprint)
+    manifest = services.adapters.open(ref).manifest
+    check_continuable(str(ref), manifest, services.base.fingerprint)
     return str(ref), manifest
 
 
-def _check_rank(parts: Services, options: TrainOptions) -> None:
-    if options.rank is not None and options.rank > parts.max_rank:
+def _check_rank(services: Services, options: TrainOptions) -> None:
+    if options.rank is not None and options.rank > services.max_rank:
         raise InvalidRequest(
-            f"rank={options.rank} is above {parts.max_rank}, the largest that this server serves "
-            "(its max_rank)",
+            f"rank={options.rank} is above this server's limit of {services.max_rank}: choose a "
+            "smaller rank, or start the server with a larger --max-rank",
             param="rank",
         )
 
 
-def _check_suffix(parts: Services, suffix: str | None) -> None:
-    if suffix == parts.base.id:
+def _check_suffix(services: Services, suffix: str | None) -> None:
+    if suffix == services.base.id:
         raise InvalidRequest(
-            f"suffix {suffix!r} is the base model's id, which would answer in the adapter's place; "
-            "choose another",
+            f"suffix {suffix!r} is the base model's id, so no request could reach the adapter: "
+            "choose another suffix",
             param="suffix",
         )
 
 
-def _files(parts: Services, owner: str, body: JobRequest) -> tuple[Dataset, Dataset | None]:
-    return _train_lines(parts, owner, body), _valid_lines(parts, owner, body)
+def _files(services: Services, owner: str, body: JobRequest) -> tuple[Dataset, Dataset | None]:
+    return _train_lines(services, owner, body), _valid_lines(services, owner, body)
 
 
-def _train_lines(parts: Services, owner: str, body: JobRequest) -> Dataset:
-    return _lines(parts, owner, body.training_file, "training_file", MIN_EXAMPLES)
+def _train_lines(services: Services, owner: str, body: JobRequest) -> Dataset:
+    return _lines(services, owner, body.training_file, "training_file", MIN_EXAMPLES)
 
 
-def _valid_lines(parts: Services, owner: str, body: JobRequest) -> Dataset | None:
+def _valid_lines(services: Services, owner: str, body: JobRequest) -> Dataset | None:
     if body.validation_file is None:
         return None
-    return _lines(parts, owner, body.validation_file, "validation_file", 1)
+    return _lines(services, owner, body.validation_file, "validation_file", 1)
 
 
-def _lines(parts: Services, owner: str, file_id: str, param: str, min_examples: int) -> Dataset:
+def _lines(services: Services, owner: str, file_id: str, param: str, min_examples: int) -> Dataset:
     def also(good: Dataset) -> Sequence[LineProblem]:
-        return parts.estimator.problems(good, param)
+        return services.estimator.problems(good, param)
 
     try:
-        with parts.files.verified(owner, file_id) as lines:
+        with services.files.verified(owner, file_id) as lines:
             return validate(lines, min_examples=min_examples, param=param, also=also)
     except NotFound as error:
         raise InvalidRequest(f"{param}: {error}", param=param) from error
 
 
 def _dry_run(
-    parts: Services,
+    services: Services,
     owner: str,
     body: JobRequest,
     options: TrainOptions,
     start: tuple[str, Manifest] | None,
 ) -> Document:
-    """What would become of the job: its estimate, or all that is wrong with its files."""
+    """The appraisal of the job, or everything that is wrong with its files."""
     problems: list[Document] = []
     estimate: JobEstimate | None = None
     for read in (_train_lines, _valid_lines):
         try:
-            read(parts, owner, body)
+            read(services, owner, body)
         except InvalidDataset as error:
             problems.extend(_problems(error))
     if not problems:
         try:
-            estimate = parts.estimator.estimate(*_files(parts, owner, body), options, start)
+            estimate = services.estimator.estimate(*_files(services, owner, body), options, start)
         except InvalidDataset as error:
             problems = _problems(error)
     return {
@@ -191,13 +190,13 @@ def _dry_run(
 
 
 def _problems(error: InvalidDataset) -> list[Document]:
-    lines = [{"line": found.line, "reason": found.reason} for found in error.problems]
+    lines = [{"line": problem.line, "reason": problem.reason} for problem in error.problems]
     whole = [{"line": None, "reason": str(error)}]
-    return [{"param": error.param, **found} for found in lines or whole]
+    return [{"param": error.param, **problem} for problem in lines or whole]
 
 
 def _metadata(query: list[tuple[str, str]]) -> Mapping[str, str] | None:
-    """The filter of the OpenAI API's list; None: there is none."""
+    """The pairs to filter by, in the OpenAI API's form; None: no filter."""
     pairs: dict[str, str] = {}
     for name, value in query:
         if name.startswith("metadata[") and name.endswith("]"):
@@ -206,7 +205,7 @@ def _metadata(query: list[tuple[str, str]]) -> Mapping[str, str] | None:
             return {}
         elif name.startswith("metadata"):
             raise InvalidRequest(
-                f"{name}={value!r} is no filter; write metadata[KEY]=VALUE, or metadata=null",
+                f"{name}={value!r} is not a filter: write metadata[KEY]=VALUE, or metadata=null",
                 param="metadata",
             )
     return pairs or None

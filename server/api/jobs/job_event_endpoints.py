@@ -1,7 +1,7 @@
-"""A job's events, page by page or as they happen.
+"""/v1/fine_tuning/jobs/{id}/events: a job's events, by pages or as a stream. Knows no training.
 
-The stream gives each event the id that it has in the list, so that a client that was cut off goes
-on where it was (`Last-Event-ID`); a comment now and then keeps proxies from closing it.
+Events have the same ids in the stream and in the list, so that a client that was cut off continues
+with `Last-Event-ID`. A comment now and then keeps proxies from closing the stream.
 """
 
 import asyncio
@@ -13,8 +13,7 @@ from fastapi import APIRouter, Header, Query, Response
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import JSONResponse
 
-from server.api.deps import CurrentOwner, GivenParts
-from server.api.interfaces import Services
+from server.api.app_services import CurrentOwner, CurrentServices, Services
 from server.api.jobs.job_documents import event_document, page_document
 from server.api.sse import DONE, EventStream, event
 from server.errors import Unavailable
@@ -30,59 +29,61 @@ _POLLS_PER_HEARTBEAT = 60
 @router.get("/{job_id}/events")
 async def list_events(
     job_id: str,
-    parts: GivenParts,
+    services: CurrentServices,
     owner: CurrentOwner,
     after: str | None = None,
     limit: int = Query(20, ge=1, le=100),
     stream: bool = Query(False, description="all events, oldest first, as they happen"),
-    last_event_id: Annotated[str | None, Header(description="with stream: go on from it")] = None,
+    last_event_id: Annotated[str | None, Header(description="with stream: start after it")] = None,
 ) -> Response:
-    """What a job has told, the newest first; or, with `stream`, as it tells it.
+    """A job's events, the newest first; or, with `stream`, as they happen.
 
-    A stream begins after `last_event_id`, or after `after`, or with the first event, and ends with
-    `[DONE]` once the job has ended and everything was told.
+    A stream begins after `last_event_id`, else after `after`, else with the first event. It ends
+    with `[DONE]` once the job has ended and all its events are sent.
     """
     if not stream:
-        page = await run_in_threadpool(parts.jobs.events, owner, job_id, after=after, limit=limit)
-        return JSONResponse(
-            page_document([event_document(told) for told in page.items], page.has_more)
+        page = await run_in_threadpool(
+            services.jobs.events, owner, job_id, after=after, limit=limit
         )
-    job = await run_in_threadpool(parts.jobs.get, owner, job_id)
+        events = [event_document(item) for item in page.items]
+        return JSONResponse(page_document(events, page.has_more))
+    job = await run_in_threadpool(services.jobs.get, owner, job_id)
     seen = last_event_id or after
-    first = await run_in_threadpool(_unseen, parts, job, seen)  # a bad id is refused before 200
-    return EventStream(_follow(parts, job, seen, first), on_end=lambda: None)
+    # Read before the stream starts, so that a wrong id is refused with a status.
+    first = await run_in_threadpool(_unseen, services, job, seen)
+    return EventStream(_follow(services, job, seen, first), on_end=lambda: None)
 
 
 async def _follow(
-    parts: Services, job: Job, seen: str | None, news: list[Event]
+    services: Services, job: Job, seen: str | None, events: list[Event]
 ) -> AsyncIterator[bytes]:
     for polls in itertools.count(1):
-        # The job was looked at before its events: when it had ended, none comes after these.
-        for told in news:
-            seen = told.id
-            yield event(event_document(told), id=told.id)
+        # The job was read before its events: if it had ended, these are the last.
+        for item in events:
+            seen = item.id
+            yield event(event_document(item), id=item.id)
         if job.status.ended:
             break
-        if not parts.engine.alive:
-            return  # the server stops; without [DONE], the client knows that there may be more
+        if not services.engine.alive:
+            return  # the server stops; a client without [DONE] knows that more may come
         if polls % _POLLS_PER_HEARTBEAT == 0:
-            yield b": still there\n\n"
+            yield b": still running\n\n"
         await asyncio.sleep(_POLL_S)
         try:
-            now = await run_in_threadpool(parts.jobs.get, job.owner, job.id)
-            news = await run_in_threadpool(_unseen, parts, job, seen)
+            now = await run_in_threadpool(services.jobs.get, job.owner, job.id)
+            events = await run_in_threadpool(_unseen, services, job, seen)
             job = now
-        except Unavailable:  # it may come back while the client listens
-            news = []
+        except Unavailable:  # the database may come back while the client listens
+            events = []
     yield DONE
 
 
-def _unseen(parts: Services, job: Job, seen: str | None) -> list[Event]:
-    """Events later than `seen`, oldest first."""
-    news: list[Event] = []
+def _unseen(services: Services, job: Job, seen: str | None) -> list[Event]:
+    """The events after `seen`, oldest first."""
+    events: list[Event] = []
     while True:
-        page = parts.jobs.events(job.owner, job.id, after=seen, limit=_PAGE, newest_first=False)
-        news.extend(page.items)
+        page = services.jobs.events(job.owner, job.id, after=seen, limit=_PAGE, newest_first=False)
+        events.extend(page.items)
         if not page.has_more:
-            return news
+            return events
         seen = page.items[-1].id

@@ -1,4 +1,4 @@
-"""The body of a new training job, in the OpenAI API's words and in ours."""
+"""The body of a request for a training job. Knows no files and no queue."""
 
 import json
 from collections.abc import Mapping
@@ -12,7 +12,7 @@ from server.jobs.queue.train_options import TrainOptions
 
 
 class Supervised(WireModel):
-    """How to train: the OpenAI API's three numbers, and any of `TrainOptions`."""
+    """The options of training: any of `TrainOptions`."""
 
     hyperparameters: dict[str, object] | None = None
 
@@ -25,8 +25,8 @@ class TrainingMethod(WireModel):
 
 
 class JobRequest(WireModel):
-    """The body. `hyperparameters` is the older place of what `method` holds; `verandah` takes what
-    the OpenAI API has no word for: any of `TrainOptions`, and `dry_run`."""
+    """The body. `hyperparameters` is the older place of the options in `method`. `verandah` takes
+    any of `TrainOptions`, and `dry_run`, which the OpenAI API lacks."""
 
     model: Text
     training_file: Text
@@ -41,44 +41,44 @@ class JobRequest(WireModel):
 
     @property
     def dry_run(self) -> bool:
-        """Whether only to say what the job would take. Raises InvalidRequest."""
+        """Whether only to estimate the job. Raises InvalidRequest."""
         wanted = (self.verandah or {}).get("dry_run", False)
         if not isinstance(wanted, bool):
             raise InvalidRequest(f"dry_run={wanted!r} is not true or false", param="dry_run")
         return wanted
 
-    def asked(self) -> dict[str, object]:
-        """The options, wherever they stand. Raises InvalidRequest naming the one at fault."""
+    def options(self) -> dict[str, object]:
+        """The options from all three places. Raises InvalidRequest naming the wrong one."""
         newer = self.method.supervised if self.method is not None else None
         if self.hyperparameters and newer and newer.hyperparameters:
             raise InvalidRequest(
-                "hyperparameters and method.supervised.hyperparameters exclude each other",
+                "send hyperparameters or method.supervised.hyperparameters, not both",
                 param="hyperparameters",
             )
-        given = (newer.hyperparameters if newer else None) or self.hyperparameters or {}
+        hyperparameters = (newer.hyperparameters if newer else None) or self.hyperparameters or {}
         ours = {key: value for key, value in (self.verandah or {}).items() if key != "dry_run"}
         if ours.pop("packing", None) not in (None, "auto", False):
             raise InvalidRequest(
-                "packing is not done here: the lines of one row would read each other; lines of "
-                "like length share a batch instead, so that little is padded. Leave it out",
+                "packing is not supported: leave it out. Lines of similar length share a batch "
+                "instead, so that little is padded",
                 param="packing",
             )
-        for key in given.keys() & ours.keys():
-            if given[key] != ours[key]:
+        for key in hyperparameters.keys() & ours.keys():
+            if hyperparameters[key] != ours[key]:
                 raise InvalidRequest(
-                    f"{key} is {given[key]!r} in the hyperparameters and {ours[key]!r} in "
-                    "verandah: give one",
+                    f"{key} is {hyperparameters[key]!r} in the hyperparameters and {ours[key]!r} "
+                    "in verandah: send one of them",
                     param=key,
                 )
-        return {**given, **ours}
+        return {**hyperparameters, **ours}
 
 
-def read_options(asked: Mapping[str, object]) -> TrainOptions:
-    """Raises InvalidRequest naming the option at fault."""
-    options = TrainOptions.from_json(json.dumps(asked))
-    if options.d_initial == 0:  # jobs of before may have it, and must still be listed
+def read_options(requested: Mapping[str, object]) -> TrainOptions:
+    """The checked options. Raises InvalidRequest naming the wrong one."""
+    options = TrainOptions.from_json(json.dumps(requested))
+    if options.d_initial == 0:  # not in TrainOptions: older jobs may have it
         raise InvalidRequest(
-            "d_initial=0 leaves VeRA nothing to learn from: give another, or leave it out",
+            "with d_initial=0 VeRA cannot learn: send another value, or leave it out",
             param="d_initial",
         )
     return options

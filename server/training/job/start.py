@@ -6,8 +6,9 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from adapters_store.manifest import AdapterRef, Manifest
+from adapters_store.manifest import AdapterRef, Manifest, parse_adapter_id
 from adapters_store.store import AdapterStore
+from adapters_store.store_errors import InvalidName
 from server.adapters.learning.targets import resolve_targets
 from server.adapters.learning.trainable import TrainableAdapter
 from server.adapters.memory.matrices import SharedBases
@@ -37,14 +38,17 @@ def start_of(job: Job, store: AdapterStore, served_name: str) -> Start | None:
     """
     if job.model == served_name:
         return None
-    name, _, version = job.model.partition("@")
-    if not version.isdecimal():
+    try:
+        name, version = parse_adapter_id(job.model)
+    except InvalidName:
+        name, version = job.model, None
+    if version is None:
         raise InvalidRequest(
             f"model {job.model!r} cannot be trained: this worker goes on from {served_name!r}, "
             "its base, or from an adapter, NAME@VERSION",
             param="model",
         )
-    ref = store.resolve(job.owner, name, int(version))
+    ref = store.resolve(job.owner, name, version)
     manifest, tensors, _ = store.load(ref)
     return Start(ref, manifest, tensors)
 

@@ -13,8 +13,8 @@ from tests.api.running import Publish, Running
 
 @pytest.fixture
 def inspections(server: Running) -> FakeInspections:
-    assert isinstance(server.parts.inspections, FakeInspections)
-    return server.parts.inspections
+    assert isinstance(server.services.inspections, FakeInspections)
+    return server.services.inspections
 
 
 def test_the_document(server: Running, publish: Publish, inspections: FakeInspections) -> None:

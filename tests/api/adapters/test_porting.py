@@ -20,8 +20,8 @@ WEIGHTS = ("adapter_model.safetensors", b"weights")
 
 @pytest.fixture
 def porting(server: Running) -> FakePorting:
-    assert isinstance(server.parts.porting, FakePorting)
-    return server.parts.porting
+    assert isinstance(server.services.porting, FakePorting)
+    return server.services.porting
 
 
 def send(
@@ -84,7 +84,7 @@ def test_an_import_is_as_large_as_a_file_may_be(server: Running, porting: FakePo
     assert len(porting.received[0][1]) == MAX_FILE - 1000
     answer = send(server, weights=("x.safetensors", b"w" * (MAX_FILE + 70_000)))
     assert answer.status_code == 413
-    assert "max_file_mb" in answer.json()["error"]["message"]
+    assert "--max-file-mb" in answer.json()["error"]["message"]
 
 
 def test_a_key_is_needed(serve: Serve, publish: Publish) -> None:

@@ -13,6 +13,7 @@ from tests.api.fakes import ByteTokenizer
 from tests.api.running import Publish, Running, Serve, eventually
 
 HELLO: list[ChatCompletionMessageParam] = [{"role": "user", "content": "Hello"}]
+LONG = [{"role": "user", "content": "long" * 100}]
 
 
 def test_a_whole_answer(server: Running) -> None:
@@ -94,7 +95,7 @@ def test_every_sampling_field_reaches_the_engine(server: Running) -> None:
     )
     asked = server.loop.asked[0]
     assert asked.n == 3
-    assert asked.timeout_s == server.parts.request_timeout_s
+    assert asked.timeout_s == server.services.request_timeout_s
     params = asked.params
     assert (params.max_tokens, params.temperature, params.top_p) == (9, 0.5, 0.9)
     assert (params.top_k, params.min_p, params.repetition_penalty) == (7, 0.05, 1.1)
@@ -210,12 +211,10 @@ def test_messages_may_be_parts_and_answers_may_come_back(server: Running) -> Non
         ({"tools": [{"type": "function"}]}, "tools", "invalid_value"),
         ({"response_format": {"type": "json_object"}}, "response_format", "invalid_value"),
         ({"temprature": 1}, "temprature", "unknown_parameter"),
-        ({"max_tokens": 9999}, "messages", "context_length_exceeded"),
-        (
-            {"messages": [{"role": "user", "content": "long" * 100}]},
-            "messages",
-            "context_length_exceeded",
-        ),
+        ({"max_tokens": 9999}, "max_tokens", "context_length_exceeded"),
+        ({"max_completion_tokens": 9999}, "max_completion_tokens", "context_length_exceeded"),
+        ({"messages": LONG}, "messages", "context_length_exceeded"),
+        ({"messages": LONG, "max_tokens": 1}, "messages", "context_length_exceeded"),
     ],
 )
 def test_a_bad_field_is_named(

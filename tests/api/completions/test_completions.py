@@ -47,6 +47,12 @@ def test_near_the_end_of_the_context_the_default_shrinks(server: Running) -> Non
     assert server.loop.asked[0].params.max_tokens == 3
 
 
+def test_a_prompt_without_an_answer_may_fill_the_context(server: Running) -> None:
+    prompt = "a" * server.loop.max_context
+    answer = server.sdk.completions.create(model="base", prompt=prompt, max_tokens=0, echo=True)
+    assert answer.choices[0].text == prompt
+
+
 def test_a_stream_joins_to_the_whole_text(server: Running) -> None:
     chunks = list(
         server.sdk.completions.create(model="base", prompt=["ab", "c"], echo=True, stream=True)
@@ -111,6 +117,9 @@ def test_without_echo_the_prompt_is_not_scored(server: Running) -> None:
         ({"prompt": [-1]}, "prompt"),
         ({"prompt": None}, "prompt"),
         ({"prompt": "a" * 300}, "prompt"),
+        ({"prompt": "a" * 300, "max_tokens": 0, "echo": True}, "prompt"),
+        ({"prompt": "a" * 256, "max_tokens": 1}, "prompt"),
+        ({"max_tokens": 255}, "max_tokens"),
         ({"max_tokens": -1}, "max_tokens"),
         ({"logprobs": 21}, "logprobs"),
         ({"logprobs": True}, "logprobs"),

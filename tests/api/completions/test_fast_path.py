@@ -9,7 +9,7 @@ import pytest
 from starlette.types import Message, Receive, Scope, Send
 
 from server.api.completions.delivery import StreamWaker
-from server.api.completions.fast_path import Direct, Way
+from server.api.completions.fast_path import FastPath, FastRoute
 from server.api.completions.text_completion import CompletionRequest, answer
 from tests.api.running import Running
 
@@ -48,8 +48,8 @@ def asked(server: Running, body: str, kind: str) -> tuple[int, str, str]:
 
 @pytest.mark.parametrize("body", BODIES)
 def test_both_ways_answer_the_same(server: Running, body: str) -> None:
-    direct = asked(server, body, "application/json")
-    assert direct == asked(server, body, "application/json; charset=utf-8")
+    fast_path = asked(server, body, "application/json")
+    assert fast_path == asked(server, body, "application/json; charset=utf-8")
 
 
 def test_a_good_request_does_not_reach_fastapi(server: Running) -> None:
@@ -74,8 +74,8 @@ def test_a_good_request_does_not_reach_fastapi(server: Running) -> None:
     async def send(message: Message) -> None:
         sent.append(message)
 
-    ways = {"/v1/completions": Way(CompletionRequest, answer)}
-    direct = Direct(fastapi, server.parts, StreamWaker(), ways)
+    routes = {"/v1/completions": FastRoute(CompletionRequest, answer)}
+    fast_path = FastPath(fastapi, server.services, StreamWaker(), routes)
     scope = {
         "type": "http",
         "method": "POST",
@@ -83,6 +83,6 @@ def test_a_good_request_does_not_reach_fastapi(server: Running) -> None:
         "headers": [(b"content-type", b"application/json")],
         "verandah.owner": "default",
     }
-    asyncio.run(direct(scope, receive, send))
+    asyncio.run(fast_path(scope, receive, send))
     assert sent[0]["status"] == 200
     assert json.loads(sent[1]["body"])["choices"][0]["text"] == "H"

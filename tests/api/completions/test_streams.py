@@ -33,7 +33,7 @@ N = 2
 def asked(served_name: str = "base") -> CheckedRequest:
     params = SamplingParams(max_tokens=9)
     prompts = tuple(Generation("r", "o", tuple(p), params, n=N) for p in PROMPTS)
-    return CheckedRequest("cmpl-1", 1_700_000_000, served_name, prompts)
+    return CheckedRequest("cmpl-1", served_name, prompts, created=1_700_000_000)
 
 
 def shape(kind: str, logprobs: bool) -> Shape:

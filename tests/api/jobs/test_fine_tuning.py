@@ -28,7 +28,7 @@ def create(server: Running, **more: object) -> FineTuningJob:
 
 def test_a_job_is_what_the_sdk_says_it_is(server: Running) -> None:
     """Parsed strictly, which the SDK itself is not, in each state."""
-    jobs, path = server.parts.jobs, "/v1/fine_tuning/jobs"
+    jobs, path = server.services.jobs, "/v1/fine_tuning/jobs"
     job_id = create(server, suffix="pirate", metadata={"a": "b"}).id
 
     def now() -> FineTuningJob:
@@ -45,7 +45,7 @@ def test_a_job_is_what_the_sdk_says_it_is(server: Running) -> None:
     jobs.heartbeat(job, step=3, estimated_finish=5, trained_tokens=7)
     running = now()
     assert (running.status, running.estimated_finish) == ("running", 5)
-    results = server.parts.files.create(job.owner, "m.csv", RESULTS, io.BytesIO(b"step\n1\n"))
+    results = server.services.files.create(job.owner, "m.csv", RESULTS, io.BytesIO(b"step\n1\n"))
     jobs.add_results(job, results.id)
     jobs.add_checkpoint(job, 3, "pirate@1", TrainingMetrics(3, train_loss=1.0, valid_loss=2.0))
     jobs.append_event(job, "info", "Step 3", TrainingMetrics(3))
@@ -120,11 +120,11 @@ def test_pausing_and_resuming(server: Running) -> None:
     jobs = server.sdk.fine_tuning.jobs
     job_id = create(server).id
     assert jobs.pause(job_id).status == "paused"  # type: ignore[comparison-overlap]
-    assert server.parts.jobs.claim("w", 30) is None
+    assert server.services.jobs.claim("w", 30) is None
     assert jobs.resume(job_id).status == "queued"
     job = claim(server)
     assert jobs.pause(job_id).status == "running"
-    server.parts.jobs.park(job)
+    server.services.jobs.park(job)
     assert [job.id for job in jobs.list(extra_query={"status": "paused"})] == [job_id]
     assert jobs.cancel(job_id).status == "cancelled"
     for call in (jobs.pause, jobs.resume):
@@ -230,9 +230,9 @@ class TestCheckpoints:
         entry = server.http.get("/v1/adapters/poet").json()
         assert (entry["versions"], entry["checkpoints"]) == ([2], [1, 3])
         server.sdk.models.delete("poet@2")
-        assert server.parts.adapters.versions("default", "poet") == [3]
+        assert server.services.adapters.versions("default", "poet") == [3]
         server.sdk.models.delete("poet")
-        assert server.parts.adapters.versions("default", "poet") == []
+        assert server.services.adapters.versions("default", "poet") == []
         assert server.sdk.models.list().data[0].id == "base"
 
 
@@ -304,7 +304,7 @@ class TestStream:
 
         def go_on() -> None:
             time.sleep(0.3)
-            server.parts.jobs.finish(job, "pirate@1", 1)
+            server.services.jobs.finish(job, "pirate@1", 1)
 
         worker = threading.Thread(target=go_on)
         worker.start()
@@ -327,4 +327,4 @@ class TestStream:
         server = serve()
         url = f"/v1/fine_tuning/jobs/{create(server).id}/events?stream=true"
         with server.http.stream("GET", url) as response:
-            assert any(line.startswith(": still there") for line in response.iter_lines())
+            assert any(line.startswith(": still running") for line in response.iter_lines())

@@ -24,7 +24,7 @@ def upload(server: Running, content: bytes = JSONL, name: str = "lines.jsonl") -
 
 
 def claim(server: Running) -> Job:
-    job = server.parts.jobs.claim("worker-1", 30)
+    job = server.services.jobs.claim("worker-1", 30)
     assert job is not None
     return job
 
@@ -203,7 +203,7 @@ class TestWatching:
 
     def test_a_job_succeeds(self, server: Running, job_id: str) -> None:
         job = claim(server)
-        jobs = server.parts.jobs
+        jobs = server.services.jobs
         assert server.sdk.fine_tuning.jobs.retrieve(job_id).status == "running"
         jobs.append_event(job, "info", "Step 1/2", TrainingMetrics(1, train_loss=2.5))
         jobs.add_checkpoint(job, 2, "pirate@1", TrainingMetrics(2, train_loss=1.5))
@@ -226,7 +226,7 @@ class TestWatching:
         assert step.data == {"step": 1, "train_loss": 2.5}
 
     def test_a_job_fails(self, server: Running, job_id: str) -> None:
-        server.parts.jobs.fail(claim(server), "diverged", "the loss is not finite")
+        server.services.jobs.fail(claim(server), "diverged", "the loss is not finite")
         failed = server.sdk.fine_tuning.jobs.retrieve(job_id)
         assert failed.status == "failed"
         assert failed.error is not None
@@ -235,19 +235,19 @@ class TestWatching:
     def test_events_page_from_the_newest(self, server: Running, job_id: str) -> None:
         job = claim(server)
         for step in range(7):
-            server.parts.jobs.append_event(job, "info", f"step {step}")
+            server.services.jobs.append_event(job, "info", f"step {step}")
         told = [e.message for e in server.sdk.fine_tuning.jobs.list_events(job_id, limit=3)]
         assert told[:7] == [f"step {step}" for step in range(6, -1, -1)]
 
     def test_events_stream_as_they_happen(self, server: Running, job_id: str) -> None:
         job = claim(server)
         for step in range(120):  # more than a page
-            server.parts.jobs.append_event(job, "info", f"step {step}")
+            server.services.jobs.append_event(job, "info", f"step {step}")
 
         def go_on() -> None:
             time.sleep(0.6)
-            server.parts.jobs.append_event(job, "info", "late")
-            server.parts.jobs.finish(job, "pirate@1", 1)
+            server.services.jobs.append_event(job, "info", "late")
+            server.services.jobs.finish(job, "pirate@1", 1)
 
         worker = threading.Thread(target=go_on)
         worker.start()
@@ -286,8 +286,8 @@ class TestWatching:
 
     def test_somebody_elses_are_unknown(self, server: Running) -> None:
         with open(__file__, "rb") as source:
-            file = server.parts.files.create("somebody-else", "x", "fine-tune", source)
-        job = server.parts.jobs.create("somebody-else", "base", file.id)
+            file = server.services.files.create("somebody-else", "x", "fine-tune", source)
+        job = server.services.jobs.create("somebody-else", "base", file.id)
         with pytest.raises(openai.NotFoundError):
             server.sdk.files.retrieve(file.id)
         with pytest.raises(openai.NotFoundError):

@@ -18,6 +18,7 @@ import torch
 from sqlalchemy import select
 from torch import Tensor
 
+from adapters_store.manifest import parse_adapter_id
 from server.bases.model import BaseModel
 from server.db.tables import EventRow, JobRow
 from server.errors import UnsupportedModel
@@ -114,8 +115,8 @@ def worker_process(
 
 
 def adapter_of(place: Workplace, job: Job) -> dict[str, Tensor]:
-    name, _, version = str(job_now(place, job).fine_tuned_model).partition("@")
-    _, tensors, _ = place.store.load(place.store.resolve(OWNER, name, int(version)))
+    result = parse_adapter_id(str(job_now(place, job).fine_tuned_model))
+    _, tensors, _ = place.store.load(place.store.resolve(OWNER, *result))
     return tensors
 
 

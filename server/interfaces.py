@@ -1,34 +1,27 @@
-"""What the handlers are given: the parts behind HTTP, each as narrow as its use here.
+"""The services that several parts of the server share, as protocols. Imports no torch.
 
-The parts are named by what they must be able to do, because the real ones import torch, which
-nothing under `server.api` does.
+Each stands for a class that imports torch, or for several classes; its docstring names them.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from collections.abc import Sequence as Seq
 from concurrent.futures import Future
-from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Protocol
 
-from adapters_store.manifest import AdapterRef, Manifest
+from adapters_store.manifest import AdapterRef, Manifest, StoredAdapter
 from server.adapters.inspecting.findings import Findings
-from server.api.error_body import ErrorBody
 from server.errors import LineProblem
 from server.jobs.files.datasets import Dataset
-from server.jobs.files.file_store import Files
 from server.jobs.queue.job_estimate import JobEstimate
-from server.jobs.queue.job_queue import JobQueue
 from server.jobs.queue.train_options import TrainOptions
-from server.metrics import Metrics
 from server.scheduler.intake import Handle
 from server.scheduler.request import Generation, Listener, LoopStats
 from server.scheduler.stop_strings import Decoder
-from server.tenancy.keys import Keys
 
 
 class Engine(Protocol):
-    """`server.scheduler.loop.ServingLoop`."""
+    """`server.scheduler.loop.ServingLoop`, or `server.replicas.fleet.Fleet`."""
 
     @property
     def alive(self) -> bool: ...
@@ -60,22 +53,6 @@ class Tokenizer(Protocol):
     def token_bytes(self, token_id: int) -> bytes: ...
 
 
-class StoredAdapter(Protocol):
-    """`adapters_store.store.StoredAdapter`."""
-
-    @property
-    def ref(self) -> AdapterRef: ...
-
-    @property
-    def manifest(self) -> Manifest: ...
-
-    @property
-    def size_bytes(self) -> int: ...
-
-    @property
-    def sha256(self) -> str: ...
-
-
 class Adapters(Protocol):
     """`adapters_store.store.AdapterStore`."""
 
@@ -95,7 +72,9 @@ class Adapters(Protocol):
 
 
 class Resident(Protocol):
-    """One adapter in memory: `server.adapters.residency.Resident`."""
+    """One adapter in memory: `server.adapters.residency.Resident`, or
+    `server.replicas.fleet_residency.FleetResident`.
+    """
 
     @property
     def ref(self) -> AdapterRef: ...
@@ -117,7 +96,9 @@ class Resident(Protocol):
 
 
 class Residency(Protocol):
-    """`server.adapters.residency.ResidentAdapters`, as other threads may use it."""
+    """`server.adapters.residency.ResidentAdapters`, as other threads may use it, or
+    `server.replicas.fleet_residency.FleetResidency`.
+    """
 
     @property
     def slots(self) -> int: ...
@@ -141,7 +122,7 @@ class Residency(Protocol):
 
 
 class Inspection(Protocol):
-    """One analysis, under way or done: `server.adapters.inspecting.inspections.Inspection`."""
+    """One analysis, running or done: `server.adapters.inspecting.inspections.Inspection`."""
 
     @property
     def total(self) -> int: ...
@@ -193,46 +174,12 @@ class JobEstimator(Protocol):
 
 
 class Worker(Protocol):
-    """`server.supervisor.Supervisor`."""
+    """What keeps something running and counts how often it was started again:
+    `server.supervisor.Supervisor`, `server.replicas.replica.Replica` and others.
+    """
 
     @property
     def alive(self) -> bool: ...
 
     @property
     def restarts(self) -> int: ...
-
-
-@dataclass(frozen=True)
-class BaseCard:
-    """What users see of the base model. `name` is what it is; `id` is how they ask for it."""
-
-    id: str
-    name: str
-    fingerprint: str
-    vocab_size: int
-    created_at: int
-
-
-@dataclass(frozen=True)
-class Services:
-    """All that the handlers work with, wired by `server.wiring.front`."""
-
-    base: BaseCard
-    engine: Engine
-    engines: Seq[Worker]  # the processes that run it; none if it is in this one
-    tokenizer: Tokenizer
-    adapters: Adapters
-    residency: Residency
-    inspections: Inspections
-    porting: Porting
-    estimator: JobEstimator
-    files: Files
-    jobs: JobQueue
-    keys: Keys
-    metrics: Metrics
-    worker: Worker | None
-    describe: Callable[[Exception], ErrorBody]
-    max_rank: int
-    request_timeout_s: float
-    max_body_bytes: int
-    max_file_bytes: int

@@ -1,0 +1,73 @@
+"""What the handlers work with: the services behind HTTP, and who is asking. Knows no endpoint."""
+
+from collections.abc import Callable
+from collections.abc import Sequence as Seq
+from dataclasses import dataclass
+from typing import Annotated, cast
+
+from fastapi import Depends, Request
+
+from server.api.error_body import ErrorBody
+from server.interfaces import (
+    Adapters,
+    Engine,
+    Inspections,
+    JobEstimator,
+    Porting,
+    Residency,
+    Tokenizer,
+    Worker,
+)
+from server.jobs.files.file_store import Files
+from server.jobs.queue.job_queue import JobQueue
+from server.metrics import Metrics
+from server.tenancy.keys import Keys
+
+
+@dataclass(frozen=True)
+class BaseCard:
+    """What users see of the base model. Requests call it `id`; its own name is `name`."""
+
+    id: str
+    name: str
+    fingerprint: str
+    vocab_size: int
+    created_at: int
+
+
+@dataclass(frozen=True)
+class Services:
+    """All that the handlers work with; `server.wiring.front` makes it."""
+
+    base: BaseCard
+    engine: Engine
+    engines: Seq[Worker]  # the processes that run it; none if it runs in this one
+    tokenizer: Tokenizer
+    adapters: Adapters
+    residency: Residency
+    inspections: Inspections
+    porting: Porting
+    estimator: JobEstimator
+    files: Files
+    jobs: JobQueue
+    keys: Keys
+    metrics: Metrics
+    worker: Worker | None
+    describe: Callable[[Exception], ErrorBody]
+    max_rank: int
+    request_timeout_s: float
+    max_body_bytes: int
+    max_file_bytes: int
+
+
+def _services(request: Request) -> Services:
+    return cast(Services, request.app.state.services)
+
+
+def _owner(request: Request) -> str:
+    # `server.api.gate.KeyCheck` put it there before a byte of the body was read.
+    return cast(str, request.scope["verandah.owner"])
+
+
+CurrentServices = Annotated[Services, Depends(_services)]
+CurrentOwner = Annotated[str, Depends(_owner)]
