@@ -1,15 +1,17 @@
-"""What an adapter says about itself, and how it is named."""
+"""An adapter's header, and its name and version. Knows no tensors."""
 
 import json
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from adapters_store.store_errors import AdapterCorrupt, InvalidName
 
 FORMAT_VERSION = 1
+STORED_BASIS: Final = "stored/v1"
+"""The `basis_spec` of matrices that were imported, and are kept by their hash."""
 _NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9._-]{0,63}")
 _VERSION_DIGITS = 18  # more would be no version; Python refuses to read thousands of digits
 
@@ -138,8 +140,8 @@ def _decode(name: str, text: str) -> Any:
         value = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise AdapterCorrupt(f"the header's {name!r} is not JSON: {text[:80]!r}") from error
-    held = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    items = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
     fits = isinstance(value, _KINDS[name]) and not isinstance(value, bool)
-    if not fits or not all(isinstance(item, str) for item in held):
+    if not fits or not all(isinstance(item, str) for item in items):
         raise AdapterCorrupt(f"the header's {name!r} has the wrong type: {text[:80]!r}")
     return value

@@ -26,7 +26,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from adapters_store import weights
-from adapters_store.foreign import ForeignBases
+from adapters_store.imported_bases import ImportedBases
 from adapters_store.manifest import AdapterRef, Manifest, StoredAdapter, check_name
 from adapters_store.store_errors import AdapterCorrupt, AdapterNotFound, StoreError
 
@@ -54,7 +54,7 @@ class AdapterStore:
         self._trash = root / ".trash"
         for folder in (root, self._staging, self._trash):
             folder.mkdir(parents=True, exist_ok=True)
-        self.foreign = ForeignBases(root / ".bases")
+        self.imported_bases = ImportedBases(root / ".bases")
         self.sweep()
         self._sweep_bases()
 
@@ -88,7 +88,7 @@ class AdapterStore:
                     (staged / _ASIDE).touch()
                 _sync(staged)
                 if basis is not None:
-                    self.foreign.keep(basis)
+                    self.imported_bases.keep(basis)
                 with self._writing():
                     return self._commit(owner, name, staged)
             finally:
@@ -207,7 +207,7 @@ class AdapterStore:
 
     def _reads_kept(self, ref: AdapterRef) -> bool:
         try:
-            return self.open(ref).manifest.basis_sha256 in self.foreign.kept()
+            return self.open(ref).manifest.basis_sha256 in self.imported_bases.kept()
         except StoreError:
             return False  # it must go all the same; the next start looks again
 
@@ -221,8 +221,8 @@ class AdapterStore:
             contextlib.suppress(BlockingIOError, StoreError),  # a broken adapter may read any
             self._lock(".staging.lock", exclusive),
         ):
-            refs = self._all() if self.foreign.kept() else ()
-            self.foreign.sweep({self.open(ref).manifest.basis_sha256 for ref in refs})
+            refs = self._all() if self.imported_bases.kept() else ()
+            self.imported_bases.sweep({self.open(ref).manifest.basis_sha256 for ref in refs})
 
     def _all(self) -> Iterator[AdapterRef]:
         for owner in self.owners():

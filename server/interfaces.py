@@ -72,7 +72,7 @@ class Adapters(Protocol):
 
 
 class Resident(Protocol):
-    """One adapter in memory: `server.adapters.residency.Resident`, or
+    """One adapter in memory: `server.adapters.adapter_status.AdapterStatus`, or
     `server.replicas.fleet_residency.FleetResident`.
     """
 
@@ -143,7 +143,7 @@ class Inspections(Protocol):
 class Porting(Protocol):
     """`server.adapters.porting.service.PortingService`."""
 
-    def take_in(
+    def import_adapter(
         self,
         owner: str,
         name: str,
@@ -156,7 +156,7 @@ class Porting(Protocol):
         base_dtype: str,
     ) -> AdapterRef: ...
 
-    def give_out(self, ref: AdapterRef, form: str) -> Path: ...
+    def export_adapter(self, ref: AdapterRef, form: str) -> Path: ...
 
 
 class JobEstimator(Protocol):

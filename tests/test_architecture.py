@@ -48,7 +48,11 @@ TORCH_USERS = {
     "server.training",
     "server.wiring",
 }
-TORCH_IN_STORE = {"adapters_store.weights", "adapters_store.foreign", "adapters_store.peft.folder"}
+TORCH_IN_STORE = {
+    "adapters_store.weights",
+    "adapters_store.imported_bases",
+    "adapters_store.peft.folder",
+}
 
 
 @cache

@@ -1,4 +1,4 @@
-"""`adapter_config.json`: what of it we can take over as it is, and what we write.
+"""Reads `adapter_config.json`, and refuses what cannot be taken over as it is.
 
 Knows the fields of PEFT up to 0.21 and which of them change what an adapter computes. Those are
 refused with a remedy; so is a field that is unknown here and set, for it might.
@@ -7,14 +7,13 @@ refused with a remedy; so is a field that is unknown here and set, for it might.
 import json
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, cast
 
 from adapters_store.store_errors import InvalidCheckpoint
 
 CONFIG_NAME: Final = "adapter_config.json"
-KINDS: Final = ("VERA", "RANDLORA", "LORA")
 MAX_CONFIG_BYTES: Final = 2**20
 
 _MERGE = "merge it into its base with PEFT (merge_and_unload) and serve the result as a base model"
@@ -62,7 +61,7 @@ _KNOWN: Final = {
 
 @dataclass(frozen=True)
 class PeftConfig:
-    """One adapter's config: its `kind` (one of `KINDS`), and the fields that are read by name.
+    """One adapter's config: its `kind` (PEFT's `peft_type`), and the fields that are read by name.
 
     The getters raise InvalidCheckpoint for a value of the wrong type.
     """
@@ -126,8 +125,8 @@ class Patterns:
         return next((n for pattern, n in self.compiled if pattern.match(path)), default)
 
 
-def parse_config(text: bytes) -> PeftConfig:
-    """Read a config.
+def parse_config(text: bytes, kinds: Collection[str]) -> PeftConfig:
+    """Read a config of one of these `kinds`, such as "LORA".
 
     Raises:
         InvalidCheckpoint: naming the field at fault and what to do about it.
@@ -141,10 +140,10 @@ def parse_config(text: bytes) -> PeftConfig:
     if not isinstance(fields, dict) or "peft_type" not in fields:
         raise InvalidCheckpoint(f"{CONFIG_NAME} names no peft_type: not PEFT's")
     kind = fields["peft_type"]
-    if kind not in KINDS:
+    if kind not in kinds:
         raise InvalidCheckpoint(
             f"{CONFIG_NAME}: peft_type {str(kind)[:80]!r} cannot be imported, only "
-            f"{', '.join(KINDS)}: {_MERGE}"
+            f"{', '.join(kinds)}: {_MERGE}"
         )
     _refuse(kind, fields)
     return PeftConfig(kind, fields)

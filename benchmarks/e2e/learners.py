@@ -18,8 +18,9 @@ from adapters_store.store import AdapterStore
 from benchmarks.e2e.peft_learners import peft_groups, peft_model
 from benchmarks.e2e.runs import Run
 from server.adapters.learning.trainable import TrainableAdapter
-from server.adapters.methods import randlora
-from server.bases.model import BaseModel, load_base
+from server.adapters.methods.randlora import randlora
+from server.bases.base_files import load_base
+from server.bases.model import BaseModel
 
 _OWNER, _NAME = "bench", "e2e"
 

@@ -31,7 +31,7 @@ from server.adapters.kernels.lora_gate import expand_gate
 from server.adapters.kernels.lora_shrink import shrink
 from server.adapters.kernels.segments import Segments, capacity_for
 from server.adapters.kernels.vera_gate import gate_vera
-from server.adapters.kernels.vera_product import Tiles, VeraPart, add_vera, tiles_for
+from server.adapters.kernels.vera_product_kernel import Tiles, VeraPart, add_vera, tiles_for
 from server.adapters.memory.layouts import PAGE
 from server.engine.kernels.mlp_gate import silu_mul
 

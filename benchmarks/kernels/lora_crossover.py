@@ -2,7 +2,7 @@
 
 `python -m benchmarks.kernels.lora_crossover` times both for the two products of one linear, with
 the adapters' tokens scattered over the step as in decoding. Its result is the constant in
-`server.adapters.methods.by_adapter`.
+`server.adapters.methods.lowrank.by_adapter`.
 """
 
 import argparse
@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from benchmarks.support.report import origin, table
-from server.adapters.methods.by_adapter import ByAdapter
+from server.adapters.methods.lowrank.by_adapter import ByAdapter
 from server.adapters.methods.method import Run
+from server.adapters.methods.row_shares import Shares
 
 ADAPTERS = (4, 16, 64)
 TOKENS = (1, 2, 4, 8, 16, 32)
@@ -31,6 +32,7 @@ class ScatteredRows:
         picks = [t % adapters for t in range(adapters * each)]
         self.rows = torch.tensor(picks, device=stored["A"].device)
         self.runs = [Run(row, t, t + 1) for t, row in enumerate(picks)]
+        self.shares: Shares | None = None
         self._stored = stored
 
     def stored(self, name: str) -> Tensor:

@@ -1,9 +1,9 @@
 """How to serve RandLoRA: gathered vectors, a scaled A for each run, or a dense update per adapter.
 
 `python -m benchmarks.kernels.randlora_crossover` times the three on single linears, and prints from
-how many tokens a run each is the fastest. `server.adapters.methods.randlora_serving` uses the
-result (decision 8). "Times dense" is the better of the first two over the third, which takes as
-much memory for each adapter as the linear.
+how many tokens a run each is the fastest (decision 8).
+`server.adapters.methods.randlora.randlora_serving` uses the result. "Times dense" is the
+better of the first two over the third, which takes as much memory for each adapter as the linear.
 """
 
 import argparse
@@ -19,9 +19,10 @@ from torch.nn import functional
 
 from benchmarks.support.report import origin, table
 from server.adapters.methods.method import BasisPair, Run
-from server.adapters.methods.randlora import RandLora
-from server.adapters.methods.randlora_frozen import Frozen
-from server.adapters.methods.randlora_serving import ServedDelta, Span
+from server.adapters.methods.randlora.randlora import RandLora
+from server.adapters.methods.randlora.randlora_frozen import Frozen
+from server.adapters.methods.randlora.randlora_serving import ServedDelta, Span
+from server.adapters.methods.row_shares import Shares
 from server.bases.model import TargetLinear
 from server.bases.seeded import Basis
 
@@ -63,6 +64,7 @@ class StoredRows:
         self._vectors = vectors
         self.rows = rows
         self.runs = runs
+        self.shares: Shares | None = None
 
     def stored(self, name: str) -> Tensor:
         return self._vectors[name]

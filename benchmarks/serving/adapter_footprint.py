@@ -21,7 +21,7 @@ from peft import PeftModel, VeraConfig, get_peft_model
 from adapters_store.manifest import AdapterRef, Manifest
 from benchmarks.support.report import origin, table
 from benchmarks.support.stack import OWNER, RandomAdapters, Stack, running_stack, settings_for
-from server.bases.model import load_base
+from server.bases.base_files import load_base
 from server.engine.sequence import SamplingParams
 from server.scheduler.request import CallbackListener, Generation, TextDelta
 

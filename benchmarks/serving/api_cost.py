@@ -30,7 +30,7 @@ from benchmarks.support.report import origin, table
 from benchmarks.support.stack import settings_for
 from server.api.app_services import Services
 from server.app import create_app
-from server.bases.model import outline_base
+from server.bases.base_files import outline_base
 from server.bases.tokenizer import load_tokenizer
 from server.cli.serve import collect_garbage_rarely
 from server.config import Settings

@@ -26,7 +26,7 @@ from benchmarks.support.base_shapes import SHAPES
 from benchmarks.support.crowd import Kind
 from benchmarks.support.report import origin, table
 from server.adapters.loading.checks import AdapterChecks
-from server.adapters.loading.packing import Kinds
+from server.adapters.loading.packing import RowPackers
 from server.adapters.memory.layouts import Layouts
 from server.adapters.memory.matrices import BasisSource
 from server.bases.model import BaseModel
@@ -55,8 +55,8 @@ def cpu_ms(work: Callable[[], object], repeats: int) -> float:
 
 
 def rows(base: BaseModel, store: AdapterStore, repeats: int) -> Iterator[Row]:
-    checks = AdapterChecks(base, BasisSource(base, store.foreign), crowd.MAX_RANK)
-    kinds = Kinds(base, Layouts(base, crowd.MAX_RANK))
+    checks = AdapterChecks(base, BasisSource(base, store.imported_bases), crowd.MAX_RANK)
+    kinds = RowPackers(base, Layouts(base, crowd.MAX_RANK))
 
     def load(ref: AdapterRef, *, plainly: bool = False) -> None:
         content = store.read(ref)

@@ -20,7 +20,7 @@ from benchmarks.support.crowd import MAX_RANK, SEED, VERA
 from benchmarks.support.report import origin, table
 from server.adapters.batch.sites import Riding
 from server.adapters.memory.matrices import need_of
-from server.adapters.methods.vera import Vera
+from server.adapters.methods.vera.vera import Vera
 from server.adapters.residency import ResidentAdapters
 from server.engine.fused.decoder import FusedDecoder
 from server.engine.fused.fused_forward import FusedForward
@@ -47,8 +47,10 @@ def launched_one_by_one(engine: Engine, adapters: ResidentAdapters) -> Engine:
     """The same engine without graphs."""
     base = engine.base
     method = Vera()
-    matrices = adapters.hold(method.basis(SEED), need_of(method, base, base.targets, MAX_RANK))
-    riding = Riding(method.basis(SEED), next(iter(matrices.bases.values())).a)
+    matrices = adapters.keep_basis(
+        method.basis(SEED), need_of(method, base, base.targets, MAX_RANK)
+    )
+    riding = Riding(method.basis(SEED), next(iter(matrices.pairs.values())).a)
     forward = FusedForward(FusedDecoder(base, riding), adapters, engine.kv)
     return Engine(base, Runner(base, adapters, engine.kv, forward), engine.kv, 0.0)
 

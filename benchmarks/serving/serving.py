@@ -19,7 +19,7 @@ from adapters_store.manifest import AdapterRef
 from benchmarks.support.peft_side import PeftSide
 from benchmarks.support.report import origin, table
 from benchmarks.support.stack import RandomAdapters, Stack, running_stack, settings_for
-from server.bases.model import load_base
+from server.bases.base_files import load_base
 from server.engine.sequence import SamplingParams
 from server.scheduler.request import CallbackListener, Generation, TextDelta
 

@@ -5,7 +5,8 @@ from typing import Any, Final
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
-from server.bases.model import BaseModel, load_base
+from server.bases.base_files import load_base
+from server.bases.model import BaseModel
 
 _LLAMA: Final[dict[str, Any]] = {
     "vocab_size": 32000,

@@ -24,7 +24,8 @@ import torch
 from benchmarks.support.report import origin, table
 from server.adapters.learning.trainable import TrainableAdapter
 from server.adapters.memory.matrices import SharedBases
-from server.bases.model import BaseModel, load_base
+from server.bases.base_files import load_base
+from server.bases.model import BaseModel
 from server.bases.tokenizer import ChatTokenizer, load_tokenizer
 from server.jobs.queue.train_options import TrainOptions
 from server.training.run.batches import held_out

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from benchmarks.support.report import origin, table
 from server.adapters.methods.method import BasisPair, Run
-from server.adapters.methods.randlora import RandLora
+from server.adapters.methods.randlora.randlora import RandLora
+from server.adapters.methods.row_shares import Shares
 from server.bases.model import TargetLinear
 from server.bases.seeded import Basis
 
@@ -28,6 +29,7 @@ class TrainedRows:
 
     rows = None
     runs: Sequence[Run] = ()
+    shares: Shares | None = None
 
     def __init__(self, vectors: dict[str, Tensor]) -> None:
         self._vectors = vectors

@@ -2,13 +2,12 @@
 
 from typing import Literal, TypedDict
 
-Method = Literal["vera", "randlora", "asymmetric-lora", "lora"]
-
 
 class Hyperparameters(TypedDict, total=False):
     """An option that is left out takes the server's default. The server refuses an option that the
     method does not have.
 
+    `method` is one that `verandah methods` lists.
     `targets` is "all-linear", "attention" or names of linears. `trained` is "d+b", "d" or "b" with
     vera, "B" or "A" with asymmetric-lora; `basis` ("shared" or "per-layer") and `d_initial` go with
     vera, `sparsity` ("dense", "sqrt" or a number) with randlora, `alpha` with both LoRAs.
@@ -17,7 +16,7 @@ class Hyperparameters(TypedDict, total=False):
     worse than its start.
     """
 
-    method: Method
+    method: str
     rank: int
     targets: str | list[str]
     trained: str

@@ -1,34 +1,39 @@
-"""Adapters from the store to a slot in device memory, while requests run.
+"""Brings adapters from the store to a slot in device memory, while requests run.
 
-One thread, the engine's, acquires, releases and builds batches, and is the only one to touch device
-memory; it never waits for a disk. Any thread may prepare, pin, forget and look.
+One thread, the engine's, acquires, releases and builds batches. No other thread touches device
+memory, and the engine's never waits for a disk. Any thread may prepare, pin, forget and look.
 """
 
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING, Any
 
 from adapters_store.manifest import AdapterRef
 from adapters_store.store import AdapterStore
+from server.adapters.adapter_status import AdapterStatus, status_of_resident, statuses
 from server.adapters.batch.fused_plan import FusedGroup, FusedPlan
+from server.adapters.batch.group_cache import GroupCache
+from server.adapters.batch.group_inputs import GroupInputs
 from server.adapters.batch.linears import install
 from server.adapters.batch.mixed_batch import MixedBatch
-from server.adapters.batch.step_inputs import Steps
+from server.adapters.batch.step_adapters import StepAdapters
 from server.adapters.loading.checks import AdapterChecks
 from server.adapters.loading.loader import AdapterLoader
 from server.adapters.memory.banks import Bank
 from server.adapters.memory.dense_updates import DenseUpdates
-from server.adapters.memory.device_bases import DeviceBases
 from server.adapters.memory.host_cache import HostCache, LoadedAdapter
 from server.adapters.memory.layouts import PAGE, Layouts, RowLayout
-from server.adapters.memory.matrices import BasisNeed, BasisSource, HeldBases, HostBases
+from server.adapters.memory.matrices import BasisNeed, BasisSource, HostBases, LoadedBasis
 from server.adapters.memory.pages import FreePages
-from server.adapters.memory.slots import Occupant, SlotTable
+from server.adapters.memory.slots import Resident, SlotTable
 from server.adapters.methods.basis_id import BasisId
 from server.adapters.methods.method import Method
-from server.adapters.methods.registry import METHODS
-from server.adapters.residents import Resident, everybody, resident
-from server.bases.model import BaseModel, TargetLinear
+from server.adapters.methods.registry import method_named, methods_by_name
+from server.bases.model import BaseModel
+
+if TYPE_CHECKING:
+    from server.adapters.batch.fused_batch import FusedAdapters, Gate
 
 _MIB = 2**20
 
@@ -63,18 +68,18 @@ class ResidentAdapters:
         loader_threads: int = 2,
     ) -> None:
         self._base = base
-        source = BasisSource(base, store.foreign)
+        source = BasisSource(base, store.imported_bases)
         layouts = Layouts(base, max_rank)
         zeros = _longest_shared(layouts)
         pages = _pages_within(base, memory_mb, zeros, max_rank)
         free = FreePages(zeros.pages, pages)
         fit = pages // zeros.pages
         self._table = SlotTable(min(slots, fit), free, basis_mb * _MIB, source.bytes_of)
-        self._lock = threading.Lock()  # over the table; never held over a copy
+        self._lock = threading.Lock()  # over the table; never loaded over a copy
         self._bank = Bank(zeros, pages, base.dtype, base.device)
         self._dense = DenseUpdates(base, self._bank, dense_mb * _MIB)
-        self._bases = DeviceBases(source, base.device)
-        self._steps = Steps(base, self._table.by_slot, self._bank, self._bases, self._dense)
+        self._steps = StepAdapters(base, self._table.by_slot, self._bank, source, self._dense)
+        self._bases = self._steps.bases
         self._layouts = layouts
         self._cache = HostCache(host_cache_mb * _MIB)
         self._loader = AdapterLoader(
@@ -107,7 +112,7 @@ class ResidentAdapters:
 
     @property
     def on_loaded(self) -> Callable[[], None] | None:
-        """Called from a loader thread whenever a load ended, well or not."""
+        """Called from a loader thread whenever a load ended, also when it failed."""
         return self._loader.on_loaded
 
     @on_loaded.setter
@@ -115,13 +120,13 @@ class ResidentAdapters:
         self._loader.on_loaded = callback
 
     def prepare(self, ref: AdapterRef) -> None:
-        """Start to load it unless it is here or on its way; try again if it failed before."""
+        """Start to load it, unless it is in memory or loading; try again if it failed before."""
         with self._lock:
             if self._table.find(ref) is None:
                 self._loader.prepare(ref)
 
     def acquire(self, ref: AdapterRef) -> int | None:
-        """Its slot, held until `release`; None while it is loading or all slots are in use.
+        """Its slot, reserved until `release`; None while it is loading or all slots are in use.
 
         Raises:
             InvalidAdapter: it cannot be served on this base.
@@ -129,27 +134,27 @@ class ResidentAdapters:
             Unavailable: it could not be read, or pinned adapters leave it no room.
         """
         with self._lock:
-            occupant = self._table.use(ref)
-            if occupant is not None:
+            resident = self._table.use(ref)
+            if resident is not None:
                 self.hits += 1
-                return occupant.slot
-            found = self._loader.fetch(ref)
-            occupant = self._table.take(found[0].facts) if found is not None else None
-        if found is None or occupant is None:
+                return resident.slot
+            fetched = self._loader.fetch(ref)
+            resident = self._table.take(fetched[0].facts) if fetched is not None else None
+        if fetched is None or resident is None:
             return None
-        self._move_in(occupant, *found)
-        return occupant.slot
+        self._move_in(resident, *fetched)
+        return resident.slot
 
     def content(self, ref: AdapterRef) -> str:
-        """The content hash of an acquired adapter: where it is equal, so are keys and values."""
+        """The content hash of an acquired adapter. Equal hashes give equal keys and values."""
         with self._lock:
-            occupant = self._table.find(ref)
-        if occupant is None:
+            resident = self._table.find(ref)
+        if resident is None:
             raise ValueError(f"adapter {ref} of {ref.owner!r} is not acquired")
-        return occupant.facts.sha256
+        return resident.facts.sha256
 
     def is_loaded(self, ref: AdapterRef) -> bool:
-        """Whether `acquire` would give it a slot at once, were one free."""
+        """Whether it is in memory, so that `acquire` needs nothing but a free slot."""
         with self._lock:
             return self._table.find(ref) is not None or self._loader.is_ready(ref)
 
@@ -174,7 +179,7 @@ class ResidentAdapters:
             self._table.unpin(ref)
 
     def forget(self, ref: AdapterRef) -> None:
-        """Drop a deleted adapter; answers that are being written with it end first."""
+        """Drop a deleted adapter, once the answers that use it have ended."""
         with self._lock:
             self._table.forget(ref)
             self._loader.forget(ref)
@@ -182,82 +187,94 @@ class ResidentAdapters:
     def batch(self, slots: Sequence[int]) -> MixedBatch:
         """The mixed batch of one step: the slot of each token, all acquired, or 0 for the base.
 
-        The last batch is given again when the slots are the same and nothing was loaded, nor any
-        dense update made or dropped, since.
+        The same batch is returned again until the slots differ, an adapter is loaded, or a dense
+        update is made or dropped.
         """
         return self._steps.batch(slots)
 
     def begin(self, slots: Sequence[int]) -> None:
-        """A step comes, planned in one or several parts: the slots of all of its tokens."""
+        """Announce a step by the slots of all its tokens. Its parts may be planned apart."""
         self._steps.begin(slots)
 
     def plan(self, slots: Sequence[int], *, replayed: bool) -> FusedPlan:
-        """What `batch` is to the model's own forward, for the fused decoder: of a part of the step.
+        """A step's adapters, or those of a part of the step, for the fused decoder.
 
         Args:
-            slots: those of some of the tokens that `begin` was told.
-            replayed: for a part that is a captured graph.
+            slots: of the part's tokens, all of which `begin` announced.
+            replayed: whether a captured graph runs the part.
         """
         return self._steps.plan(slots, replayed=replayed)
 
-    @property
-    def bank(self) -> Bank:
-        """The vectors of all residents, where plans point into."""
-        return self._bank
+    def site_adapters(
+        self, plan: FusedPlan, gate: "Gate", inputs: Sequence[GroupInputs] | None = None
+    ) -> "FusedAdapters":
+        """What the adapters of a plan add to each product of the fused decoder (CUDA).
 
-    @property
-    def targets(self) -> Mapping[str, TargetLinear]:
-        """The base's linears, by module path."""
-        return self._base.targets
+        Args:
+            gate: `silu(gate) * up` where no adapter of the step changes it.
+            inputs: tensors that the kernels read and that are filled before each replay; None: they
+                are made of the plan's pages.
+        """
+        return self._steps.site_adapters(plan, gate, inputs)
 
-    def hold(self, basis: BasisId, need: BasisNeed) -> HeldBases:
+    def group_cache(self, most: int) -> GroupCache[Any]:
+        """A cache for `most` things made for groups of plans, such as captured graphs.
+
+        It drops the things of a basis when `basis_mb` drops the basis, and before the memory of the
+        matrices is given to others.
+        """
+        cache: GroupCache[Any] = GroupCache(most)
+        self._steps.register(cache)
+        return cache
+
+    def keep_basis(self, basis: BasisId, need: BasisNeed) -> LoadedBasis:
         """Keep this much of a basis on the device from now on, whoever is resident.
 
-        It is not counted against `basis_mb`. Before the engine's thread starts, or on it.
+        It is not counted against `basis_mb`. Call it on the engine's thread, or before that starts.
         """
-        return self._bases.hold(basis, need)
+        return self._bases.keep_always(basis, need)
 
-    def company(self, method: Method, held: HeldBases, seed: int) -> FusedGroup:
+    def expected_group(self, method: Method, loaded: LoadedBasis, seed: int) -> FusedGroup:
         """The group that adapters of a whole-batch method on every target will form."""
         layout = self._layouts.of(method, 1, ())
-        rank = min(held.need.size.b_rank, layout.room_rank)
-        basis = method.basis(seed)
-        return FusedGroup(method.name, layout, basis, held, rank, frozenset(self._base.targets))
+        rank = min(loaded.need.size.b_rank, layout.room_rank)
+        basis, targets = method.basis(seed), frozenset(self._base.targets)
+        return FusedGroup(method.kernels, layout, basis, loaded, rank, targets)
 
     def use(self, batch: MixedBatch) -> AbstractContextManager[None]:
         """While this is entered, the base model's forward is that of `batch`."""
         return self._current.set_to(batch.deltas)
 
-    def snapshot(self) -> list[Resident]:
-        """Every adapter in memory: residents, then host memory, then those on their way."""
+    def snapshot(self) -> list[AdapterStatus]:
+        """Every adapter in memory: those in slots, then in host memory, then those being loaded."""
         with self._lock:
             pins = set(self._table.pins)
-            residents = [resident(occupant, pins) for occupant in self._table]
-        return everybody(residents, self._cache.facts(), self._loader.loading(), pins)
+            residents = [status_of_resident(resident, pins) for resident in self._table]
+        return statuses(residents, self._cache.facts(), self._loader.loading(), pins)
 
     def close(self) -> None:
         """Stop the loader threads; loads under way end first."""
         self._loader.close()
 
-    def _move_in(self, occupant: Occupant, loaded: LoadedAdapter, bases: HeldBases) -> None:
+    def _move_in(self, resident: Resident, loaded: LoadedAdapter, bases: LoadedBasis) -> None:
         """Copy vectors and, for a new basis or a larger rank, matrices to the device."""
         self._steps.forget()
         try:
             with self._lock:
                 wanted = self._table.bases
             self._bases.admit(loaded.facts, bases, wanted)
-            self._bank.write(occupant.page, loaded.row)
+            self._bank.write(resident.page, loaded.row)
         except BaseException:
             with self._lock:
-                self._table.vacate(occupant)
+                self._table.vacate(resident)
             raise
         self.loads += 1
 
 
 def _longest_shared(layouts: Layouts) -> RowLayout:
     """The longest row that the base's tokens are to read as zeros."""
-    kinds = [kind({}) for kind in METHODS.values()]
-    shared = [layouts.of(method, 1, ()) for method in kinds if method.whole_batch]
+    methods = [method_named(name) for name in methods_by_name()]
+    shared = [layouts.of(method, 1, ()) for method in methods if method.whole_batch]
     return max(shared, key=lambda layout: layout.width)
 
 

@@ -20,6 +20,7 @@ from server.interfaces import (
 )
 from server.jobs.files.file_store import Files
 from server.jobs.queue.job_queue import JobQueue
+from server.jobs.queue.method_spec import MethodSpecs
 from server.metrics import Metrics
 from server.tenancy.keys import Keys
 
@@ -50,6 +51,7 @@ class Services:
     estimator: JobEstimator
     files: Files
     jobs: JobQueue
+    methods: MethodSpecs
     keys: Keys
     metrics: Metrics
     worker: Worker | None

@@ -1,29 +1,26 @@
-"""Load the frozen base model and name the linears that an adapter may change.
+"""The frozen base model: its figures, its fingerprint, and the linears that an adapter may change.
 
-Knows nothing of adapters, tokens or requests. Any causal language model that transformers can build
-without foreign code will do; what cannot be served is refused in one sentence.
+Knows nothing of files, adapters, tokens or requests.
 """
 
 import hashlib
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from types import MappingProxyType
-from typing import Final, Literal, cast
+from typing import Final
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from server.errors import UnsupportedModel
 
-PORCH: Final = "porch"
-
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 _SAMPLES = 4096  # weights of one tensor that the fingerprint reads
 _GOLDEN = 2654435761  # 2**32 / golden ratio: its multiples spread evenly over any length
+
+# Their layers differ in biases and sliding windows alone.
+_LLAMA_FAMILY: Final = frozenset({"llama", "mistral", "qwen2"})
 
 
 @dataclass(frozen=True)
@@ -89,69 +86,35 @@ class BaseModel:
         )
 
 
-def load_base(
-    source: str | Path,
-    *,
-    device: torch.device | str,
-    dtype: torch.dtype | Literal["auto"] = "auto",
-    attention: str = "sdpa",
-) -> BaseModel:
-    """Load `source`: "porch" (the embedded model), a folder, or a hub id.
+def is_llama_shaped(base: BaseModel) -> bool:
+    """Whether the layers of `base` are those that the fused decoder and lean training run.
 
-    `dtype` "auto" is float32 on a CPU, which has no fast bfloat16, and as stored elsewhere.
-    `attention` is the name of an attention function that transformers knows.
-
-    Raises:
-        UnsupportedModel: the model cannot be found, built or served; one sentence says why.
+    A layer is `q_proj`, `k_proj`, `v_proj`, `o_proj` under `self_attn`, and `gate_proj`, `up_proj`,
+    `down_proj` under `mlp`, with or without biases; two RMS norms; a SiLU gate; rotary embeddings
+    over whole heads. The kernels take heads of 16, 32, 64, ... entries.
     """
-    place = locate(source)
-    label = place.name if isinstance(place, Path) else place
-    # As stored first: the fingerprint must not see the rounding of the dtype that is served.
-    model = _build(place, label)
-    fingerprint = fingerprint_of(model)
-    _cast(model, _served_dtype(torch.device(device), dtype))
-    nn.Module.to(model, device)
-    _check_behaviour(model, label)
-    if attention != "sdpa":
-        model.set_attn_implementation(attention)
-    return BaseModel.of(model, label, fingerprint)
+    config = base.model.config
+    return (
+        config.model_type in _LLAMA_FAMILY
+        and getattr(config, "hidden_act", None) == "silu"
+        and base.head_dim >= 16
+        and base.head_dim & (base.head_dim - 1) == 0
+    )
 
 
-def outline_base(source: str | Path) -> BaseModel:
-    """Describe a base by its configuration alone: its modules and shapes on torch's meta device.
+def device_works(device: torch.device) -> bool:
+    """Whether a process can still use `device`. Ask after an error of torch.
 
-    `source` is as in `load_base`, or a configuration file. Takes no memory, whatever the size, and
-    reads no weights: there is no fingerprint. What would be refused for its weights or for how it
-    behaves is described all the same.
-
-    Raises:
-        UnsupportedModel: no configuration, or not a causal language model's.
+    A kernel's fault ends all use of a CUDA device in the process; other errors, such as memory that
+    ran out, do not. Waits for what this thread has launched.
     """
-    file = Path(source).expanduser()
-    place: Path | str = file if file.is_file() else locate(source)
-    label = place.name if isinstance(place, Path) and place.is_dir() else str(source)
+    if device.type != "cuda":
+        return True
     try:
-        config = AutoConfig.from_pretrained(place, trust_remote_code=False)
-        _check_decoder(config, label)
-        with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(
-                config, dtype=config.dtype or torch.float32, trust_remote_code=False
-            )
-    except UnsupportedModel:
-        raise
-    except Exception as error:  # see `_build`
-        raise UnsupportedModel(f"cannot outline model {label!r}: {_reason(error)}") from error
-    return BaseModel.of(model, label, fingerprint="")
-
-
-def load_stored(source: str | Path) -> PreTrainedModel:
-    """The model of `source` (as in `load_base`) as its files hold it: on the CPU, in their dtype.
-
-    Raises:
-        UnsupportedModel: it cannot be found or built.
-    """
-    place = locate(source)
-    return _build(place, place.name if isinstance(place, Path) else place)
+        torch.cuda.current_stream().synchronize()
+    except RuntimeError:
+        return False
+    return True
 
 
 def fingerprint_of(model: PreTrainedModel) -> str:
@@ -174,118 +137,6 @@ def _sampled_bytes(weight: Tensor) -> bytes:
         places = torch.arange(_SAMPLES, device=flat.device) * _GOLDEN % flat.numel()
         flat = flat[places]
     return flat.to(torch.bfloat16).cpu().view(torch.int16).numpy().astype("<i2").tobytes()
-
-
-def locate(source: str | Path) -> Path | str:
-    """The folder that `source` means, or the hub id as it is. Raises UnsupportedModel."""
-    if source == PORCH:
-        return Path(__file__).parent / PORCH
-    folder = Path(source).expanduser()
-    if folder.is_dir():
-        if not (folder / "config.json").is_file():
-            raise UnsupportedModel(
-                f"folder {str(folder)!r} has no config.json: give one that transformers saved"
-            )
-        return folder
-    if isinstance(source, str) and _HUB_ID.fullmatch(source) and not folder.exists():
-        return source
-    raise UnsupportedModel(
-        f"base model {str(source)!r} is not there: give 'porch', an existing folder, or a hub id"
-    )
-
-
-def _build(place: Path | str, label: str) -> PreTrainedModel:
-    """Build the model on the CPU, its weights as stored."""
-    try:
-        config = AutoConfig.from_pretrained(place, trust_remote_code=False)
-        _check_decoder(config, label)
-        _check_precision(config, label)
-        loaded = AutoModelForCausalLM.from_pretrained(
-            place,
-            config=config,
-            dtype="auto",
-            attn_implementation="sdpa",
-            trust_remote_code=False,
-            output_loading_info=True,
-        )
-    except UnsupportedModel:
-        raise
-    # Whatever the files hold, transformers may raise anything; one sentence is what we promise.
-    except Exception as error:
-        raise UnsupportedModel(f"cannot load base model {label!r}: {_reason(error)}") from error
-    model, report = cast(tuple[PreTrainedModel, dict[str, set[str]]], loaded)
-    if report["missing_keys"]:
-        missing = sorted(report["missing_keys"])
-        raise UnsupportedModel(
-            f"the files of base model {label!r} lack {len(missing)} weights, {missing[0]!r} first"
-        )
-    return model
-
-
-def _check_decoder(config: PretrainedConfig, label: str) -> None:
-    if config.is_encoder_decoder:
-        raise UnsupportedModel(
-            f"base model {label!r} is an encoder-decoder ({config.model_type}): "
-            "give a causal language model"
-        )
-
-
-def _check_precision(config: PretrainedConfig, label: str) -> None:
-    if getattr(config, "quantization_config", None):
-        raise UnsupportedModel(
-            f"base model {label!r} is stored quantised: give its bfloat16 or float16 checkpoint"
-        )
-
-
-def _reason(error: Exception) -> str:
-    """One sentence from an exception of transformers, whose messages run to pages."""
-    text = " ".join(str(error).split()) or type(error).__name__
-    if "trust_remote_code" in text:
-        return "it needs code of its own (trust_remote_code), which this server never runs"
-    if text.startswith("Unrecognized configuration class"):
-        return "it is not a causal language model"
-    if "couldn't connect" in text:
-        return "the hub is out of reach and no copy is in the local cache; give a folder instead"
-    return text.split(". ")[0][:300]
-
-
-def _served_dtype(device: torch.device, dtype: torch.dtype | Literal["auto"]) -> torch.dtype | None:
-    """The dtype to cast to; None: as stored."""
-    if dtype != "auto":
-        return dtype
-    return torch.float32 if device.type == "cpu" else None
-
-
-def _cast(model: PreTrainedModel, dtype: torch.dtype | None) -> None:
-    """Cast the weights, not the buffers: rotary frequencies must stay float32."""
-    if dtype is None:
-        return
-    for parameter in model.parameters():
-        if parameter.is_floating_point():
-            parameter.data = parameter.data.to(dtype)
-    model.config.dtype = dtype
-
-
-@torch.inference_mode()
-def _check_behaviour(model: PreTrainedModel, label: str) -> None:
-    """Refuse a model whose logits are not finite, or change when a later token does."""
-    prompt = torch.arange(1, 9, device=model.device).unsqueeze(0) % model.config.vocab_size
-    changed = prompt.clone()
-    changed[0, -1] = 0
-    try:
-        logits, others = (model(tokens).logits[0].float() for tokens in (prompt, changed))
-    except Exception as error:
-        raise UnsupportedModel(f"base model {label!r} cannot run: {_reason(error)}") from error
-    if not torch.isfinite(logits).all():
-        raise UnsupportedModel(
-            f"base model {label!r} gives logits that are not finite in {model.dtype}: "
-            "try bfloat16 or float32"
-        )
-    if (logits - others)[:-1].abs().max() > 1e-3 * logits.std():
-        raise UnsupportedModel(
-            f"base model {label!r} ({model.config.model_type}) is not causal: later tokens change "
-            "earlier ones; give a decoder"
-        )
 
 
 def _target_linears(model: PreTrainedModel) -> dict[str, TargetLinear]:

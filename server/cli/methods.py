@@ -16,11 +16,11 @@ from rich.text import Text
 from server.adapters.inspecting.counts import Counts, count
 from server.adapters.learning.targets import resolve_targets
 from server.adapters.learning.trainable import MAX_RANK
-from server.adapters.methods.registry import method_named
-from server.bases.model import PORCH, BaseModel, outline_base
+from server.adapters.methods.registry import methods_by_name
+from server.bases.base_files import PORCH, outline_base
+from server.bases.model import BaseModel
 from server.cli.options import add_fields, read_fields
-from server.jobs.queue.train_options import TARGET_SETS, TRAINED
-from server.training.run.defaults import defaults_of
+from server.jobs.queue.train_options import TARGET_SETS
 
 EXAMPLES = """examples:
   verandah methods                                    of Porch, the embedded model
@@ -85,10 +85,10 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _rows(base: BaseModel, targets: Sequence[str], ranks: Sequence[int] | None) -> Iterator[Row]:
-    for name, choices in TRAINED.items():
-        for trained in choices or (None,):
-            method = method_named(name, {} if trained is None else {"trained": trained})
-            usual = defaults_of(name, trained).rank
+    for name, kind in methods_by_name().items():
+        for variant in kind.spec.variants:
+            trained, usual = variant.trained, variant.rank
+            method = kind.variant_of({} if trained is None else {"trained": trained})
             for rank in sorted({*(ranks or (*RANKS, usual))}):
                 yield Row(name, trained, rank, rank == usual, count(method, base, targets, rank))
 

@@ -12,7 +12,7 @@ from rich.text import Text
 from clients.python import Client, Hyperparameters, Job, JobFailed
 from server.cli.options import add_fields, add_server, connect, read_fields
 from server.cli.progress import TrainingBars
-from server.jobs.queue.train_options import BASES, METHODS, PUBLISH, SPARSITIES, TARGET_SETS
+from server.jobs.queue.train_options import BASES, DEFAULT_METHOD, PUBLISH, SPARSITIES, TARGET_SETS
 
 EXAMPLES = """examples:
   verandah train pirate.jsonl                      trains the adapter "pirate"
@@ -54,7 +54,9 @@ class TrainFields(BaseSettings):
     go_on_from: str | None = Field(
         None, description="the adapter to continue from; default: the base"
     )
-    method: str | None = Field(None, description=f"{', '.join(METHODS)}; default: {METHODS[0]}")
+    method: str | None = Field(
+        None, description=f"one that `verandah methods` lists; default: {DEFAULT_METHOD}"
+    )
     rank: int | None = Field(None, description="rank of the adapter; default: the method's")
     targets: Annotated[tuple[str, ...] | None, NoDecode] = Field(
         None, description=f"{', '.join(TARGET_SETS)}, or names of linears; default: the method's"

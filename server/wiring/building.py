@@ -18,8 +18,8 @@ from adapters_store.manifest import AdapterRef, parse_adapter_id
 from adapters_store.store import AdapterStore
 from adapters_store.store_errors import StoreError
 from server.adapters.residency import ResidentAdapters
-from server.bases.device_health import works_still
-from server.bases.model import BaseModel, load_base
+from server.bases.base_files import load_base
+from server.bases.model import BaseModel, device_works
 from server.bases.tokenizer import ChatTokenizer, load_tokenizer
 from server.config import BadOption, Settings
 from server.db.session import Database
@@ -176,7 +176,7 @@ def _loop(
         metrics=metrics,
         pulse=pulse,
         thread_context=within,
-        device_works=partial(works_still, base.device),
+        device_works=partial(device_works, base.device),
         on_device_lost=end_soon,
     )
 

@@ -11,10 +11,12 @@ from torch import nn
 
 from server import interfaces
 from server.adapters.inspecting.inspections import Inspections
+from server.adapters.methods.registry import method_specs
 from server.adapters.porting.service import PortingService
 from server.api.app_services import BaseCard, Services
 from server.app import describe
-from server.bases.model import BaseModel, fingerprint_of, load_stored, outline_base
+from server.bases.base_files import load_stored, outline_base
+from server.bases.model import BaseModel, fingerprint_of
 from server.bases.tokenizer import ChatTokenizer, load_tokenizer
 from server.config import BadOption, Settings
 from server.errors import UnsupportedModel
@@ -100,6 +102,7 @@ def wire(
         ),
         files=records.files,
         jobs=records.jobs,
+        methods=method_specs(),
         keys=Keys(None if key is None else key.get_secret_value()),
         metrics=metrics,
         worker=front.worker if worker is None else worker,

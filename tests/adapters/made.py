@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 from transformers.pytorch_utils import Conv1D
 
+from adapters_store.imported_bases import ImportedBases
 from adapters_store.manifest import Manifest
 from server.adapters.learning.targets import resolve_targets
-from server.adapters.memory.matrices import BasisSource, Foreign
+from server.adapters.memory.matrices import BasisSource
 from server.adapters.methods.basis_id import NO_BASIS, BasisId
 from server.adapters.methods.registry import method_named
 from server.bases.model import BaseModel
@@ -90,17 +91,17 @@ def one_of_each(base: BaseModel) -> list[Made]:
 
 
 def merged_logits(
-    base: BaseModel, adapter: Made | None, tokens: Tensor, foreign: Foreign | None = None
+    base: BaseModel, adapter: Made | None, tokens: Tensor, imported: ImportedBases | None = None
 ) -> Tensor:
     """Logits [tokens, vocab] of a copy of `base` whose weights hold the adapter: W + delta.
 
-    On the base's device, as `tokens` must be. `foreign` holds the basis of an imported adapter.
+    On the base's device, as `tokens` must be. `imported` holds the basis of an imported adapter.
     """
     model = copy.deepcopy(base.model)
     for module in model.modules():
         module.__dict__.pop("forward", None)  # a deep copy of a wrapped model is wrapped as well
     if adapter is not None:
-        _merge(base, model, adapter, BasisSource(base, foreign))
+        _merge(base, model, adapter, BasisSource(base, imported))
     with torch.inference_mode():
         logits: Tensor = model(tokens[None], use_cache=False).logits[0]
     return logits

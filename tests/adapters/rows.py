@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from server.adapters.methods.method import BasisPair, BasisSize, Matrices, Run
+from server.adapters.methods.row_shares import Shares
 from server.bases.model import TargetLinear
 
 
@@ -24,6 +25,8 @@ def made_pair(matrices: Matrices, size: BasisSize, width: int, dtype: torch.dtyp
 
 class StoredRows:
     """Tokens that read rows of what is stored: `picks[t]` is token t's."""
+
+    shares: Shares | None = None
 
     def __init__(self, picks: Sequence[int], **stored: Tensor) -> None:
         self.rows: Tensor | None = torch.tensor(picks)
@@ -46,6 +49,7 @@ class TrainedRows:
 
     rows: Tensor | None = None
     runs: Sequence[Run] = ()
+    shares: Shares | None = None
 
     def __init__(self, **stored: Tensor) -> None:
         self._stored = stored

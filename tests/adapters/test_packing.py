@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from adapters_store.store import AdapterStore
 from adapters_store.weights import Content
-from server.adapters.loading.packing import Kind, Kinds
+from server.adapters.loading.packing import RowPacker, RowPackers
 from server.adapters.memory.layouts import Layouts
 from server.adapters.methods.registry import method_named
 from tests.adapters.made import Made, make_adapter, one_of_each
@@ -25,12 +25,12 @@ def content_of(made: Made, folder: Path, name: str = "pet") -> Content:
     return store.read(store.publish("ann", name, made.manifest, made.tensors))
 
 
-def kind_of(content: Content, kinds: Kinds) -> Kind:
+def kind_of(content: Content, kinds: RowPackers) -> RowPacker:
     manifest = content.header.manifest
     return kinds.of(method_named(manifest.method, manifest.options), manifest, content.table)
 
 
-def pieces(kind: Kind) -> int:
+def pieces(kind: RowPacker) -> int:
     """In how many a row is packed; 0: vector by vector."""
     return 0 if kind._cuts is None else len(kind._cuts.order)
 
@@ -51,14 +51,14 @@ def test_a_row_is_what_vector_by_vector_gives(
     made = make_adapter(BASE, method=method, rank=rank, scale=scale, targets=targets, draw=draw)
     content = content_of(made, tmp_path)
     for base in (BASE, HALF):
-        kind = kind_of(content, Kinds(base, Layouts(base, MAX_RANK)))
+        kind = kind_of(content, RowPackers(base, Layouts(base, MAX_RANK)))
         row = kind.pack(content)
         assert row.dtype == base.dtype
         assert torch.equal(row, kind.pack_plainly(content))
 
 
 def test_every_variant_is_packed_right(tmp_path: Path) -> None:
-    kinds = Kinds(BASE, Layouts(BASE, MAX_RANK))
+    kinds = RowPackers(BASE, Layouts(BASE, MAX_RANK))
     for index, made in enumerate(one_of_each(BASE)):
         content = content_of(made, tmp_path, f"a{index}")
         kind = kind_of(content, kinds)
@@ -66,7 +66,7 @@ def test_every_variant_is_packed_right(tmp_path: Path) -> None:
 
 
 def test_of_the_largest_rank_a_row_is_one_piece_but_for_its_gaps(tmp_path: Path) -> None:
-    kinds = Kinds(BASE, Layouts(BASE, MAX_RANK))
+    kinds = RowPackers(BASE, Layouts(BASE, MAX_RANK))
     whole = kind_of(content_of(make_adapter(BASE, rank=MAX_RANK), tmp_path, "whole"), kinds)
     small = kind_of(content_of(make_adapter(BASE, rank=5), tmp_path, "small"), kinds)
     gaps = sum(linear.out_features % 16 > 0 for linear in BASE.targets.values())
@@ -75,7 +75,7 @@ def test_of_the_largest_rank_a_row_is_one_piece_but_for_its_gaps(tmp_path: Path)
 
 
 def test_what_is_folded_into_numbers_is_packed_vector_by_vector(tmp_path: Path) -> None:
-    kinds = Kinds(BASE, Layouts(BASE, MAX_RANK))
+    kinds = RowPackers(BASE, Layouts(BASE, MAX_RANK))
     scaled = make_adapter(BASE, scale=2.0)
     filled = make_adapter(BASE, options={"trained": "d"})
     for name, made in (("scaled", scaled), ("filled", filled)):
@@ -83,7 +83,7 @@ def test_what_is_folded_into_numbers_is_packed_vector_by_vector(tmp_path: Path) 
 
 
 def test_adapters_alike_are_of_one_kind_and_others_are_not(tmp_path: Path) -> None:
-    kinds, q = Kinds(BASE, Layouts(BASE, MAX_RANK)), "q_proj"
+    kinds, q = RowPackers(BASE, Layouts(BASE, MAX_RANK)), "q_proj"
     mades = [
         make_adapter(BASE),
         make_adapter(BASE, draw=1, seed=3),
@@ -100,7 +100,7 @@ def test_adapters_alike_are_of_one_kind_and_others_are_not(tmp_path: Path) -> No
 @pytest.mark.gpu
 def test_rows_for_a_gpu_are_packed_into_pinned_memory(tmp_path: Path) -> None:
     content = content_of(make_adapter(BASE, rank=5), tmp_path)
-    kind = kind_of(content, Kinds(BASE, Layouts(BASE, MAX_RANK)))
+    kind = kind_of(content, RowPackers(BASE, Layouts(BASE, MAX_RANK)))
     row = kind.pack(content, pinned=True)
     assert row.is_pinned()
     assert torch.equal(row, kind.pack_plainly(content))

@@ -12,7 +12,7 @@ from torch import Tensor
 from adapters_store.manifest import AdapterRef
 from adapters_store.store_errors import AdapterCorrupt, AdapterNotFound
 from adapters_store.weights import Content
-from server.adapters.residents import Residence, Resident
+from server.adapters.adapter_status import AdapterState, AdapterStatus
 from server.errors import BasisMismatch, Conflict, InvalidAdapter, Unavailable
 from tests.adapters.conftest import Serve
 from tests.adapters.made import Made, make_adapter, merged_logits
@@ -41,7 +41,7 @@ def assert_served(served: Served, made: Made, slot: int) -> None:
     )
 
 
-def resident(served: Served, ref: AdapterRef) -> Resident | None:
+def resident(served: Served, ref: AdapterRef) -> AdapterStatus | None:
     return next((r for r in served.adapters.snapshot() if r.ref == ref), None)
 
 
@@ -84,7 +84,7 @@ def test_a_resident_adapter_is_a_hit(serve: Serve) -> None:
     assert (served.adapters.hits, served.adapters.loads) == (1, 1)
     held = resident(served, ref)
     assert held is not None
-    assert (held.state, held.slot, held.in_use) == (Residence.RESIDENT, 1, 2)
+    assert (held.state, held.slot, held.in_use) == (AdapterState.RESIDENT, 1, 2)
     assert held.sha256 == served.store.open(ref).sha256
 
 
@@ -113,7 +113,7 @@ def test_an_evicted_adapter_comes_back_from_host_memory(serve: Serve) -> None:
         served.adapters.release(ref)
     evicted = resident(served, refs[0])
     assert evicted is not None
-    assert (evicted.state, evicted.slot) == (Residence.HOST, None)
+    assert (evicted.state, evicted.slot) == (AdapterState.HOST, None)
     served.store.delete("ann", refs[0].name)
     assert served.adapters.acquire(refs[0]) == 1
     assert_served(served, mades[0], 1)
@@ -139,8 +139,8 @@ def test_a_larger_rank_of_the_same_seed_grows_the_basis(serve: Serve) -> None:
     ]
     assert_served(served, small, slots[0])
     assert_served(served, large, slots[1])
-    (held,) = served.adapters._bases.held.values()
-    assert {len(pair.a) for pair in held.bases.values()} == {32}
+    (loaded,) = served.adapters._bases.loaded.values()
+    assert {len(pair.a) for pair in loaded.pairs.values()} == {32}
 
 
 def test_matrices_of_a_seed_go_with_its_last_adapter(serve: Serve) -> None:
@@ -150,7 +150,7 @@ def test_matrices_of_a_seed_go_with_its_last_adapter(serve: Serve) -> None:
     for ref, made in zip(refs, mades, strict=True):
         assert_served(served, made, served.acquire(ref))
         served.adapters.release(ref)
-        assert len(served.adapters._bases.held) <= 2
+        assert len(served.adapters._bases.loaded) <= 2
 
 
 def test_pinned_adapters_outlive_a_flood(serve: Serve) -> None:
@@ -202,7 +202,7 @@ def test_what_was_forgotten_while_it_loaded_leaves_nothing(
     served.adapters.on_loaded = ended.set
     served.adapters.prepare(ref)
     assert begun.wait(10)
-    assert [r.state for r in served.adapters.snapshot()] == [Residence.LOADING]
+    assert [r.state for r in served.adapters.snapshot()] == [AdapterState.LOADING]
     served.adapters.forget(ref)
     go_on.set()
     assert ended.wait(10)

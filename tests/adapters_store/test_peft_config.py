@@ -9,9 +9,11 @@ import pytest
 from adapters_store.peft.adapter_config import MAX_CONFIG_BYTES, Patterns, PeftConfig, parse_config
 from adapters_store.store_errors import InvalidCheckpoint
 
+KINDS = ("VERA", "RANDLORA", "LORA")
+
 
 def parse(kind: str = "LORA", **fields: Any) -> PeftConfig:
-    return parse_config(json.dumps({"peft_type": kind, "r": 8, **fields}).encode())
+    return parse_config(json.dumps({"peft_type": kind, "r": 8, **fields}).encode(), KINDS)
 
 
 @pytest.mark.parametrize(
@@ -73,7 +75,7 @@ def test_veras_biases_show_as_tensors_and_not_here() -> None:
 )
 def test_what_is_no_config(text: bytes, said: str) -> None:
     with pytest.raises(InvalidCheckpoint, match=said):
-        parse_config(text)
+        parse_config(text, KINDS)
 
 
 def test_values_have_types() -> None:
@@ -87,7 +89,9 @@ def test_values_have_types() -> None:
         lambda: parse(r="8").integer("r", 1),
         lambda: parse(r=None).integer("r", 1),
         lambda: parse(lora_alpha="x").number("lora_alpha", 1),
-        lambda: parse_config(b'{"peft_type": "LORA", "lora_alpha": NaN}').number("lora_alpha", 1),
+        lambda: parse_config(b'{"peft_type": "LORA", "lora_alpha": NaN}', KINDS).number(
+            "lora_alpha", 1
+        ),
         lambda: parse(use_rslora=1).flag("use_rslora"),
         lambda: parse(rank_pattern={"x": "y"}).by_module("rank_pattern"),
         lambda: parse(rank_pattern=[1]).by_module("rank_pattern"),

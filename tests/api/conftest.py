@@ -18,6 +18,7 @@ from server.jobs.queue.job_queue import JobQueue
 from server.metrics import Metrics
 from server.tenancy.keys import DEFAULT_OWNER, Keys
 from tests.api.fakes import (
+    METHODS,
     VOCAB,
     ByteTokenizer,
     FakeEstimator,
@@ -87,6 +88,7 @@ def services(tmp_path: Path, store: AdapterStore, empty_database: Path) -> Itera
         estimator=FakeEstimator(),
         files=Files(database, tmp_path / "files", max_bytes=MAX_FILE),
         jobs=JobQueue(database),
+        methods=METHODS,
         keys=Keys(),
         metrics=Metrics("base"),
         worker=None,

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import torch
 
@@ -25,6 +25,7 @@ from server.errors import InvalidDataset, InvalidRequest, LineProblem
 from server.jobs.files.dataset_warnings import dataset_warnings
 from server.jobs.files.datasets import Dataset
 from server.jobs.queue.job_estimate import JobEstimate
+from server.jobs.queue.method_spec import MethodSpec, Variant
 from server.jobs.queue.train_options import TrainOptions
 from server.scheduler.capacity import Capacity
 from server.scheduler.intake import Handle
@@ -32,6 +33,21 @@ from server.scheduler.request import Generation, Listener, LoopStats, TextDelta,
 
 EOS = 256
 VOCAB = 257
+
+
+def _variant(trained: str | None = None, **options: Any) -> Variant:
+    return Variant(trained, 8, 1e-3, 1e-2, "a test", **options)
+
+
+# The real ones import transformers, which these tests do without.
+METHODS = {
+    spec.name: spec
+    for spec in (
+        MethodSpec("vera", (_variant("d+b", basis="shared", d_initial=0.1),), ("d_initial",)),
+        MethodSpec("randlora", (_variant(sparsity="dense"),)),
+        MethodSpec("lora", (_variant(alpha_per_rank=2.0),)),
+    )
+}
 
 
 class ByteStream:
@@ -323,7 +339,7 @@ class FakePorting:
         self.failure: Exception | None = None
         self.files = {"adapter_config.json": b"{}", "adapter_model.safetensors": b"w" * 3_000_000}
 
-    def take_in(
+    def import_adapter(
         self, owner: str, name: str, config: BinaryIO, weights: BinaryIO, **told: str
     ) -> AdapterRef:
         if self.failure is not None:
@@ -344,7 +360,7 @@ class FakePorting:
         )
         return self._store.publish(owner, name, manifest, {"q.A": torch.ones(2, 3)})
 
-    def give_out(self, ref: AdapterRef, form: str) -> Path:
+    def export_adapter(self, ref: AdapterRef, form: str) -> Path:
         if self.failure is not None:
             raise self.failure
         self.asked.append((ref, form))

@@ -8,7 +8,8 @@ from torch import Tensor
 
 from server.adapters.batch.linears import install
 from server.adapters.batch.sites import join
-from server.bases.model import BaseModel, load_base
+from server.bases.base_files import load_base
+from server.bases.model import BaseModel
 from server.bases.shared_weights import twin_of
 from server.engine.kv_cache import KVCache
 from server.engine.runner import Runner

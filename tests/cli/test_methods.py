@@ -10,11 +10,10 @@ from transformers import AutoConfig
 from server.__main__ import main
 from server.adapters.inspecting.counts import count
 from server.adapters.learning.targets import resolve_targets
-from server.adapters.methods.registry import method_named
-from server.bases.model import BaseModel, load_base, outline_base
+from server.adapters.methods.registry import method_named, method_specs
+from server.bases.base_files import load_base, outline_base
+from server.bases.model import BaseModel
 from server.errors import UnsupportedModel
-from server.jobs.queue.train_options import TRAINED
-from server.training.run.defaults import TABLE
 from tests.models import KINDS, Kind, tiny_model
 
 DOC = Path(__file__).parents[2] / "docs" / "methods.md"
@@ -59,7 +58,9 @@ def test_the_numbers_of_a_model_on_disk(
     )
     assert document["targets"] == list(targets)
     assert document["parameters"] == sum(p.numel() for p in base.model.parameters())
-    assert len(document["methods"]) == 2 * len(TABLE)
+    assert len(document["methods"]) == 2 * sum(
+        len(spec.variants) for spec in method_specs().values()
+    )
     for row in document["methods"]:
         options = {} if row["trained"] is None else {"trained": row["trained"]}
         counts = count(method_named(row["method"], options), base, targets, row["rank"])
@@ -74,7 +75,11 @@ def test_the_usual_ranks_are_those_that_jobs_take(capsys: pytest.CaptureFixture[
     usual = {
         (row["method"], row["trained"]): row["rank"] for row in document["methods"] if row["usual"]
     }
-    assert usual == {(row.method, row.trained): row.rank for row in TABLE}
+    assert usual == {
+        (name, variant.trained): variant.rank
+        for name, spec in method_specs().items()
+        for variant in spec.variants
+    }
 
 
 def test_veras_table_1_from_the_configuration_of_roberta(
@@ -167,7 +172,7 @@ def test_a_table_for_people(
     assert main(["methods"]) == 0
     table = capsys.readouterr().out
     assert "porch: 17,308,800 parameters; adapters of 63 linears" in table
-    for name in TRAINED:
+    for name in method_specs():
         assert name in table
     cells = [part.strip() for part in table.splitlines()[5].split("│")[1:-1]]
     # 63 times rank 64, and 31,104 outputs; A and B of 64 x 1024 in bfloat16

@@ -8,8 +8,7 @@ import threading
 import pytest
 import torch
 
-from server.bases.device_health import works_still
-from server.bases.model import BaseModel
+from server.bases.model import BaseModel, device_works
 from server.engine.blocks import BlockPool
 from server.engine.device import high_priority_stream
 from server.engine.kv_cache import KVCache
@@ -47,7 +46,7 @@ def break_the_device() -> None:
         limits=Limits(max_rows=4, max_step_tokens=32, max_waiting=4, max_context=96),
         metrics=Metrics("tiny"),
         thread_context=within,
-        device_works=lambda: works_still(device),
+        device_works=lambda: device_works(device),
         on_device_lost=end_soon,
     )
 

@@ -4,8 +4,16 @@ import json
 
 import pytest
 
+from server.adapters.methods.registry import method_specs
 from server.errors import InvalidRequest
-from server.jobs.queue.train_options import TrainOptions
+from server.jobs.queue.train_options import TrainOptions, check_method
+
+
+def read(options: dict[str, object]) -> TrainOptions:
+    """As the API reads them."""
+    checked = TrainOptions.from_json(json.dumps(options))
+    check_method(checked, method_specs())
+    return checked
 
 
 @pytest.mark.parametrize(
@@ -23,7 +31,7 @@ from server.jobs.queue.train_options import TrainOptions
     ],
 )
 def test_options_read_back(options: TrainOptions) -> None:
-    assert TrainOptions.from_json(options.to_json()) == options
+    assert read(json.loads(options.to_json())) == options
 
 
 def test_auto_and_null_leave_the_choice_to_the_trainer() -> None:
@@ -77,7 +85,7 @@ def test_auto_and_null_leave_the_choice_to_the_trainer() -> None:
 )
 def test_a_bad_value_is_named(param: str, value: object) -> None:
     with pytest.raises(InvalidRequest, match=param) as raised:
-        TrainOptions.from_json(json.dumps({param: value}))
+        read({param: value})
     assert raised.value.param == param
 
 
@@ -103,7 +111,7 @@ def test_what_a_method_lacks_is_refused_with_the_remedy(
     method: str, param: str, value: object, remedy: str
 ) -> None:
     with pytest.raises(InvalidRequest) as raised:
-        TrainOptions.from_json(json.dumps({"method": method, param: value}))
+        read({"method": method, param: value})
     assert raised.value.param == param
     assert remedy in str(raised.value)
     if "only of" in remedy:
@@ -112,9 +120,15 @@ def test_what_a_method_lacks_is_refused_with_the_remedy(
 
 def test_where_d_alone_learns_it_begins_at_zero() -> None:
     with pytest.raises(InvalidRequest, match="leave it out") as raised:
-        TrainOptions(trained="d", d_initial=0.1)
+        read({"trained": "d", "d_initial": 0.1})
     assert raised.value.param == "d_initial"
-    assert TrainOptions(trained="b", d_initial=0.1).d_initial == 0.1
+    assert read({"trained": "b", "d_initial": 0.1}).d_initial == 0.1
+
+
+def test_an_option_at_which_nothing_learns_is_refused() -> None:
+    with pytest.raises(InvalidRequest, match=r"d_initial=0 .* never learn") as raised:
+        read({"d_initial": 0})
+    assert raised.value.param == "d_initial"
 
 
 def test_a_job_written_before_there_were_other_methods_still_reads() -> None:

@@ -1,4 +1,4 @@
-"""A desk over a tiny base that is served, with a store of its own."""
+"""A porting over a tiny base that is served, with a store of its own."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -24,12 +24,12 @@ class Place:
     """Where adapters come in, are served and go out."""
 
     served: Served
-    desk: PortingService
+    porting: PortingService
     root: Path
 
-    def take_in(self, folder: Path, name: str = "pet", **told: str) -> AdapterRef:
+    def import_adapter(self, folder: Path, name: str = "pet", **told: str) -> AdapterRef:
         with (folder / CONFIG).open("rb") as config, (folder / WEIGHTS).open("rb") as weights:
-            return self.desk.take_in("ann", name, config, weights, **told)
+            return self.porting.import_adapter("ann", name, config, weights, **told)
 
     def logits(self, ref: AdapterRef) -> Tensor:
         """What the engine's mixed batch answers, beside a row of the base."""
@@ -53,7 +53,7 @@ def place(tmp_path: Path) -> MakePlace:
         root = tmp_path / f"home-{kind}"
         base = tiny_base(kind, **model)
         served = Served(base, root / "adapters", max_rank=max_rank)
-        desk = PortingService(base, served.store, "unused", root / "porting", max_rank=max_rank)
-        return Place(served, desk, root)
+        porting = PortingService(base, served.store, "unused", root / "porting", max_rank=max_rank)
+        return Place(served, porting, root)
 
     return place

@@ -13,10 +13,11 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
-from adapters_store.foreign import ForeignBases
+from adapters_store.imported_bases import ImportedBases
 from adapters_store.manifest import AdapterRef
 from server.adapters.porting.service import PortingService
-from server.bases.model import BaseModel, load_base
+from server.bases.base_files import load_base
+from server.bases.model import BaseModel
 from server.errors import InvalidAdapter, InvalidRequest, UnsupportedModel
 from tests.adapters.made import make_adapter
 from tests.adapters.served import Served
@@ -59,7 +60,7 @@ OURS: list[Any] = [
 def test_peft_answers_as_we_do(made: dict[str, Any], form: str, place: MakePlace) -> None:
     here = place()
     ref = publish(here, **made)
-    folder = here.desk.give_out(ref, form)
+    folder = here.porting.export_adapter(ref, form)
     assert_same(loaded_logits("llama", folder), here.logits(ref))
 
 
@@ -68,7 +69,7 @@ def test_peft_answers_as_we_do(made: dict[str, Any], form: str, place: MakePlace
 def test_conv1d(method: str, form: str, place: MakePlace) -> None:
     here = place("gpt2")
     ref = publish(here, method=method)
-    assert_same(loaded_logits("gpt2", here.desk.give_out(ref, form)), here.logits(ref))
+    assert_same(loaded_logits("gpt2", here.porting.export_adapter(ref, form)), here.logits(ref))
 
 
 @pytest.mark.parametrize("options", [{}, {"sparsity": "3"}])
@@ -79,7 +80,7 @@ def test_randlora_as_pefts(
 ) -> None:
     here = place()
     ref = publish(here, method="randlora", rank=rank, targets=SQUARE, scale=scale, options=options)
-    folder = here.desk.give_out(ref, "peft")
+    folder = here.porting.export_adapter(ref, "peft")
     assert_same(loaded_logits("llama", folder), here.logits(ref))
     # 0.21 writes a copy of the matrices under every layer; one is enough, for any version.
     assert sum("randlora_B" in name for name in load_file(folder / WEIGHTS)) == 1
@@ -89,7 +90,7 @@ def test_randlora_whose_matrices_are_larger_than_any_layer_reads(place: MakePlac
     """The largest in and out are of two layers, so that PEFT's B has blocks that none reads."""
     here = place(hidden_size=24, intermediate_size=80)
     ref = publish(here, method="randlora", rank=5, targets=["gate_proj", "down_proj"])
-    folder = here.desk.give_out(ref, "peft")
+    folder = here.porting.export_adapter(ref, "peft")
     answer = loaded_logits("llama", folder, hidden_size=24, intermediate_size=80)
     assert_same(answer, here.logits(ref))
 
@@ -99,9 +100,9 @@ def test_randlora_with_different_numbers_of_blocks(place: MakePlace) -> None:
     ref = publish(here, method="randlora", rank=8, targets=["q_proj", "k_proj"])
     before = here.listing()
     with pytest.raises(InvalidRequest, match=r"3 in .*k_proj, 6 in .*q_proj.* as merged"):
-        here.desk.give_out(ref, "peft")
+        here.porting.export_adapter(ref, "peft")
     with pytest.raises(InvalidRequest, match="full rank and is no LoRA: export it as peft or m"):
-        here.desk.give_out(ref, "peft-lora")
+        here.porting.export_adapter(ref, "peft-lora")
     assert here.listing() == before
 
 
@@ -109,8 +110,8 @@ def test_vera_with_matrices_for_each_layer(place: MakePlace) -> None:
     here = place()
     ref = publish(here, method="vera", options={"basis": "per-layer"})
     with pytest.raises(InvalidRequest, match="peft-lora or merged"):
-        here.desk.give_out(ref, "peft")
-    folder = here.desk.give_out(ref, "peft-lora")
+        here.porting.export_adapter(ref, "peft")
+    folder = here.porting.export_adapter(ref, "peft-lora")
     assert_same(loaded_logits("llama", folder), here.logits(ref))
 
 
@@ -127,10 +128,10 @@ def test_vera_with_matrices_for_each_layer(place: MakePlace) -> None:
 )
 def test_what_came_in_goes_out(kind: Kind, config: Any, place: MakePlace, tmp_path: Path) -> None:
     here, peft = place(kind), adapted(kind, config)
-    ref = here.take_in(save(peft, tmp_path / "out"))
-    folder = here.desk.give_out(ref, "peft")
+    ref = here.import_adapter(save(peft, tmp_path / "out"))
+    folder = here.porting.export_adapter(ref, "peft")
     assert_same(loaded_logits(kind, folder), logits(peft))
-    again = here.take_in(folder, "again")
+    again = here.import_adapter(folder, "again")
     first, second = (here.served.store.load(r)[:2] for r in (ref, again))
     assert first[0].basis_sha256 == second[0].basis_sha256
     assert_same(here.logits(again), here.logits(ref))
@@ -139,7 +140,7 @@ def test_what_came_in_goes_out(kind: Kind, config: Any, place: MakePlace, tmp_pa
 def test_a_lora_goes_out_as_it_came(place: MakePlace, tmp_path: Path) -> None:
     here = place()
     folder = save(adapted("llama", lora(target_modules=["q_proj", "up_proj"])), tmp_path / "out")
-    given = here.desk.give_out(here.take_in(folder), "peft-lora")
+    given = here.porting.export_adapter(here.import_adapter(folder), "peft-lora")
     ours, theirs = load_file(given / WEIGHTS), load_file(folder / WEIGHTS)
     assert set(ours) == set(theirs)
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
@@ -147,13 +148,15 @@ def test_a_lora_goes_out_as_it_came(place: MakePlace, tmp_path: Path) -> None:
 
 def test_names_of_targets_are_short_where_they_mean_the_same(place: MakePlace) -> None:
     here = place()
-    short = here.desk.give_out(publish(here, targets=["q_proj", "up_proj"]), "peft-lora")
+    short = here.porting.export_adapter(publish(here, targets=["q_proj", "up_proj"]), "peft-lora")
     config = json.loads((short / "adapter_config.json").read_text())
     assert config["target_modules"] == ["q_proj", "up_proj"]
     one = publish(here, targets=["layers.1.self_attn.q_proj"])
-    config = json.loads((here.desk.give_out(one, "peft") / "adapter_config.json").read_text())
+    config = json.loads(
+        (here.porting.export_adapter(one, "peft") / "adapter_config.json").read_text()
+    )
     assert config["target_modules"] == ["model.layers.1.self_attn.q_proj"]
-    assert_same(loaded_logits("llama", here.desk.give_out(one, "peft")), here.logits(one))
+    assert_same(loaded_logits("llama", here.porting.export_adapter(one, "peft")), here.logits(one))
 
 
 class TestMerged:
@@ -169,8 +172,10 @@ class TestMerged:
             shutil.copy(self.tokenizer / name, source)
         base: BaseModel = load_base(source, device="cpu", dtype=torch.float32)
         served = Served(base, self.home / "adapters")
-        desk = PortingService(base, served.store, str(source), self.home / "porting", max_rank=32)
-        return Place(served, desk, self.home)
+        porting = PortingService(
+            base, served.store, str(source), self.home / "porting", max_rank=32
+        )
+        return Place(served, porting, self.home)
 
     def load(self, folder: Path) -> PreTrainedModel:
         model = AutoModelForCausalLM.from_pretrained(folder, dtype="auto")
@@ -181,7 +186,7 @@ class TestMerged:
     def test_transformers_answers_as_we_do(self, kind: Kind, method: str) -> None:
         here = self.place(kind)
         ref = publish(here, method=method)
-        folder = here.desk.give_out(ref, "merged")
+        folder = here.porting.export_adapter(ref, "merged")
         assert_same(logits(self.load(folder)), here.logits(ref))
         assert AutoTokenizer.from_pretrained(folder).encode("ab") == AutoTokenizer.from_pretrained(
             self.tokenizer
@@ -190,13 +195,13 @@ class TestMerged:
 
     def test_what_was_imported(self, tmp_path: Path) -> None:
         here, peft = self.place("llama"), adapted("llama", randlora())
-        ref = here.take_in(save(peft, tmp_path / "out"))
-        assert_same(logits(self.load(here.desk.give_out(ref, "merged"))), logits(peft))
+        ref = here.import_adapter(save(peft, tmp_path / "out"))
+        assert_same(logits(self.load(here.porting.export_adapter(ref, "merged"))), logits(peft))
 
     def test_the_dtype_is_that_of_the_files(self) -> None:
         here = self.place("llama", stored=torch.bfloat16)
         adapter = make_adapter(here.served.base, targets=["q_proj"])
-        merged = self.load(here.desk.give_out(here.served.publish(adapter), "merged"))
+        merged = self.load(here.porting.export_adapter(here.served.publish(adapter), "merged"))
         assert merged.dtype == torch.bfloat16
         stored = dict(self.load(self.home / "model").named_parameters())
         changed = {n for n, p in merged.named_parameters() if not torch.equal(p, stored[n])}
@@ -208,7 +213,7 @@ class TestMerged:
         tiny_model("llama", seed=5).save_pretrained(self.home / "model")
         before = here.listing()
         with pytest.raises(UnsupportedModel, match="no longer those that this server has loaded"):
-            here.desk.give_out(ref, "merged")
+            here.porting.export_adapter(ref, "merged")
         assert here.listing() == before
 
 
@@ -218,12 +223,12 @@ def test_an_adapter_of_another_base(place: MakePlace) -> None:
     manifest = replace(made.manifest, base_fingerprint="f" * 32)
     ref = here.served.store.publish("ann", "pet", manifest, made.tensors)
     with pytest.raises(InvalidAdapter, match="was trained on base"):
-        here.desk.give_out(ref, "peft")
+        here.porting.export_adapter(ref, "peft")
 
 
 def test_a_restart_clears_what_was_on_its_way(place: MakePlace) -> None:
     here = place()
-    left = here.desk.give_out(publish(here), "peft")
+    left = here.porting.export_adapter(publish(here), "peft")
     assert left.exists()
     PortingService(here.served.base, here.served.store, "x", here.root / "porting", max_rank=8)
     assert not left.exists()
@@ -233,14 +238,14 @@ def test_imported_matrices_are_read_once_for_all_layers(
     place: MakePlace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     here = place()
-    ref = here.take_in(save(adapted("llama", randlora()), tmp_path / "out"))
+    ref = here.import_adapter(save(adapted("llama", randlora()), tmp_path / "out"))
     reads = []
-    read = ForeignBases.read
+    read = ImportedBases.read
 
-    def counted(bases: ForeignBases, sha256: str) -> dict[str, Tensor]:
+    def counted(bases: ImportedBases, sha256: str) -> dict[str, Tensor]:
         reads.append(sha256)
         return read(bases, sha256)
 
-    monkeypatch.setattr(ForeignBases, "read", counted)
-    here.desk.give_out(ref, "peft")
+    monkeypatch.setattr(ImportedBases, "read", counted)
+    here.porting.export_adapter(ref, "peft")
     assert len(reads) == 1

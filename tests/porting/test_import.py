@@ -73,7 +73,7 @@ def test_served_as_peft_serves_it(
 ) -> None:
     here, peft = place(kind), adapted(kind, config)
     want = logits(peft)
-    ref = here.take_in(save(peft, tmp_path / "out"))
+    ref = here.import_adapter(save(peft, tmp_path / "out"))
     assert_same(here.logits(ref), want)
     with peft.disable_adapter():
         assert (want - logits(peft)).abs().mean() > 0.05
@@ -87,10 +87,10 @@ def test_randlora_without_its_matrices(
     here = place()
     peft = adapted("llama", randlora(save_projection=False, projection_prng_key=3))
     folder = save(peft, tmp_path / "out")
-    ref = here.take_in(folder, torch_era=ERA, half_dtype=half)
+    ref = here.import_adapter(folder, torch_era=ERA, half_dtype=half)
     assert_same(here.logits(ref), logits(peft))
     (wrong,) = {*ERAS} - {ERA}
-    other = here.take_in(folder, torch_era=wrong, half_dtype=half)
+    other = here.import_adapter(folder, torch_era=wrong, half_dtype=half)
     assert (here.logits(other) - logits(peft)).abs().mean() > 0.05
     told = here.served.store.open(ref).manifest.provenance["basis"]
     assert told == f"PEFT's generator: key 3, float32, torch {ERA}, {half}"
@@ -113,8 +113,8 @@ def test_matrices_are_rounded_as_on_a_base_of_that_dtype(
 ) -> None:
     here, peft = place(), adapted("llama", config, dtype=dtype)
     name = str(dtype).removeprefix("torch.")
-    ref = here.take_in(save(peft, tmp_path / "out"), base_dtype=name)
-    kept = here.served.store.foreign.read(here.served.store.open(ref).manifest.basis_sha256)
+    ref = here.import_adapter(save(peft, tmp_path / "out"), base_dtype=name)
+    kept = here.served.store.imported_bases.read(here.served.store.open(ref).manifest.basis_sha256)
     a, b = (getattr(peft.base_model, matrix)["default"].float() for matrix in matrices)
     assert torch.equal(kept["a"], a.reshape(kept["a"].shape))
     assert torch.equal(kept["b"], b.reshape(kept["b"].shape))
@@ -128,37 +128,37 @@ def test_half_precision_tensors_are_widened(place: MakePlace, tmp_path: Path) ->
             tensors[name] = tensor.to([torch.bfloat16, torch.float16, torch.float32][place % 3])
 
     change(folder, halve)
-    from_halves = here.logits(here.take_in(folder, "halves"))
+    from_halves = here.logits(here.import_adapter(folder, "halves"))
     change(folder, lambda tensors: tensors.update({k: v.float() for k, v in tensors.items()}))
-    assert torch.equal(from_halves, here.logits(here.take_in(folder, "floats")))
+    assert torch.equal(from_halves, here.logits(here.import_adapter(folder, "floats")))
 
 
 @pytest.mark.parametrize("config", [vera, randlora])
 def test_one_basis_is_kept_and_resident_once(config: Any, place: MakePlace, tmp_path: Path) -> None:
     here = place()
-    first = here.take_in(save(adapted("llama", config(), draw=1), tmp_path / "1"), "first")
-    second = here.take_in(save(adapted("llama", config(), draw=2), tmp_path / "2"), "second")
+    first = here.import_adapter(save(adapted("llama", config(), draw=1), tmp_path / "1"), "first")
+    second = here.import_adapter(save(adapted("llama", config(), draw=2), tmp_path / "2"), "second")
     manifests = [here.served.store.open(ref).manifest for ref in (first, second)]
     assert BasisId.of(manifests[0]) == BasisId.of(manifests[1])
-    assert here.served.store.foreign.kept() == {manifests[0].basis_sha256}
+    assert here.served.store.imported_bases.kept() == {manifests[0].basis_sha256}
     other = config(target_modules=["v_proj"])
-    third = here.take_in(save(adapted("llama", other), tmp_path / "3"), "third")
+    third = here.import_adapter(save(adapted("llama", other), tmp_path / "3"), "third")
     assert BasisId.of(here.served.store.open(third).manifest) != BasisId.of(manifests[0])
-    assert len(here.served.store.foreign.kept()) == 2
+    assert len(here.served.store.imported_bases.kept()) == 2
 
 
 def test_a_vera_with_and_without_its_matrices_shares_them(place: MakePlace, tmp_path: Path) -> None:
     here = place()
     for saved in (True, False):
         peft = adapted("llama", vera(save_projection=saved))
-        here.take_in(save(peft, tmp_path / str(saved)), str(saved))
-    assert len(here.served.store.foreign.kept()) == 1
+        here.import_adapter(save(peft, tmp_path / str(saved)), str(saved))
+    assert len(here.served.store.imported_bases.kept()) == 1
 
 
 def test_what_the_manifest_tells(place: MakePlace, tmp_path: Path) -> None:
     here = place()
     folder = save(adapted("llama", lora(target_modules=ATTENTION)), tmp_path / "out")
-    first, second = here.take_in(folder), here.take_in(folder)
+    first, second = here.import_adapter(folder), here.import_adapter(folder)
     assert [str(first), str(second)] == ["pet@1", "pet@2"]
     manifest = here.served.store.open(second).manifest
     assert (manifest.method, manifest.rank, manifest.scale) == ("lora", 5, 12 / 5)
@@ -172,7 +172,7 @@ def test_what_the_manifest_tells(place: MakePlace, tmp_path: Path) -> None:
 def test_a_config_may_hold_any_character(place: MakePlace, tmp_path: Path) -> None:
     here, folder = place(), save(adapted("llama", lora()), tmp_path / "out")
     configure(folder, base_model_name_or_path="org/\ud800\x1b[31mname" + "x" * 1000)
-    manifest = here.served.store.open(here.take_in(folder)).manifest
+    manifest = here.served.store.open(here.import_adapter(folder)).manifest
     assert manifest.provenance["peft_base"] == "org/[31mname" + "x" * 188
 
 
@@ -184,7 +184,7 @@ def test_all_kinds_in_one_batch(place: MakePlace, tmp_path: Path) -> None:
     refs, wants = [ours], [here.logits(ours)]
     for index, config in enumerate(configs):
         peft = adapted("llama", config, draw=index)
-        refs.append(here.take_in(save(peft, tmp_path / str(index)), f"pet-{index}"))
+        refs.append(here.import_adapter(save(peft, tmp_path / str(index)), f"pet-{index}"))
         wants.append(logits(peft))
     slots = [here.served.acquire(ref) for ref in refs]
     answers = here.served.logits(TOKENS.expand(len(slots) + 1, -1), [*slots, 0])
@@ -204,6 +204,6 @@ def test_a_converted_pissa(place: MakePlace, tmp_path: Path) -> None:
             str(tmp_path / "out"), path_initial_model_for_weight_conversion=str(tmp_path / "start")
         )
     want = logits(peft)
-    ref = here.take_in(tmp_path / "out")
+    ref = here.import_adapter(tmp_path / "out")
     assert here.served.store.open(ref).manifest.rank == 10
     assert_same(here.logits(ref), want)

@@ -13,8 +13,9 @@ from peft import PeftConfig
 from torch import Tensor
 
 from adapters_store.store_errors import InvalidCheckpoint, InvalidName, StoreError
+from server.adapters.methods.checked_adapter import CheckedAdapter
+from server.adapters.methods.peft.outgoing import PeftCheckpoint, as_lora
 from server.adapters.porting import service
-from server.adapters.porting.outgoing import Outgoing, PeftCheckpoint, as_lora
 from server.errors import InvalidRequest, QueueFull, VerandahError
 from tests.api.running import eventually
 from tests.porting.conftest import MakePlace, Place
@@ -32,7 +33,7 @@ def refused(here: Place, folder: Path, said: str, **told: str) -> None:
     """Assert that nothing changed on the disk, and that nothing was in the store before."""
     before = here.listing()
     with pytest.raises((StoreError, VerandahError), match=said):
-        here.take_in(folder, **told)
+        here.import_adapter(folder, **told)
     assert here.listing() == before
     assert here.served.store.owners() == []
 
@@ -215,51 +216,55 @@ def test_files_that_are_none(place: MakePlace, tmp_path: Path) -> None:
         ("not JSON", "pet", "adapter_model.safetensors", (b"{", weights)),
     ):
         with pytest.raises(InvalidCheckpoint, match=said):
-            here.desk.take_in("ann", name, *map(BytesIO, parts), file_name=file_name)
+            here.porting.import_adapter("ann", name, *map(BytesIO, parts), file_name=file_name)
     with pytest.raises(InvalidName, match=r"'\.\./pet' is not a name"):
-        here.desk.take_in("ann", "../pet", BytesIO(config), BytesIO(weights))
+        here.porting.import_adapter("ann", "../pet", BytesIO(config), BytesIO(weights))
     assert here.listing() == before
 
 
 def test_an_unknown_format(place: MakePlace, tmp_path: Path) -> None:
     here = place()
-    ref = here.take_in(save(adapted("llama", lora()), tmp_path / "out"))
+    ref = here.import_adapter(save(adapted("llama", lora()), tmp_path / "out"))
     with pytest.raises(InvalidRequest, match="'gguf' is none of peft, peft-lora, merged"):
-        here.desk.give_out(ref, "gguf")
+        here.porting.export_adapter(ref, "gguf")
 
 
 class TestOneAtATime:
     @pytest.fixture(autouse=True)
     def _make(self, place: MakePlace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        """An export that is held until the test lets it go."""
+        """An export that lasts until the test ends it."""
         self.here = place()
-        ref = self.here.take_in(save(adapted("llama", lora()), tmp_path / "out"))
+        ref = self.here.import_adapter(save(adapted("llama", lora()), tmp_path / "out"))
         self.entered, self.go_on = threading.Event(), threading.Event()
 
-        def held(adapter: Outgoing) -> PeftCheckpoint:
+        def slow(adapter: CheckedAdapter) -> PeftCheckpoint:
             self.entered.set()
             assert self.go_on.wait(10)
             return as_lora(adapter)
 
-        monkeypatch.setattr(service, "as_lora", held)
-        self.export: Callable[[], Path] = lambda: self.here.desk.give_out(ref, "peft-lora")
+        monkeypatch.setattr(service, "as_lora", slow)
+        self.export: Callable[[], Path] = lambda: self.here.porting.export_adapter(ref, "peft-lora")
 
-    def test_who_waits_too_long_is_told(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(service, "_PATIENCE_S", 0.05)
+    def test_a_request_that_waits_too_long_is_refused(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(service, "_MAX_WAIT_S", 0.05)
         with ThreadPoolExecutor() as pool:
             first = pool.submit(self.export)
             assert self.entered.wait(10)
-            with pytest.raises(QueueFull, match="takes its time") as told:
+            with pytest.raises(QueueFull, match="is still running") as refusal:
                 self.export()
             self.go_on.set()
-            assert first.result().is_dir() and told.value.retry_after_s == 30
+            assert first.result().is_dir() and refusal.value.retry_after_s == 30
 
     def test_only_few_may_wait(self) -> None:
         with ThreadPoolExecutor(8) as pool:
-            asked = [pool.submit(self.export) for _ in range(6)]
-            assert eventually(lambda: sum(one.done() for one in asked) == 2)
-            told = {str(one.exception()) for one in asked if one.done()}
-            assert told == {"4 imports and exports wait already"}
+            requests = [pool.submit(self.export) for _ in range(6)]
+            assert eventually(lambda: sum(one.done() for one in requests) == 2)
+            messages = {str(one.exception()) for one in requests if one.done()}
+            assert messages == {
+                "4 imports and exports are running or waiting: try again in 30 seconds"
+            }
             self.go_on.set()
-            results = [one for one in asked if one.exception() is None]
+            results = [one for one in requests if one.exception() is None]
             assert len(results) == 4 and len({one.result() for one in results}) == 4

@@ -1,11 +1,10 @@
-"""Which adapters a step has, for the fused decoder: groups that share launches, tokens' pages.
+"""Plans a step's adapters for the fused decoder: groups that share launches, and tokens' pages.
 
-Plain data on the host; `server.adapters.batch.fused_batch` runs it.
+Plain data on the host. `server.adapters.batch.fused_batch` runs it.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final
 
 import numpy as np
 import torch
@@ -14,33 +13,31 @@ from server.adapters.batch.mixed_batch import Group, add_dense, add_group, group
 from server.adapters.memory.banks import Bank
 from server.adapters.memory.dense_updates import Update
 from server.adapters.memory.layouts import RowLayout
-from server.adapters.memory.matrices import HeldBases
-from server.adapters.memory.slots import Occupant
+from server.adapters.memory.matrices import LoadedBasis
+from server.adapters.memory.slots import Resident
 from server.adapters.methods.basis_id import BasisId
-from server.adapters.methods.method import Delta, Method
+from server.adapters.methods.method import Delta, KernelFamily, Method
 from server.bases.model import TargetLinear
-
-WITH_KERNELS: Final = frozenset({"vera", "lora", "asymmetric-lora"})
 
 
 @dataclass(frozen=True)
 class FusedGroup:
-    """Adapters of a step that share launches; equal groups may share a captured graph.
+    """Adapters of a step that share launches. Equal groups may share a captured graph.
 
     Args:
-        held: by identity, for a graph reads its very memory.
-        rank: of what is multiplied; vectors are zero beyond an adapter's own.
-        own: a method without kernels, whose own deltas are captured; None: it has kernels.
-        room: tokens that `own` is given, padding included.
+        loaded: compared by identity, for a graph reads the memory of these very matrices.
+        rank: of the products; vectors are zero beyond an adapter's own rank.
+        without_kernels: the method, if it has no kernels and its own deltas are captured.
+        room: tokens that those deltas are given, padding included.
     """
 
-    method: str
+    kernels: KernelFamily | None
     layout: RowLayout
     basis: BasisId
-    held: HeldBases
+    loaded: LoadedBasis
     rank: int
     targets: frozenset[str]
-    own: Method | None = None
+    without_kernels: Method | None = None
     room: int = 0
 
 
@@ -60,10 +57,10 @@ class FusedPlan:
 
 def fused_plan(
     slots: Sequence[int],
-    occupants: Mapping[int, Occupant],
+    residents: Mapping[int, Resident],
     targets: Mapping[str, TargetLinear],
     bank: Bank,
-    bases: Mapping[BasisId, HeldBases],
+    bases: Mapping[BasisId, LoadedBasis],
     updates: Mapping[int, Update],
     *,
     device: torch.device,
@@ -77,32 +74,32 @@ def fused_plan(
     """
     deltas: dict[str, list[Delta]] = {}
     used = {} if replayed else updates
-    rest = add_dense(deltas, slots, occupants, used, device)
+    rest = add_dense(deltas, slots, residents, used, device)
     groups: list[FusedGroup] = []
     pages: list[np.ndarray] = []
-    for group in groups_of(rest, occupants):
-        if replayed or group.method.name in WITH_KERNELS:
+    for group in groups_of(rest, residents):
+        if replayed or group.method.kernels is not None:
             pages.append(np.array(group.page_of(rest), dtype=np.int64))
             groups.append(_fused(group, bases[group.basis], int(np.count_nonzero(pages[-1]))))
         else:
-            pairs = {group.basis: bases[group.basis].bases}
+            pairs = {group.basis: bases[group.basis].pairs}
             add_group(deltas, group, rest, targets, bank, pairs, device, keep_bytes)
     return FusedPlan(tuple(groups), tuple(pages), deltas)
 
 
-def _fused(group: Group, held: HeldBases, tokens: int) -> FusedGroup:
-    size, rank, method = held.need.size, group.rank, group.method
+def _fused(group: Group, loaded: LoadedBasis, tokens: int) -> FusedGroup:
+    size, rank, method = loaded.need.size, group.rank, group.method
     if method.whole_batch:
-        # What is there to read rather than what this step needs: one captured graph serves all.
+        # All that is loaded, not what this step needs: so one captured graph serves every step.
         rank = min(size.a_rank, size.b_rank, group.layout.room_rank)
-    own = method.name not in WITH_KERNELS
+    fused = method.kernels is not None
     return FusedGroup(
-        method.name,
+        method.kernels,
         group.layout,
         group.basis,
-        held,
+        loaded,
         rank,
         frozenset(group.targets),
-        method if own else None,
-        1 << (tokens - 1).bit_length() if own else 0,
+        None if fused else method,
+        0 if fused else 1 << (tokens - 1).bit_length(),
     )

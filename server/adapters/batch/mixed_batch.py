@@ -17,9 +17,9 @@ from server.adapters.memory.adapter_facts import AdapterFacts
 from server.adapters.memory.banks import ZERO_PAGE, Bank, BankRows
 from server.adapters.memory.dense_updates import DenseDelta, Update, served_densely, tokens_of
 from server.adapters.memory.layouts import RowLayout
-from server.adapters.memory.slots import Occupant
+from server.adapters.memory.slots import Resident
 from server.adapters.methods.basis_id import BasisId
-from server.adapters.methods.method import Bases, Delta, Method, Run
+from server.adapters.methods.method import BasisPairs, Delta, Method, Run
 from server.bases.model import TargetLinear
 
 BASE_SLOT = 0
@@ -48,11 +48,11 @@ class Group:
     pages: dict[int, int] = field(default_factory=dict)  # first page by slot
     targets: set[str] = field(default_factory=set)
 
-    def add(self, occupant: Occupant) -> None:
-        facts: AdapterFacts = occupant.facts
+    def add(self, resident: Resident) -> None:
+        facts: AdapterFacts = resident.facts
         whole = facts.method.whole_batch
         self.rank = max(self.rank, facts.rank if whole else facts.layout.room_rank)
-        self.pages[occupant.slot] = occupant.page
+        self.pages[resident.slot] = resident.page
         self.targets |= facts.targets
 
     def page_of(self, slots: Sequence[int]) -> list[int]:
@@ -62,10 +62,10 @@ class Group:
 
 def mixed_batch(
     slots: Sequence[int],
-    occupants: Mapping[int, Occupant],
+    residents: Mapping[int, Resident],
     targets: Mapping[str, TargetLinear],
     bank: Bank,
-    bases: Mapping[BasisId, Bases],
+    bases: Mapping[BasisId, BasisPairs],
     updates: Mapping[int, Update],
     *,
     device: torch.device,
@@ -74,14 +74,14 @@ def mixed_batch(
     """Build the deltas for `slots`, one per token.
 
     Args:
-        occupants: of every slot that occurs, but 0.
+        residents: of every slot that occurs, but 0.
         updates: dense updates by slot, of whatever adapters have one.
         keep_bytes: what is gathered for a group is held for steps to come with the same slots, if
             it takes no more than this.
     """
     deltas: dict[str, list[Delta]] = {}
-    rest = add_dense(deltas, slots, occupants, updates, device)
-    for group in groups_of(rest, occupants):
+    rest = add_dense(deltas, slots, residents, updates, device)
+    for group in groups_of(rest, residents):
         add_group(deltas, group, rest, targets, bank, bases, device, keep_bytes)
     return MixedBatch(tuple(slots), updates, deltas)
 
@@ -89,7 +89,7 @@ def mixed_batch(
 def add_dense(
     deltas: dict[str, list[Delta]],
     slots: Sequence[int],
-    occupants: Mapping[int, Occupant],
+    residents: Mapping[int, Resident],
     updates: Mapping[int, Update],
     device: torch.device,
 ) -> list[int]:
@@ -97,7 +97,7 @@ def add_dense(
 
     Returns: the slots of the step for all others, to whom those tokens are the base's.
     """
-    dense = served_densely(slots, occupants, updates, device)
+    dense = served_densely(slots, residents, updates, device)
     for slot in dense:
         at = tokens_of(slot, slots, device)
         for path, update in updates[slot].items():
@@ -111,7 +111,7 @@ def add_group(
     slots: Sequence[int],
     targets: Mapping[str, TargetLinear],
     bank: Bank,
-    bases: Mapping[BasisId, Bases],
+    bases: Mapping[BasisId, BasisPairs],
     device: torch.device,
     keep_bytes: int,
 ) -> None:
@@ -133,16 +133,16 @@ def add_group(
         deltas.setdefault(path, []).append(delta if part is None else _PartDelta(part, delta))
 
 
-def groups_of(slots: Sequence[int], occupants: Mapping[int, Occupant]) -> list[Group]:
+def groups_of(slots: Sequence[int], residents: Mapping[int, Resident]) -> list[Group]:
     """The adapters of a step, those together that share matrix products."""
     groups: dict[tuple[RowLayout, BasisId], Group] = {}
     for slot in sorted(set(slots) - {BASE_SLOT}):
-        occupant = occupants.get(slot)
-        if occupant is None:
+        resident = residents.get(slot)
+        if resident is None:
             raise ValueError(f"slot {slot} holds no adapter: acquire one first")
-        facts = occupant.facts
+        facts = resident.facts
         key = (facts.layout, facts.basis)
-        groups.setdefault(key, Group(facts.method, facts.layout, facts.basis)).add(occupant)
+        groups.setdefault(key, Group(facts.method, facts.layout, facts.basis)).add(resident)
     return list(groups.values())
 
 

@@ -6,14 +6,13 @@ Knows no store, no thread and no request. The figures are explained in
 
 import math
 import re
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable
 from typing import Final
 
 import torch
 from torch import Tensor
 
-from adapters_store.manifest import Manifest
+from adapters_store.manifest import STORED_BASIS
 from server.adapters.inspecting.findings import (
     Comparison,
     Findings,
@@ -30,43 +29,19 @@ from server.adapters.inspecting.spectrum import (
     spectrum_of_product,
     subspace_similarity,
 )
-from server.adapters.methods.basis_id import STORED
-from server.adapters.methods.method import Factored, Matrices, Method
-from server.bases.model import BaseModel, TargetLinear
+from server.adapters.methods.checked_adapter import CheckedAdapter
+from server.adapters.methods.method import Factored
+from server.bases.model import TargetLinear
 
 DIRECTIONS: Final = 64
-"""Singular values that are told, and singular vectors that are compared, at most."""
+"""How many singular values are reported, and singular vectors compared, at most."""
 
 _NUMBER = re.compile(r"(?:^|\.)(\d+)\.")
 
 
-@dataclass(frozen=True, eq=False)
-class Examined:
-    """An adapter that was read and found fit for the base; `matrices` are made on demand."""
-
-    manifest: Manifest
-    method: Method
-    tensors: Mapping[str, Tensor]
-    matrices: Callable[[str], Matrices]
-
-    def vectors(self, linear: TargetLinear) -> dict[str, Tensor]:
-        """What is stored for one of the targets."""
-        names = self.method.shapes(linear, self.manifest.rank)
-        return {name: self.tensors[f"{linear.path}.{name}"] for name in names}
-
-    def spectrum(self, linear: TargetLinear, *, spaces: bool) -> Spectrum:
-        """Of its update to one of the targets: by thin factors, or whole where there are none."""
-        read = (linear, self.manifest.rank, self.matrices(linear.path), self.vectors(linear))
-        if isinstance(self.method, Factored):
-            left, right = self.method.factors(*read, self.manifest.scale)
-            return spectrum_of_product(left, right, spaces=spaces)
-        return spectrum_of_matrix(self.method.dense(*read, self.manifest.scale), spaces=spaces)
-
-
 def analyse(
-    base: BaseModel,
-    adapter: Examined,
-    other: Examined | None,
+    adapter: CheckedAdapter,
+    other: CheckedAdapter | None,
     weight_norm: Callable[[TargetLinear], float],
     advance: Callable[[], None],
 ) -> Findings:
@@ -76,16 +51,16 @@ def analyse(
         weight_norm: the Frobenius norm of a linear's weight.
         advance: called after each linear.
     """
-    targets = set(adapter.manifest.targets)
+    base, targets = adapter.base, set(adapter.manifest.targets)
     shared = set() if other is None else targets & set(other.manifest.targets)
     layers, similar = [], []
     for path, linear in base.targets.items():
         if path not in targets:
             continue
-        mine = adapter.spectrum(linear, spaces=path in shared)
+        mine = _spectrum(adapter, linear, spaces=path in shared)
         layers.append(_findings(adapter, linear, mine, weight_norm(linear)))
         if other is not None and path in shared:
-            similar.append(_similarity(path, mine, other.spectrum(linear, spaces=True)))
+            similar.append(_similarity(path, mine, _spectrum(other, linear, spaces=True)))
         advance()
     return Findings(
         method=adapter.method.name,
@@ -102,8 +77,23 @@ def analyse(
     )
 
 
+def _spectrum(adapter: CheckedAdapter, linear: TargetLinear, *, spaces: bool) -> Spectrum:
+    """Of the update to one target: by thin factors, or of the whole matrix where there are none."""
+    manifest, method = adapter.manifest, adapter.method
+    if not isinstance(method, Factored):
+        return spectrum_of_matrix(adapter.update(linear), spaces=spaces)
+    left, right = method.factors(
+        linear,
+        manifest.rank,
+        adapter.matrices(linear.path),
+        adapter.vectors(linear),
+        manifest.scale,
+    )
+    return spectrum_of_product(left, right, spaces=spaces)
+
+
 def _findings(
-    adapter: Examined, linear: TargetLinear, found: Spectrum, weight_norm: float
+    adapter: CheckedAdapter, linear: TargetLinear, spectrum: Spectrum, weight_norm: float
 ) -> LayerFindings:
     layer, module = place_of(linear.path)
     return LayerFindings(
@@ -113,13 +103,13 @@ def _findings(
         shape=(linear.out_features, linear.in_features),
         trained=_trained(adapter, linear),
         weight_norm=weight_norm,
-        norm=found.norm,
-        relative_norm=_ratio(found.norm, weight_norm),
-        spectral_norm=found.spectral_norm,
-        stable_rank=found.stable_rank,
-        effective_rank=found.effective_rank,
-        numerical_rank=found.numerical_rank,
-        singular_values=tuple(found.values[:DIRECTIONS].tolist()),
+        norm=spectrum.norm,
+        relative_norm=_ratio(spectrum.norm, weight_norm),
+        spectral_norm=spectrum.spectral_norm,
+        stable_rank=spectrum.stable_rank,
+        effective_rank=spectrum.effective_rank,
+        numerical_rank=spectrum.numerical_rank,
+        singular_values=tuple(spectrum.values[:DIRECTIONS].tolist()),
     )
 
 
@@ -142,11 +132,11 @@ def _side(x: Tensor, y: Tensor) -> SpaceSimilarity:
     )
 
 
-def _trained(adapter: Examined, linear: TargetLinear) -> dict[str, TrainedVector]:
+def _trained(adapter: CheckedAdapter, linear: TargetLinear) -> dict[str, TrainedVector]:
     rank = adapter.manifest.rank
     units = adapter.method.unit(linear, rank)
     starts = adapter.method.initial(linear, rank, _Unknown())
-    if adapter.manifest.basis_spec == STORED:  # imported: where it began was not told
+    if adapter.manifest.basis_spec == STORED_BASIS:  # imported: its start is not known
         starts = {name: torch.full_like(start, math.nan) for name, start in starts.items()}
     return {
         name: _trained_vector(vector.double() / units[name], starts[name].double() / units[name])
@@ -166,8 +156,8 @@ def place_of(path: str) -> tuple[int | None, str]:
 
     "model.layers.3.mlp.up_proj" is (3, "mlp.up_proj"); a path without a number is (None, path).
     """
-    found = _NUMBER.search(path)
-    return (None, path) if found is None else (int(found[1]), path[found.end() :])
+    number = _NUMBER.search(path)
+    return (None, path) if number is None else (int(number[1]), path[number.end() :])
 
 
 class _Unknown:

@@ -1,4 +1,4 @@
-"""Adapters analysed on a thread of its own, one at a time, and what was found kept by content.
+"""Analyses adapters on a thread of its own, one at a time, and keeps the findings by content.
 
 Knows no slots and no engine: it reads the store and the base's weights, on one core.
 """
@@ -15,12 +15,11 @@ from torch import nn
 
 from adapters_store.manifest import AdapterRef
 from adapters_store.store import AdapterStore
-from server.adapters.inspecting.analysis import Examined, analyse
+from server.adapters.inspecting.analysis import analyse
 from server.adapters.inspecting.findings import Findings
 from server.adapters.loading.checks import AdapterChecks
 from server.adapters.memory.matrices import BasisSource
-from server.adapters.methods.basis_id import BasisId
-from server.adapters.methods.method import Matrices
+from server.adapters.methods.checked_adapter import CheckedAdapter
 from server.bases.model import BaseModel, TargetLinear
 from server.errors import QueueFull, Unavailable
 
@@ -28,6 +27,7 @@ MAX_KEPT: Final = 64  # findings of hundreds of linears take about half a megaby
 MAX_WAITING: Final = 16
 _RETRY_AFTER_S: Final = 5.0
 _CLOSING_S: Final = 5.0
+_STOPPING: Final = "the server is stopping and analyses no adapter: try again when it runs again"
 
 _Key = tuple[str, str]
 
@@ -64,12 +64,11 @@ class Inspections:
     ) -> None:
         self._base = base
         self._store = store
-        self._source = BasisSource(base, store.foreign)
-        self._checks = AdapterChecks(base, self._source, max_rank)
+        self._checks = AdapterChecks(base, BasisSource(base, store.imported_bases), max_rank)
         self._weights = weights
         self._weight_norms: dict[str, float] = {}
         self._lock = threading.Lock()
-        self._held: OrderedDict[_Key, Inspection] = OrderedDict()
+        self._kept: OrderedDict[_Key, Inspection] = OrderedDict()
         self._waiting: SimpleQueue[tuple[_Key, Inspection] | None] = SimpleQueue()
         self._closing = threading.Event()
         self._thread = self._started()
@@ -84,18 +83,18 @@ class Inspections:
             QueueFull: too many wait.
             Unavailable: closed.
         """
-        opened = self._store.open(ref)
-        key = (opened.sha256, "" if other is None else self._store.open(other).sha256)
+        header = self._store.open(ref)
+        key = (header.sha256, "" if other is None else self._store.open(other).sha256)
         with self._lock:
             if self._closing.is_set():
-                raise Unavailable("no analysis is begun: the server is stopping")
-            held = self._held.get(key)
-            if held is None:
+                raise Unavailable(_STOPPING)
+            inspection = self._kept.get(key)
+            if inspection is None:
                 self._make_room()
-                held = self._held[key] = Inspection(ref, other, len(opened.manifest.targets))
-                self._waiting.put((key, held))
-            self._held.move_to_end(key)
-            return held
+                inspection = self._kept[key] = Inspection(ref, other, len(header.manifest.targets))
+                self._waiting.put((key, inspection))
+            self._kept.move_to_end(key)
+            return inspection
 
     def close(self) -> None:
         """Fail those that wait. The one under way ends after its linear; that is not waited for
@@ -108,33 +107,34 @@ class Inspections:
 
     def _make_room(self) -> None:
         """For one more. Needs the lock."""
-        waiting = sum(not held.findings.done() for held in self._held.values())
+        waiting = sum(not inspection.findings.done() for inspection in self._kept.values())
         if waiting >= MAX_WAITING:
             raise QueueFull(
-                f"{waiting} analyses wait already: ask again later", retry_after_s=_RETRY_AFTER_S
+                f"{waiting} analyses are waiting already: send the request again later",
+                retry_after_s=_RETRY_AFTER_S,
             )
-        finished = [key for key, held in self._held.items() if held.findings.done()]
-        for key in finished[: len(self._held) - MAX_KEPT + 1]:
-            del self._held[key]
+        finished = [key for key, inspection in self._kept.items() if inspection.findings.done()]
+        for key in finished[: len(self._kept) - MAX_KEPT + 1]:
+            del self._kept[key]
 
     def _started(self) -> threading.Thread:
-        """The thread, held to one core for all its products.
+        """The thread, limited to one core for all its products.
 
         torch keeps the number per thread, but hands the last one set to threads that begin later:
         so it is set back once this one has taken its own.
         """
-        before, taken = torch.get_num_threads(), threading.Event()
+        before, started = torch.get_num_threads(), threading.Event()
 
         def work() -> None:
             torch.set_num_threads(1)
             torch.get_num_threads()  # the first look is when a thread takes its number
-            taken.set()
+            started.set()
             while (job := self._waiting.get()) is not None:
                 self._run(*job)
 
         thread = threading.Thread(target=work, name="inspections", daemon=True)
         thread.start()
-        taken.wait()
+        started.wait()
         torch.set_num_threads(before)
         return thread
 
@@ -144,7 +144,7 @@ class Inspections:
         # Whatever goes wrong belongs to who waits for it, and is not kept: it may pass.
         except Exception as error:
             with self._lock:
-                del self._held[key]
+                del self._kept[key]
             inspection.findings.set_exception(error)
         else:
             inspection.findings.set_result(findings)
@@ -158,29 +158,18 @@ class Inspections:
         self._stop_if_closing()
         other = inspection.other
         return analyse(
-            self._base,
-            self._examined(inspection.ref),
-            None if other is None else self._examined(other),
+            self._read(inspection.ref),
+            None if other is None else self._read(other),
             self._weight_norm,
             advance,
         )
 
     def _stop_if_closing(self) -> None:
         if self._closing.is_set():
-            raise Unavailable("the analysis was given up: the server is stopping")
+            raise Unavailable(_STOPPING)
 
-    def _examined(self, ref: AdapterRef) -> Examined:
-        content = self._store.read(ref)
-        manifest, tensors = content.header.manifest, content.tensors()
-        method = self._checks.check(content)
-        basis = BasisId.of(manifest)
-        if basis.per_layer:
-            return Examined(
-                manifest, method, tensors, lambda path: self._source.matrices(basis, path)
-            )
-        # Made once: an imported basis is read from the disk for it.
-        shared: Matrices = self._source.matrices(basis, manifest.targets[0])
-        return Examined(manifest, method, tensors, lambda _: shared)
+    def _read(self, ref: AdapterRef) -> CheckedAdapter:
+        return self._checks.checked(self._store.read(ref))
 
     def _weight_norm(self, linear: TargetLinear) -> float:
         norms, path = self._weight_norms, linear.path

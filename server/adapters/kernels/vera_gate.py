@@ -2,8 +2,8 @@
 
     act[t] = silu(gate[t] + its delta) * (up[t] + its delta)
 
-The deltas are those of `server.adapters.kernels.vera_product`. Knows no bank, no layout and no
-model.
+The deltas are those of `server.adapters.kernels.vera_product_kernel`. Knows no bank, no layout and
+no model.
 """
 
 import torch
@@ -12,7 +12,7 @@ import triton.language as tl
 from torch import Tensor
 from torch.nn.functional import silu
 
-from server.adapters.kernels.vera_product import (
+from server.adapters.kernels.vera_product_kernel import (
     Tiles,
     VeraPart,
     reference_add_vera,

@@ -66,7 +66,7 @@ class TrainableAdapter:
         self.targets = resolve_targets(base, targets)
         self._current = install(base)
         need = need_of(self._method, base, self.targets, rank)
-        self._held = (shared or SharedBases(base)).get(self._basis, need)
+        self._loaded = (shared or SharedBases(base)).get(self._basis, need)
         paths = [path for path in base.targets if path in set(self.targets)]
         self._layout = FlatLayout(self._method, {path: base.targets[path] for path in paths}, rank)
         self._units = self._layout.units.to(base.device)
@@ -115,7 +115,7 @@ class TrainableAdapter:
             path: (linear, TrainedRows(vectors, path))
             for path, linear in self._layout.linears.items()
         }
-        return self._method.deltas(layers, self._rank, self._held.bases, self._dropout)
+        return self._method.deltas(layers, self._rank, self._loaded.pairs, self._dropout)
 
     def tensors(self) -> dict[str, Tensor]:
         """The vectors as the store holds them, `<module path>.<vector>`: float32 on the CPU."""

@@ -6,17 +6,18 @@ Knows no files and no device.
 import math
 import threading
 from collections.abc import Mapping
-from functools import lru_cache
+from functools import cache, lru_cache, partial
 from typing import Final
 
 import torch
 from torch import Tensor
 
-from adapters_store.manifest import Manifest
+from adapters_store.manifest import STORED_BASIS, Manifest
 from adapters_store.weights import Content, TensorTable
 from server.adapters.memory.matrices import BasisSource
-from server.adapters.methods.basis_id import NO_BASIS, STORED, BasisId
-from server.adapters.methods.method import Method
+from server.adapters.methods.basis_id import NO_BASIS, BasisId
+from server.adapters.methods.checked_adapter import CheckedAdapter
+from server.adapters.methods.method import Matrices, Method
 from server.adapters.methods.registry import method_named
 from server.bases.model import BaseModel
 from server.bases.seeded import Basis
@@ -52,11 +53,23 @@ class AdapterChecks:
         self._check_table(method, manifest.targets, manifest.rank, content.table)
         if not all_finite(content.numbers):  # one look at all; a second at each, for its name
             check_finite(content.tensors())
-        if manifest.basis_spec == STORED:
+        if manifest.basis_spec == STORED_BASIS:
             self._check_stored(method, manifest, content.table)
         elif manifest.basis_spec != NO_BASIS:
             self._check_seeded(manifest)
         return method
+
+    def checked(self, content: Content) -> CheckedAdapter:
+        """`check`, for those who look at the adapter's numbers."""
+        method, manifest = self.check(content), content.header.manifest
+        basis = BasisId.of(manifest)
+
+        def matrices(path: str) -> Matrices:
+            # One call for all layers: an imported basis is read from the disk and verified.
+            return matrices_of(path if basis.per_layer else manifest.targets[0])
+
+        matrices_of = cache(partial(self._source.matrices, basis))
+        return CheckedAdapter(self._base, method, manifest, content.tensors(), matrices)
 
     def _check_base(self, manifest: Manifest) -> None:
         base = self._base

@@ -11,11 +11,11 @@ from adapters_store.manifest import AdapterRef
 from adapters_store.store import AdapterStore
 from adapters_store.store_errors import StoreError
 from server.adapters.loading.checks import AdapterChecks, all_finite
-from server.adapters.loading.packing import Kinds
+from server.adapters.loading.packing import RowPackers
 from server.adapters.memory.adapter_facts import AdapterFacts
 from server.adapters.memory.host_cache import HostCache, LoadedAdapter
 from server.adapters.memory.layouts import Layouts
-from server.adapters.memory.matrices import HeldBases, HostBases
+from server.adapters.memory.matrices import HostBases, LoadedBasis
 from server.adapters.methods.basis_id import BasisId
 from server.bases.model import BaseModel
 from server.errors import InvalidAdapter, Unavailable, VerandahError
@@ -41,7 +41,7 @@ class AdapterLoader:
     ) -> None:
         self._base = base
         self._store = store
-        self._kinds = Kinds(base, layouts)
+        self._kinds = RowPackers(base, layouts)
         self._checks = checks
         self._cache = cache
         self._bases = bases
@@ -58,7 +58,7 @@ class AdapterLoader:
             if self._ready(ref) is None:
                 self._start(ref)
 
-    def fetch(self, ref: AdapterRef) -> tuple[LoadedAdapter, HeldBases] | None:
+    def fetch(self, ref: AdapterRef) -> tuple[LoadedAdapter, LoadedBasis] | None:
         """The adapter with its bases, or None while it loads, which this starts if need be.
 
         Raises:
@@ -94,12 +94,12 @@ class AdapterLoader:
         """Stop the threads; loads under way end first."""
         self._threads.shutdown(wait=True, cancel_futures=True)
 
-    def _ready(self, ref: AdapterRef) -> tuple[LoadedAdapter, HeldBases] | None:
+    def _ready(self, ref: AdapterRef) -> tuple[LoadedAdapter, LoadedBasis] | None:
         loaded = self._cache.get(ref)
         if loaded is None:
             return None
-        held = self._bases.get(loaded.facts.basis, loaded.facts.need)
-        return None if held is None else (loaded, held)
+        basis = self._bases.get(loaded.facts.basis, loaded.facts.need)
+        return None if basis is None else (loaded, basis)
 
     def _start(self, ref: AdapterRef) -> None:
         if ref in self._loading:

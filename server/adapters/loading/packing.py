@@ -42,7 +42,7 @@ class _Cuts:
     order: tuple[int, ...]  # of the file's runs in the row
 
 
-class Kind:
+class RowPacker:
     """Adapters that differ in their numbers alone. Safe on any thread.
 
     Attributes:
@@ -128,7 +128,7 @@ def _cuts(runs: list[_Run], width: int) -> _Cuts:
     return _Cuts(tuple(run.length for run in runs), (*of_row, width - end), tuple(order))
 
 
-class Kinds:
+class RowPackers:
     """The kinds of adapters met lately. Thread-safe."""
 
     def __init__(self, base: BaseModel, layouts: Layouts) -> None:
@@ -136,15 +136,15 @@ class Kinds:
         self._layouts = layouts
         self._known = lru_cache(maxsize=_KNOWN_KINDS)(self._make)
 
-    def of(self, method: Method, manifest: Manifest, table: TensorTable) -> Kind:
+    def of(self, method: Method, manifest: Manifest, table: TensorTable) -> RowPacker:
         """The kind of an adapter whose tensors were found fit (see
         `server.adapters.loading.checks`)."""
         return self._known(method, manifest.rank, manifest.scale, manifest.targets, table)
 
     def _make(
         self, method: Method, rank: int, scale: float, targets: tuple[str, ...], table: TensorTable
-    ) -> Kind:
-        return Kind(
+    ) -> RowPacker:
+        return RowPacker(
             method,
             rank,
             scale,

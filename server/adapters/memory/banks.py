@@ -14,6 +14,7 @@ from torch import Tensor
 from server.adapters.memory.layouts import PAGE, RowLayout
 from server.adapters.memory.side_copies import SideCopies
 from server.adapters.methods.method import Run
+from server.adapters.methods.row_shares import Shares
 
 ZERO_PAGE: Final = 0
 """A row of zeros begins here: what the base model's tokens read."""
@@ -78,6 +79,8 @@ class BankRows:
     """
 
     __slots__ = ("_keep", "_kept", "_stored", "rows", "runs")
+
+    shares: Shares | None = None
 
     def __init__(
         self, stored: Mapping[str, Tensor], rows: Tensor, runs: Sequence[Run], *, keep: bool

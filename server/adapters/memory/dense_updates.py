@@ -1,7 +1,7 @@
 """Updates of the busiest adapters as whole matrices, as many as a budget of device memory holds.
 
 Knows no method's formula and no requests. An update belongs to one stay of an adapter in a slot:
-it is looked up by its `Occupant`, so that whoever has the slot next cannot get it. Only the
+it is looked up by its `Resident`, so that whoever has the slot next cannot get it. Only the
 engine's thread comes here.
 """
 
@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from server.adapters.memory.banks import Bank
-from server.adapters.memory.matrices import HeldBases
-from server.adapters.memory.slots import Occupant
+from server.adapters.memory.matrices import LoadedBasis
+from server.adapters.memory.slots import Resident
 from server.adapters.methods.basis_id import BasisId
 from server.adapters.methods.method import Mergeable
 from server.bases.model import BaseModel
@@ -49,10 +49,10 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(eq=False)
-class _Counted:
-    """An adapter in a slot, and its tokens: `tokens` as they counted at `step`."""
+class _Usage:
+    """A resident adapter and its tokens lately: `tokens` as they counted at `step`."""
 
-    occupant: Occupant
+    resident: Resident
     size: int  # bytes of its update; 0: its method has none
     tokens: float = 0.0
     step: int = 0
@@ -63,10 +63,10 @@ class _Counted:
 
 
 @dataclass(eq=False)
-class _Held:
-    """An adapter that was given room for its update; it is complete when no path is `missing`."""
+class _PartialUpdate:
+    """The update of an adapter that was given memory; complete when no path is `missing`."""
 
-    adapter: _Counted
+    adapter: _Usage
     missing: list[str]
     update: dict[str, Tensor] = field(default_factory=dict)
 
@@ -86,19 +86,19 @@ class DenseUpdates:
         self._bank = bank
         self._max_bytes = max_bytes
         self._step = 0
-        self._counted: dict[int, _Counted] = {}  # by slot
-        self._held: dict[int, _Held] = {}  # by slot; one of them at most is incomplete
+        self._usage: dict[int, _Usage] = {}  # by slot
+        self._updates: dict[int, _PartialUpdate] = {}  # by slot; one of them at most is incomplete
 
     @property
     def bytes(self) -> int:
         """Device memory of all updates, those in the making as large as they will be."""
-        return sum(held.adapter.size for held in list(self._held.values()))
+        return sum(partial.adapter.size for partial in list(self._updates.values()))
 
     def follow(
         self,
         slots: Sequence[int],
-        occupants: Mapping[int, Occupant],
-        bases: Mapping[BasisId, HeldBases],
+        residents: Mapping[int, Resident],
+        bases: Mapping[BasisId, LoadedBasis],
     ) -> None:
         """Count the tokens of the step that comes, and make one linear's update if one is due.
 
@@ -107,33 +107,33 @@ class DenseUpdates:
         if not self._max_bytes:
             return
         self._step += 1
-        self._drop({s for s, h in self._held.items() if occupants.get(s) is not h.adapter.occupant})
-        in_step = self._count(slots, occupants)
-        for slot, held in self._held.items():
-            if held.missing:
-                self._make(slot, held, bases)
+        self._drop(
+            {s for s, it in self._updates.items() if residents.get(s) is not it.adapter.resident}
+        )
+        in_step = self._count(slots, residents)
+        for slot, partial in self._updates.items():
+            if partial.missing:
+                self._make(slot, partial, bases)
                 return
         self._begin(in_step)
 
-    def _count(
-        self, slots: Sequence[int], occupants: Mapping[int, Occupant]
-    ) -> dict[int, _Counted]:
+    def _count(self, slots: Sequence[int], residents: Mapping[int, Resident]) -> dict[int, _Usage]:
         """The adapters of the step that could have an update, by slot."""
         in_step = {}
         for slot, tokens in Counter(slots).items():
-            occupant = occupants.get(slot)
-            if occupant is None:
+            resident = residents.get(slot)
+            if resident is None:
                 continue
-            adapter = self._counted.get(slot)
-            if adapter is None or adapter.occupant is not occupant:
-                adapter = self._counted[slot] = _Counted(occupant, self._size(occupant))
+            adapter = self._usage.get(slot)
+            if adapter is None or adapter.resident is not resident:
+                adapter = self._usage[slot] = _Usage(resident, self._size(resident))
             if adapter.size:
                 adapter.tokens = adapter.heat(self._step) + tokens
                 adapter.step = self._step
                 in_step[slot] = adapter
         return in_step
 
-    def _begin(self, in_step: Mapping[int, _Counted]) -> None:
+    def _begin(self, in_step: Mapping[int, _Usage]) -> None:
         """Give room to the busiest adapter of the step that has none, if it is busy enough.
 
         Nothing is made before the next step, when no batch holds what leaves for it.
@@ -141,7 +141,9 @@ class DenseUpdates:
         waiting = [
             slot
             for slot, adapter in in_step.items()
-            if slot not in self._held and adapter.size <= self._max_bytes and adapter.tokens >= BUSY
+            if slot not in self._updates
+            and adapter.size <= self._max_bytes
+            and adapter.tokens >= BUSY
         ]
         if not waiting:
             return
@@ -150,32 +152,34 @@ class DenseUpdates:
         if leaving is None:
             return
         self._drop(leaving)
-        paths = sorted(in_step[slot].occupant.facts.targets)
-        self._held[slot] = _Held(in_step[slot], missing=paths)
+        paths = sorted(in_step[slot].resident.facts.targets)
+        self._updates[slot] = _PartialUpdate(in_step[slot], missing=paths)
 
-    def _leaving_for(self, busiest: _Counted, in_step: Mapping[int, _Counted]) -> set[int] | None:
+    def _leaving_for(self, busiest: _Usage, in_step: Mapping[int, _Usage]) -> set[int] | None:
         """The slots whose updates make room for another, coldest first; None if that is too little.
 
         None of them has a token in this step, nor half of the other's lately: two adapters must
         not take turns.
         """
-        heat = {slot: held.adapter.heat(self._step) for slot, held in self._held.items()}
+        heat = {slot: partial.adapter.heat(self._step) for slot, partial in self._updates.items()}
         idle = [s for s in heat if s not in in_step and 2 * heat[s] < busiest.tokens]
         room, leaving = self._max_bytes - self.bytes, set[int]()
         for slot in sorted(idle, key=heat.__getitem__):
             if room >= busiest.size:
                 break
             leaving.add(slot)
-            room += self._held[slot].adapter.size
+            room += self._updates[slot].adapter.size
         return leaving if room >= busiest.size else None
 
-    def _make(self, slot: int, held: _Held, bases: Mapping[BasisId, HeldBases]) -> None:
-        path = held.missing.pop()
+    def _make(
+        self, slot: int, partial: _PartialUpdate, bases: Mapping[BasisId, LoadedBasis]
+    ) -> None:
+        path = partial.missing.pop()
         try:
-            held.update[path] = self._merged(held.adapter.occupant, path, bases)
+            partial.update[path] = self._merged(partial.adapter.resident, path, bases)
         except torch.OutOfMemoryError:
             # Serving goes on as before; asking for more at every step would only slow it down.
-            del self._held[slot]
+            del self._updates[slot]
             self._max_bytes = self.bytes
             log.warning(
                 "the device has no memory left for dense updates: no more than %d bytes are used "
@@ -183,29 +187,33 @@ class DenseUpdates:
                 self._max_bytes,
             )
             return
-        if not held.missing:
+        if not partial.missing:
             self._list_ready()
 
-    def _merged(self, occupant: Occupant, path: str, bases: Mapping[BasisId, HeldBases]) -> Tensor:
-        facts = occupant.facts
+    def _merged(
+        self, resident: Resident, path: str, bases: Mapping[BasisId, LoadedBasis]
+    ) -> Tensor:
+        facts = resident.facts
         assert isinstance(facts.method, Mergeable)
         rank = facts.layout.room_rank
         stored = self._bank.layer(facts.layout, path, rank)
-        vectors = {name: rows[occupant.page] for name, rows in stored.items()}
-        pair = bases[facts.basis].bases[path]
+        vectors = {name: rows[resident.page] for name, rows in stored.items()}
+        pair = bases[facts.basis].pairs[path]
         return facts.method.merged(self._base.targets[path], rank, pair, vectors)
 
     def _drop(self, slots: Collection[int]) -> None:
         for slot in slots:
-            del self._held[slot]
+            del self._updates[slot]
         if not self.ready.keys().isdisjoint(slots):
             self._list_ready()
 
     def _list_ready(self) -> None:
-        self.ready = {slot: held.update for slot, held in self._held.items() if not held.missing}
+        self.ready = {
+            slot: partial.update for slot, partial in self._updates.items() if not partial.missing
+        }
 
-    def _size(self, occupant: Occupant) -> int:
-        facts = occupant.facts
+    def _size(self, resident: Resident) -> int:
+        facts = resident.facts
         if not isinstance(facts.method, Mergeable):
             return 0
         linears = (self._base.targets[path] for path in facts.targets)
@@ -214,7 +222,7 @@ class DenseUpdates:
 
 def served_densely(
     slots: Sequence[int],
-    occupants: Mapping[int, Occupant],
+    residents: Mapping[int, Resident],
     updates: Mapping[int, Update],
     device: torch.device,
 ) -> set[int]:
@@ -224,7 +232,7 @@ def served_densely(
     tokens = Counter(slots)
     many = {slot for slot in updates if tokens[slot] >= DENSE_FROM[device.type]}
     rest = {
-        slot: occupants[slot].facts.method for slot in (tokens.keys() - many) & occupants.keys()
+        slot: residents[slot].facts.method for slot in (tokens.keys() - many) & residents.keys()
     }
     # Asked of each method once: a protocol takes its time to say no.
     mergeable = {method for method in set(rest.values()) if isinstance(method, Mergeable)}

@@ -138,8 +138,8 @@ class Layouts:
         mine = frozenset(self._base.targets if method.whole_batch else targets)
         any_linear = next(iter(self._base.targets.values()))
         # Variants of one method may lie alike (VeRA's), or not (which half of LoRA is trained).
-        held = frozenset(method.room(any_linear, room_rank))
-        key = (method.name, held, room_rank, mine)
+        vectors = frozenset(method.room(any_linear, room_rank))
+        key = (method.name, vectors, room_rank, mine)
         with self._lock:
             layout = self._made.get(key)
             if layout is None:

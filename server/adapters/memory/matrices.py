@@ -1,32 +1,25 @@
-"""The matrices that adapters read: from what names them to tensors that products can use.
+"""Makes the random matrices that adapters read, from their name to tensors for products.
 
-Knows no adapter. They are made on loader threads and handed to the engine's thread. Memory is
-bounded in bytes: the basis that was used longest ago goes first.
+Knows no adapter. Loader threads make them and hand them to the engine's thread. Host memory for
+them is bounded in bytes: the basis that was used longest ago goes first.
 """
 
 import threading
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Protocol
 from weakref import WeakValueDictionary
 
 import torch
 from torch import Tensor
 
-from server.adapters.methods.basis_id import NO_BASIS, STORED, BasisId
-from server.adapters.methods.method import Bases, BasisPair, BasisSize, Matrices, Method
+from adapters_store.imported_bases import ImportedBases
+from adapters_store.manifest import STORED_BASIS
+from server.adapters.methods.basis_id import NO_BASIS, BasisId
+from server.adapters.methods.method import BasisPair, BasisPairs, BasisSize, Matrices, Method
 from server.bases.model import BaseModel, TargetLinear
 from server.bases.seeded import Basis
 from server.errors import InvalidAdapter
-
-
-class Foreign(Protocol):
-    """Imported bases by content hash: `adapters_store.foreign.ForeignBases`."""
-
-    def read(self, sha256: str) -> Mapping[str, Tensor]: ...
-
-    def shapes(self, sha256: str) -> Mapping[str, tuple[int, ...]]: ...
 
 
 @dataclass(frozen=True)
@@ -62,7 +55,7 @@ def _joined_sizes(sizes: list[BasisSize]) -> BasisSize:
 
 @dataclass(frozen=True, eq=False)
 class StoredMatrices:
-    """An imported basis: `stored_a` [rows, columns] and `stored_b` [rows, columns], whole."""
+    """A whole imported basis: `stored_a` and `stored_b`, both [rows, columns]."""
 
     stored_a: Tensor
     stored_b: Tensor
@@ -87,12 +80,12 @@ class BasisSource:
     """Makes matrices for one base. Thread-safe.
 
     Args:
-        foreign: where imported bases are kept; without it, only seeded ones are made.
+        imported: where imported bases are kept; None: only seeded ones can be made.
     """
 
-    def __init__(self, base: BaseModel, foreign: Foreign | None = None) -> None:
+    def __init__(self, base: BaseModel, imported: ImportedBases | None = None) -> None:
         self._base = base
-        self._foreign = foreign
+        self._imported = imported
         self._layer = {path: index for index, path in enumerate(base.targets)}
 
     def matrices(self, basis: BasisId, path: str) -> Matrices:
@@ -102,19 +95,19 @@ class BasisSource:
             BasisMismatch: a spec that this build does not make.
             AdapterNotFound, AdapterCorrupt: an imported basis that is gone or damaged.
         """
-        if basis.spec == STORED:
+        if basis.spec == STORED_BASIS:
             return self._stored(basis)
         if basis.spec == NO_BASIS:
             return StoredMatrices(torch.empty(0, 0), torch.empty(0, 0))
         layer = self._layer[path] if basis.per_layer else None
         return Basis(basis.seed, basis.spec, layer)
 
-    def bases(self, basis: BasisId, need: BasisNeed) -> Bases:
+    def pairs(self, basis: BasisId, need: BasisNeed) -> BasisPairs:
         """The pairs of all linears that may read this basis, on the CPU in the base's dtype."""
         if basis.spec == NO_BASIS:
             empty = torch.empty(0, 0, dtype=self._base.dtype)
             return dict.fromkeys(self._base.targets, BasisPair(empty, empty))
-        if basis.spec == STORED:
+        if basis.spec == STORED_BASIS:
             stored, dtype = self._stored(basis), self._base.dtype
             pair = BasisPair(stored.stored_a.to(dtype), stored.stored_b.to(dtype).t().contiguous())
             return dict.fromkeys(self._base.targets, pair)
@@ -129,7 +122,7 @@ class BasisSource:
         return dict.fromkeys(self._base.targets, pair)
 
     def bytes_of(self, basis: BasisId, need: BasisNeed) -> int:
-        """Memory of what `bases` gives; imported ones count as much as is read of them."""
+        """Memory of what `pairs` gives; imported ones count as much as is read of them."""
         if basis.per_layer:
             widths = sum(_width(self._base.targets[path]) for path in need.targets)
         else:
@@ -142,18 +135,21 @@ class BasisSource:
         Raises:
             AdapterNotFound, AdapterCorrupt: it is gone or damaged.
         """
-        shapes = self._foreign_bases(basis).shapes(basis.sha256)
+        shapes = self._imported_bases(basis).shapes(basis.sha256)
         a, b = (torch.empty(shapes[name], device="meta") for name in ("a", "b"))
         return StoredMatrices(a, b)
 
     def _stored(self, basis: BasisId) -> StoredMatrices:
-        stored = self._foreign_bases(basis).read(basis.sha256)
+        stored = self._imported_bases(basis).read(basis.sha256)
         return StoredMatrices(stored["a"], stored["b"])
 
-    def _foreign_bases(self, basis: BasisId) -> Foreign:
-        if self._foreign is None:
-            raise InvalidAdapter(f"imported basis {basis.sha256} cannot be read without a store")
-        return self._foreign
+    def _imported_bases(self, basis: BasisId) -> ImportedBases:
+        if self._imported is None:
+            raise InvalidAdapter(
+                f"the imported basis {basis.sha256} cannot be read without a store: give the "
+                "folder of adapters that it was imported into"
+            )
+        return self._imported
 
     def _pair(self, matrices: Matrices, size: BasisSize, width: int) -> BasisPair:
         dtype = self._base.dtype
@@ -171,68 +167,68 @@ def _widest(base: BaseModel) -> int:
     return max(_width(linear) for linear in base.targets.values())
 
 
-def on_device(bases: Bases, device: torch.device) -> Bases:
+def on_device(pairs: BasisPairs, device: torch.device) -> BasisPairs:
     """The same pairs on `device`, shared as they were; the same tensors if they are there."""
-    moved = {pair: _moved(pair, device) for pair in set(bases.values())}
-    return {path: moved[pair] for path, pair in bases.items()}
+    on_device = {pair: _copied(pair, device) for pair in set(pairs.values())}
+    return {path: on_device[pair] for path, pair in pairs.items()}
 
 
-def _moved(pair: BasisPair, device: torch.device) -> BasisPair:
+def _copied(pair: BasisPair, device: torch.device) -> BasisPair:
     return BasisPair(pair.a.to(device, non_blocking=True), pair.bt.to(device, non_blocking=True))
 
 
 @dataclass(frozen=True, eq=False)
-class HeldBases:
-    """Bases in memory, and how much of the basis they hold."""
+class LoadedBasis:
+    """The matrices of one basis in memory, and how much of the basis they are."""
 
-    bases: Bases
+    pairs: BasisPairs
     need: BasisNeed
 
 
 class SharedBases:
     """Bases on a base's device, one copy for all adapters that learn on them at once.
 
-    For one thread. A basis is held as long as somebody holds what `get` gave.
+    For one thread. A basis stays as long as somebody keeps what `get` gave.
     """
 
     def __init__(self, base: BaseModel) -> None:
         self._source = BasisSource(base)
         self._device = base.device
-        self._held: WeakValueDictionary[tuple[BasisId, BasisNeed], HeldBases] = (
+        self._loaded: WeakValueDictionary[tuple[BasisId, BasisNeed], LoadedBasis] = (
             WeakValueDictionary()
         )
 
-    def get(self, basis: BasisId, need: BasisNeed) -> HeldBases:
-        """The bases of adapters that read exactly this much, made if nobody holds them."""
-        held = self._held.get((basis, need))
-        if held is None:
-            bases = on_device(self._source.bases(basis, need), self._device)
-            held = self._held[basis, need] = HeldBases(bases, need)
-        return held
+    def get(self, basis: BasisId, need: BasisNeed) -> LoadedBasis:
+        """The matrices of adapters that read exactly this much, made if nobody keeps them."""
+        loaded = self._loaded.get((basis, need))
+        if loaded is None:
+            pairs = on_device(self._source.pairs(basis, need), self._device)
+            loaded = self._loaded[basis, need] = LoadedBasis(pairs, need)
+        return loaded
 
 
 class HostBases:
-    """Bases in host memory: up to `max_bytes`, and the last in any case.
+    """Bases in host memory: up to `max_bytes`, and the last one used in any case.
 
-    Thread-safe; none is made twice at once.
+    Thread-safe. No basis is made twice at once.
     """
 
     def __init__(self, source: BasisSource, max_bytes: int, *, pinned: bool) -> None:
         self._source = source
         self._max_bytes = max_bytes
         self._pinned = pinned
-        self._held: OrderedDict[BasisId, HeldBases] = OrderedDict()
+        self._loaded: OrderedDict[BasisId, LoadedBasis] = OrderedDict()
         self._lock = threading.Lock()
         self._making = threading.Lock()
 
-    def get(self, basis: BasisId, need: BasisNeed) -> HeldBases | None:
-        """The bases, if they are here and cover `need`."""
+    def get(self, basis: BasisId, need: BasisNeed) -> LoadedBasis | None:
+        """The matrices, if they are here and cover `need`."""
         with self._lock:
-            held = self._held.get(basis)
-            if held is None or not held.need.covers(need, per_layer=basis.per_layer):
+            loaded = self._loaded.get(basis)
+            if loaded is None or not loaded.need.covers(need, per_layer=basis.per_layer):
                 return None
-            self._held.move_to_end(basis)
-            return held
+            self._loaded.move_to_end(basis)
+            return loaded
 
     def ensure(self, basis: BasisId, need: BasisNeed) -> None:
         """Make them unless they are here. May take a while: call it on a loader thread."""
@@ -240,27 +236,27 @@ class HostBases:
             if self.get(basis, need) is not None:
                 return
             with self._lock:
-                held = self._held.get(basis)
-            if held is not None:
-                need = joined([need, held.need])
-            bases = self._source.bases(basis, need)
+                smaller = self._loaded.get(basis)
+            if smaller is not None:
+                need = joined([need, smaller.need])
+            pairs = self._source.pairs(basis, need)
             if self._pinned:
-                bases = _pin(bases)
+                pairs = _pinned(pairs)
             with self._lock:
-                self._held[basis] = HeldBases(bases, need)
-                self._held.move_to_end(basis)
+                self._loaded[basis] = LoadedBasis(pairs, need)
+                self._loaded.move_to_end(basis)
                 self._shrink()
 
     def _shrink(self) -> None:
-        sizes = {b: self._source.bytes_of(b, held.need) for b, held in self._held.items()}
+        sizes = {b: self._source.bytes_of(b, it.need) for b, it in self._loaded.items()}
         total = sum(sizes.values())
-        while total > self._max_bytes and len(self._held) > 1:
-            oldest, _ = self._held.popitem(last=False)
+        while total > self._max_bytes and len(self._loaded) > 1:
+            oldest, _ = self._loaded.popitem(last=False)
             total -= sizes[oldest]
 
 
-def _pin(bases: Bases) -> Bases:
+def _pinned(pairs: BasisPairs) -> BasisPairs:
     pinned = {
-        pair: BasisPair(pair.a.pin_memory(), pair.bt.pin_memory()) for pair in set(bases.values())
+        pair: BasisPair(pair.a.pin_memory(), pair.bt.pin_memory()) for pair in set(pairs.values())
     }
-    return {path: pinned[pair] for path, pair in bases.items()}
+    return {path: pinned[pair] for path, pair in pairs.items()}

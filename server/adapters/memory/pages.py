@@ -18,12 +18,12 @@ class FreePages:
 
     def take(self, count: int) -> int | None:
         """The first page of a range of `count`; None if no range is as long."""
-        for at, held in enumerate(self._counts):
-            if held < count:
+        for at, length in enumerate(self._counts):
+            if length < count:
                 continue
             start = self._starts[at]
             self.free -= count
-            if held == count:
+            if length == count:
                 del self._starts[at], self._counts[at]
             else:
                 self._starts[at] += count

@@ -23,7 +23,7 @@ BytesOf = Callable[[BasisId, BasisNeed], int]
 
 
 @dataclass
-class Occupant:
+class Resident:
     """An adapter in a slot, its row from `page` on. `forgotten`: it leaves after its last use."""
 
     facts: AdapterFacts
@@ -49,31 +49,31 @@ class SlotTable:
         self._basis_bytes = basis_bytes
         self._bytes_of = bytes_of
         self._free = list(range(size, 0, -1))  # the lowest is handed out first
-        self._occupants: OrderedDict[AdapterRef, Occupant] = OrderedDict()  # least recent first
-        self._by_slot: dict[int, Occupant] = {}
-        self.by_slot: Mapping[int, Occupant] = MappingProxyType(self._by_slot)
-        self._needs: dict[BasisId, Counter[BasisNeed]] = {}  # what occupants read of each basis
+        self._residents: OrderedDict[AdapterRef, Resident] = OrderedDict()  # least recent first
+        self._by_slot: dict[int, Resident] = {}
+        self.by_slot: Mapping[int, Resident] = MappingProxyType(self._by_slot)
+        self._needs: dict[BasisId, Counter[BasisNeed]] = {}  # what residents read of each basis
 
-    def __iter__(self) -> Iterator[Occupant]:
-        return iter(self._occupants.values())
+    def __iter__(self) -> Iterator[Resident]:
+        return iter(self._residents.values())
 
     @property
     def bases(self) -> set[BasisId]:
         """The bases whose matrices must stay."""
         return set(self._needs)
 
-    def find(self, ref: AdapterRef) -> Occupant | None:
-        return self._occupants.get(ref)
+    def find(self, ref: AdapterRef) -> Resident | None:
+        return self._residents.get(ref)
 
-    def use(self, ref: AdapterRef) -> Occupant | None:
+    def use(self, ref: AdapterRef) -> Resident | None:
         """Count one more use of a resident adapter; None if it is not resident."""
-        occupant = self._occupants.get(ref)
-        if occupant is not None:
-            occupant.uses += 1
-            self._occupants.move_to_end(ref)
-        return occupant
+        resident = self._residents.get(ref)
+        if resident is not None:
+            resident.uses += 1
+            self._residents.move_to_end(ref)
+        return resident
 
-    def take(self, facts: AdapterFacts) -> Occupant | None:
+    def take(self, facts: AdapterFacts) -> Resident | None:
         """Give an adapter that has none a place and count one use; None while it must wait.
 
         Raises:
@@ -84,21 +84,21 @@ class SlotTable:
         page = self._make_room_for_row(facts)
         if page is None:
             return None
-        occupant = Occupant(facts, self._free.pop(), page, uses=1)
-        self._occupants[facts.ref] = occupant
-        self._by_slot[occupant.slot] = occupant
+        resident = Resident(facts, self._free.pop(), page, uses=1)
+        self._residents[facts.ref] = resident
+        self._by_slot[resident.slot] = resident
         self._needs.setdefault(facts.basis, Counter())[facts.need] += 1
-        return occupant
+        return resident
 
     def release(self, ref: AdapterRef) -> None:
         """End one use."""
-        occupant = self._occupants.get(ref)
-        if occupant is None or occupant.uses == 0:
+        resident = self._residents.get(ref)
+        if resident is None or resident.uses == 0:
             raise ValueError(f"adapter {ref} of {ref.owner!r} is released more often than acquired")
-        occupant.uses -= 1
-        self._occupants.move_to_end(ref)
-        if occupant.forgotten and occupant.uses == 0:
-            self.vacate(occupant)
+        resident.uses -= 1
+        self._residents.move_to_end(ref)
+        if resident.forgotten and resident.uses == 0:
+            self.vacate(resident)
 
     def pin(self, ref: AdapterRef) -> None:
         """Never evict it once it is resident.
@@ -119,20 +119,20 @@ class SlotTable:
     def forget(self, ref: AdapterRef) -> None:
         """Free its place: now, or when its last use ends."""
         self.pins.discard(ref)
-        occupant = self._occupants.get(ref)
-        if occupant is None:
+        resident = self._residents.get(ref)
+        if resident is None:
             return
-        occupant.forgotten = True
-        if occupant.uses == 0:
-            self.vacate(occupant)
+        resident.forgotten = True
+        if resident.uses == 0:
+            self.vacate(resident)
 
-    def vacate(self, occupant: Occupant) -> None:
+    def vacate(self, resident: Resident) -> None:
         """Free a place at once, whatever its uses: for one that was never filled."""
-        facts = occupant.facts
-        del self._occupants[facts.ref]
-        del self._by_slot[occupant.slot]
-        self._free.append(occupant.slot)
-        self._pages.give(occupant.page, facts.layout.pages)
+        facts = resident.facts
+        del self._residents[facts.ref]
+        del self._by_slot[resident.slot]
+        self._free.append(resident.slot)
+        self._pages.give(resident.page, facts.layout.pages)
         needs = self._needs[facts.basis]
         needs[facts.need] -= 1
         if not needs[facts.need]:
@@ -157,23 +157,23 @@ class SlotTable:
             leaving = self._next_to_leave(wanted)
             if not leaving:
                 return None
-            for occupant in leaving:
-                self._evict(occupant)
+            for resident in leaving:
+                self._evict(resident)
                 page = self._take_pages(wanted)
                 if page is not None:
                     break
         return page
 
-    def _next_to_leave(self, wanted: int) -> list[Occupant]:
+    def _next_to_leave(self, wanted: int) -> list[Resident]:
         """Those used longest ago that leave so many pages free, though not always in one piece.
 
         At least one; none if all that could go is too little. Of thousands it looks at a few.
         """
-        room, leaving = self._pages.free, list[Occupant]()
-        for occupant in self:
-            if self._evictable(occupant):
-                leaving.append(occupant)
-                room += occupant.facts.layout.pages
+        room, leaving = self._pages.free, list[Resident]()
+        for resident in self:
+            if self._evictable(resident):
+                leaving.append(resident)
+                room += resident.facts.layout.pages
                 if room >= wanted:
                     return leaving
         return []
@@ -191,33 +191,33 @@ class SlotTable:
         if any(need.covers(facts.need, per_layer=basis.per_layer) for need in needs):
             return True
         wanted = self._bytes_of(basis, joined([facts.need, *needs]))
-        held = {b: self._bytes_of(b, joined(self._needs[b])) for b in self._needs if b != basis}
-        pinned = {occupant.facts.basis for occupant in self._pinned()}
-        if wanted + sum(held[b] for b in pinned & held.keys()) > self._basis_bytes:
+        sizes = {b: self._bytes_of(b, joined(self._needs[b])) for b in self._needs if b != basis}
+        pinned = {resident.facts.basis for resident in self._pinned()}
+        if wanted + sum(sizes[b] for b in pinned & sizes.keys()) > self._basis_bytes:
             raise Unavailable(
                 f"adapter {facts.ref} reads random matrices of {wanted / _MIB:.1f} MiB, more than "
                 f"is left of {self._basis_bytes / _MIB:.0f}: raise basis_memory_mb, or unpin one"
             )
-        if wanted + sum(held.values()) <= self._basis_bytes:
+        if wanted + sum(sizes.values()) <= self._basis_bytes:
             return True
         busy = {o.facts.basis for o in self if not self._evictable(o)}
         latest_use = {o.facts.basis: age for age, o in enumerate(self)}
-        idle = sorted(held.keys() - busy, key=latest_use.__getitem__)
-        while wanted + sum(held.values()) > self._basis_bytes:
+        idle = sorted(sizes.keys() - busy, key=latest_use.__getitem__)
+        while wanted + sum(sizes.values()) > self._basis_bytes:
             if not idle:
                 return False
             gone = idle.pop(0)
-            del held[gone]
-            for occupant in [o for o in self if o.facts.basis == gone]:
-                self._evict(occupant)
+            del sizes[gone]
+            for resident in [o for o in self if o.facts.basis == gone]:
+                self._evict(resident)
         return True
 
-    def _pinned(self) -> list[Occupant]:
-        return [self._occupants[ref] for ref in self.pins if ref in self._occupants]
+    def _pinned(self) -> list[Resident]:
+        return [self._residents[ref] for ref in self.pins if ref in self._residents]
 
-    def _evictable(self, occupant: Occupant) -> bool:
-        return occupant.uses == 0 and occupant.facts.ref not in self.pins
+    def _evictable(self, resident: Resident) -> bool:
+        return resident.uses == 0 and resident.facts.ref not in self.pins
 
-    def _evict(self, occupant: Occupant) -> None:
+    def _evict(self, resident: Resident) -> None:
         self.evictions += 1
-        self.vacate(occupant)
+        self.vacate(resident)

@@ -3,10 +3,9 @@
 from dataclasses import dataclass
 from typing import Final
 
-from adapters_store.manifest import Manifest
+from adapters_store.manifest import STORED_BASIS, Manifest
 
 NO_BASIS: Final = "none"
-STORED: Final = "stored/v1"
 PEFT_PAIRING: Final = "peft"
 
 
@@ -14,10 +13,9 @@ PEFT_PAIRING: Final = "peft"
 class BasisId:
     """Adapters with equal ids read the same matrices, of which memory holds one copy.
 
-    `spec` is a seeded spec (`server.bases.seeded`), `STORED` for matrices that were imported and
-    are kept by their hash, or `NO_BASIS` for a method that reads none. `per_layer`: each linear of
-    the base reads streams of its own. `pairing` is how imported columns meet rows (see
-    `server.adapters.memory.matrices`).
+    `spec` is a seeded spec (`server.bases.seeded`), `STORED_BASIS` for imported matrices, which are
+    kept by their hash, or `NO_BASIS` for a method that reads none. `per_layer`: each linear of the
+    base reads streams of its own. `pairing` is RandLoRA's: which column of B meets which row of A.
     """
 
     spec: str
@@ -33,7 +31,7 @@ class BasisId:
             spec=manifest.basis_spec,
             seed=manifest.seed,
             # A seeded basis is its seed; the hash proves it and does not name it.
-            sha256=manifest.basis_sha256 if manifest.basis_spec == STORED else "",
+            sha256=manifest.basis_sha256 if manifest.basis_spec == STORED_BASIS else "",
             per_layer=manifest.options.get("basis") == "per-layer",
             pairing=manifest.options.get("pairing", ""),
         )

@@ -1,16 +1,18 @@
-"""What a method must say of itself, so that everything else here serves it without knowing it.
+"""What a method provides, so that all other parts serve and train it without knowing it.
 
-Knows no method; `server.adapters.methods.registry` lists those that exist.
+Knows no method. `server.adapters.methods.registry` lists those that exist.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from enum import Enum
 from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
 from server.adapters.methods.basis_id import BasisId
+from server.adapters.methods.row_shares import Shares
 from server.bases.model import TargetLinear
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -38,7 +40,7 @@ class BasisPair:
     bt: Tensor
 
 
-Bases = Mapping[str, BasisPair]
+BasisPairs = Mapping[str, BasisPair]
 """The pair of each linear, by module path."""
 
 
@@ -54,8 +56,15 @@ class Matrices(Protocol):
         ...
 
 
+class KernelFamily(Enum):
+    """Which of `server.adapters.kernels` apply a method (CUDA), by what its rooms hold."""
+
+    SCALED_PAIR = "b * (B (d * (A x))) with vectors d and b of an adapter, A and B of its basis"
+    LOW_RANK = "B (A x) with matrices A and B of an adapter, or one of them of its basis"
+
+
 class Run(NamedTuple):
-    """Neighbouring tokens of one adapter: rows `start` to `stop`, row `row` of what is stored."""
+    """Neighbouring tokens of one adapter: tokens `start` to `stop` read the stored row `row`."""
 
     row: int
     start: int
@@ -73,6 +82,11 @@ class Rows(Protocol):
     @property
     def runs(self) -> Sequence[Run]:
         """The same, as runs; empty in training."""
+        ...
+
+    @property
+    def shares(self) -> Shares | None:
+        """In training, each adapter's rows of the batch; None: all rows are one adapter's."""
         ...
 
     def stored(self, name: str) -> Tensor:
@@ -111,13 +125,18 @@ class Method(Protocol):
 
     @property
     def whole_batch(self) -> bool:
-        """How rows of other adapters and of the base are kept out of its products.
+        """Whether one product serves rows of other adapters and of the base as well.
 
         True: they take part and read zeros, so that one product serves any batch and adapters of
-        any ranks and targets form one group; in training, `TrainedRows.shares` may be several
-        adapters'. False: its deltas see its own rows alone, and a group
-        has one room rank and one set of targets.
+        any ranks and targets form one group; in training, `Rows.shares` may be several
+        adapters'. False: its deltas see its own rows alone, and a group has one room rank and one
+        set of targets.
         """
+        ...
+
+    @property
+    def kernels(self) -> KernelFamily | None:
+        """The kernels that apply it on CUDA; None: its own `deltas` run there as well."""
         ...
 
     @property
@@ -182,7 +201,7 @@ class Method(Protocol):
         self,
         layers: Mapping[str, tuple[TargetLinear, Rows]],
         rank: int,
-        bases: Bases,
+        bases: BasisPairs,
         dropout: float = 0.0,
     ) -> dict[str, Delta]:
         """The fast path: one delta per layer for one group.

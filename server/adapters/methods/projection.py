@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from server.adapters.methods.method import Bases, BasisPair
+from server.adapters.methods.method import BasisPair, BasisPairs
 
 
 class Projection:
@@ -42,7 +42,7 @@ class Projection:
 
 
 def projections(
-    paths: Iterable[str], bases: Bases, rank: int, dropout: float
+    paths: Iterable[str], bases: BasisPairs, rank: int, dropout: float
 ) -> dict[str, Projection]:
     """The projection of each linear by path: one object for those that read the same pair."""
     pairs = {path: bases[path] for path in paths}

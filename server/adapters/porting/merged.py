@@ -1,6 +1,6 @@
 """An adapter merged into its base: a checkpoint that transformers loads. Knows no PEFT.
 
-The base is read from its files again: what the server holds may be rounded to another dtype.
+The base is read from its files again, since the server may have rounded it to another dtype.
 """
 
 from pathlib import Path
@@ -10,12 +10,13 @@ from torch import nn
 from transformers import AutoTokenizer
 from transformers.pytorch_utils import Conv1D
 
-from server.adapters.porting.outgoing import Outgoing
-from server.bases.model import fingerprint_of, load_stored, locate
+from server.adapters.methods.checked_adapter import CheckedAdapter
+from server.bases.base_files import load_stored, locate
+from server.bases.model import fingerprint_of
 from server.errors import InvalidRequest, UnsupportedModel
 
 
-def write_merged(adapter: Outgoing, source: str, folder: Path) -> None:
+def write_merged(adapter: CheckedAdapter, source: str, folder: Path) -> None:
     """Write config, weights and tokenizer into an existing folder, in the dtype of the files.
 
     Each adapted weight is added up in float64 and rounded once.
@@ -31,15 +32,15 @@ def write_merged(adapter: Outgoing, source: str, folder: Path) -> None:
             "put them back, or start the server again"
         )
     for linear in adapter.linears:
-        _add(model.get_submodule(linear.path), linear.path, adapter.delta(linear))
+        _add(model.get_submodule(linear.path), linear.path, adapter.update(linear))
     model.save_pretrained(folder)
     AutoTokenizer.from_pretrained(locate(source), trust_remote_code=False).save_pretrained(folder)
 
 
 @torch.no_grad()
-def _add(module: nn.Module, path: str, delta: torch.Tensor) -> None:
+def _add(module: nn.Module, path: str, update: torch.Tensor) -> None:
     weight = module.get_parameter("weight")
-    change = delta.t() if isinstance(module, Conv1D) else delta
+    change = update.t() if isinstance(module, Conv1D) else update
     merged = (weight.double() + change).to(weight.dtype)
     if not torch.isfinite(merged).all():
         raise InvalidRequest(

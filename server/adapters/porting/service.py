@@ -1,6 +1,6 @@
-"""Where adapters come in from elsewhere, and go out: one at a time, away from the engine.
+"""Imports and exports adapters as checkpoints, one at a time, away from the engine.
 
-Knows no HTTP. Everything about a checkpoint is looked at before anything of it is kept.
+Knows no HTTP. A checkpoint is checked whole before anything of it is kept.
 """
 
 import shutil
@@ -12,8 +12,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO, Final
 
-from adapters_store.foreign import basis_sha256
-from adapters_store.manifest import AdapterRef, Manifest, check_name
+from adapters_store.imported_bases import basis_sha256
+from adapters_store.manifest import STORED_BASIS, AdapterRef, Manifest, check_name
 from adapters_store.peft.adapter_config import MAX_CONFIG_BYTES, PeftConfig, parse_config
 from adapters_store.peft.folder import (
     WEIGHTS_NAME,
@@ -25,20 +25,22 @@ from adapters_store.peft.folder import (
 from adapters_store.store import AdapterStore
 from server.adapters.loading.checks import AdapterChecks, check_tensors
 from server.adapters.memory.matrices import BasisSource
-from server.adapters.methods.basis_id import NO_BASIS, STORED
-from server.adapters.porting.from_lora import read_lora
-from server.adapters.porting.from_randlora import read_randlora
-from server.adapters.porting.from_vera import read_vera
-from server.adapters.porting.incoming import Imported, Origin, check_served, targets_of
+from server.adapters.methods.basis_id import NO_BASIS
+from server.adapters.methods.checked_adapter import CheckedAdapter
+from server.adapters.methods.method import Factored
+from server.adapters.methods.method_kind import PeftForm
+from server.adapters.methods.peft.incoming import Imported, Origin, check_served, targets_of
+from server.adapters.methods.peft.outgoing import PeftCheckpoint, as_lora
+from server.adapters.methods.registry import kind_named, methods_by_name
 from server.adapters.porting.merged import write_merged
-from server.adapters.porting.outgoing import Outgoing, as_lora, as_peft
 from server.bases.model import BaseModel
 from server.errors import InvalidRequest, QueueFull
 
 FORMATS: Final = ("peft", "peft-lora", "merged")
 
-_LINE = 4  # the one at work, and those that wait
-_PATIENCE_S = 60.0
+_MAX_AT_ONCE = 4  # the one that runs, and those that wait
+_MAX_WAIT_S = 60.0
+_RETRY_AFTER_S = 30.0
 
 
 class PortingService:
@@ -58,11 +60,11 @@ class PortingService:
         self._folder = folder
         self._max_rank = max_rank
         self._turn = threading.Lock()
-        self._line = threading.BoundedSemaphore(_LINE)
+        self._places = threading.BoundedSemaphore(_MAX_AT_ONCE)
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
 
-    def take_in(
+    def import_adapter(
         self,
         owner: str,
         name: str,
@@ -82,14 +84,14 @@ class PortingService:
             torch_era, half_dtype, base_dtype: see `Origin`.
 
         Raises:
-            InvalidCheckpoint, InvalidAdapter, InvalidRequest, InvalidName: it cannot be taken in;
+            InvalidCheckpoint, InvalidAdapter, InvalidRequest, InvalidName: it cannot be imported;
                 nothing of it is kept.
-            QueueFull: others are still at it.
+            QueueFull: too many imports and exports wait.
         """
         check_name("adapter", name)
         check_file_name(file_name)
         origin = Origin(torch_era, half_dtype, base_dtype)
-        parsed = parse_config(config.read(MAX_CONFIG_BYTES + 1))
+        parsed = parse_config(config.read(MAX_CONFIG_BYTES + 1), [*_forms()])
         with self._one_at_a_time(), tempfile.TemporaryDirectory(dir=self._folder) as folder:
             path = Path(folder) / WEIGHTS_NAME
             with path.open("xb") as file:
@@ -102,7 +104,7 @@ class PortingService:
             manifest = self._manifest(parsed, imported)
             return self._store.publish(owner, name, manifest, imported.tensors, imported.basis)
 
-    def give_out(self, ref: AdapterRef, form: str) -> Path:
+    def export_adapter(self, ref: AdapterRef, form: str) -> Path:
         """A new folder that holds an adapter as one of `FORMATS`; the caller removes it.
 
         Raises:
@@ -110,7 +112,7 @@ class PortingService:
             InvalidAdapter: the adapter is of another base.
             AdapterNotFound, AdapterCorrupt: it cannot be read.
             UnsupportedModel: the base's files cannot be read again.
-            QueueFull: others are still at it.
+            QueueFull: too many imports and exports wait.
         """
         if form not in FORMATS:
             raise InvalidRequest(f"format {form!r} is none of {', '.join(FORMATS)}", param="format")
@@ -121,64 +123,84 @@ class PortingService:
                 if form == "merged":
                     write_merged(adapter, self._source, folder)
                 else:
-                    made = as_peft(adapter) if form == "peft" else as_lora(adapter)
-                    write_folder(folder, made.config, made.tensors)
+                    checkpoint = _as_peft(adapter) if form == "peft" else as_lora(adapter)
+                    write_folder(folder, checkpoint.config, checkpoint.tensors)
             except BaseException:
                 shutil.rmtree(folder, ignore_errors=True)
                 raise
             return folder
 
     def _read(self, config: PeftConfig, tensors: PeftTensors, origin: Origin) -> Imported:
-        if config.kind == "VERA":
-            return read_vera(self._base, config, tensors, origin, self._max_rank)
-        if config.kind == "RANDLORA":
-            return read_randlora(self._base, config, tensors, origin, self._max_rank)
-        return read_lora(self._base, config, tensors, self._max_rank)
+        return _forms()[config.kind].read(self._base, config, tensors, origin, self._max_rank)
 
     def _manifest(self, config: PeftConfig, imported: Imported) -> Manifest:
-        told = {
+        provenance = {
             "imported_from": f"PEFT {config.kind}",
             "peft_version": config.text("peft_version"),
             "peft_base": config.text("base_model_name_or_path"),
         }
-        brought = imported.basis is not None
+        has_basis = imported.basis is not None
         return Manifest(
             method=imported.method.name,
             rank=imported.rank,
             scale=imported.scale,
             seed=0,
-            basis_spec=STORED if brought else NO_BASIS,
+            basis_spec=STORED_BASIS if has_basis else NO_BASIS,
             basis_sha256="" if imported.basis is None else basis_sha256(imported.basis),
             base_name=self._base.name,
             base_fingerprint=self._base.fingerprint,
             targets=targets_of(imported.tensors),
             created_at=int(time.time()),
             options=dict(imported.method.options),
-            provenance={k: _shown(v) for k, v in told.items() if v} | dict(imported.provenance),
+            provenance={k: _printable(v) for k, v in provenance.items() if v}
+            | dict(imported.provenance),
         )
 
-    def _open(self, ref: AdapterRef) -> Outgoing:
-        content = self._store.read(ref)
-        source = BasisSource(self._base, self._store.foreign)
-        method = AdapterChecks(self._base, source, self._max_rank).check(content)
-        return Outgoing(self._base, source, method, content.header.manifest, content.tensors())
+    def _open(self, ref: AdapterRef) -> CheckedAdapter:
+        source = BasisSource(self._base, self._store.imported_bases)
+        return AdapterChecks(self._base, source, self._max_rank).checked(self._store.read(ref))
 
     @contextmanager
     def _one_at_a_time(self) -> Iterator[None]:
-        # Who waits keeps a thread of the HTTP side: all of them must not stand here.
-        if not self._line.acquire(blocking=False):
-            raise QueueFull(f"{_LINE} imports and exports wait already", retry_after_s=30)
+        # A request that waits occupies a thread of the HTTP side, which has few.
+        if not self._places.acquire(blocking=False):
+            raise QueueFull(
+                f"{_MAX_AT_ONCE} imports and exports are running or waiting: try again in "
+                f"{_RETRY_AFTER_S:.0f} seconds",
+                retry_after_s=_RETRY_AFTER_S,
+            )
         try:
-            if not self._turn.acquire(timeout=_PATIENCE_S):
-                raise QueueFull("the import or export before takes its time", retry_after_s=30)
+            if not self._turn.acquire(timeout=_MAX_WAIT_S):
+                raise QueueFull(
+                    f"another import or export is still running after {_MAX_WAIT_S:.0f} seconds: "
+                    f"try again in {_RETRY_AFTER_S:.0f} seconds",
+                    retry_after_s=_RETRY_AFTER_S,
+                )
             try:
                 yield
             finally:
                 self._turn.release()
         finally:
-            self._line.release()
+            self._places.release()
 
 
-def _shown(text: str) -> str:
-    """What somebody else wrote, fit for a screen: a config may hold any character."""
+def _forms() -> dict[str, PeftForm]:
+    """PEFT's forms of the methods, by `peft_type`."""
+    forms = [kind.peft for kind in methods_by_name().values() if kind.peft is not None]
+    return {form.peft_type: form for form in forms}
+
+
+def _as_peft(adapter: CheckedAdapter) -> PeftCheckpoint:
+    """In PEFT's own form of the method, with the random matrices, if it has one; else as LoRA."""
+    form = kind_named(adapter.method.name).peft
+    if form is None and not isinstance(adapter.method, Factored):
+        raise InvalidRequest(
+            f"PEFT has no form of method {adapter.method.name!r}: export the adapter as merged",
+            param="format",
+        )
+    return as_lora(adapter) if form is None or form.write is None else form.write(adapter)
+
+
+def _printable(text: str) -> str:
+    """Somebody else's text without control characters, cut to 200."""
     return "".join(filter(str.isprintable, text))[:200]

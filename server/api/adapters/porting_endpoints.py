@@ -42,7 +42,7 @@ def import_adapter(
     ] = "float32",
 ) -> Entry:
     """Publish a PEFT checkpoint (VeRA, RandLoRA or LoRA) as the next version of an adapter."""
-    ref = services.porting.take_in(
+    ref = services.porting.import_adapter(
         owner,
         name,
         config.file,
@@ -64,7 +64,7 @@ def export_adapter(
 ) -> StreamingResponse:
     """An adapter (NAME or NAME@VERSION) as a zip of files for PEFT, vLLM or transformers."""
     ref = find_adapter(services, owner, adapter_id)
-    folder = services.porting.give_out(ref, form)
+    folder = services.porting.export_adapter(ref, form)
     return _FolderResponse(folder, f"{ref.name}-{ref.version}-{form}.zip")
 
 

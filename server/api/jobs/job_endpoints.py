@@ -34,7 +34,9 @@ def create_job(body: JobRequest, services: CurrentServices, owner: CurrentOwner)
     dry_run = body.dry_run
     start = _start(services, owner, body.model)
     requested = body.options()
-    options = read_options(inherited(*start, requested) if start else requested)
+    if start:
+        requested = inherited(*start, requested, services.methods)
+    options = read_options(requested, services.methods)
     _check_rank(services, options)
     _check_suffix(services, body.suffix)
     if dry_run:

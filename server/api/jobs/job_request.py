@@ -8,7 +8,8 @@ from pydantic import Field
 
 from server.api.wire import Text, WireModel, at_most
 from server.errors import InvalidRequest
-from server.jobs.queue.train_options import TrainOptions
+from server.jobs.queue.method_spec import MethodSpecs
+from server.jobs.queue.train_options import TrainOptions, check_method
 
 
 class Supervised(WireModel):
@@ -73,12 +74,8 @@ class JobRequest(WireModel):
         return {**hyperparameters, **ours}
 
 
-def read_options(requested: Mapping[str, object]) -> TrainOptions:
+def read_options(requested: Mapping[str, object], methods: MethodSpecs) -> TrainOptions:
     """The checked options. Raises InvalidRequest naming the wrong one."""
     options = TrainOptions.from_json(json.dumps(requested))
-    if options.d_initial == 0:  # not in TrainOptions: older jobs may have it
-        raise InvalidRequest(
-            "with d_initial=0 VeRA cannot learn: send another value, or leave it out",
-            param="d_initial",
-        )
+    check_method(options, methods)
     return options

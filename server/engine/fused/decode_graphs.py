@@ -16,8 +16,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from server.adapters.batch.fused_batch import Inputs, refill
 from server.adapters.batch.fused_plan import FusedGroup, FusedPlan
+from server.adapters.batch.group_inputs import GroupInputs, refill
 from server.engine.fused.decoder import Attend, FusedDecoder
 from server.engine.fused.graph_cache import CapturedGraph, GraphCache
 from server.engine.kernels.decode_attention import decode_attention
@@ -182,14 +182,18 @@ class DecodeGraphs:
     def _graph(self, rows: int, groups: tuple[FusedGroup, ...]) -> CapturedGraph:
         fixed, device = self._fixed[rows], self._kv.device
 
-        def prepare() -> list[Inputs]:
+        def prepare() -> list[GroupInputs]:
             fixed.clear()
-            return [Inputs(group, rows, rows, device) for group in groups]
+            return [GroupInputs(group, rows, rows, device) for group in groups]
 
-        key = ("decodes", rows, groups)
-        return self._graphs.find(key, prepare, lambda inputs: self._run(fixed, groups, inputs))
+        def run(inputs: Seq[GroupInputs]) -> Tensor:
+            return self._run(fixed, groups, inputs)
 
-    def _run(self, fixed: _StaticInputs, groups: Seq[FusedGroup], inputs: Seq[Inputs]) -> Tensor:
+        return self._graphs.find(groups, ("decodes", rows), prepare, run)
+
+    def _run(
+        self, fixed: _StaticInputs, groups: Seq[FusedGroup], inputs: Seq[GroupInputs]
+    ) -> Tensor:
         adapters = self._graphs.adapters_of(groups, inputs)
         ids = torch.where(fixed.sources < 0, fixed.ids, self._last[fixed.sources.clamp(min=0)])
         attend = attend_decodes(

@@ -1,14 +1,14 @@
 """Runs Llama-shaped decoders with few kernel launches.
 
 It takes weights and constants from the modules of transformers' model. It supports one shape of
-layer (`FusedDecoder.knows`); other models run by their own forward. Products that read the same
+layer (`is_llama_shaped`); other models run by their own forward. Products that read the same
 input are one (`server.adapters.batch.sites`); norms, rotary embedding, gate and attention are
 kernels. Knows no sampling and no slots.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Final, Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -20,9 +20,6 @@ from server.engine.kernels.mlp_gate import silu_mul
 from server.engine.kernels.norm import add_rms_norm
 from server.engine.kernels.rotary import rotate_and_store
 from server.engine.kv_cache import KVCache
-
-# Their layers differ in biases and sliding windows alone.
-_FAMILY: Final = frozenset({"llama", "mistral", "qwen2"})
 
 Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
 """Layer, q [tokens, heads * head_dim], k and v [tokens, kv_heads * head_dim], rotated and stored;
@@ -96,17 +93,6 @@ class FusedDecoder:
         self._q = self.heads * base.head_dim
         self._kv = base.num_kv_heads * base.head_dim
         self._cos, self._sin = _rotary_tables(decoder, base)
-
-    @staticmethod
-    def knows(base: BaseModel) -> bool:
-        """Whether `base` has layers of the one supported shape."""
-        config = base.model.config
-        return (
-            config.model_type in _FAMILY
-            and getattr(config, "hidden_act", None) == "silu"
-            and base.head_dim >= 16
-            and base.head_dim & (base.head_dim - 1) == 0
-        )
 
     @property
     def sites(self) -> list[Site]:

@@ -8,9 +8,9 @@ from typing import NamedTuple
 import torch
 
 from server.adapters.memory.matrices import need_of
-from server.adapters.methods.vera import Vera
+from server.adapters.methods.vera.vera import Vera
 from server.adapters.residency import ResidentAdapters
-from server.bases.model import BaseModel
+from server.bases.model import BaseModel, is_llama_shaped
 from server.engine.kv_cache import KVCache
 from server.engine.plain.forward import Forward
 
@@ -46,13 +46,15 @@ def build_fused_forward(
 ) -> CapturableForward | None:
     """The fused forward of `base`; None where its own forward must run.
 
-    It needs CUDA, 16-bit numbers and the layers that `FusedDecoder` knows.
+    It needs CUDA, 16-bit numbers and Llama-shaped layers.
 
     Args:
         seed: of the random matrices that new adapters share. They are kept on the device at
             `max_rank`, and A rides in the products of the base.
     """
     if base.device.type != "cuda" or base.dtype not in (torch.bfloat16, torch.float16):
+        return None
+    if not is_llama_shaped(base):
         return None
     # Imported here because they need triton.
     from server.adapters.batch.sites import Riding
@@ -63,19 +65,17 @@ def build_fused_forward(
     from server.engine.fused.prompt_graphs import PromptGraphs
     from server.engine.fused.replay_trial import check_replays
 
-    if not FusedDecoder.knows(base):
-        return None
     # It chose the better algorithms: 122 us of products a layer of an 8B Llama at 64
     # rows against 128, and 126 against 138 with A riding (H200, torch 2.11).
     torch.backends.cuda.preferred_blas_library("cublaslt")
     method = Vera()
-    held = adapters.hold(method.basis(seed), need_of(method, base, base.targets, max_rank))
-    pair = next(iter(held.bases.values()))
+    loaded = adapters.keep_basis(method.basis(seed), need_of(method, base, base.targets, max_rank))
+    pair = next(iter(loaded.pairs.values()))
     decoder = FusedDecoder(base, Riding(method.basis(seed), pair.a))
     graphs = GraphCache(adapters)
     decodes = DecodeGraphs(decoder, kv, graphs, max_rows=max_rows, max_context=max_context)
     prompts = PromptGraphs(decoder, kv, graphs, max_tokens=max_step_tokens)
-    group_sets = [(), (adapters.company(method, held, seed),)]
+    group_sets = [(), (adapters.expected_group(method, loaded, seed),)]
 
     forward = FusedForward(decoder, adapters, kv, decodes)
 

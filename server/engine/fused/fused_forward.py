@@ -9,9 +9,7 @@ from itertools import accumulate, chain, islice
 import torch
 from torch import Tensor
 
-from server.adapters.batch.fused_batch import FusedAdapters, Inputs
 from server.adapters.batch.fused_plan import FusedPlan
-from server.adapters.batch.site_parts import KernelOffsets
 from server.adapters.residency import ResidentAdapters
 from server.engine.device import to_device
 from server.engine.fused import prefill_attention
@@ -53,7 +51,6 @@ class FusedForward:
         self._decodes = decodes
         self.prompts = prompts
         self._together = together
-        self._parts = KernelOffsets()
 
     def step(self, chunks: Seq[Chunk], last: Tensor) -> tuple[LogitRows, Tensor]:
         singles = [chunk for chunk in chunks if chunk.length == 1]
@@ -92,7 +89,7 @@ class FusedForward:
         chunks = [*singles, *longer]
         plan = self._plan(_slots_of(chunks), replayed=True)
         # Without kernels a method gathers its vectors for every token by itself.
-        if longer and any(group.own is not None for group in plan.groups):
+        if longer and any(group.without_kernels is not None for group in plan.groups):
             return None
         return self._decodes.logits(chunks, last, plan)
 
@@ -133,12 +130,7 @@ class FusedForward:
     def _site_adapters(self, plan: FusedPlan) -> SiteAdapters:
         if self._adapters is None or not (plan.groups or plan.rest):
             return NoAdapters()
-        inputs = [
-            Inputs.of(group, pages, self._kv.device)
-            for group, pages in zip(plan.groups, plan.pages, strict=True)
-        ]
-        bank, targets = self._adapters.bank, self._adapters.targets
-        return FusedAdapters(plan.groups, inputs, plan.rest, bank, targets, silu_mul, self._parts)
+        return self._adapters.site_adapters(plan, silu_mul)
 
     def _attend(self, layout: Layout) -> Attend:
         """Single tokens stand first in a layout, then longer chunks."""

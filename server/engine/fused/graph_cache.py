@@ -1,10 +1,10 @@
 """A cache of CUDA graphs: captured at first use, the least recently used dropped.
 
-All share one pool of memory, so the output of one must be copied before another is replayed.
-Knows no model.
+All share one pool of memory, so the output of one must be copied before another is replayed. A
+graph reads the matrices of its groups at fixed addresses: it keeps them alive until they leave the
+device, and is dropped then. Knows no model.
 """
 
-from collections import OrderedDict
 from collections.abc import Callable, Hashable
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
@@ -13,9 +13,9 @@ from typing import Final
 import torch
 from torch import Tensor
 
-from server.adapters.batch.fused_batch import FusedAdapters, Inputs
-from server.adapters.batch.fused_plan import FusedGroup
-from server.adapters.batch.site_parts import KernelOffsets
+from server.adapters.batch.fused_plan import FusedGroup, FusedPlan
+from server.adapters.batch.group_cache import GroupCache
+from server.adapters.batch.group_inputs import GroupInputs
 from server.adapters.residency import ResidentAdapters
 from server.engine.device import HIGHEST_STREAM_PRIORITY
 from server.engine.fused.decoder import NoAdapters, SiteAdapters
@@ -30,7 +30,7 @@ class CapturedGraph:
     """A graph, the adapters' inputs that it reads, and the logits that it writes."""
 
     graph: torch.cuda.CUDAGraph
-    inputs: Seq[Inputs]
+    inputs: Seq[GroupInputs]
     logits: Tensor
 
 
@@ -43,43 +43,42 @@ class GraphCache:
 
     def __init__(self, adapters: ResidentAdapters | None) -> None:
         self._adapters = adapters
-        self._parts = KernelOffsets()
-        self._kept: OrderedDict[Hashable, CapturedGraph] = OrderedDict()
+        self._kept: GroupCache[CapturedGraph] = (
+            GroupCache(MAX_GRAPHS) if adapters is None else adapters.group_cache(MAX_GRAPHS)
+        )
         self._pool = torch.cuda.graph_pool_handle()
         # Nodes of a graph keep the priority of the stream that they were captured on.
         self._stream = torch.cuda.Stream(priority=HIGHEST_STREAM_PRIORITY)
 
     def find(
         self,
-        key: Hashable,
-        prepare: Callable[[], Seq[Inputs]],
-        run: Callable[[Seq[Inputs]], Tensor],
+        groups: Seq[FusedGroup],
+        name: Hashable,
+        prepare: Callable[[], Seq[GroupInputs]],
+        run: Callable[[Seq[GroupInputs]], Tensor],
     ) -> CapturedGraph:
-        """The graph of `key`. Without one, captures `run`, which gives logits.
+        """The graph of `groups` under `name`. Without one, captures `run`, which gives logits.
 
         A capture calls `run` twice. So `prepare` makes its inputs, and clears the static tensors of
         what earlier steps left there: `run` must write only what nobody reads.
         """
-        captured = self._kept.get(key)
+        captured = self._kept.get(groups, name)
         if captured is None:
-            captured = self._kept[key] = self._capture(prepare(), run)
-            if len(self._kept) > MAX_GRAPHS:
-                self._kept.popitem(last=False)
-        self._kept.move_to_end(key)
+            captured = self._capture(prepare(), run)
+            self._kept.put(groups, name, captured)
         return captured
 
-    def adapters_of(self, groups: Seq[FusedGroup], inputs: Seq[Inputs]) -> SiteAdapters:
+    def adapters_of(self, groups: Seq[FusedGroup], inputs: Seq[GroupInputs]) -> SiteAdapters:
         """The `SiteAdapters` of a step with these groups."""
         if not groups:
             return NoAdapters()
-        resident = self._adapters
-        assert resident is not None
-        return FusedAdapters(
-            groups, inputs, {}, resident.bank, resident.targets, silu_mul, self._parts
-        )
+        assert self._adapters is not None
+        return self._adapters.site_adapters(FusedPlan(tuple(groups), (), {}), silu_mul, inputs)
 
     @torch.inference_mode()
-    def _capture(self, inputs: Seq[Inputs], run: Callable[[Seq[Inputs]], Tensor]) -> CapturedGraph:
+    def _capture(
+        self, inputs: Seq[GroupInputs], run: Callable[[Seq[GroupInputs]], Tensor]
+    ) -> CapturedGraph:
         torch.cuda.synchronize()
         with torch.cuda.stream(self._stream):
             # Once outside of the graph: this compiles kernels and chooses the products' algorithms.

@@ -14,8 +14,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from server.adapters.batch.fused_batch import Inputs, refill
 from server.adapters.batch.fused_plan import FusedGroup, FusedPlan
+from server.adapters.batch.group_inputs import GroupInputs, refill
 from server.adapters.kernels.segments import capacity_for
 from server.engine.fused import prefill_attention
 from server.engine.fused.decoder import FusedDecoder
@@ -121,17 +121,15 @@ class PromptGraphs:
         if fixed is None:
             fixed = self._fixed[size, keys] = _StaticInputs(size, keys, self._kv)
 
-        def prepare() -> list[Inputs]:
+        def prepare() -> list[GroupInputs]:
             fixed.clear()
             segments = capacity_for(size, MOST_PROMPTS)
-            return [Inputs(group, size, segments, self._kv.device) for group in groups]
+            return [GroupInputs(group, size, segments, self._kv.device) for group in groups]
 
-        captured = self._graphs.find(
-            ("prompts", size, keys, groups),
-            prepare,
-            lambda inputs: self._run(fixed, groups, inputs),
-        )
-        return fixed, captured
+        def run(inputs: Seq[GroupInputs]) -> Tensor:
+            return self._run(fixed, groups, inputs)
+
+        return fixed, self._graphs.find(groups, ("prompts", size, keys), prepare, run)
 
     def _fill(self, fixed: _StaticInputs, chunks: Seq[Chunk]) -> None:
         numbers = np.zeros(fixed.numbers.shape, dtype=np.int64)
@@ -169,7 +167,9 @@ class PromptGraphs:
         places: NDArray[np.int64] = np.array(chunk.sequence.blocks)[tokens // size] * size
         return places + tokens % size
 
-    def _run(self, fixed: _StaticInputs, groups: Seq[FusedGroup], inputs: Seq[Inputs]) -> Tensor:
+    def _run(
+        self, fixed: _StaticInputs, groups: Seq[FusedGroup], inputs: Seq[GroupInputs]
+    ) -> Tensor:
         decoder = self._decoder
 
         def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:

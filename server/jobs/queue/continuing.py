@@ -1,25 +1,22 @@
-"""Training that goes on from an adapter: what it may be told. Knows headers, and no tensors."""
+"""Checks what a job may ask that continues from an adapter. Knows headers, and no tensors."""
 
 from collections.abc import Mapping
 
-from adapters_store.manifest import Manifest
+from adapters_store.manifest import STORED_BASIS, Manifest
 from server.errors import InvalidRequest
+from server.jobs.queue.method_spec import OPTIONS, MethodSpec, MethodSpecs, spec_named
 from server.jobs.queue.train_options import TrainOptions
-
-_IMPORTED_BASES = "stored/v1"
-_LORAS = ("lora", "asymmetric-lora")
-_OPTIONS = ("trained", "basis", "sparsity", "d_initial")
 
 
 def check_continuable(model: str, manifest: Manifest, base_fingerprint: str) -> None:
-    """Raise InvalidRequest unless an adapter of this base and this build's methods can go on."""
+    """Raise InvalidRequest unless an adapter of this base can be trained further."""
     if manifest.base_fingerprint != base_fingerprint:
         raise InvalidRequest(
             f"adapter {model!r} is of another base ({manifest.base_name}): train it where that "
             "base is served",
             param="model",
         )
-    if manifest.basis_spec == _IMPORTED_BASES or manifest.options.get("pairing"):
+    if manifest.basis_spec == STORED_BASIS:
         raise InvalidRequest(
             f"adapter {model!r} was imported with random matrices of its own, which are served "
             "but not trained on: train a new adapter from the base",
@@ -27,30 +24,30 @@ def check_continuable(model: str, manifest: Manifest, base_fingerprint: str) -> 
         )
 
 
-def inherited(model: str, manifest: Manifest, asked: Mapping[str, object]) -> dict[str, object]:
-    """The options of a job that goes on from `model`: what it must keep, and what `asked` adds.
+def inherited(
+    model: str, manifest: Manifest, wanted: Mapping[str, object], specs: MethodSpecs
+) -> dict[str, object]:
+    """The options of a job that continues from `model`: the adapter's, and those of `wanted`.
 
     Targets are not among them: a name may mean many paths, which only the base knows.
 
     Raises:
-        InvalidRequest: an option contradicts the adapter; the text names both.
+        InvalidRequest: an option contradicts the adapter, and the text names both; or this build
+            does not have the method.
     """
-    kept: dict[str, object] = {"method": manifest.method, "rank": manifest.rank}
-    kept |= {name: manifest.options[name] for name in _OPTIONS if name in manifest.options}
-    if manifest.method in _LORAS:
-        kept["alpha"] = manifest.scale * manifest.rank
-    told = {name: value for name, value in asked.items() if value not in (None, "auto")}
-    for name, value in told.items():
-        own = kept.get(name)
-        if name in ("method", "rank", "alpha", *_OPTIONS) and not _same(value, own):
-            has = f"has {own}" if own is not None else f"is of method {manifest.method!r}"
+    own: dict[str, object] = {"method": manifest.method, "rank": manifest.rank}
+    own |= _method_options(manifest, spec_named(specs, manifest.method))
+    wanted = {name: value for name, value in wanted.items() if value not in (None, "auto")}
+    for name, value in wanted.items():
+        if name in ("method", "rank", *OPTIONS) and not _same(value, own.get(name)):
+            has = f"has {own[name]}" if name in own else f"is of method {manifest.method!r}"
             raise InvalidRequest(
                 f"{name}={value!r} contradicts {model}, which {has}: leave {name} out, or train "
                 "from the base",
                 param=name,
             )
-    needed = {name: kept[name] for name in ("method", "rank", "trained") if name in kept}
-    return {name: value for name, value in told.items() if name not in kept} | needed
+    needed = {name: own[name] for name in ("method", "rank", "trained") if name in own}
+    return {name: value for name, value in wanted.items() if name not in own} | needed
 
 
 def check_targets(model: str, manifest: Manifest, wanted: tuple[str, ...]) -> None:
@@ -64,12 +61,24 @@ def check_targets(model: str, manifest: Manifest, wanted: tuple[str, ...]) -> No
         )
 
 
-def adapter_options(manifest: Manifest, options: TrainOptions) -> dict[str, float | str]:
-    """What the method is told, to make an adapter of the same kind."""
-    told: dict[str, float | str] = {**manifest.options, "dropout": options.dropout or 0.0}
-    if manifest.method in _LORAS:
-        told["alpha"] = manifest.scale * manifest.rank
-    return told
+def adapter_options(
+    manifest: Manifest, options: TrainOptions, spec: MethodSpec
+) -> dict[str, float | str]:
+    """The options with which the method makes an adapter of the same kind."""
+    dropout = {"dropout": options.dropout or 0.0}
+    return {**manifest.options, **dropout, **_method_options(manifest, spec)}
+
+
+def _method_options(manifest: Manifest, spec: MethodSpec) -> dict[str, float | str]:
+    """Those of the adapter that the method has and that a job may name."""
+    options: dict[str, float | str] = {
+        name: manifest.options[name]
+        for name in OPTIONS
+        if spec.has(name) and name in manifest.options
+    }
+    if spec.has("alpha"):
+        options["alpha"] = manifest.scale * manifest.rank
+    return options
 
 
 def _same(value: object, own: object) -> bool:

@@ -1,29 +1,18 @@
-"""How a job is to train. Knows no trainer: None leaves a value to its measured default."""
+"""How a job is to train: its options, and their checks.
+
+Knows no method and no trainer. None leaves a value to its measured default.
+"""
 
 import json
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 
 from server.errors import InvalidRequest
+from server.jobs.queue.method_spec import OPTIONS, MethodSpecs, spec_named
 
-# What each method can be told to train; one without choices trains all that it has.
-TRAINED: Mapping[str, tuple[str, ...]] = {
-    "vera": ("d+b", "d", "b"),
-    "randlora": (),
-    "asymmetric-lora": ("B", "A"),
-    "lora": (),
-}
-METHODS = tuple(TRAINED)
-# Options that only these methods have.
-_ONLY: Mapping[str, tuple[str, ...]] = {
-    "trained": tuple(method for method, choices in TRAINED.items() if choices),
-    "basis": ("vera",),
-    "d_initial": ("vera",),
-    "sparsity": ("randlora",),
-    "alpha": ("asymmetric-lora", "lora"),
-}
+DEFAULT_METHOD = "vera"
 BASES = ("shared", "per-layer")
 SPARSITIES = ("dense", "sqrt")
 TARGET_SETS = ("all-linear", "attention")
@@ -35,7 +24,7 @@ _MODULE_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.]{0,127}")
 
 @dataclass(frozen=True)
 class TrainOptions:
-    """The wishes of one job, checked.
+    """The options of one job, checked; `check_method` checks those that only some methods have.
 
     `learning_rate_multiplier`, the OpenAI API's, is times the default rate; `learning_rate` is the
     rate itself. `targets` is a set by name, or suffixes of module paths (`q_proj`, `mlp.up_proj`).
@@ -55,7 +44,7 @@ class TrainOptions:
         InvalidRequest: a value is out of range; `param` names it.
     """
 
-    method: str = "vera"
+    method: str = DEFAULT_METHOD
     rank: int | None = None
     targets: str | tuple[str, ...] | None = None
     learning_rate: float | None = None
@@ -80,8 +69,10 @@ class TrainOptions:
     publish: str | None = None
 
     def __post_init__(self) -> None:
-        self._one_of("method", METHODS)
-        self._fits_method()
+        if not isinstance(self.method, str):
+            raise InvalidRequest(
+                f"method={self.method!r} is not a name, such as {DEFAULT_METHOD!r}", param="method"
+            )
         self._one_of("basis", BASES)
         self._one_of("schedule", SCHEDULES)
         self._one_of("publish", PUBLISH)
@@ -113,9 +104,9 @@ class TrainOptions:
         self._check_targets()
 
     def to_json(self) -> str:
-        """What was asked for, as a JSON object; what was left open is not in it."""
-        asked = {key: value for key, value in asdict(self).items() if value is not None}
-        return json.dumps(asked, sort_keys=True)
+        """As a JSON object, without the options that were left open."""
+        options = {key: value for key, value in asdict(self).items() if value is not None}
+        return json.dumps(options, sort_keys=True)
 
     @classmethod
     def from_json(cls, text: str) -> "TrainOptions":
@@ -141,27 +132,6 @@ class TrainOptions:
                     f"unknown hyperparameter {key!r}; known are {', '.join(known)}", param=key
                 )
         return cls(**{key: value for key, value in values.items() if value not in ("auto", None)})
-
-    def _fits_method(self) -> None:
-        """What is asked for is something that the method has."""
-        for name, methods in _ONLY.items():
-            if getattr(self, name) is not None and self.method not in methods:
-                raise InvalidRequest(
-                    f"{name} is no option of method {self.method!r}, only of "
-                    f"{' and '.join(methods)}: leave it out, or choose another method",
-                    param=name,
-                )
-        if self.trained is not None and self.trained not in TRAINED[self.method]:
-            raise InvalidRequest(
-                f"trained={self.trained!r} is not one of {', '.join(TRAINED[self.method])}, "
-                f"which method {self.method!r} can train",
-                param="trained",
-            )
-        if self.trained == "d" and self.d_initial is not None:
-            raise InvalidRequest(
-                "d_initial does not go with trained='d', where d begins at 0: leave it out",
-                param="d_initial",
-            )
 
     def _one_of(self, name: str, known: Sequence[str]) -> None:
         value = getattr(self, name)
@@ -196,4 +166,41 @@ class TrainOptions:
                 f"targets={str(self.targets)[:80]!r} is neither {' nor '.join(TARGET_SETS)}, "
                 "nor a list of 1 to 64 module names such as q_proj",
                 param="targets",
+            )
+
+
+def check_method(options: TrainOptions, specs: MethodSpecs) -> None:
+    """Check that the method is one of `specs` and has what the options ask of it.
+
+    Raises:
+        InvalidRequest: it is unknown, or lacks an option or a choice; `param` names which.
+    """
+    spec = spec_named(specs, options.method)
+    named = [name for name in OPTIONS if getattr(options, name) is not None]
+    for name in named:
+        if not spec.has(name):
+            others = [it.name for it in specs.values() if it.has(name)]
+            raise InvalidRequest(
+                f"{name} is no option of method {spec.name!r}, only of {' and '.join(others)}: "
+                "leave it out, or choose another method",
+                param=name,
+            )
+    if options.trained is not None and options.trained not in spec.trained:
+        raise InvalidRequest(
+            f"trained={options.trained!r} is not one of {', '.join(spec.trained)}, which method "
+            f"{spec.name!r} can train",
+            param="trained",
+        )
+    for name in named:
+        if not spec.variant(options.trained).has(name):
+            raise InvalidRequest(
+                f"{name} is no option of method {spec.name!r} with trained={options.trained!r}: "
+                "leave it out",
+                param=name,
+            )
+        if name in spec.nonzero and getattr(options, name) == 0:
+            raise InvalidRequest(
+                f"with {name}=0 method {spec.name!r} would never learn: give another number, or "
+                "leave it out",
+                param=name,
             )

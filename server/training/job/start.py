@@ -1,4 +1,4 @@
-"""The adapter that a job begins with: a new one, or another's vectors to go on from."""
+"""Makes the adapter that a job begins with: a new one, or one with another adapter's vectors."""
 
 import time
 from collections.abc import Mapping
@@ -12,7 +12,7 @@ from adapters_store.store_errors import InvalidName
 from server.adapters.learning.targets import resolve_targets
 from server.adapters.learning.trainable import TrainableAdapter
 from server.adapters.memory.matrices import SharedBases
-from server.adapters.methods.randlora import sqrt_sparsity
+from server.adapters.methods.registry import kind_named
 from server.bases.model import BaseModel
 from server.errors import InvalidRequest
 from server.jobs.queue import continuing
@@ -22,7 +22,7 @@ from server.training.run.defaults import TrainPlan
 
 @dataclass(frozen=True, eq=False)
 class Start:
-    """An adapter to go on from."""
+    """A published adapter that a job continues from."""
 
     ref: AdapterRef
     manifest: Manifest
@@ -44,8 +44,8 @@ def start_of(job: Job, store: AdapterStore, served_name: str) -> Start | None:
         name, version = job.model, None
     if version is None:
         raise InvalidRequest(
-            f"model {job.model!r} cannot be trained: this worker goes on from {served_name!r}, "
-            "its base, or from an adapter, NAME@VERSION",
+            f"model {job.model!r} cannot be trained: name {served_name!r}, the base of this "
+            "worker, or a version of an adapter, NAME@VERSION",
             param="model",
         )
     ref = store.resolve(job.owner, name, version)
@@ -83,7 +83,9 @@ def adapter_for(
         rank=manifest.rank,
         seed=manifest.seed,
         targets=manifest.targets,
-        options=continuing.adapter_options(manifest, job.hyperparameters),
+        options=continuing.adapter_options(
+            manifest, job.hyperparameters, kind_named(manifest.method).spec
+        ),
         shared=shared,
     )
     _check_like(adapter.manifest(created_at=int(time.time()), provenance={}), start)
@@ -91,26 +93,23 @@ def adapter_for(
     return adapter
 
 
-def adapter_options(plan: TrainPlan, base: BaseModel) -> dict[str, float | str]:
-    """What the method is told; a sparsity of "sqrt" becomes the number that it means here.
+def adapter_options(plan: TrainPlan, base: BaseModel) -> Mapping[str, float | str]:
+    """The method's options, those that depend on the targeted linears settled for this base.
 
     Raises:
         InvalidRequest: targets that this base does not have.
     """
-    options = plan.adapter_options()
-    if plan.sparsity == "sqrt":
-        targets = resolve_targets(base, plan.targets)
-        options["sparsity"] = sqrt_sparsity(base.targets[path] for path in targets)
-    return options
+    linears = [base.targets[path] for path in resolve_targets(base, plan.targets)]
+    return kind_named(plan.method).settled(plan.adapter_options(), linears)
 
 
-def _check_like(made: Manifest, start: Start) -> None:
-    """What is made reads the same matrices at the same scale, or it is another adapter."""
+def _check_like(new: Manifest, start: Start) -> None:
+    """Raise InvalidRequest unless the new adapter reads the same matrices at the same scale."""
     own = start.manifest
-    mine = (made.basis_spec, made.basis_sha256)
-    if mine != (own.basis_spec, own.basis_sha256) or abs(made.scale - own.scale) > 1e-6 * own.scale:
+    same_basis = (new.basis_spec, new.basis_sha256) == (own.basis_spec, own.basis_sha256)
+    if not same_basis or abs(new.scale - own.scale) > 1e-6 * own.scale:
         raise InvalidRequest(
             f"adapter {start.ref} reads matrices {own.basis_spec!r} at scale {own.scale:g}, where "
-            f"new ones read {made.basis_spec!r} at {made.scale:g}: train a new one from the base",
+            f"new ones read {new.basis_spec!r} at {new.scale:g}: train a new one from the base",
             param="model",
         )

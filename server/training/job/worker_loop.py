@@ -14,8 +14,7 @@ from functools import partial
 from typing import Final, TypeVar
 
 from server.adapters.memory.matrices import SharedBases
-from server.bases.device_health import works_still
-from server.bases.model import BaseModel
+from server.bases.model import BaseModel, device_works
 from server.bases.tokenizer import ChatTokenizer
 from server.errors import Unavailable
 from server.jobs.queue.job import Job
@@ -202,7 +201,7 @@ class _Worker:
 
     def _check_device(self, error: Exception) -> None:
         """Raise DeviceLost unless the device works after a failure: it would fail every job."""
-        if self._loaded is not None and not works_still(self._loaded[0].device):
+        if self._loaded is not None and not device_works(self._loaded[0].device):
             raise DeviceLost(f"the device has failed: {error}") from error
 
 

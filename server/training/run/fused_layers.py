@@ -14,11 +14,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from server.adapters.methods.row_shares import KERNELS_FROM
-from server.bases.model import BaseModel
+from server.bases.model import BaseModel, is_llama_shaped
 from server.training.run.layer_ops import LayerOps
 
-# Their layers differ only in biases and sliding windows.
-_FAMILY: Final = frozenset({"llama", "mistral", "qwen2"})
 _ELSEWHERE: Final = ("attention_mask", "past_key_values")
 
 
@@ -30,7 +28,7 @@ def fused_layers(base: BaseModel, tokens: int) -> Iterator[None]:
     host cannot launch it as fast as the device runs it: a kernel of ours takes longer to launch
     than the kernels of torch that it replaces.
     """
-    known = base.device.type == "cuda" and has_fused_form(base)
+    known = base.device.type == "cuda" and is_llama_shaped(base)
     if not known or tokens * base.model.config.hidden_size < KERNELS_FROM:
         yield
         return
@@ -40,16 +38,6 @@ def fused_layers(base: BaseModel, tokens: int) -> Iterator[None]:
 
     with fused_with(base, LayerOps(add_rms_norm, rotate, silu_mul)):
         yield
-
-
-def has_fused_form(base: BaseModel) -> bool:
-    """Whether the layers of `base` are of the shape that has a fused form."""
-    config = base.model.config
-    return (
-        config.model_type in _FAMILY
-        and getattr(config, "hidden_act", None) == "silu"
-        and base.head_dim & (base.head_dim - 1) == 0
-    )
 
 
 @contextmanager

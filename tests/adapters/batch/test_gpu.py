@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from server.adapters.learning.trainable import TrainableAdapter
-from server.adapters.methods.by_adapter import OWN_PRODUCT_FROM
+from server.adapters.methods.lowrank.by_adapter import OWN_PRODUCT_TOKENS
 from server.bases.model import BaseModel
 from tests.adapters.conftest import Serve
 from tests.adapters.made import make_adapter, merged_logits, one_of_each
@@ -37,7 +37,7 @@ def test_a_mixed_batch_equals_its_dense_merges(kind: Kind, serve: Serve) -> None
 def test_all_methods_serve_one_batch(
     own_from: int, serve: Serve, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(OWN_PRODUCT_FROM, "cuda", own_from)
+    monkeypatch.setitem(OWN_PRODUCT_TOKENS, "cuda", own_from)
     served = serve(base_on_gpu("llama"), slots=12)
     mades = one_of_each(served.base)
     slots = [served.acquire(served.publish(made, f"a{i}")) for i, made in enumerate(mades)]

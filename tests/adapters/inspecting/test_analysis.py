@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from adapters_store.manifest import AdapterRef
+from adapters_store.manifest import STORED_BASIS, AdapterRef
 from adapters_store.store import AdapterStore
 from adapters_store.store_errors import AdapterCorrupt, AdapterNotFound
 from server.adapters.inspecting import inspections as module
@@ -20,16 +20,16 @@ from server.adapters.inspecting.inspections import Inspections
 from server.adapters.inspecting.spectrum import Spectrum, cosine, spectrum_of_matrix
 from server.adapters.learning.trainable import TrainableAdapter
 from server.adapters.memory.matrices import BasisSource
-from server.adapters.methods.basis_id import STORED, BasisId
+from server.adapters.methods.basis_id import BasisId
 from server.adapters.methods.method import Factored
-from server.adapters.methods.registry import METHODS, method_named
+from server.adapters.methods.registry import method_named, method_specs
 from server.bases.model import BaseModel
 from server.errors import InvalidAdapter, QueueFull, Unavailable
 from tests.adapters.made import Made
 from tests.models import tiny_base
 
 VARIANTS: list[tuple[str, dict[str, str]]] = [
-    *((name, {}) for name in sorted(METHODS)),
+    *((name, {}) for name in sorted(method_specs())),
     ("vera", {"trained": "d"}),
     ("vera", {"trained": "b"}),
     ("vera", {"basis": "per-layer"}),
@@ -224,9 +224,9 @@ class TestMovement:
         }
         foreign = replace(
             made.manifest,
-            basis_spec=STORED,
+            basis_spec=STORED_BASIS,
             seed=0,
-            basis_sha256=place.store.foreign.keep(basis),
+            basis_sha256=place.store.imported_bases.keep(basis),
         )
         layer = place.find(place.publish(Made(foreign, made.tensors))).layers[0]
         assert {vector.moved for vector in layer.trained.values()} == {None}

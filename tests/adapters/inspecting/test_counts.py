@@ -48,7 +48,7 @@ def test_counts_are_of_what_is_trained_and_held(
     counted = count(method, base, adapter.targets, rank)
     assert counted.parameters == sum(parameter.numel() for parameter in adapter.parameters())
     assert counted.bytes_at_rest == sum(tensor.nbytes for tensor in adapter.tensors().values())
-    bases = BasisSource(base).bases(
+    bases = BasisSource(base).pairs(
         method.basis(seed=0), need_of(method, base, adapter.targets, rank)
     )
     pairs = set(bases.values())

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from server.adapters.memory.layouts import RowLayout
-from server.adapters.methods.lowrank import LowRank
+from server.adapters.methods.lowrank.lowrank import LowRank
 from server.adapters.methods.method import Method
-from server.adapters.methods.vera import Vera
+from server.adapters.methods.vera.vera import Vera
 from tests.models import tiny_base
 
 

@@ -7,7 +7,7 @@ from torch import Tensor
 pytest.importorskip("triton", reason="triton is not installed")
 
 from server.adapters.kernels.vera_gate import gate_vera, reference_gate_vera
-from server.adapters.kernels.vera_product import (
+from server.adapters.kernels.vera_product_kernel import (
     Tiles,
     VeraPart,
     add_vera,

@@ -5,9 +5,9 @@ import torch
 
 from server.adapters.memory.banks import Bank, BankRows
 from server.adapters.memory.layouts import PAGE, Layouts, RowLayout
-from server.adapters.methods.lowrank import LowRank
+from server.adapters.methods.lowrank.lowrank import LowRank
 from server.adapters.methods.method import Run
-from server.adapters.methods.vera import Vera
+from server.adapters.methods.vera.vera import Vera
 from tests.models import tiny_base
 
 BASE = tiny_base("llama")

@@ -15,7 +15,7 @@ from server.adapters.memory.dense_updates import (
     DenseDelta,
     served_densely,
 )
-from server.adapters.methods.randlora import RandLora
+from server.adapters.methods.randlora.randlora import RandLora
 from server.bases.model import BaseModel
 from tests.adapters.conftest import Serve
 from tests.adapters.made import Made, make_adapter, merged_logits, one_of_each
@@ -285,12 +285,12 @@ def test_who_is_served_densely_on_cuda(serve: Serve) -> None:
     served = serve(slots=8)
     mades = [randlora(served.base, i) for i in range(6)] + [make_adapter(served.base)]
     *slots, vera = (served.acquire(ref) for ref in published(served, mades))
-    occupants, few = served.adapters._table.by_slot, DENSE_FEW["cuda"]
+    residents, few = served.adapters._table.by_slot, DENSE_FEW["cuda"]
     updates = {slot: {"x": torch.empty(0)} for slot in slots[:5]}
     cold, hot = slots[5], slots[0]
 
     def chosen(*step: int) -> set[int]:
-        return served_densely(step, occupants, updates, CUDA)
+        return served_densely(step, residents, updates, CUDA)
 
     assert chosen(hot) == {hot}
     assert chosen(0, vera, hot, vera) == {hot}, "nobody else gathers"

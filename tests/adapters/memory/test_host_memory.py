@@ -13,8 +13,8 @@ from server.adapters.memory.host_cache import HostCache, LoadedAdapter
 from server.adapters.memory.layouts import RowLayout
 from server.adapters.memory.matrices import BasisNeed, BasisSource, HostBases, SharedBases
 from server.adapters.methods.basis_id import BasisId
-from server.adapters.methods.method import Bases, BasisPair, BasisSize
-from server.adapters.methods.vera import Vera
+from server.adapters.methods.method import BasisPair, BasisPairs, BasisSize
+from server.adapters.methods.vera.vera import Vera
 from server.bases.seeded import SPEC, Basis
 from tests.models import tiny_base
 
@@ -35,7 +35,7 @@ def new_bases(max_bytes: int = EVERYTHING) -> HostBases:
     return HostBases(BasisSource(BASE), max_bytes, pinned=False)
 
 
-def pairs_of(bases: Bases) -> set[BasisPair]:
+def pairs_of(bases: BasisPairs) -> set[BasisPair]:
     return set(bases.values())
 
 
@@ -82,7 +82,7 @@ def test_bytes_of_what_was_replaced_or_dropped_are_free_again() -> None:
 
 def test_a_shared_pair_is_the_basis_of_its_seed() -> None:
     source, wanted = BasisSource(BASE), need(5, 7)
-    bases = source.bases(seeded(3), wanted)
+    bases = source.pairs(seeded(3), wanted)
     (pair,) = pairs_of(bases)
     assert bases.keys() == BASE.targets.keys()
     assert torch.equal(pair.a, Basis(3).a(5, 80, torch.float32))
@@ -94,7 +94,7 @@ def test_layers_with_matrices_of_their_own_read_streams_of_their_own() -> None:
     paths = list(BASE.targets)
     wanted = need(5, 7, paths[0], paths[3])
     source, basis = BasisSource(BASE), seeded(3, per_layer=True)
-    bases = source.bases(basis, wanted)
+    bases = source.pairs(basis, wanted)
     assert bases.keys() == {paths[0], paths[3]}
     for index in (0, 3):
         width = bases[paths[index]].a.shape[1]
@@ -123,7 +123,7 @@ def test_bases_of_layers_grow_by_layers() -> None:
     bases.ensure(basis, need(2, 2, paths[1]))
     held = bases.get(basis, need(4, 4, paths[0], paths[1]))
     assert held is not None
-    assert held.bases.keys() == {paths[0], paths[1]}
+    assert held.pairs.keys() == {paths[0], paths[1]}
 
 
 def test_bases_are_limited_in_bytes() -> None:
@@ -138,13 +138,13 @@ def test_bases_are_limited_in_bytes() -> None:
 
 def test_a_basis_is_made_once_however_many_ask(monkeypatch: pytest.MonkeyPatch) -> None:
     made, source = [], BasisSource(BASE)
-    plain = source.bases
+    plain = source.pairs
 
-    def counted(basis: BasisId, need: BasisNeed) -> Bases:
+    def counted(basis: BasisId, need: BasisNeed) -> BasisPairs:
         made.append(basis.seed)
         return plain(basis, need)
 
-    monkeypatch.setattr(source, "bases", counted)
+    monkeypatch.setattr(source, "pairs", counted)
     bases = HostBases(source, EVERYTHING, pinned=False)
     args = (seeded(5), need(8, 8))
     threads = [threading.Thread(target=bases.ensure, args=args) for _ in range(8)]
@@ -160,9 +160,9 @@ def test_adapters_that_learn_at_once_read_one_copy() -> None:
     first = TrainableAdapter(BASE, "vera", 4, 7, "attention", {}, shared)
     second = TrainableAdapter(BASE, "vera", 4, 7, "attention", {}, shared)
     other = TrainableAdapter(BASE, "vera", 4, 8, "attention", {}, shared)
-    assert first._held is second._held
-    assert first._held is not other._held
-    assert len(shared._held) == 2
+    assert first._loaded is second._loaded
+    assert first._loaded is not other._loaded
+    assert len(shared._loaded) == 2
     del other
     gc.collect()
-    assert len(shared._held) == 1
+    assert len(shared._loaded) == 1

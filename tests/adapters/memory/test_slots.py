@@ -15,7 +15,7 @@ from server.adapters.memory.pages import FreePages
 from server.adapters.memory.slots import SlotTable
 from server.adapters.methods.basis_id import BasisId
 from server.adapters.methods.method import BasisSize
-from server.adapters.methods.vera import Vera
+from server.adapters.methods.vera.vera import Vera
 from server.bases.seeded import SPEC
 from server.errors import Conflict, Unavailable
 
@@ -63,7 +63,7 @@ def release(table: SlotTable, *names: str) -> None:
 
 
 def residents(table: SlotTable) -> set[str]:
-    return {occupant.facts.ref.name for occupant in table}
+    return {resident.facts.ref.name for resident in table}
 
 
 def test_slots_are_given_from_one_up() -> None:
@@ -247,16 +247,16 @@ def test_whatever_happens_the_table_holds_together(
                 getattr(table, action)(ref)
         except (Conflict, Unavailable):
             pass
-        slots = [occupant.slot for occupant in table]
+        slots = [resident.slot for resident in table]
         assert len(slots) == len(set(slots)) <= size
         assert all(1 <= slot <= size for slot in slots)
         assert len(table.bases) <= max_seeds
-        assert table.bases == {occupant.facts.basis for occupant in table}
+        assert table.bases == {resident.facts.basis for resident in table}
         assert set(table.by_slot) == set(slots)
         pages_held = [p for o in table for p in range(o.page, o.page + o.facts.layout.pages)]
         assert len(pages_held) == len(set(pages_held)) <= 7
         for user, count in uses.items():
             if count:
-                occupant = table.find(facts(user).ref)
-                assert occupant is not None
-                assert (occupant.slot, occupant.uses) == (held[user], count)
+                resident = table.find(facts(user).ref)
+                assert resident is not None
+                assert (resident.slot, resident.uses) == (held[user], count)

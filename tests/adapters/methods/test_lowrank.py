@@ -8,11 +8,15 @@ import torch
 from torch import Tensor
 
 from server.adapters.learning.trainable import TrainableAdapter
-from server.adapters.methods import by_adapter
 from server.adapters.methods.basis_id import NO_BASIS
-from server.adapters.methods.by_adapter import OWN_PRODUCT_FROM, ByAdapter, own_product_from
-from server.adapters.methods.lowrank import LowRank
-from server.adapters.methods.method import Bases
+from server.adapters.methods.lowrank import by_adapter
+from server.adapters.methods.lowrank.by_adapter import (
+    OWN_PRODUCT_TOKENS,
+    ByAdapter,
+    own_product_tokens,
+)
+from server.adapters.methods.lowrank.lowrank import LowRank
+from server.adapters.methods.method import BasisPairs
 from server.adapters.methods.registry import method_named
 from server.bases.model import TargetLinear
 from server.bases.seeded import SPEC, Basis
@@ -40,7 +44,7 @@ POPULARITY = {
 RANKS = [0, 7, 3, 8, 1]  # of each stored row: mixed in one room; row 0 is zeros
 
 
-def bases_for(method: LowRank, linears: Sequence[TargetLinear], room: int) -> Bases:
+def bases_for(method: LowRank, linears: Sequence[TargetLinear], room: int) -> BasisPairs:
     """One pair for all, wider and deeper than any reads."""
     width = 3 + max(max(linear.in_features, linear.out_features) for linear in linears)
     pair = made_pair(Basis(SEED), method.basis_size(linears[0], room), width, torch.float32)
@@ -82,7 +86,7 @@ def test_serving_is_the_dense_change_row_by_row(
     popularity: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setitem(OWN_PRODUCT_FROM, "cpu", own_from)
+    monkeypatch.setitem(OWN_PRODUCT_TOKENS, "cpu", own_from)
     linear, picks, room = bare_linear(*shape), POPULARITY[popularity], 8
     stored, changes = stored_rows(method, linear, room, scale=-0.7)
     random = torch.Generator().manual_seed(len(picks))
@@ -96,11 +100,11 @@ def test_serving_is_the_dense_change_row_by_row(
         torch.testing.assert_close(fast[i].double(), expected, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("device", OWN_PRODUCT_FROM)
+@pytest.mark.parametrize("device", OWN_PRODUCT_TOKENS)
 def test_the_larger_the_rank_the_sooner_an_adapter_gets_its_own_products(device: str) -> None:
     on = torch.device(device)
-    assert own_product_from(8, on) == OWN_PRODUCT_FROM[device]
-    least = [own_product_from(rank, on) for rank in (1, 2, 8, 64, 4096)]
+    assert own_product_tokens(8, on) == OWN_PRODUCT_TOKENS[device]
+    least = [own_product_tokens(rank, on) for rank in (1, 2, 8, 64, 4096)]
     assert least == sorted(least, reverse=True)
     assert least[-1] == 1
 

@@ -7,9 +7,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from server.adapters.methods import randlora_serving
 from server.adapters.methods.method import BasisPair, Delta, Run
-from server.adapters.methods.randlora import GAIN, GAMMA_INITIAL, RandLora
+from server.adapters.methods.randlora import randlora_serving
+from server.adapters.methods.randlora.randlora import GAIN, GAMMA_INITIAL, RandLora
+from server.adapters.methods.row_shares import Shares
 from server.bases.model import TargetLinear
 from server.bases.seeded import Basis
 
@@ -76,6 +77,7 @@ class Served:
         starts = [i for i, row in enumerate(rows) if i == 0 or rows[i - 1] != row]
         stops = [*starts[1:], len(rows)]
         self.runs = [Run(rows[a], a, b) for a, b in zip(starts, stops, strict=True)]
+        self.shares: Shares | None = None
 
     def stored(self, name: str) -> Tensor:
         return self._stored[name]
@@ -89,6 +91,7 @@ class Trained:
 
     rows = None
     runs: Sequence[Run] = ()
+    shares: Shares | None = None
 
     def __init__(self, **vectors: Tensor) -> None:
         self._vectors = vectors

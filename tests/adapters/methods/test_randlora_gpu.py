@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from server.adapters.methods.method import BasisPair
-from server.adapters.methods.randlora import RandLora
+from server.adapters.methods.randlora.randlora import RandLora
 from tests.adapters.methods.test_randlora import (
     POPULARITY,
     Served,

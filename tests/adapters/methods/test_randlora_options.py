@@ -2,7 +2,7 @@
 
 import pytest
 
-from server.adapters.methods.randlora import RandLora, sqrt_sparsity
+from server.adapters.methods.randlora.randlora import RANDLORA, RandLora
 from server.bases.seeded import SPEC
 from server.errors import InvalidAdapter
 from tests.adapters.methods.test_randlora import linear
@@ -43,4 +43,6 @@ def test_options_that_name_nothing_are_refused(key: str, value: str) -> None:
 
 
 def test_sqrt_stands_for_the_widest_narrow_side() -> None:
-    assert sqrt_sparsity([linear(384, 1024), linear(400, 400), linear(4000, 9)]) == 20
+    linears = [linear(384, 1024), linear(400, 400), linear(4000, 9)]
+    assert RANDLORA.settled({"sparsity": "sqrt"}, linears) == {"sparsity": 20}
+    assert RANDLORA.settled({"sparsity": 6}, linears) == {"sparsity": 6}

@@ -10,7 +10,7 @@ from peft import RandLoraConfig, get_peft_model
 from torch import Tensor, nn
 
 from server.adapters.methods.method import BasisPair, Rows
-from server.adapters.methods.randlora import RandLora
+from server.adapters.methods.randlora.randlora import RandLora
 from server.bases.model import TargetLinear
 from tests.adapters.methods.test_randlora import Served, Trained, linear, saved_bytes
 

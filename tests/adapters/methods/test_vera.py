@@ -13,7 +13,7 @@ from server.adapters.methods.method import BasisPair
 from server.adapters.methods.registry import method_named
 from server.adapters.methods.trained_rows import TrainedRows as LearningRows
 from server.adapters.methods.trained_rows import TrainedVectors
-from server.adapters.methods.vera import Vera
+from server.adapters.methods.vera.vera import Vera
 from server.bases.seeded import SPEC, Basis
 from server.errors import InvalidAdapter
 from tests.adapters.rows import StoredRows, TrainedRows, bare_linear, made_pair

@@ -1,7 +1,6 @@
 """Any company of adapters: the fused decoder, its steps flat or replayed, against the plain one."""
 
 import random
-from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from collections.abc import Sequence as Seq
 from pathlib import Path
@@ -14,18 +13,17 @@ from torch import Tensor
 
 pytest.importorskip("triton", reason="triton is not installed")
 
-from server.adapters.batch.fused_batch import Inputs
-from server.adapters.batch.site_parts import KernelOffsets
+from server.adapters.batch.group_inputs import GroupInputs
 from server.adapters.batch.sites import Riding
 from server.adapters.memory.matrices import need_of
-from server.adapters.methods.vera import Vera
+from server.adapters.methods.vera.vera import Vera
 from server.adapters.residency import ResidentAdapters
 from server.bases.model import BaseModel
 from server.engine.blocks import BlockPool
 from server.engine.fused.decode_graphs import DecodeGraphs
 from server.engine.fused.decoder import FusedDecoder
 from server.engine.fused.fused_forward import FusedForward
-from server.engine.fused.graph_cache import CapturedGraph, GraphCache
+from server.engine.fused.graph_cache import MAX_GRAPHS, CapturedGraph, GraphCache
 from server.engine.fused.prompt_graphs import PromptGraphs
 from server.engine.kv_cache import KVCache
 from server.engine.plain import attention
@@ -51,10 +49,11 @@ class Recomputed(GraphCache):
 
     def __init__(self, adapters: ResidentAdapters) -> None:
         self._adapters = adapters
-        self._parts = KernelOffsets()
-        self._kept = OrderedDict()
+        self._kept = adapters.group_cache(MAX_GRAPHS)
 
-    def _capture(self, inputs: Seq[Inputs], run: Callable[[Seq[Inputs]], Tensor]) -> CapturedGraph:
+    def _capture(
+        self, inputs: Seq[GroupInputs], run: Callable[[Seq[GroupInputs]], Tensor]
+    ) -> CapturedGraph:
         logits = run(inputs)
         graph = cast(
             torch.cuda.CUDAGraph, SimpleNamespace(replay=lambda: logits.copy_(run(inputs)))
@@ -108,12 +107,14 @@ class Side:
     @property
     def captured(self) -> list[str]:
         """What graphs are of, in the order of their capture."""
-        kept = self._graphs._kept if self._graphs is not None else {}
-        return [key[0] for key in kept if isinstance(key, tuple)]
+        entries = self._graphs._kept._entries if self._graphs is not None else {}
+        return [name[0] for _, name in entries if isinstance(name, tuple)]
 
     def _riding(self, base: BaseModel) -> Riding:
-        held = self.adapters.hold(Vera().basis(SEED), need_of(Vera(), base, base.targets, 16))
-        return Riding(Vera().basis(SEED), next(iter(held.bases.values())).a)
+        loaded = self.adapters.keep_basis(
+            Vera().basis(SEED), need_of(Vera(), base, base.targets, 16)
+        )
+        return Riding(Vera().basis(SEED), next(iter(loaded.pairs.values())).a)
 
     @torch.inference_mode()
     def step(self, sequences: list[Sequence], lengths: list[int]) -> Tensor:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from adapters_store.manifest import AdapterRef
+from server.adapters.methods.registry import method_specs
 from server.errors import InvalidRequest
 from server.jobs.queue.continuing import check_continuable, inherited
 from server.jobs.queue.job import Job, JobStatus
@@ -139,7 +140,7 @@ def test_a_job_goes_on_from_an_adapter_of_any_method(
     work_off(place, submit(place, options=short))
     first = place.store.open(AdapterRef(OWNER, "pirate", 1)).manifest
     asked = {"n_epochs": 1, "learning_rate": 1e-8, "checkpoints": 0}
-    more = TrainOptions(**inherited("pirate@1", first, asked))  # type: ignore[arg-type]
+    more = TrainOptions(**inherited("pirate@1", first, asked, method_specs()))  # type: ignore[arg-type]
     job = work_off(place, submit(place, options=more, model="pirate@1"))
     assert job.fine_tuned_model == "pirate@2", job.error
     second = place.store.open(AdapterRef(OWNER, "pirate", 2)).manifest
@@ -161,10 +162,10 @@ def test_what_contradicts_the_adapter_is_refused_naming_both(place: Workplace) -
     manifest = place.store.open(AdapterRef(OWNER, "pirate", 1)).manifest
     same = {"method": "vera", "rank": 8, "trained": "d+b", "n_epochs": 2, "basis": "auto"}
     kept = {"method": "vera", "rank": 8, "trained": "d+b", "n_epochs": 2}
-    assert inherited("pirate@1", manifest, same) == kept
+    assert inherited("pirate@1", manifest, same, method_specs()) == kept
     for param, value in (("method", "lora"), ("rank", 16), ("trained", "b"), ("alpha", 2.0)):
         with pytest.raises(InvalidRequest, match=f"{param}={value!r} contradicts pirate@1") as bad:
-            inherited("pirate@1", manifest, {param: value})
+            inherited("pirate@1", manifest, {param: value}, method_specs())
         assert bad.value.param == param
     with pytest.raises(InvalidRequest, match="another base"):
         check_continuable("pirate@1", manifest, "0" * 64)

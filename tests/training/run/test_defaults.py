@@ -5,15 +5,14 @@ from pathlib import Path
 
 import pytest
 
-from server.adapters.methods.registry import METHODS, method_named
-from server.jobs.queue.train_options import BASES, TRAINED, TrainOptions
+from server.adapters.methods.registry import METHODS, kind_named, method_named, method_specs
+from server.jobs.queue.train_options import BASES, DEFAULT_METHOD, TrainOptions, check_method
 from server.training.job.start import adapter_options
-from server.training.run.defaults import LONG_FILE, TABLE, TrainPlan, defaults_of, plan_for
+from server.training.run.defaults import LONG_FILE, TrainPlan, plan_for
 from tests.models import tiny_base
 
-VARIANTS = [
-    (method, trained) for method, choices in TRAINED.items() for trained in choices or (None,)
-]
+ROWS = [(name, row) for name, spec in method_specs().items() for row in spec.variants]
+VARIANTS = [(name, row.trained) for name, row in ROWS]
 DOC = Path(__file__).parents[3] / "docs" / "methods.md"
 
 
@@ -68,28 +67,32 @@ def planned(**wish: object) -> TrainPlan:
     return plan_for(TrainOptions(**wish), seed=3, max_rank=256, lines=56)  # type: ignore[arg-type]
 
 
-def test_there_is_a_row_for_every_method_and_what_it_can_train() -> None:
-    assert [(row.method, row.trained) for row in TABLE] == VARIANTS
-    assert set(METHODS) == set(TRAINED)
-    assert all(row.source for row in TABLE)
-    assert [defaults_of(method).trained for method in TRAINED] == ["d+b", None, "B", None]
+def test_every_method_says_where_its_defaults_come_from() -> None:
+    assert all(row.source for _, row in ROWS)
+    assert [spec.variant().trained for spec in method_specs().values()] == ["d+b", None, "B", None]
+
+
+def test_the_first_method_of_the_list_is_the_default() -> None:
+    assert METHODS[0].spec.name == TrainOptions().method == DEFAULT_METHOD
 
 
 @pytest.mark.parametrize(("method", "trained"), VARIANTS)
 def test_every_default_is_an_option_of_its_method(method: str, trained: str | None) -> None:
     """What the table gives, a job may ask for, and the method reads it as it was meant."""
     plan = planned(method=method, trained=trained)
-    row = defaults_of(method, trained)
+    row = kind_named(method).spec.variant(trained)
     assert (plan.method, plan.trained, plan.rank) == (method, trained, row.rank)
     assert plan.learning_rate == row.learning_rate
-    told = plan.adapter_options()
-    assert told.pop("dropout") == 0.0
-    assert planned(method=method, **told) == plan
-    read = method_named(method, {name: str(value) for name, value in told.items()})
+    options = plan.adapter_options()
+    assert options.pop("dropout") == 0.0
+    wish = TrainOptions(method=method, **options)  # type: ignore[arg-type]
+    check_method(wish, method_specs())
+    assert plan_for(wish, seed=3, max_rank=256, lines=56) == plan
+    read = method_named(method, {name: str(value) for name, value in options.items()})
     assert read.name == method
     assert read.default_scale(plan.rank) == (1.0 if plan.alpha is None else plan.alpha / plan.rank)
     for name, value in read.options.items():
-        assert str(told.get(name, value)) == value
+        assert str(options.get(name, value)) == value
 
 
 @pytest.mark.parametrize("basis", BASES)
@@ -99,15 +102,15 @@ def test_both_bases_of_vera_are_known(basis: str) -> None:
 
 @pytest.mark.parametrize("method", ["lora", "asymmetric-lora"])
 def test_alpha_is_twice_whatever_rank_is_asked_for(method: str) -> None:
-    assert planned(method=method).alpha == 2 * defaults_of(method).rank
+    assert planned(method=method).alpha == 2 * kind_named(method).spec.variant().rank
     assert planned(method=method, rank=3).alpha == 6
     assert planned(method=method, rank=3, alpha=1.5).alpha == 1.5
     assert plan_for(TrainOptions(method=method), seed=3, max_rank=4, lines=56).alpha == 8
 
 
 def test_a_multiplier_is_of_the_methods_own_rate() -> None:
-    for row in TABLE:
-        plan = planned(method=row.method, trained=row.trained, learning_rate_multiplier=0.5)
+    for name, row in ROWS:
+        plan = planned(method=name, trained=row.trained, learning_rate_multiplier=0.5)
         assert plan.learning_rate == row.learning_rate / 2
 
 
@@ -122,15 +125,15 @@ def test_the_root_of_the_width_is_taken_over_the_targets() -> None:
 
 def test_the_documentation_has_this_table() -> None:
     text = DOC.read_text(encoding="utf-8")
-    for row in TABLE:
+    for name, row in ROWS:
         rates = (f"{row.learning_rate:g}", f"{row.long_rate:g}")
-        cells = (row.method, row.trained or "all", row.rank, *rates, row.source)
+        cells = (name, row.trained or "all", row.rank, *rates, row.source)
         assert "| {} | {} | {} | {} | {} | {} |".format(*cells) in text
 
 
 def test_a_long_file_bears_a_higher_rate() -> None:
-    for row in TABLE:
-        options = TrainOptions(method=row.method, trained=row.trained)
+    for name, row in ROWS:
+        options = TrainOptions(method=name, trained=row.trained)
         short, long = (
             plan_for(options, seed=3, max_rank=256, lines=lines).learning_rate
             for lines in (LONG_FILE - 1, LONG_FILE)

@@ -19,6 +19,7 @@ to apply them fast.
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Final
 
 import torch
@@ -26,20 +27,24 @@ from torch import Tensor
 
 from server.adapters.methods.basis_id import PEFT_PAIRING, BasisId
 from server.adapters.methods.method import (
-    Bases,
     BasisPair,
+    BasisPairs,
     BasisSize,
     Delta,
+    KernelFamily,
     Matrices,
     Rows,
     Vectors,
 )
-from server.adapters.methods.randlora_frozen import Frozen, block_count
-from server.adapters.methods.randlora_serving import ServedDelta, spans_of
-from server.adapters.methods.randlora_training import Dropped, TrainedDelta
+from server.adapters.methods.method_kind import MethodKind, Options, PeftForm
+from server.adapters.methods.randlora.randlora_frozen import Frozen, block_count
+from server.adapters.methods.randlora.randlora_peft import read_randlora, write_randlora
+from server.adapters.methods.randlora.randlora_serving import ServedDelta, spans_of
+from server.adapters.methods.randlora.randlora_training import Dropped, TrainedDelta
 from server.bases.model import TargetLinear
 from server.bases.seeded import SPEC, Basis, ternary_spec
 from server.errors import InvalidAdapter
+from server.jobs.queue.method_spec import MethodSpec, Variant
 
 DENSE: Final = "dense"
 
@@ -52,11 +57,6 @@ GAIN: Final = 20.0
 At the start it is GAIN / min(in, out) times sum_j B_j diag(lambda) A. PEFT's defaults give the
 same: alpha / rank = 20 and gamma = 1 / min.
 """
-
-
-def sqrt_sparsity(linears: Iterable[TargetLinear]) -> float:
-    """The sparsity that "sqrt" stands for: the root of the largest min(in, out)."""
-    return math.sqrt(max(min(linear.in_features, linear.out_features) for linear in linears))
 
 
 @dataclass(frozen=True)
@@ -108,6 +108,10 @@ class RandLora:
     @property
     def whole_batch(self) -> bool:
         return False
+
+    @property
+    def kernels(self) -> KernelFamily | None:
+        return None
 
     @property
     def options(self) -> dict[str, str]:
@@ -166,7 +170,7 @@ class RandLora:
         self,
         layers: Mapping[str, tuple[TargetLinear, Rows]],
         rank: int,
-        bases: Bases,
+        bases: BasisPairs,
         dropout: float = 0.0,
     ) -> dict[str, Delta]:
         frozen = {
@@ -216,3 +220,24 @@ class RandLora:
 
 def _narrow(linear: TargetLinear) -> int:
     return min(linear.in_features, linear.out_features)
+
+
+def _settled(options: Options, linears: Iterable[TargetLinear]) -> Options:
+    """A sparsity of "sqrt" is the root of the largest min(in, out) of the targets."""
+    if options.get("sparsity") != "sqrt":
+        return options
+    return {**options, "sparsity": math.sqrt(max(_narrow(linear) for linear in linears))}
+
+
+_TRIED: Final = "tried on Porch, one file and seed; rank and rate are PEFT's; the paper: 1e-4"
+RANDLORA: Final = MethodKind(
+    MethodSpec(
+        "randlora",
+        (Variant(None, 32, 3e-4, 1e-3, _TRIED, sparsity=DENSE),),
+    ),
+    RandLora.of,
+    settled=_settled,
+    peft=PeftForm(
+        "RANDLORA", partial(read_randlora, RandLora(pairing=PEFT_PAIRING)), write_randlora
+    ),
+)

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from server.adapters.methods.method import Rows, Run
-from server.adapters.methods.randlora_frozen import Frozen
+from server.adapters.methods.randlora.randlora_frozen import Frozen
 
 WHOLE_TOKENS_PER_RANK: Final = {"cpu": 0.5, "cuda": 0.5}
 """A run of this many tokens for each unit of rank is worth a scaled A: decision 8.

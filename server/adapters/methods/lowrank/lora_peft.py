@@ -2,8 +2,8 @@
 
     y = W x + (alpha / r) B (A x)        rsLoRA: alpha / sqrt(r)
 
-PEFT lets every module have its own r and alpha. Here an adapter has one rank and one scale: smaller
-ranks are filled up with zeros, and what a module's scale differs from the common one goes into B.
+PEFT lets every module have its own r and alpha. Here an adapter has one rank and one scale. Smaller
+ranks are filled up with zeros, and B takes the quotient of a module's scale and the common one.
 """
 
 import math
@@ -17,14 +17,27 @@ from torch.nn import functional
 from adapters_store.peft.adapter_config import PeftConfig
 from adapters_store.peft.folder import LAYER_PREFIX, PeftTensors
 from adapters_store.store_errors import InvalidCheckpoint
-from server.adapters.methods.lowrank import LowRank
-from server.adapters.porting.incoming import Imported, checked_rank, layers_of, read_vector
+from server.adapters.methods.method import Method
+from server.adapters.methods.peft.incoming import (
+    Imported,
+    Origin,
+    checked_rank,
+    layers_of,
+    read_vector,
+)
 from server.bases.model import BaseModel
 
 _A, _B = "lora_A.weight", "lora_B.weight"
 
 
-def read_lora(base: BaseModel, config: PeftConfig, tensors: PeftTensors, max_rank: int) -> Imported:
+def read_lora(
+    method: Method,
+    base: BaseModel,
+    config: PeftConfig,
+    tensors: PeftTensors,
+    origin: Origin,
+    max_rank: int,
+) -> Imported:
     """Raises InvalidCheckpoint, naming the tensor or field at fault."""
     layers = layers_of(base, tensors.names, (_A, _B))
     ranks = _ranks(config, layers, max_rank)
@@ -40,7 +53,7 @@ def read_lora(base: BaseModel, config: PeftConfig, tensors: PeftTensors, max_ran
         empty = rank - ranks[path]
         vectors[f"{path}.A"] = functional.pad(a, (0, 0, 0, empty))
         vectors[f"{path}.B"] = functional.pad(b, (0, empty))
-    return Imported(LowRank(), rank, common, vectors)
+    return Imported(method, rank, common, vectors)
 
 
 def _ranks(config: PeftConfig, paths: Iterable[str], max_rank: int) -> dict[str, int]:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from server.adapters.methods.method import Rows, Run
 
-OWN_PRODUCT_FROM: Final = {"cpu": 1, "cuda": 256}
+OWN_PRODUCT_TOKENS: Final = {"cpu": 1, "cuda": 256}
 """The tokens of a step from which an adapter of rank 8 gets a product of its own, by device.
 
 `python -m benchmarks.kernels.lora_crossover`, one core of an EPYC, own over gathered, for 16
@@ -43,9 +43,9 @@ GATHERED_ENTRIES: Final = 1 << 24
 """Entries of the matrices gathered at a time: 32 MiB in half precision."""
 
 
-def own_product_from(rank: int, device: torch.device) -> int:
-    """`OWN_PRODUCT_FROM` at another rank."""
-    return max(1, OWN_PRODUCT_FROM[device.type] * 8 // rank)
+def own_product_tokens(rank: int, device: torch.device) -> int:
+    """`OWN_PRODUCT_TOKENS` at another rank."""
+    return max(1, OWN_PRODUCT_TOKENS[device.type] * 8 // rank)
 
 
 class ByAdapter:

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from adapters_store.foreign import ForeignBases, basis_sha256
+from adapters_store.imported_bases import ImportedBases, basis_sha256
 from adapters_store.store import AdapterStore
 from adapters_store.store_errors import AdapterCorrupt, AdapterNotFound
 from tests.adapters_store.conftest import MakeManifest, MakeTensors
@@ -19,11 +19,11 @@ def pair(seed: int = 0) -> dict[str, Tensor]:
 
 
 @pytest.fixture
-def bases(tmp_path: Path) -> ForeignBases:
-    return ForeignBases(tmp_path / "bases")
+def bases(tmp_path: Path) -> ImportedBases:
+    return ImportedBases(tmp_path / "bases")
 
 
-def test_what_was_kept_is_read_again(bases: ForeignBases) -> None:
+def test_what_was_kept_is_read_again(bases: ImportedBases) -> None:
     sha256 = bases.keep(pair())
     read = bases.read(sha256)
     assert set(read) == {"a", "b"}
@@ -31,7 +31,7 @@ def test_what_was_kept_is_read_again(bases: ForeignBases) -> None:
     assert sha256 == basis_sha256(pair())
 
 
-def test_shapes_are_read_without_the_numbers(bases: ForeignBases, tmp_path: Path) -> None:
+def test_shapes_are_read_without_the_numbers(bases: ImportedBases, tmp_path: Path) -> None:
     sha256 = bases.keep(pair())
     assert bases.shapes(sha256) == {"a": (4, 9), "b": (7, 4)}
     with pytest.raises(AdapterNotFound, match="import the adapter again"):
@@ -42,7 +42,7 @@ def test_shapes_are_read_without_the_numbers(bases: ForeignBases, tmp_path: Path
         bases.shapes(sha256)
 
 
-def test_the_same_matrices_are_kept_once(bases: ForeignBases, tmp_path: Path) -> None:
+def test_the_same_matrices_are_kept_once(bases: ImportedBases, tmp_path: Path) -> None:
     first = bases.keep(pair())
     stored = [*(tmp_path / "bases").iterdir()]
     before = stored[0].stat()
@@ -77,14 +77,14 @@ def test_a_hash_sees_shapes_and_names() -> None:
     ],
 )
 def test_only_a_pair_of_matrices_is_kept(
-    bases: ForeignBases, tmp_path: Path, tensors: dict[str, Tensor], said: str
+    bases: ImportedBases, tmp_path: Path, tensors: dict[str, Tensor], said: str
 ) -> None:
     with pytest.raises(ValueError, match=said):
         bases.keep(tensors)
     assert [*(tmp_path / "bases").iterdir()] == []
 
 
-def test_damage_is_refused(bases: ForeignBases, tmp_path: Path) -> None:
+def test_damage_is_refused(bases: ImportedBases, tmp_path: Path) -> None:
     sha256 = bases.keep(pair())
     path = tmp_path / "bases" / f"{sha256}.safetensors"
     whole = path.read_bytes()
@@ -120,23 +120,23 @@ class TestInAStore:
         shared, other = self.publish("poet", 0), self.publish("cook", 1)
         assert self.publish("poet", 0) == shared
         assert self.publish("clerk", 0) == shared
-        assert self.store.foreign.kept() == {shared, other}
+        assert self.store.imported_bases.kept() == {shared, other}
         self.store.delete("ann", "poet")
-        assert self.store.foreign.kept() == {shared, other}
+        assert self.store.imported_bases.kept() == {shared, other}
         self.store.delete("ann", "clerk", 1)
-        assert self.store.foreign.kept() == {other}
+        assert self.store.imported_bases.kept() == {other}
 
     def test_a_start_sweeps_what_nobody_reads(self, tmp_path: Path) -> None:
         used = self.publish("poet", 0)
-        self.store.foreign.keep(pair(1))
+        self.store.imported_bases.keep(pair(1))
         (tmp_path / "adapters/.bases/left.part").write_bytes(b"x")
         again = AdapterStore(tmp_path / "adapters")
-        assert again.foreign.kept() == {used}
+        assert again.imported_bases.kept() == {used}
         assert [p.stem for p in (tmp_path / "adapters/.bases").iterdir()] == [used]
 
     def test_a_broken_adapter_may_read_any_basis(self, tmp_path: Path) -> None:
         used = self.publish("poet", 0)
         self.store.path(self.store.resolve("ann", "poet")).write_bytes(b"broken")
-        assert AdapterStore(tmp_path / "adapters").foreign.kept() == {used}
+        assert AdapterStore(tmp_path / "adapters").imported_bases.kept() == {used}
         self.store.delete("ann", "poet")
-        assert AdapterStore(tmp_path / "adapters").foreign.kept() == set()
+        assert AdapterStore(tmp_path / "adapters").imported_bases.kept() == set()

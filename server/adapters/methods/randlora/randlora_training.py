@@ -12,7 +12,7 @@ from torch.autograd.function import once_differentiable
 
 from server.adapters.methods.method import Rows
 from server.adapters.methods.projection import thinned
-from server.adapters.methods.randlora_frozen import Frozen
+from server.adapters.methods.randlora.randlora_frozen import Frozen
 
 
 class Dropped:

@@ -10,18 +10,30 @@ is the seeded matrix, shared by all adapters of the seed, times a constant (see 
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar, Final
 
 import torch
 from torch import Tensor
 
 from server.adapters.methods.basis_id import NO_BASIS, BasisId
-from server.adapters.methods.by_adapter import ByAdapter, own_product_from
-from server.adapters.methods.method import Bases, BasisSize, Delta, Matrices, Rows, Vectors
+from server.adapters.methods.lowrank.by_adapter import ByAdapter, own_product_tokens
+from server.adapters.methods.lowrank.lora_peft import read_lora
+from server.adapters.methods.method import (
+    BasisPairs,
+    BasisSize,
+    Delta,
+    KernelFamily,
+    Matrices,
+    Rows,
+    Vectors,
+)
+from server.adapters.methods.method_kind import MethodKind, PeftForm
 from server.adapters.methods.projection import Projection, dropped, projections
 from server.bases.model import TargetLinear
 from server.bases.seeded import SPEC
 from server.errors import InvalidAdapter
+from server.jobs.queue.method_spec import MethodSpec, Variant
 
 ALPHA_PER_RANK: Final = 2.0  # the asymmetry paper's alpha = 2 rank, for all variants
 SMALLEST_ROOM: Final = 4
@@ -40,6 +52,7 @@ class LowRank:
     trained: str = _BOTH
 
     whole_batch: ClassVar[bool] = False
+    kernels: ClassVar[KernelFamily | None] = KernelFamily.LOW_RANK
 
     @classmethod
     def lora(cls, options: Mapping[str, str]) -> "LowRank":
@@ -48,7 +61,7 @@ class LowRank:
 
     @classmethod
     def asymmetric(cls, options: Mapping[str, str]) -> "LowRank":
-        """The variant that a manifest's options tell of.
+        """The variant that a manifest's options name.
 
         Raises:
             InvalidAdapter: `trained` is neither A nor B.
@@ -120,7 +133,7 @@ class LowRank:
         self,
         layers: Mapping[str, tuple[TargetLinear, Rows]],
         rank: int,
-        bases: Bases,
+        bases: BasisPairs,
         dropout: float = 0.0,
     ) -> dict[str, Delta]:
         order = _order(layers, rank)
@@ -186,7 +199,7 @@ def _order(layers: Mapping[str, tuple[TargetLinear, Rows]], rank: int) -> ByAdap
     rows = next(iter(layers.values()))[1]
     if rows.rows is None:
         return None
-    return ByAdapter(rows.rows, rows.runs, own_product_from(rank, rows.rows.device))
+    return ByAdapter(rows.rows, rows.runs, own_product_tokens(rank, rows.rows.device))
 
 
 class _TrainedB:
@@ -243,3 +256,47 @@ class _Both:
             return torch.addmm(y, z, self._rows.stored("B").t())
         z = order.product(order.sort(rows), self._rows, "A")
         return y.add_(order.unsort(order.product(z, self._rows, "B")))
+
+
+LORA: Final = MethodKind(
+    MethodSpec(
+        "lora",
+        (
+            Variant(
+                None,
+                rank=8,
+                learning_rate=5e-4,
+                long_rate=3e-3,
+                alpha_per_rank=ALPHA_PER_RANK,
+                source="rate tried on Porch, one file and seed; LoRA's paper for GPT-2: rank 4, "
+                "2e-4",
+            ),
+        ),
+    ),
+    LowRank.lora,
+    peft=PeftForm("LORA", partial(read_lora, LowRank())),
+)
+ASYMMETRIC_LORA: Final = MethodKind(
+    MethodSpec(
+        "asymmetric-lora",
+        (
+            Variant(
+                "B",
+                rank=8,
+                learning_rate=1e-3,
+                long_rate=1e-2,
+                alpha_per_rank=ALPHA_PER_RANK,
+                source="rate tried on Porch, one file and seed; the paper's code: rank 8, 4e-4",
+            ),
+            Variant(
+                "A",
+                rank=8,
+                learning_rate=4e-4,
+                long_rate=1e-3,
+                alpha_per_rank=ALPHA_PER_RANK,
+                source="rate tried on Porch, one file and seed; it is that of the paper's code",
+            ),
+        ),
+    ),
+    LowRank.asymmetric,
+)

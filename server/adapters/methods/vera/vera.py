@@ -6,14 +6,17 @@ A and B are seeded and shared by every layer and adapter, so one product by each
 any adapters; a row is its own only in `d` and `b`. Ranks nest: an adapter of a smaller rank reads
 leading rows of A, and zeros in `d` silence the others.
 
-The ablations of the paper's section 4.6 are variants: one vector is trained and stored, the other
-is a constant that `fold` fills in, so that they share products with every other VeRA adapter; and
-every linear may read matrices of its own.
+The ablations of the paper's section 4.6 are variants. In two of them one vector is trained and
+stored; the other is a constant that `fold` fills in, so that they share products with every other
+VeRA adapter. In a third, every linear reads matrices of its own.
+
+Knows how the numbers are defined and started; `vera_product` applies them.
 """
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import ClassVar, Final
 
 import torch
@@ -21,20 +24,21 @@ from torch import Tensor
 
 from server.adapters.methods.basis_id import BasisId
 from server.adapters.methods.method import (
-    Bases,
-    BasisPair,
+    BasisPairs,
     BasisSize,
     Delta,
+    KernelFamily,
     Matrices,
     Rows,
     Vectors,
 )
-from server.adapters.methods.projection import Projection, projections
-from server.adapters.methods.row_shares import scaled
-from server.adapters.methods.trained_rows import TrainedRows
+from server.adapters.methods.method_kind import MethodKind, PeftForm
+from server.adapters.methods.vera.vera_peft import read_vera, write_vera
+from server.adapters.methods.vera.vera_product import vera_deltas
 from server.bases.model import TargetLinear
 from server.bases.seeded import SPEC
 from server.errors import InvalidAdapter
+from server.jobs.queue.method_spec import MethodSpec, Variant
 
 D_INITIAL: Final = 0.1
 
@@ -63,6 +67,7 @@ class Vera:
 
     name: ClassVar[str] = "vera"
     whole_batch: ClassVar[bool] = True
+    kernels: ClassVar[KernelFamily | None] = KernelFamily.SCALED_PAIR
 
     def __post_init__(self) -> None:
         if self.trained not in _STORED:
@@ -145,14 +150,10 @@ class Vera:
         self,
         layers: Mapping[str, tuple[TargetLinear, Rows]],
         rank: int,
-        bases: Bases,
+        bases: BasisPairs,
         dropout: float = 0.0,
     ) -> dict[str, Delta]:
-        project = projections(layers, bases, rank, dropout)
-        return {
-            path: _delta(project[path], _up(bases[path], linear, rank), rows)
-            for path, (linear, rows) in layers.items()
-        }
+        return vera_deltas(layers, rank, bases, dropout)
 
     def factors(
         self, linear: TargetLinear, rank: int, matrices: Matrices, vectors: Vectors, scale: float
@@ -191,42 +192,25 @@ def _spread(linear: TargetLinear, rank: int) -> float:
     return math.ldexp(1.0, exponent)
 
 
-def _up(pair: BasisPair, linear: TargetLinear, rank: int) -> Tensor:
-    return pair.bt[:rank, : linear.out_features]
-
-
-def _delta(project: Projection, bt: Tensor, rows: Rows) -> Delta:
-    if isinstance(rows, TrainedRows):
-        return _LearningDelta(project, bt, rows)
-    return _VeraDelta(project, bt, rows)
-
-
-class _VeraDelta:
-    """x: [tokens, in], y: [tokens, out]; y += b * ((d * (A x)) Bt)."""
-
-    __slots__ = ("_bt", "_project", "_rows")
-
-    def __init__(self, project: Projection, bt: Tensor, rows: Rows) -> None:
-        self._project = project
-        self._bt = bt
-        self._rows = rows
-
-    def __call__(self, x: Tensor, rows: Tensor, y: Tensor) -> Tensor:
-        z = self._project(x, rows) * self._rows.per_token("d")
-        return y.addcmul_(self._rows.per_token("b"), torch.mm(z, self._bt))
-
-
-class _LearningDelta:
-    """The same in training, where each adapter has a share of the rows."""
-
-    __slots__ = ("_bt", "_project", "_rows")
-
-    def __init__(self, project: Projection, bt: Tensor, rows: TrainedRows) -> None:
-        self._project = project
-        self._bt = bt
-        self._rows = rows
-
-    def __call__(self, x: Tensor, rows: Tensor, y: Tensor) -> Tensor:
-        shares = self._rows.shares
-        z = scaled(self._project(x, rows), self._rows.stored("d"), shares)
-        return scaled(torch.mm(z, self._bt), self._rows.stored("b"), shares, onto=y)
+_BOTH: Final = Variant(
+    "d+b",
+    rank=64,
+    learning_rate=3e-2,
+    long_rate=1e-1,
+    basis="shared",
+    d_initial=D_INITIAL,
+    source="measured on Porch, decision 5; the paper: rank 256, 1e-2",
+)
+_AS_BOTH: Final = "as d+b; tried on Porch, one file and seed"
+_SPEC: Final = MethodSpec(
+    Vera.name,
+    (
+        _BOTH,
+        replace(_BOTH, trained="d", d_initial=None, source=_AS_BOTH),  # there d begins at 0
+        replace(_BOTH, trained="b", long_rate=3e-1, source=_AS_BOTH),
+    ),
+    nonzero=("d_initial",),  # neither d nor b would ever learn
+)
+VERA: Final = MethodKind(
+    _SPEC, Vera.of, peft=PeftForm("VERA", partial(read_vera, Vera()), write_vera)
+)

@@ -38,7 +38,7 @@ def basis_sha256(tensors: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
-class ForeignBases:
+class ImportedBases:
     """The matrices under `root`, which is made if it is missing."""
 
     def __init__(self, root: Path) -> None:

@@ -1,0 +1,1 @@
+"""What the methods' PEFT checkpoints share."""

@@ -1,0 +1,1 @@
+"""RandLoRA: its numbers, its products in serving and in training, and its form in PEFT."""

@@ -1,0 +1,1 @@
+"""VeRA: its numbers, its product, and its form in PEFT."""
