@@ -123,7 +123,7 @@ class PortingService:
                 if form == "merged":
                     write_merged(adapter, self._source, folder)
                 else:
-                    checkpoint = _as_peft(adapter) if form == "peft" else as_lora(adapter)
+                    checkpoint = _peft_checkpoint(adapter, form)
                     write_folder(folder, checkpoint.config, checkpoint.tensors)
             except BaseException:
                 shutil.rmtree(folder, ignore_errors=True)
@@ -190,15 +190,20 @@ def _forms() -> dict[str, PeftForm]:
     return {form.peft_type: form for form in forms}
 
 
-def _as_peft(adapter: CheckedAdapter) -> PeftCheckpoint:
-    """In PEFT's own form of the method, with the random matrices, if it has one; else as LoRA."""
-    form = kind_named(adapter.method.name).peft
-    if form is None and not isinstance(adapter.method, Factored):
-        raise InvalidRequest(
-            f"PEFT has no form of method {adapter.method.name!r}: export the adapter as merged",
-            param="format",
-        )
-    return as_lora(adapter) if form is None or form.write is None else form.write(adapter)
+def _peft_checkpoint(adapter: CheckedAdapter, form: str) -> PeftCheckpoint:
+    """As "peft-lora", or as "peft": PEFT's own form of the method if it has one, else a LoRA."""
+    method = adapter.method
+    own = kind_named(method.name).peft
+    if form == "peft" and own is not None and own.write is not None:
+        return own.write(adapter)
+    if isinstance(method, Factored):
+        return as_lora(adapter)
+    others = "merged" if own is None else "peft or merged"
+    raise InvalidRequest(
+        f"an update of method {method.name!r} is no product of two thin matrices, as a LoRA is: "
+        f"export it as {others}",
+        param="format",
+    )
 
 
 def _printable(text: str) -> str:

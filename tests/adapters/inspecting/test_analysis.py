@@ -328,7 +328,7 @@ class TestInspections:
         running, waiting = (place.inspections.start(ref) for ref in refs[:2])
         assert entered.wait(10)
         assert place.inspections.start(refs[1]) is waiting
-        with pytest.raises(QueueFull, match="2 analyses wait"):
+        with pytest.raises(QueueFull, match="2 analyses are waiting"):
             place.inspections.start(refs[2])
         closing = threading.Thread(target=place.inspections.close)
         closing.start()

@@ -16,7 +16,6 @@ from adapters_store.peft.folder import LAYER_PREFIX
 from server.adapters.methods.checked_adapter import CheckedAdapter
 from server.adapters.methods.method import Factored
 from server.bases.model import BaseModel
-from server.errors import InvalidRequest
 
 _WHOLE: Final = 1e-9  # alphas are written as integers where they are that near to one
 
@@ -32,16 +31,10 @@ class PeftCheckpoint:
 def as_lora(adapter: CheckedAdapter) -> PeftCheckpoint:
     """As a PEFT LoRA, which vLLM and others serve; VeRA: A' = d A, B' = b B.
 
-    Raises:
-        InvalidRequest: the update is no thin product.
+    The method must be `Factored`.
     """
     method, rank = adapter.method, adapter.manifest.rank
-    if not isinstance(method, Factored):
-        raise InvalidRequest(
-            f"an update of method {method.name!r} is no product of rank {rank}, as a LoRA is: "
-            "export it as merged, or as peft if PEFT has the method",
-            param="format",
-        )
+    assert isinstance(method, Factored)
     alpha = whole_alpha(adapter.manifest)
     scale = adapter.manifest.scale if alpha is None else 1.0
     tensors = {}
