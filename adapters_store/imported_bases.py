@@ -1,10 +1,10 @@
-"""Random matrices that came from elsewhere, each kept once, under the hash of its numbers.
+"""Keeps random matrices that came with imported adapters, each once, by the hash of its numbers.
 
     <root>/<sha256>.safetensors      "a" [rank, columns] and "b" [rows, columns], float32
 
-Knows no adapters and nothing of what the matrices mean. What no seed of ours can make again has to
-be kept; adapters that were trained over the same matrices find them by the same hash and share
-them. Files appear whole, by one rename, and are never changed.
+Knows no adapters, and not what the matrices mean. No seed of ours can make them again, so they are
+stored. Adapters that were trained over the same matrices share them, since the hash is the same.
+Files appear whole, by one rename, and are never changed.
 """
 
 import hashlib
@@ -39,14 +39,14 @@ def basis_sha256(tensors: Mapping[str, Tensor]) -> str:
 
 
 class ImportedBases:
-    """The matrices under `root`, which is made if it is missing."""
+    """The matrices under `root`, a folder that is created if it is missing."""
 
     def __init__(self, root: Path) -> None:
         self._root = root
         root.mkdir(parents=True, exist_ok=True)
 
     def keep(self, tensors: Mapping[str, Tensor]) -> str:
-        """Keep a pair, unless the same one is here already; on the disk when this returns.
+        """Store a pair, unless the same one is stored. It is on the disk when this returns.
 
         Returns: its `basis_sha256`, to read it by.
 
@@ -125,7 +125,7 @@ class ImportedBases:
 
 @contextmanager
 def _readable(path: Path, sha256: str) -> Iterator[None]:
-    """What opening a file may raise, in our own words."""
+    """Turn what opening a file may raise into errors of the store."""
     try:
         yield
     except FileNotFoundError as error:

@@ -1,15 +1,15 @@
-"""The folder of adapters: immutable versions, published whole or not at all.
+"""Stores adapters in a folder: immutable versions, published whole or not at all.
 
     <root>/<owner>/<name>/<version>/adapter.safetensors
     <root>/<owner>/<name>/<version>/aside             stands there if the bare name never means it
     <root>/<owner>/<name>/latest      two numbers: the version that the bare name means (0: none),
                                       and the highest ever issued; replacing it is the commit
     <root>/<owner>/.issued/<name>     the highest version of a name whose versions are all deleted
-    <root>/.bases/                    matrices that came with imported adapters (see `foreign`)
-    <root>/.staging, .trash           adapters on their way in, and on their way out
-    <root>/.lock, .staging.lock       held while names change, and while anything is being staged
+    <root>/.bases/                    matrices of imported adapters (see `imported_bases`)
+    <root>/.staging, .trash           adapters that are being published, and being deleted
+    <root>/.lock, .staging.lock       locked while names change, and while anything is being staged
 
-Knows no server, and nothing of what the tensors mean. The disk is the only truth: there is no
+Knows no server, and not what the tensors mean. The disk is the only truth: there is no
 table of versions. Any number of processes may read and write at once. Readers take no lock: a name
 appears with its first version complete, a version above the highest issued one is not there yet,
 and every change is one rename. Writers take the lock (flock, freed by the system when a process
@@ -43,9 +43,9 @@ class _Pointer:
 
 
 class AdapterStore:
-    """Adapters under `root`, which is made if it is missing; leftovers of crashes are swept.
+    """Adapters under `root`, a folder that is created if it is missing.
 
-    `foreign` holds the matrices that imported adapters read.
+    `imported_bases` has the matrices that imported adapters read. Leftovers of crashes are removed.
     """
 
     def __init__(self, root: Path) -> None:
@@ -68,7 +68,7 @@ class AdapterStore:
         *,
         latest: bool = True,
     ) -> AdapterRef:
-        """Write the next version and make it the latest; on the disk when this returns.
+        """Write the next version and make it the latest. It is on the disk when this returns.
 
         `basis` are the matrices that `manifest.basis_sha256` names, if it came with its own.
         With `latest` False the version stands aside: the bare name never comes to mean it.
@@ -108,7 +108,7 @@ class AdapterStore:
             raise AdapterNotFound(f"{owner!r} has no adapter {name!r}")
         if version is None and not pointer.latest:
             raise AdapterNotFound(
-                f"adapter {name!r} has checkpoints only: name one as NAME@VERSION"
+                f"adapter {name!r} has only checkpoints: name one as NAME@VERSION"
             )
         ref = AdapterRef(owner, name, pointer.latest if version is None else version)
         if version is not None and (version > pointer.issued or not self.path(ref).exists()):
@@ -175,7 +175,7 @@ class AdapterStore:
             pointer = self._pointer_or_folders(folder) if version is None else self._pointer(folder)
             if pointer is None or version is not None:
                 self.resolve(owner, name, version)
-            assert pointer is not None, "resolve found it, and writers hold the lock"
+            assert pointer is not None, "resolve found it, and the lock keeps writers away"
             gone = [v for v in _versions(folder, pointer) if version in (None, v)]
             left = [v for v in _versions(folder, pointer) if v not in gone]
             imported = any(self._reads_kept(AdapterRef(owner, name, v)) for v in gone)
@@ -209,12 +209,12 @@ class AdapterStore:
         try:
             return self.open(ref).manifest.basis_sha256 in self.imported_bases.kept()
         except StoreError:
-            return False  # it must go all the same; the next start looks again
+            return False  # a damaged version must go as well; the next start looks again
 
     def _sweep_bases(self) -> None:
-        """Remove kept matrices that no adapter reads, unless something is being published now.
+        """Remove imported matrices that no adapter reads, unless something is being published now.
 
-        Looks into every adapter, but only where something was imported.
+        Reads every adapter's header, but only where matrices were imported.
         """
         exclusive = fcntl.LOCK_EX | fcntl.LOCK_NB
         with (
@@ -307,7 +307,7 @@ class AdapterStore:
         _sync(path.parent)
 
     def _discard(self, path: Path) -> None:
-        """Make it vanish at once; its bytes go with the next sweep."""
+        """Move it out of sight at once; the next sweep frees its bytes."""
         os.rename(path, self._trash / uuid.uuid4().hex)
         _sync(path.parent)
 
@@ -325,7 +325,7 @@ class AdapterStore:
             fcntl.flock(descriptor, operation)
             yield
         finally:
-            os.close(descriptor)  # and with it goes the lock
+            os.close(descriptor)  # this frees the lock
 
 
 @contextlib.contextmanager
@@ -334,7 +334,7 @@ def _missing(ref: AdapterRef) -> Iterator[None]:
         yield
     except (FileNotFoundError, NotADirectoryError) as error:
         raise AdapterNotFound(
-            f"{ref.owner!r} has no adapter {ref}: deleted or never made"
+            f"{ref.owner!r} has no adapter {ref}: it was deleted, or never published"
         ) from error
 
 

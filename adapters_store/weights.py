@@ -1,7 +1,7 @@
-"""Adapter files: safetensors, float32, with the manifest and a checksum in the header.
+"""Reads and writes adapter files: safetensors, float32, manifest and checksum in the header.
 
-Knows no folders and no versions. The format is read and written here rather than through the
-safetensors library (which the tests hold it to) for three reasons: the same content gives the same
+Knows no folders and no versions. The format is read and written here, not by the safetensors
+library (with which the tests compare it), for three reasons: the same content gives the same
 bytes, every fault is named by tensor or field, and a small file loads in well under a millisecond.
 
 The content hash is the SHA-256 of the whole file with the 64 digits of the hash itself read as
@@ -38,7 +38,7 @@ _KNOWN_TABLES = 64  # kinds of files: those of one method, rank and choice of li
 
 @dataclass(frozen=True)
 class Header:
-    """What a file says before its numbers; `size_bytes` is the whole file's."""
+    """The beginning of a file, before its numbers; `size_bytes` is that of the whole file."""
 
     manifest: Manifest
     sha256: str
@@ -49,8 +49,8 @@ class Header:
 class TensorTable:
     """The tensors of a file, in the order of its numbers.
 
-    Files that hold the same tensors mostly share one object, so that what follows from it need be
-    found only once.
+    Files with the same tensors mostly share one object, so that what follows from it is worked out
+    only once.
     """
 
     shapes: Mapping[str, tuple[int, ...]]
@@ -126,7 +126,7 @@ def read_header(path: Path) -> Header:
     with path.open("rb") as file:
         text = _read_header_bytes(file, path)
         size = os.fstat(file.fileno()).st_size
-    return _understood(text, size - 8 - len(text), path)[0]
+    return _parsed(text, size - 8 - len(text), path)[0]
 
 
 def read_manifest(path: Path) -> Manifest:
@@ -146,7 +146,7 @@ def read_content(path: Path) -> Content:
         # Not a bytearray: that is filled with zeros first, by a thread that lets no other run.
         buffer = torch.empty(os.fstat(file.fileno()).st_size - file.tell(), dtype=torch.uint8)
         size = file.readinto(buffer.numpy().data)
-    header, table = _understood(text, size, path)
+    header, table = _parsed(text, size, path)
     data = buffer[:size]
     blank = text.replace(_checksum(header.sha256), _checksum(_NO_CHECKSUM), 1)
     if _digest(blank, data.numpy().data) != header.sha256:
@@ -192,8 +192,8 @@ def _read_header_bytes(file: BinaryIO, path: Path) -> bytes:
     return text
 
 
-def _understood(text: bytes, data_bytes: int, path: Path) -> tuple[Header, TensorTable]:
-    """What a header says, of a file with so many bytes of numbers."""
+def _parsed(text: bytes, data_bytes: int, path: Path) -> tuple[Header, TensorTable]:
+    """Parse and check the header of a file with so many bytes of numbers."""
     try:
         metadata, tensors = _split(text)
         header = _header(metadata, 8 + len(text) + data_bytes)

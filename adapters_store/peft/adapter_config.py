@@ -20,7 +20,7 @@ _MERGE = "merge it into its base with PEFT (merge_and_unload) and serve the resu
 _NOT_LINEAR = "it trains more than linears: train it again without, or " + _MERGE
 _VARIANT = "its variant of LoRA computes something else: " + _MERGE
 
-# Harmless values beside null, false, "" and empty ones; and what to do about the others.
+# Harmless values, apart from null, false, "" and empty ones; and the remedy for all others.
 _REFUSED: Final[Mapping[str, tuple[tuple[object, ...], str]]] = {
     "bias": (("none",), "trained biases belong to no linear's update: " + _MERGE),
     "lora_bias": ((), "trained biases belong to no linear's update: " + _MERGE),
@@ -38,7 +38,7 @@ _REFUSED: Final[Mapping[str, tuple[tuple[object, ...], str]]] = {
     "velora_config": ((), _VARIANT),
     "megatron_config": ((), "Megatron's parallel linears are not served: export it from Megatron"),
 }
-# VeRA and RandLoRA: what was trained beside the vectors shows as tensors, and is refused by name.
+# VeRA and RandLoRA: other trained parts are tensors of the checkpoint, and refused by their names.
 _BY_TENSOR: Final = ("bias", "modules_to_save")
 _INITS: Final = (True, False, "gaussian", "eva", "orthogonal", "mica")  # leave the base as it is
 
@@ -46,7 +46,7 @@ _MAX_PATTERNS: Final = 4096
 _REPEATS: Final = re.compile(r"[*+?{]")
 _REPEATED_GROUP: Final = re.compile(r"\)[*+?{]")
 
-# Say nothing of what the tensors mean, or are read by name below.
+# Fields that do not change what the tensors mean, or that are read by name below.
 _KNOWN: Final = {
     *("peft_type", "r", "task_type", "auto_mapping", "base_model_name_or_path", "revision"),
     *("inference_mode", "peft_version", "runtime_config", "target_modules", "exclude_modules"),
@@ -132,13 +132,15 @@ def parse_config(text: bytes, kinds: Collection[str]) -> PeftConfig:
         InvalidCheckpoint: naming the field at fault and what to do about it.
     """
     if len(text) > MAX_CONFIG_BYTES:
-        raise InvalidCheckpoint(f"{CONFIG_NAME} is over {MAX_CONFIG_BYTES} bytes: not PEFT's")
+        raise InvalidCheckpoint(
+            f"{CONFIG_NAME} is over {MAX_CONFIG_BYTES} bytes: send the file that PEFT saved"
+        )
     try:
         fields = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise InvalidCheckpoint(f"{CONFIG_NAME} is not JSON: {error}") from error
     if not isinstance(fields, dict) or "peft_type" not in fields:
-        raise InvalidCheckpoint(f"{CONFIG_NAME} names no peft_type: not PEFT's")
+        raise InvalidCheckpoint(f"{CONFIG_NAME} has no peft_type: send the file that PEFT saved")
     kind = fields["peft_type"]
     if kind not in kinds:
         raise InvalidCheckpoint(
@@ -155,7 +157,9 @@ def _refuse(kind: str, fields: Mapping[str, object]) -> None:
         if name in _KNOWN or not value or value in harmless:
             continue
         if not remedy:
-            remedy = "it is unknown here and might change what the tensors mean: " + _MERGE
+            remedy = (
+                "this build does not know it, and it might change what the tensors mean: " + _MERGE
+            )
         elif kind != "LORA" and name in _BY_TENSOR:
             continue
         raise InvalidCheckpoint(
@@ -175,14 +179,15 @@ def _compiled(name: str, pattern: str) -> re.Pattern[str]:
     repeats = len(_REPEATS.findall(pattern))
     if len(pattern) > 256 or repeats > 2 or _REPEATED_GROUP.search(pattern):
         raise InvalidCheckpoint(
-            f"{CONFIG_NAME}: {name} has the pattern {pattern[:80]!r}, which is too involved to be "
-            "run here: write module paths instead"
+            f"{CONFIG_NAME}: {name} has the pattern {pattern[:80]!r}, which is too complex to be "
+            "run safely: write module paths instead"
         )
     try:
         return re.compile(rf"(?:.*\.)?(?:{pattern})$")
     except re.error as error:
         raise InvalidCheckpoint(
-            f"{CONFIG_NAME}: {name} has the pattern {pattern[:80]!r}, which is none: {error}"
+            f"{CONFIG_NAME}: {name} has the pattern {pattern[:80]!r}, which is no "
+            f"regular expression: {error}"
         ) from error
 
 

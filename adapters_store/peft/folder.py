@@ -1,4 +1,4 @@
-"""`adapter_model.safetensors`: reading tensors by name, and writing a checkpoint folder.
+"""Reads tensors of `adapter_model.safetensors` by name, and writes a checkpoint folder.
 
 Reads safetensors and nothing else: PEFT's older `adapter_model.bin` is a pickle, which runs code.
 Knows names and dtypes, but not what the tensors mean and no base model.
@@ -60,9 +60,9 @@ class PeftTensors:
         Raises:
             InvalidCheckpoint: it is missing, not of `shape`, no 16- or 32-bit float, or not finite.
         """
-        found = self.shape(name)
-        if shape is not None and found != shape:
-            raise InvalidCheckpoint(f"tensor {name!r} has shape {list(found)}, not {list(shape)}")
+        stored = self.shape(name)
+        if shape is not None and stored != shape:
+            raise InvalidCheckpoint(f"tensor {name!r} has shape {list(stored)}, not {list(shape)}")
         dtype = self._file.get_slice(name).get_dtype()
         if dtype not in _FLOATS:
             raise InvalidCheckpoint(
@@ -80,7 +80,7 @@ def open_tensors(path: Path) -> Iterator[PeftTensors]:
     """Open a safetensors file.
 
     Raises:
-        InvalidCheckpoint: it is none.
+        InvalidCheckpoint: it is no safetensors file.
     """
     try:
         with safe_open(path, framework="pt") as file:

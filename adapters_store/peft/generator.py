@@ -1,4 +1,4 @@
-"""The random matrices of PEFT's VeRA and RandLoRA, made again from their key without torch.
+"""Makes the random matrices of PEFT's VeRA and RandLoRA again from their key, without torch.
 
 PEFT 0.21 (`peft/tuners/{vera,randlora}/model.py`) draws them from torch's CPU generator: MT19937,
 of which a float32 in [0, 1) takes the low 24 bits of each word. RandLoRA's dense matrices are drawn
@@ -6,8 +6,8 @@ into half precision, where a number takes 8 (bfloat16) or 11 (float16) bits up t
 24 bits, rounded afterwards, from 2.12 on: two unrelated matrices for one key. The division by their
 standard deviation is in half precision, too.
 
-The tests hold this to torch bit for bit; what torch 2.11 made stands there as hashes. CPUs whose
-torch does not fuse multiply and add (without AVX2) may differ in the last bit.
+The tests compare this with torch bit for bit; they have the results of torch 2.11 as hashes. CPUs
+whose torch does not fuse multiply and add (without AVX2) may differ in the last bit.
 
 Knows no checkpoint, no base model and no torch.
 """
@@ -82,7 +82,7 @@ def randlora_projections(
 
     Raises:
         InvalidCheckpoint: a standard deviation lies so near between two numbers of the half type
-            that torch's own rounding cannot be told.
+            that torch's own rounding cannot be known.
     """
     stream = Twister(key)
     narrow, wide = sorted((max_in, max_out))

@@ -1,1 +1,1 @@
-"""Adapters in device memory: methods, banks, slots; the plain reference beside every fast path."""
+"""Adapters in device memory, while they are served, trained, analysed, imported and exported."""

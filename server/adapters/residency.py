@@ -102,12 +102,12 @@ class ResidentAdapters:
 
     @property
     def evictions(self) -> int:
-        """Adapters that made room for another."""
+        """Adapters that left their slot for another."""
         return self._table.evictions
 
     @property
     def dense_bytes(self) -> int:
-        """Device memory of dense updates, of those in the making as well."""
+        """Device memory of dense updates, unfinished ones as large as they will be."""
         return self._dense.bytes
 
     @property
@@ -218,10 +218,9 @@ class ResidentAdapters:
         return self._steps.site_adapters(plan, gate, inputs)
 
     def group_cache(self, most: int) -> GroupCache[Any]:
-        """A cache for `most` things made for groups of plans, such as captured graphs.
+        """A cache of at most `most` entries for groups of plans, such as captured graphs.
 
-        It drops the things of a basis when `basis_mb` drops the basis, and before the memory of the
-        matrices is given to others.
+        When a basis leaves the device, its entries leave the cache first.
         """
         cache: GroupCache[Any] = GroupCache(most)
         self._steps.register(cache)
@@ -253,7 +252,7 @@ class ResidentAdapters:
         return statuses(residents, self._cache.facts(), self._loader.loading(), pins)
 
     def close(self) -> None:
-        """Stop the loader threads; loads under way end first."""
+        """Stop the loader threads. Running loads end first."""
         self._loader.close()
 
     def _move_in(self, resident: Resident, loaded: LoadedAdapter, bases: LoadedBasis) -> None:

@@ -76,7 +76,7 @@ def outline_base(source: str | Path) -> BaseModel:
 
 
 def load_stored(source: str | Path) -> PreTrainedModel:
-    """The model of `source` (as in `load_base`) as its files hold it: on the CPU, in their dtype.
+    """The model of `source` (as in `load_base`) on the CPU, in the dtype of its files.
 
     Raises:
         UnsupportedModel: it cannot be found or built.
@@ -119,7 +119,7 @@ def _build(place: Path | str, label: str) -> PreTrainedModel:
         )
     except UnsupportedModel:
         raise
-    # Whatever the files hold, transformers may raise anything; one sentence is what we promise.
+    # transformers may raise any error, according to the files; users get one sentence.
     except Exception as error:
         raise UnsupportedModel(f"cannot load base model {label!r}: {_reason(error)}") from error
     model, report = cast(tuple[PreTrainedModel, dict[str, set[str]]], loaded)

@@ -1,4 +1,4 @@
-"""Turn tokens into text one at a time. Knows no model, no chat and no stop strings.
+"""Turns tokens into text, one at a time. Knows no model, no chat and no stop strings.
 
 A token is not a text: a byte-level BPE token may hold half of a character, and a SentencePiece
 token's leading space depends on what stands before it. `IncrementalDecoder` gives out a character
@@ -154,10 +154,10 @@ class IncrementalDecoder:
             text = self._utf8.decode(raw)
             self._begun = self._utf8.getstate()[0] != b""
             return self._without_first_space(text) if self._drops_space else text
-        held = self._take_held()
+        pending = self._take_held()
         self._window.append(token_id)
         self._shown = None
-        return held + self._utf8.decode(raw)
+        return pending + self._utf8.decode(raw)
 
     def flush(self) -> str:
         """Return what is left at the end of the answer: a character cut short shows as U+FFFD."""

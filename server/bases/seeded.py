@@ -1,4 +1,4 @@
-"""Two endless random matrices named by one seed. Knows nothing of adapters, layers or scale.
+"""Makes two endless random matrices from one seed. Knows no adapters, no layers and no scale.
 
 Row `i` of stream `s` is the little-endian output of Philox4x64-10 (Salmon et al., "Parallel random
 numbers: as easy as 1, 2, 3", SC 2011) under the key `(seed, s << 32 | i)`, its blocks of 32 bytes

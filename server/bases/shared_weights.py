@@ -1,4 +1,4 @@
-"""A second model over a base's own weights, so that they are in memory once. Knows no training."""
+"""Builds a second model over a base's weights, so that they are in memory once."""
 
 import copy
 from dataclasses import replace
@@ -32,8 +32,9 @@ def twin_of(base: BaseModel) -> BaseModel:
         owner, leaf = _owner(model, name)
         owner._buffers[leaf] = buffer.clone()
     _check_whole(model, base.name)
-    found = BaseModel.of(model, base.name, base.fingerprint)
-    return replace(found, eos_token_ids=base.eos_token_ids)  # a file of their own may say them
+    twin = BaseModel.of(model, base.name, base.fingerprint)
+    # They may come from a file of their own, which the configuration does not have.
+    return replace(twin, eos_token_ids=base.eos_token_ids)
 
 
 def _owner(model: nn.Module, name: str) -> tuple[nn.Module, str]:
@@ -43,8 +44,8 @@ def _owner(model: nn.Module, name: str) -> tuple[nn.Module, str]:
 
 def _check_whole(model: nn.Module, name: str) -> None:
     for path, module in model.named_modules():
-        held = {**module._parameters, **module._buffers, **vars(module)}
-        for leaf, tensor in held.items():
+        tensors = {**module._parameters, **module._buffers, **vars(module)}
+        for leaf, tensor in tensors.items():
             if isinstance(tensor, Tensor) and tensor.is_meta:
                 raise UnsupportedModel(
                     f"base model {name!r} keeps {path}.{leaf} neither as a parameter nor as a "

@@ -24,7 +24,7 @@ _TOOL_CALLS = re.compile(r"\btool_calls\b")
 _GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
 
 # For tokenizers that bring no chat template. A line break closes each header, because tokenizers
-# cut there: the answer's first token is the same in training and when it is asked for.
+# cut there: the answer's first token is then the same in training and in serving.
 PLAIN_TEMPLATE = """{%- for message in messages -%}
 {%- if message['role'] == 'system' -%}{{- message['content'] + '\\n\\n' -}}
 {%- elif message['role'] == 'assistant' -%}
@@ -82,7 +82,7 @@ class ChatTokenizer:
         return self._after_itself(token_id).encode() if raw is None else raw
 
     def _after_itself(self, token_id: int) -> str:
-        """Decoders strip the space in front of a text: what the token adds to a text shows it."""
+        """Decoders strip the space in front of a text. So the token is decoded after itself."""
         alone = self.decode([token_id], skip_special=False)
         return self.decode([token_id, token_id], skip_special=False)[len(alone) :]
 
@@ -152,7 +152,7 @@ class ChatTokenizer:
             ) from error
 
     def _check_tools(self, messages: Sequence[Message], tools: Tools | None) -> None:
-        """What a template does not read, it would leave out without a word."""
+        """Raise InvalidRequest for fields that the template would silently leave out."""
         remedy = "leave them out, or use a base model whose template reads them"
         if tools and not _TOOLS.search(self._template):
             raise InvalidRequest(

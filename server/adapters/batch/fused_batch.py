@@ -243,7 +243,7 @@ class _LowRank:
         return z[None, :, None, :].expand(1, -1, len(parts), -1)
 
     def _add_frozen_b(self, site: Site, s: Tensor, y: Tensor) -> None:
-        # Rows of other groups' tokens hold whatever the memory held.
+        # Rows of other groups' tokens are undefined: they may be infinite or not a number.
         mine = (self._pages > 0)[:, None, None]
         own = s.sum(0).masked_fill_(~mine, 0).to(y.dtype)
         targeted = [path for path in site.columns if path in self._group.targets]

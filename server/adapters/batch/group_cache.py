@@ -1,7 +1,7 @@
-"""Keeps what was made for groups of adapters, such as captured graphs, within the basis budget.
+"""Caches results for groups of adapters, such as captured graphs, within the budget of bases.
 
-Knows neither graphs nor kernels. A group refers to the very matrices that its graphs read, by
-address. So an entry keeps those matrices alive, and must go when the budget drops them.
+Knows neither graphs nor kernels. A graph reads the matrices of its groups at fixed addresses, so an
+entry keeps them alive. When the budget drops a basis, all entries that read it must leave.
 """
 
 from collections import OrderedDict

@@ -1,4 +1,4 @@
-"""Put adapters between a base model and its linears, without changing what transformers sees.
+"""Puts adapters between a base model and its linears, without changing what transformers sees.
 
 Knows no method, bank or store. The model keeps its modules, names and state; only the function that
 a target linear runs is replaced, by one that looks for deltas first.
@@ -18,7 +18,7 @@ _NONE: Deltas = {}
 
 
 class Current:
-    """The deltas of the running forward, by module path; a path without any runs plainly."""
+    """The deltas of the running forward, by module path. Linears at other paths run as they are."""
 
     def __init__(self) -> None:
         self.deltas: Deltas = _NONE

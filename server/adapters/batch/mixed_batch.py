@@ -1,9 +1,9 @@
-"""Turn the slots of a step's tokens into the deltas of every linear: the mixed batch.
+"""Turns the slots of a step's tokens into the deltas of every linear: the mixed batch.
 
-Knows no store and no requests. Tokens are grouped by what shares matrix products: one layout, one
-basis. Where a method's products serve the whole batch, rows of other adapters and of the base read
-zeros there; other methods are given their own rows alone. Tokens that are served by their adapter's
-dense update are the base's for everybody else.
+Knows no store and no requests. Adapters of one layout and one basis form a group, which shares
+matrix products. Where a method's products serve the whole batch, rows of other adapters and of the
+base read zeros there; other methods get their own rows alone. Tokens that are served by their
+adapter's dense update count as the base's in all groups.
 """
 
 from collections.abc import Mapping, Sequence
@@ -29,7 +29,7 @@ BASE_SLOT = 0
 class MixedBatch:
     """One step's deltas by module path. Layers that none of its adapters target are absent.
 
-    `updates` are the dense updates that there were to choose from.
+    `updates` are the dense updates that existed when it was built.
     """
 
     slots: tuple[int, ...]
@@ -76,8 +76,8 @@ def mixed_batch(
     Args:
         residents: of every slot that occurs, but 0.
         updates: dense updates by slot, of whatever adapters have one.
-        keep_bytes: what is gathered for a group is held for steps to come with the same slots, if
-            it takes no more than this.
+        keep_bytes: vectors gathered for a group are kept for later steps with the same slots, if
+            they take no more than this.
     """
     deltas: dict[str, list[Delta]] = {}
     rest = add_dense(deltas, slots, residents, updates, device)
@@ -95,7 +95,7 @@ def add_dense(
 ) -> list[int]:
     """Add the deltas of adapters that are served by a dense update.
 
-    Returns: the slots of the step for all others, to whom those tokens are the base's.
+    Returns: the slots of the step for all groups, in which those tokens are the base's.
     """
     dense = served_densely(slots, residents, updates, device)
     for slot in dense:
@@ -117,8 +117,8 @@ def add_group(
 ) -> None:
     """Add one group's deltas, by module path; see `mixed_batch`."""
     whole = group.method.whole_batch
-    mine = [at for at, slot in enumerate(slots) if whole or slot in group.pages]
-    pages = group.page_of([slots[at] for at in mine])
+    members = [at for at, slot in enumerate(slots) if whole or slot in group.pages]
+    pages = group.page_of([slots[at] for at in members])
     rows = torch.tensor(pages, dtype=torch.int64, device=device)
     runs = _runs(pages)
     keep = len(pages) * group.layout.row_bytes <= keep_bytes
@@ -127,9 +127,9 @@ def add_group(
         for path, linear in targets.items()
         if path in group.targets
     }
-    made = group.method.deltas(layers, group.rank, bases[group.basis])
-    part = None if len(mine) == len(slots) else _Part(torch.tensor(mine, device=device))
-    for path, delta in made.items():
+    of_group = group.method.deltas(layers, group.rank, bases[group.basis])
+    part = None if len(members) == len(slots) else _Part(torch.tensor(members, device=device))
+    for path, delta in of_group.items():
         deltas.setdefault(path, []).append(delta if part is None else _PartDelta(part, delta))
 
 
@@ -160,7 +160,7 @@ class _Part:
 
     def __init__(self, members: Tensor) -> None:
         self.members = members
-        self._x: Tensor | None = None  # held, so that no other tensor can take its identity
+        self._x: Tensor | None = None  # kept, so that no other tensor can take its identity
         self._rows = members
 
     def of(self, x: Tensor, rows: Tensor) -> Tensor:
@@ -179,5 +179,6 @@ class _PartDelta:
         self._delta = delta
 
     def __call__(self, x: Tensor, rows: Tensor, y: Tensor) -> Tensor:
-        mine, members = self._part.of(x, rows), self._part.members
-        return y.index_copy_(0, members, self._delta(mine, mine, y.index_select(0, members)))
+        own_rows, members = self._part.of(x, rows), self._part.members
+        own_y = y.index_select(0, members)
+        return y.index_copy_(0, members, self._delta(own_rows, own_rows, own_y))

@@ -1,7 +1,7 @@
-"""Linears that read the same input, as one product over one weight. Knows no step and no slots.
+"""Joins linears that read the same input to one product over one weight: a site.
 
-Rows of a random A may ride at the end of the weight: the product then gives `A x` beside the
-linears' own outputs, for the price of its bytes and without a launch of its own.
+Knows no step and no slots. Rows of a random A may ride at the end of the weight. The product then
+gives `A x` after the linears' outputs, for the price of its bytes and without another launch.
 """
 
 from collections.abc import Mapping, Sequence
@@ -17,7 +17,7 @@ from server.bases.model import TargetLinear
 
 @dataclass(frozen=True, eq=False)
 class Riding:
-    """The leading `rank` rows of a basis' A, [rank, widest], which every site is given."""
+    """The leading `rank` rows of a basis' A, [rank, widest], which ride in every site."""
 
     basis: BasisId
     a: Tensor

@@ -1,4 +1,4 @@
-"""What an adapter changes in its base, linear by linear: how much, and in how many directions.
+"""Measures what an adapter changes in each linear: how much, and in how many directions.
 
 Knows no store, no thread and no request. The figures are explained in
 `server.adapters.inspecting.findings`.
@@ -45,7 +45,7 @@ def analyse(
     weight_norm: Callable[[TargetLinear], float],
     advance: Callable[[], None],
 ) -> Findings:
-    """Look at every target of `adapter`, beside `other` where that one adapts it too.
+    """Analyse every target of `adapter`, and compare it with `other` where both adapt it.
 
     Args:
         weight_norm: the Frobenius norm of a linear's weight.
@@ -57,10 +57,10 @@ def analyse(
     for path, linear in base.targets.items():
         if path not in targets:
             continue
-        mine = _spectrum(adapter, linear, spaces=path in shared)
-        layers.append(_findings(adapter, linear, mine, weight_norm(linear)))
+        spectrum = _spectrum(adapter, linear, spaces=path in shared)
+        layers.append(_findings(adapter, linear, spectrum, weight_norm(linear)))
         if other is not None and path in shared:
-            similar.append(_similarity(path, mine, _spectrum(other, linear, spaces=True)))
+            similar.append(_similarity(path, spectrum, _spectrum(other, linear, spaces=True)))
         advance()
     return Findings(
         method=adapter.method.name,
@@ -113,15 +113,15 @@ def _findings(
     )
 
 
-def _similarity(path: str, mine: Spectrum, theirs: Spectrum) -> LayerSimilarity:
+def _similarity(path: str, first: Spectrum, second: Spectrum) -> LayerSimilarity:
     layer, module = place_of(path)
     return LayerSimilarity(
         path=path,
         layer=layer,
         module=module,
-        left=_side(mine.left_space(DIRECTIONS), theirs.left_space(DIRECTIONS)),
-        right=_side(mine.right_space(DIRECTIONS), theirs.right_space(DIRECTIONS)),
-        cosine=cosine(mine, theirs),
+        left=_side(first.left_space(DIRECTIONS), second.left_space(DIRECTIONS)),
+        right=_side(first.right_space(DIRECTIONS), second.right_space(DIRECTIONS)),
+        cosine=cosine(first, second),
     )
 
 
@@ -161,7 +161,7 @@ def place_of(path: str) -> tuple[int | None, str]:
 
 
 class _Unknown:
-    """`Matrices` that nobody has: whatever reads them becomes not a number, and shows it."""
+    """`Matrices` that are not stored. They are not numbers, and so is whatever reads them."""
 
     def a(self, rank: int, in_features: int, dtype: torch.dtype) -> Tensor:
         return torch.full((rank, in_features), math.nan, dtype=dtype)

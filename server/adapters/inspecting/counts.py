@@ -1,4 +1,4 @@
-"""How much an adapter is: numbers trained, bytes at rest, memory of the matrices it reads.
+"""Counts what an adapter takes: numbers trained, bytes at rest, memory of the matrices it reads.
 
 Arithmetic over shapes; no weights are read, and the base may be on torch's meta device.
 """

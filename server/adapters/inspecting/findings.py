@@ -1,4 +1,4 @@
-"""What an analysis finds, as plain figures. Knows no tensors: the API may import it."""
+"""The figures that an analysis gives. Knows no tensors, so that the API may import it."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ class TrainedVector:
 
 @dataclass(frozen=True)
 class LayerFindings:
-    """One linear: its update dW beside its weight W, both [out, in].
+    """One linear: its update dW, compared with its weight W, both [out, in].
 
     `layer` and `module` are the path's number and what is behind it ("model.layers.3.mlp.up_proj"
     is layer 3, module "mlp.up_proj"). `norm`: Frobenius; `relative_norm`: over `weight_norm`, that
@@ -76,7 +76,7 @@ class LayerSimilarity:
 
 @dataclass(frozen=True)
 class Comparison:
-    """An adapter beside another of the same base: the linears that both adapt."""
+    """An adapter compared with another of the same base, in the linears that both adapt."""
 
     method: str
     rank: int
@@ -85,7 +85,7 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Findings:
-    """All that was found. `relative_norm` is that of all updates together, over all weights."""
+    """All figures of one analysis. `relative_norm` is that of all updates over all weights."""
 
     method: str
     rank: int

@@ -33,7 +33,7 @@ _Key = tuple[str, str]
 
 
 class Inspection:
-    """One analysis, under way or done: `done` of `total` linears have been looked at.
+    """One analysis, running or finished: `done` of `total` linears are analysed.
 
     `findings` ends with InvalidAdapter or a StoreError if an adapter is not fit for the base, and
     with Unavailable if the server stops.
@@ -74,7 +74,7 @@ class Inspections:
         self._thread = self._started()
 
     def start(self, ref: AdapterRef, other: AdapterRef | None = None) -> Inspection:
-        """Analyse `ref`, beside `other` if given; the same content is analysed once.
+        """Analyse `ref`, and compare it with `other` if given. Equal content is analysed once.
 
         Reads two headers from the disk.
 
@@ -97,8 +97,9 @@ class Inspections:
             return inspection
 
     def close(self) -> None:
-        """Fail those that wait. The one under way ends after its linear; that is not waited for
-        longer than a few seconds.
+        """Fail the analyses that wait. The running one ends after its linear.
+
+        This waits for it, but a few seconds at most.
         """
         with self._lock:
             self._closing.set()
@@ -141,7 +142,7 @@ class Inspections:
     def _run(self, key: _Key, inspection: Inspection) -> None:
         try:
             findings = self._findings(inspection)
-        # Whatever goes wrong belongs to who waits for it, and is not kept: it may pass.
+        # Any error goes to those who wait for the analysis. It is not kept: it may be temporary.
         except Exception as error:
             with self._lock:
                 del self._kept[key]

@@ -1,4 +1,4 @@
-"""Singular values and spaces of an update dW, exact, and cheap where it is a thin product.
+"""Computes singular values and spaces of an update dW, at low cost where it is a thin product.
 
 Knows no adapter and no layer: only matrices, in float64 on the CPU.
 """
@@ -14,7 +14,7 @@ _EPSILON = torch.finfo(torch.float64).eps
 
 @dataclass(frozen=True, eq=False)
 class Spectrum:
-    """`dW = left diag(values) right^T`, values falling; the spaces are None if not asked for.
+    """`dW = left diag(values) right^T`, values falling; the spaces may be left out (None).
 
     left: [out, n], right: [in, n], both with orthonormal columns; values: [n]. All is zero for an
     update of zero.
@@ -67,12 +67,12 @@ class Spectrum:
 
     def _space(self, vectors: Tensor | None, directions: int) -> Tensor:
         if vectors is None:
-            raise ValueError("the spectrum was made without its spaces")
+            raise ValueError("the spectrum has no spaces: compute it with spaces=True")
         return vectors[:, : min(directions, self.numerical_rank)]
 
 
 def spectrum_of_product(p: Tensor, q: Tensor, *, spaces: bool = False) -> Spectrum:
-    """The spectrum of `p @ q`, never made whole: p [out, r], q [r, in].
+    """The spectrum of `p @ q`, without forming that product: p [out, r], q [r, in].
 
     With `p = Q1 R1` and `q^T = Q2 R2`, `p q = Q1 (R1 R2^T) Q2^T`: the core's singular values are
     those of the product, and its singular vectors become the product's by Q1 and Q2. Costs
@@ -138,7 +138,7 @@ def cosine(x: Spectrum, y: Spectrum) -> float | None:
     if not norms:
         return None
     if x.left is None or x.right is None or y.left is None or y.right is None:
-        raise ValueError("a spectrum was made without its spaces")
+        raise ValueError("a spectrum has no spaces: compute it with spaces=True")
     lefts = x.left.t() @ y.left
     rights = (x.values[:, None] * (x.right.t() @ y.right)) * y.values
     return float((lefts * rights).sum()) / norms

@@ -1,4 +1,4 @@
-"""LoRA's up-projections of a gate and of what it gates, and the gate itself, in one launch.
+"""LoRA's up-projections of a gate and of what it gates, and the gate, in one launch.
 
     act[t] = silu(gate[t] + B_gate s_gate[t]) * (up[t] + B_up s_up[t])
 
@@ -85,7 +85,7 @@ def reference_expand_gate(
     width: int,
     rank: int,
 ) -> Tensor:
-    """What `expand_gate` does, by way of `reference_expand`."""
+    """What `expand_gate` does, with `reference_expand`."""
     y = gate_up[:, : 2 * width].clone()
     parts = [part for part in (gate_part, up_part) if part is not None]
     reference_expand(y, s, memory, segments, parts, rank)

@@ -110,7 +110,7 @@ def _shrink(
         one = _shrink_one(own, a, known, split * STEPS, width, STEPS, BLOCK_K, EARLY)
         tl.store(s + first * row, one, mask=known)
     else:
-        # A quarter at a time: the tokens' x lies beside A in shared memory, in several stages.
+        # A quarter at a time: the tokens' x lies next to A in shared memory, in several stages.
         wait(EARLY)
         filled = token >= 0
         block = split * STEPS * 4

@@ -1,4 +1,4 @@
-"""VeRA's deltas of a gate and of what it gates, and the gate itself, in one launch.
+"""VeRA's deltas of a gate and of what it gates, and the gate, in one launch.
 
     act[t] = silu(gate[t] + its delta) * (up[t] + its delta)
 
@@ -79,7 +79,7 @@ def reference_gate_vera(
     width: int,
     rank: int,
 ) -> Tensor:
-    """What `gate_vera` does, by way of `reference_add_vera`."""
+    """What `gate_vera` does, with `reference_add_vera`."""
     y = gate_up[:, : 2 * width].clone()
     parts = [part for part in (gate_part, up_part) if part is not None]
     reference_add_vera(y, z, bt, memory, pages, parts, rank)

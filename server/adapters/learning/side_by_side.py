@@ -1,8 +1,8 @@
-"""Several adapters that learn in one batch, each over neighbouring rows of its own.
+"""Trains several adapters in one batch, each over neighbouring rows of its own.
 
 Knows no data, loss or optimizer. The base's products, which are most of the work, serve all rows at
-once; what an adapter adds is computed from its own rows alone, by the very deltas that train it
-alone. So nothing of one adapter can reach another.
+once. What an adapter adds is computed from its own rows, by the deltas that would train it alone.
+So nothing of one adapter can reach another.
 """
 
 from collections.abc import Mapping, Sequence
@@ -30,7 +30,7 @@ class _Split:
 
     def __init__(self, tokens: Sequence[int]) -> None:
         self.tokens = list(tokens)
-        self._x: Tensor | None = None  # held, so that no other tensor can take its identity
+        self._x: Tensor | None = None  # kept, so that no other tensor can take its identity
         self._parts: tuple[Tensor, ...] = ()
 
     def of(self, x: Tensor, rows: Tensor) -> tuple[Tensor, ...]:
@@ -49,5 +49,5 @@ class _Joined:
     def __call__(self, x: Tensor, rows: Tensor, y: Tensor) -> Tensor:
         parts = zip(self._deltas, self._split.of(x, rows), y.split(self._split.tokens), strict=True)
         return torch.cat(
-            [mine if delta is None else delta(part, part, mine) for delta, part, mine in parts]
+            [own_y if delta is None else delta(part, part, own_y) for delta, part, own_y in parts]
         )

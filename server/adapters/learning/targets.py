@@ -1,4 +1,4 @@
-"""Which linears of a base an adapter changes: from what people write to module paths."""
+"""Finds the linears that an adapter changes: from what people write to module paths."""
 
 from collections.abc import Iterable, Sequence
 
@@ -21,14 +21,14 @@ def resolve_targets(base: BaseModel, wanted: str | Sequence[str]) -> tuple[str, 
     if wanted == "all-linear":
         return tuple(sorted(base.targets))
     if wanted == "attention":
-        found = {path for path in base.targets if _in_attention(path)}
-        if not found:
+        paths = {path for path in base.targets if _in_attention(path)}
+        if not paths:
             raise InvalidRequest(
                 f"base {base.name!r} has no linear under a module named attention: "
                 f"name them, such as {_names(base.targets)}",
                 param="targets",
             )
-        return tuple(sorted(found))
+        return tuple(sorted(paths))
     suffixes = [wanted] if isinstance(wanted, str) else wanted
     return tuple(sorted({path for suffix in suffixes for path in _ending(base, suffix)}))
 
@@ -38,13 +38,13 @@ def _in_attention(path: str) -> bool:
 
 
 def _ending(base: BaseModel, suffix: str) -> list[str]:
-    found = [path for path in base.targets if path == suffix or path.endswith(f".{suffix}")]
-    if not found:
+    paths = [path for path in base.targets if path == suffix or path.endswith(f".{suffix}")]
+    if not paths:
         raise InvalidRequest(
             f"no linear of base {base.name!r} is named {suffix!r}: it has {_names(base.targets)}",
             param="targets",
         )
-    return found
+    return paths
 
 
 def _names(paths: Iterable[str]) -> str:

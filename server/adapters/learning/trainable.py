@@ -1,4 +1,4 @@
-"""One adapter while it learns: a parameter over a frozen base, through the layers that serve it.
+"""An adapter while it is trained: a parameter over a frozen base, by the code that serves it.
 
 Knows no data, loss or optimizer.
 """
@@ -35,7 +35,7 @@ class TrainableAdapter:
         options: the method's own (VeRA: `d_initial`, `trained`, `basis`; see each method), `alpha`,
             which sets the scale to alpha / rank, and `dropout`, the part of each input that the
             adapter does not see while gradients are recorded.
-        shared: where adapters that learn beside it get their matrices, of which there is one copy.
+        shared: one copy of the matrices for all adapters that are trained at the same time.
 
     Raises:
         InvalidRequest: a target that this base does not have.
@@ -55,10 +55,10 @@ class TrainableAdapter:
     ) -> None:
         if not 1 <= rank <= MAX_RANK:
             raise ValueError(f"rank {rank} is not between 1 and {MAX_RANK}")
-        told = {name: str(value) for name, value in options.items()}
+        as_text = {name: str(value) for name, value in options.items()}
         self._base = base
-        self._method = method_named(method, told)
-        self._options = told | dict(self._method.options)
+        self._method = method_named(method, as_text)
+        self._options = as_text | dict(self._method.options)
         self._rank = rank
         self._scale = _scale_of(self._method, rank, options)
         self._dropout = float(options.get("dropout", 0.0))

@@ -1,4 +1,4 @@
-"""What makes an adapter fit to serve on this base: everything is looked at before it is loaded.
+"""Checks whether an adapter can be served on this base, before any of it is loaded.
 
 Knows no files and no device.
 """
@@ -29,7 +29,7 @@ Shape = tuple[int, ...]
 
 
 class AdapterChecks:
-    """Thread-safe; remembers what it found of seeds and tables, which cost a millisecond each."""
+    """Thread-safe. Checks of seeds and tables take a millisecond each, and are remembered."""
 
     def __init__(self, base: BaseModel, source: BasisSource, max_rank: int) -> None:
         self._base = base
@@ -37,7 +37,7 @@ class AdapterChecks:
         self._max_rank = max_rank
         self._known: set[tuple[str, int, str]] = set()
         self._lock = threading.Lock()
-        self._check_table = lru_cache(maxsize=_KNOWN_TABLES)(self._look_at_table)
+        self._check_table = lru_cache(maxsize=_KNOWN_TABLES)(self._check_shapes_of)
 
     def check(self, content: Content) -> Method:
         """Return the adapter's method if all is well.
@@ -51,7 +51,7 @@ class AdapterChecks:
         self._check_base(manifest)
         self._check_numbers(manifest)
         self._check_table(method, manifest.targets, manifest.rank, content.table)
-        if not all_finite(content.numbers):  # one look at all; a second at each, for its name
+        if not all_finite(content.numbers):  # all at once; then each alone, for its name
             check_finite(content.tensors())
         if manifest.basis_spec == STORED_BASIS:
             self._check_stored(method, manifest, content.table)
@@ -89,13 +89,13 @@ class AdapterChecks:
         if not math.isfinite(manifest.scale):
             raise InvalidAdapter(f"scale {manifest.scale} is not finite")
 
-    def _look_at_table(
+    def _check_shapes_of(
         self, method: Method, targets: tuple[str, ...], rank: int, table: TensorTable
     ) -> None:
         check_shapes(method, self._base, targets, rank, table.shapes)
 
     def _check_stored(self, method: Method, manifest: Manifest, table: TensorTable) -> None:
-        """The plain formula, with shapes alone: an imported basis may be too small for a layer."""
+        """Compute the plain formula on shapes: an imported basis may be too small for a layer."""
         shapes = self._source.stored_shapes(BasisId.of(manifest))
         for path in manifest.targets:
             linear = self._base.targets[path]
@@ -145,7 +145,7 @@ def check_shapes(
 ) -> None:
     """`check_tensors`, of shapes alone."""
     if not targets:
-        raise InvalidAdapter("the adapter targets no linear")
+        raise InvalidAdapter("the adapter targets no linear: publish it again with its targets")
     expected: dict[str, Shape] = {}
     for path in targets:
         if path not in base.targets:
@@ -172,7 +172,7 @@ def check_finite(tensors: Mapping[str, Tensor]) -> None:
 
 
 def all_finite(values: Tensor) -> bool:
-    """Whether no value is infinite or not a number: the least or the greatest would be it.
+    """Whether no value is infinite or not a number, as the least or the greatest would show.
 
     A twentieth of the time of `isfinite`, which for an adapter of an 8B model is 3 ms on a CPU.
     """

@@ -1,4 +1,4 @@
-"""Read, check and pack adapters on threads of their own, so that no step waits for a disk.
+"""Reads, checks and packs adapters on threads of its own, so that no step waits for a disk.
 
 Knows no slots and no device memory. Thread-safe.
 """
@@ -24,9 +24,9 @@ _MAX_FAILURES = 1024  # remembered until the adapter's next `prepare`
 
 
 class AdapterLoader:
-    """Adapters on their way from the store into host memory.
+    """Loads adapters from the store into host memory.
 
-    `on_loaded` is called from a loader thread whenever a load ended, well or not.
+    `on_loaded` is called from a loader thread whenever a load ended, also when it failed.
     """
 
     def __init__(
@@ -52,14 +52,14 @@ class AdapterLoader:
         self.on_loaded: Callable[[], None] | None = None
 
     def prepare(self, ref: AdapterRef) -> None:
-        """Start to load it unless it is here or on its way; try again if it failed before."""
+        """Start to load it, unless it is in memory or loading; try again if it failed before."""
         with self._lock:
             self._failed.pop(ref, None)
             if self._ready(ref) is None:
                 self._start(ref)
 
     def fetch(self, ref: AdapterRef) -> tuple[LoadedAdapter, LoadedBasis] | None:
-        """The adapter with its bases, or None while it loads, which this starts if need be.
+        """The adapter with its bases, or None while it loads; this starts the load.
 
         Raises:
             InvalidAdapter, StoreError, Unavailable: the last load failed.
@@ -79,19 +79,19 @@ class AdapterLoader:
             return self._ready(ref) is not None
 
     def forget(self, ref: AdapterRef) -> None:
-        """Drop it; a load under way will leave nothing behind."""
+        """Drop it. A running load of it will leave nothing behind."""
         with self._lock:
             self._loading.pop(ref, None)
             self._failed.pop(ref, None)
             self._cache.drop(ref)
 
     def loading(self) -> list[AdapterRef]:
-        """Adapters on their way, in the order they were asked for."""
+        """Adapters that are loading, in the order of the requests."""
         with self._lock:
             return list(self._loading)
 
     def close(self) -> None:
-        """Stop the threads; loads under way end first."""
+        """Stop the threads. Running loads end first."""
         self._threads.shutdown(wait=True, cancel_futures=True)
 
     def _ready(self, ref: AdapterRef) -> tuple[LoadedAdapter, LoadedBasis] | None:
@@ -108,13 +108,15 @@ class AdapterLoader:
         try:
             self._threads.submit(self._load, ref, ticket)
         except RuntimeError as error:
-            raise Unavailable(f"adapter {ref} cannot be loaded: the server is stopping") from error
+            raise Unavailable(
+                f"adapter {ref} cannot be loaded while the server is stopping: try again later"
+            ) from error
         self._loading[ref] = ticket
 
     def _load(self, ref: AdapterRef, ticket: object) -> None:
         with self._lock:
             if self._loading.get(ref) is not ticket:
-                return  # forgotten while it stood in line
+                return  # forgotten while it waited
         loaded, failure = self._try(ref)
         with self._lock:
             if self._loading.get(ref) is ticket:
@@ -132,9 +134,9 @@ class AdapterLoader:
             self._bases.ensure(loaded.facts.basis, loaded.facts.need)
         except (VerandahError, StoreError) as error:
             return None, error
-        # Whatever else a disk or a driver may raise must reach the request, not die in a thread.
+        # Any other error of a disk or a driver must reach the request, not end this thread.
         except Exception as error:
-            failure = Unavailable(f"adapter {ref} could not be loaded: {error!r}")
+            failure = Unavailable(f"adapter {ref} could not be loaded: {error!r}; try again")
             failure.__cause__ = error
             return None, failure
         return loaded, None
@@ -146,7 +148,10 @@ class AdapterLoader:
         kind = self._kinds.of(method, manifest, content.table)
         row = kind.pack(content, pinned=self._base.device.type == "cuda")
         if not all_finite(row):
-            raise InvalidAdapter(f"adapter {ref} holds values too large for {self._base.dtype}")
+            raise InvalidAdapter(
+                f"adapter {ref} holds values too large for {self._base.dtype}: serve with --dtype "
+                "bfloat16 or float32"
+            )
         facts = AdapterFacts(
             ref=ref,
             method=method,

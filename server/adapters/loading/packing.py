@@ -1,9 +1,9 @@
-"""From an adapter's file to its row: worked out once for all that differ in their numbers alone.
+"""Packs an adapter's numbers into its row of device memory.
 
-Adapters of one method, rank, scale and choice of linears lie alike in their files, and alike in
-their rows. Where nothing is to be folded into the numbers, what neighbours in both is copied in one
-piece. Hundreds of small steps for each adapter would hold up the thread that launches the model's.
-Knows no files and no device.
+Knows no files and no device. Adapters of one method, rank, scale and choice of linears have equal
+places in their files and rows, which are worked out once. Where nothing is folded into the numbers,
+vectors that are neighbours in file and row are copied in one piece. Hundreds of small copies for
+each adapter would delay the thread that launches the model's steps.
 """
 
 from collections.abc import Mapping
@@ -22,7 +22,7 @@ from server.adapters.memory.matrices import BasisNeed, need_of
 from server.adapters.methods.method import Method
 from server.bases.model import BaseModel, TargetLinear
 
-_KNOWN_KINDS: Final = 64
+_KEPT_PACKERS: Final = 64
 
 
 class _Run(NamedTuple):
@@ -43,7 +43,7 @@ class _Cuts:
 
 
 class RowPacker:
-    """Adapters that differ in their numbers alone. Safe on any thread.
+    """Packs adapters that differ in their numbers alone. Safe on any thread.
 
     Attributes:
         need: what each reads of its basis.
@@ -108,15 +108,15 @@ class RowPacker:
 
 
 def _joined(runs: list[_Run]) -> list[_Run]:
-    """The same, neighbours in both made one; in the order of the file."""
-    found = runs[:1]
+    """The same in the order of the file, neighbours in file and row joined."""
+    joined = runs[:1]
     for run in runs[1:]:
-        last = found[-1]
+        last = joined[-1]
         if (run.source, run.place) == (last.source + last.length, last.place + last.length):
-            found[-1] = last._replace(length=last.length + run.length)
+            joined[-1] = last._replace(length=last.length + run.length)
         else:
-            found.append(run)
-    return found
+            joined.append(run)
+    return joined
 
 
 def _cuts(runs: list[_Run], width: int) -> _Cuts:
@@ -129,16 +129,15 @@ def _cuts(runs: list[_Run], width: int) -> _Cuts:
 
 
 class RowPackers:
-    """The kinds of adapters met lately. Thread-safe."""
+    """The packers used lately. Thread-safe."""
 
     def __init__(self, base: BaseModel, layouts: Layouts) -> None:
         self._base = base
         self._layouts = layouts
-        self._known = lru_cache(maxsize=_KNOWN_KINDS)(self._make)
+        self._known = lru_cache(maxsize=_KEPT_PACKERS)(self._make)
 
     def of(self, method: Method, manifest: Manifest, table: TensorTable) -> RowPacker:
-        """The kind of an adapter whose tensors were found fit (see
-        `server.adapters.loading.checks`)."""
+        """The packer of an adapter that `server.adapters.loading.checks` has accepted."""
         return self._known(method, manifest.rank, manifest.scale, manifest.targets, table)
 
     def _make(

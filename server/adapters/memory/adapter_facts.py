@@ -1,4 +1,4 @@
-"""What the server remembers of an adapter in memory beside its vectors."""
+"""What the server knows of an adapter in memory, without its vectors."""
 
 from dataclasses import dataclass
 

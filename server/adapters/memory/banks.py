@@ -1,6 +1,6 @@
-"""Device memory for adapters' vectors: rows of any length in one tensor, each from a page on.
+"""Device memory for adapters' vectors: one tensor, with rows of any length that begin on pages.
 
-Knows no adapter and no method. Which pages are free is `server.adapters.memory.pages`'s to say. All
+Knows no adapter and no method. `server.adapters.memory.pages` knows which pages are free. All
 methods share the memory: a row is read only through the layout that it was packed by.
 """
 
@@ -23,8 +23,8 @@ ZERO_PAGE: Final = 0
 class Bank:
     """`pages` pages of memory, behind a row of zeros as long as `zeros` lays out.
 
-    `memory` [entries] is all of it, at an address that stays. What was never written holds whatever
-    the memory held; it is written before it is read. Only the engine's thread touches a bank.
+    `memory` [entries] is all of it; its address never changes. It is not cleared: entries are
+    written before they are read. Only the engine's thread uses a bank.
     """
 
     def __init__(
@@ -42,7 +42,7 @@ class Bank:
         )
 
     def write(self, page: int, row: Tensor) -> None:
-        """Put a row there. On CUDA it is on its way until a step begins that reads it."""
+        """Copy a row there. On CUDA the copy may last until a step begins that reads the row."""
         if page < self.first_page:
             raise ValueError(f"page {page} is the base model's and stays zero")
         start = page * PAGE
@@ -53,9 +53,9 @@ class Bank:
             self._side.copy(room, row, range(page, page - (-len(row) // PAGE)))
 
     def begin_step(self, rows: Sequence[range]) -> None:
-        """What is launched from here on, until the next call, reads the rows of these pages only.
+        """Announce a step: until the next call, launches read the rows on these pages only.
 
-        For CUDA: a step that is not begun may read what a row overwrote.
+        On CUDA a step that is not announced may read a row while it is overwritten.
         """
         if self._side is not None:
             self._side.begin_step(rows)
@@ -74,8 +74,8 @@ class Bank:
 class BankRows:
     """`server.adapters.methods.method.Rows` over a bank: gathered when first read.
 
-    `keep` holds what was gathered for later steps with the same rows; otherwise it lives only as
-    long as its layer runs.
+    With `keep`, gathered vectors are kept for later steps with the same rows; otherwise they are
+    freed as soon as their layer has run.
     """
 
     __slots__ = ("_keep", "_kept", "_stored", "rows", "runs")

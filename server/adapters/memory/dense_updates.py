@@ -1,8 +1,7 @@
-"""Updates of the busiest adapters as whole matrices, as many as a budget of device memory holds.
+"""Keeps updates of the busiest adapters as whole matrices, within a budget of device memory.
 
-Knows no method's formula and no requests. An update belongs to one stay of an adapter in a slot:
-it is looked up by its `Resident`, so that whoever has the slot next cannot get it. Only the
-engine's thread comes here.
+Knows no method's formula and no requests. An update belongs to one `Resident`, so that the next
+adapter in the slot cannot get it. Only the engine's thread uses this.
 """
 
 import logging
@@ -136,7 +135,7 @@ class DenseUpdates:
     def _begin(self, in_step: Mapping[int, _Usage]) -> None:
         """Give room to the busiest adapter of the step that has none, if it is busy enough.
 
-        Nothing is made before the next step, when no batch holds what leaves for it.
+        Nothing is computed before the next step, when no batch keeps an update that left.
         """
         waiting = [
             slot

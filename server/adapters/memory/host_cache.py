@@ -1,4 +1,4 @@
-"""Adapters ready to be copied into a slot, in host memory: least recently used out first.
+"""Keeps adapters in host memory, ready to be copied into a slot; the least recently used leaves.
 
 Knows no slots and no files. Thread-safe.
 """
@@ -53,7 +53,7 @@ class HostCache:
             self._drop(ref)
 
     def facts(self) -> list[AdapterFacts]:
-        """What is held, least recently used first."""
+        """Of all adapters in here, least recently used first."""
         with self._lock:
             return [loaded.facts for loaded in self._loaded.values()]
 

@@ -1,4 +1,4 @@
-"""How an adapter's vectors lie in a row of device memory: all layers side by side.
+"""Lays out an adapter's vectors in a row of device memory: all layers one after the other.
 
 Knows no adapter and no method beyond its shapes. One row per adapter, rather than one tensor per
 layer and vector, makes loading a single copy whatever the model's depth.
@@ -135,15 +135,15 @@ class Layouts:
     def of(self, method: Method, rank: int, targets: Iterable[str]) -> RowLayout:
         """The layout in which adapters like this one lie."""
         room_rank = method.room_rank(rank, self._max_rank)
-        mine = frozenset(self._base.targets if method.whole_batch else targets)
+        paths = frozenset(self._base.targets if method.whole_batch else targets)
         any_linear = next(iter(self._base.targets.values()))
         # Variants of one method may lie alike (VeRA's), or not (which half of LoRA is trained).
         vectors = frozenset(method.room(any_linear, room_rank))
-        key = (method.name, vectors, room_rank, mine)
+        key = (method.name, vectors, room_rank, paths)
         with self._lock:
             layout = self._made.get(key)
             if layout is None:
-                linears = {p: linear for p, linear in self._base.targets.items() if p in mine}
+                linears = {p: linear for p, linear in self._base.targets.items() if p in paths}
                 layout = RowLayout(method, linears, room_rank, self._base.dtype)
                 self._made[key] = layout
             return layout

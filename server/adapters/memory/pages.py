@@ -1,10 +1,10 @@
-"""Which pages of a memory are free. Pure bookkeeping."""
+"""Keeps account of the free pages of a memory."""
 
 from bisect import bisect_left
 
 
 class FreePages:
-    """Ranges of neighbouring pages, handed out first fit; what is given back joins its neighbours.
+    """Ranges of neighbouring pages, handed out first fit. A returned range joins its neighbours.
 
     Args:
         first: the number of the first page.
@@ -32,7 +32,7 @@ class FreePages:
         return None
 
     def give(self, start: int, count: int) -> None:
-        """Give back a range that `take` handed out."""
+        """Return a range that `take` handed out."""
         at = bisect_left(self._starts, start)
         joins_next = at < len(self._starts) and start + count == self._starts[at]
         joins_last = at > 0 and self._starts[at - 1] + self._counts[at - 1] == start

@@ -1,4 +1,4 @@
-"""Copies to device memory that run beside the steps that read it (CUDA).
+"""Copies rows to device memory while steps run that read other rows (CUDA).
 
 Knows no adapters: memory is pages, and a row is a range of them.
 """
@@ -20,8 +20,8 @@ class SideCopies:
     def __init__(self, device: torch.device) -> None:
         self._device = device
         self._side = torch.cuda.Stream(device)
-        # Where all is through that was launched before the last step. From the beginning on: the
-        # memory may have been given back by something that still runs.
+        # Recorded after all that was launched before the last step. Recorded at once as well: the
+        # allocator may have taken the memory from work that still runs.
         self._before = torch.cuda.Event()
         self._before.record(torch.cuda.current_stream(device))
         self._read: Sequence[range] = ()  # by the last step
@@ -38,9 +38,9 @@ class SideCopies:
         self._arriving[pages.start] = self._side.record_event()
 
     def begin_step(self, rows: Sequence[range]) -> None:
-        """What is launched from here on, until the next call, reads these rows and no others."""
+        """Announce a step: until the next call, launches read these rows and no others."""
         main = torch.cuda.current_stream(self._device)
-        self._before.record(main)  # what waits for it already waits for what it was
+        self._before.record(main)  # copies that wait for it keep waiting for its earlier point
         self._read = rows
         if not self._arriving:
             return

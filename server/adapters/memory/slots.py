@@ -1,8 +1,8 @@
-"""Which adapter has which slot and pages: pure bookkeeping, no tensors, no threads.
+"""Keeps account of which adapter has which slot and pages. Knows no tensors and no threads.
 
-An adapter in use keeps its place, and so does a pinned one; of the others the least recently used
-makes room. Every basis that an adapter here reads is in memory, so those are limited in bytes as
-well: a new one may push out all adapters of an idle one.
+An adapter in use keeps its slot, and so does a pinned one; of the others the least recently used
+leaves for a new one. Every basis that a resident adapter reads is in memory, so bases are limited
+in bytes as well: for a new basis, all adapters of an idle one may have to leave.
 """
 
 from collections import Counter, OrderedDict
@@ -77,7 +77,7 @@ class SlotTable:
         """Give an adapter that has none a place and count one use; None while it must wait.
 
         Raises:
-            Unavailable: it does not fit whatever else leaves, so that waiting cannot help.
+            Unavailable: it does not fit even if all others leave, so that waiting cannot help.
         """
         if not self._make_room_for_basis(facts):
             return None
@@ -94,7 +94,9 @@ class SlotTable:
         """End one use."""
         resident = self._residents.get(ref)
         if resident is None or resident.uses == 0:
-            raise ValueError(f"adapter {ref} of {ref.owner!r} is released more often than acquired")
+            raise ValueError(
+                f"adapter {ref} of {ref.owner!r} is released more often than it was acquired"
+            )
         resident.uses -= 1
         self._residents.move_to_end(ref)
         if resident.forgotten and resident.uses == 0:
@@ -127,7 +129,7 @@ class SlotTable:
             self.vacate(resident)
 
     def vacate(self, resident: Resident) -> None:
-        """Free a place at once, whatever its uses: for one that was never filled."""
+        """Free a place at once, even if it is in use: its adapter was never copied there."""
         facts = resident.facts
         del self._residents[facts.ref]
         del self._by_slot[resident.slot]
@@ -185,7 +187,7 @@ class SlotTable:
         """Whether the basis fits now; adapters of idle bases have left for it if need be.
 
         Raises:
-            Unavailable: it does not fit beside those of pinned adapters.
+            Unavailable: it does not fit together with those of pinned adapters.
         """
         basis, needs = facts.basis, self._needs.get(facts.basis, Counter())
         if any(need.covers(facts.need, per_layer=basis.per_layer) for need in needs):
@@ -196,7 +198,8 @@ class SlotTable:
         if wanted + sum(sizes[b] for b in pinned & sizes.keys()) > self._basis_bytes:
             raise Unavailable(
                 f"adapter {facts.ref} reads random matrices of {wanted / _MIB:.1f} MiB, more than "
-                f"is left of {self._basis_bytes / _MIB:.0f}: raise basis_memory_mb, or unpin one"
+                f"is left of {self._basis_bytes / _MIB:.0f} MiB: raise "
+                "basis_memory_mb, or unpin an adapter"
             )
         if wanted + sum(sizes.values()) <= self._basis_bytes:
             return True

@@ -1,1 +1,1 @@
-"""The adapter methods (VeRA, RandLoRA, LoRA), and what each says of itself to the other parts."""
+"""The adapter methods: a folder for each, the list of them, and what all of them share."""

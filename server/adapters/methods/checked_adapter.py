@@ -1,4 +1,4 @@
-"""A stored adapter that was found fit for its base, for those who look at its numbers."""
+"""A stored adapter that passed all checks for its base, for analyses and exports."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass

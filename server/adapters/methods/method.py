@@ -33,7 +33,7 @@ class BasisPair:
 
     `a` [a_rank, widest] is A. `bt` [b_rank, widest] is B transposed, so that every rank and every
     layer reads leading rows and columns of both: views, never copies. Linears that share matrices
-    are given the same object.
+    get the same object.
     """
 
     a: Tensor
@@ -105,7 +105,7 @@ class Delta(Protocol):
         """Return `y` plus every token's delta; may overwrite `y` unless gradients are recorded.
 
         Args:
-            x: the linear's input as the model passed it: siblings are given the same object.
+            x: the linear's input as the model passed it; linears with one input get one object.
             rows: the same, [tokens, in].
             y: the linear's own output, [tokens, out].
         """
@@ -141,7 +141,7 @@ class Method(Protocol):
 
     @property
     def options(self) -> Mapping[str, str]:
-        """The variant, as a manifest's options hold it; `method_named` reads it back."""
+        """The variant as a manifest's options; `method_named` reads it back."""
         ...
 
     def basis(self, seed: int) -> BasisId:
@@ -207,7 +207,7 @@ class Method(Protocol):
         """The fast path: one delta per layer for one group.
 
         Args:
-            rank: of what the rows hold: the group's largest, or the room's (see `room_rank`).
+            rank: of the vectors in the rows: the group's largest, or the room's (see `room_rank`).
             dropout: the part of `x` that the deltas do not see while gradients are recorded.
         """
         ...
@@ -221,7 +221,7 @@ class Method(Protocol):
 
 @runtime_checkable
 class Factored(Protocol):
-    """A method whose update is a thin product, and so an ordinary LoRA: VeRA, and LoRA itself."""
+    """A method whose update is a thin product, and so an ordinary LoRA: VeRA, and the LoRAs."""
 
     def factors(
         self, linear: TargetLinear, rank: int, matrices: Matrices, vectors: Vectors, scale: float
@@ -235,7 +235,7 @@ class Mergeable(Protocol):
     """A method whose busiest adapters are worth an update as a whole matrix: RandLoRA."""
 
     def merged(self, linear: TargetLinear, rank: int, pair: BasisPair, vectors: Vectors) -> Tensor:
-        """`Method.dense` made fast: [out, in] in the dtype and on the device of the pair.
+        """`Method.dense`, fast: [out, in] in the dtype and on the device of the pair.
 
         Args:
             vectors: as `Method.fold` gives them.

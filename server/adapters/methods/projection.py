@@ -1,4 +1,7 @@
-"""`A x`, made once for all linears that read the same `x`: q, k, v; gate, up. Knows no method."""
+"""Computes `A x` once for all linears that read the same `x`: q, k, v; gate, up.
+
+Knows no method.
+"""
 
 from collections import Counter
 from collections.abc import Iterable
@@ -13,8 +16,8 @@ from server.adapters.methods.method import BasisPair, BasisPairs
 class Projection:
     """The product of a step's tokens by the leading columns of `a` [rank, widest].
 
-    `shared`: keep the last product for the next linear that is given the same `x`. One that is
-    not shared keeps nothing, for it would keep a whole step's activations.
+    `shared`: keep the last product for the next linear with the same `x`. Others keep nothing, for
+    they would keep a whole step's activations.
     """
 
     def __init__(self, a: Tensor, dropout: float, *, shared: bool) -> None:
@@ -22,18 +25,18 @@ class Projection:
         self._dropout = dropout
         self._shared = shared
         self._by_width: dict[int, Tensor] = {}
-        self._x: Tensor | None = None  # held, so that no other tensor can take its identity
+        self._x: Tensor | None = None  # kept, so that no other tensor can take its identity
         self._product = a
 
     def __call__(self, x: Tensor, rows: Tensor) -> Tensor:
         """x: as the model passed it, rows: the same as [tokens, in]. Returns [tokens, rank]."""
         if not self._shared:
-            return self._made(rows)
+            return self._compute(rows)
         if x is not self._x:
-            self._x, self._product = x, self._made(rows)
+            self._x, self._product = x, self._compute(rows)
         return self._product
 
-    def _made(self, rows: Tensor) -> Tensor:
+    def _compute(self, rows: Tensor) -> Tensor:
         width = rows.shape[1]
         at = self._by_width.get(width)
         if at is None:
@@ -47,10 +50,10 @@ def projections(
     """The projection of each linear by path: one object for those that read the same pair."""
     pairs = {path: bases[path] for path in paths}
     users: Counter[BasisPair] = Counter(pairs.values())
-    made = {
+    by_pair = {
         pair: Projection(pair.a[:rank], dropout, shared=count > 1) for pair, count in users.items()
     }
-    return {path: made[pair] for path, pair in pairs.items()}
+    return {path: by_pair[pair] for path, pair in pairs.items()}
 
 
 def dropped(rows: Tensor, dropout: float) -> Tensor:

@@ -1,7 +1,7 @@
-"""Rows that several learning adapters share out among themselves: each adapter's lie side by side.
+"""Scales rows of a batch by vectors of several adapters in training, each with rows of its own.
 
-A vector of an adapter then scales its own rows only. On CUDA that is a kernel, whose plain
-reference is `reference_scaled`. Knows no method.
+An adapter's rows are neighbours, and its vector scales those rows only. On CUDA that is a kernel,
+whose plain reference is `reference_scaled`. Knows no method.
 """
 
 from collections.abc import Sequence

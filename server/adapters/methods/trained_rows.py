@@ -1,4 +1,4 @@
-"""The vectors of adapters that learn: one flat parameter each, read as deltas want them.
+"""The vectors of adapters in training: one flat parameter each, in the form that deltas read.
 
 Adapters of one kind that learn together are stacked once for all their layers, so a batch of many
 costs the launches of one. Knows no data, loss or optimizer.

@@ -1,1 +1,1 @@
-"""Other people's adapters, taken in and given out: PEFT checkpoints, and merged models."""
+"""Imports PEFT checkpoints, and exports adapters as PEFT checkpoints and merged models."""

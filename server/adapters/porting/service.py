@@ -48,7 +48,7 @@ class PortingService:
 
     Args:
         source: what the base was loaded from, as in `load_base`; merged exports read it again.
-        folder: for files on their way, made if it is missing and emptied now.
+        folder: for temporary files; created if it is missing, and emptied now.
     """
 
     def __init__(
@@ -80,7 +80,7 @@ class PortingService:
 
         Args:
             config, weights: `adapter_config.json` and `adapter_model.safetensors`.
-            file_name: what the sender calls `weights`.
+            file_name: the sender's name of `weights`.
             torch_era, half_dtype, base_dtype: see `Origin`.
 
         Raises:

@@ -37,7 +37,7 @@ class TrainOptions:
 
     `early_stopping` ends the run after so many scores in a row without a better one, and keeps
     the best; `checkpoints` is how many versions are published on the way, at most. `publish` says
-    what becomes of an adapter that is worse than what it came from: "if_better" fails the job,
+    what happens to an adapter that is worse than what it started from: "if_better" fails the job,
     "always" publishes it all the same.
 
     Raises:

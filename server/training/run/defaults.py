@@ -28,11 +28,11 @@ class TrainPlan:
     option. What a method starts with is in its own file (`MethodSpec`); the numbers here are the
     default method's, and common to all.
 
-    VeRA's numbers are what scored best on lines held out of two files of 56 chats, on Porch, among
+    VeRA's numbers scored best on held-out lines of two files of 56 chats, on Porch, among
     those whose answers to other questions keep the file's style. Above rank 64 the score rose by
     0.01 nats; a rate of 0.01 took three times the steps, and one of 0.1 learnt the lines by heart.
     d_initial (0.01 to 0.1), weight decay, the schedule's shape and the gradient's limit made no
-    difference that could be told from noise. Epochs and batch sizes were measured with VeRA alone.
+    difference beyond the noise. Epochs and batch sizes were measured with VeRA alone.
     """
 
     seed: int  # of the data's order, the held-out split and dropout

@@ -1,8 +1,8 @@
-"""Products of tokens by matrices of their own adapters. Knows no method.
+"""Multiplies tokens by matrices of their own adapters. Knows no method.
 
 An adapter with many tokens in the step gets a product of its own, over neighbouring rows, which
-reads its matrix where it lies. Those of the others are gathered, one copy a token, for one batched
-product. So a popular adapter costs less per token than others, however its tokens are scattered.
+reads its matrix where it lies. The matrices of all others are gathered, one copy a token, for one
+batched product. So a popular adapter costs less per token, however its tokens are scattered.
 """
 
 from collections import Counter
@@ -26,7 +26,7 @@ adapters of rank 8:
     bfloat16, 384 wide    2.3    5.7    3.6    1.6    1.4    0.39
     bfloat16, 2048 wide   3.3    2.1    1.05   0.82   0.33   0.21
 
-Float32 is what a CPU serves unless told otherwise. The same on an NVIDIA H200, torch 2.11.0, in
+A CPU serves float32 by default. The same on an NVIDIA H200, torch 2.11.0, in
 microseconds for A and B together, bfloat16, 2048 wide, gathered and own:
 
     tokens of each        1             8             32
@@ -54,14 +54,14 @@ class ByAdapter:
     Args:
         rows: the stored row of each token, int64 [tokens].
         runs: the same; see `server.adapters.methods.method.Rows`.
-        own_from: the tokens from which an adapter gets a product of its own.
+        least_tokens: the tokens from which an adapter gets a product of its own.
     """
 
-    def __init__(self, rows: Tensor, runs: Sequence[Run], own_from: int) -> None:
+    def __init__(self, rows: Tensor, runs: Sequence[Run], least_tokens: int) -> None:
         count: Counter[int] = Counter()
         for run in runs:
             count[run.row] += run.stop - run.start
-        popular = [row for row, tokens in count.items() if tokens >= own_from]
+        popular = [row for row, tokens in count.items() if tokens >= least_tokens]
         self._runs = _lined_up(popular, count)
         self._gathered_from = self._runs[-1].stop if self._runs else 0
         order = _order([*popular, None], runs)
@@ -77,7 +77,7 @@ class ByAdapter:
         return x if self._order is None else x.index_select(0, self._order)
 
     def unsort(self, x: Tensor) -> Tensor:
-        """What `sort` was given."""
+        """The inverse of `sort`."""
         return x if self._inverse is None else x.index_select(0, self._inverse)
 
     def product(self, x: Tensor, rows: Rows, name: str) -> Tensor:

@@ -1,4 +1,4 @@
-"""LoRA and its halves: trained matrices of low rank, one of which may stay random.
+"""LoRA and its halves: matrices of low rank, of which one may stay random and untrained.
 
     y = W x + scale * B (A x)            A: [rank, in], B: [out, rank], scale = alpha / rank
 
@@ -99,7 +99,7 @@ class LowRank:
         return self.shapes(linear, room_rank)
 
     def basis_size(self, linear: TargetLinear, rank: int) -> BasisSize:
-        """As much as the room's: its zeros silence what the adapter itself does not read."""
+        """That of the room: zeros cancel what is read beyond the adapter's own rank."""
         padded = _padded(rank)
         return BasisSize(
             a_rank=padded if self.trained == "B" else 0,

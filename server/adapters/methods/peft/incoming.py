@@ -1,4 +1,4 @@
-"""What all imports share: a checkpoint's tensors as vectors of the linears of a base.
+"""Reads a checkpoint's tensors as vectors of the linears of a base: what all imports share.
 
 Knows no folders, no store and no method of PEFT's.
 """
@@ -22,7 +22,7 @@ _BASE_DTYPES: Final = ("float32", *HALVES)
 
 @dataclass(frozen=True)
 class Origin:
-    """How an adapter was trained, as far as it matters and its checkpoint does not tell.
+    """How an adapter was trained, as far as it matters and is not in its checkpoint.
 
     It matters where the random matrices were not saved: `torch_era` ("2.11" or earlier, "2.12" or
     later) and `half_dtype` say how RandLoRA's dense ones were drawn; `base_dtype` is the dtype of
@@ -48,7 +48,7 @@ class Origin:
                 raise InvalidRequest(f"{param}={value!r} is none of {choices}", param=param)
 
     def drawn(self) -> tuple[Era, Half]:
-        """Era and half type, both given.
+        """Era and half type.
 
         Raises:
             InvalidCheckpoint: they were left out.
@@ -63,9 +63,12 @@ class Origin:
             )
         return cast(Era, self.torch_era), cast(Half, self.half_dtype)
 
-    def as_trained(self, made: Projections) -> tuple[Tensor, Tensor]:
+    def as_trained(self, projections: Projections) -> tuple[Tensor, Tensor]:
         """A and B as the layers read them, rounded to the dtype of their base."""
-        a, b = (torch.from_numpy(rounded(m, self.base_dtype)) for m in (made.a, made.b))
+        a, b = (
+            torch.from_numpy(rounded(matrix, self.base_dtype))
+            for matrix in (projections.a, projections.b)
+        )
         return a, b
 
 
@@ -136,11 +139,11 @@ def read_vector(
         InvalidCheckpoint: it is missing, misshapen or not finite, or too large for this base.
     """
     name = f"{LAYER_PREFIX}{path}.{vector}"
-    found = tensors.shape(name)
-    if found != shape:
+    stored = tensors.shape(name)
+    if stored != shape:
         linear = base.targets[path]
         raise InvalidCheckpoint(
-            f"tensor {name!r} has shape {list(found)}, not the {list(shape)} that fits the linear "
+            f"tensor {name!r} has shape {list(stored)}, not the {list(shape)} that fits the linear "
             f"[{linear.out_features}, {linear.in_features}] of base {base.name!r}: the config or "
             "the base is another one's"
         )
@@ -180,10 +183,10 @@ def _shared(
 ) -> Tensor:
     top = f"{SHARED_PREFIX}{vector}"
     first = copies[0] if copies and top not in copies else top
-    found = tensors.shape(first)
-    if found != shape:
+    stored = tensors.shape(first)
+    if stored != shape:
         raise InvalidCheckpoint(
-            f"tensor {first!r} has shape {list(found)}, not {list(shape)} as its rank and targets "
+            f"tensor {first!r} has shape {list(stored)}, not {list(shape)} as its rank and targets "
             f"want on base {base.name!r}: the checkpoint is of another base, or damaged"
         )
     matrix = tensors.read(first)

@@ -10,7 +10,7 @@ that is built for [in, out].
 
 The sum has full rank for almost all L and G if every one of the `min` features is read by some row
 of A. A ternary A leaves (1 - 1 / sparsity)^rank of them out, which is many where the sparsity is
-not small beside the rank.
+not small compared with the rank.
 
 Knows how the numbers are defined and started; `randlora_training` and `randlora_serving` know how
 to apply them fast.

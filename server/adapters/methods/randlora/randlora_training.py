@@ -1,4 +1,4 @@
-"""RandLoRA while it learns: a chain of products that keeps what met A, and nothing of A's size.
+"""RandLoRA in training: a chain of products that keeps A's input, and nothing as large as A.
 
 Knows no adapter and no slots. Left to autograd, a layer would keep its scaled A, which is as large
 as its weight; arXiv 2502.00987, section C.5, keeps one A for the n scaled ones, and so does this.
@@ -20,7 +20,7 @@ class Dropped:
 
     def __init__(self, dropout: float) -> None:
         self._dropout = dropout
-        self._x: Tensor | None = None  # held, so that no other tensor can take its identity
+        self._x: Tensor | None = None  # kept, so that no other tensor can take its identity
         self._dropped: Tensor | None = None
 
     def __call__(self, x: Tensor, rows: Tensor) -> Tensor:

@@ -51,8 +51,8 @@ class Vera:
     """The method `vera`; see `server.adapters.methods.method.Method`.
 
     Args:
-        trained: "d+b"; "d", with every entry of b held at `_spread`; or "b", with every entry of d
-            held at `d_initial`.
+        trained: "d+b"; "d", where every entry of b is `_spread`; or "b", where every entry of d is
+            `d_initial`.
         d_initial: where every entry of d starts (the paper's 0.1). Where d alone is trained it
             starts at 0, because b does not.
         per_layer: every linear reads matrices of its own rather than the shared ones.
@@ -80,7 +80,7 @@ class Vera:
 
     @classmethod
     def of(cls, options: Mapping[str, str]) -> "Vera":
-        """The variant that a manifest's options tell of; keys that are not VeRA's are passed over.
+        """The variant that a manifest's options name; keys that are not VeRA's are ignored.
 
         Raises:
             InvalidAdapter: a value that VeRA does not have.

@@ -44,8 +44,8 @@ def read_vera(
     vectors = {}
     for path, linear in layers.items():
         shapes = {"vera_lambda_d": (rank,), "vera_lambda_b": (linear.out_features,)}
-        for theirs, shape in shapes.items():
-            vectors[f"{path}.{_OURS[theirs]}"] = read_vector(base, tensors, path, theirs, shape)
+        for name, shape in shapes.items():
+            vectors[f"{path}.{_OURS[name]}"] = read_vector(base, tensors, path, name, shape)
     max_in = max(linear.in_features for linear in layers.values())
     max_out = max(linear.out_features for linear in layers.values())
     pair = shared_pair(base, tensors, {"vera_A": (rank, max_in), "vera_B": (max_out, rank)})
