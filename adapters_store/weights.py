@@ -129,11 +129,6 @@ def read_header(path: Path) -> Header:
     return _parsed(text, size - 8 - len(text), path)[0]
 
 
-def read_manifest(path: Path) -> Manifest:
-    """`read_header`, the manifest alone."""
-    return read_header(path).manifest
-
-
 def read_content(path: Path) -> Content:
     """Read a whole file and verify its checksum.
 
@@ -155,18 +150,6 @@ def read_content(path: Path) -> Content:
             "the file was altered or damaged; publish the adapter again"
         )
     return Content(header, table, data.view(torch.float32))
-
-
-def read_all(path: Path) -> tuple[Header, ReadTensors]:
-    """`read_content`, its tensors one by one. They share one buffer."""
-    content = read_content(path)
-    return content.header, content.tensors()
-
-
-def read(path: Path) -> tuple[Manifest, ReadTensors]:
-    """`read_all`, without the hash."""
-    header, tensors = read_all(path)
-    return header.manifest, tensors
 
 
 def _checksum(digest: str) -> bytes:

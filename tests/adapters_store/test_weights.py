@@ -50,18 +50,18 @@ def test_a_field_of_zeros_is_not_taken_for_the_checksum(
     path = tmp_path / "adapter.safetensors"
     manifest = replace(make_manifest(note="0" * 64), basis_sha256="0" * 64)
     weights.write(path, manifest, make_tensors())
-    assert weights.read(path)[0] == manifest
+    assert weights.read_content(path).header.manifest == manifest
 
 
 def test_a_file_reads_back(
     adapter: Path, make_manifest: MakeManifest, make_tensors: MakeTensors
 ) -> None:
-    manifest, tensors = weights.read(adapter)
-    header = weights.read_header(adapter)
-    assert manifest == make_manifest() == weights.read_manifest(adapter) == header.manifest
+    content = weights.read_content(adapter)
+    tensors, header = content.tensors(), weights.read_header(adapter)
+    assert make_manifest() == header.manifest
     assert _equal(tensors, make_tensors())
     assert header.size_bytes == adapter.stat().st_size
-    assert weights.read_all(adapter)[0] == header
+    assert content.header == header
 
 
 @settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -84,7 +84,7 @@ def test_the_safetensors_library_reads_the_same(
     assert _equal(safetensors.torch.load_file(path), tensors)
     with safe_open(path, "pt") as file:
         assert Manifest.from_header(file.metadata()) == manifest
-    assert _equal(weights.read(path)[1], tensors)
+    assert _equal(weights.read_content(path).tensors(), tensors)
 
 
 def test_the_same_content_has_the_same_bytes_and_any_other_has_another_hash(
@@ -127,7 +127,7 @@ def test_every_truncation_is_refused(adapter: Path) -> None:
     whole = adapter.read_bytes()
     for length in range(0, len(whole), 7):
         adapter.write_bytes(whole[:length])
-        for read in (weights.read, weights.read_header):
+        for read in (weights.read_content, weights.read_header):
             with pytest.raises(AdapterCorrupt, match=str(adapter)):
                 read(adapter)
 
@@ -137,7 +137,7 @@ def test_a_truncated_tensor_is_named(adapter: Path) -> None:
     with pytest.raises(
         AdapterCorrupt, match=r"truncated: tensor .*layers\.1\.self_attn\.q_proj\.d"
     ):
-        weights.read(adapter)
+        weights.read_content(adapter)
 
 
 def test_every_flipped_bit_is_refused(adapter: Path) -> None:
@@ -147,13 +147,13 @@ def test_every_flipped_bit_is_refused(adapter: Path) -> None:
         damaged[index] ^= 1 << (index % 8)
         adapter.write_bytes(damaged)
         with pytest.raises(AdapterCorrupt, match=str(adapter)):
-            weights.read(adapter)
+            weights.read_content(adapter)
 
 
 def test_added_bytes_are_refused(adapter: Path) -> None:
     adapter.write_bytes(adapter.read_bytes() + b"\0" * 4)
     with pytest.raises(AdapterCorrupt, match="bytes of data"):
-        weights.read(adapter)
+        weights.read_content(adapter)
 
 
 Q0D = "model.layers.0.self_attn.q_proj.d"
@@ -196,7 +196,7 @@ def test_a_tensor_missing_from_the_header_is_noticed(adapter: Path) -> None:
 def test_a_missing_manifest_field_is_named(adapter: Path) -> None:
     _rewrite(adapter, lambda entries: entries["__metadata__"].pop("basis_spec"))
     with pytest.raises(AdapterCorrupt, match="basis_spec") as raised:
-        weights.read_manifest(adapter)
+        weights.read_header(adapter)
     assert str(adapter) in str(raised.value)
 
 
@@ -207,14 +207,14 @@ def test_a_manifest_field_of_the_wrong_type_is_named(adapter: Path, field: str) 
 
     _rewrite(adapter, change)
     with pytest.raises(AdapterCorrupt, match=field):
-        weights.read_manifest(adapter)
+        weights.read_header(adapter)
 
 
 def test_a_foreign_safetensors_file_is_refused(tmp_path: Path, make_tensors: MakeTensors) -> None:
     path = tmp_path / "foreign.safetensors"
     safetensors.torch.save_file(make_tensors(), path)
     with pytest.raises(AdapterCorrupt, match="__metadata__"):
-        weights.read(path)
+        weights.read_content(path)
 
 
 @pytest.mark.parametrize("body", [b"", b"{}", b"[]", b"\xff" * 40, b"[" * 200_000])
@@ -222,7 +222,7 @@ def test_any_other_file_is_refused(tmp_path: Path, body: bytes) -> None:
     path = tmp_path / "other"
     path.write_bytes(len(body).to_bytes(8, "little") + body)
     with pytest.raises(AdapterCorrupt, match="other"):
-        weights.read(path)
+        weights.read_content(path)
 
 
 def test_files_of_one_kind_share_a_table(
@@ -245,17 +245,17 @@ def test_files_of_one_kind_share_a_table(
 def test_what_one_file_said_is_not_taken_for_another_s(
     adapter: Path, make_tensors: MakeTensors
 ) -> None:
-    assert _equal(weights.read(adapter)[1], make_tensors())
+    assert _equal(weights.read_content(adapter).tensors(), make_tensors())
     raw = adapter.read_bytes()
     for end in (len(raw) - 4, len(raw) - len(raw) % 4 - 25):
         adapter.write_bytes(raw[:end])
         with pytest.raises(AdapterCorrupt, match="truncated: tensor"):
-            weights.read(adapter)
+            weights.read_content(adapter)
     altered = raw.replace(b'"shape":[4]', b'"shape":[5]', 1)
     assert altered != raw
     adapter.write_bytes(altered)
     with pytest.raises(AdapterCorrupt, match="does not fit"):
-        weights.read(adapter)
+        weights.read_content(adapter)
 
 
 def test_metadata_stands_in_a_header_once(adapter: Path) -> None:
@@ -266,7 +266,7 @@ def test_metadata_stands_in_a_header_once(adapter: Path) -> None:
         twice = text[:-1] + again
         adapter.write_bytes(len(twice).to_bytes(8, "little") + twice + raw[8 + length :])
         with pytest.raises(AdapterCorrupt, match="'__metadata__' is None"):
-            weights.read(adapter)
+            weights.read_content(adapter)
 
 
 def test_a_porch_sized_adapter_loads_in_milliseconds(
@@ -277,6 +277,6 @@ def test_a_porch_sized_adapter_loads_in_milliseconds(
     times = []
     for _ in range(21):
         start = time.perf_counter()
-        weights.read_all(path)
+        weights.read_content(path)
         times.append(time.perf_counter() - start)
     assert statistics.median(times) < 0.010  # measured: about 0.6 ms; the rest is for slow machines

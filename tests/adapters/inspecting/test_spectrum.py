@@ -79,11 +79,11 @@ class TestSpectrum:
         assert found.left_space(64).shape == (5, 0)
         assert cosine(found, found) is None
 
-    def test_spaces_must_be_asked_for(self) -> None:
+    def test_spaces_that_were_not_computed_are_refused(self) -> None:
         found = spectrum_of_matrix(drawn(3, 2))
-        with pytest.raises(ValueError, match="without its spaces"):
+        with pytest.raises(ValueError, match="has no spaces"):
             found.left_space(1)
-        with pytest.raises(ValueError, match="without its spaces"):
+        with pytest.raises(ValueError, match="has no spaces"):
             cosine(found, found)
 
 

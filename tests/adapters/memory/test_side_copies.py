@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from server.adapters.memory.side_copies import SideCopies
+from server.adapters.memory.banks import SideCopies
 
 Known = frozenset[int]
 

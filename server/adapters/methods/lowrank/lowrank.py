@@ -258,21 +258,13 @@ class _Both:
         return y.add_(order.unsort(order.product(z, self._rows, "B")))
 
 
+def _variant(trained: str | None, rate: float, long_rate: float, source: str) -> Variant:
+    tried = f"rate tried on Porch, one file and seed; {source}"
+    return Variant(trained, 8, rate, long_rate, tried, alpha_per_rank=ALPHA_PER_RANK)
+
+
 LORA: Final = MethodKind(
-    MethodSpec(
-        "lora",
-        (
-            Variant(
-                None,
-                rank=8,
-                learning_rate=5e-4,
-                long_rate=3e-3,
-                alpha_per_rank=ALPHA_PER_RANK,
-                source="rate tried on Porch, one file and seed; LoRA's paper for GPT-2: rank 4, "
-                "2e-4",
-            ),
-        ),
-    ),
+    MethodSpec("lora", (_variant(None, 5e-4, 3e-3, "LoRA's paper for GPT-2: rank 4, 2e-4"),)),
     LowRank.lora,
     peft=PeftForm("LORA", partial(read_lora, LowRank())),
 )
@@ -280,22 +272,8 @@ ASYMMETRIC_LORA: Final = MethodKind(
     MethodSpec(
         "asymmetric-lora",
         (
-            Variant(
-                "B",
-                rank=8,
-                learning_rate=1e-3,
-                long_rate=1e-2,
-                alpha_per_rank=ALPHA_PER_RANK,
-                source="rate tried on Porch, one file and seed; the paper's code: rank 8, 4e-4",
-            ),
-            Variant(
-                "A",
-                rank=8,
-                learning_rate=4e-4,
-                long_rate=1e-3,
-                alpha_per_rank=ALPHA_PER_RANK,
-                source="rate tried on Porch, one file and seed; it is that of the paper's code",
-            ),
+            _variant("B", 1e-3, 1e-2, "the paper's code: rank 8, 4e-4"),
+            _variant("A", 4e-4, 1e-3, "it is that of the paper's code"),
         ),
     ),
     LowRank.asymmetric,
