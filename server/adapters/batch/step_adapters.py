@@ -53,7 +53,7 @@ class StepAdapters:
         self._rows: list[range] = []
 
     def forget(self) -> None:
-        """Drop what was kept: an adapter comes, for which it no longer holds."""
+        """Drop what was kept, since an adapter or a basis is about to change."""
         self._batch = self._slots = None
         self._plans.clear()
 
