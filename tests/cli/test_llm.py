@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from adapters_store.store import AdapterStore
-from server.bases.model import BaseModel, load_base
+from server.bases.base_files import load_base
+from server.bases.model import BaseModel
 from server.errors import ContextLengthExceeded, InvalidRequest, ModelNotFound, Unavailable
 from server.tenancy.keys import DEFAULT_OWNER
 from server.wiring.llm import LLM

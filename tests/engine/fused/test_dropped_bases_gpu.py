@@ -17,10 +17,10 @@ pytest.importorskip("triton", reason="triton is not installed")
 from adapters_store.manifest import AdapterRef
 from server.bases.model import BaseModel
 from server.engine.blocks import BlockPool
-from server.engine.fused.captures import Captures
 from server.engine.fused.decode_graphs import DecodeGraphs
 from server.engine.fused.decoder import FusedDecoder
 from server.engine.fused.fused_forward import FusedForward
+from server.engine.fused.graph_cache import GraphCache
 from server.engine.fused.prompt_graphs import PromptGraphs
 from server.engine.kv_cache import KVCache
 from server.engine.sequence import Chunk, Sequence
@@ -58,13 +58,13 @@ class Replayed:
         kv = KVCache(base, memory_mb=4, block_tokens=8)
         self._pool = BlockPool(kv.num_blocks, 8)
         decoder = FusedDecoder(base)
-        self.captures = Captures(self.served.adapters)
+        self.graphs = GraphCache(self.served.adapters)
         self._forward = FusedForward(
             decoder,
             self.served.adapters,
             kv,
-            DecodeGraphs(decoder, kv, self.captures, max_rows=4, max_context=64, prompt_rows=0),
-            PromptGraphs(decoder, kv, self.captures, max_tokens=64),
+            DecodeGraphs(decoder, kv, self.graphs, max_rows=4, max_context=64, prompt_rows=0),
+            PromptGraphs(decoder, kv, self.graphs, max_tokens=64),
         )
         self._refs: dict[int, AdapterRef] = {}
 
@@ -125,7 +125,7 @@ def test_memory_falls_back_when_bases_leave(replayed: Replayed) -> None:
     assert abs(grown) < BASIS_BYTES // 2, f"{grown} bytes more than with the first {FITTING} bases"
     alive = {id(it()) for it in matrices if it() is not None}
     assert len(alive) == 2 * FITTING, "matrices that the budget dropped are still referred to"
-    names = [name for _, name in replayed.captures._kept._entries]
+    names = [name for _, name in replayed.graphs._kept._entries]
     assert len(names) == 2 * FITTING, "one graph of prompts and one of decodes for each basis"
 
 
