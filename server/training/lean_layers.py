@@ -19,7 +19,8 @@ from server.training.between import Between
 
 # Their layers differ in biases and sliding windows alone.
 _FAMILY: Final = frozenset({"llama", "mistral", "qwen2"})
-_ELSEWHERE: Final = ("attention_mask", "past_key_values")
+# transformers calls the cache `cache` from 5.24 on.
+_ELSEWHERE: Final = ("attention_mask", "past_key_values", "cache")
 
 
 @contextmanager
@@ -80,9 +81,7 @@ class _Lean:
         """hidden_states: [rows, columns, hidden], and so is what it gives."""
         cos, sin = rest["position_embeddings"]
         columns = hidden_states.shape[1]
-        elsewhere = (
-            rest.get("attention_mask") is not None or rest.get("past_key_values") is not None
-        )
+        elsewhere = any(rest.get(name) is not None for name in _ELSEWHERE)
         windowed = self._window is not None and columns > self._window
         if elsewhere or windowed or len(cos) > 1:
             return self._plain(self._layer, hidden_states, **rest)
