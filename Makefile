@@ -4,19 +4,21 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 # pip's own torch brings gigabytes of CUDA. Without a GPU, a tenth of that will do:
 #   make demo TORCH_INDEX=https://download.pytorch.org/whl/cpu
-TORCH_INDEX ?=
-TORCH := torch>=2.11,<2.14
+export TORCH_INDEX ?=
+# What pytest runs: all, or for example TESTS=tests/engine.
+TESTS  ?=
+LATEST := .venv-latest
 
 # Where Python may keep no bytecode, each of dozens of programs that the tests start would compile
 # torch anew: that alone takes minutes.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo serve test gpu-test lint format docs clean
+.PHONY: demo serve test test-latest gpu-test lint format lock docs clean
 
-demo: $(VENV)/.installed
+demo: $(VENV)/.installed-run
 	$(BIN)/verandah demo
 
-serve: $(VENV)/.installed
+serve: $(VENV)/.installed-run
 	$(BIN)/verandah serve
 
 # Types are checked beside the tests: one by one, the two would leave cores idle.
@@ -24,8 +26,18 @@ test: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy > $(VENV)/mypy.txt & mypy=$$!; \
-	OMP_NUM_THREADS=1 $(BIN)/pytest -m "not gpu" -n auto --dist worksteal; tests=$$?; \
+	OMP_NUM_THREADS=1 $(BIN)/pytest -m "not gpu" -n auto --dist worksteal $(TESTS); tests=$$?; \
 	wait $$mypy; types=$$?; cat $(VENV)/mypy.txt; exit $$((tests + types))
+
+# On the newest versions that pyproject.toml allows. What they deprecate is listed at the end.
+test-latest:
+	rm -rf $(LATEST)
+	$(PYTHON) -m venv $(LATEST)
+	$(if $(TORCH_INDEX),$(LATEST)/bin/pip install --no-compile --index-url $(TORCH_INDEX) \
+	    "$$(sed -n 's/^ *"\(torch[<>=].*\)",$$/\1/p' pyproject.toml)")
+	$(LATEST)/bin/pip install --no-compile -e '.[dev]'
+	OMP_NUM_THREADS=1 $(LATEST)/bin/pytest -m "not gpu" -n auto --dist worksteal $(TESTS) \
+	    -W default::DeprecationWarning -W default::PendingDeprecationWarning -W default::FutureWarning
 
 gpu-test:
 	python3 -m pytest -m gpu
@@ -43,25 +55,19 @@ format: $(VENV)/.installed-dev
 docs: $(VENV)/.installed-docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
-clean:
-	rm -rf $(VENV) *.egg-info build site .mypy_cache .ruff_cache .pytest_cache
+# Takes the newest versions that pyproject.toml allows into requirements/, and says what moved.
+lock: $(BIN)/pip
+	$(BIN)/pip install --quiet --require-hashes -r requirements/uv.txt
+	$(BIN)/python requirements/update.py
 
-$(VENV)/bin/pip:
+clean:
+	rm -rf $(VENV) $(LATEST) *.egg-info build site .mypy_cache .ruff_cache .pytest_cache
+
+$(BIN)/pip:
 	$(PYTHON) -c 'import sys; sys.exit("Verandah needs Python 3.11 or newer; this is " + sys.version if sys.version_info < (3, 11) else 0)'
 	$(PYTHON) -m venv $(VENV)
 
-$(VENV)/.installed: $(VENV)/bin/pip pyproject.toml
-	$(if $(TORCH_INDEX),$(BIN)/pip install --index-url $(TORCH_INDEX) '$(TORCH)')
-	$(BIN)/pip install --progress-bar on -e .
-	touch $@
-
-# Compiling all of torch and transformers ahead takes longer than what the tests import of them.
-$(VENV)/.installed-dev: $(VENV)/bin/pip pyproject.toml
-	$(if $(TORCH_INDEX),$(BIN)/pip install --index-url $(TORCH_INDEX) '$(TORCH)')
-	$(BIN)/pip install --no-compile --progress-bar on -e '.[dev]'
-	touch $(VENV)/.installed $@
-
-$(VENV)/.installed-docs: $(VENV)/bin/pip pyproject.toml
-	$(if $(TORCH_INDEX),$(BIN)/pip install --index-url $(TORCH_INDEX) '$(TORCH)')
-	$(BIN)/pip install --progress-bar on -e '.[docs]'
-	touch $(VENV)/.installed $@
+# run is what Verandah needs to run; any other name is an extra of pyproject.toml, installed beside it.
+$(VENV)/.installed-%: $(BIN)/pip pyproject.toml requirements/torch.txt requirements/run.txt requirements/%.txt
+	requirements/install.sh $(BIN)/python $(filter-out run,$*)
+	touch $(VENV)/.installed-run $@

@@ -17,7 +17,8 @@ from server.adapters.methods.row_shares import KERNELS_FROM
 from server.bases.model import BaseModel, is_llama_shaped
 from server.training.run.layer_ops import LayerOps
 
-_ELSEWHERE: Final = ("attention_mask", "past_key_values")
+# transformers calls the cache `cache` from 5.24 on.
+_ELSEWHERE: Final = ("attention_mask", "past_key_values", "cache")
 
 
 @contextmanager
@@ -68,9 +69,7 @@ class _Layer:
         """hidden_states: [rows, columns, hidden], and so is the result."""
         cos, sin = rest["position_embeddings"]
         columns = hidden_states.shape[1]
-        elsewhere = (
-            rest.get("attention_mask") is not None or rest.get("past_key_values") is not None
-        )
+        elsewhere = any(rest.get(name) is not None for name in _ELSEWHERE)
         windowed = self._window is not None and columns > self._window
         if elsewhere or windowed or len(cos) > 1:
             return self._plain(self._layer, hidden_states, **rest)

@@ -3,6 +3,7 @@
 The training model generates them, without an engine: for a few dozen tokens now and then.
 """
 
+import inspect
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
@@ -82,6 +83,9 @@ def _tokens(base: BaseModel, rows: Sequence[GreedyRequest], max_new: int) -> Ite
     every = torch.arange(len(rows), device=device)
     stops = torch.tensor(sorted(base.eos_token_ids), dtype=torch.long, device=device)
     going = torch.ones(len(rows), dtype=torch.bool, device=device)
+    # transformers renamed the cache, as an argument and in the output, in 5.24.
+    known = inspect.signature(base.model.forward).parameters
+    named = "cache" if "cache" in known else "past_key_values"
     cache = None
     for _ in range(max_new):
         width = tokens.shape[1]
@@ -91,10 +95,10 @@ def _tokens(base: BaseModel, rows: Sequence[GreedyRequest], max_new: int) -> Ite
                 input_ids=tokens,
                 attention_mask=mask,
                 position_ids=places,
-                past_key_values=cache,
                 use_cache=True,
+                **{named: cache},
             )
-        cache = output.past_key_values
+        cache = output[named]
         chosen = picked(output.logits, every, last).argmax(-1)
         yield chosen
         going &= ~torch.isin(chosen, stops)

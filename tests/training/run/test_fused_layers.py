@@ -54,6 +54,18 @@ def test_a_window_that_is_shorter_than_the_rows_is_kept() -> None:
         torch.testing.assert_close(mine, plain, rtol=1e-4, atol=1e-5)
 
 
+def test_a_pass_that_fills_a_cache_runs_as_it_is() -> None:
+    def refused(*parts: Tensor) -> Tensor:
+        raise AssertionError("the lean form fills no cache")
+
+    base = tiny_base("llama")
+    with torch.no_grad():
+        plain = base.model(input_ids=ROWS, use_cache=True).logits
+        with fused_with(base, replace(PLAIN, silu_mul=refused)):
+            fused = base.model(input_ids=ROWS, use_cache=True).logits
+    assert torch.equal(fused, plain)
+
+
 def test_the_model_is_itself_outside() -> None:
     base = tiny_base("llama")
     before = [layer.forward.__func__ for layer in base.model.get_decoder().layers]
