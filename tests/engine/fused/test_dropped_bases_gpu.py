@@ -34,7 +34,7 @@ pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
 ]
 
-RANK, WIDEST = 1024, 512
+RANK, WIDEST = 256, 2048
 BASIS_BYTES = 2 * RANK * WIDEST * 2  # A and B in bfloat16: 2 MiB
 BUDGET_MB, FITTING = 5, 2
 PROMPT = [5, 6, 7, 8, 9, 10]
