@@ -125,7 +125,8 @@ def test_pins_and_residents(both: Both) -> None:
 def test_who_goes_away_is_not_answered_any_more(both: Both) -> None:
     body = ASK | {"max_tokens": LONG, "stream": True}
     with both.apart.stream("POST", "/v1/completions", json=body) as response:
-        next(response.iter_lines())
+        lines = response.iter_lines()  # kept: without it the client would go away now
+        next(lines)
         assert eventually(lambda: both.front.engine.stats().running == 1)
     assert eventually(lambda: both.front.engine.stats().running == 0)
 
