@@ -111,13 +111,7 @@ def measure(base: BaseModel, shared: SharedBases, examples: Sequence[Example], o
     train = [example for index, example in enumerate(file) if index not in kept]
     valid = [example for index, example in enumerate(file) if index in kept]
     adapter = TrainableAdapter(
-        base,
-        plan.method,
-        plan.rank,
-        plan.basis_seed,
-        plan.targets,
-        plan.adapter_options(),
-        shared,
+        base, plan.method, plan.rank, plan.basis_seed, plan.targets, plan.adapter_options(), shared
     )
     trainer = Trainer(base, adapter, train, valid, plan)
     unlearnt = _fresh_loss(trainer, fresh)

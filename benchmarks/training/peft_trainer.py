@@ -9,13 +9,7 @@ from itertools import pairwise
 import torch
 from peft import VeraConfig, get_peft_model
 from torch import Tensor
-from transformers import (
-    Trainer,
-    TrainerCallback,
-    TrainerControl,
-    TrainerState,
-    TrainingArguments,
-)
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from server.adapters.learning.trainable import TrainableAdapter
 from server.bases.model import BaseModel

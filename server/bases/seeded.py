@@ -99,21 +99,13 @@ class Basis:
         return (1 - 2**-16) / 3 if threshold is None else 2 * threshold / 256
 
     def a(
-        self,
-        rank: int,
-        in_features: int,
-        dtype: torch.dtype,
-        device: torch.device | str = "cpu",
+        self, rank: int, in_features: int, dtype: torch.dtype, device: torch.device | str = "cpu"
     ) -> Tensor:
         """`A[:rank, :in_features]`, a tensor [rank, in_features]."""
         return self.tile(self._stream(STREAM_A), range(rank), range(in_features), dtype, device)
 
     def b(
-        self,
-        out_features: int,
-        rank: int,
-        dtype: torch.dtype,
-        device: torch.device | str = "cpu",
+        self, out_features: int, rank: int, dtype: torch.dtype, device: torch.device | str = "cpu"
     ) -> Tensor:
         """`B[:out_features, :rank]`, a tensor [out_features, rank]."""
         return self.tile(self._stream(STREAM_B), range(out_features), range(rank), dtype, device)

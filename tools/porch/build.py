@@ -165,11 +165,7 @@ def _pretrain(
 
 
 def _tune(
-    model: Porch,
-    plain: list[Source],
-    talks: list[Talks],
-    options: Options,
-    device: torch.device,
+    model: Porch, plain: list[Source], talks: list[Talks], options: Options, device: torch.device
 ) -> Curve:
     texts = {name: share for name, share in _HELD.items() if name != "chat"}
     shares = {name: _REPLAY * share / sum(texts.values()) for name, share in texts.items()}

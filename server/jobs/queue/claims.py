@@ -90,11 +90,7 @@ class Claims:
             return Job.from_row(row).stop_request
 
     def append_event(
-        self,
-        job: Job,
-        level: Level,
-        message: str,
-        metrics: TrainingMetrics | None = None,
+        self, job: Job, level: Level, message: str, metrics: TrainingMetrics | None = None
     ) -> None:
         """Add an event to a job; with metrics it is of type "metrics". Raises LeaseLost."""
         kind: EventType = "message" if metrics is None else "metrics"

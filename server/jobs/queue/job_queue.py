@@ -14,13 +14,7 @@ from server.db.tables import CheckpointRow, EventRow, FileRow, JobRow, LabelRow
 from server.errors import Conflict, InvalidRequest, NotFound
 from server.jobs import rows
 from server.jobs.queue.claims import Claims
-from server.jobs.queue.job import (
-    UNFINISHED,
-    Checkpoint,
-    Event,
-    Job,
-    JobStatus,
-)
+from server.jobs.queue.job import UNFINISHED, Checkpoint, Event, Job, JobStatus
 from server.jobs.queue.job_estimate import JobEstimate
 from server.jobs.queue.train_options import TrainOptions
 from server.jobs.queue.transitions import add_event, end_job, requeue_or_pause

@@ -51,11 +51,7 @@ class TrainingThread:
     """
 
     def __init__(
-        self,
-        base: BaseModel,
-        pulse: Pulse,
-        target: float,
-        lost: Callable[[], None],
+        self, base: BaseModel, pulse: Pulse, target: float, lost: Callable[[], None]
     ) -> None:
         self.base = twin_of(base)
         if math.isfinite(target):

@@ -59,14 +59,7 @@ class _CrossEntropy(torch.autograd.Function):
 
 @triton.jit
 def _forward(
-    logits_ptr,
-    targets_ptr,
-    losses_ptr,
-    sums_ptr,
-    hits_ptr,
-    stride,
-    vocabulary,
-    BLOCK: tl.constexpr,
+    logits_ptr, targets_ptr, losses_ptr, sums_ptr, hits_ptr, stride, vocabulary, BLOCK: tl.constexpr
 ):
     row = tl.program_id(0).to(tl.int64)
     target = tl.load(targets_ptr + row)
@@ -93,14 +86,7 @@ def _forward(
 
 @triton.jit
 def _backward(
-    g_ptr,
-    logits_ptr,
-    targets_ptr,
-    sums_ptr,
-    g_logits_ptr,
-    stride,
-    vocabulary,
-    BLOCK: tl.constexpr,
+    g_ptr, logits_ptr, targets_ptr, sums_ptr, g_logits_ptr, stride, vocabulary, BLOCK: tl.constexpr
 ):
     row = tl.program_id(0).to(tl.int64)
     column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
