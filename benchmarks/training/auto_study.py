@@ -114,24 +114,18 @@ def measure(base: BaseModel, shared: SharedBases, examples: Sequence[Example], o
         base, plan.method, plan.rank, plan.basis_seed, plan.targets, plan.adapter_options(), shared
     )
     trainer = Trainer(base, adapter, train, valid, plan)
-    unlearnt = _fresh_loss(trainer, fresh)
+    unlearnt = trainer.score(fresh).loss
     own: list[float] = []
     best = adapter.tensors()
-    for progress in run(trainer):
-        if progress.valid:
-            own.append(progress.valid.loss)
+    for metrics in run(trainer):
+        if metrics.valid_loss is not None:
+            own.append(metrics.valid_loss)
             best = adapter.tensors() if own[-1] == min(own[1:], default=0.0) else best
-    last = picked = _fresh_loss(trainer, fresh)
+    last = picked = trainer.score(fresh).loss
     if own[-1] != min(own[1:]):
         adapter.load_tensors(best)
-        picked = _fresh_loss(trainer, fresh)
+        picked = trainer.score(fresh).loss
     return Outcome(unlearnt, last, picked, own[0], min(own[1:]), time.monotonic() - started)
-
-
-def _fresh_loss(trainer: Trainer, fresh: Sequence[Example]) -> float:
-    score = trainer.score(fresh)
-    assert score is not None
-    return score.loss
 
 
 def _encoded(records: Sequence[dict[str, object]], tokenizer: ChatTokenizer) -> list[Example]:

@@ -10,24 +10,18 @@ most one more lease. Neither can make a job end twice, or never.
 """
 
 import secrets
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
-from sqlalchemy import update
+from sqlalchemy import select, update
 
 from server.db.session import Database
 from server.db.tables import CheckpointRow, JobRow
+from server.errors import LeaseLost
 from server.jobs.queue.evaluation import Evaluation, Sample
-from server.jobs.queue.job import Checkpoint, EventType, Job, JobStatus, Level, StopRequest
+from server.jobs.queue.job import Checkpoint, Job, JobStatus, Level, StopRequest
 from server.jobs.queue.training_metrics import TrainingMetrics
-from server.jobs.queue.transitions import (
-    add_event,
-    end_job,
-    fail_job,
-    lock_row,
-    requeue_or_pause,
-    settle_lost_jobs,
-    take_next,
-)
+from server.jobs.queue.transitions import JobChange, settle_lost_jobs, take_next
 
 
 class Claims:
@@ -52,8 +46,8 @@ class Claims:
             row = take_next(session, worker, lease_s, now, busy)
             if row is None:
                 return None
-            again = f", attempt {row.attempt}" if row.attempt > 1 else ""
-            add_event(session, row, now, "info", f"Fine-tuning job started{again}")
+            attempt = f", attempt {row.attempt}" if row.attempt > 1 else ""
+            JobChange(session, row, now).add_event("info", f"Fine-tuning job started{attempt}")
             return Job.from_row(row)
 
     def abandon(self, worker: str) -> None:
@@ -78,9 +72,9 @@ class Claims:
         Raises:
             LeaseLost: the job is no longer this attempt's.
         """
-        with self._database.transaction() as session:
-            row = lock_row(session, job)
-            row.lease_until = self._database.now(session) + (row.lease_s or 0)
+        with self._change(job) as change:
+            row = change.row
+            row.lease_until = change.now + (row.lease_s or 0)
             if step is not None and step > row.step:
                 row.step, row.lost_leases = step, 0
             if estimated_finish is not None:
@@ -93,96 +87,96 @@ class Claims:
         self, job: Job, level: Level, message: str, metrics: TrainingMetrics | None = None
     ) -> None:
         """Add an event to a job; with metrics it is of type "metrics". Raises LeaseLost."""
-        kind: EventType = "message" if metrics is None else "metrics"
-        data = None if metrics is None else metrics.to_document()
-        with self._database.transaction() as session:
-            row = lock_row(session, job)
-            add_event(session, row, self._database.now(session), level, message, kind, data)
+        with self._change(job) as change:
+            if metrics is None:
+                change.add_event(level, message)
+            else:
+                change.add_event(level, message, "metrics", metrics.to_document())
 
     def add_checkpoint(
         self, job: Job, step: int, model: str, metrics: TrainingMetrics
     ) -> Checkpoint:
         """Record an adapter that the job published under the id `model`. Raises LeaseLost."""
-        with self._database.transaction() as session:
-            row = lock_row(session, job)
+        with self._change(job) as change:
             checkpoint = CheckpointRow(
                 id=f"ftckpt_{secrets.token_hex(12)}",
-                owner=row.owner,
-                job=row.id,
-                created_at=int(self._database.now(session)),
+                owner=job.owner,
+                job=job.id,
+                created_at=int(change.now),
                 step=step,
                 model=model,
                 metrics=metrics.to_document(),
             )
-            session.add(checkpoint)
-            session.flush()
+            change.session.add(checkpoint)
+            change.session.flush()
             return Checkpoint.from_row(checkpoint)
 
     def release(self, job: Job) -> None:
         """Give a job back because its worker shuts down. Raises LeaseLost."""
-        with self._database.transaction() as session:
-            row = lock_row(session, job)
-            now = self._database.now(session)
-            requeue_or_pause(session, row, now, "The worker shut down; the job waits for a worker")
+        with self._change(job) as change:
+            change.requeue_or_pause("The worker shut down; the job waits for a worker")
 
     def park(self, job: Job) -> Job:
         """Give back a job that was paused and saved. Raises LeaseLost."""
-        with self._database.transaction() as session:
-            row = lock_row(session, job)
-            now = self._database.now(session)
-            return requeue_or_pause(session, row, now, "The job waits for a worker")
+        with self._change(job) as change:
+            return change.requeue_or_pause("The job waits for a worker")
 
     def add_results(self, job: Job, file_id: str) -> None:
         """Name the file of the job's metrics. Raises LeaseLost."""
-        with self._database.transaction() as session:
-            lock_row(session, job).result_file = file_id
+        with self._change(job) as change:
+            change.row.result_file = file_id
 
     def record_evaluation(
         self, job: Job, evaluation: Evaluation, level: Level, message: str
     ) -> None:
         """Record how good the adapter is, with an event if that is new. Raises LeaseLost."""
         document = evaluation.to_document()
-        with self._database.transaction() as session:
-            row = lock_row(session, job)
-            if row.judgement != document:
-                row.judgement = document
-                add_event(session, row, self._database.now(session), level, message)
+        with self._change(job) as change:
+            if change.row.judgement != document:
+                change.row.judgement = document
+                change.add_event(level, message)
 
     def add_samples(self, job: Job, samples: Sequence[Sample], failure: str = "") -> None:
         """Record answers once, with an event for each, or for their `failure`. Raises LeaseLost."""
-        with self._database.transaction() as session:
-            row = lock_row(session, job)
-            if row.samples is not None:
+        with self._change(job) as change:
+            if change.row.samples is not None:
                 return
-            row.samples = [sample.to_document() for sample in samples]
-            now = self._database.now(session)
+            change.row.samples = [sample.to_document() for sample in samples]
             for sample in samples:
-                data = sample.to_document()
-                add_event(session, row, now, "info", sample.sentence(), data=data)
+                change.add_event("info", sample.sentence(), data=sample.to_document())
             if failure:
-                add_event(session, row, now, "warn", failure)
+                change.add_event("warn", failure)
 
     def finish(self, job: Job, fine_tuned_model: str, trained_tokens: int) -> Job:
         """End a job whose adapter is published as `fine_tuned_model`. Raises LeaseLost."""
-        with self._database.transaction() as session:
-            row = lock_row(session, job)
-            now = self._database.now(session)
-            row.fine_tuned_model, row.trained_tokens = fine_tuned_model, trained_tokens
-            add_event(
-                session, row, now, "info", f"New fine-tuned model created: {fine_tuned_model}"
-            )
-            message = "The job has successfully completed"
-            return end_job(session, row, now, JobStatus.SUCCEEDED, message)
+        with self._change(job) as change:
+            change.row.fine_tuned_model = fine_tuned_model
+            change.row.trained_tokens = trained_tokens
+            change.add_event("info", f"New fine-tuned model created: {fine_tuned_model}")
+            return change.end(JobStatus.SUCCEEDED, "The job has successfully completed")
 
     def fail(self, job: Job, code: str, message: str, param: str | None = None) -> Job:
         """End a job without an adapter. Raises LeaseLost."""
-        with self._database.transaction() as session:
-            row = lock_row(session, job)
-            return fail_job(session, row, self._database.now(session), code, message, param)
+        with self._change(job) as change:
+            return change.fail(code, message, param)
 
     def stop(self, job: Job) -> Job:
         """End a running job that was cancelled. Raises LeaseLost."""
+        with self._change(job) as change:
+            return change.cancel()
+
+    @contextmanager
+    def _change(self, job: Job) -> Iterator[JobChange]:
+        """Change a job, if it is still this attempt's.
+
+        Raises:
+            LeaseLost: the job was taken over, or has ended.
+        """
         with self._database.transaction() as session:
-            row = lock_row(session, job)
-            now = self._database.now(session)
-            return end_job(session, row, now, JobStatus.CANCELLED, "The job was cancelled")
+            row = session.scalar(select(JobRow).where(JobRow.id == job.id).with_for_update())
+            if row is None or row.attempt != job.attempt or row.status != JobStatus.RUNNING:
+                now = "gone" if row is None else f"{row.status}, attempt {row.attempt}"
+                raise LeaseLost(
+                    f"job {job.id} no longer belongs to attempt {job.attempt}: it is {now}"
+                )
+            yield JobChange(session, row, self._database.now(session))

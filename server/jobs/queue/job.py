@@ -1,9 +1,9 @@
 """A fine-tuning job as others see it. Knows no database queries."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from enum import StrEnum
-from typing import Literal, cast
+from typing import Any, Literal, cast
 
 from server.db.tables import CheckpointRow, EventRow, JobRow
 from server.jobs.queue.evaluation import Evaluation, Sample
@@ -97,37 +97,19 @@ class Job:
 
     @classmethod
     def from_row(cls, row: JobRow) -> "Job":
-        error = None
-        if row.error_code is not None:
-            error = JobError(row.error_code, row.error_message or "", row.error_param)
-        return cls(
-            id=row.id,
-            owner=row.owner,
-            status=JobStatus(row.status),
-            model=row.model,
-            training_file=row.training_file,
-            validation_file=row.validation_file,
-            suffix=row.suffix,
-            seed=row.seed,
-            hyperparameters=TrainOptions.from_json(row.hyperparameters),
-            metadata=row.labels,
-            created_at=row.created_at,
-            started_at=None if row.started_at is None else int(row.started_at),
-            finished_at=row.finished_at,
-            estimated_finish=row.estimated_finish,
-            fine_tuned_model=row.fine_tuned_model,
-            trained_tokens=row.trained_tokens,
-            error=error,
-            cancel_requested=row.cancel_requested,
-            pause_requested=row.pause_requested,
-            attempt=row.attempt,
-            worker=row.worker,
-            step=row.step,
-            result_file=row.result_file,
-            estimate=None if row.appraisal is None else JobEstimate(**row.appraisal),
-            evaluation=None if row.judgement is None else Evaluation(**row.judgement),
-            samples=None if row.samples is None else tuple(Sample(**one) for one in row.samples),
-        )
+        columns = {field.name: getattr(row, field.name, None) for field in fields(cls)}
+        values: dict[str, Any] = columns | {
+            "status": JobStatus(row.status),
+            "hyperparameters": TrainOptions.from_json(row.hyperparameters),
+            "metadata": row.labels,
+            "started_at": None if row.started_at is None else int(row.started_at),
+            "error": row.error_code
+            and JobError(row.error_code, row.error_message or "", row.error_param),
+            "estimate": row.appraisal and JobEstimate(**row.appraisal),
+            "evaluation": row.judgement and Evaluation(**row.judgement),
+            "samples": None if row.samples is None else tuple(Sample(**one) for one in row.samples),
+        }
+        return cls(**values)
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,8 @@
 """The durable queue of jobs: create, list, cancel, pause and resume them. Knows no trainer."""
 
 import secrets
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from statistics import median
 
 from sqlalchemy import ColumnElement, exists, func, select
@@ -17,7 +18,7 @@ from server.jobs.queue.claims import Claims
 from server.jobs.queue.job import UNFINISHED, Checkpoint, Event, Job, JobStatus
 from server.jobs.queue.job_estimate import JobEstimate
 from server.jobs.queue.train_options import TrainOptions
-from server.jobs.queue.transitions import add_event, end_job, requeue_or_pause
+from server.jobs.queue.transitions import JobChange
 from server.jobs.rows import Page
 
 _TIMED_JOBS = 20
@@ -81,12 +82,13 @@ class JobQueue(Claims):
             session.add_all(
                 LabelRow(job=row.id, key=key, value=value) for key, value in labels.items()
             )
-            add_event(session, row, now, "info", f"Created fine-tuning job: {row.id}")
+            change = JobChange(session, row, now)
+            change.add_event("info", f"Created fine-tuning job: {row.id}")
             for warning in estimate.warnings if estimate else ():
-                add_event(session, row, now, "warn", warning)
+                change.add_event("warn", warning)
             if estimate:
-                add_event(session, row, now, "info", estimate.sentence())
-            add_event(session, row, now, "info", "Files validated; the job waits for a worker")
+                change.add_event("info", estimate.sentence())
+            change.add_event("info", "Files validated; the job waits for a worker")
             return Job.from_row(row)
 
     def get(self, owner: str, job_id: str) -> Job:
@@ -179,16 +181,15 @@ class JobQueue(Claims):
             NotFound: there is none.
             Conflict: it has ended.
         """
-        with self._database.transaction() as session:
-            row = _known(rows.find_for_update(session, JobRow, owner, job_id), job_id)
-            now = self._database.now(session)
+        with self._owned(owner, job_id) as change:
+            row = change.row
             if JobStatus(row.status).ended:
                 raise Conflict(f"job {job_id!r} is already {row.status}; it cannot be cancelled")
-            if not _has_worker(row, now):
-                end_job(session, row, now, JobStatus.CANCELLED, "The job was cancelled")
-            elif not row.cancel_requested:
+            if not _has_worker(row, change.now):
+                return change.cancel()
+            if not row.cancel_requested:
                 row.cancel_requested = True
-                add_event(session, row, now, "info", "Cancelling: the worker was asked to stop")
+                change.add_event("info", "Cancelling: the worker was asked to stop")
             return Job.from_row(row)
 
     def pause(self, owner: str, job_id: str) -> Job:
@@ -198,18 +199,17 @@ class JobQueue(Claims):
             NotFound: there is none.
             Conflict: it has ended, or is about to be cancelled.
         """
-        with self._database.transaction() as session:
-            row = _known(rows.find_for_update(session, JobRow, owner, job_id), job_id)
-            now = self._database.now(session)
+        with self._owned(owner, job_id) as change:
+            row = change.row
             if JobStatus(row.status).ended or row.cancel_requested:
                 state = "is being cancelled" if row.cancel_requested else f"is already {row.status}"
                 raise Conflict(f"job {job_id!r} {state}; it cannot be paused")
             if row.status == JobStatus.PAUSED or row.pause_requested:
                 return Job.from_row(row)
             row.pause_requested = True
-            if not _has_worker(row, now):
-                return requeue_or_pause(session, row, now, "")
-            add_event(session, row, now, "info", "Pausing: the worker was asked to save the job")
+            if not _has_worker(row, change.now):
+                return change.requeue_or_pause("")
+            change.add_event("info", "Pausing: the worker was asked to save the job")
             return Job.from_row(row)
 
     def resume(self, owner: str, job_id: str) -> Job:
@@ -219,22 +219,29 @@ class JobQueue(Claims):
             NotFound: there is none.
             Conflict: it is not paused.
         """
-        with self._database.transaction() as session:
-            row = _known(rows.find_for_update(session, JobRow, owner, job_id), job_id)
+        with self._owned(owner, job_id) as change:
+            row = change.row
             if row.status != JobStatus.PAUSED and not row.pause_requested:
                 raise Conflict(f"job {job_id!r} is {row.status}; only a paused job can be resumed")
             if row.status == JobStatus.PAUSED:
                 row.status = JobStatus.QUEUED
             row.pause_requested = False
-            add_event(session, row, self._database.now(session), "info", "The job was resumed")
+            change.add_event("info", "The job was resumed")
             return Job.from_row(row)
+
+    @contextmanager
+    def _owned(self, owner: str, job_id: str) -> Iterator[JobChange]:
+        """Change an owner's job. Raises NotFound."""
+        with self._database.transaction() as session:
+            row = _existing(rows.find_for_update(session, JobRow, owner, job_id), job_id)
+            yield JobChange(session, row, self._database.now(session))
 
 
 def _find(session: Session, owner: str, job_id: str) -> JobRow:
-    return _known(rows.find(session, JobRow, owner, job_id), job_id)
+    return _existing(rows.find(session, JobRow, owner, job_id), job_id)
 
 
-def _known(row: JobRow | None, job_id: str) -> JobRow:
+def _existing(row: JobRow | None, job_id: str) -> JobRow:
     if row is None:
         raise NotFound(f"there is no fine-tuning job {job_id!r}")
     return row
@@ -259,9 +266,8 @@ def _labelled(metadata: Mapping[str, str] | None) -> list[ColumnElement[bool]]:
 
 def _require_file(session: Session, owner: str, file_id: str, param: str) -> None:
     """Raise InvalidRequest unless the owner has such a file, for training."""
-    row = rows.find_for_update(
-        session, FileRow, owner, file_id
-    )  # locked: it must not be deleted meanwhile
+    # Locked: it must not be deleted meanwhile.
+    row = rows.find_for_update(session, FileRow, owner, file_id)
     if row is None:
         raise InvalidRequest(f"there is no file {file_id!r}; upload it first", param=param)
     if row.purpose != "fine-tune":

@@ -2,12 +2,12 @@
 
 import secrets
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 from sqlalchemy import Boolean, Double, Text, bindparam, case, func, not_, or_, select, update
 from sqlalchemy.orm import Session, aliased
 
 from server.db.tables import EventRow, JobRow
-from server.errors import LeaseLost
 from server.jobs.queue.job import EventType, Job, JobStatus, Level
 
 MAX_LOST_LEASES = 5
@@ -78,78 +78,67 @@ _TAKE_NEXT = (
 )
 
 
-def lock_row(session: Session, job: Job) -> JobRow:
-    """The job's row, locked until the transaction ends, if the job is still this attempt's.
+@dataclass(frozen=True, eq=False)
+class JobChange:
+    """A change of a job's row at the time `now`. The row is locked until the transaction ends."""
 
-    Raises:
-        LeaseLost: the job was taken over, or has ended.
-    """
-    row = session.scalar(select(JobRow).where(JobRow.id == job.id).with_for_update())
-    if row is None or row.attempt != job.attempt or row.status != JobStatus.RUNNING:
-        now = "gone" if row is None else f"{row.status}, attempt {row.attempt}"
-        raise LeaseLost(f"job {job.id} no longer belongs to attempt {job.attempt}: it is {now}")
-    return row
+    session: Session
+    row: JobRow
+    now: float
 
+    def add_event(
+        self,
+        level: Level,
+        message: str,
+        type: EventType = "message",
+        data: Mapping[str, object] | None = None,
+    ) -> None:
+        """Add an event to the job."""
+        event = EventRow(
+            id=f"ftevent-{secrets.token_hex(12)}",
+            owner=self.row.owner,
+            job=self.row.id,
+            created_at=int(self.now),
+            level=level,
+            type=type,
+            message=message.replace("\0", ""),  # which PostgreSQL does not take
+            data=None if data is None else dict(data),
+        )
+        self.session.add(event)
+        self.session.flush()  # so that events are numbered in the order in which they are added
 
-def add_event(
-    session: Session,
-    row: JobRow,
-    now: float,
-    level: Level,
-    message: str,
-    type: EventType = "message",
-    data: Mapping[str, object] | None = None,
-) -> None:
-    """Add an event."""
-    event = EventRow(
-        id=f"ftevent-{secrets.token_hex(12)}",
-        owner=row.owner,
-        job=row.id,
-        created_at=int(now),
-        level=level,
-        type=type,
-        message=message.replace("\0", ""),  # which PostgreSQL does not take
-        data=None if data is None else dict(data),
-    )
-    session.add(event)
-    session.flush()  # so that events are numbered in the order in which they are added
+    def end(self, status: JobStatus, message: str) -> Job:
+        """End the job: its last change."""
+        self._leave_worker(status)
+        self.row.finished_at = int(self.now)
+        self.add_event("error" if status == JobStatus.FAILED else "info", message)
+        return Job.from_row(self.row)
 
+    def cancel(self) -> Job:
+        """End the job because its owner cancelled it."""
+        return self.end(JobStatus.CANCELLED, "The job was cancelled")
 
-def end_job(session: Session, row: JobRow, now: float, status: JobStatus, message: str) -> Job:
-    """End a job: its last change."""
-    row.status = status
-    row.finished_at = int(now)
-    row.pause_requested = False  # or an ended job could be resumed
-    row.worker = row.lease_until = row.estimated_finish = None
-    add_event(session, row, now, "error" if status == JobStatus.FAILED else "info", message)
-    return Job.from_row(row)
+    def fail(self, code: str, message: str, param: str | None = None) -> Job:
+        """End the job with an error."""
+        row, text = self.row, message.replace("\0", "")
+        row.error_code, row.error_message, row.error_param = code, text, param
+        return self.end(JobStatus.FAILED, f"The job failed: {text}")
 
+    def requeue_or_pause(self, requeued: str) -> Job:
+        """Take the job from its worker: cancel or pause it if its owner asked for that, else queue
+        it with the event `requeued`."""
+        if self.row.cancel_requested:
+            return self.cancel()
+        paused = self.row.pause_requested
+        self._leave_worker(JobStatus.PAUSED if paused else JobStatus.QUEUED)
+        self.add_event("info", "The job is paused; resume it to continue" if paused else requeued)
+        return Job.from_row(self.row)
 
-def requeue_or_pause(session: Session, row: JobRow, now: float, requeued: str) -> Job:
-    """Take a job from its worker: cancel or pause it if its owner asked for that, else queue it."""
-    if row.cancel_requested:
-        return end_job(session, row, now, JobStatus.CANCELLED, "The job was cancelled")
-    paused = row.pause_requested
-    row.status = JobStatus.PAUSED if paused else JobStatus.QUEUED
-    row.pause_requested = False
-    row.worker = row.lease_until = row.estimated_finish = None
-    add_event(
-        session,
-        row,
-        now,
-        "info",
-        "The job is paused; resume it to continue" if paused else requeued,
-    )
-    return Job.from_row(row)
-
-
-def fail_job(
-    session: Session, row: JobRow, now: float, code: str, message: str, param: str | None
-) -> Job:
-    """End a job with an error."""
-    text = message.replace("\0", "")
-    row.error_code, row.error_message, row.error_param = code, text, param
-    return end_job(session, row, now, JobStatus.FAILED, f"The job failed: {text}")
+    def _leave_worker(self, status: JobStatus) -> None:
+        row = self.row
+        row.status = status
+        row.pause_requested = False  # or an ended job could be resumed
+        row.worker = row.lease_until = row.estimated_finish = None
 
 
 def settle_lost_jobs(session: Session, worker: str, now: float, busy: bool) -> None:
@@ -160,17 +149,14 @@ def settle_lost_jobs(session: Session, worker: str, now: float, busy: bool) -> N
     options = {"synchronize_session": False}
     session.execute(_SHORTEN_LEASES, {"at": now}, execution_options=options)
     for row in session.scalars(_LOST_FOR_GOOD, {"at": now, "by": worker, "busy": busy}).all():
+        change = JobChange(session, row, now)
         if row.cancel_requested or row.pause_requested:
-            requeue_or_pause(session, row, now, "")
+            change.requeue_or_pause("")
             continue
-        fail_job(
-            session,
-            row,
-            now,
+        change.fail(
             "worker_lost",
             f"{row.lost_leases + 1} workers in a row stopped without getting past step {row.step}: "
             "the worker's log may say why",
-            None,
         )
 
 

@@ -61,23 +61,21 @@ class ClaimedJob(JobPhase):
 
     def _resume(self, setup: TrainingSetup) -> TrainingMetrics:
         """Set the trainer to the newest checkpoint that fits; return the metrics at its step."""
-        queue, job, folder = self.claim.services.queue, self.claim.job, self.claim.folder
-        trainer = setup.trainer
+        claim, folder, trainer = self.claim, self.claim.folder, setup.trainer
         checkpoint = folder.checkpoints.newest()
         if checkpoint is None:
-            queue.append_event(job, "info", setup.summary())
+            claim.add_event("info", setup.summary())
             folder.metrics.clear()
             return TrainingMetrics(0)
         if not trainer.fits(checkpoint):
             message = "The checkpoint was made with other data or options. Training starts over"
-            queue.append_event(job, "warn", message)
+            claim.add_event("warn", message)
             folder.clear()
             return TrainingMetrics(0)
         trainer.restore(checkpoint)
         with suppress(OSError):  # a step that is repeated is written again
             folder.metrics.cut(trainer.step)
-        message = f"Resuming from step {trainer.step} of {trainer.total_steps}"
-        queue.append_event(job, "info", message)
+        claim.add_event("info", f"Resuming from step {trainer.step} of {trainer.total_steps}")
         document = cast(Mapping[str, object], checkpoint.state["figures"])
         return TrainingMetrics.from_document(document)
 

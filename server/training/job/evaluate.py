@@ -11,28 +11,26 @@ from server.jobs.queue.evaluation import Evaluation
 from server.jobs.queue.job import Checkpoint
 from server.jobs.queue.training_metrics import TrainingMetrics
 from server.training.job.training_setup import TrainingSetup
-from server.training.run.trainer import Progress
 
 _TRAIN_LINES = 32  # scored where no line is held out
 
 
-def baseline(setup: TrainingSetup, first: Progress | None) -> Evaluation:
+def baseline(setup: TrainingSetup, first: TrainingMetrics | None) -> Evaluation:
     """The losses to compare with: the base's, and that of the adapter that the job continues.
 
     Args:
-        first: the score before training; None for a run that was resumed, when the adapter that it
+        first: the metrics before training. None: the run was resumed, and the adapter that it
             continues cannot be scored any more.
     """
     trainer = setup.trainer
     lines = setup.valid or setup.train[:_TRAIN_LINES]
-    start = None
+    start_loss = None
     if first is not None:
-        start = first.valid or trainer.score(lines)
-    # A new adapter changes nothing yet: what is scored before its first step is the base.
-    base = start if start and setup.start is None else trainer.score_base(lines)
-    assert base is not None, "a run has lines"
-    start_loss = start.loss if start and setup.start is not None else None
-    return Evaluation(len(lines), bool(setup.valid), base.loss, start_loss)
+        start_loss = trainer.score(lines).loss if first.valid_loss is None else first.valid_loss
+    if start_loss is not None and setup.start is None:
+        # A new adapter changes nothing yet: what is scored before its first step is the base.
+        return Evaluation(len(lines), bool(setup.valid), start_loss)
+    return Evaluation(len(lines), bool(setup.valid), trainer.score_base(lines).loss, start_loss)
 
 
 def evaluated(
@@ -51,9 +49,8 @@ def evaluated(
     """
     if before.held_out:
         return before.of(step, metrics.valid_loss_or_nan, last.valid_loss_or_nan)
-    score = setup.trainer.score(setup.train[:_TRAIN_LINES])
-    assert score is not None, "a run has lines"
-    return before.of(step, score.loss, score.loss)
+    loss = setup.trainer.score(setup.train[:_TRAIN_LINES]).loss
+    return before.of(step, loss, loss)
 
 
 def diverged_evaluation(before: Evaluation, last: TrainingMetrics) -> Evaluation:

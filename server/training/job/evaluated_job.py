@@ -98,8 +98,8 @@ class EvaluatedJob(JobPhase):
                 code="disk_full",
             ) from error
         if not self._retry.failed:
-            then = f"The worker tries again for {seconds}."
-            self.claim.warn_of_disk("The adapter could not be written", error, then)
+            consequence = f"The worker tries again for {seconds}."
+            self.claim.warn_of_disk("The adapter could not be written", error, consequence)
         self._retry.note_failure()
 
 

@@ -7,6 +7,7 @@ import time
 from server.errors import LeaseLost, Unavailable
 from server.jobs.queue.job import Job
 from server.jobs.queue.job_queue import JobQueue
+from server.jobs.queue.training_metrics import TrainingMetrics
 
 log = logging.getLogger(__name__)
 
@@ -45,10 +46,10 @@ class Heartbeat:
         self._end.set()
         self._thread.join()
 
-    def report(self, step: int, trained_tokens: int, seconds_left: float) -> None:
-        """Note how far the job is. The queue is told with the next beat."""
-        self._step, self._trained_tokens = step, trained_tokens
-        self._estimated_finish = int(time.time() + seconds_left)
+    def report(self, metrics: TrainingMetrics) -> None:
+        """Note how far the job is. The next beat writes it to the queue."""
+        self._step, self._trained_tokens = metrics.step, metrics.trained_tokens
+        self._estimated_finish = int(time.time() + (metrics.seconds_left or 0))
 
     def check(self) -> None:
         """Raise LeaseLost if the job is another worker's, or JobCancelled or JobPaused if its owner

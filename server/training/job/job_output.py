@@ -20,7 +20,6 @@ from server.training.job.publish import milestones, publish_once
 from server.training.job.run_report import checkpoint_metrics, overfitting
 from server.training.job.samples import sample_of
 from server.training.job.training_setup import TrainingSetup
-from server.training.run.trainer import Progress
 
 log = logging.getLogger(__name__)
 
@@ -53,7 +52,7 @@ class JobOutput:
             trainer.total_steps, trainer.evaluate_every, setup.plan.checkpoints
         )
 
-    def record_baseline(self, first: Progress | None) -> Evaluation:
+    def record_baseline(self, first: TrainingMetrics | None) -> Evaluation:
         """Score what the job starts from, unless an earlier attempt did."""
         known = self._job.evaluation
         if known is not None and first is None:
@@ -105,8 +104,8 @@ class JobOutput:
             comparison = evaluate.comparison(evaluation, self._setup)
             self._queue.record_evaluation(self._job, evaluation, "warn", comparison)
             detail = f". {comparison}"
-        kept = self._queue.checkpoints(self._job.owner, self._job.id, limit=_CHECKPOINTS)
-        return detail + evaluate.best_checkpoint(kept.items)
+        published = self._queue.checkpoints(self._job.owner, self._job.id, limit=_CHECKPOINTS)
+        return detail + evaluate.best_checkpoint(published.items)
 
     def publish(self, state: TrainedState) -> AdapterRef:
         """Publish the result."""
@@ -120,15 +119,14 @@ class JobOutput:
             ref = self._publish(self._setup.adapter.tensors(), metrics, step)
         except (StoreError, OSError) as error:  # the result may still be published
             log.warning("job %s: no checkpoint at step %d: %s", self._job.id, step, error)
-            message = (
+            self._claim.add_event(
+                "warn",
                 f"The checkpoint of step {step} could not be published: the server could not write "
-                "it. Training continues"
+                "it. Training continues",
             )
-            self._queue.append_event(self._job, "warn", message)
             return
         if self._record_version(ref, step, metrics):
-            message = f"Checkpoint created at step {step}: {ref}"
-            self._queue.append_event(self._job, "info", message)
+            self._claim.add_event("info", f"Checkpoint created at step {step}: {ref}")
 
     def _record_version(self, ref: AdapterRef, step: int, metrics: TrainingMetrics) -> bool:
         """List a version among the job's checkpoints; False if it is there already."""

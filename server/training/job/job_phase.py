@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 from adapters_store.store import AdapterStore
 from server.errors import LeaseLost, RequestTooLarge, Unavailable
 from server.jobs.files.file_store import RESULTS, Files
-from server.jobs.queue.job import Job
+from server.jobs.queue.job import Job, Level
 from server.jobs.queue.job_queue import JobQueue
 from server.training.job.heartbeat import Heartbeat, JobCancelled, JobPaused
 from server.training.job.metrics_file import MetricsFile
@@ -80,6 +80,10 @@ class Claim:
         """Stop keeping the lease."""
         self.heartbeat.stop()
 
+    def add_event(self, level: Level, message: str) -> None:
+        """Add an event to the job. Raises LeaseLost."""
+        self.services.queue.append_event(self.job, level, message)
+
     def remove_files(self) -> None:
         """Leave nothing on the worker's disk: the job has ended.
 
@@ -91,15 +95,15 @@ class Claim:
         except OSError as error:  # a later worker sweeps
             log.warning("job %s leaves files behind: %s", self.job.id, error)
 
-    def warn_of_disk(self, what: str, error: Exception, then: str) -> None:
+    def warn_of_disk(self, failure: str, error: Exception, consequence: str) -> None:
         """Report a write that failed."""
-        log.warning("job %s: %s: %s", self.job.id, what, error)
-        message = f"{what} ({disk_reason(error)}). {then} Make room on the server's disk"
-        self.services.queue.append_event(self.job, "warn", message)
+        log.warning("job %s: %s: %s", self.job.id, failure, error)
+        remedy = "Make room on the server's disk"
+        self.add_event("warn", f"{failure} ({disk_reason(error)}). {consequence} {remedy}")
 
     def store_metrics(self) -> None:
         """Make the metrics of all steps a file of the job's owner, unless that was done."""
-        files, queue, job = self.services.files, self.services.queue, self.job
+        files, job = self.services.files, self.job
         name = f"step_metrics-{job.id}.csv"
         try:
             stored = files.named(job.owner, name, RESULTS)
@@ -109,9 +113,9 @@ class Claim:
         except (OSError, RequestTooLarge) as error:  # the adapter is published all the same
             log.warning("job %s has no file of metrics: %s", job.id, error)
             message = "The file of metrics could not be written. The job's events have most of them"
-            queue.append_event(job, "warn", message)
+            self.add_event("warn", message)
             return
-        queue.add_results(job, stored.id)
+        self.services.queue.add_results(job, stored.id)
 
 
 @dataclass(eq=False)

@@ -8,38 +8,18 @@ import torch
 from adapters_store.store_errors import StoreError
 from server.errors import InvalidRequest, TrainingFailed, VerandahError
 from server.jobs.queue.training_metrics import TrainingMetrics
-from server.training.run.trainer import Progress
 
 _OVERFIT = 1.2  # below this, the loss of a few held-out lines is mostly noise
 
 
-def metrics_of(progress: Progress) -> TrainingMetrics:
-    """The metrics of one step."""
-    train, valid = progress.train, progress.valid
-    return TrainingMetrics(
-        step=progress.step,
-        total_steps=progress.total_steps,
-        epoch=round(progress.epoch, 4),
-        trained_tokens=progress.trained_tokens,
-        learning_rate=progress.learning_rate,
-        tokens_per_second=round(progress.tokens_per_s, 1),
-        seconds_left=round(progress.seconds_left, 1),
-        train_loss=train.loss if train else None,
-        train_mean_token_accuracy=train.accuracy if train else None,
-        valid_loss=valid.loss if valid else None,
-        valid_mean_token_accuracy=valid.accuracy if valid else None,
-    )
-
-
-def updated(before: TrainingMetrics, progress: Progress) -> TrainingMetrics:
+def updated(before: TrainingMetrics, step: TrainingMetrics) -> TrainingMetrics:
     """The metrics of a run so far: the newest of each, and the best validation loss."""
-    step = metrics_of(progress)
     metrics = replace(before, **{k: v for k, v in vars(step).items() if v is not None})
-    if progress.valid is None or progress.step == 0:
+    loss, best = step.valid_loss, before.best_valid_loss
+    if loss is None or step.step == 0:
         return metrics
-    best, loss = before.best_valid_loss, progress.valid.loss
     if math.isfinite(loss) and (best is None or loss < best):
-        return replace(metrics, best_valid_loss=loss, best_step=progress.step, scores_since_best=0)
+        return replace(metrics, best_valid_loss=loss, best_step=step.step, scores_since_best=0)
     return replace(metrics, scores_since_best=(before.scores_since_best or 0) + 1)
 
 
@@ -65,13 +45,13 @@ def overfitting(metrics: TrainingMetrics) -> str | None:
     )
 
 
-def sentence(progress: Progress) -> str:
+def sentence(metrics: TrainingMetrics) -> str:
     """A step in words."""
-    step = f"Step {progress.step}/{progress.total_steps}"
+    step = f"Step {metrics.step}/{metrics.total_steps}"
     losses = [
-        f"{kind} loss={score.loss:.4f}"
-        for kind, score in (("training", progress.train), ("validation", progress.valid))
-        if score
+        f"{kind} loss={loss:.4f}"
+        for kind, loss in (("training", metrics.train_loss), ("validation", metrics.valid_loss))
+        if loss is not None
     ]
     return f"{step}: {', '.join(losses)}" if losses else step
 

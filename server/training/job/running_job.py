@@ -13,10 +13,10 @@ from server.jobs.queue.training_metrics import TrainingMetrics
 from server.training.job.evaluated_job import EvaluatedJob
 from server.training.job.job_output import JobOutput, TrainedState
 from server.training.job.job_phase import DISK_ERRORS, Claim, JobPhase
-from server.training.job.run_report import metrics_of, sentence, updated
+from server.training.job.run_report import sentence, updated
 from server.training.job.training_setup import TrainingSetup
 from server.training.run.checkpoint import RunCheckpoint
-from server.training.run.trainer import Progress, Trainer
+from server.training.run.trainer import Trainer
 
 log = logging.getLogger(__name__)
 
@@ -35,20 +35,18 @@ class StepReporter:
         self._last_reported = last_reported
         self._reported_at = -math.inf
 
-    def report(self, progress: Progress, *, last: bool = False) -> None:
-        """Note a step. An event tells of it if it was scored, is the last, or after a while."""
-        metrics, job = metrics_of(progress), self._claim.job
+    def report(self, metrics: TrainingMetrics, *, last: bool = False) -> None:
+        """Note a step. Add an event if the step was scored, is the last, or after a while."""
+        job = self._claim.job
         try:
             self._claim.folder.metrics.add(metrics)
         except OSError as error:  # no reason to stop training
-            log.warning("job %s: step %d has no metrics: %s", job.id, progress.step, error)
-        seconds_left = progress.seconds_left
-        self._claim.heartbeat.report(progress.step, progress.trained_tokens, seconds_left)
-        now = time.monotonic()
-        due = progress.valid or last or now - self._reported_at >= _EVENT_EVERY_S
-        if due and progress.step > self._last_reported:
-            queue = self._claim.services.queue
-            queue.append_event(job, "info", sentence(progress), metrics)
+            log.warning("job %s: step %d has no metrics: %s", job.id, metrics.step, error)
+        self._claim.heartbeat.report(metrics)
+        now, scored = time.monotonic(), metrics.valid_loss is not None
+        due = scored or last or now - self._reported_at >= _EVENT_EVERY_S
+        if due and metrics.step > self._last_reported:
+            self._claim.services.queue.append_event(job, "info", sentence(metrics), metrics)
             self._reported_at = now
 
 
@@ -81,7 +79,7 @@ class RunningJob(JobPhase):
         stopped = limit is not None and (self.metrics.scores_since_best or 0) >= limit
         return self.trainer.done or stopped
 
-    def take(self, result: Progress | Exception) -> "RunningJob":
+    def take(self, result: TrainingMetrics | Exception) -> "RunningJob":
         """Report a step, and save it when it is time. Raises what the step failed of."""
         if isinstance(result, Exception):
             raise result
@@ -122,9 +120,9 @@ class RunningJob(JobPhase):
             self.claim.folder.checkpoints.save(replace(checkpoint, state=state))
         except DISK_ERRORS as error:
             if not self._save_failed:  # once, until it works again
-                what = f"Step {self.trainer.step} could not be saved"
-                then = "Training continues, and can be resumed from an earlier step only."
-                self.claim.warn_of_disk(what, error, then)
+                failure = f"Step {self.trainer.step} could not be saved"
+                consequence = "Training continues, and can be resumed from an earlier step only."
+                self.claim.warn_of_disk(failure, error, consequence)
             self._save_failed = True
         else:
             self._save_failed = False

@@ -15,15 +15,16 @@ from torch import Tensor
 
 from server.adapters.learning.trainable import TrainableAdapter, active_together
 from server.adapters.methods.row_shares import sent
+from server.jobs.queue.training_metrics import TrainingMetrics
 from server.training.run.adamw import OptimizerStep, adamw
 from server.training.run.batches import micro_batches
 from server.training.run.examples import Example
 from server.training.run.loss import Score, counted_losses, positions
-from server.training.run.trainer import Progress, Trainer
+from server.training.run.trainer import Trainer
 
 
-def run(trainer: Trainer) -> Iterator[Progress]:
-    """Train one run from where it is to its end, yielding after each step.
+def run(trainer: Trainer) -> Iterator[TrainingMetrics]:
+    """Train one run from where it is to its end, yielding the metrics of each step.
 
     Raises:
         TrainingFailed: see `Trainer.next_step`.
@@ -39,7 +40,7 @@ def run(trainer: Trainer) -> Iterator[Progress]:
         yield result
 
 
-def take_step(trainers: Sequence[Trainer], max_tokens: int) -> list[Progress | Exception]:
+def take_step(trainers: Sequence[Trainer], max_tokens: int) -> list[TrainingMetrics | Exception]:
     """One optimizer step of every run, none of which may be done.
 
     Args:
@@ -48,7 +49,7 @@ def take_step(trainers: Sequence[Trainer], max_tokens: int) -> list[Progress | E
             pass of its own.
 
     Returns:
-        The step of each run, or its error, in order. If memory runs out, the step is tried in
+        The metrics of each run, or its error, in order. If memory runs out, the step is tried in
         passes of half the size. What fails for several runs together is tried for each by itself.
     """
     members = [_Member(place, trainer) for place, trainer in enumerate(trainers)]
@@ -102,7 +103,7 @@ class _Member:
         except Exception as error:
             self.outcome = error
 
-    def stepped(self) -> Progress | Exception:
+    def stepped(self) -> TrainingMetrics | Exception:
         """Call after the optimizer's step; a run that failed has taken none."""
         if isinstance(self.outcome, Exception):
             return self.outcome

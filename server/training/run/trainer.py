@@ -10,7 +10,6 @@ import hashlib
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import cached_property
 
 import torch
@@ -19,6 +18,7 @@ from torch import Tensor
 from server.adapters.learning.trainable import TrainableAdapter
 from server.bases.model import BaseModel
 from server.errors import TrainingFailed
+from server.jobs.queue.training_metrics import TrainingMetrics
 from server.training.run.adamw import OptimizerState, OptimizerStep
 from server.training.run.batches import epoch_batches, micro_batches, steps_per_epoch
 from server.training.run.checkpoint import RunCheckpoint
@@ -28,21 +28,6 @@ from server.training.run.loss import Score, ScoreSums, counted_losses
 
 _LAYOUT = "flat"  # of checkpoints: one parameter an adapter
 _LOGITS_BYTES = 2**31  # what one part's logits may take, with their gradient and softmax
-
-
-@dataclass(frozen=True)
-class Progress:
-    """A step that was taken. Step 0 comes before any update: its `valid` scores the start."""
-
-    step: int
-    total_steps: int
-    epoch: float
-    trained_tokens: int
-    train: Score | None
-    valid: Score | None
-    learning_rate: float
-    tokens_per_s: float
-    seconds_left: float
 
 
 class Trainer:
@@ -90,10 +75,11 @@ class Trainer:
         """Whether the last step was taken."""
         return self.step == self.total_steps
 
-    def start(self) -> Progress | None:
-        """Start the clock. Return the score before training; None if the run was resumed."""
+    def start(self) -> TrainingMetrics | None:
+        """Start the clock. Return the metrics of step 0, which comes before any update: the
+        validation loss scores the start. None if the run was resumed."""
         self._clock = _Clock(self.total_steps - self.step)
-        return self._progress(None, self.score(self._valid), 0.0) if self.step == 0 else None
+        return self._metrics(None, self._validated(), 0.0) if self.step == 0 else None
 
     def batch(self) -> list[Example]:
         """The examples of the next step. Seeds dropout, and clears the last gradient."""
@@ -136,7 +122,7 @@ class Trainer:
             factor=limit / norm if norm > limit else 1.0,
         )
 
-    def stepped(self, score: Score) -> Progress:
+    def stepped(self, score: Score) -> TrainingMetrics:
         """Count a step whose batch scored `score`; score the held-out examples when due."""
         rate = self._learning_rate()
         tokens = sum(self._lengths[i] for i in self._batch())
@@ -144,18 +130,16 @@ class Trainer:
         self.trained_tokens += tokens
         if self._clock is not None:
             self._clock.count(tokens)
-        valid = self.score(self._valid) if self.done or self._evaluates() else None
-        return self._progress(score, valid, rate)
+        evaluates = self.done or self.step % self.evaluate_every == 0
+        return self._metrics(score, self._validated() if evaluates else None, rate)
 
-    def score(self, examples: Sequence[Example]) -> Score | None:
-        """Score examples with the adapter as it is; None if there are none."""
+    def score(self, examples: Sequence[Example]) -> Score:
+        """Score one or more examples with the adapter as it is."""
         with self.adapter.active():
             return self.score_base(examples)
 
-    def score_base(self, examples: Sequence[Example]) -> Score | None:
-        """Score examples with the base as it is; None if there are none."""
-        if not examples:
-            return None
+    def score_base(self, examples: Sequence[Example]) -> Score:
+        """Score one or more examples with the base as it is."""
         lengths = [len(example.tokens) - 1 for example in examples]
         total = ScoreSums()
         with torch.no_grad():
@@ -207,21 +191,23 @@ class Trainer:
             self._order = epoch, epoch_batches(self._lengths, size, seed=seed, epoch=epoch)
         return self._order[1][place]
 
-    def _evaluates(self) -> bool:
-        return self.step % self.evaluate_every == 0
+    def _validated(self) -> Score | None:
+        return self.score(self._valid) if self._valid else None
 
-    def _progress(self, train: Score | None, valid: Score | None, rate: float) -> Progress:
+    def _metrics(self, train: Score | None, valid: Score | None, rate: float) -> TrainingMetrics:
         clock = self._clock
-        return Progress(
+        return TrainingMetrics(
             step=self.step,
             total_steps=self.total_steps,
-            epoch=self.step / self._per_epoch,
+            epoch=round(self.step / self._per_epoch, 4),
             trained_tokens=self.trained_tokens,
-            train=train,
-            valid=valid,
             learning_rate=rate,
-            tokens_per_s=clock.tokens_per_s if clock else 0.0,
-            seconds_left=clock.seconds_left if clock else 0.0,
+            tokens_per_second=round(clock.tokens_per_s, 1) if clock else 0.0,
+            seconds_left=round(clock.seconds_left, 1) if clock else 0.0,
+            train_loss=train.loss if train else None,
+            train_mean_token_accuracy=train.accuracy if train else None,
+            valid_loss=valid.loss if valid else None,
+            valid_mean_token_accuracy=valid.accuracy if valid else None,
         )
 
 

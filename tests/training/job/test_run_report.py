@@ -8,25 +8,13 @@ import torch
 from server.errors import InvalidDataset, InvalidRequest, LineProblem, NotFound, TrainingFailed
 from server.jobs.queue.training_metrics import TrainingMetrics
 from server.training.job.run_report import overfitting, reason_of, sentence, updated
-from server.training.run.loss import Score
-from server.training.run.trainer import Progress
 
 
-def progress(step: int, train: float | None = None, valid: float | None = None) -> Progress:
-    return Progress(
-        step=step,
-        total_steps=10,
-        epoch=step / 5,
-        trained_tokens=step * 100,
-        train=None if train is None else Score(train, 0.5),
-        valid=None if valid is None else Score(valid, 0.25),
-        learning_rate=0.01,
-        tokens_per_s=1000.0,
-        seconds_left=1.0,
-    )
+def progress(step: int, train: float | None = None, valid: float | None = None) -> TrainingMetrics:
+    return TrainingMetrics(step, total_steps=10, train_loss=train, valid_loss=valid)
 
 
-def run(*steps: Progress) -> TrainingMetrics:
+def run(*steps: TrainingMetrics) -> TrainingMetrics:
     metrics = TrainingMetrics(0)
     for step in steps:
         metrics = updated(metrics, step)

@@ -40,8 +40,8 @@ def setup_of(home: Path, options: TrainOptions) -> TrainingSetup:
 def test_a_job_of_every_method_learns(tmp_path: Path, options: TrainOptions) -> None:
     setup = setup_of(tmp_path, options)
     first, *_, last = run(setup.trainer)
-    assert first.valid is not None and last.valid is not None
-    assert last.valid.loss < first.valid.loss
+    assert first.valid_loss is not None and last.valid_loss is not None
+    assert last.valid_loss < first.valid_loss
     manifest = setup.manifest(TrainingMetrics(1, train_loss=1.0))
     assert (manifest.method, manifest.rank) == (options.method, setup.plan.rank)
     if setup.plan.alpha is not None:

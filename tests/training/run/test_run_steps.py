@@ -15,12 +15,13 @@ from server.adapters.methods import row_shares
 from server.adapters.methods.row_shares import Shares
 from server.bases.model import BaseModel
 from server.errors import TrainingFailed
+from server.jobs.queue.training_metrics import TrainingMetrics
 from server.training.run import run_steps
 from server.training.run.defaults import TrainPlan
 from server.training.run.examples import Example
 from server.training.run.loss import counted_losses
 from server.training.run.run_steps import run, take_step
-from server.training.run.trainer import Progress, Trainer
+from server.training.run.trainer import Trainer
 from tests.models import tiny_model
 
 PLAN = TrainPlan(seed=5, rank=8, learning_rate=0.02, n_epochs=2, batch_size=4)
@@ -58,8 +59,12 @@ def trainer_of(on: BaseModel, index: int, **changes: Any) -> Trainer:
     return Trainer(on, adapter, examples(index), examples(100 + index, 4), plan)
 
 
-def losses(told: Iterable[Progress | Exception]) -> list[float]:
-    return [each.train.loss for each in told if isinstance(each, Progress) and each.train]
+def losses(told: Iterable[TrainingMetrics | Exception]) -> list[float]:
+    return [
+        each.train_loss
+        for each in told
+        if isinstance(each, TrainingMetrics) and each.train_loss is not None
+    ]
 
 
 def alone(index: int) -> tuple[list[float], dict[str, Tensor]]:
@@ -81,7 +86,7 @@ def _one_thread() -> None:
 def test_each_learns_what_it_would_have_learnt_alone() -> None:
     on = base()
     trainers = [trainer_of(on, index) for index in range(len(VARIED))]
-    told: list[list[Progress | Exception]] = [[] for _ in trainers]
+    told: list[list[TrainingMetrics | Exception]] = [[] for _ in trainers]
     while waiting := [index for index, each in enumerate(trainers) if not each.done]:
         results = take_step([trainers[index] for index in waiting], MAX_TOKENS)
         for index, result in zip(waiting, results, strict=True):
@@ -128,7 +133,7 @@ def test_one_that_diverges_is_alone_in_it(poison: float) -> None:
     well, ill, other = (trainer_of(on, index) for index in (0, 1, 3))
     with torch.no_grad():
         ill.adapter.parameters()[0].fill_(poison)
-    told: list[Progress | Exception] = []
+    told: list[TrainingMetrics | Exception] = []
     while not well.done:
         members = [well, ill, *([] if other.done else [other])]
         results = take_step(members, MAX_TOKENS)
@@ -155,7 +160,7 @@ def test_what_is_too_much_for_all_is_tried_one_by_one(monkeypatch: pytest.Monkey
     while not (first.done and second.done):
         members = [trainer for trainer in (first, second) if not trainer.done]
         *well, failure = take_step([*members, large], 1000)
-        assert all(isinstance(result, Progress) for result in well)
+        assert all(isinstance(result, TrainingMetrics) for result in well)
         assert isinstance(failure, torch.OutOfMemoryError)
     assert large.step == 0
     for index, trainer in ((0, first), (2, second)):
@@ -174,7 +179,7 @@ def test_where_memory_runs_out_all_take_smaller_passes(monkeypatch: pytest.Monke
     monkeypatch.setattr(run_steps, "counted_losses", at_most)
     on = base()
     trainers = [trainer_of(on, 0, max_tokens_per_batch=50, seed=seed) for seed in (1, 2, 3)]
-    assert all(isinstance(result, Progress) for result in take_step(trainers, 500))
+    assert all(isinstance(result, TrainingMetrics) for result in take_step(trainers, 500))
     assert sizes[0] == 12, "all at once"
     done = [size for size in sizes if size <= 8]
     assert sum(done) == 12

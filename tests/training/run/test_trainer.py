@@ -11,6 +11,7 @@ from server.adapters.learning.trainable import TrainableAdapter
 from server.bases.model import BaseModel
 from server.errors import TrainingFailed
 from server.jobs.queue.train_options import MAX_SEED
+from server.jobs.queue.training_metrics import TrainingMetrics
 from server.training.run.defaults import TrainPlan
 from server.training.run.examples import Example
 from server.training.run.run_steps import run
@@ -50,9 +51,9 @@ def test_it_learns_and_leaves_the_base_alone(kind: Kind) -> None:
     trainer = make_trainer(kind)
     before = {name: p.clone() for name, p in trainer.base.model.named_parameters()}
     first, *_, last = run(trainer)
-    assert first.valid is not None
-    assert last.valid is not None
-    assert last.valid.loss < first.valid.loss - 0.1
+    assert first.valid_loss is not None
+    assert last.valid_loss is not None
+    assert last.valid_loss < first.valid_loss - 0.1
     for name, parameter in trainer.base.model.named_parameters():
         assert parameter.grad is None
         assert torch.equal(parameter, before[name])
@@ -63,16 +64,16 @@ def test_it_learns_and_leaves_the_base_alone(kind: Kind) -> None:
 def test_it_learns_on_a_gpu_and_resumes_there(dtype: torch.dtype) -> None:
     whole = make_trainer(device="cuda", dtype=dtype)
     first, *_, last = run(whole)
-    assert first.valid is not None
-    assert last.valid is not None
-    assert last.valid.loss < first.valid.loss - 0.1
+    assert first.valid_loss is not None
+    assert last.valid_loss is not None
+    assert last.valid_loss < first.valid_loss - 0.1
     half = make_trainer(device="cuda", dtype=dtype)
     next(progress for progress in run(half) if progress.step == 16)
     rest = make_trainer(device="cuda", dtype=dtype)
     rest.restore(half.checkpoint())
     *_, end = run(rest)
-    assert end.valid is not None
-    assert end.valid.loss == pytest.approx(last.valid.loss, rel=0.05)
+    assert end.valid_loss is not None
+    assert end.valid_loss == pytest.approx(last.valid_loss, rel=0.05)
 
 
 def test_before_training_the_score_is_the_bases() -> None:
@@ -86,14 +87,18 @@ def test_before_training_the_score_is_the_bases() -> None:
         logits = trainer.base.model(tokens).logits[0, :-1].log_softmax(-1)
         picked = logits.gather(1, tokens[0, 1:, None])[:, 0]
         losses.append(-picked[torch.tensor(example.counts[1:])])
-    assert first.valid is not None
-    assert first.valid.loss == pytest.approx(torch.cat(losses).mean().item(), rel=1e-5)
+    assert first.valid_loss is not None
+    assert first.valid_loss == pytest.approx(torch.cat(losses).mean().item(), rel=1e-5)
+
+
+def scored(metrics: TrainingMetrics) -> tuple[float | None, float | None]:
+    return metrics.train_loss, metrics.train_mean_token_accuracy
 
 
 @pytest.mark.parametrize("cut", [1, 8, 19, 31])
 def test_resumed_at_any_step_it_ends_in_the_same_bits(cut: int) -> None:
     whole = make_trainer()
-    steps = [progress.train for progress in run(whole)]
+    steps = [scored(progress) for progress in run(whole)]
     first = make_trainer()
     for progress in run(first):
         if progress.step == cut:
@@ -103,7 +108,7 @@ def test_resumed_at_any_step_it_ends_in_the_same_bits(cut: int) -> None:
     assert second.fits(checkpoint)
     second.restore(checkpoint)
     torch.rand(17)  # whatever else used the generator must not matter
-    assert [progress.train for progress in run(second)] == steps[cut + 1 :]
+    assert [scored(progress) for progress in run(second)] == steps[cut + 1 :]
     assert second.trained_tokens == whole.trained_tokens
     for mine, theirs in zip(second.adapter.parameters(), whole.adapter.parameters(), strict=True):
         assert torch.equal(mine, theirs)
@@ -123,9 +128,9 @@ def test_parts_of_a_batch_add_up_to_the_batch() -> None:
         make_trainer(plan=replace(plain, max_tokens_per_batch=20)),
     )
     for left, right in zip(run(large), run(small), strict=True):
-        assert (left.train is None) == (right.train is None)
-        if left.train and right.train:
-            assert left.train.loss == pytest.approx(right.train.loss, rel=1e-4)
+        assert (left.train_loss is None) == (right.train_loss is None)
+        if left.train_loss is not None and right.train_loss is not None:
+            assert left.train_loss == pytest.approx(right.train_loss, rel=1e-4)
 
 
 def test_the_largest_seed_will_do() -> None:
@@ -157,6 +162,6 @@ def test_progress_says_how_far_it_is() -> None:
     assert told[-1].total_steps == 32
     assert told[-1].epoch == 4
     assert told[-1].seconds_left == pytest.approx(0, abs=1e-6)
-    assert all(progress.tokens_per_s > 0 for progress in told[1:])
-    scored = [progress.step for progress in told if progress.valid]
+    assert all((progress.tokens_per_second or 0) > 0 for progress in told[1:])
+    scored = [progress.step for progress in told if progress.valid_loss is not None]
     assert scored == [0, 8, 16, 24, 32]
