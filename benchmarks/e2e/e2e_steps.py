@@ -108,13 +108,8 @@ class Steps:
         return _Recording(graph, own, loss)
 
     def _rate(self) -> float:
-        return learning_rate(
-            self.done,
-            peak=self._run.rate,
-            total_steps=self.total,
-            warmup_steps=round(WARMUP * self.total),
-            decay="cosine",
-        )
+        warmup = round(WARMUP * self.total)
+        return learning_rate(self.done, self._run.rate, self.total, warmup, "cosine")
 
 
 def summed_loss(base: BaseModel, batch: Batch) -> Tensor:

@@ -40,7 +40,10 @@ def load_base(
     # As stored first: the fingerprint must not see the rounding of the dtype that is served.
     model = _build(place, label)
     fingerprint = fingerprint_of(model)
-    _cast(model, _served_dtype(torch.device(device), dtype))
+    if dtype == "auto" and torch.device(device).type == "cpu":
+        dtype = torch.float32
+    if isinstance(dtype, torch.dtype):
+        _cast(model, dtype)
     nn.Module.to(model, device)
     _check_behaviour(model, label)
     if attention != "sdpa":
@@ -158,17 +161,8 @@ def _reason(error: Exception) -> str:
     return text.split(". ")[0][:300]
 
 
-def _served_dtype(device: torch.device, dtype: torch.dtype | Literal["auto"]) -> torch.dtype | None:
-    """The dtype to cast to; None: as stored."""
-    if dtype != "auto":
-        return dtype
-    return torch.float32 if device.type == "cpu" else None
-
-
-def _cast(model: PreTrainedModel, dtype: torch.dtype | None) -> None:
+def _cast(model: PreTrainedModel, dtype: torch.dtype) -> None:
     """Cast the weights, not the buffers: rotary frequencies must stay float32."""
-    if dtype is None:
-        return
     for parameter in model.parameters():
         if parameter.is_floating_point():
             parameter.data = parameter.data.to(dtype)

@@ -61,23 +61,30 @@ class KeyRow(TableBase):
     revoked_at: Mapped[int | None] = mapped_column(BigInteger)
 
 
-class FileRow(TableBase):
+class OwnedRow(TableBase):
+    """A row of one owner, which users and API name by its `id`."""
+
+    __abstract__ = True
+
+    number: Mapped[int] = mapped_column(Counter, primary_key=True)
+    id: Mapped[str] = mapped_column(Name, unique=True)
+    owner: Mapped[str] = mapped_column(ForeignKey("owners.id"))
+    created_at: Mapped[int] = mapped_column(BigInteger)
+
+
+class FileRow(OwnedRow):
     """An uploaded file; its bytes lie in the folder of files, under its id."""
 
     __tablename__ = "files"
     __table_args__ = (Index("ix_files_owner", "owner", "number"),)
 
-    number: Mapped[int] = mapped_column(Counter, primary_key=True)
-    id: Mapped[str] = mapped_column(Name, unique=True)
-    owner: Mapped[str] = mapped_column(ForeignKey("owners.id"))
     filename: Mapped[str] = mapped_column(String(255))
     purpose: Mapped[str] = mapped_column(Name)
     bytes: Mapped[int] = mapped_column(BigInteger)
     sha256: Mapped[str] = mapped_column(String(64))
-    created_at: Mapped[int] = mapped_column(BigInteger)
 
 
-class JobRow(TableBase):
+class JobRow(OwnedRow):
     """A fine-tuning job. `server.jobs.queue.job_queue` alone changes it:
 
         queued  --claim-->  running                        attempt + 1, lease begins
@@ -102,9 +109,6 @@ class JobRow(TableBase):
         Index("ix_jobs_status", "status", "owner", "number"),  # what a claim reads
     )
 
-    number: Mapped[int] = mapped_column(Counter, primary_key=True)
-    id: Mapped[str] = mapped_column(Name, unique=True)
-    owner: Mapped[str] = mapped_column(ForeignKey("owners.id"))
     status: Mapped[str] = mapped_column(Name)
     model: Mapped[str] = mapped_column(Text)
     # No foreign keys: once a job has ended its files may be deleted, and it still names them.
@@ -114,7 +118,6 @@ class JobRow(TableBase):
     seed: Mapped[int] = mapped_column(BigInteger)
     hyperparameters: Mapped[str] = mapped_column(Text)
     labels: Mapped[dict[str, str]] = mapped_column("metadata", JSON)
-    created_at: Mapped[int] = mapped_column(BigInteger)
     started_at: Mapped[float | None] = mapped_column(Double)
     finished_at: Mapped[int | None] = mapped_column(BigInteger)
     estimated_finish: Mapped[int | None] = mapped_column(BigInteger)
@@ -148,34 +151,26 @@ class LabelRow(TableBase):
     value: Mapped[str] = mapped_column(Text)
 
 
-class EventRow(TableBase):
+class EventRow(OwnedRow):
     """Something that happened in a job."""
 
     __tablename__ = "events"
     __table_args__ = (Index("ix_events_job", "job", "number"),)
 
-    number: Mapped[int] = mapped_column(Counter, primary_key=True)
-    id: Mapped[str] = mapped_column(Name, unique=True)
-    owner: Mapped[str] = mapped_column(ForeignKey("owners.id"))
     job: Mapped[str] = mapped_column(ForeignKey("jobs.id"))
-    created_at: Mapped[int] = mapped_column(BigInteger)
     level: Mapped[str] = mapped_column(Name)
     type: Mapped[str] = mapped_column(Name)
     message: Mapped[str] = mapped_column(Text)
     data: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
 
 
-class CheckpointRow(TableBase):
+class CheckpointRow(OwnedRow):
     """An adapter that a job published, with its metrics at that step."""
 
     __tablename__ = "checkpoints"
     __table_args__ = (Index("ix_checkpoints_job", "job", "number"),)
 
-    number: Mapped[int] = mapped_column(Counter, primary_key=True)
-    id: Mapped[str] = mapped_column(Name, unique=True)
-    owner: Mapped[str] = mapped_column(ForeignKey("owners.id"))
     job: Mapped[str] = mapped_column(ForeignKey("jobs.id"))
-    created_at: Mapped[int] = mapped_column(BigInteger)
     step: Mapped[int] = mapped_column(BigInteger)
     model: Mapped[str] = mapped_column(Text)
     metrics: Mapped[dict[str, Any]] = mapped_column(JSON)

@@ -1,17 +1,17 @@
 """Find rows by the ids that users see, and page through them. Knows no rules of jobs or files."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 from sqlalchemy import ColumnElement, Select, select
 from sqlalchemy.orm import Session
 
-from server.db.tables import CheckpointRow, EventRow, FileRow, JobRow
+from server.db.tables import OwnedRow
 from server.errors import InvalidRequest
 
 T = TypeVar("T")
-Row = TypeVar("Row", FileRow, JobRow, EventRow, CheckpointRow)
+Row = TypeVar("Row", bound=OwnedRow)
 
 MAX_LIMIT = 10_000
 
@@ -24,33 +24,29 @@ class Page(Generic[T]):
     has_more: bool
 
 
-def find(session: Session, table: type[Row], owner: str, row_id: str) -> Row | None:
-    """The owner's row of that id."""
-    return session.scalar(_by_id(table, owner, row_id)) if row_id.isprintable() else None
-
-
-def find_for_update(session: Session, table: type[Row], owner: str, row_id: str) -> Row | None:
-    """The owner's row of that id, locked until the transaction ends."""
-    query = _by_id(table, owner, row_id).with_for_update()
-    return session.scalar(query) if row_id.isprintable() else None
-
-
-def _by_id(table: type[Row], owner: str, row_id: str) -> Select[Any]:
-    """For printable ids only: PostgreSQL refuses NUL, which no id has."""
+def find(
+    session: Session, table: type[Row], owner: str, row_id: str, *, lock: bool = False
+) -> Row | None:
+    """The owner's row of that id; with `lock` nobody else changes it in this transaction."""
+    if not row_id.isprintable():  # PostgreSQL refuses NUL, which no id has
+        return None
     # SQLAlchemy 2.0 and 2.1 differ in what the type holds, hence Any.
-    return select(table).where(table.id == row_id, table.owner == owner)
+    query: Select[Any] = select(table).where(table.id == row_id, table.owner == owner)
+    row: Row | None = session.scalar(query.with_for_update() if lock else query)
+    return row
 
 
 def page(
     session: Session,
     table: type[Row],
+    item: Callable[[Row], T],
     where: Sequence[ColumnElement[bool]],
-    *,
     after: str | None,
     limit: int,
+    *,
     newest_first: bool = True,
-) -> tuple[list[Row], bool]:
-    """Rows that follow the row of id `after`, and whether more follow them.
+) -> Page[T]:
+    """Rows that follow the row of id `after`, each as an `item`.
 
     Raises:
         InvalidRequest: `limit` is out of range, or `after` is not in the list.
@@ -65,5 +61,5 @@ def page(
             raise InvalidRequest(f"after={after!r} is not in this list", param="after")
         query = query.where(table.number < number if newest_first else table.number > number)
     order = table.number.desc() if newest_first else table.number
-    rows = list(session.scalars(query.order_by(order).limit(limit + 1)))
-    return rows[:limit], len(rows) > limit
+    rows = session.scalars(query.order_by(order).limit(limit + 1)).all()
+    return Page(tuple(map(item, rows[:limit])), len(rows) > limit)

@@ -2,8 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
 
 from server.jobs.files.datasets import Dataset
 from server.jobs.files.lines import Record
@@ -11,6 +10,10 @@ from server.jobs.files.lines import Record
 _USUAL_EXAMPLES = 50
 _SHOWN_LINES = 20
 _UNREADABLE = "\ufffd"
+_REPEATED = "repeats {}"
+_CONTRARY = "answers the same question differently in {}"
+_BROKEN = "holds U+FFFD, the sign of a wrong decoding, in {}"
+_BLANKS = "has answers that begin or end with blanks, which the adapter learns, in {}"
 
 
 def dataset_warnings(train: Dataset, valid: Dataset | None = None) -> list[str]:
@@ -19,11 +22,11 @@ def dataset_warnings(train: Dataset, valid: Dataset | None = None) -> list[str]:
     if valid is not None:
         warnings += _of_file("the validation file", valid)
         trained = {_digest(record) for _, record in train.records}
-        same = [line for line, record in valid.records if _digest(record) in trained]
-        if same:
+        common = [line for line, record in valid.records if _digest(record) in trained]
+        if common:
             warnings.append(
                 "the validation loss will say little, because the training file has "
-                f"{_count(same, 'line')} of the validation file too: {_lines(same)}"
+                f"{_count(common)} of the validation file too: {_lines(common)}"
             )
     return warnings
 
@@ -33,43 +36,28 @@ def _of_file(name: str, dataset: Dataset) -> Iterable[str]:
         yield f"{name} begins with a byte order mark, which is ignored"
     if name == "the training file" and len(dataset) < _USUAL_EXAMPLES:
         yield f"{name} has {len(dataset)} examples; {_USUAL_EXAMPLES} to 100 usually teach more"
-    odd = _odd_lines(dataset)
-    for lines, what in (
-        (odd.repeated, "repeats {}"),
-        (odd.contrary, "answers the same question differently in {}"),
-        (odd.broken, "holds U+FFFD, the sign of a wrong decoding, in {}"),
-        (odd.blank, "has answers that begin or end with blanks, which the adapter learns, in {}"),
-    ):
+    for warning, lines in _odd_lines(dataset).items():
         if lines:
-            yield f"{name} {what.format(_count(lines, 'line'))}: {_lines(lines)}"
+            yield f"{name} {warning.format(_count(lines))}: {_lines(lines)}"
 
 
-@dataclass(frozen=True)
-class _Odd:
-    """Numbers of lines, by what is odd about them."""
-
-    repeated: list[int] = field(default_factory=list)
-    contrary: list[int] = field(default_factory=list)
-    broken: list[int] = field(default_factory=list)
-    blank: list[int] = field(default_factory=list)
-
-
-def _odd_lines(dataset: Dataset) -> _Odd:
-    odd = _Odd()
+def _odd_lines(dataset: Dataset) -> Mapping[str, Sequence[int]]:
+    """Numbers of lines, by the warning about them."""
+    odd: dict[str, list[int]] = {each: [] for each in (_REPEATED, _CONTRARY, _BROKEN, _BLANKS)}
     lines: set[bytes] = set()
     questions: set[bytes] = set()
     for line, record in dataset.records:
-        own, question = _digest(record), _digest(_question(record))
-        if own in lines:
-            odd.repeated.append(line)
+        digest, question = _digest(record), _digest(_question(record))
+        if digest in lines:
+            odd[_REPEATED].append(line)
         elif question in questions:
-            odd.contrary.append(line)
-        lines.add(own)
+            odd[_CONTRARY].append(line)
+        lines.add(digest)
         questions.add(question)
         if _UNREADABLE in _text(record):
-            odd.broken.append(line)
+            odd[_BROKEN].append(line)
         if any(answer != answer.strip() for answer in _answers(record)):
-            odd.blank.append(line)
+            odd[_BLANKS].append(line)
     return odd
 
 
@@ -98,8 +86,8 @@ def _text(value: object) -> str:
     return json.dumps(value, ensure_ascii=False, sort_keys=True)
 
 
-def _count(lines: Sequence[int], what: str) -> str:
-    return f"1 {what}" if len(lines) == 1 else f"{len(lines)} {what}s"
+def _count(lines: Sequence[int]) -> str:
+    return "1 line" if len(lines) == 1 else f"{len(lines)} lines"
 
 
 def _lines(lines: Sequence[int]) -> str:

@@ -11,11 +11,12 @@ import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import BinaryIO, Literal
 
 from sqlalchemy import or_, select
+from sqlalchemy.orm import Session
 
 from server.db.session import Database, ensure_owner
 from server.db.tables import FileRow, JobRow
@@ -46,9 +47,8 @@ class StoredFile:
 
     @classmethod
     def from_row(cls, row: FileRow) -> "StoredFile":
-        return cls(
-            row.id, row.owner, row.filename, row.purpose, row.bytes, row.sha256, row.created_at
-        )
+        names = (field.name for field in fields(cls) if field.name != "status")
+        return cls(**{name: getattr(row, name) for name in names})
 
 
 class Files:
@@ -110,18 +110,21 @@ class Files:
         if purpose is not None:
             where.append(FileRow.purpose == purpose)
         with self._database.reading() as session:
-            page, more = rows.page(
-                session, FileRow, where, after=after, limit=limit, newest_first=order == "desc"
+            newest_first = order == "desc"
+            return rows.page(
+                session,
+                FileRow,
+                StoredFile.from_row,
+                where,
+                after,
+                limit,
+                newest_first=newest_first,
             )
-            return Page(tuple(map(StoredFile.from_row, page)), more)
 
     def get(self, owner: str, file_id: str) -> StoredFile:
         """One file. Raises NotFound."""
         with self._database.reading() as session:
-            row = rows.find(session, FileRow, owner, file_id)
-            if row is None:
-                raise NotFound(f"there is no file {file_id!r}")
-            return StoredFile.from_row(row)
+            return StoredFile.from_row(_find(session, owner, file_id))
 
     def named(self, owner: str, filename: str, purpose: str) -> StoredFile | None:
         """The newest file of that name and purpose, if there is one."""
@@ -156,9 +159,8 @@ class Files:
         with source:
             if hashlib.file_digest(source, "sha256").hexdigest() != stored.sha256:
                 size = os.fstat(source.fileno()).st_size
-                raise FileDamaged(
-                    remedy % f"is damaged ({size} bytes, {stored.bytes} were uploaded)"
-                )
+                damage = f"is damaged ({size} bytes, {stored.bytes} were uploaded)"
+                raise FileDamaged(remedy % damage)
             source.seek(0)
             yield source
 
@@ -170,9 +172,7 @@ class Files:
             Conflict: a job that has not ended needs it.
         """
         with self._database.transaction() as session:
-            row = rows.find_for_update(session, FileRow, owner, file_id)
-            if row is None:
-                raise NotFound(f"there is no file {file_id!r}")
+            row = _find(session, owner, file_id, lock=True)
             needs = or_(JobRow.training_file == row.id, JobRow.validation_file == row.id)
             job = session.scalar(
                 select(JobRow.id).where(JobRow.owner == owner, JobRow.status.in_(UNFINISHED), needs)
@@ -189,9 +189,8 @@ class Files:
         apart, an upload in progress may fail, with an error to its user.
         """
         oldest = time.time() - _LEFTOVER_AGE_S
-        stale = [
-            p for p in (*self._uploads.iterdir(), *self._folder.glob("file-*")) if _older(p, oldest)
-        ]
+        paths = (*self._uploads.iterdir(), *self._folder.glob("file-*"))
+        stale = [path for path in paths if _older(path, oldest)]
         with self._database.reading() as session:
             known = set(session.scalars(select(FileRow.id))) if stale else set()
         leftovers = [path for path in stale if path.name not in known]
@@ -215,6 +214,13 @@ class Files:
             file.flush()
             os.fsync(file.fileno())
         return size, digest.hexdigest()
+
+
+def _find(session: Session, owner: str, file_id: str, *, lock: bool = False) -> FileRow:
+    row = rows.find(session, FileRow, owner, file_id, lock=lock)
+    if row is None:
+        raise NotFound(f"there is no file {file_id!r}")
+    return row
 
 
 def _older(path: Path, time_s: float) -> bool:

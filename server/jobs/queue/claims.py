@@ -176,7 +176,6 @@ class Claims:
             row = session.scalar(select(JobRow).where(JobRow.id == job.id).with_for_update())
             if row is None or row.attempt != job.attempt or row.status != JobStatus.RUNNING:
                 now = "gone" if row is None else f"{row.status}, attempt {row.attempt}"
-                raise LeaseLost(
-                    f"job {job.id} no longer belongs to attempt {job.attempt}: it is {now}"
-                )
+                lost = f"job {job.id} no longer belongs to attempt {job.attempt}"
+                raise LeaseLost(f"{lost}: it is {now}")
             yield JobChange(session, row, self._database.now(session))

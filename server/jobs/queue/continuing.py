@@ -25,11 +25,11 @@ def check_continuable(model: str, manifest: Manifest, base_fingerprint: str) -> 
 
 
 def inherited(
-    model: str, manifest: Manifest, wanted: Mapping[str, object], specs: MethodSpecs
+    model: str, manifest: Manifest, options: Mapping[str, object], specs: MethodSpecs
 ) -> dict[str, object]:
-    """The options of a job that continues from `model`: the adapter's, and those of `wanted`.
+    """The options of a job that continues from `model`: the adapter's, and the job's `options`.
 
-    Targets are not among them: a name may mean many paths, which only the base knows.
+    Targets are not compared: a name may mean many paths, which only the base knows.
 
     Raises:
         InvalidRequest: an option contradicts the adapter, and the text names both; or this build
@@ -37,9 +37,9 @@ def inherited(
     """
     own: dict[str, object] = {"method": manifest.method, "rank": manifest.rank}
     own |= _method_options(manifest, spec_named(specs, manifest.method))
-    wanted = {name: value for name, value in wanted.items() if value not in (None, "auto")}
-    for name, value in wanted.items():
-        if name in ("method", "rank", *OPTIONS) and not _same(value, own.get(name)):
+    named = {name: value for name, value in options.items() if value not in (None, "auto")}
+    for name, value in named.items():
+        if name in ("method", "rank", *OPTIONS) and not _equal(value, own.get(name)):
             has = f"has {own[name]}" if name in own else f"is of method {manifest.method!r}"
             raise InvalidRequest(
                 f"{name}={value!r} contradicts {model}, which {has}: leave {name} out, or train "
@@ -47,16 +47,16 @@ def inherited(
                 param=name,
             )
     needed = {name: own[name] for name in ("method", "rank", "trained") if name in own}
-    return {name: value for name, value in wanted.items() if name not in own} | needed
+    return {name: value for name, value in named.items() if name not in own} | needed
 
 
-def check_targets(model: str, manifest: Manifest, wanted: tuple[str, ...]) -> None:
-    """Raise InvalidRequest unless `wanted`, as module paths, are the adapter's own."""
-    if set(wanted) != set(manifest.targets):
+def check_targets(model: str, manifest: Manifest, targets: tuple[str, ...]) -> None:
+    """Raise InvalidRequest unless `targets`, as module paths, are the adapter's own."""
+    own = manifest.targets
+    if set(targets) != set(own):
         raise InvalidRequest(
-            f"targets of {len(wanted)} linears, such as {wanted[0]}, contradict {model}, which has "
-            f"{len(manifest.targets)}, such as {manifest.targets[0]}: leave targets out, or train "
-            "from the base",
+            f"targets of {len(targets)} linears, such as {targets[0]}, contradict {model}, which "
+            f"has {len(own)}, such as {own[0]}: leave targets out, or train from the base",
             param="targets",
         )
 
@@ -81,7 +81,7 @@ def _method_options(manifest: Manifest, spec: MethodSpec) -> dict[str, float | s
     return options
 
 
-def _same(value: object, own: object) -> bool:
+def _equal(value: object, own: object) -> bool:
     try:
         return float(str(value)) == float(str(own))
     except ValueError:

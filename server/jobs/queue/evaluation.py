@@ -4,6 +4,8 @@ import math
 from dataclasses import asdict, dataclass, replace
 from typing import Literal
 
+from server.jobs.queue.training_metrics import finite
+
 Verdict = Literal["better", "worse", "diverged"]
 
 WORSE = 1.01
@@ -33,8 +35,8 @@ class Evaluation:
     @property
     def to_beat(self) -> float | None:
         """The lowest loss of what the adapter was trained from; None if none is finite."""
-        known = (_finite(self.base_loss), _finite(self.start_loss))
-        return min((loss for loss in known if loss is not None), default=None)
+        losses = (finite(self.base_loss), finite(self.start_loss))
+        return min((loss for loss in losses if loss is not None), default=None)
 
     def of(self, step: int | None, adapter_loss: float, last_loss: float) -> "Evaluation":
         """Add the verdict on a state with `adapter_loss`, of a run that ended with `last_loss`."""
@@ -59,7 +61,7 @@ class Evaluation:
         """As JSON holds it, and the API shows it."""
         document = asdict(self)
         losses = ("base_loss", "start_loss", "adapter_loss", "last_loss")
-        return document | {name: _finite(document[name]) for name in losses}
+        return document | {name: finite(document[name]) for name in losses}
 
 
 @dataclass(frozen=True)
@@ -84,7 +86,3 @@ class Sample:
             f'Asked "{self.prompt}": the base model says "{self.base}", the adapter '
             f'"{self.adapter}", the file "{self.expected}"'
         )
-
-
-def _finite(loss: float | None) -> float | None:
-    return loss if loss is not None and math.isfinite(loss) else None

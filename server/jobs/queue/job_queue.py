@@ -79,9 +79,7 @@ class JobQueue(Claims):
             )
             session.add(row)
             session.flush()
-            session.add_all(
-                LabelRow(job=row.id, key=key, value=value) for key, value in labels.items()
-            )
+            session.add_all(LabelRow(job=row.id, key=k, value=v) for k, v in labels.items())
             change = JobChange(session, row, now)
             change.add_event("info", f"Created fine-tuning job: {row.id}")
             for warning in estimate.warnings if estimate else ():
@@ -115,8 +113,7 @@ class JobQueue(Claims):
             where = [JobRow.owner == owner, *_labelled(metadata)]
             if status is not None:
                 where.append(JobRow.status == status.value)
-            page, more = rows.page(session, JobRow, where, after=after, limit=limit)
-            return Page(tuple(map(Job.from_row, page)), more)
+            return rows.page(session, JobRow, Job.from_row, where, after, limit)
 
     def events(
         self,
@@ -130,10 +127,9 @@ class JobQueue(Claims):
         """A job's events, by default the newest first. Raises NotFound or InvalidRequest."""
         with self._database.reading() as session:
             where = [EventRow.job == _find(session, owner, job_id).id]
-            page, more = rows.page(
-                session, EventRow, where, after=after, limit=limit, newest_first=newest_first
+            return rows.page(
+                session, EventRow, Event.from_row, where, after, limit, newest_first=newest_first
             )
-            return Page(tuple(map(Event.from_row, page)), more)
 
     def checkpoints(
         self, owner: str, job_id: str, after: str | None = None, limit: int = 10
@@ -141,8 +137,7 @@ class JobQueue(Claims):
         """What a job has published, the newest first. Raises NotFound or InvalidRequest."""
         with self._database.reading() as session:
             where = [CheckpointRow.job == _find(session, owner, job_id).id]
-            page, more = rows.page(session, CheckpointRow, where, after=after, limit=limit)
-            return Page(tuple(map(Checkpoint.from_row, page)), more)
+            return rows.page(session, CheckpointRow, Checkpoint.from_row, where, after, limit)
 
     def unfinished(self) -> set[str]:
         """The ids of all owners' jobs that have not ended."""
@@ -233,15 +228,12 @@ class JobQueue(Claims):
     def _owned(self, owner: str, job_id: str) -> Iterator[JobChange]:
         """Change an owner's job. Raises NotFound."""
         with self._database.transaction() as session:
-            row = _existing(rows.find_for_update(session, JobRow, owner, job_id), job_id)
+            row = _find(session, owner, job_id, lock=True)
             yield JobChange(session, row, self._database.now(session))
 
 
-def _find(session: Session, owner: str, job_id: str) -> JobRow:
-    return _existing(rows.find(session, JobRow, owner, job_id), job_id)
-
-
-def _existing(row: JobRow | None, job_id: str) -> JobRow:
+def _find(session: Session, owner: str, job_id: str, *, lock: bool = False) -> JobRow:
+    row = rows.find(session, JobRow, owner, job_id, lock=lock)
     if row is None:
         raise NotFound(f"there is no fine-tuning job {job_id!r}")
     return row
@@ -267,7 +259,7 @@ def _labelled(metadata: Mapping[str, str] | None) -> list[ColumnElement[bool]]:
 def _require_file(session: Session, owner: str, file_id: str, param: str) -> None:
     """Raise InvalidRequest unless the owner has such a file, for training."""
     # Locked: it must not be deleted meanwhile.
-    row = rows.find_for_update(session, FileRow, owner, file_id)
+    row = rows.find(session, FileRow, owner, file_id, lock=True)
     if row is None:
         raise InvalidRequest(f"there is no file {file_id!r}; upload it first", param=param)
     if row.purpose != "fine-tune":

@@ -5,6 +5,15 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
+CHECKPOINT_FIELDS = (
+    "step",
+    "train_loss",
+    "train_mean_token_accuracy",
+    "valid_loss",
+    "valid_mean_token_accuracy",
+)
+"""Those that the OpenAI API gives a checkpoint, and a line of the file of results."""
+
 
 @dataclass(frozen=True)
 class TrainingMetrics:
@@ -43,7 +52,11 @@ class TrainingMetrics:
     def to_document(self) -> dict[str, float | int | None]:
         """As JSON holds it, and the API shows it."""
         measured = {name: value for name, value in asdict(self).items() if value is not None}
-        return {name: _finite(value) for name, value in measured.items()}
+        return {name: finite(value) for name, value in measured.items()}
+
+    def at_checkpoint(self) -> "TrainingMetrics":
+        """Of these, `CHECKPOINT_FIELDS` alone."""
+        return TrainingMetrics(**{name: getattr(self, name) for name in CHECKPOINT_FIELDS})
 
     @property
     def valid_loss_or_nan(self) -> float:
@@ -51,5 +64,6 @@ class TrainingMetrics:
         return math.nan if self.valid_loss is None else self.valid_loss
 
 
-def _finite(value: float) -> float | None:
-    return value if math.isfinite(value) else None
+def finite(value: float | None) -> float | None:
+    """The value; None in place of NaN and infinity, which JSON does not have."""
+    return value if value is not None and math.isfinite(value) else None

@@ -160,9 +160,7 @@ def settle_lost_jobs(session: Session, worker: str, now: float, busy: bool) -> N
         )
 
 
-def take_next(
-    session: Session, worker: str, lease_s: float, now: float, busy: bool
-) -> JobRow | None:
-    """Pick the next job and give it to `worker`, in one statement; None if nothing waits for it."""
-    values = {"by": worker, "lease": lease_s, "at": now, "busy": busy}
+def take_next(session: Session, by: str, lease_s: float, now: float, busy: bool) -> JobRow | None:
+    """Give the next job to the worker `by`, in one statement; None if nothing waits for it."""
+    values = {"by": by, "lease": lease_s, "at": now, "busy": busy}
     return session.scalar(_TAKE_NEXT, values, execution_options={"synchronize_session": False})

@@ -34,7 +34,8 @@ class EvaluatedJob(JobPhase):
     last: TrainingMetrics
 
     def __post_init__(self) -> None:
-        self._retry = _DiskRetry(self.claim.services.disk_retry_s)
+        self._retry_at, self._pause_s = 0.0, _FIRST_PAUSE_S
+        self._give_up_at: float | None = None
 
     def questions(self) -> list[GreedyRequest]:
         """What to ask before publishing: each question of the base, then each of the adapter."""
@@ -69,7 +70,7 @@ class EvaluatedJob(JobPhase):
             TrainingFailed: there was no room for too long.
         """
         self.claim.heartbeat.check()
-        if not self._retry.due:
+        if time.monotonic() < self._retry_at:
             return self
         try:
             ref = self.output.publish(self.state)
@@ -89,43 +90,19 @@ class EvaluatedJob(JobPhase):
         return self.output.record_failure(self.evaluation, self.last)
 
     def _put_off(self, error: Exception) -> None:
-        """There is no room for the adapter: try again later, unless that was so for too long."""
-        seconds = f"{self._retry.seconds:.0f} s"
-        if self._retry.over:
+        """There is no space for the adapter: try again later, unless that was so for too long."""
+        now, retry_s = time.monotonic(), self.claim.services.disk_retry_s
+        if self._give_up_at is None:
+            self._give_up_at = now + retry_s
+            consequence = f"The worker tries again for {retry_s:.0f} s."
+            self.claim.warn_of_disk("The adapter could not be written", error, consequence)
+        elif now >= self._give_up_at:
             raise TrainingFailed(
-                f"the adapter could not be written for {seconds} ({disk_reason(error)}): make room "
-                "on the server's disk, and train again",
+                f"the adapter could not be written for {retry_s:.0f} s ({disk_reason(error)}): "
+                "make room on the server's disk, and train again",
                 code="disk_full",
             ) from error
-        if not self._retry.failed:
-            consequence = f"The worker tries again for {seconds}."
-            self.claim.warn_of_disk("The adapter could not be written", error, consequence)
-        self._retry.note_failure()
-
-
-class _DiskRetry:
-    """When to try again to write. Counts from the first failure, by the monotonic clock."""
-
-    def __init__(self, seconds: float) -> None:
-        self.seconds = seconds
-        self.failed = False
-        self._pause = _FIRST_PAUSE_S
-        self._give_up_at = 0.0
-        self._next = 0.0
-
-    @property
-    def due(self) -> bool:
-        """Whether it is time to try, for the first time or again."""
-        return time.monotonic() >= self._next
-
-    @property
-    def over(self) -> bool:
-        """Whether it has failed for too long."""
-        return self.failed and time.monotonic() >= self._give_up_at
-
-    def note_failure(self) -> None:
-        """The pauses between failures grow."""
-        now = time.monotonic()
-        if not self.failed:
-            self.failed, self._give_up_at = True, now + self.seconds
-        self._next, self._pause = now + self._pause, min(2 * self._pause, _LONGEST_PAUSE_S)
+        self._retry_at, self._pause_s = (
+            now + self._pause_s,
+            min(2 * self._pause_s, _LONGEST_PAUSE_S),
+        )

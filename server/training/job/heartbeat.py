@@ -32,9 +32,7 @@ class Heartbeat:
         self._end = threading.Event()
         self._lost: LeaseLost | None = None
         self._stop_request = job.stop_request
-        self._step: int | None = None
-        self._trained_tokens: int | None = None
-        self._estimated_finish: int | None = None
+        self._progress: dict[str, int | None] = {}
         self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
 
     def start(self) -> None:
@@ -48,8 +46,11 @@ class Heartbeat:
 
     def report(self, metrics: TrainingMetrics) -> None:
         """Note how far the job is. The next beat writes it to the queue."""
-        self._step, self._trained_tokens = metrics.step, metrics.trained_tokens
-        self._estimated_finish = int(time.time() + (metrics.seconds_left or 0))
+        self._progress = {
+            "step": metrics.step,
+            "trained_tokens": metrics.trained_tokens,
+            "estimated_finish": int(time.time() + (metrics.seconds_left or 0)),
+        }
 
     def check(self) -> None:
         """Raise LeaseLost if the job is another worker's, or JobCancelled or JobPaused if its owner
@@ -64,12 +65,7 @@ class Heartbeat:
     def beat(self) -> None:
         """Beat now, and `check`."""
         try:
-            self._stop_request = self._queue.heartbeat(
-                self._job,
-                step=self._step,
-                estimated_finish=self._estimated_finish,
-                trained_tokens=self._trained_tokens,
-            )
+            self._stop_request = self._queue.heartbeat(self._job, **self._progress)
         except LeaseLost as lost:
             self._lost = lost
         self.check()

@@ -3,6 +3,7 @@
 import json
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 from adapters_store.manifest import Manifest
 from server.adapters.inspecting.counts import BYTES_AT_REST, count
@@ -10,7 +11,7 @@ from server.adapters.learning.targets import resolve_targets
 from server.adapters.methods.registry import method_named
 from server.bases.model import BaseModel
 from server.bases.tokenizer import ChatTokenizer
-from server.errors import InvalidDataset, InvalidRequest, LineProblem
+from server.errors import InvalidDataset, LineProblem
 from server.jobs.files.dataset_warnings import dataset_warnings
 from server.jobs.files.datasets import Dataset
 from server.jobs.queue import continuing
@@ -18,7 +19,7 @@ from server.jobs.queue.job_estimate import JobEstimate
 from server.jobs.queue.train_options import TrainOptions
 from server.training.job.start import adapter_options
 from server.training.run.batches import held_out, steps_per_epoch
-from server.training.run.defaults import TrainPlan, plan_for
+from server.training.run.defaults import TrainPlan, check_early_stopping, plan_for
 from server.training.run.examples import build_examples
 
 _TOKENIZED_LINES = 1000  # of a file, at most; the worker tokenizes all of them
@@ -29,26 +30,18 @@ _FLOPS_PER_PARAMETER = 4  # of one token: forward, and backward through frozen w
 _FLOPS_PER_S = {"cpu": 2e10, "cuda": 5e13}
 
 
+@dataclass(frozen=True, eq=False)
 class JobEstimator:
     """Reads files as training does, without training.
 
-    Args:
-        max_rank: the largest that is served.
-        speed: trained tokens per second of earlier jobs, if there were any.
+    `max_rank` is the largest that is served. `speed` gives the trained tokens per second of earlier
+    jobs, if there were any.
     """
 
-    def __init__(
-        self,
-        base: BaseModel,
-        tokenizer: ChatTokenizer,
-        max_rank: int,
-        speed: Callable[[], float | None],
-    ) -> None:
-        self._base = base
-        self._tokenizer = tokenizer
-        self._max_rank = max_rank
-        self._speed = speed
-        self._weights = sum(parameter.numel() for parameter in base.model.parameters())
+    base: BaseModel
+    tokenizer: ChatTokenizer
+    max_rank: int
+    speed: Callable[[], float | None]
 
     def estimate(
         self,
@@ -67,22 +60,17 @@ class JobEstimator:
                 file, the longest lines and some of the others are checked.
             InvalidRequest: targets that the base lacks, or that contradict `start`.
         """
-        plan = plan_for(options, seed=0, max_rank=self._max_rank, lines=len(train))
+        plan = plan_for(options, seed=0, max_rank=self.max_rank, lines=len(train))
         parameters, tensors = self._size(plan, options, start)
         lengths, counted = self._lengths(train, "training_file")
         if valid is not None:
             self._lengths(valid, "validation_file")
-        kept = 0 if valid else len(held_out(len(train), plan.validation_split, seed=plan.seed))
-        if plan.early_stopping is not None and not (valid or kept):
-            raise InvalidRequest(
-                "early_stopping needs held-out lines: give a validation_file, or a "
-                "validation_split above 0",
-                param="early_stopping",
-            )
-        share = (len(train) - kept) / counted
+        split = 0 if valid else len(held_out(len(train), plan.validation_split, seed=plan.seed))
+        check_early_stopping(plan, len(valid) if valid else split)
+        share = (len(train) - split) / counted
         tokens = round(sum(lengths) * len(train) / counted)
         trained = round(sum(lengths) * share) * plan.n_epochs
-        speed = self._speed()
+        speed = self.speed()
         return JobEstimate(
             examples=len(train),
             counted=counted,
@@ -113,16 +101,15 @@ class JobEstimator:
         self, plan: TrainPlan, options: TrainOptions, start: tuple[str, Manifest] | None
     ) -> tuple[int, int]:
         """How many parameters are trained, and in how many tensors."""
-        base = self._base
+        base = self.base
         if start is None:
-            chosen = {name: str(value) for name, value in adapter_options(plan, base).items()}
-            method, rank = method_named(plan.method, chosen), plan.rank
+            text = {name: str(value) for name, value in adapter_options(plan, base).items()}
+            method, rank = method_named(plan.method, text), plan.rank
             targets = resolve_targets(base, plan.targets)
         else:
             name, manifest = start
             if options.targets is not None:
-                wanted = resolve_targets(base, options.targets)
-                continuing.check_targets(name, manifest, wanted)
+                continuing.check_targets(name, manifest, resolve_targets(base, options.targets))
             method = method_named(manifest.method, manifest.options)
             rank, targets = manifest.rank, manifest.targets
         vectors = sum(len(method.shapes(base.targets[path], rank)) for path in targets)
@@ -130,25 +117,26 @@ class JobEstimator:
 
     def _lengths(self, dataset: Dataset, param: str) -> tuple[list[int], int]:
         """Tokens of the examples of some lines, and how many lines those are."""
-        context = self._base.max_context
-        some, long = _chosen(dataset, context)
-        chosen = sorted({*some, *long})
-        records = [dataset.records[index] for index in chosen]
-        encoded = build_examples(records, self._tokenizer, max_tokens=context, param=param)
+        context = self.base.max_context
+        some, long = _tokenized_lines(dataset, context)
+        indices = sorted({*some, *long})
+        records = [dataset.records[index] for index in indices]
+        encoded = build_examples(records, self.tokenizer, max_tokens=context, param=param)
         lengths = [
             len(example.tokens) - 1
-            for index, examples in zip(chosen, encoded, strict=True)
+            for index, examples in zip(indices, encoded, strict=True)
             if index in some
             for example in examples
         ]
         return lengths, len(some)
 
     def _guess(self) -> float:
-        flops = _FLOPS_PER_S.get(self._base.device.type, _FLOPS_PER_S["cpu"])
-        return flops / (_FLOPS_PER_PARAMETER * self._weights)
+        flops = _FLOPS_PER_S.get(self.base.device.type, _FLOPS_PER_S["cpu"])
+        weights = sum(parameter.numel() for parameter in self.base.model.parameters())
+        return flops / (_FLOPS_PER_PARAMETER * weights)
 
 
-def _chosen(dataset: Dataset, max_context: int) -> tuple[range, list[int]]:
+def _tokenized_lines(dataset: Dataset, max_context: int) -> tuple[range, list[int]]:
     """Indices of lines spread over the file, and of others that may be too long: a token is at
     least a byte, so a line of few bytes cannot be."""
     if len(dataset) <= _TOKENIZED_LINES:

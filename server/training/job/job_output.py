@@ -17,7 +17,7 @@ from server.jobs.queue.training_metrics import TrainingMetrics
 from server.training.job import evaluate
 from server.training.job.job_phase import Claim
 from server.training.job.publish import milestones, publish_once
-from server.training.job.run_report import checkpoint_metrics, overfitting
+from server.training.job.run_report import overfitting
 from server.training.job.samples import sample_of
 from server.training.job.training_setup import TrainingSetup
 
@@ -47,16 +47,13 @@ class JobOutput:
         self._queue = claim.services.queue
         self._job = claim.job
         self._setup = setup
-        trainer = setup.trainer
-        self.milestones = milestones(
-            trainer.total_steps, trainer.evaluate_every, setup.plan.checkpoints
-        )
+        steps, every = setup.trainer.total_steps, setup.trainer.evaluate_every
+        self.milestones = milestones(steps, every, setup.plan.checkpoints)
 
     def record_baseline(self, first: TrainingMetrics | None) -> Evaluation:
         """Score what the job starts from, unless an earlier attempt did."""
-        known = self._job.evaluation
-        if known is not None and first is None:
-            return known
+        if self._job.evaluation is not None and first is None:
+            return self._job.evaluation
         baseline = evaluate.baseline(self._setup, first)
         level: Level = "info" if baseline.held_out else "warn"
         message = evaluate.announcement(baseline, self._setup)
@@ -133,7 +130,7 @@ class JobOutput:
         newest = self._queue.checkpoints(self._job.owner, self._job.id, limit=1).items
         if newest and newest[0].model == str(ref):
             return False
-        self._queue.add_checkpoint(self._job, step, str(ref), checkpoint_metrics(metrics))
+        self._queue.add_checkpoint(self._job, step, str(ref), metrics.at_checkpoint())
         return True
 
     def _publish(

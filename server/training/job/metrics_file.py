@@ -9,7 +9,7 @@ import io
 import os
 from pathlib import Path
 
-from server.jobs.queue.training_metrics import TrainingMetrics
+from server.jobs.queue.training_metrics import CHECKPOINT_FIELDS, TrainingMetrics
 
 COLUMNS = ("step", "train_loss", "train_accuracy", "valid_loss", "valid_mean_token_accuracy")
 _CUT = ".cut"
@@ -23,13 +23,7 @@ class MetricsFile:
 
     def add(self, metrics: TrainingMetrics) -> None:
         """Append a step. It survives the process, and after `sync` the machine."""
-        row = (
-            metrics.step,
-            metrics.train_loss,
-            metrics.train_mean_token_accuracy,
-            metrics.valid_loss,
-            metrics.valid_mean_token_accuracy,
-        )
+        row = (getattr(metrics, name) for name in CHECKPOINT_FIELDS)
         self._path.parent.mkdir(parents=True, exist_ok=True)
         with self._path.open("a", newline="") as file:
             csv.writer(file, lineterminator="\n").writerow(map(_cell, row))
@@ -42,12 +36,12 @@ class MetricsFile:
 
     def cut(self, last_step: int) -> None:
         """Remove the steps after `last_step`: the run repeats them."""
-        kept = [row for step, row in self._rows().items() if step <= last_step]
-        aside = self._path.with_suffix(_CUT)
-        aside.parent.mkdir(parents=True, exist_ok=True)
-        with aside.open("w", newline="") as file:
-            csv.writer(file, lineterminator="\n").writerows(kept)
-        aside.replace(self._path)
+        rows = [row for step, row in self._rows().items() if step <= last_step]
+        copy = self._path.with_suffix(_CUT)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        with copy.open("w", newline="") as file:
+            csv.writer(file, lineterminator="\n").writerows(rows)
+        copy.replace(self._path)
 
     def has_steps(self) -> bool:
         """Whether a step after step 0, which comes before training, is in it."""

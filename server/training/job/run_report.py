@@ -23,17 +23,6 @@ def updated(before: TrainingMetrics, step: TrainingMetrics) -> TrainingMetrics:
     return replace(metrics, scores_since_best=(before.scores_since_best or 0) + 1)
 
 
-def checkpoint_metrics(metrics: TrainingMetrics) -> TrainingMetrics:
-    """The metrics that the OpenAI API gives a checkpoint."""
-    return TrainingMetrics(
-        metrics.step,
-        train_loss=metrics.train_loss,
-        train_mean_token_accuracy=metrics.train_mean_token_accuracy,
-        valid_loss=metrics.valid_loss,
-        valid_mean_token_accuracy=metrics.valid_mean_token_accuracy,
-    )
-
-
 def overfitting(metrics: TrainingMetrics) -> str | None:
     """What to do better next time, if the validation loss rose again; the best is published."""
     best, last = metrics.best_valid_loss, metrics.valid_loss

@@ -139,9 +139,8 @@ class RunningJob(JobPhase):
         try:
             self.claim.folder.best.save(RunCheckpoint(step, tensors, self.metrics.to_document()))
         except DISK_ERRORS as error:  # a later state may be saved
-            log.warning(
-                "job %s: step %d scored best and was not saved: %s", self.claim.job.id, step, error
-            )
+            job_id = self.claim.job.id
+            log.warning("job %s: step %d scored best, and was not saved: %s", job_id, step, error)
 
     def _best_state(self) -> TrainedState:
         """The state that was scored best, and the adapter is set to it; else the last."""

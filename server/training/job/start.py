@@ -75,17 +75,16 @@ def adapter_for(
     manifest = start.manifest
     continuing.check_continuable(str(start.ref), manifest, base.fingerprint)
     if job.hyperparameters.targets is not None:
-        wanted = resolve_targets(base, job.hyperparameters.targets)
-        continuing.check_targets(str(start.ref), manifest, wanted)
+        targets = resolve_targets(base, job.hyperparameters.targets)
+        continuing.check_targets(str(start.ref), manifest, targets)
+    spec = kind_named(manifest.method).spec
     adapter = TrainableAdapter(
         base,
         manifest.method,
         rank=manifest.rank,
         seed=manifest.seed,
         targets=manifest.targets,
-        options=continuing.adapter_options(
-            manifest, job.hyperparameters, kind_named(manifest.method).spec
-        ),
+        options=continuing.adapter_options(manifest, job.hyperparameters, spec),
         shared=shared,
     )
     _check_like(adapter.manifest(created_at=int(time.time()), provenance={}), start)

@@ -12,7 +12,6 @@ from server.adapters.learning.trainable import TrainableAdapter
 from server.adapters.memory.matrices import SharedBases
 from server.bases.model import BaseModel
 from server.bases.tokenizer import ChatTokenizer
-from server.errors import InvalidRequest
 from server.jobs.files.datasets import validate
 from server.jobs.files.file_store import Files
 from server.jobs.queue.job import Job
@@ -21,7 +20,7 @@ from server.training.job.publish import JOB, STEP
 from server.training.job.samples import Question, questions_of
 from server.training.job.start import Start, adapter_for
 from server.training.run.batches import held_out
-from server.training.run.defaults import TrainPlan, plan_for
+from server.training.run.defaults import TrainPlan, check_early_stopping, plan_for
 from server.training.run.examples import Example, build_examples
 from server.training.run.trainer import Trainer
 
@@ -110,16 +109,10 @@ def prepare(
     flat_train = tuple(example for _, examples in train for example in examples)
     flat_valid = tuple(example for _, examples in valid for example in examples)
     trainer = Trainer(base, adapter, flat_train, flat_valid, plan)
-    if plan.early_stopping is not None and not flat_valid:
-        raise InvalidRequest(
-            "early_stopping needs held-out lines: give a validation_file, or a "
-            "validation_split above 0",
-            param="early_stopping",
-        )
+    check_early_stopping(plan, len(flat_valid))
     questions = questions_of(valid if flat_valid else train, base.max_context)
-    return TrainingSetup(
-        job, plan, adapter, trainer, flat_train, flat_valid, questions, tokenizer, start
-    )
+    lines = flat_train, flat_valid, questions
+    return TrainingSetup(job, plan, adapter, trainer, *lines, tokenizer, start)
 
 
 def _short(loss: float | None) -> str | None:

@@ -139,7 +139,7 @@ class _Worker:
     def give_back(self) -> None:
         """Return every job in hand to the queue."""
         for job in list(self._jobs.values()):
-            self._move(job, partial(_given_back, job))
+            self._move(job, job.give_back)
 
     def _finish(self, jobs: Sequence[RunningJob]) -> None:
         """Evaluate and publish jobs that are done; their questions are asked in one batch."""
@@ -160,11 +160,9 @@ class _Worker:
         return self._parts.step_tokens or STEP_TOKENS[base.device.type]
 
     def _claim(self) -> Job | None:
-        services = self._parts.services
+        services, busy = self._parts.services, bool(self._jobs)
         try:
-            return services.queue.claim(
-                self._parts.worker_id, services.lease_s, busy=bool(self._jobs)
-            )
+            return services.queue.claim(self._parts.worker_id, services.lease_s, busy=busy)
         except Unavailable as error:
             log.warning("the queue cannot be reached: %s", error)
             return None
@@ -203,8 +201,3 @@ class _Worker:
         """Raise DeviceLost unless the device works after a failure: it would fail every job."""
         if self._loaded is not None and not device_works(self._loaded[0].device):
             raise DeviceLost(f"the device has failed: {error}") from error
-
-
-def _given_back(job: JobPhase) -> JobPhase | None:
-    job.give_back()
-    return None

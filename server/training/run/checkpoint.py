@@ -2,8 +2,8 @@
 
     <folder>/step-00000120.safetensors     tensors, and the rest as one JSON text in the header
 
-A checkpoint is complete or absent: written aside, synced, renamed. Two processes may write to one
-folder (a worker that lost its lease and does not know it yet): both write the same bytes.
+A checkpoint is complete or absent: written under another name, synced, renamed. Two processes may
+write to one folder (a worker that lost its lease and does not know it yet), but the same bytes.
 """
 
 import contextlib
@@ -45,17 +45,16 @@ class CheckpointFolder:
         """Write one; it is on the disk when this returns."""
         self._folder.mkdir(parents=True, exist_ok=True)
         path = self._folder / f"step-{checkpoint.step:08d}.safetensors"
-        aside = self._folder / f".{uuid.uuid4().hex}"
+        draft = self._folder / f".{uuid.uuid4().hex}"
         try:
-            tensors = {
-                name: t.detach().cpu().contiguous() for name, t in checkpoint.tensors.items()
-            }
-            save_file(tensors, aside, {_STATE: json.dumps(dict(checkpoint.state))})
-            _sync(aside)
-            os.replace(aside, path)
+            named = checkpoint.tensors.items()
+            tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in named}
+            save_file(tensors, draft, {_STATE: json.dumps(dict(checkpoint.state))})
+            _sync(draft)
+            os.replace(draft, path)
             _sync(self._folder)
         finally:
-            aside.unlink(missing_ok=True)
+            draft.unlink(missing_ok=True)
         for old in self._paths()[: -self._keep]:
             old.unlink(missing_ok=True)
         return path

@@ -5,6 +5,7 @@ from dataclasses import dataclass, fields, replace
 from typing import Any, Final
 
 from server.adapters.methods.registry import METHODS, kind_named
+from server.errors import InvalidRequest
 from server.jobs.queue.method_spec import OPTIONS
 from server.jobs.queue.train_options import TrainOptions
 
@@ -81,6 +82,16 @@ def epochs_for(lines: int) -> int:
     """
     least, more = round(320 / max(1, lines)), round(600 / max(1, lines))
     return min(15, max(2, least, min(6, more)))
+
+
+def check_early_stopping(plan: TrainPlan, valid: int) -> None:
+    """Raise InvalidRequest if a run of `valid` held-out lines could never stop early."""
+    if plan.early_stopping is not None and not valid:
+        raise InvalidRequest(
+            "early_stopping needs held-out lines: give a validation_file, or a "
+            "validation_split above 0",
+            param="early_stopping",
+        )
 
 
 def plan_for(options: TrainOptions, *, seed: int, max_rank: int, lines: int) -> TrainPlan:

@@ -12,6 +12,9 @@ from server.bases.tokenizer import ChatTokenizer, Message, Tools
 from server.errors import InvalidDataset, InvalidRequest, LineProblem
 from server.jobs.files.datasets import problem_summary
 
+Span = tuple[int, int]
+"""The places of tokens from the first to the one before the second."""
+
 
 @dataclass(frozen=True)
 class Example:
@@ -24,7 +27,7 @@ class Example:
     counts: tuple[bool, ...]
 
     @classmethod
-    def of(cls, tokens: Sequence[int], spans: Iterable[tuple[int, int]]) -> "Example | None":
+    def of(cls, tokens: Sequence[int], spans: Iterable[Span]) -> "Example | None":
         """Count tokens[start:end] of each span; drop what follows. None if nothing counts."""
         counts = [False] * len(tokens)
         for start, end in spans:
@@ -103,22 +106,22 @@ def _chat_examples(
 ) -> list[Example]:
     chat = [{k: v for k, v in message.items() if k != "weight"} for message in messages]
     answers = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
-    wanted = [i for i in answers if messages[i].get("weight") != 0]
-    if not wanted:
+    counted = [i for i in answers if messages[i].get("weight") != 0]
+    if not counted:
         return []
     marked = tokenizer.chat_mask(chat, tools)
     if marked is not None:
         tokens, mask = marked
         spans = _runs(mask)
         if len(spans) == len(answers):  # else the template omits an answer, or joins two
-            chosen = [_with_end(tokens, spans[answers.index(i)], tokenizer) for i in wanted]
-            example = Example.of(tokens, chosen)
+            ends = [_with_end(tokens, spans[answers.index(i)], tokenizer) for i in counted]
+            example = Example.of(tokens, ends)
             return [example] if example else []
-    return _by_difference(chat, wanted, tools, tokenizer)
+    return _by_difference(chat, counted, tools, tokenizer)
 
 
 def _by_difference(
-    chat: Sequence[Message], wanted: Sequence[int], tools: Tools | None, tokenizer: ChatTokenizer
+    chat: Sequence[Message], counted: Sequence[int], tools: Tools | None, tokenizer: ChatTokenizer
 ) -> list[Example]:
     """Find each answer as what the chat through it has after the prompt that asks for it.
 
@@ -126,7 +129,7 @@ def _by_difference(
     Then each answer is an example of its own, rendered as the last turn.
     """
     tokens = tokenizer.chat(chat, add_generation_prompt=False, tools=tools)
-    turns = [_turn(chat, index, tools, tokenizer) for index in wanted]
+    turns = [_turn(chat, index, tools, tokenizer) for index in counted]
     if all(tokens[: len(turn)] == turn for turn, _ in turns):
         example = Example.of(tokens, [span for _, span in turns])
         return [example] if example else []
@@ -136,7 +139,7 @@ def _by_difference(
 
 def _turn(
     chat: Sequence[Message], index: int, tools: Tools | None, tokenizer: ChatTokenizer
-) -> tuple[list[int], tuple[int, int]]:
+) -> tuple[list[int], Span]:
     """The chat through message `index`, and where in it that answer stands."""
     prompt = tokenizer.chat(chat[:index], add_generation_prompt=True, tools=tools) if index else []
     through = tokenizer.chat(chat[: index + 1], add_generation_prompt=False, tools=tools)
@@ -152,9 +155,7 @@ def _turn(
     return through, (start, special[-1] + 1 if special else end)
 
 
-def _with_end(
-    tokens: Sequence[int], span: tuple[int, int], tokenizer: ChatTokenizer
-) -> tuple[int, int]:
+def _with_end(tokens: Sequence[int], span: Span, tokenizer: ChatTokenizer) -> Span:
     """A template may end its mark before the end-of-turn token, which must count as well."""
     start, end = span
     closed = tokens[end - 1] in tokenizer.special_ids
@@ -163,11 +164,10 @@ def _with_end(
     return start, end
 
 
-def _runs(mask: Sequence[bool]) -> list[tuple[int, int]]:
+def _runs(mask: Sequence[bool]) -> list[Span]:
     """Start and end of each run of True."""
-    edges = [
-        i for i, (a, b) in enumerate(zip([False, *mask], [*mask, False], strict=True)) if a != b
-    ]
+    neighbours = zip([False, *mask], [*mask, False], strict=True)
+    edges = [i for i, (before, after) in enumerate(neighbours) if before != after]
     return list(zip(edges[::2], edges[1::2], strict=True))
 
 

@@ -29,8 +29,8 @@ def fused_layers(base: BaseModel, tokens: int) -> Iterator[None]:
     host cannot launch it as fast as the device runs it: a kernel of ours takes longer to launch
     than the kernels of torch that it replaces.
     """
-    known = base.device.type == "cuda" and is_llama_shaped(base)
-    if not known or tokens * base.model.config.hidden_size < KERNELS_FROM:
+    fusable = base.device.type == "cuda" and is_llama_shaped(base)
+    if not fusable or tokens * base.model.config.hidden_size < KERNELS_FROM:
         yield
         return
     from server.training.kernels.trainable_mlp_gate import silu_mul  # a CPU has no triton

@@ -6,8 +6,9 @@ The training model generates them, without an engine: for a few dozen tokens now
 import inspect
 import logging
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager
+from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import groupby
 
 import torch
 from torch import Tensor
@@ -84,8 +85,8 @@ def _tokens(base: BaseModel, rows: Sequence[GreedyRequest], max_new: int) -> Ite
     stops = torch.tensor(sorted(base.eos_token_ids), dtype=torch.long, device=device)
     going = torch.ones(len(rows), dtype=torch.bool, device=device)
     # transformers renamed the cache, as an argument and in the output, in 5.24.
-    known = inspect.signature(base.model.forward).parameters
-    named = "cache" if "cache" in known else "past_key_values"
+    parameters = inspect.signature(base.model.forward).parameters
+    cache_name = "cache" if "cache" in parameters else "past_key_values"
     cache = None
     for _ in range(max_new):
         width = tokens.shape[1]
@@ -96,9 +97,9 @@ def _tokens(base: BaseModel, rows: Sequence[GreedyRequest], max_new: int) -> Ite
                 attention_mask=mask,
                 position_ids=places,
                 use_cache=True,
-                **{named: cache},
+                **{cache_name: cache},
             )
-        cache = output[named]
+        cache = output[cache_name]
         chosen = picked(output.logits, every, last).argmax(-1)
         yield chosen
         going &= ~torch.isin(chosen, stops)
@@ -108,16 +109,14 @@ def _tokens(base: BaseModel, rows: Sequence[GreedyRequest], max_new: int) -> Ite
         mask = torch.cat([mask, mask.new_ones(len(rows), 1)], dim=1)
 
 
-def _active(
-    base: BaseModel, rows: Sequence[GreedyRequest], width: int
-) -> AbstractContextManager[None]:
+@contextmanager
+def _active(base: BaseModel, rows: Sequence[GreedyRequest], width: int) -> Iterator[None]:
     shares: list[tuple[TrainableAdapter | None, int]] = []
-    for row in rows:
-        if shares and shares[-1][0] is row.adapter:
-            shares[-1] = row.adapter, shares[-1][1] + width
-        else:
-            shares.append((row.adapter, width))
-    return active_together(base, shares)
+    for _, group in groupby((row.adapter for row in rows), key=id):
+        adapters = list(group)
+        shares.append((adapters[0], len(adapters) * width))
+    with active_together(base, shares):
+        yield
 
 
 def _ended(tokens: Sequence[int], stops: frozenset[int]) -> list[int]:

@@ -55,9 +55,8 @@ class Trainer:
         self.plan = plan
         self._train = train
         self._valid = valid
-        self.part_tokens = min(
-            plan.max_tokens_per_batch, max(1, _LOGITS_BYTES // (3 * 4 * base.vocab_size))
-        )
+        logits_tokens = max(1, _LOGITS_BYTES // (3 * 4 * base.vocab_size))
+        self.part_tokens = min(plan.max_tokens_per_batch, logits_tokens)
         self._lengths = [len(example.tokens) - 1 for example in train]  # the last is only a target
         (parameter,) = adapter.parameters()
         self._optimizer = OptimizerState.of(parameter)
@@ -66,7 +65,7 @@ class Trainer:
         self.total_steps = per_epoch * plan.n_epochs
         self.evaluate_every = max(per_epoch, math.ceil(self.total_steps / plan.evaluations))
         self._order: tuple[int, list[list[int]]] | None = None  # an epoch and its batches
-        self._clock: _Clock | None = None
+        self._started: tuple[float, int, int] | None = None  # when, at which step and tokens
         self.step = 0
         self.trained_tokens = 0
 
@@ -78,7 +77,7 @@ class Trainer:
     def start(self) -> TrainingMetrics | None:
         """Start the clock. Return the metrics of step 0, which comes before any update: the
         validation loss scores the start. None if the run was resumed."""
-        self._clock = _Clock(self.total_steps - self.step)
+        self._started = time.perf_counter(), self.step, self.trained_tokens
         return self._metrics(None, self._validated(), 0.0) if self.step == 0 else None
 
     def batch(self) -> list[Example]:
@@ -125,11 +124,8 @@ class Trainer:
     def stepped(self, score: Score) -> TrainingMetrics:
         """Count a step whose batch scored `score`; score the held-out examples when due."""
         rate = self._learning_rate()
-        tokens = sum(self._lengths[i] for i in self._batch())
+        self.trained_tokens += sum(self._lengths[i] for i in self._batch())
         self.step += 1
-        self.trained_tokens += tokens
-        if self._clock is not None:
-            self._clock.count(tokens)
         evaluates = self.done or self.step % self.evaluate_every == 0
         return self._metrics(score, self._validated() if evaluates else None, rate)
 
@@ -175,14 +171,9 @@ class Trainer:
         return hashlib.sha256(repr(facts).encode()).hexdigest()
 
     def _learning_rate(self) -> float:
-        plan = self.plan
-        return learning_rate(
-            self.step,
-            peak=plan.learning_rate,
-            total_steps=self.total_steps,
-            warmup_steps=round(plan.warmup_ratio * self.total_steps),
-            decay=plan.schedule,
-        )
+        plan, total = self.plan, self.total_steps
+        warmup = round(plan.warmup_ratio * total)
+        return learning_rate(self.step, plan.learning_rate, total, warmup, plan.schedule)
 
     def _batch(self) -> list[int]:
         epoch, place = divmod(self.step, self._per_epoch)
@@ -195,62 +186,43 @@ class Trainer:
         return self.score(self._valid) if self._valid else None
 
     def _metrics(self, train: Score | None, valid: Score | None, rate: float) -> TrainingMetrics:
-        clock = self._clock
+        tokens_per_second, seconds_left = self._speed()
         return TrainingMetrics(
             step=self.step,
             total_steps=self.total_steps,
             epoch=round(self.step / self._per_epoch, 4),
             trained_tokens=self.trained_tokens,
             learning_rate=rate,
-            tokens_per_second=round(clock.tokens_per_s, 1) if clock else 0.0,
-            seconds_left=round(clock.seconds_left, 1) if clock else 0.0,
+            tokens_per_second=round(tokens_per_second, 1),
+            seconds_left=round(seconds_left, 1),
             train_loss=train.loss if train else None,
             train_mean_token_accuracy=train.accuracy if train else None,
             valid_loss=valid.loss if valid else None,
             valid_mean_token_accuracy=valid.accuracy if valid else None,
         )
 
+    def _speed(self) -> tuple[float, float]:
+        """Trained tokens per second of wall time since `start`, and seconds until the end."""
+        if self._started is None or self.step == self._started[1]:
+            return 0.0, 0.0
+        started_at, first_step, first_tokens = self._started
+        elapsed = max(time.perf_counter() - started_at, 1e-9)
+        step_s = elapsed / (self.step - first_step)
+        tokens = self.trained_tokens - first_tokens
+        return tokens / elapsed, step_s * (self.total_steps - self.step)
 
-def learning_rate(
-    step: int, *, peak: float, total_steps: int, warmup_steps: int, decay: str
-) -> float:
-    """The rate of update `step`, counted from 0: it rises in a line to `peak`, then decays.
+
+def learning_rate(step: int, peak: float, total: int, warmup: int, decay: str) -> float:
+    """The rate of update `step`, counted from 0 to `total`: it rises in a line to `peak` in the
+    first `warmup` updates, then decays.
 
     The decay would reach zero one step after the last update, so that no update is wasted.
     """
-    if step < warmup_steps:
-        return peak * (step + 1) / (warmup_steps + 1)
-    share = (step - warmup_steps) / max(1, total_steps - warmup_steps)
+    if step < warmup:
+        return peak * (step + 1) / (warmup + 1)
+    share = (step - warmup) / max(1, total - warmup)
     if decay == "cosine":
         return peak * 0.5 * (1 + math.cos(math.pi * share))
     if decay == "linear":
         return peak * (1 - share)
     return peak
-
-
-class _Clock:
-    """The speed of this process: trained tokens per second of wall time."""
-
-    def __init__(self, steps: int) -> None:
-        self._start = time.perf_counter()
-        self._steps_left = steps
-        self._steps = 0
-        self._tokens = 0
-
-    def count(self, tokens: int) -> None:
-        self._steps += 1
-        self._tokens += tokens
-
-    @property
-    def _elapsed(self) -> float:
-        return max(time.perf_counter() - self._start, 1e-9)
-
-    @property
-    def tokens_per_s(self) -> float:
-        return self._tokens / self._elapsed
-
-    @property
-    def seconds_left(self) -> float:
-        if not self._steps:
-            return 0.0
-        return self._elapsed / self._steps * (self._steps_left - self._steps)

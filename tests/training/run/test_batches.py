@@ -65,7 +65,7 @@ def test_parts_keep_within_the_token_budget() -> None:
 @pytest.mark.parametrize("decay", ["cosine", "linear", "constant"])
 def test_the_rate_climbs_then_decays_and_is_never_zero(decay: str) -> None:
     rates = [
-        learning_rate(step, peak=0.1, total_steps=50, warmup_steps=5, decay=decay)
+        learning_rate(step, peak=0.1, total=50, warmup=5, decay=decay)
         for step in range(50)
     ]
     assert rates[:6] == sorted(rates[:6])
