@@ -188,27 +188,27 @@ class Batches:
         for start in range(0, len(order), size):
             yield self.batch(order[start : start + size])
 
-    def batch(self, chosen: Sequence[int]) -> Batch:
+    def batch(self, indices: Sequence[int]) -> Batch:
         """Few different shapes come out: they hang on the longest row, rounded up."""
         rows, lengths = self._rows, self._lengths
-        longest = _rounded(max(int(lengths[i]) for i in chosen))
-        ids = np.zeros((len(chosen), longest), np.int64)
+        longest = _rounded(max(int(lengths[i]) for i in indices))
+        ids = np.zeros((len(indices), longest), np.int64)
         places, targets = [], []
-        for row, index in enumerate(chosen):
+        for row, index in enumerate(indices):
             start, length, prompt = rows.starts[index], lengths[index], rows.prompts[index]
             ids[row, :length] = rows.tokens[start : start + length]
             places.append(np.arange(prompt - 1, length) + row * longest)
             targets.append(rows.tokens[start + prompt : start + length + 1])
         count = sum(map(len, targets))
-        usual = len(chosen) * _rounded(_COUNTED * longest)
-        room = usual if count <= usual else len(chosen) * longest
+        usual = len(indices) * _rounded(_COUNTED * longest)
+        size = usual if count <= usual else len(indices) * longest
         return Batch(
             self._move(ids),
-            self._move(_filled(places, room, 0)),
-            self._move(_filled(targets, room, IGNORED)),
+            self._move(_filled(places, size, 0)),
+            self._move(_filled(targets, size, IGNORED)),
             torch.full((), float(count), device=self._device),
             count,
-            int(sum(lengths[i] for i in chosen)),
+            int(sum(lengths[i] for i in indices)),
         )
 
     def _move(self, array: NDArray[np.int64]) -> Tensor:
@@ -219,8 +219,8 @@ def _rounded(number: float) -> int:
     return math.ceil(number / _PAD_TO) * _PAD_TO
 
 
-def _filled(parts: Sequence[NDArray[np.integer[Any]]], room: int, filler: int) -> NDArray[np.int64]:
-    filled = np.full(room, filler, np.int64)
+def _filled(parts: Sequence[NDArray[np.integer[Any]]], size: int, filler: int) -> NDArray[np.int64]:
+    filled = np.full(size, filler, np.int64)
     joined = np.concatenate(parts)
     filled[: len(joined)] = joined
     return filled

@@ -183,7 +183,7 @@ def seeded(arms: Iterable[Arm], done: Done) -> Iterator[Run]:
             yield from (best.at(seed=seed) for seed in SEEDS)
 
 
-def wanted(done: Done) -> list[Run]:
+def all_runs(done: Done) -> list[Run]:
     """All that can be begun now, the weightiest first; runs that are done are among them."""
     arms, matched = main_arms(done), matched_arms(done)
     sweeps = [run for arm in (*arms, *STARTS) for run in arm.sweep(done)]

@@ -26,7 +26,7 @@ import torch
 from transformers.utils.logging import disable_progress_bar
 
 from benchmarks.e2e.e2e_data import Splits, encode, references
-from benchmarks.e2e.e2e_grid import reported, wanted
+from benchmarks.e2e.e2e_grid import all_runs, reported
 from benchmarks.e2e.e2e_training import answers, train
 from benchmarks.e2e.learners import build
 from benchmarks.e2e.runs import Outcome, Run, outcomes, records
@@ -109,8 +109,8 @@ def do_grid(options: argparse.Namespace) -> None:
             line = f"{passed:5.0f} s  {outcome.seconds:5.1f} s  {trained:>10,}  {loss:.4f}"
             print(f"{line}  {outcome.run}", flush=True)
 
-        failed = run_all(pool, wanted, done, note)
-    left = sum(run not in done for run in wanted(done))
+        failed = run_all(pool, all_runs, done, note)
+    left = sum(run not in done for run in all_runs(done))
     print(f"{len(done)} runs done, {left} left, {len(failed)} failed")
     for run, trace in failed.items():
         print(f"--- {run}\n{trace[-1500:]}")
@@ -156,23 +156,20 @@ def do_score(options: argparse.Namespace) -> None:
 
 def do_report(options: argparse.Namespace) -> None:
     """Print the tables, and write plots and defaults to a folder."""
-    from benchmarks.e2e import (
-        e2e_report,  # the rest does without matplotlib
-        plots,
-    )
+    from benchmarks.e2e import e2e_report, plots  # the rest does without matplotlib
 
     done = outcomes([options.results])
     scores = {Run.of(record["run"]): record["scores"] for record in records([options.scores])}
     speed = list(records([options.speed]))
-    print(
+    tables = [
         e2e_report.main_table(done, scores, speed),
-        e2e_report.matched_table(done, scores),
-        sep="\n\n",
-    )
-    print("", e2e_report.peft_table(done, scores), e2e_report.speed_table(speed), sep="\n\n")
-    print("", e2e_report.sweep_table(done), sep="\n\n")
-    chosen = json.dumps(e2e_report.defaults(done), indent=1)
-    (options.out / "e2e_defaults.json").write_text(f"{chosen}\n")
+        *(each(done, scores) for each in (e2e_report.matched_table, e2e_report.peft_table)),
+        e2e_report.speed_table(speed),
+        e2e_report.sweep_table(done),
+    ]
+    print(*tables, sep="\n\n")
+    defaults = json.dumps(e2e_report.defaults(done), indent=1)
+    (options.out / "e2e_defaults.json").write_text(f"{defaults}\n")
     plots.draw(done, scores, options.out)
 
 

@@ -6,18 +6,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from benchmarks.e2e.e2e_grid import (
-    LORA,
-    RATES,
-    SEEDS,
-    STARTS,
-    VERA,
-    Arm,
-    Done,
-    main_arms,
-    matched_arms,
-    randlora_arm,
-)
+from benchmarks.e2e import e2e_grid as grid
+from benchmarks.e2e.e2e_grid import Arm, Done
 from benchmarks.e2e.runs import Run
 from benchmarks.support.report import table
 
@@ -52,7 +42,7 @@ def spread(values: Sequence[float]) -> Spread:
 
 def line_of(name: str, run: Run, done: Done, scores: Scores) -> Line:
     """`run` with every seed that is done."""
-    runs = [run.at(seed=seed) for seed in SEEDS]
+    runs = [run.at(seed=seed) for seed in grid.SEEDS]
     outcomes = [done[each] for each in runs if each in done]
     first = outcomes[0]
     return Line(
@@ -75,7 +65,7 @@ def main_table(done: Done, scores: Scores, speed: Sequence[Mapping[str, Any]]) -
     """Every method. Time is the median step's, alone on its GPU, times the steps of the run."""
     alone = {_shape(Run.of(entry["run"])): entry for entry in speed if "step_ms" in entry}
     rows = []
-    for line in lines(main_arms(done), done, scores):
+    for line in lines(grid.main_arms(done), done, scores):
         pace = alone.get(_shape(line.run))
         seconds = pace["step_ms"] * done[line.run].steps / 1e3 if pace else math.nan
         rows.append(
@@ -97,7 +87,7 @@ def main_table(done: Done, scores: Scores, speed: Sequence[Mapping[str, Any]]) -
 
 def matched_table(done: Done, scores: Scores) -> str:
     """Equal counts of trained numbers."""
-    arms = lines([*main_arms(done), *matched_arms(done)], done, scores)
+    arms = lines([*grid.main_arms(done), *grid.matched_arms(done)], done, scores)
     rows = []
     for size, (low, high) in SIZES.items():
         inside = [line for line in arms if low <= line.trained <= high]
@@ -111,14 +101,15 @@ def matched_table(done: Done, scores: Scores) -> str:
 def peft_table(done: Done, scores: Scores) -> str:
     """Validation loss of both sides, seed by seed; the difference in standard errors."""
     rows = []
-    for name, arm in (("VeRA", VERA), ("RandLoRA", randlora_arm(done)), ("LoRA", LORA)):
+    randlora = grid.randlora_arm(done)
+    for name, arm in (("VeRA", grid.VERA), ("RandLoRA", randlora), ("LoRA", grid.LORA)):
         best = arm.best(done) if arm else None
         if best is None:
             continue
         ours = line_of(name, best, done, scores)
         theirs = line_of(name, best.at(side="peft"), done, scores)
         (mean, sd), (their_mean, their_sd) = spread(ours.losses), spread(theirs.losses)
-        error = math.sqrt((sd**2 + their_sd**2) / len(SEEDS))
+        error = math.sqrt((sd**2 + their_sd**2) / len(grid.SEEDS))
         seeds = [", ".join(f"{loss:.4f}" for loss in line.losses) for line in (ours, theirs)]
         difference = f"{mean - their_mean:+.4f} ({(mean - their_mean) / error:+.1f} s.e.)"
         bleu = [f"{line.score('BLEU')[0]:.1f}" for line in (ours, theirs)]
@@ -134,40 +125,40 @@ def speed_table(speed: Sequence[Mapping[str, Any]]) -> str:
         if "speed_ratio" not in entry:
             continue
         run, ratios = Run.of(entry["run"]), entry["speed_ratios"]
-        how = "replayed" if entry["replayed"] else "started one by one"
+        launch = "replayed" if entry["replayed"] else "started one by one"
         paces = " / ".join(f"{entry[side]['tokens_per_s'] / 1e3:,.0f}" for side in ("ours", "peft"))
         ratio = f"{entry['speed_ratio']:.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
         memory = f"{entry['memory_ratio']:.2f}"
-        rows.append([run.method, run.rank, run.dtype, run.batch, how, paces, ratio, memory])
+        rows.append([run.method, run.rank, run.dtype, run.batch, launch, paces, ratio, memory])
     columns = ("", "rank", "dtype", "batch", "kernels", "1,000 tokens/s, ours / PEFT")
     return table((*columns, "speed ratio", "memory ratio"), rows)
 
 
 def sweep_table(done: Done) -> str:
     """Validation loss of each rate with seed 0."""
-    arms = [*main_arms(done), *matched_arms(done)]
-    dense = randlora_arm(done)
-    starts = [arm for arm in STARTS if arm != dense]
+    arms = [*grid.main_arms(done), *grid.matched_arms(done)]
+    dense = grid.randlora_arm(done)
+    starts = [arm for arm in grid.STARTS if arm != dense]
     tried = [(arm, arm.tried(done)) for arm in (*arms, *starts)]
     used = sorted({place for _, losses in tried for place in losses})
     rows = []
     for arm, losses in tried:
         cells = [f"{losses[place]:.3f}" if place in losses else "" for place in used]
         rows.append([f"{arm.name}{_start(arm.run)}", arm.run.rank or "", *cells])
-    return table(("", "rank", *(f"{RATES[place]:g}" for place in used)), rows)
+    return table(("", "rank", *(f"{grid.RATES[place]:g}" for place in used)), rows)
 
 
 def defaults(done: Done) -> list[dict[str, Any]]:
     """What to begin with: the best rate, or half a decade less where the next one up loses 0.1."""
-    chosen_rates = []
-    for arm in dict.fromkeys([*main_arms(done), *STARTS]):
+    recommendations = []
+    for arm in dict.fromkeys([*grid.main_arms(done), *grid.STARTS]):
         best = arm.best(done)
         if best is None:
             continue
-        tried, place = arm.tried(done), RATES.index(best.rate)
+        tried, place = arm.tried(done), grid.RATES.index(best.rate)
         near_edge = tried.get(place + 1, math.inf) > tried[place] + _WORTH
-        chosen = place - 1 if near_edge else place
-        chosen_rates.append(
+        recommended = place - 1 if near_edge else place
+        recommendations.append(
             {
                 "name": arm.name,
                 "method": best.method,
@@ -175,12 +166,12 @@ def defaults(done: Done) -> list[dict[str, Any]]:
                 "options": dict(best.options),
                 "best_rate": best.rate,
                 "best_loss": tried[place],
-                "recommended_rate": RATES[chosen],
-                "recommended_loss": tried.get(chosen),
-                "by_rate": {f"{RATES[place]:g}": loss for place, loss in sorted(tried.items())},
+                "recommended_rate": grid.RATES[recommended],
+                "recommended_loss": tried.get(recommended),
+                "by_rate": {f"{grid.RATES[i]:g}": loss for i, loss in sorted(tried.items())},
             }
         )
-    return chosen_rates
+    return recommendations
 
 
 def _start(run: Run) -> str:

@@ -26,8 +26,8 @@ _OUR_SPREAD = math.sqrt(1 / 3)  # of a dense seeded matrix's entries
 
 def peft_model(run: Run, base: BaseModel) -> PeftModel:
     """Put PEFT's adapter into `base.model`."""
-    wanted = run.targets[0] if len(run.targets) == 1 else run.targets
-    paths = list(resolve_targets(base, wanted))
+    targets = run.targets[0] if len(run.targets) == 1 else run.targets
+    paths = list(resolve_targets(base, targets))
     model: PeftModel = get_peft_model(base.model, _config(run, paths))
     return model
 

@@ -14,19 +14,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
-from benchmarks.e2e.e2e_grid import (
-    ASYM_A,
-    ASYM_B,
-    FULL,
-    LORA,
-    RANKS,
-    RATES,
-    VERA,
-    Done,
-    main_arms,
-    matched_arms,
-    randlora_arm,
-)
+from benchmarks.e2e import e2e_grid as grid
+from benchmarks.e2e.e2e_grid import Done
 from benchmarks.e2e.e2e_report import Line, Scores, line_of, lines, spread
 
 _COLOURS = {
@@ -56,7 +45,7 @@ def draw(done: Done, scores: Scores, folder: Path) -> list[Path]:
 def by_size(done: Done, scores: Scores) -> Figure:
     """Loss and BLEU against trained parameters, by method."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4.6), layout="constrained")
-    arm_lines = lines([*main_arms(done), *matched_arms(done)], done, scores)
+    arm_lines = lines([*grid.main_arms(done), *grid.matched_arms(done)], done, scores)
     for family, colour in _COLOURS.items():
         inside = sorted(_family(arm_lines, family), key=lambda line: line.trained)
         trained = [line.trained for line in inside]
@@ -68,7 +57,7 @@ def by_size(done: Done, scores: Scores) -> Figure:
             axes.errorbar(
                 trained, means, errors, color=colour, marker="o", ms=5, capsize=3, label=family
             )
-    full = next(line for line in arm_lines if line.name == FULL.name)
+    full = next(line for line in arm_lines if line.name == grid.FULL.name)
     for axes, value in ((left, spread(full.losses)[0]), (right, full.score("BLEU")[0])):
         axes.axhline(value, color="black", ls="--", lw=1, label="full fine-tuning, 17.3 million")
         axes.set_xscale("log")
@@ -87,9 +76,9 @@ def by_size(done: Done, scores: Scores) -> Figure:
 def vera_ranks(done: Done, scores: Scores) -> Figure:
     """VeRA from rank 1 to 1024: every seed that was run, and LoRA to compare."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4.2), layout="constrained")
-    best, lora = VERA.best(done), LORA.best(done)
+    best, lora = grid.VERA.best(done), grid.LORA.best(done)
     assert best is not None and lora is not None
-    arm_lines = [line_of("", best.at(rank=rank), done, scores) for rank in RANKS]
+    arm_lines = [line_of("", best.at(rank=rank), done, scores) for rank in grid.RANKS]
     compared = {
         f"LoRA, rank {rank}": line_of("", lora.at(rank=rank), done, scores) for rank in (1, 4)
     }
@@ -101,21 +90,21 @@ def vera_ranks(done: Done, scores: Scores) -> Figure:
             lambda line: line.score("BLEU")[0],
         ),
     ):
-        for rank, each in zip(RANKS, values, strict=True):
+        for rank, each in zip(grid.RANKS, values, strict=True):
             axes.plot([rank] * len(each), each, "o", color=_COLOURS["VeRA"], ms=4, alpha=0.6)
         means = [spread(each)[0] for each in values]
-        axes.plot(RANKS, means, color=_COLOURS["VeRA"], label="VeRA")
+        axes.plot(grid.RANKS, means, color=_COLOURS["VeRA"], label="VeRA")
         for (name, line), style in zip(compared.items(), (":", "--"), strict=True):
             label = f"{name} ({line.trained / 1e3:.0f}k trained)"
             axes.axhline(score(line), color=_COLOURS["LoRA"], ls=style, label=label)
         axes.set_xscale("log", base=2)
-        axes.set_xticks(RANKS, [str(rank) for rank in RANKS], fontsize=8)
+        axes.set_xticks(grid.RANKS, [str(rank) for rank in grid.RANKS], fontsize=8)
         axes.set_xlabel("rank of VeRA")
         low, high = axes.get_ylim()
         axes.set_ylim(low, high + (high - low) / 30)
         above = axes.secondary_xaxis("top")
         above.set_xticks(
-            RANKS[::2], [f"{line.trained / 1e3:.1f}k" for line in arm_lines[::2]], fontsize=8
+            grid.RANKS[::2], [f"{line.trained / 1e3:.1f}k" for line in arm_lines[::2]], fontsize=8
         )
         above.minorticks_off()
         above.set_xlabel("parameters that VeRA trains", fontsize=8)
@@ -128,11 +117,11 @@ def vera_ranks(done: Done, scores: Scores) -> Figure:
 
 def variants(done: Done, scores: Scores) -> Figure:
     """Each variant beside its neighbours, one dot a seed; PEFT's beside ours."""
-    arm_lines = {line.name: line for line in lines(main_arms(done), done, scores)}
+    arm_lines = {line.name: line for line in lines(grid.main_arms(done), done, scores)}
     groups: dict[str, dict[str, Line]] = {
         "VeRA, rank 256": {
-            "shared bases": arm_lines[VERA.name],
-            "PEFT": _theirs(arm_lines[VERA.name], done, scores),
+            "shared bases": arm_lines[grid.VERA.name],
+            "PEFT": _theirs(arm_lines[grid.VERA.name], done, scores),
             "unique bases": arm_lines["VeRA, unique bases"],
             "b only": arm_lines["VeRA, b only"],
             "d only": arm_lines["VeRA, d only"],
@@ -147,8 +136,8 @@ def variants(done: Done, scores: Scores) -> Figure:
         "low rank, about 240k": {
             "LoRA, rank 4": arm_lines["LoRA"],
             "PEFT, rank 4": _theirs(arm_lines["LoRA"], done, scores),
-            "B trained, rank 8": arm_lines[ASYM_B.name],
-            "A trained, rank 8": arm_lines[ASYM_A.name],
+            "B trained, rank 8": arm_lines[grid.ASYM_B.name],
+            "A trained, rank 8": arm_lines[grid.ASYM_A.name],
         },
     }
     figure, all_axes = plt.subplots(1, 3, figsize=(11, 3.9), layout="constrained")
@@ -169,8 +158,8 @@ def variants(done: Done, scores: Scores) -> Figure:
 def rates(done: Done) -> Figure:
     """The sweeps: loss against learning rate with seed 0."""
     figure, axes = plt.subplots(figsize=(8, 4.4), layout="constrained")
-    dense = randlora_arm(done)
-    for arm in main_arms(done):
+    dense = grid.randlora_arm(done)
+    for arm in grid.main_arms(done):
         if "s = " in arm.name or "unique" in arm.name:
             continue
         tried = sorted(arm.tried(done).items())
@@ -191,7 +180,7 @@ def rates(done: Done) -> Figure:
 
 
 def _sweep(axes: Axes, tried: Sequence[tuple[int, float]], *, label: str, **look: str) -> None:
-    places = [RATES[place] for place, _ in tried]
+    places = [grid.RATES[place] for place, _ in tried]
     axes.plot(places, [loss for _, loss in tried], label=label, ms=4, **look)  # type: ignore[arg-type]
 
 

@@ -10,19 +10,8 @@ from typing import Any
 
 import torch
 
+from benchmarks.e2e import e2e_grid as grid
 from benchmarks.e2e.e2e_data import Splits
-from benchmarks.e2e.e2e_grid import (
-    ASYM_A,
-    ASYM_B,
-    B_ONLY,
-    D_ONLY,
-    FULL,
-    LORA,
-    SPARSE,
-    STARTS,
-    UNIQUE,
-    VERA,
-)
 from benchmarks.e2e.e2e_steps import Steps
 from benchmarks.e2e.learners import build
 from benchmarks.e2e.runs import Run
@@ -32,16 +21,14 @@ _WARM_REPLAYED = 80  # until nearly every shape has been recorded
 _STEPS = 20  # of one round
 _MIB = 2**20
 
-RANDLORA = STARTS[0].run
-_SPARSE = [
-    RANDLORA.at(options=(*RANDLORA.options, ("sparsity", sparsity))) for sparsity in SPARSE.values()
-]
+RANDLORA = grid.STARTS[0].run
+_VERA = (grid.VERA, grid.UNIQUE, grid.D_ONLY, grid.B_ONLY)
 ALONE: Sequence[Run] = (
-    *(arm.run for arm in (FULL, LORA, VERA, UNIQUE, D_ONLY, B_ONLY, ASYM_B, ASYM_A)),
+    *(arm.run for arm in (grid.FULL, grid.LORA, *_VERA, grid.ASYM_B, grid.ASYM_A)),
     RANDLORA,
-    *_SPARSE,
+    *(RANDLORA.at(options=(*RANDLORA.options, ("sparsity", s))) for s in grid.SPARSE.values()),
 )
-PAIRED: Sequence[Run] = (VERA.run, RANDLORA, LORA.run)
+PAIRED: Sequence[Run] = (grid.VERA.run, RANDLORA, grid.LORA.run)
 _RATE = 1e-5  # the result does not matter here
 
 
@@ -112,21 +99,21 @@ def by_turns(
     runs = {"ours": run, "peft": run.at(side="peft")}
     peaks = {side: _peak_mib(each, splits, device) for side, each in runs.items()}
     timed = {side: _Timed(each, splits, device, replayed=replayed) for side, each in runs.items()}
-    taken: dict[str, list[tuple[float, int]]] = {"ours": [], "peft": []}
+    timings: dict[str, list[tuple[float, int]]] = {"ours": [], "peft": []}
     for number in range(rounds):
         for side in ("ours", "peft") if number % 2 else ("peft", "ours"):
-            taken[side].append(timed[side].round())
+            timings[side].append(timed[side].round())
     del timed
     _free()
     ratios = [
         (ours[1] / ours[0]) / (theirs[1] / theirs[0])
-        for ours, theirs in zip(taken["ours"], taken["peft"], strict=True)
+        for ours, theirs in zip(timings["ours"], timings["peft"], strict=True)
     ]
     return {
         "run": asdict(run),
         "replayed": replayed,
-        "ours": asdict(_pace(taken["ours"], peaks["ours"])),
-        "peft": asdict(_pace(taken["peft"], peaks["peft"])),
+        "ours": asdict(_pace(timings["ours"], peaks["ours"])),
+        "peft": asdict(_pace(timings["peft"], peaks["peft"])),
         "speed_ratio": statistics.median(ratios),
         "speed_ratios": [round(ratio, 3) for ratio in ratios],
         "memory_ratio": peaks["ours"] / max(peaks["peft"], 1e-9),

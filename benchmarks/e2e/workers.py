@@ -42,11 +42,11 @@ class _Worker:
 
 def run_all(
     pool: Pool,
-    wanted: Callable[[Done], Sequence[Run]],
+    runs: Callable[[Done], Sequence[Run]],
     done: dict[Run, Outcome],
     note: Callable[[Outcome], None],
 ) -> dict[Run, str]:
-    """Work off what `wanted` names, in its order, until nothing is left or time is up.
+    """Work off what `runs` gives, in its order, until nothing is left or time is up.
 
     `done` grows; `note` is called with each outcome. Returns the runs that failed, and how.
     """
@@ -55,7 +55,7 @@ def run_all(
     try:
         while time.monotonic() < pool.stop_at:
             if time.monotonic() < pool.begin_until:
-                _hand_out(workers, wanted(done), {*done, *failed})
+                _hand_out(workers, runs(done), {*done, *failed})
             busy = [worker.pipe for worker in workers if worker.run is not None]
             if not busy:
                 break
@@ -69,10 +69,10 @@ def run_all(
     return failed
 
 
-def _hand_out(workers: Sequence[_Worker], wanted: Sequence[Run], known: set[Run]) -> None:
-    known |= {worker.run for worker in workers if worker.run is not None}
+def _hand_out(workers: Sequence[_Worker], runs: Sequence[Run], begun: set[Run]) -> None:
+    begun |= {worker.run for worker in workers if worker.run is not None}
     free = [worker for worker in workers if worker.run is None]
-    new = [run for run in dict.fromkeys(wanted) if run not in known]
+    new = [run for run in dict.fromkeys(runs) if run not in begun]
     for worker, run in zip(free, new, strict=False):
         worker.run = run
         worker.pipe.send(run)

@@ -33,7 +33,7 @@ from benchmarks.support.base_shapes import SHAPES, base_of
 from benchmarks.support.crowd import VERA_QV
 from benchmarks.support.live import AnswerTimes, Live, serving
 from benchmarks.support.report import origin, table
-from benchmarks.training.training_sides import Job, Marks, Plain, Product, Way
+from benchmarks.training.training_sides import Marks, Plain, Product, Side, endless_work
 from server.bases.model import BaseModel
 from server.pulse import Pulse
 
@@ -85,7 +85,7 @@ def trained_per_s(marks: Marks, begin: float, end: float) -> float:
 
 
 def in_turns(
-    measured: Measured, way: Way, streams: Streams, rounds: int, *, warming: int, times: int
+    measured: Measured, way: Side, streams: Streams, rounds: int, *, warming: int, times: int
 ) -> None:
     """Measure the streams alone, then with training; the first `warming` of those do not count."""
     for _ in range(rounds):
@@ -102,7 +102,7 @@ def in_turns(
         measured.trained.append(trained_per_s(marks, begin, end))
 
 
-def quietly(way: Way, seconds: float) -> float:
+def quietly(way: Side, seconds: float) -> float:
     """Tokens a second of training while nobody asks anything: the median of five stretches."""
     way.start()
     time.sleep(seconds * 1.25)
@@ -111,7 +111,7 @@ def quietly(way: Way, seconds: float) -> float:
     return statistics.median(trained_per_s(marks, *ends) for ends in itertools.pairwise(times))
 
 
-def idle_share(product: Way, plain: Way, seconds: float, rounds: int) -> tuple[float, float]:
+def idle_share(product: Side, plain: Side, seconds: float, rounds: int) -> tuple[float, float]:
     """Training's speed alone, and the share of it that the server's way has with an idle engine:
     medians over turns."""
     turns = [(quietly(plain, seconds), quietly(product, seconds)) for _ in range(rounds + 1)][1:]
@@ -119,7 +119,7 @@ def idle_share(product: Way, plain: Way, seconds: float, rounds: int) -> tuple[f
     return alone, statistics.median(mine / one for one, mine in turns)
 
 
-def memory_of(base: BaseModel, make: Callable[[], Way]) -> tuple[Way, Memory | None]:
+def memory_of(base: BaseModel, make: Callable[[], Side]) -> tuple[Side, Memory | None]:
     """The device memory that a way to train takes."""
     if base.device.type != "cuda":
         return make(), None
@@ -186,23 +186,23 @@ def engine_of(
 
 
 def ways_of(
-    options: argparse.Namespace, base: BaseModel, pulse: Pulse, product: Way
-) -> Mapping[str, tuple[str, Callable[[], Way]]]:
+    options: argparse.Namespace, base: BaseModel, pulse: Pulse, product: Side
+) -> Mapping[str, tuple[str, Callable[[], Side]]]:
     return {
         "product": (f"gives way, {options.target:g} times", lambda: product),
         "never": (
             "gives way to priority alone",
-            partial(Product, base, pulse, Job.of(options), math.inf),
+            partial(Product, base, pulse, endless_work(options), math.inf),
         ),
     }
 
 
 def listen(options: argparse.Namespace, folder: Path) -> None:
     with engine_of(options, folder) as (base, pulse, streams):
-        job = Job.of(options)
-        product, memory = memory_of(base, lambda: Product(base, pulse, job, options.target))
+        work = endless_work(options)
+        product, memory = memory_of(base, lambda: Product(base, pulse, work, options.target))
         rounds = options.rounds
-        alone, idle = idle_share(product, Plain(base, job), options.seconds, rounds)
+        alone, idle = idle_share(product, Plain(base, work), options.seconds, rounds)
         rows = []
         for key, (name, make) in ways_of(options, base, pulse, product).items():
             if key not in options.ways:

@@ -107,14 +107,14 @@ def measure(base: BaseModel, shared: SharedBases, examples: Sequence[Example], o
     fresh, file = examples[:_FRESH], examples[_FRESH : _FRESH + one.lines]
     options = TrainOptions(method=one.method, n_epochs=one.epochs)
     plan = plan_for(options, seed=_SEED, max_rank=1024, lines=one.lines)
-    kept = held_out(len(file), plan.validation_split, seed=plan.seed)
-    train = [example for index, example in enumerate(file) if index not in kept]
-    valid = [example for index, example in enumerate(file) if index in kept]
+    scored = held_out(len(file), plan.validation_split, seed=plan.seed)
+    train = [example for index, example in enumerate(file) if index not in scored]
+    valid = [example for index, example in enumerate(file) if index in scored]
     adapter = TrainableAdapter(
         base, plan.method, plan.rank, plan.basis_seed, plan.targets, plan.adapter_options(), shared
     )
     trainer = Trainer(base, adapter, train, valid, plan)
-    unlearnt = trainer.score(fresh).loss
+    untrained = trainer.score(fresh).loss
     own: list[float] = []
     best = adapter.tensors()
     for metrics in run(trainer):
@@ -125,12 +125,12 @@ def measure(base: BaseModel, shared: SharedBases, examples: Sequence[Example], o
     if own[-1] != min(own[1:]):
         adapter.load_tensors(best)
         picked = trainer.score(fresh).loss
-    return Outcome(unlearnt, last, picked, own[0], min(own[1:]), time.monotonic() - started)
+    return Outcome(untrained, last, picked, own[0], min(own[1:]), time.monotonic() - started)
 
 
 def _encoded(records: Sequence[dict[str, object]], tokenizer: ChatTokenizer) -> list[Example]:
-    wanted = records[: _FRESH + max(EPOCHS)]
-    built = build_examples(enumerate(wanted), tokenizer, max_tokens=512)
+    used = records[: _FRESH + max(EPOCHS)]
+    built = build_examples(enumerate(used), tokenizer, max_tokens=512)
     return [example for examples in built for example in examples]
 
 

@@ -11,7 +11,6 @@ noisy moment falls on all alike; scoring held-out lines and checkpoints are left
 
 import argparse
 import statistics
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -20,6 +19,7 @@ from typing import Any
 import torch
 from torch.utils.checkpoint import checkpoint
 
+from benchmarks.support.bare_engine import seconds
 from benchmarks.support.base_shapes import base_of
 from benchmarks.support.report import origin, table
 from benchmarks.training.peft_trainer import peft_seconds_per_step
@@ -75,16 +75,6 @@ def trainers_of(base: BaseModel, work: Work, jobs: int) -> list[Trainer]:
     return trainers
 
 
-def seconds(action: Callable[[], object], device: str) -> float:
-    if device == "cuda":
-        torch.cuda.synchronize()
-    start = time.perf_counter()
-    action()
-    if device == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter() - start
-
-
 def peak_gib(action: Callable[[], object], device: str) -> float:
     """Device memory that an action takes on top of what is allocated before."""
     if device != "cuda":
@@ -127,7 +117,7 @@ def variants_of(
 
 
 def in_turns(
-    variants: Mapping[str, Callable[[], object]], rounds: int, device: str
+    variants: Mapping[str, Callable[[], object]], rounds: int, device: torch.device
 ) -> dict[str, list[float]]:
     """Seconds of each, round after round."""
     for variant in variants.values():
@@ -165,7 +155,7 @@ def main() -> None:
             print(profiled(name, partial(take_step, trainers, width), base))
         return
     variants = variants_of(base, trainers, options)
-    times_of = in_turns(variants, options.rounds, options.device)
+    times_of = in_turns(variants, options.rounds, base.device)
     one = times_of["one after the other"]
     rows: list[tuple[object, ...]] = []
     for name, times in times_of.items():

@@ -1,12 +1,11 @@
 """Where the time of one call goes, by operation, as torch's profiler tells it."""
 
-import time
 from collections.abc import Callable, Sequence
 
-import torch
 from torch.autograd.profiler_util import FunctionEventAvg
 from torch.profiler import ProfilerActivity, profile
 
+from benchmarks.support.bare_engine import seconds
 from benchmarks.support.report import table
 from server.bases.model import BaseModel
 
@@ -20,10 +19,10 @@ def profiled(name: str, action: Callable[[], object], base: BaseModel) -> str:
     on_device = base.device.type == "cuda"
     for _ in range(3):
         action()
-    plain = _seconds(action, on_device)
+    plain = seconds(action, base.device)
     activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * on_device
     with profile(activities=activities) as run:
-        _seconds(action, on_device)
+        seconds(action, base.device)
     events = list(run.key_averages())
 
     busy = _rows(events, "self_device_time_total" if on_device else "self_cpu_time_total")
@@ -64,13 +63,3 @@ def _shown(rows: Sequence[_Row], most: int) -> str:
         for name, times, ms in rows[:most]
     ]
     return table(("operation", "times", "ms", "%"), shown)
-
-
-def _seconds(action: Callable[[], object], on_device: bool) -> float:
-    if on_device:
-        torch.cuda.synchronize()
-    start = time.perf_counter()
-    action()
-    if on_device:
-        torch.cuda.synchronize()
-    return time.perf_counter() - start

@@ -40,7 +40,9 @@ class TrainedRows:
     per_token = stored
 
 
-def kept(run: Callable[[Tensor], Tensor], width: int, tokens: int, shared: Sequence[Tensor]) -> int:
+def saved_bytes(
+    run: Callable[[Tensor], Tensor], width: int, tokens: int, shared: Sequence[Tensor]
+) -> int:
     """Bytes of what autograd saves when `run` meets an input that needs a gradient."""
     sizes: dict[int, int] = {}
     saved = []
@@ -67,7 +69,7 @@ def ours(shape: tuple[int, int], rank: int, tokens: int) -> int:
     rows = TrainedRows({name: value.requires_grad_() for name, value in vectors.items()})
     delta = METHOD.deltas({"x": (target, rows)}, rank, {"x": pair})["x"]
     y = torch.zeros(tokens, shape[1])
-    return kept(lambda x: delta(x, x, y), shape[0], tokens, (pair.a, pair.bt))
+    return saved_bytes(lambda x: delta(x, x, y), shape[0], tokens, (pair.a, pair.bt))
 
 
 def pefts(shape: tuple[int, int], rank: int, tokens: int) -> int:
@@ -79,7 +81,7 @@ def pefts(shape: tuple[int, int], rank: int, tokens: int) -> int:
     layer = model["x"]
     a, b = (getattr(layer, f"randlora_{name}")["default"] for name in ("A", "B"))
     weight = layer.get_submodule("base_layer").get_parameter("weight")
-    return kept(layer, shape[0], tokens, (a, b, weight))
+    return saved_bytes(layer, shape[0], tokens, (a, b, weight))
 
 
 def main() -> None:

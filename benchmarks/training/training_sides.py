@@ -8,7 +8,7 @@ import argparse
 import threading
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Protocol
 
 from benchmarks.training.cohorts import Work, trainers_of, work_of
@@ -23,31 +23,25 @@ Marks = Sequence[tuple[float, int]]
 """Times, and the number of tokens trained by then."""
 
 
-class Way(Protocol):
-    """Trains between `start` and `stop`."""
+class Side(Protocol):
+    """Trains from `start` to `stop`."""
 
     def start(self) -> None: ...
 
     def stop(self) -> Marks: ...
 
 
-@dataclass(frozen=True)
-class Job:
-    """What is trained, the same on every side; `benchmarks.training.cohorts` has the options."""
-
-    work: Work
-
-    @classmethod
-    def of(cls, options: argparse.Namespace) -> "Job":
-        work = work_of(options)
-        return cls(replace(work, plan=replace(work.plan, n_epochs=10_000, batch_size=4)))
+def endless_work(options: argparse.Namespace) -> Work:
+    """What every side trains. `benchmarks.training.cohorts` has the options."""
+    work = work_of(options)
+    return replace(work, plan=replace(work.plan, n_epochs=10_000, batch_size=4))
 
 
 class Training:
     """A job that never ends."""
 
-    def __init__(self, base: BaseModel, job: Job) -> None:
-        (self._trainer,) = trainers_of(base, job.work, 1)
+    def __init__(self, base: BaseModel, work: Work) -> None:
+        (self._trainer,) = trainers_of(base, work, 1)
         take_step([self._trainer], self._trainer.part_tokens)  # kernels are compiled
         self.marks: list[tuple[float, int]] = []
 
@@ -64,11 +58,11 @@ class Training:
 class Product:
     """`server.training.colocated.training_thread.TrainingThread`, as `verandah serve` makes it."""
 
-    def __init__(self, base: BaseModel, pulse: Pulse, job: Job, latency: float) -> None:
+    def __init__(self, base: BaseModel, pulse: Pulse, work: Work, latency: float) -> None:
         self._thread = TrainingThread(base, pulse, latency, _lost)
         if base.device.type == "cuda":
             keep_memory_headroom(self._thread.base)
-        self._training = Training(self._thread.base, job)
+        self._training = Training(self._thread.base, work)
 
     def start(self) -> None:
         self._thread.start(self._training)
@@ -83,8 +77,8 @@ class Product:
 class Plain:
     """A thread that knows nothing of an engine, on the default stream."""
 
-    def __init__(self, base: BaseModel, job: Job) -> None:
-        self._training = Training(twin_of(base), job)
+    def __init__(self, base: BaseModel, work: Work) -> None:
+        self._training = Training(twin_of(base), work)
         self._stop = threading.Event()
 
     def start(self) -> None:

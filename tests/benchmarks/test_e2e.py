@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from benchmarks.e2e.e2e_data import IGNORED, Batches, Encoded, Splits, natural, pairs, references
-from benchmarks.e2e.e2e_grid import LORA, RATES, SEEDS, Arm, main_arms, matched_arms, wanted
+from benchmarks.e2e.e2e_grid import LORA, RATES, SEEDS, Arm, all_runs, main_arms, matched_arms
 from benchmarks.e2e.runs import Outcome, Run, outcomes
 from server.training.run.examples import Example
 
@@ -85,7 +85,7 @@ def test_a_sweep_goes_on_until_the_best_has_worse_on_both_sides() -> None:
 
 def test_the_grid_comes_to_an_end_with_three_seeds_of_every_arm() -> None:
     done: dict[Run, Outcome] = {}
-    while left := [run for run in wanted(done) if run not in done]:
+    while left := [run for run in all_runs(done) if run not in done]:
         done.update({run: outcome(run, loss_by_rate(run)) for run in left})
     arms = [*main_arms(done), *matched_arms(done)]
     bests = [best for arm in arms if (best := arm.best(done))]

@@ -121,17 +121,17 @@ def packed_source(talks: Talks, chance: random.Random, device: torch.device) -> 
     chance.shuffle(order)
     rows: list[np.ndarray] = []
     marks: list[np.ndarray] = []
-    room = 0
+    unused = 0
     for index in order:
         ids, learned = talks.ids[index][:width], talks.learned[index][:width]
-        if len(ids) > room:
+        if len(ids) > unused:
             rows.append(np.full(width, DOCUMENT_END_ID, dtype=np.int32))
             marks.append(np.zeros(width, dtype=bool))
-            room = width
-        start = width - room
+            unused = width
+        start = width - unused
         rows[-1][start : start + len(ids)] = ids
         marks[-1][start : start + len(ids)] = learned
-        room -= len(ids)
+        unused -= len(ids)
     return Source(
         f"chat {talks.kind}",
         torch.from_numpy(np.concatenate(rows)).to(device),

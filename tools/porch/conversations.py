@@ -43,12 +43,12 @@ def tidy(text: str) -> str:
 def first_sentences(text: str, characters: int) -> str:
     """Returns the opening sentences that fit in so many characters, at least one."""
     sentences = re.split(r"(?<=[a-z0-9)\"'][.?!]) (?=[A-Z\"'])", text.replace("\n", " ").strip())
-    kept = sentences[0]
+    opening = sentences[0]
     for sentence in sentences[1:]:
-        if len(kept) + len(sentence) >= characters:
+        if len(opening) + len(sentence) >= characters:
             break
-        kept += " " + sentence
-    return kept
+        opening += " " + sentence
+    return opening
 
 
 def _usable(talk: Conversation) -> bool:

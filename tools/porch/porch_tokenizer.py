@@ -36,7 +36,7 @@ def train_tokenizer(documents: list[str], characters: int, seed: int) -> PreTrai
     """Trains on an even sample of about `characters` characters of the documents."""
     pieces = [piece for document in documents for piece in _pieces(document)]
     random.Random(seed).shuffle(pieces)
-    kept = pieces[: max(1, characters * len(pieces) // max(1, sum(map(len, pieces))))]
+    used = pieces[: max(1, characters * len(pieces) // max(1, sum(map(len, pieces))))]
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
@@ -50,7 +50,7 @@ def train_tokenizer(documents: list[str], characters: int, seed: int) -> PreTrai
         special_tokens=[DOCUMENT_END, TURN_START, TURN_END],
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
     )
-    tokenizer.train_from_iterator(kept, trainer)
+    tokenizer.train_from_iterator(used, trainer)
     return wrap_tokenizer(tokenizer)
 
 

@@ -137,8 +137,8 @@ class _Batches:
 
     def next(self, progress: float) -> tuple[Tensor, Tensor]:
         """Returns ids and targets (rows, CONTEXT)."""
-        wanted = self.plan.shares(progress)
-        shares = {name: wanted[name] for name in self.sources if wanted.get(name)}
+        planned = self.plan.shares(progress)
+        shares = {name: planned[name] for name in self.sources if planned.get(name)}
         chances = np.array(list(shares.values()))
         counts = self.random.multinomial(self.plan.rows, chances / chances.sum())
         drawn = [

@@ -151,20 +151,20 @@ def _sum(chance: random.Random) -> Conversation:
 
 def _listing(chance: random.Random) -> Conversation:
     group = chance.choice(list(_GROUPS))
-    wanted = chance.randint(2, 4)
-    words = chance.sample(_GROUPS[group].split(), wanted)
-    order = chance.choice(("Name", "List", "Give me", "Tell me")) + f" {_NUMBERS[wanted]} {group}."
+    count = chance.randint(2, 4)
+    words = chance.sample(_GROUPS[group].split(), count)
+    order = chance.choice(("Name", "List", "Give me", "Tell me")) + f" {_NUMBERS[count]} {group}."
     listed = ", ".join(words[:-1]) + " and " + words[-1]
     return exchange(order, f"{listed[0].upper()}{listed[1:]}.")
 
 
 def _calendar(chance: random.Random) -> Conversation:
     names, unit = chance.choice(((_DAYS, "day"), (_MONTHS, "month")))
-    place = chance.randrange(len(names))
+    index = chance.randrange(len(names))
     step, word = chance.choice(((1, "after"), (-1, "before")))
-    answer = names[(place + step) % len(names)]
-    question = f"Which {unit} comes {word} {names[place]}?"
-    return exchange(question, f"{answer} comes {word} {names[place]}.")
+    answer = names[(index + step) % len(names)]
+    question = f"Which {unit} comes {word} {names[index]}?"
+    return exchange(question, f"{answer} comes {word} {names[index]}.")
 
 
 def _counting(chance: random.Random) -> Conversation:

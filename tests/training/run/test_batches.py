@@ -64,10 +64,7 @@ def test_parts_keep_within_the_token_budget() -> None:
 
 @pytest.mark.parametrize("decay", ["cosine", "linear", "constant"])
 def test_the_rate_climbs_then_decays_and_is_never_zero(decay: str) -> None:
-    rates = [
-        learning_rate(step, peak=0.1, total=50, warmup=5, decay=decay)
-        for step in range(50)
-    ]
+    rates = [learning_rate(step, peak=0.1, total=50, warmup=5, decay=decay) for step in range(50)]
     assert rates[:6] == sorted(rates[:6])
     assert max(rates) == rates[5] == 0.1
     assert rates[5:] == sorted(rates[5:], reverse=True)
