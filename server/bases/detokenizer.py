@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerBase
 
 _REPLACEMENT = "\ufffd"
 _CONTEXT_TOKENS = 4  # enough for every decoder's look-back: leading spaces, joined word pieces
-_MAX_HELD_TOKENS = 8  # an unfinished character ends within 3 tokens; beyond that it is rubbish
+_MAX_PENDING_TOKENS = 8  # an unfinished character ends within 3 tokens; beyond that it is rubbish
 _SPACE = "\u2581"  # stands for a space in pieces of words, as SentencePiece writes them
 _PIECE_STEPS = [
     {"type": "Replace", "pattern": {"String": _SPACE}, "content": " "},
@@ -75,12 +75,8 @@ class Vocabulary:
         return self.byte_level or self._pieces
 
     def text(self, ids: list[int], *, skip_special: bool) -> str:
-        """Decode a whole list."""
-        return str(
-            self._tokenizer.decode(
-                ids, skip_special_tokens=skip_special, clean_up_tokenization_spaces=False
-            )
-        )
+        options = {"skip_special_tokens": skip_special, "clean_up_tokenization_spaces": False}
+        return str(self._tokenizer.decode(ids, **options))
 
     def token(self, token_id: int) -> str | None:
         """The vocabulary's own spelling of a token; None if the id names none."""
@@ -136,7 +132,7 @@ class IncrementalDecoder:
         self._utf8 = codecs.getincrementaldecoder("utf-8")(errors="replace")
         self._window: list[int] = []  # the last tokens that need or give context
         self._shown: int | None = 0  # characters of the window already given; None: all of them
-        self._held = 0
+        self._num_pending = 0
         self._begun = False  # the bytes of a character, which is not yet whole
         self._drops_space = vocabulary.drops_first_space
 
@@ -154,14 +150,14 @@ class IncrementalDecoder:
             text = self._utf8.decode(raw)
             self._begun = self._utf8.getstate()[0] != b""
             return self._without_first_space(text) if self._drops_space else text
-        pending = self._take_held()
+        pending = self._take_pending()
         self._window.append(token_id)
         self._shown = None
         return pending + self._utf8.decode(raw)
 
     def flush(self) -> str:
         """Return what is left at the end of the answer: a character cut short shows as U+FFFD."""
-        return self._utf8.decode(b"", final=True) + self._take_held()
+        return self._utf8.decode(b"", final=True) + self._take_pending()
 
     def _without_first_space(self, text: str) -> str:
         self._drops_space = not text
@@ -172,9 +168,9 @@ class IncrementalDecoder:
             self._shown = len(self._text(self._window))
         self._window.append(token_id)
         text = self._text(self._window)
-        self._held += 1
+        self._num_pending += 1
         # A tokenizer whose bytes we cannot see shows an unfinished character as U+FFFD: wait.
-        if text.endswith(_REPLACEMENT) and self._held < _MAX_HELD_TOKENS:
+        if text.endswith(_REPLACEMENT) and self._num_pending < _MAX_PENDING_TOKENS:
             return ""
         piece = text[self._shown :]
         self._shrink(text)
@@ -182,14 +178,14 @@ class IncrementalDecoder:
 
     def _shrink(self, text: str) -> None:
         """Forget all but the last tokens; those kept must show text, or spaces would be lost."""
-        self._held = 0
+        self._num_pending = 0
         self._shown = len(text)
         tail = self._window[-_CONTEXT_TOKENS:]
         if len(tail) < len(self._window) and (tail_text := self._text(tail)):
             self._window, self._shown = tail, len(tail_text)
 
-    def _take_held(self) -> str:
-        if not self._held:
+    def _take_pending(self) -> str:
+        if not self._num_pending:
             return ""
         text = self._text(self._window)
         piece = text[self._shown :]

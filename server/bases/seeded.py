@@ -166,10 +166,10 @@ class Basis:
         Raises:
             BasisMismatch: `tile_hash` is not this basis's.
         """
-        ours = self.tile_hash()
-        if tile_hash != ours:
+        own_hash = self.tile_hash()
+        if tile_hash != own_hash:
             raise BasisMismatch(
-                f"basis {self.spec!r} of seed {self.seed} hashes to {ours}, the adapter was "
+                f"basis {self.spec!r} of seed {self.seed} hashes to {own_hash}, the adapter was "
                 f"trained on {tile_hash}: restore the seed and spec of its header, or train again"
             )
 

@@ -49,11 +49,11 @@ class ChatTokenizer:
         self._vocabulary = Vocabulary(tokenizer)
         self.eos_token_id: int | None = tokenizer.eos_token_id
         self.special_ids: frozenset[int] = self._vocabulary.special_ids
-        own = tokenizer.chat_template
-        if isinstance(own, Mapping):
-            own = own.get("default")
-        self.has_chat_template = own is not None
-        self._template: str = own if own is not None else self._plain_template()
+        template = tokenizer.chat_template
+        if isinstance(template, Mapping):
+            template = template.get("default")
+        self.has_chat_template = template is not None
+        self._template: str = self._plain_template() if template is None else template
 
     def __len__(self) -> int:
         """Number of tokens, special ones included."""
@@ -64,7 +64,6 @@ class ChatTokenizer:
         return list(self._tokenizer.encode(text, add_special_tokens=add_special))
 
     def decode(self, ids: Sequence[int], skip_special: bool = True) -> str:
-        """The text of a list of ids."""
         return self._vocabulary.text(list(ids), skip_special=skip_special)
 
     def stream(self, *, skip_special: bool = True) -> IncrementalDecoder:
@@ -74,15 +73,16 @@ class ChatTokenizer:
     def token_text(self, token_id: int) -> str:
         """One token as text, its leading space kept; the part of a character shows as U+FFFD."""
         raw = self._vocabulary.raw(token_id)
-        return self._after_itself(token_id) if raw is None else raw.decode(errors="replace")
+        return self._text_inside(token_id) if raw is None else raw.decode(errors="replace")
 
     def token_bytes(self, token_id: int) -> bytes:
         """One token as the bytes that it stands for inside a text."""
         raw = self._vocabulary.raw(token_id)
-        return self._after_itself(token_id).encode() if raw is None else raw
+        return self._text_inside(token_id).encode() if raw is None else raw
 
-    def _after_itself(self, token_id: int) -> str:
-        """Decoders strip the space in front of a text. So the token is decoded after itself."""
+    def _text_inside(self, token_id: int) -> str:
+        """A token's text inside a longer one: decoders strip the space in front of a text, so it is
+        what the token adds to a text of the same token."""
         alone = self.decode([token_id], skip_special=False)
         return self.decode([token_id, token_id], skip_special=False)[len(alone) :]
 
@@ -131,19 +131,20 @@ class ChatTokenizer:
             mask[index] |= mask[index - 1] and offsets[index] == offsets[index - 1]
         return list(encoded["input_ids"]), mask
 
-    def _apply_template(self, messages: Sequence[Message], tools: Tools | None, **how: Any) -> Any:
+    def _apply_template(
+        self, messages: Sequence[Message], tools: Tools | None, **kwargs: Any
+    ) -> Any:
         if not messages:
             raise InvalidRequest("messages is empty: send at least one", param="messages")
         self._check_tools(messages, tools)
         plain = [_plain_message(index, message) for index, message in enumerate(messages)]
-        eos = self._tokenizer.eos_token or ""
         try:
             return self._tokenizer.apply_chat_template(
                 plain,
                 tools=[dict(tool) for tool in tools] if tools else None,
                 chat_template=self._template,
-                eos=eos,
-                **how,
+                eos=self._tokenizer.eos_token or "",
+                **kwargs,
             )
         except (TemplateError, TypeError, ValueError, KeyError) as error:
             raise InvalidRequest(

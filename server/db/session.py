@@ -11,22 +11,14 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 from urllib.parse import quote
 
 from alembic import command
 from alembic.config import Config
 from alembic.util import CommandError
-from sqlalchemy import Connection, Engine, create_engine, event, func, make_url, select
+from sqlalchemy import Connection, Engine, create_engine, event, exc, func, make_url, select
 from sqlalchemy.engine.interfaces import DBAPIConnection, DBAPICursor
-from sqlalchemy.exc import (
-    DatabaseError,
-    DisconnectionError,
-    IntegrityError,
-    InterfaceError,
-    OperationalError,
-)
-from sqlalchemy.exc import TimeoutError as NoConnectionFree
 from sqlalchemy.orm import Session
 from sqlalchemy.pool import ConnectionPoolEntry
 
@@ -101,7 +93,6 @@ class Database:
                 ) from error
 
     def close(self) -> None:
-        """Close idle connections."""
         self._engine.dispose()
 
 
@@ -112,7 +103,7 @@ def ensure_owner(session: Session, owner: str, now: float) -> None:
     try:
         with session.begin_nested():
             session.add(OwnerRow(id=owner, created_at=int(now)))
-    except IntegrityError:  # another process has made it meanwhile
+    except exc.IntegrityError:  # another process has made it meanwhile
         return
 
 
@@ -157,17 +148,15 @@ def _follow_file(engine: Engine, path: Path) -> None:
     def connect(
         _dialect: object, _record: object, _arguments: object, options: dict[str, Any]
     ) -> sqlite3.Connection:
-        opened: sqlite3.Connection = sqlite3.connect(
-            f"file:{quote(str(path))}?mode=rw", uri=True, **options
-        )
-        return opened
+        uri = f"file:{quote(str(path))}?mode=rw"
+        return cast(sqlite3.Connection, sqlite3.connect(uri, uri=True, **options))
 
     def note(_connection: DBAPIConnection, record: ConnectionPoolEntry) -> None:
         record.info["file"] = _identity(path)
 
     def check(_connection: DBAPIConnection, record: ConnectionPoolEntry, _proxy: object) -> None:
         if record.info.get("file") != _identity(path):
-            raise DisconnectionError(f"{path} is another file than before")
+            raise exc.DisconnectionError(f"{path} is another file than before")
 
     event.listen(engine, "do_connect", connect)
     event.listen(engine, "connect", note)
@@ -208,19 +197,19 @@ def _use_wal(cursor: DBAPICursor) -> None:
 
 
 def _begin_sqlite(connection: Connection) -> None:
-    how = connection.get_execution_options().get("sqlite_begin", "BEGIN IMMEDIATE")
-    connection.exec_driver_sql(how)
+    begin = connection.get_execution_options().get("sqlite_begin", "BEGIN IMMEDIATE")
+    connection.exec_driver_sql(begin)
 
 
 @contextmanager
 def _failing_clearly(engine: Engine) -> Iterator[None]:
     try:
         yield
-    except (OperationalError, InterfaceError) as error:
+    except (exc.OperationalError, exc.InterfaceError) as error:
         raise Unavailable(f"the database {engine.url!r} failed: {error.orig}") from error
-    except NoConnectionFree as error:  # all connections wait for the same lock
+    except exc.TimeoutError as error:  # all connections wait for the same lock
         raise Unavailable(f"the database {engine.url!r} is too busy: {error}") from error
-    except DatabaseError as error:
-        if type(error) is not DatabaseError:
+    except exc.DatabaseError as error:
+        if type(error) is not exc.DatabaseError:
             raise  # our own mistake
         raise Unavailable(f"the database {engine.url!r} is damaged: {error.orig}") from error

@@ -55,8 +55,8 @@ def page(
         raise InvalidRequest(f"limit={limit} is not between 1 and {MAX_LIMIT}", param="limit")
     query = select(table).where(*where)
     if after is not None:
-        known = select(table.number).where(table.id == after, *where)
-        number = session.scalar(known) if after.isprintable() else None
+        last = select(table.number).where(table.id == after, *where)
+        number = session.scalar(last) if after.isprintable() else None
         if number is None:
             raise InvalidRequest(f"after={after!r} is not in this list", param="after")
         query = query.where(table.number < number if newest_first else table.number > number)

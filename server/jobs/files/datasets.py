@@ -115,10 +115,10 @@ def problem_summary(problems: Sequence[LineProblem]) -> str:
 
 
 def _same_kind(kind: str | None, record: Record) -> str:
-    own = "messages" if "messages" in record else "prompt"
-    if kind not in (None, own):
-        raise BadLine(f"has {own!r} where the lines before have {kind!r}; use one kind in a file")
-    return own
+    key = "messages" if "messages" in record else "prompt"
+    if kind not in (None, key):
+        raise BadLine(f"has {key!r} where the lines before have {kind!r}; use one kind in a file")
+    return key
 
 
 def _record(line: bytes) -> Record:

@@ -110,16 +110,8 @@ class Files:
         if purpose is not None:
             where.append(FileRow.purpose == purpose)
         with self._database.reading() as session:
-            newest_first = order == "desc"
-            return rows.page(
-                session,
-                FileRow,
-                StoredFile.from_row,
-                where,
-                after,
-                limit,
-                newest_first=newest_first,
-            )
+            read, newest_first = StoredFile.from_row, order == "desc"
+            return rows.page(session, FileRow, read, where, after, limit, newest_first=newest_first)
 
     def get(self, owner: str, file_id: str) -> StoredFile:
         """One file. Raises NotFound."""

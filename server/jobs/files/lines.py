@@ -52,7 +52,6 @@ def only(value: Mapping[str, object], allowed: Sequence[str], where: str) -> Non
 
 
 def shown(value: object) -> str:
-    """A value as errors show it."""
     return "missing" if value is None else repr(value)[:40]
 
 

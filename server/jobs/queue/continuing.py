@@ -71,11 +71,8 @@ def adapter_options(
 
 def _method_options(manifest: Manifest, spec: MethodSpec) -> dict[str, float | str]:
     """Those of the adapter that the method has and that a job may name."""
-    options: dict[str, float | str] = {
-        name: manifest.options[name]
-        for name in OPTIONS
-        if spec.has(name) and name in manifest.options
-    }
+    names = [name for name in OPTIONS if spec.has(name) and name in manifest.options]
+    options: dict[str, float | str] = {name: manifest.options[name] for name in names}
     if spec.has("alpha"):
         options["alpha"] = manifest.scale * manifest.rank
     return options

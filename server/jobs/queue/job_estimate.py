@@ -35,7 +35,6 @@ class JobEstimate:
         return {**asdict(self), "warnings": list(self.warnings)}
 
     def sentence(self) -> str:
-        """The estimate in words."""
         basis = "by the speed of earlier jobs" if self.measured else "by rule of thumb"
         return (
             f"Estimated: {self.examples} examples of {self.tokens} tokens, {self.n_epochs} epochs, "

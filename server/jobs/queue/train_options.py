@@ -118,13 +118,11 @@ class TrainOptions:
         try:
             values = json.loads(text)
         except (ValueError, RecursionError) as error:
-            raise InvalidRequest(
-                f"the hyperparameters are not JSON: {error}", param="hyperparameters"
-            ) from error
+            message = f"the hyperparameters are not JSON: {error}"
+            raise InvalidRequest(message, param="hyperparameters") from error
         if not isinstance(values, dict):
-            raise InvalidRequest(
-                "the hyperparameters are not a JSON object", param="hyperparameters"
-            )
+            message = "the hyperparameters are not a JSON object"
+            raise InvalidRequest(message, param="hyperparameters")
         known = [field.name for field in fields(cls)]
         for key in values:
             if key not in known:

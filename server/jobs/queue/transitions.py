@@ -93,7 +93,6 @@ class JobChange:
         type: EventType = "message",
         data: Mapping[str, object] | None = None,
     ) -> None:
-        """Add an event to the job."""
         event = EventRow(
             id=f"ftevent-{secrets.token_hex(12)}",
             owner=self.row.owner,
@@ -119,7 +118,6 @@ class JobChange:
         return self.end(JobStatus.CANCELLED, "The job was cancelled")
 
     def fail(self, code: str, message: str, param: str | None = None) -> Job:
-        """End the job with an error."""
         row, text = self.row, message.replace("\0", "")
         row.error_code, row.error_message, row.error_param = code, text, param
         return self.end(JobStatus.FAILED, f"The job failed: {text}")

@@ -5,6 +5,7 @@ too much ends as if memory had run out, while there is some left.
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Final
 
 import torch
@@ -20,7 +21,7 @@ _CHECK_EVERY: Final = 8  # linears, about a layer
 def keep_memory_headroom(base: BaseModel) -> None:
     """From now on a pass through `base` raises torch.OutOfMemoryError if too little is left of the
     memory that its CUDA device has free now."""
-    allocated = _allocated(base.device)
+    allocated = partial(_allocated, base.device)
     free, _ = torch.cuda.mem_get_info(base.device)
     free += torch.cuda.memory_reserved(base.device) - allocated()
     limit = allocated() + free - min(_RESERVED, int(free * _RESERVED_SHARE))
@@ -41,11 +42,7 @@ def limit_passes(base: BaseModel, limit: int, allocated: Callable[[], int]) -> N
         target.module.register_forward_pre_hook(check)
 
 
-def _allocated(device: torch.device) -> Callable[[], int]:
-    def bytes_now() -> int:
-        # A third of the time that torch.cuda.memory_allocated takes.
-        stats = torch.cuda.memory_stats_as_nested_dict(device)
-        current: int = stats["allocated_bytes"]["all"]["current"]
-        return current
-
-    return bytes_now
+def _allocated(device: torch.device) -> int:
+    # A third of the time that torch.cuda.memory_allocated takes.
+    stats = torch.cuda.memory_stats_as_nested_dict(device)
+    return int(stats["allocated_bytes"]["all"]["current"])

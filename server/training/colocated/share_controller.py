@@ -1,12 +1,12 @@
 """Decide what share of the time training may take while requests run. Pure.
 
 The target says how many times as long the time between tokens may become (95th percentile). Its
-length without training is measured in short pauses of training, for each load by itself. Several
+length without training is measured in short pauses of training, for each load separately. Several
 pauses count together: the time between tokens grows with the answers, and one long pause would
-measure one moment of it. Between pauses, each stretch of work is compared with the target, and the
+measure one moment of it. Each stretch of work from pause to pause is compared with the target. The
 share moves by how far it is off, on a logarithmic scale, so that noise up and down cancels out. The
 share begins at the whole time, with a reserve that some misses use up before there is any rest. It
-is kept while no requests run.
+does not change while no requests run.
 """
 
 import logging
@@ -32,7 +32,7 @@ _GAIN: Final = 0.6  # of the way to the share that would just meet the target
 _RESERVE: Final = 2.0  # a share above 1 is as good as 1, and takes longer to fall below
 _FAR: Final = 2.0  # times above the target twice in a row: no noise, so go all of the way
 _FARTHEST: Final = 8.0  # times above or below: a stretch farther off counts as this far
-_LEAST_ROOM: Final = 0.01  # above a target of 1, which leaves nothing to divide by
+_LEAST_SLOWDOWN: Final = 0.01  # above a target of 1, which leaves nothing to divide by
 _OTHER_LOAD: Final = 1.5  # times the answers with which a stretch began
 _IDLE_S: Final = 0.5  # without `look`: nothing trained
 
@@ -56,8 +56,8 @@ class _Stretch:
         return steps >= _WORK_STEPS and took >= _WORK_S
 
     def of_another_load(self, reading: Reading) -> bool:
-        then, now = self.since.running, reading.running
-        return max(then, now) > _OTHER_LOAD * min(then, now)
+        loads = self.since.running, reading.running
+        return max(loads) > _OTHER_LOAD * min(loads)
 
 
 class ShareController:
@@ -68,7 +68,7 @@ class ShareController:
     """
 
     def __init__(self, target: float) -> None:
-        self._room = max(target - 1, _LEAST_ROOM)
+        self._allowed_slowdown = max(target - 1, _LEAST_SLOWDOWN)
         self._allowed = _RESERVE
         self._missed = False  # the target, in the stretch before
         self._busy = False
@@ -121,12 +121,12 @@ class ShareController:
         if self._wants_pause and not stretch.pause:
             return  # training has not yet come to the pause that it was asked for
         gaps, load = reading.since(stretch.since), _load(stretch.since)
-        known = self._quiet_gaps.get(load)
+        quiet_gaps = self._quiet_gaps.get(load)
         self._pause_is_over(now)
         if stretch.pause:
-            self._quiet_gaps[load] = _joined(known, gaps) if known else gaps
-        elif known:
-            self._adjust(quantile(known, _QUANTILE), quantile(gaps, _QUANTILE))
+            self._quiet_gaps[load] = _joined(quiet_gaps, gaps) if quiet_gaps else gaps
+        elif quiet_gaps:
+            self._adjust(quantile(quiet_gaps, _QUANTILE), quantile(gaps, _QUANTILE))
 
     def _pause_is_over(self, now: float) -> None:
         """If a pause ends here, set the time of the next."""
@@ -137,20 +137,17 @@ class ShareController:
     def _adjust(self, quiet_s: float | None, training_s: float | None) -> None:
         if quiet_s is None or training_s is None:
             return  # no answer had a second token
-        taken = (training_s / quiet_s - 1) / self._room
-        far = min(max(taken, 1 / _FARTHEST), _FARTHEST)
+        used = (training_s / quiet_s - 1) / self._allowed_slowdown
+        far = min(max(used, 1 / _FARTHEST), _FARTHEST)
         if far > _FAR and self._missed:
             moved = min(self._allowed, 1.0) / far
         else:
             moved = self._allowed * far**-_GAIN
         self._missed = far > 1
         self._allowed = min(_RESERVE, max(LEAST_SHARE, moved))
-        log.debug(
-            "p95 between tokens: %.2f ms with training, %.2f without; training's share is now %.2f",
-            training_s * 1e3,
-            quiet_s * 1e3,
-            self._allowed,
-        )
+        times = training_s * 1e3, quiet_s * 1e3
+        message = "p95 between tokens: %.2f ms with training, %.2f without; training's share: %.2f"
+        log.debug(message, *times, self._allowed)
 
 
 def _joined(before: Sequence[float], gaps: Sequence[int]) -> Sequence[float]:

@@ -64,7 +64,6 @@ class TrainingThread:
 
     @property
     def alive(self) -> bool:
-        """Whether the thread runs."""
         return self._thread is not None and self._thread.is_alive()
 
     def start(self, work: Work, *, on_end: Callable[[], None] = lambda: None) -> None:

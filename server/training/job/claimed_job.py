@@ -32,15 +32,9 @@ class ClaimedJob(JobPhase):
         """
         services, job = self.claim.services, self.claim.job
         self.claim.heartbeat.check()
-        setup = prepare(
-            job,
-            services.files,
-            base,
-            tokenizer,
-            max_rank=services.max_rank,
-            shared=shared,
-            start=start_of(job, services.store, services.served_name),
-        )
+        start = start_of(job, services.store, services.served_name)
+        sources = services.files, base, tokenizer
+        setup = prepare(job, *sources, max_rank=services.max_rank, shared=shared, start=start)
         metrics = self._resume(setup)
         output = JobOutput(self.claim, setup)
         step = setup.trainer.step

@@ -62,21 +62,18 @@ def diverged_evaluation(before: Evaluation, last: TrainingMetrics) -> Evaluation
 
 def announcement(evaluation: Evaluation, setup: TrainingSetup) -> str:
     """Before training: on what the adapter will be evaluated, and the losses to compare with."""
-    if not evaluation.held_out:
-        return (
-            "No line is held out. The adapter is evaluated on "
-            f"{_count(evaluation.lines)} that it is trained on, which shows harm, and not how it "
-            "answers new questions. Give a validation_file, or a validation_split above 0. "
-            f"{_losses_before(evaluation, setup)}"
-        )
+    lines = "1 line" if evaluation.lines == 1 else f"{evaluation.lines} lines"
+    losses = _losses_before(evaluation, setup)
+    if evaluation.held_out:
+        return f"The adapter will be evaluated on {lines} held out from training. {losses}"
     return (
-        f"The adapter will be evaluated on {_count(evaluation.lines)} held out from training. "
-        f"{_losses_before(evaluation, setup)}"
+        f"No line is held out. The adapter is evaluated on {lines} that it is trained on, which "
+        "shows harm, and not how it answers new questions. Give a validation_file, or a "
+        f"validation_split above 0. {losses}"
     )
 
 
 def comparison(evaluation: Evaluation, setup: TrainingSetup) -> str:
-    """The losses before and after."""
     kind = "Validation loss" if evaluation.held_out else "Loss on training lines"
     start, step = evaluation.start_loss, evaluation.step
     start_loss = "" if start is None else f", {_start(setup)} {_loss(start)}"
@@ -136,10 +133,6 @@ def _losses_before(evaluation: Evaluation, setup: TrainingSetup) -> str:
 
 def _start(setup: TrainingSetup) -> str:
     return "the adapter before" if setup.start is None else str(setup.start.ref)
-
-
-def _count(lines: int) -> str:
-    return "1 line" if lines == 1 else f"{lines} lines"
 
 
 def _loss(loss: float | None) -> str:

@@ -105,7 +105,6 @@ class JobOutput:
         return detail + evaluate.best_checkpoint(published.items)
 
     def publish(self, state: TrainedState) -> AdapterRef:
-        """Publish the result."""
         ref = self._publish(state.tensors, state.metrics)
         self._record_version(ref, state.step, state.metrics)
         return ref

@@ -96,7 +96,6 @@ class Claim:
             log.warning("job %s leaves files behind: %s", self.job.id, error)
 
     def warn_of_disk(self, failure: str, error: Exception, consequence: str) -> None:
-        """Report a write that failed."""
         log.warning("job %s: %s: %s", self.job.id, failure, error)
         remedy = "Make room on the server's disk"
         self.add_event("warn", f"{failure} ({disk_reason(error)}). {consequence} {remedy}")

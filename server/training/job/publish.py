@@ -20,8 +20,8 @@ STEP = "step"
 def milestones(total_steps: int, every: int, count: int) -> frozenset[int]:
     """At most `count` multiples of `every` before the last step, spread evenly over the run."""
     ends = range(every, total_steps, every)
-    wanted = (round(total_steps * (i + 1) / (count + 1)) for i in range(count))
-    return frozenset(min(ends, key=lambda end: abs(end - step)) for step in wanted if ends)
+    even = (round(total_steps * (i + 1) / (count + 1)) for i in range(count))
+    return frozenset(min(ends, key=lambda end: abs(end - step)) for step in even if ends)
 
 
 def publish_once(

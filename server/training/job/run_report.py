@@ -35,7 +35,6 @@ def overfitting(metrics: TrainingMetrics) -> str | None:
 
 
 def sentence(metrics: TrainingMetrics) -> str:
-    """A step in words."""
     step = f"Step {metrics.step}/{metrics.total_steps}"
     losses = [
         f"{kind} loss={loss:.4f}"

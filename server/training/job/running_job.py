@@ -69,7 +69,6 @@ class RunningJob(JobPhase):
 
     @property
     def trainer(self) -> Trainer:
-        """The state of the run."""
         return self.setup.trainer
 
     @property
@@ -140,7 +139,7 @@ class RunningJob(JobPhase):
             self.claim.folder.best.save(RunCheckpoint(step, tensors, self.metrics.to_document()))
         except DISK_ERRORS as error:  # a later state may be saved
             job_id = self.claim.job.id
-            log.warning("job %s: step %d scored best, and was not saved: %s", job_id, step, error)
+            log.warning("job %s: step %d scored best and was not saved: %s", job_id, step, error)
 
     def _best_state(self) -> TrainedState:
         """The state that was scored best, and the adapter is set to it; else the last."""

@@ -30,8 +30,6 @@ _Line = tuple[Mapping[str, object], Sequence[Example]]
 
 @dataclass(frozen=True)
 class TrainingSetup:
-    """One job, ready to train."""
-
     job: Job
     plan: TrainPlan
     adapter: TrainableAdapter
@@ -47,19 +45,17 @@ class TrainingSetup:
         count = sum(parameter.numel() for parameter in self.adapter.parameters())
         begins = "Training" if self.start is None else f"Continuing {self.start.ref}: training"
         held_out = f", with {len(self.valid)} more held out" if self.valid else ""
-        epochs = "1 epoch" if self.plan.n_epochs == 1 else f"{self.plan.n_epochs} epochs"
+        plan = self.plan
+        epochs = "1 epoch" if plan.n_epochs == 1 else f"{plan.n_epochs} epochs"
+        method = plan.method if plan.trained is None else f"{plan.method} {plan.trained}"
         return (
-            f"{begins} {count} parameters ({self._method()}, rank {self.plan.rank}) on "
+            f"{begins} {count} parameters ({method}, rank {plan.rank}) on "
             f"{len(self.train)} examples{held_out}: {epochs}, {self.trainer.total_steps} steps"
         )
 
-    def _method(self) -> str:
-        plan = self.plan
-        return plan.method if plan.trained is None else f"{plan.method} {plan.trained}"
-
     def manifest(self, metrics: TrainingMetrics, step: int | None = None) -> Manifest:
         """The header of the adapter with these metrics, or of its checkpoint at `step`."""
-        known = {
+        facts = {
             JOB: self.job.id,
             "training_file": self.job.training_file,
             "train_loss": _short(metrics.train_loss),
@@ -69,7 +65,7 @@ class TrainingSetup:
             STEP: step,
             "continued_from": self.start and self.start.ref,
         }
-        provenance = {key: str(value) for key, value in known.items() if value is not None}
+        provenance = {key: str(value) for key, value in facts.items() if value is not None}
         return self.adapter.manifest(created_at=int(time.time()), provenance=provenance)
 
 
@@ -102,9 +98,9 @@ def prepare(
     if job.validation_file is not None:
         valid = _lines(job, job.validation_file, "validation_file", files, base, tokenizer)
     else:
-        chosen = held_out(len(train), plan.validation_split, seed=plan.seed)
-        valid = [line for index, line in enumerate(train) if index in chosen]
-        train = [line for index, line in enumerate(train) if index not in chosen]
+        scored = held_out(len(train), plan.validation_split, seed=plan.seed)
+        valid = [line for index, line in enumerate(train) if index in scored]
+        train = [line for index, line in enumerate(train) if index not in scored]
     adapter = adapter_for(job, plan, base, start, shared)
     flat_train = tuple(example for _, examples in train for example in examples)
     flat_valid = tuple(example for _, examples in valid for example in examples)

@@ -150,8 +150,8 @@ class _Worker:
         base = jobs[0].trainer.base
         questions = [job.questions() for job in evaluated]
         answers = answer_all(base, questions, max_new=MAX_NEW, max_tokens=self._step_tokens(base))
-        for job, own in zip(evaluated, answers, strict=True):
-            self._move(job, partial(job.publish, own))
+        for job, job_answers in zip(evaluated, answers, strict=True):
+            self._move(job, partial(job.publish, job_answers))
 
     def _in_phase(self, phase: type[_Phase]) -> list[_Phase]:
         return [job for job in self._jobs.values() if isinstance(job, phase)]

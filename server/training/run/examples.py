@@ -143,7 +143,7 @@ def _turn(
     """The chat through message `index`, and where in it that answer stands."""
     prompt = tokenizer.chat(chat[:index], add_generation_prompt=True, tools=tools) if index else []
     through = tokenizer.chat(chat[: index + 1], add_generation_prompt=False, tools=tools)
-    start = _common(prompt, through)
+    start = _common_length(prompt, through)
     # Only the header's last token may have merged with the answer's first characters.
     if start < len(prompt) - 1:
         raise InvalidRequest(
@@ -171,7 +171,6 @@ def _runs(mask: Sequence[bool]) -> list[Span]:
     return list(zip(edges[::2], edges[1::2], strict=True))
 
 
-def _common(left: Sequence[int], right: Sequence[int]) -> int:
-    """Length of the common prefix."""
+def _common_length(left: Sequence[int], right: Sequence[int]) -> int:
     pairs = zip(left, right, strict=False)
     return next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(left), len(right)))

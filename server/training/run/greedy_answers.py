@@ -45,10 +45,8 @@ def answer(
         order = sorted(part, key=lambda index: id(requests[index].adapter))
         rows = [requests[index] for index in order]
         columns = torch.stack(list(_tokens(base, rows, max_new))).T.tolist()
-        answers |= {
-            index: _ended(tokens, base.eos_token_ids)
-            for index, tokens in zip(order, columns, strict=True)
-        }
+        for index, tokens in zip(order, columns, strict=True):
+            answers[index] = _ended(tokens, base.eos_token_ids)
     return [answers[index] for index in range(len(requests))]
 
 

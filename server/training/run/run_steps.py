@@ -67,10 +67,8 @@ def take_step(trainers: Sequence[Trainer], max_tokens: int) -> list[TrainingMetr
     except Exception as error:
         if len(trainers) == 1:
             return [error]
-        half = max_tokens // 2
-        if isinstance(error, torch.OutOfMemoryError) and half >= max(
-            trainer.part_tokens for trainer in trainers
-        ):
+        half, least = max_tokens // 2, max(trainer.part_tokens for trainer in trainers)
+        if isinstance(error, torch.OutOfMemoryError) and half >= least:
             return take_step(trainers, half)
         return [result for one in trainers for result in take_step([one], max_tokens)]
     for member, (loss, hits, norm) in zip(members, read, strict=True):
@@ -141,10 +139,10 @@ def _parts(members: Sequence[_Member], max_tokens: int) -> Iterator[_Part]:
 def _accumulate(part: _Part, totals: Tensor) -> None:
     """Add one forward pass's losses and hits to `totals` [2, members], and its gradients to the
     members' adapters."""
-    examples = [example for _, own in part for example in own]
+    examples = [example for _, rows in part for example in rows]
     width = positions(examples)
     shares: list[tuple[TrainableAdapter | None, int]] = [
-        (member.trainer.adapter, width * len(own)) for member, own in part
+        (member.trainer.adapter, width * len(rows)) for member, rows in part
     ]
     base = part[0][0].trainer.base
     owner, weight = _counted(part, totals.device)
@@ -157,7 +155,7 @@ def _accumulate(part: _Part, totals: Tensor) -> None:
 def _counted(part: _Part, device: torch.device) -> tuple[Tensor, Tensor]:
     """The place of each counted token's member, int64, and its weight in that member's mean loss:
     both [counted], in the order of the examples."""
-    counts = [sum(example.num_targets for example in own) for _, own in part]
+    counts = [sum(example.num_targets for example in rows) for _, rows in part]
     owner = np.repeat([member.place for member, _ in part], counts)
     weight = np.repeat(np.array([1 / member.targets for member, _ in part], np.float32), counts)
     return sent(torch.from_numpy(owner), device), sent(torch.from_numpy(weight), device)

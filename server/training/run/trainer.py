@@ -71,7 +71,6 @@ class Trainer:
 
     @property
     def done(self) -> bool:
-        """Whether the last step was taken."""
         return self.step == self.total_steps
 
     def start(self) -> TrainingMetrics | None:
