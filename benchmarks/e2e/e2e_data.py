@@ -130,7 +130,7 @@ _PARTS = [(n, p) for n in ("train", "valid", "test") for p in ("tokens", "starts
 
 
 def encode(folder: Path, tokenizer: ChatTokenizer) -> Splits:
-    """Read the folder; validation texts are the published ones, the test's are never looked at."""
+    """Read the folder. Validation texts are the published ones; texts of the test are not read."""
     train = pairs(folder / "train.txt")
     split = pairs(folder / "valid.txt")
     valid = [
@@ -189,7 +189,7 @@ class Batches:
             yield self.batch(order[start : start + size])
 
     def batch(self, indices: Sequence[int]) -> Batch:
-        """Few different shapes come out: they hang on the longest row, rounded up."""
+        """Few shapes are different: they depend on the longest row, rounded up."""
         rows, lengths = self._rows, self._lengths
         longest = _rounded(max(int(lengths[i]) for i in indices))
         ids = np.zeros((len(indices), longest), np.int64)

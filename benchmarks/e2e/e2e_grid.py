@@ -99,7 +99,7 @@ MATCHED = (
     _arm("VeRA", "vera", 1024, VERA.rates),
     _arm("asymmetric, B trained", "asymmetric-lora", 3, ASYM_B.rates),
 )
-"""Beside the arms above, for about 61 thousand and 94 thousand trained numbers."""
+"""More arms, for about 61 thousand and 94 thousand trained parameters."""
 
 MATCHED_RANDLORA = (192, 96)
 LORA_RANKS = (1, 2, 16, 64)

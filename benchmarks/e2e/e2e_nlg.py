@@ -1,4 +1,4 @@
-"""Every method on E2E NLG with Porch: what it learns, weighs and takes, with PEFT's to compare.
+"""Every method on E2E NLG with Porch: quality, size, time and memory, compared with PEFT's.
 
     encode --data DIR --tokens FILE     the texts as tokens, once
     grid --tokens FILE --results FILE --texts FILE    every run; call it again to go on

@@ -183,7 +183,7 @@ def _start(run: Run) -> str:
 
 
 def _shape(run: Run) -> tuple[str, str, int, tuple[tuple[str, str | float], ...]]:
-    """What a run's speed and memory hang on."""
+    """What the speed and memory of a run depend on."""
     still = [pair for pair in run.options if pair[0] not in ("alpha", "gamma_initial")]
     return run.side, run.method, run.rank, tuple(still)
 

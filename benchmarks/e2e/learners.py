@@ -36,7 +36,7 @@ class Group:
 @dataclass(frozen=True)
 class Learner:
     """A model that learns. `active`: within it, the model answers as it has learnt; `bytes_at_rest`
-    writes what a user would keep to a folder and weighs it."""
+    writes what a user would keep to a folder, and gives its size."""
 
     base: BaseModel
     groups: Sequence[Group]

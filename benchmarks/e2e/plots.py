@@ -116,7 +116,7 @@ def vera_ranks(done: Done, scores: Scores) -> Figure:
 
 
 def variants(done: Done, scores: Scores) -> Figure:
-    """Each variant beside its neighbours, one dot a seed; PEFT's beside ours."""
+    """Each variant next to its neighbours, and PEFT's next to ours: one dot a seed."""
     arm_lines = {line.name: line for line in lines(grid.main_arms(done), done, scores)}
     groups: dict[str, dict[str, Line]] = {
         "VeRA, rank 256": {

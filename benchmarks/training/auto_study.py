@@ -4,9 +4,9 @@
     python -m benchmarks.training.auto_study --report runs.jsonl
 
 DIR holds `snips` (spoken commands, to be answered by their intent and slots) and `e2e` (meanings,
-to be told as a sentence). Each run trains as a job of so many lines would, all but its epochs left
-to the defaults, and is scored on other lines of the same source that no run has seen. Runs are made
-in the order in which they matter, until the minutes are over; what is in the results stays.
+to be written as a sentence). Each run trains as a job of so many lines would, all but its epochs
+left to the defaults, and is scored on other lines of the same source that no run has seen. Runs are
+made in the order in which they matter, until the minutes are over; what is in the results stays.
 """
 
 import argparse
@@ -36,7 +36,7 @@ from server.training.run.trainer import Trainer
 
 SOURCES = ("snips", "e2e")
 EPOCHS = {10: (8, 15, 30), 30: (5, 11, 20), 100: (2, 3, 6), 300: (1, 2, 4)}
-"""By the lines of a file, how often it is read: by the rule of the day, more and less."""
+"""How often a file is read, by its lines: as the rule then said, more often and less."""
 _FRESH = 40  # lines that no run learns from
 _SEED = 7
 

@@ -91,5 +91,5 @@ def _count(lines: Sequence[int]) -> str:
 
 
 def _lines(lines: Sequence[int]) -> str:
-    more = ", ..." if len(lines) > _SHOWN_LINES else ""
-    return "line " + ", ".join(map(str, lines[:_SHOWN_LINES])) + more
+    end = ", ..." if len(lines) > _SHOWN_LINES else ""
+    return f"line {', '.join(map(str, lines[:_SHOWN_LINES]))}{end}"

@@ -175,7 +175,7 @@ class Claims:
         with self._database.transaction() as session:
             row = session.scalar(select(JobRow).where(JobRow.id == job.id).with_for_update())
             if row is None or row.attempt != job.attempt or row.status != JobStatus.RUNNING:
-                now = "gone" if row is None else f"{row.status}, attempt {row.attempt}"
+                state = "gone" if row is None else f"{row.status}, attempt {row.attempt}"
                 lost = f"job {job.id} no longer belongs to attempt {job.attempt}"
-                raise LeaseLost(f"{lost}: it is {now}")
+                raise LeaseLost(f"{lost}: it is {state}")
             yield JobChange(session, row, self._database.now(session))

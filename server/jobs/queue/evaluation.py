@@ -40,12 +40,9 @@ class Evaluation:
 
     def of(self, step: int | None, adapter_loss: float, last_loss: float) -> "Evaluation":
         """Add the verdict on a state with `adapter_loss`, of a run that ended with `last_loss`."""
+        verdict = self._verdict(adapter_loss, last_loss)
         return replace(
-            self,
-            adapter_loss=adapter_loss,
-            last_loss=last_loss,
-            step=step,
-            verdict=self._verdict(adapter_loss, last_loss),
+            self, adapter_loss=adapter_loss, last_loss=last_loss, step=step, verdict=verdict
         )
 
     def _verdict(self, adapter_loss: float, last_loss: float) -> Verdict | None:

@@ -43,11 +43,10 @@ class TrainingMetrics:
     @classmethod
     def from_document(cls, document: Mapping[str, Any]) -> "TrainingMetrics":
         """Read what any version wrote: names that this one does not know are left out."""
-        known = {field.name for field in fields(cls)} & document.keys()
-        values: dict[str, Any] = {
-            name: math.nan if document[name] is None else document[name] for name in known
-        }
-        return cls(**values)
+        names = {field.name for field in fields(cls)} & document.keys()
+        values: dict[str, Any] = {name: document[name] for name in names}
+        not_finite = {name: math.nan for name, value in values.items() if value is None}
+        return cls(**values | not_finite)
 
     def to_document(self) -> dict[str, float | int | None]:
         """As JSON holds it, and the API shows it."""

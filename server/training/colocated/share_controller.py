@@ -124,7 +124,8 @@ class ShareController:
         quiet_gaps = self._quiet_gaps.get(load)
         self._pause_is_over(now)
         if stretch.pause:
-            self._quiet_gaps[load] = _joined(quiet_gaps, gaps) if quiet_gaps else gaps
+            older = quiet_gaps or [0.0] * len(gaps)
+            self._quiet_gaps[load] = [_FADING * a + b for a, b in zip(older, gaps, strict=True)]
         elif quiet_gaps:
             self._adjust(quantile(quiet_gaps, _QUANTILE), quantile(gaps, _QUANTILE))
 
@@ -148,10 +149,6 @@ class ShareController:
         times = training_s * 1e3, quiet_s * 1e3
         message = "p95 between tokens: %.2f ms with training, %.2f without; training's share: %.2f"
         log.debug(message, *times, self._allowed)
-
-
-def _joined(before: Sequence[float], gaps: Sequence[int]) -> Sequence[float]:
-    return [_FADING * old + new for old, new in zip(before, gaps, strict=True)]
 
 
 def _load(reading: Reading) -> int:

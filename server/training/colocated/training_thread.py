@@ -72,8 +72,8 @@ class TrainingThread:
         When it fails, `on_end` is called, and it starts again after ever longer pauses.
         """
         self._stop.clear()
-        run = (work, on_end)
-        self._thread = threading.Thread(target=self._run, args=run, name="training", daemon=True)
+        run = partial(self._run, work, on_end)
+        self._thread = threading.Thread(target=run, name="training", daemon=True)
         self._thread.start()
 
     def stop(self) -> None:

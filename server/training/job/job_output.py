@@ -78,18 +78,15 @@ class JobOutput:
             answers: as tokens; first the base's, then the adapter's. None: they could not be
                 generated.
         """
-        failure = ""
+        failure, tokenizer = "", self._setup.tokenizer
         if answers is None:
             failure = "No sample answers: they could not be generated. The worker's log says why"
         elif not self._setup.questions:
             failure = "No sample answers: every question of the file is too long for them"
         answers = answers or ()
         questions = self._setup.questions[: len(answers) // 2]
-        pairs = zip(questions, answers[: len(questions)], answers[len(questions) :], strict=True)
-        samples = [
-            sample_of(question, base, adapter, self._setup.tokenizer)
-            for question, base, adapter in pairs
-        ]
+        rows = zip(questions, answers[: len(questions)], answers[len(questions) :], strict=True)
+        samples = [sample_of(*row, tokenizer) for row in rows]
         self._queue.add_samples(self._job, samples, failure)
 
     def record_failure(self, evaluation: Evaluation, last: TrainingMetrics) -> str:

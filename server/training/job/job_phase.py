@@ -31,12 +31,12 @@ DISK_ERRORS = (OSError, SafetensorError)
 
 @dataclass(frozen=True)
 class JobServices:
-    """What every job is worked on with.
+    """What a worker needs for every job.
 
     `served_name` is the id under which users ask for the base. `folder` holds one folder of
-    checkpoints per job. `max_rank` is the largest that the server serves. A job whose worker has
-    not been heard of for `lease_s` seconds is another's. An adapter that the disk has no room for
-    is tried again for `disk_retry_s` seconds.
+    checkpoints per job. `max_rank` is the largest that the server serves. A job goes to another
+    worker after `lease_s` seconds without a heartbeat. While the disk has no space for an adapter,
+    the worker tries to write it again for `disk_retry_s` seconds.
     """
 
     queue: JobQueue

@@ -37,16 +37,16 @@ class StepReporter:
 
     def report(self, metrics: TrainingMetrics, *, last: bool = False) -> None:
         """Note a step. Add an event if the step was scored, is the last, or after a while."""
-        job = self._claim.job
+        claim, job = self._claim, self._claim.job
         try:
-            self._claim.folder.metrics.add(metrics)
+            claim.folder.metrics.add(metrics)
         except OSError as error:  # no reason to stop training
             log.warning("job %s: step %d has no metrics: %s", job.id, metrics.step, error)
-        self._claim.heartbeat.report(metrics)
+        claim.heartbeat.report(metrics)
         now, scored = time.monotonic(), metrics.valid_loss is not None
         due = scored or last or now - self._reported_at >= _EVENT_EVERY_S
         if due and metrics.step > self._last_reported:
-            self._claim.services.queue.append_event(job, "info", sentence(metrics), metrics)
+            claim.services.queue.append_event(job, "info", sentence(metrics), metrics)
             self._reported_at = now
 
 

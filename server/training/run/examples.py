@@ -79,9 +79,9 @@ def encode_record(record: Mapping[str, object], tokenizer: ChatTokenizer) -> lis
     Raises:
         InvalidRequest: the chat template refuses the messages.
     """
-    messages = record.get("messages")
+    messages, tools = record.get("messages"), record.get("tools")
     if isinstance(messages, Sequence):
-        return _chat_examples(messages, _tools(record), tokenizer)
+        return _chat_examples(messages, tools if isinstance(tools, Sequence) else None, tokenizer)
     return _completion_example(str(record["prompt"]), str(record["completion"]), tokenizer)
 
 
@@ -94,11 +94,6 @@ def _completion_example(prompt: str, completion: str, tokenizer: ChatTokenizer) 
         whole.append(tokenizer.eos_token_id)
     example = Example.of(whole, [(len(prompt_tokens), len(whole))])
     return [example] if example else []
-
-
-def _tools(record: Mapping[str, object]) -> Tools | None:
-    tools = record.get("tools")
-    return tools if isinstance(tools, Sequence) else None
 
 
 def _chat_examples(
