@@ -35,7 +35,7 @@ _DECAY_FROM = 0.6
 _REPLAY = 0.14
 
 # Shares of the pre-training rows while the rate holds, and at the end of its fall.
-_HELD = {
+_STEADY_SHARES = {
     "books": 0.32,
     "simple_books": 0.20,
     "encyclopedia": 0.12,
@@ -54,7 +54,7 @@ _HELD = {
     "chat": 0.09,
 }
 _FINAL = {
-    **_HELD,
+    **_STEADY_SHARES,
     "books": 0.26,
     "simple_books": 0.19,
     "encyclopedia": 0.13,
@@ -145,7 +145,10 @@ def _pretrain(
 ) -> Curve:
     def shares(progress: float) -> dict[str, float]:
         fallen = max(0.0, (progress - _DECAY_FROM) / (1 - _DECAY_FROM))
-        mixed = {name: _HELD[name] + fallen * (_FINAL[name] - _HELD[name]) for name in _HELD}
+        mixed = {
+            name: _STEADY_SHARES[name] + fallen * (_FINAL[name] - _STEADY_SHARES[name])
+            for name in _STEADY_SHARES
+        }
         chat = mixed.pop("chat")
         return mixed | {f"chat {kind}": chat * part for kind, part in CHAT_SHARES.items()}
 
@@ -167,7 +170,7 @@ def _pretrain(
 def _tune(
     model: Porch, plain: list[Source], talks: list[Talks], options: Options, device: torch.device
 ) -> Curve:
-    texts = {name: share for name, share in _HELD.items() if name != "chat"}
+    texts = {name: share for name, share in _STEADY_SHARES.items() if name != "chat"}
     shares = {name: _REPLAY * share / sum(texts.values()) for name, share in texts.items()}
     for kind, share in CHAT_SHARES.items():
         shares[f"chat {kind}"] = (1 - _REPLAY) * share
