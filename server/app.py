@@ -69,12 +69,8 @@ def describe(error: Exception) -> ErrorBody:
         error = errors.Unavailable("the server's disk is full, so nothing was saved: try later")
     known = next((_HTTP_ERRORS[base] for base in type(error).__mro__ if base in _HTTP_ERRORS), None)
     if known is None:
-        return ErrorBody(
-            500,
-            "server_error",
-            "internal_error",
-            "the server failed on this request: its log says why",
-        )
+        message = "the server failed on this request: its log says why"
+        return ErrorBody(500, "server_error", "internal_error", message)
     headers = {} if known.retry else {"x-should-retry": "false"}
     if isinstance(error, errors.QueueFull):
         headers["retry-after"] = str(math.ceil(error.retry_after_s))

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Annotated, Final, Literal
 
-from pydantic import Field, SecretStr, field_validator, model_validator
+from pydantic import BeforeValidator, Field, SecretStr, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 PREFIX: Final = "VERANDAH_"
@@ -11,6 +11,14 @@ PREFIX: Final = "VERANDAH_"
 
 class BadOption(Exception):
     """An option or variable has a wrong value; the message is one line."""
+
+
+def _split(value: object) -> object:
+    return tuple(filter(None, value.split(","))) if isinstance(value, str) else value
+
+
+WITH_COMMAS: Final = (NoDecode, BeforeValidator(_split))
+"""Marks a tuple that an option or variable writes with commas between its items."""
 
 
 class Settings(BaseSettings):
@@ -98,7 +106,7 @@ class Settings(BaseSettings):
     host_cache_mb: int = Field(
         512, ge=0, description="host memory for adapters that are not in device memory, MiB"
     )
-    pinned: Annotated[tuple[str, ...], NoDecode] = Field(
+    pinned: Annotated[tuple[str, ...], *WITH_COMMAS] = Field(
         (), description="adapters that are never evicted: NAME or NAME@VERSION, with commas between"
     )
 
@@ -137,22 +145,13 @@ class Settings(BaseSettings):
     )
     checkpoint_every_s: float = Field(20, gt=0, description="seconds between training checkpoints")
 
-    @field_validator("pinned", mode="before")
-    @classmethod
-    def _split(cls, value: object) -> object:
-        return tuple(filter(None, value.split(","))) if isinstance(value, str) else value
-
     @model_validator(mode="after")
-    def _a_step_holds_every_row(self) -> "Settings":
+    def _fit_together(self) -> "Settings":
         if 0 < self.max_step_tokens < self.max_batch_rows:
             raise ValueError(
                 f"max_step_tokens={self.max_step_tokens} is below max_batch_rows="
                 f"{self.max_batch_rows}: raise it, since every row takes a token of each step"
             )
-        return self
-
-    @model_validator(mode="after")
-    def _replicas_are_processes(self) -> "Settings":
         if self.replicas > 1 and self.engine_process == "no":
             raise ValueError(
                 f"replicas={self.replicas} needs engines in processes: leave engine_process=no out"
@@ -163,6 +162,11 @@ class Settings(BaseSettings):
     def home_path(self) -> Path:
         """The home folder, absolute."""
         return self.home.expanduser().absolute()
+
+    @property
+    def key(self) -> str | None:
+        """The API key, in plain text."""
+        return None if self.api_key is None else self.api_key.get_secret_value()
 
     @property
     def database(self) -> str:

@@ -23,7 +23,7 @@ Marks = Sequence[tuple[float, int]]
 """Times, and the number of tokens trained by then."""
 
 
-class Way(Protocol):
+class TrainingSide(Protocol):
     """Trains between `start` and `stop`."""
 
     def start(self) -> None: ...

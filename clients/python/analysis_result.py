@@ -17,12 +17,18 @@ class TrainedVector(Record):
 
 
 @dataclass(frozen=True)
-class LayerAnalysis(Record):
-    """One linear that the adapter changes; `shape` is [out, in] of its weight."""
+class LinearRecord(Record):
+    """Figures of one linear: `module` of the layer `layer`, at `path` in the model."""
 
     path: str
     layer: int | None
     module: str
+
+
+@dataclass(frozen=True)
+class LayerAnalysis(LinearRecord):
+    """One linear that the adapter changes; `shape` is [out, in] of its weight."""
+
     shape: tuple[int, int]
     trained: Mapping[str, TrainedVector]
     weight_norm: float
@@ -58,12 +64,9 @@ class SpaceSimilarity(Record):
 
 
 @dataclass(frozen=True)
-class LayerSimilarity(Record):
+class LayerSimilarity(LinearRecord):
     """One linear that both adapters change."""
 
-    path: str
-    layer: int | None
-    module: str
     left: SpaceSimilarity
     right: SpaceSimilarity
     cosine: float | None

@@ -47,11 +47,6 @@ def add_fields(
             )
 
 
-def read_settings(options: argparse.Namespace) -> Settings:
-    """See `read_fields`."""
-    return read_fields(options, Settings)
-
-
 def read_fields(options: argparse.Namespace, kind: type[Fields]) -> Fields:
     """Options first, then the environment, then the defaults.
 

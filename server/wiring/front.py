@@ -81,7 +81,6 @@ def wire(
     worker: interfaces.Worker | None,
 ) -> Services:
     """The services of the HTTP application. `worker` trains in a process of its own."""
-    key = settings.api_key
     return Services(
         base=BaseCard(
             id=settings.served_name,
@@ -103,7 +102,7 @@ def wire(
         files=records.files,
         jobs=records.jobs,
         methods=method_specs(),
-        keys=Keys(None if key is None else key.get_secret_value()),
+        keys=Keys(settings.key),
         metrics=metrics,
         worker=front.worker if worker is None else worker,
         describe=describe,

@@ -12,7 +12,7 @@ from PIL import Image
 from clients.python import Analysis
 from server.__main__ import main
 from server.adapters.inspecting.findings import Findings
-from server.cli.grid import Grid, grid_of, hundredths, mean, short_names, shown, span, vectors_of
+from server.cli.grids import Grid, grid_of, hundredths, mean, short_names, shown, span, vectors_of
 from server.cli.plotting import draw
 from server.errors import InvalidAdapter
 from tests.api.fakes import FakeInspections, found
