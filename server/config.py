@@ -53,10 +53,7 @@ class Settings(BaseSettings):
         "auto", description="run the engine in a process of its own; auto: on CUDA"
     )
     replicas: int = Field(
-        1,
-        ge=1,
-        le=64,
-        description="number of engines; each has its own process and, on CUDA, its own device",
+        1, ge=1, le=64, description="engines; each has its own process and, on CUDA, its own device"
     )
 
     max_context: int = Field(0, ge=0, description="tokens of context; 0: the model's own limit")
@@ -67,30 +64,20 @@ class Settings(BaseSettings):
         0, ge=0, description="tokens of one step; longer prompts take several; 0: 512, on CUDA 2048"
     )
     kv_memory_mb: int = Field(
-        0,
-        ge=0,
-        description="memory for keys and values, MiB; 0: 512, on CUDA 60 % of the free memory",
+        0, ge=0, description="MiB for keys and values; 0: 512, on CUDA 60 % of the free memory"
     )
-    kv_block_tokens: int = Field(
-        16, ge=1, le=1024, description="tokens in one block of that memory"
-    )
+    kv_block_tokens: int = Field(16, ge=1, le=1024, description="tokens in one KV block")
     prefix_cache: bool = Field(
-        True, description="reuse the keys and values of prompts that begin alike"
+        True, description="reuse keys and values of prompts that begin alike"
     )
-    max_waiting: int = Field(
-        512, ge=1, description="answers that may wait; more are refused with a 429"
-    )
+    max_waiting: int = Field(512, ge=1, description="answers that may wait; others get a 429")
     request_timeout_s: float = Field(
-        600, gt=0, description="seconds after which an answer that is not complete is ended"
+        600, gt=0, description="seconds after which an answer is ended"
     )
-    drain_timeout_s: float = Field(
-        20, ge=0, description="seconds that running requests get at shutdown"
-    )
+    drain_timeout_s: float = Field(20, ge=0, description="seconds for running requests at shutdown")
 
     max_rank: int = Field(256, ge=1, le=1024, description="largest rank that can be served")
-    adapter_slots: int = Field(
-        1024, ge=1, description="largest number of adapters in device memory"
-    )
+    adapter_slots: int = Field(1024, ge=1, description="most adapters in device memory at once")
     adapter_memory_mb: int = Field(
         0, ge=0, description="device memory for adapters, MiB; 0: 512, on CUDA 4096"
     )
@@ -128,17 +115,11 @@ class Settings(BaseSettings):
         description="factor by which training in the engine's process may lengthen the time from "
         "token to token (95th percentile) while requests run; inf: no limit",
     )
-    worker_threads: int = Field(
-        0, ge=0, description="CPU threads of a worker process; 0: torch's default"
-    )
+    worker_threads: int = Field(0, ge=0, description="CPU threads of a worker; 0: torch's default")
     worker_poll_s: float = Field(0.5, gt=0, description="seconds between checks for a waiting job")
-    worker_jobs: int = Field(
-        8, ge=1, le=256, description="number of jobs that a worker trains at once"
-    )
+    worker_jobs: int = Field(8, ge=1, le=256, description="jobs that a worker trains at once")
     worker_step_tokens: int = Field(
-        0,
-        ge=0,
-        description="tokens of one forward pass of jobs that train together; 0: 4096, on CUDA 8192",
+        0, ge=0, description="tokens of one pass of jobs trained together; 0: 4096, on CUDA 8192"
     )
     lease_s: float = Field(
         30, gt=0, description="seconds without a heartbeat after which a job goes to another worker"

@@ -37,7 +37,7 @@ def resident_memory_mb() -> float:
 
 
 def to_slot_ms(stack: Stack, ref: AdapterRef) -> float:
-    """From asking for an adapter that is nowhere in memory to holding its slot, milliseconds."""
+    """From the request for an adapter that is not in memory to its slot, milliseconds."""
     loaded = threading.Event()
     stack.adapters.on_loaded = loaded.set
     start = time.perf_counter()

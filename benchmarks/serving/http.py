@@ -86,12 +86,12 @@ class Direct:
     def _ask(self, draw: random.Random, length: int) -> None:
         params = SamplingParams(max_tokens=length, temperature=0.0, ignore_eos=True)
         prompt = tuple(self._load.prompt(draw))
-        asked_at = time.perf_counter()
-        listener = CallbackListener(partial(self._hear, draw, [asked_at, 0.0]))
+        sent_at = time.perf_counter()
+        listener = CallbackListener(partial(self._hear, draw, [sent_at, 0.0]))
         self._loop.submit(Generation("bench", "bench", prompt, params), listener)
 
     def _hear(self, draw: random.Random, times: list[float], delta: TextDelta) -> None:
-        """On the engine's thread. `times`: when it was asked, and when the last token came."""
+        """On the engine's thread. `times`: of the request, and of the last token."""
         now = time.perf_counter()
         counts = self._from <= now < self._until
         if counts:

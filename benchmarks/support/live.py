@@ -25,7 +25,7 @@ from server.training.colocated.training_thread import fast_thread_switching
 
 @dataclass
 class AnswerTimes:
-    """When an answer was asked for, and when each of its tokens came, seconds."""
+    """When a request was sent, and when each token of its answer came, seconds."""
 
     sent_at: float = field(default_factory=time.perf_counter)
     times: list[float] = field(default_factory=list)
@@ -47,7 +47,7 @@ class AnswerTimes:
 
     @property
     def first_s(self) -> float:
-        """From asking to the first token."""
+        """From the request to the first token."""
         return self.times[0] - self.sent_at
 
 

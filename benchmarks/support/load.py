@@ -78,7 +78,7 @@ class _Asker(asyncio.Protocol):
         self._until = self._from + load.seconds
         self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._answers = 0
-        self._asked_at = self._last = 0.0
+        self._sent_at = self._last = 0.0
         self._tail = b""
         self._expected: int | None = None
 
@@ -118,7 +118,7 @@ class _Asker(asyncio.Protocol):
             f"content-length: {len(body)}\r\n\r\n"
         )
         self._tail, self._expected, self._last = b"", None, 0.0
-        self._asked_at = time.perf_counter()
+        self._sent_at = time.perf_counter()
         self._transport.write(head.encode() + body)
 
     def _streamed(self, data: bytes, now: float) -> None:
@@ -130,7 +130,7 @@ class _Asker(asyncio.Protocol):
         events = seen.count(_EVENT) - self._tail.count(_EVENT)
         if events and self._counts(now):
             self._result.events += events
-            since = self._last or self._asked_at
+            since = self._last or self._sent_at
             (self._result.gaps if self._last else self._result.first).append(now - since)
         if events:
             self._last = now

@@ -36,9 +36,7 @@ class TrainFields(BaseSettings):
     model_config = SettingsConfigDict(env_prefix="VERANDAH_TRAIN_", frozen=True, extra="forbid")
 
     name: str | None = Field(None, description="the adapter's name; default: the file's")
-    go_on_from: str | None = Field(
-        None, description="the adapter to continue from; default: the base"
-    )
+    go_on_from: str | None = Field(None, description="continue this adapter; default: the base")
     method: str | None = Field(
         None, description=f"one that `verandah methods` lists; default: {DEFAULT_METHOD}"
     )
@@ -66,9 +64,7 @@ class TrainFields(BaseSettings):
     dropout: float | None = Field(
         None, description="share of its input that an adapter drops in training"
     )
-    learning_rate: float | None = Field(
-        None, description="peak learning rate; default: the method's"
-    )
+    learning_rate: float | None = Field(None, description="the highest; default: the method's")
     epochs: int | None = Field(None, description="passes over the file; default: by its length")
     batch_size: int | None = Field(None, description="examples per step; default: by the file")
     early_stopping: int | None = Field(
