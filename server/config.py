@@ -71,9 +71,7 @@ class Settings(BaseSettings):
         True, description="reuse keys and values of prompts that begin alike"
     )
     max_waiting: int = Field(512, ge=1, description="answers that may wait; others get a 429")
-    request_timeout_s: float = Field(
-        600, gt=0, description="seconds after which an answer is ended"
-    )
+    request_timeout_s: float = Field(600, gt=0, description="seconds that an answer may take")
     drain_timeout_s: float = Field(20, ge=0, description="seconds for running requests at shutdown")
 
     max_rank: int = Field(256, ge=1, le=1024, description="largest rank that can be served")
