@@ -56,10 +56,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
     commands.add_parser(_ENGINE)
-    wanted = arguments[0] if arguments else None
-    if wanted in commands.choices:  # only this one is imported: some take seconds
-        module = importlib.import_module(f"server.cli.{_MODULES.get(wanted, wanted)}")
-        command = commands.choices[wanted]
+    name = arguments[0] if arguments else ""
+    if name in commands.choices:  # only this one is imported: some take seconds
+        module = importlib.import_module(f"server.cli.{_MODULES.get(name, name)}")
+        command = commands.choices[name]
         command.epilog = module.EXAMPLES
         module.add_options(command)
         command.set_defaults(run=module.run)

@@ -11,13 +11,8 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp
 
-from adapters_store.store_errors import (
-    AdapterCorrupt,
-    AdapterNotFound,
-    InvalidCheckpoint,
-    InvalidName,
-    StoreError,
-)
+from adapters_store import store_errors
+from server import errors
 from server.api import ops
 from server.api.adapters import (
     adapter_endpoints,
@@ -32,23 +27,6 @@ from server.api.completions.fast_path import FastPath, FastRoute
 from server.api.error_body import ErrorBody
 from server.api.gate import BodyLimit, KeyCheck, RequestIds
 from server.api.jobs import file_endpoints, job_endpoints, job_event_endpoints
-from server.errors import (
-    Conflict,
-    ContextLengthExceeded,
-    DeadlineExceeded,
-    FileDamaged,
-    InvalidAdapter,
-    InvalidDataset,
-    InvalidRequest,
-    ModelNotFound,
-    NotFound,
-    QueueFull,
-    RequestTooLarge,
-    Unauthorized,
-    Unavailable,
-    UnsupportedModel,
-    VerandahError,
-)
 
 
 @dataclass(frozen=True)
@@ -61,24 +39,24 @@ class _HttpError:
 
 # The nearest class among an error's bases counts.
 _HTTP_ERRORS: Mapping[type[Exception], _HttpError] = {
-    InvalidRequest: _HttpError(400, "invalid_value"),
-    ContextLengthExceeded: _HttpError(400, "context_length_exceeded"),
-    InvalidDataset: _HttpError(400, "invalid_training_file"),
-    RequestTooLarge: _HttpError(413, "request_too_large"),
-    Unauthorized: _HttpError(401, "invalid_api_key"),
-    NotFound: _HttpError(404, "not_found"),
-    ModelNotFound: _HttpError(404, "model_not_found"),
-    Conflict: _HttpError(409, "conflict", retry=False),
-    QueueFull: _HttpError(429, "queue_full", "rate_limit_error"),
-    DeadlineExceeded: _HttpError(504, "deadline_exceeded", "server_error", retry=False),
-    Unavailable: _HttpError(503, "unavailable", "server_error"),
-    InvalidAdapter: _HttpError(400, "invalid_adapter"),
-    AdapterNotFound: _HttpError(404, "model_not_found"),
-    InvalidName: _HttpError(400, "invalid_value"),
-    InvalidCheckpoint: _HttpError(400, "invalid_adapter"),
-    FileDamaged: _HttpError(500, "file_damaged", "server_error", retry=False),
-    UnsupportedModel: _HttpError(500, "unsupported_model", "server_error", retry=False),
-    AdapterCorrupt: _HttpError(500, "adapter_corrupt", "server_error", retry=False),
+    errors.InvalidRequest: _HttpError(400, "invalid_value"),
+    errors.ContextLengthExceeded: _HttpError(400, "context_length_exceeded"),
+    errors.InvalidDataset: _HttpError(400, "invalid_training_file"),
+    errors.RequestTooLarge: _HttpError(413, "request_too_large"),
+    errors.Unauthorized: _HttpError(401, "invalid_api_key"),
+    errors.NotFound: _HttpError(404, "not_found"),
+    errors.ModelNotFound: _HttpError(404, "model_not_found"),
+    errors.Conflict: _HttpError(409, "conflict", retry=False),
+    errors.QueueFull: _HttpError(429, "queue_full", "rate_limit_error"),
+    errors.DeadlineExceeded: _HttpError(504, "deadline_exceeded", "server_error", retry=False),
+    errors.Unavailable: _HttpError(503, "unavailable", "server_error"),
+    errors.InvalidAdapter: _HttpError(400, "invalid_adapter"),
+    store_errors.AdapterNotFound: _HttpError(404, "model_not_found"),
+    store_errors.InvalidName: _HttpError(400, "invalid_value"),
+    store_errors.InvalidCheckpoint: _HttpError(400, "invalid_adapter"),
+    errors.FileDamaged: _HttpError(500, "file_damaged", "server_error", retry=False),
+    errors.UnsupportedModel: _HttpError(500, "unsupported_model", "server_error", retry=False),
+    store_errors.AdapterCorrupt: _HttpError(500, "adapter_corrupt", "server_error", retry=False),
 }
 
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -88,24 +66,20 @@ _HTTP_CODES = {404: "unknown_url", 405: "method_not_allowed"}
 def describe(error: Exception) -> ErrorBody:
     """The HTTP answer for an error. An unknown error's text is not shown: it may hold internals."""
     if isinstance(error, OSError) and error.errno in _DISK_FULL:
-        error = Unavailable("the server's disk is full and nothing was saved: try again later")
+        error = errors.Unavailable("the server's disk is full, so nothing was saved: try later")
     known = next((_HTTP_ERRORS[base] for base in type(error).__mro__ if base in _HTTP_ERRORS), None)
     if known is None:
-        return ErrorBody(
-            500,
-            "server_error",
-            "internal_error",
-            "the server failed on this request: its log says why",
-        )
+        message = "the server failed on this request: its log says why"
+        return ErrorBody(500, "server_error", "internal_error", message)
     headers = {} if known.retry else {"x-should-retry": "false"}
-    if isinstance(error, QueueFull):
+    if isinstance(error, errors.QueueFull):
         headers["retry-after"] = str(math.ceil(error.retry_after_s))
-    if isinstance(error, Unauthorized):
+    if isinstance(error, errors.Unauthorized):
         headers["www-authenticate"] = "Bearer"
-    param = error.param if isinstance(error, InvalidRequest) else None
+    param = error.param if isinstance(error, errors.InvalidRequest) else None
     if known.code == "model_not_found":
         param = "model"
-    problems = error.problems if isinstance(error, InvalidDataset) else ()
+    problems = error.problems if isinstance(error, errors.InvalidDataset) else ()
     return ErrorBody(known.status, known.type, known.code, str(error), param, headers, problems)
 
 
@@ -164,18 +138,12 @@ def http_api() -> FastAPI:
         redirect_slashes=False,
     )
     answering = (chat_completion, text_completion, model_endpoints)
+    adapters = (adapter_endpoints, analysis_endpoints, porting_endpoints)
     training = (file_endpoints, job_endpoints, job_event_endpoints)
-    for module in (
-        *answering,
-        adapter_endpoints,
-        analysis_endpoints,
-        porting_endpoints,
-        *training,
-        ops,
-    ):
+    for module in (*answering, *adapters, *training, ops):
         app.include_router(module.router)
-    app.add_exception_handler(VerandahError, _known)
-    app.add_exception_handler(StoreError, _known)
+    app.add_exception_handler(errors.VerandahError, _known)
+    app.add_exception_handler(store_errors.StoreError, _known)
     app.add_exception_handler(HTTPException, _http)
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(Exception, _known)

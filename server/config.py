@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Annotated, Final, Literal
 
-from pydantic import Field, SecretStr, field_validator, model_validator
+from pydantic import BeforeValidator, Field, SecretStr, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 PREFIX: Final = "VERANDAH_"
@@ -11,6 +11,14 @@ PREFIX: Final = "VERANDAH_"
 
 class BadOption(Exception):
     """An option or variable has a wrong value; the message is one line."""
+
+
+def _split(value: object) -> object:
+    return tuple(filter(None, value.split(","))) if isinstance(value, str) else value
+
+
+WITH_COMMAS: Final = (NoDecode, BeforeValidator(_split))
+"""Marks a tuple that an option or variable writes with commas between its items."""
 
 
 class Settings(BaseSettings):
@@ -45,10 +53,7 @@ class Settings(BaseSettings):
         "auto", description="run the engine in a process of its own; auto: on CUDA"
     )
     replicas: int = Field(
-        1,
-        ge=1,
-        le=64,
-        description="number of engines; each has its own process and, on CUDA, its own device",
+        1, ge=1, le=64, description="engines; each has its own process and, on CUDA, its own device"
     )
 
     max_context: int = Field(0, ge=0, description="tokens of context; 0: the model's own limit")
@@ -59,30 +64,18 @@ class Settings(BaseSettings):
         0, ge=0, description="tokens of one step; longer prompts take several; 0: 512, on CUDA 2048"
     )
     kv_memory_mb: int = Field(
-        0,
-        ge=0,
-        description="memory for keys and values, MiB; 0: 512, on CUDA 60 % of the free memory",
+        0, ge=0, description="MiB for keys and values; 0: 512, on CUDA 60 % of the free memory"
     )
-    kv_block_tokens: int = Field(
-        16, ge=1, le=1024, description="tokens in one block of that memory"
-    )
+    kv_block_tokens: int = Field(16, ge=1, le=1024, description="tokens in one KV block")
     prefix_cache: bool = Field(
-        True, description="reuse the keys and values of prompts that begin alike"
+        True, description="reuse keys and values of prompts that begin alike"
     )
-    max_waiting: int = Field(
-        512, ge=1, description="answers that may wait; more are refused with a 429"
-    )
-    request_timeout_s: float = Field(
-        600, gt=0, description="seconds after which an answer that is not complete is ended"
-    )
-    drain_timeout_s: float = Field(
-        20, ge=0, description="seconds that running requests get at shutdown"
-    )
+    max_waiting: int = Field(512, ge=1, description="answers that may wait; others get a 429")
+    request_timeout_s: float = Field(600, gt=0, description="seconds that an answer may take")
+    drain_timeout_s: float = Field(20, ge=0, description="seconds for running requests at shutdown")
 
     max_rank: int = Field(256, ge=1, le=1024, description="largest rank that can be served")
-    adapter_slots: int = Field(
-        1024, ge=1, description="largest number of adapters in device memory"
-    )
+    adapter_slots: int = Field(1024, ge=1, description="most adapters in device memory at once")
     adapter_memory_mb: int = Field(
         0, ge=0, description="device memory for adapters, MiB; 0: 512, on CUDA 4096"
     )
@@ -98,7 +91,7 @@ class Settings(BaseSettings):
     host_cache_mb: int = Field(
         512, ge=0, description="host memory for adapters that are not in device memory, MiB"
     )
-    pinned: Annotated[tuple[str, ...], NoDecode] = Field(
+    pinned: Annotated[tuple[str, ...], *WITH_COMMAS] = Field(
         (), description="adapters that are never evicted: NAME or NAME@VERSION, with commas between"
     )
 
@@ -120,39 +113,24 @@ class Settings(BaseSettings):
         description="factor by which training in the engine's process may lengthen the time from "
         "token to token (95th percentile) while requests run; inf: no limit",
     )
-    worker_threads: int = Field(
-        0, ge=0, description="CPU threads of a worker process; 0: torch's default"
-    )
+    worker_threads: int = Field(0, ge=0, description="CPU threads of a worker; 0: torch's default")
     worker_poll_s: float = Field(0.5, gt=0, description="seconds between checks for a waiting job")
-    worker_jobs: int = Field(
-        8, ge=1, le=256, description="number of jobs that a worker trains at once"
-    )
+    worker_jobs: int = Field(8, ge=1, le=256, description="jobs that a worker trains at once")
     worker_step_tokens: int = Field(
-        0,
-        ge=0,
-        description="tokens of one forward pass of jobs that train together; 0: 4096, on CUDA 8192",
+        0, ge=0, description="tokens of one pass of jobs trained together; 0: 4096, on CUDA 8192"
     )
     lease_s: float = Field(
         30, gt=0, description="seconds without a heartbeat after which a job goes to another worker"
     )
     checkpoint_every_s: float = Field(20, gt=0, description="seconds between training checkpoints")
 
-    @field_validator("pinned", mode="before")
-    @classmethod
-    def _split(cls, value: object) -> object:
-        return tuple(filter(None, value.split(","))) if isinstance(value, str) else value
-
     @model_validator(mode="after")
-    def _a_step_holds_every_row(self) -> "Settings":
+    def _fit_together(self) -> "Settings":
         if 0 < self.max_step_tokens < self.max_batch_rows:
             raise ValueError(
                 f"max_step_tokens={self.max_step_tokens} is below max_batch_rows="
                 f"{self.max_batch_rows}: raise it, since every row takes a token of each step"
             )
-        return self
-
-    @model_validator(mode="after")
-    def _replicas_are_processes(self) -> "Settings":
         if self.replicas > 1 and self.engine_process == "no":
             raise ValueError(
                 f"replicas={self.replicas} needs engines in processes: leave engine_process=no out"
@@ -163,6 +141,11 @@ class Settings(BaseSettings):
     def home_path(self) -> Path:
         """The home folder, absolute."""
         return self.home.expanduser().absolute()
+
+    @property
+    def key(self) -> str | None:
+        """The API key, in plain text."""
+        return None if self.api_key is None else self.api_key.get_secret_value()
 
     @property
     def database(self) -> str:

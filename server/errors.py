@@ -1,24 +1,5 @@
 """All errors that the server raises on purpose, as one tree. Knows no HTTP.
 
-    VerandahError
-    ├── InvalidRequest             the caller's input is wrong; `param` names the field
-    │   ├── ContextLengthExceeded  prompt plus answer do not fit the model's context
-    │   ├── InvalidDataset         training lines are wrong; `problems` lists every one
-    │   └── RequestTooLarge        a body or file is over its limit
-    ├── Unauthorized               no API key, or an unknown one
-    ├── NotFound                   the thing named does not exist, or is not the caller's
-    │   └── ModelNotFound          no base or adapter of that id
-    ├── Conflict                   the thing is not in a state that allows this
-    │   └── LeaseLost              a worker reports on a job that is no longer its own
-    ├── QueueFull                  too many requests wait; `retry_after_s` says when to try again
-    ├── DeadlineExceeded           the request's time ran out before it finished
-    ├── Unavailable                the service is starting, draining, or has lost its engine
-    ├── InvalidAdapter             an adapter cannot be served: wrong base or shapes, not finite
-    │   └── BasisMismatch          this build makes other random matrices than the adapter's
-    ├── FileDamaged                an uploaded file has changed on the disk
-    ├── UnsupportedModel           the engine cannot run this base model exactly
-    └── TrainingFailed             a job ended without an adapter; `code` gives the reason
-
 `server.app` alone maps errors to HTTP statuses. A message names the wrong value and the remedy. The
 store has its own tree in `adapters_store.store_errors`.
 """
@@ -64,7 +45,7 @@ class LineProblem:
 
 
 class InvalidDataset(InvalidRequest):
-    """Training lines are wrong; no job was queued."""
+    """Training lines are wrong; `problems` lists every one. No job was queued."""
 
     def __init__(
         self, message: str, problems: Sequence[LineProblem], *, param: str = "training_file"
@@ -98,7 +79,7 @@ class LeaseLost(Conflict):
 
 
 class QueueFull(VerandahError):
-    """Too many requests wait."""
+    """Too many requests wait; `retry_after_s` says when to try again."""
 
     def __init__(self, message: str, *, retry_after_s: float) -> None:
         super().__init__(message)
@@ -114,7 +95,7 @@ class Unavailable(VerandahError):
 
 
 class InvalidAdapter(VerandahError):
-    """An adapter that cannot be served."""
+    """An adapter cannot be served: its base or shapes are wrong, or numbers are not finite."""
 
 
 class BasisMismatch(InvalidAdapter):
@@ -130,7 +111,7 @@ class UnsupportedModel(VerandahError):
 
 
 class TrainingFailed(VerandahError):
-    """A job ended without an adapter."""
+    """A job ended without an adapter; `code` gives the reason."""
 
     def __init__(self, message: str, *, code: str) -> None:
         super().__init__(message)

@@ -3,13 +3,14 @@
 Each stands for a class that imports torch, or for several classes; its docstring names them.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from collections.abc import Sequence as Seq
 from concurrent.futures import Future
 from pathlib import Path
 from typing import BinaryIO, Protocol
 
 from adapters_store.manifest import AdapterRef, Manifest, StoredAdapter
+from server.adapters.adapter_status import AdapterStatus
 from server.adapters.inspecting.findings import Findings
 from server.errors import LineProblem
 from server.jobs.files.datasets import Dataset
@@ -71,30 +72,6 @@ class Adapters(Protocol):
     def path(self, ref: AdapterRef) -> Path: ...
 
 
-class Resident(Protocol):
-    """One adapter in memory: `server.adapters.adapter_status.AdapterStatus`, or
-    `server.replicas.fleet_residency.FleetResident`.
-    """
-
-    @property
-    def ref(self) -> AdapterRef: ...
-
-    @property
-    def slot(self) -> int | None: ...
-
-    @property
-    def bytes(self) -> int: ...
-
-    @property
-    def in_use(self) -> int: ...
-
-    @property
-    def pinned(self) -> bool: ...
-
-    @property
-    def state(self) -> str: ...
-
-
 class Residency(Protocol):
     """`server.adapters.residency.ResidentAdapters`, as other threads may use it, or
     `server.replicas.fleet_residency.FleetResidency`.
@@ -112,7 +89,7 @@ class Residency(Protocol):
     @property
     def hits(self) -> int: ...
 
-    def snapshot(self) -> Iterable[Resident]: ...
+    def snapshot(self) -> list[AdapterStatus]: ...
 
     def pin(self, ref: AdapterRef) -> None: ...
 

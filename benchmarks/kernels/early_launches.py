@@ -19,7 +19,7 @@ from torch import Tensor
 from adapters_store.store import AdapterStore
 from benchmarks.serving.decode import CONTEXT, Side, Slots, Times, Turns, base_side, ratio, sides_of
 from benchmarks.support import crowd
-from benchmarks.support.bare_engine import Engine
+from benchmarks.support.bare_engine import BareEngine
 from benchmarks.support.base_shapes import SHAPES, base_of
 from benchmarks.support.crowd import LORA, VERA, VERA_QV
 from benchmarks.support.report import origin, table
@@ -37,7 +37,7 @@ class Trial:
         refs = {kind: crowd.publish(store, base, kind, count) for kind, count in kinds.items()}
         self.adapters = crowd.residents(base, store, list(kinds.items()))
         context = CONTEXT + options.steps + 8
-        self.engine = Engine.of(
+        self.engine = BareEngine.of(
             base, self.adapters, rows=options.rows, context=context, ahead=False
         )  # fmt: skip
         self._slots: Slots = {}

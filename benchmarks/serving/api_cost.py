@@ -18,9 +18,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from multiprocessing.connection import Client
 from pathlib import Path
-from types import SimpleNamespace
 from typing import cast
 
 import uvicorn
@@ -28,6 +26,7 @@ import uvicorn
 from benchmarks.support.load import Load, ask
 from benchmarks.support.report import origin, table
 from benchmarks.support.stack import settings_for
+from benchmarks.support.stand_ins import run_as_engine
 from server.api.app_services import Services
 from server.app import create_app
 from server.bases.base_files import outline_base
@@ -37,10 +36,8 @@ from server.config import Settings
 from server.engine.sequence import FinishReason
 from server.interfaces import Inspections, Porting
 from server.metrics import Metrics
-from server.replicas.engine_process import EngineProcess
 from server.replicas.fleet import Fleet
 from server.replicas.fleet_residency import FleetResidency
-from server.replicas.messages import EngineFacts
 from server.replicas.replica import Replica
 from server.scheduler.intake import Handle
 from server.scheduler.request import Generation, Listener, LoopStats, TextDelta, TokenPiece
@@ -48,7 +45,7 @@ from server.wiring.building import Records, open_records
 from server.wiring.front import Front, wire
 
 
-class MadeUpLoop:
+class SimulatedLoop:
     """Gives every stream `burst` tokens each `pace_s`, from a thread as the engine does."""
 
     alive = True
@@ -100,32 +97,11 @@ class MadeUpLoop:
         return count < left
 
 
-def run_engine(burst: int, pace_s: float, address: str) -> None:
-    """An engine's process; ends when the other side is gone."""
-    residency = SimpleNamespace(loads=0, evictions=0, hits=0, snapshot=list)
-    for name in ("pin", "unpin", "forget"):
-        setattr(residency, name, lambda ref: None)
-    with Client(address) as connection:
-        loop = MadeUpLoop(burst, pace_s)
-        facts = EngineFacts(
-            "made-up", "f" * 64, "cpu", "float32", loop.max_context, loop.max_answers, 8
-        )
-        try:
-            EngineProcess(connection, loop, residency, Metrics("base")).run(facts)
-        except (EOFError, OSError):
-            os._exit(0)
-
-
 @contextmanager
 def services_over(settings: Settings, burst: int, pace_s: float) -> Iterator[Services]:
     """The services of a server with a simulated engine."""
-    command = [
-        sys.executable,
-        "-m",
-        "benchmarks.serving.api_cost",
-        "--as-engine",
-        f"{burst},{pace_s}",
-    ]
+    module = "benchmarks.serving.api_cost"
+    command = [sys.executable, "-m", module, "--as-engine", f"{burst},{pace_s}"]
     fleet = Fleet([Replica(number, command, os.environ) for number in range(settings.replicas)])
     with open_records(settings) as records:
         fleet.start()
@@ -180,8 +156,8 @@ def measure(options: argparse.Namespace, chat: bool, burst: int) -> tuple[float,
     with tempfile.TemporaryDirectory() as folder:
         settings = settings_for(str(Path(folder) / "home"), max_waiting=4 * options.streams)
         with services_over(settings, burst, options.pace) as services, listening(services) as port:
-            heard, used = ask(port, load, 1)
-    return used / heard.answers * 1e3, heard.events / heard.answers - 1
+            result, used = ask(port, load, 1)
+    return used / result.answers * 1e3, result.events / result.answers - 1
 
 
 def main() -> None:
@@ -199,7 +175,7 @@ def main() -> None:
     options = parser.parse_args()
     if options.as_engine:
         burst, _, pace = options.as_engine.partition(",")
-        return run_engine(int(burst), float(pace), options.connect)
+        return run_as_engine(SimulatedLoop(int(burst), float(pace)), options.connect)
     rows: list[list[object]] = []
     for kind in options.kinds:
         (many, chunks), (few, least) = (measure(options, kind == "chat", b) for b in options.bursts)

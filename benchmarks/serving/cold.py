@@ -27,7 +27,7 @@ from benchmarks.support import crowd
 from benchmarks.support.base_shapes import SHAPES, base_of
 from benchmarks.support.crowd import VERA
 from benchmarks.support.live import AnswerTimes, Live, serving
-from benchmarks.support.report import origin, table
+from benchmarks.support.report import origin, table, verdict
 from server.adapters.residency import ResidentAdapters
 
 PROMPT_TOKENS: Final = 32
@@ -65,9 +65,9 @@ def first_tokens(live: Live, refs: Refs, pairs: int) -> tuple[list[float], list[
     times: dict[Callable[[], AdapterRef], list[float]] = {refs.warm: [], refs.cold: []}
     for number in range(pairs + WARMING):
         for pick, seconds in times.items():
-            heard = live.ask_all([pick()], PROMPT_TOKENS, 1)[0]
+            answer = live.ask_all([pick()], PROMPT_TOKENS, 1)[0]
             if number >= WARMING:
-                seconds.append(heard.first_s)
+                seconds.append(answer.first_s)
     warm, cold = times.values()
     return warm, cold
 
@@ -83,7 +83,7 @@ class BackgroundRequests:
         self._pause = 1 / per_second
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
-        self._asked: list[AnswerTimes] = []
+        self._answers: list[AnswerTimes] = []
 
     def __enter__(self) -> "BackgroundRequests":
         self._thread.start()
@@ -92,19 +92,19 @@ class BackgroundRequests:
     def __exit__(self, *_: object) -> None:
         self._stop.set()
         self._thread.join()
-        for heard in self._asked:
-            heard.wait()
+        for answer in self._answers:
+            answer.wait()
 
     @property
     def firsts(self) -> list[float]:
         """Seconds to the first token of each; after the context has closed."""
-        return [heard.first_s for heard in self._asked]
+        return [answer.first_s for answer in self._answers]
 
     def _run(self) -> None:
         due = time.perf_counter()
         while self._pick is not None and not self._stop.wait(max(0, due - time.perf_counter())):
             prompt = self._live.prompts(1, PROMPT_TOKENS)[0]
-            self._asked.append(self._live.ask(prompt, self._pick(), 4))
+            self._answers.append(self._live.ask(prompt, self._pick(), 4))
             due += self._pause
 
 
@@ -112,8 +112,8 @@ def gaps_of(answers: Sequence[AnswerTimes]) -> Gaps:
     """Seconds between the tokens of each answer, without the first few, when all begin at once."""
     return [
         after - before
-        for heard in answers
-        for before, after in itertools.pairwise(heard.times[len(heard.times) // 8 :])
+        for answer in answers
+        for before, after in itertools.pairwise(answer.times[len(answer.times) // 8 :])
     ]
 
 
@@ -155,8 +155,8 @@ def gap_rows(gaps: dict[str, list[Gaps]], firsts: dict[str, list[float]]) -> Ite
         )
 
 
-def verdict(value: float, bar: float) -> str:
-    return f"bar {bar:g}: {'met' if value <= bar else 'MISSED'}"
+def bar_text(value: float, bar: float) -> str:
+    return f"bar {bar:g}: {verdict(value <= bar)}"
 
 
 def fill(adapters: ResidentAdapters, refs: Sequence[AdapterRef]) -> float:
@@ -195,7 +195,7 @@ def measure(options: argparse.Namespace, folder: Path) -> None:
         ("warm", statistics.median(warm) * 1e3, p99(warm) * 1e3, "", ""),
         (
             *("cold", statistics.median(cold) * 1e3, p99(cold) * 1e3),
-            *(f"{more:.2f}", verdict(more, BAR_MS)),
+            *(f"{more:.2f}", bar_text(more, BAR_MS)),
         ),
     ]
     print(table(("first token", "median ms", "p99 ms", "more", ""), rows))
@@ -204,7 +204,7 @@ def measure(options: argparse.Namespace, folder: Path) -> None:
     columns = ("", "median ms", "p99 ms", "max ms", "p99 over alone", "over resident")
     print(table((*columns, "their first token, ms", "of"), lines))
     for to, value in zip(LOADS[:2], lines[-1][4:6], strict=True):
-        print(f"\np99 {LOADS[-1]} over {to}: {value}, {verdict(float(str(value)), BAR_GAPS)}")
+        print(f"\np99 {LOADS[-1]} over {to}: {value}, {bar_text(float(str(value)), BAR_GAPS)}")
 
 
 def main() -> None:

@@ -5,7 +5,7 @@
         --rank 8 --tokens 24 --seconds 1 --rounds 1
 
 Steady streams with VeRA adapters are measured alone and while one job trains (VeRA on q and v), in
-turns. The first row is the server's own way; the second is the same without any rests.
+turns. The first row trains as the server does; the second is the same without any rests.
 """
 
 import argparse
@@ -32,19 +32,19 @@ from benchmarks.support import crowd
 from benchmarks.support.base_shapes import SHAPES, base_of
 from benchmarks.support.crowd import VERA_QV
 from benchmarks.support.live import AnswerTimes, Live, serving
-from benchmarks.support.report import origin, table
-from benchmarks.training.training_sides import Marks, Plain, Product, Side, endless_work
+from benchmarks.support.report import origin, table, verdict
+from benchmarks.training.training_sides import Marks, Plain, Product, TrainingSide, endless_work
 from server.bases.model import BaseModel
 from server.pulse import Pulse
 
 PROMPT_TOKENS: Final = 128
-BAR_GAP, BAR_KEPT, BAR_IDLE, BAR_MEMORY = 1.3, 0.4, 0.95, 0.15
-WAYS: Final = ("product", "never")
+BAR_GAP, BAR_SHARE, BAR_IDLE, BAR_MEMORY = 1.3, 0.4, 0.95, 0.15
+SIDES: Final = ("product", "never")
 
 
 @dataclass
 class Measured:
-    """One way to train: seconds between tokens, alone and with it, and its tokens a second."""
+    """One side: seconds between tokens, alone and with it, and its tokens a second."""
 
     name: str
     alone: list[float] = field(default_factory=list)
@@ -85,54 +85,58 @@ def trained_per_s(marks: Marks, begin: float, end: float) -> float:
 
 
 def in_turns(
-    measured: Measured, way: Side, streams: Streams, rounds: int, *, warming: int, times: int
+    measured: Measured, side: TrainingSide, streams: Streams, options: argparse.Namespace
 ) -> None:
-    """Measure the streams alone, then with training; the first `warming` of those do not count."""
-    for _ in range(rounds):
-        measured.alone += streams.gaps(times)
-        way.start()
+    """Measure the streams alone, then with training; the first of those do not count."""
+    for _ in range(options.rounds):
+        measured.alone += streams.gaps(options.times)
+        side.start()
         try:
-            for _ in range(warming):
+            for _ in range(options.warming):
                 streams.once()
             begin = time.perf_counter()
-            measured.training += streams.gaps(times)
+            measured.training += streams.gaps(options.times)
             end = time.perf_counter()
         finally:
-            marks = way.stop()
+            marks = side.stop()
         measured.trained.append(trained_per_s(marks, begin, end))
 
 
-def quietly(way: Side, seconds: float) -> float:
+def quietly(side: TrainingSide, seconds: float) -> float:
     """Tokens a second of training while nobody asks anything: the median of five stretches."""
-    way.start()
+    side.start()
     time.sleep(seconds * 1.25)
-    marks = way.stop()
+    marks = side.stop()
     times = np.linspace(marks[-1][0] - seconds, marks[-1][0], 6)
     return statistics.median(trained_per_s(marks, *ends) for ends in itertools.pairwise(times))
 
 
-def idle_share(product: Side, plain: Side, seconds: float, rounds: int) -> tuple[float, float]:
-    """Training's speed alone, and the share of it that the server's way has with an idle engine:
-    medians over turns."""
+def idle_share(
+    product: TrainingSide, plain: TrainingSide, seconds: float, rounds: int
+) -> tuple[float, float]:
+    """Training's speed alone, and the share of it that the server's training has beside an idle
+    engine: medians over turns."""
     turns = [(quietly(plain, seconds), quietly(product, seconds)) for _ in range(rounds + 1)][1:]
     alone = statistics.median(one for one, _ in turns)
     return alone, statistics.median(mine / one for one, mine in turns)
 
 
-def memory_of(base: BaseModel, make: Callable[[], Side]) -> tuple[Side, Memory | None]:
-    """The device memory that a way to train takes."""
+def memory_of(
+    base: BaseModel, make: Callable[[], TrainingSide]
+) -> tuple[TrainingSide, Memory | None]:
+    """A side, and the device memory that it takes."""
     if base.device.type != "cuda":
         return make(), None
     before = torch.cuda.memory_allocated()
-    way = make()
-    quietly(way, 1)  # the optimizer's moments are there as well
+    side = make()
+    quietly(side, 1)  # the optimizer's moments are there as well
     torch.cuda.synchronize()
     allocated = torch.cuda.memory_allocated()
     torch.cuda.reset_peak_memory_stats()
-    quietly(way, 1)
+    quietly(side, 1)
     weights = sum(it.numel() * it.itemsize for it in base.model.parameters())
     peak = torch.cuda.max_memory_allocated() - allocated
-    return way, Memory(weights, allocated - before, peak)
+    return side, Memory(weights, allocated - before, peak)
 
 
 def row(measured: Measured, speed_alone: float) -> tuple[object, ...]:
@@ -140,8 +144,8 @@ def row(measured: Measured, speed_alone: float) -> tuple[object, ...]:
         return float(np.quantile(gaps, share)) * 1e3
 
     p95 = quantile(measured.training, 0.95) / quantile(measured.alone, 0.95)
-    kept = statistics.mean(measured.trained) / speed_alone
-    met = p95 <= BAR_GAP and kept >= BAR_KEPT
+    share = statistics.mean(measured.trained) / speed_alone
+    met = p95 <= BAR_GAP and share >= BAR_SHARE
     return (
         measured.name,
         *(quantile(measured.alone, share) for share in (0.5, 0.95)),
@@ -149,8 +153,8 @@ def row(measured: Measured, speed_alone: float) -> tuple[object, ...]:
         f"{p95:.2f}",
         f"{statistics.mean(measured.alone) / statistics.mean(measured.training):.2f}",
         statistics.mean(measured.trained),
-        f"{kept:.2f}",
-        "met" if met else "MISSED",
+        f"{share:.2f}",
+        verdict(met),
     )
 
 
@@ -166,7 +170,7 @@ def memory_text(memory: Memory) -> str:
     share = memory.added / memory.weights
     return (
         f"weights {weights}; training adds {added}, {share:.1%} of them (bar {BAR_MEMORY:.0%}: "
-        f"{'met' if share <= BAR_MEMORY else 'MISSED'}), and at most {activations} in a step"
+        f"{verdict(share <= BAR_MEMORY)}), and at most {activations} in a step"
     )
 
 
@@ -185,9 +189,9 @@ def engine_of(
         yield base, pulse, streams
 
 
-def ways_of(
-    options: argparse.Namespace, base: BaseModel, pulse: Pulse, product: Side
-) -> Mapping[str, tuple[str, Callable[[], Side]]]:
+def sides_of(
+    options: argparse.Namespace, base: BaseModel, pulse: Pulse, product: TrainingSide
+) -> Mapping[str, tuple[str, Callable[[], TrainingSide]]]:
     return {
         "product": (f"gives way, {options.target:g} times", lambda: product),
         "never": (
@@ -201,24 +205,21 @@ def listen(options: argparse.Namespace, folder: Path) -> None:
     with engine_of(options, folder) as (base, pulse, streams):
         work = endless_work(options)
         product, memory = memory_of(base, lambda: Product(base, pulse, work, options.target))
-        rounds = options.rounds
-        alone, idle = idle_share(product, Plain(base, work), options.seconds, rounds)
+        plain = Plain(base, work)
+        alone, idle = idle_share(product, plain, options.seconds, options.rounds)
         rows = []
-        for key, (name, make) in ways_of(options, base, pulse, product).items():
-            if key not in options.ways:
+        for key, (name, make) in sides_of(options, base, pulse, product).items():
+            if key not in options.sides:
                 continue
             measured = Measured(name)
-            in_turns(
-                measured, make(), streams, rounds, warming=options.warming, times=options.times
-            )
-            print(row_text(measured, alone), flush=True)  # should a later way break
+            in_turns(measured, make(), streams, options)
+            print(row_text(measured, alone), flush=True)  # should a later side break
             rows.append(row(measured, alone))
     print("\n" + origin() + "\n")
     columns = ("", "p50 alone, ms", "p95", "p50 training", "p95", "p99", "p95 over alone")
     print(table((*columns, "streams' speed", "trained tokens/s", "of alone", "bars"), rows))
-    verdict = "met" if idle >= BAR_IDLE else "MISSED"
     print(f"\ntraining alone: {alone:,.0f} tokens/s")
-    print(f"with an idle server: {idle:.2f} of it (bar {BAR_IDLE}: {verdict})")
+    print(f"with an idle server: {idle:.2f} of it (bar {BAR_IDLE}: {verdict(idle >= BAR_IDLE)})")
     if memory is not None:
         print(memory_text(memory))
 
@@ -227,7 +228,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--shape", choices=SHAPES, default="1b")
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--ways", nargs="+", choices=WAYS, default=WAYS)
+    parser.add_argument("--sides", nargs="+", choices=SIDES, default=SIDES)
     parser.add_argument("--streams", type=int, default=32)
     parser.add_argument("--answer-tokens", type=int, default=600, help="of one stream")
     parser.add_argument("--rounds", type=int, default=2)

@@ -21,10 +21,10 @@ from typing import Final
 
 from adapters_store.store import AdapterStore
 from benchmarks.support import crowd
-from benchmarks.support.bare_engine import Engine
+from benchmarks.support.bare_engine import BareEngine
 from benchmarks.support.base_shapes import SHAPES, base_of
 from benchmarks.support.crowd import ASYMMETRIC, LORA, RANDLORA, VERA, VERA_QV, Kind
-from benchmarks.support.report import origin, table
+from benchmarks.support.report import origin, table, verdict
 from benchmarks.support.roofline import Chip, measured_chip, step_work
 
 CONTEXT: Final = 256
@@ -89,7 +89,7 @@ def populations(rows: Sequence[int], extra_rows: int, resident: int) -> dict[Kin
 class Turns:
     """Times sides in turn, on one engine."""
 
-    def __init__(self, engine: Engine, slots: Slots, steps: int) -> None:
+    def __init__(self, engine: BareEngine, slots: Slots, steps: int) -> None:
         self._engine = engine
         self._slots = slots
         self._steps = steps
@@ -114,7 +114,7 @@ def ratio(times: Times, side: Side, to: Side) -> float:
     return statistics.median(a / b for a, b in zip(times[side], times[to], strict=True))
 
 
-def report(engine: Engine, chip: Chip, shape: str, times: Times) -> list[tuple[object, ...]]:
+def report(engine: BareEngine, chip: Chip, shape: str, times: Times) -> list[tuple[object, ...]]:
     """Rows of the table; the first side is the base."""
     base = next(iter(times))
     rows: list[tuple[object, ...]] = []
@@ -124,24 +124,20 @@ def report(engine: Engine, chip: Chip, shape: str, times: Times) -> list[tuple[o
         ms = statistics.median(seconds) * 1e3
         over = ratio(times, side, base)
         floor = chip.seconds(work) * 1e3
-        bar = verdict(shape, side, ms, over)
+        bar = bar_text(shape, side, ms, over)
         rows.append((side.rows, side.who, side.load, ms, f"{over:.3f}", floor, ms / floor, bar))
     return rows
 
 
-def verdict(shape: str, side: Side, ms: float, over: float) -> str:
+def bar_text(shape: str, side: Side, ms: float, over: float) -> str:
     if side.who == "base":
         bar = BARS_MS.get((shape, side.rows))
-        return "" if bar is None else f"{bar:g} ms: {_met(ms <= bar)}"
+        return "" if bar is None else f"{bar:g} ms: {verdict(ms <= bar)}"
     first = side.adapters[0]
     if shape == "tiny" or side.rows != 64 or side.load != "distinct" or first is None:
         return ""
     bar = BARS.get(first[0])
-    return "" if bar is None else f"{bar:g}: {_met(over <= bar)}"
-
-
-def _met(met: bool) -> str:
-    return "met" if met else "MISSED"
+    return "" if bar is None else f"{bar:g}: {verdict(over <= bar)}"
 
 
 def residents_report(few: Times, many: Times, resident: int) -> list[tuple[object, ...]]:
@@ -154,7 +150,7 @@ def residents_report(few: Times, many: Times, resident: int) -> list[tuple[objec
     rows: list[tuple[object, ...]] = [(1, one.load, f"{alone:.3f}", "1", "")]
     for side in (it for it in many if it.who == VERA.label and it.load != "Zipf"):
         over = ratio(many, side, next(iter(many)))
-        bar = f"{BAR_RESIDENT:g}: {_met(over / alone <= BAR_RESIDENT)}"
+        bar = f"{BAR_RESIDENT:g}: {verdict(over / alone <= BAR_RESIDENT)}"
         rows.append((resident, side.load, f"{over:.3f}", f"{over / alone:.3f}", bar))
     return rows
 
@@ -169,7 +165,7 @@ def measure(options: argparse.Namespace, folder: Path) -> None:
     published = time.perf_counter()
     adapters = crowd.residents(base, store, list(counts.items()))
     context = CONTEXT + max(options.steps, WARMING) + 1
-    engine = Engine.of(base, adapters, rows=most, context=context, plain=options.plain)
+    engine = BareEngine.of(base, adapters, rows=most, context=context, plain=options.plain)
     slots: Slots = {(VERA, 0): crowd.acquire(adapters, refs[VERA][:1])[0]}
     turns = Turns(engine, slots, options.steps)
     alone = Side(VERA.label, "one", ((VERA, 0),) * extra_rows)

@@ -74,7 +74,7 @@ class Direct:
         self._load = load
         self._from = time.perf_counter() + load.warm_up_s
         self._until = self._from + load.seconds
-        self.heard = LoadResult()
+        self.result = LoadResult()
         self._open = load.streams
         self.done = threading.Event()
 
@@ -86,24 +86,25 @@ class Direct:
     def _ask(self, draw: random.Random, length: int) -> None:
         params = SamplingParams(max_tokens=length, temperature=0.0, ignore_eos=True)
         prompt = tuple(self._load.prompt(draw))
-        asked_at = time.perf_counter()
-        listener = CallbackListener(partial(self._hear, draw, [asked_at, 0.0]))
+        sent_at = time.perf_counter()
+        listener = CallbackListener(partial(self._hear, draw, [sent_at, 0.0]))
         self._loop.submit(Generation("bench", "bench", prompt, params), listener)
 
     def _hear(self, draw: random.Random, times: list[float], delta: TextDelta) -> None:
-        """On the engine's thread. `times`: when it was asked, and when the last token came."""
+        """On the engine's thread. `times`: of the request, and of the last token."""
         now = time.perf_counter()
         counts = self._from <= now < self._until
         if counts:
-            self.heard.events += 1
-            (self.heard.gaps if times[1] else self.heard.first).append(now - (times[1] or times[0]))
+            self.result.events += 1
+            seconds = self.result.gaps if times[1] else self.result.first
+            seconds.append(now - (times[1] or times[0]))
         times[1] = now
         if delta.error is not None:
-            self.heard.failures.append(str(delta.error))
+            self.result.failures.append(str(delta.error))
         if delta.finish is None:
             return
-        self.heard.answers += counts
-        if now < self._until and not self.heard.failures:
+        self.result.answers += counts
+        if now < self._until and not self.result.failures:
             self._ask(draw, self._load.answer_tokens)
             return
         self._open -= 1
@@ -116,7 +117,7 @@ def _run_direct(pipe: "Connection[LoadResult, object]", settings: Settings, load
         direct = Direct(stack.loop, load)
         direct.start()
         direct.done.wait()
-    pipe.send(direct.heard)
+    pipe.send(direct.result)
 
 
 def without_http(settings: Settings, load: Load) -> LoadResult:
@@ -126,11 +127,11 @@ def without_http(settings: Settings, load: Load) -> LoadResult:
     process = context.Process(target=_run_direct, args=(theirs, settings, load))
     process.start()
     theirs.close()  # else a process that dies would be waited for
-    heard: LoadResult = ours.recv()
+    result: LoadResult = ours.recv()
     process.join()
-    if heard.failures:
-        raise RuntimeError(f"{len(heard.failures)} answers failed: {heard.failures[0]}")
-    return heard
+    if result.failures:
+        raise RuntimeError(f"{len(result.failures)} answers failed: {result.failures[0]}")
+    return result
 
 
 @contextmanager
@@ -158,21 +159,21 @@ def over_http(
     results = []
     with served(settings) as (port, process):
         for load in loads:
-            heard, used = ask(port, load, clients, lambda: sum(process.cpu_times()[:2]))
-            results.append((heard, used / load.seconds))
+            result, used = ask(port, load, clients, lambda: sum(process.cpu_times()[:2]))
+            results.append((result, used / load.seconds))
     return results
 
 
 def _row(
-    what: str, load: Load, heard: LoadResult, rate: float, to: float, api: str
+    what: str, load: Load, result: LoadResult, rate: float, to: float, api: str
 ) -> list[object]:
-    tokens = heard.answers * load.answer_tokens
-    gaps, first = sorted(heard.gaps), sorted(heard.first)
+    tokens = result.answers * load.answer_tokens
+    gaps, first = sorted(result.gaps), sorted(result.first)
     return [
         what,
         rate,
         f"{rate / to:.3f}",
-        f"{tokens / heard.events:.2f}" if heard.events else "whole",
+        f"{tokens / result.events:.2f}" if result.events else "whole",
         _ms(gaps, 0.5),
         _ms(gaps, 0.99),
         _ms(first, 0.5),
@@ -216,7 +217,7 @@ def measure(options: argparse.Namespace, folder: Path) -> list[list[object]]:
     )
     whole = Load(**{**vars(load), "stream": False})
     alone = [without_http(settings, load) for _ in range(options.rounds)]
-    own = statistics.median(_rate(heard, load) for heard in alone)
+    own = statistics.median(_rate(result, load) for result in alone)
     rows = [_shown(_row("engine alone", load, alone[-1], own, own, ""))]
     for replicas in options.replicas:
         several = settings.model_copy(update={"replicas": replicas})
@@ -226,9 +227,9 @@ def measure(options: argparse.Namespace, folder: Path) -> list[list[object]]:
         ]
         for which, (what, kind) in enumerate(kinds.items()):
             rate = statistics.median(_rate(each[which][0], kind) for each in runs)
-            heard, cores = runs[-1][which]
+            result, cores = runs[-1][which]
             label = f"HTTP, {what}, {replicas} replica{'s' * (replicas > 1)}"
-            rows.append(_shown(_row(label, kind, heard, rate, own, f"{cores:.2f}")))
+            rows.append(_shown(_row(label, kind, result, rate, own, f"{cores:.2f}")))
     return rows
 
 
@@ -238,8 +239,8 @@ def _shown(row: list[object]) -> list[object]:
     return row
 
 
-def _rate(heard: LoadResult, load: Load) -> float:
-    return heard.answers * load.answer_tokens / load.seconds
+def _rate(result: LoadResult, load: Load) -> float:
+    return result.answers * load.answer_tokens / load.seconds
 
 
 def main() -> None:

@@ -18,6 +18,7 @@ from tokenizers.models import BPE
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from benchmarks.support.report import origin, table
+from benchmarks.support.stand_ins import NoText
 from server.bases.tokenizer import EMBEDDED, ChatTokenizer
 from server.engine.blocks import BlockPool
 from server.engine.sequence import Chunk, SamplingParams, Sequence, StepOutput
@@ -67,16 +68,6 @@ class InstantEngine:
         return InstantStep(results, sampled)
 
 
-class NoText:
-    """A decoder that decodes nothing, to measure the cost of the others."""
-
-    def push(self, token_id: int) -> str:
-        return ""
-
-    def flush(self) -> str:
-        return ""
-
-
 class NoSlots:
     """For a load without adapters."""
 
@@ -104,13 +95,13 @@ class Clock:
     tokens: int
     warm: int
     answers: int
-    heard: int = 0
+    received: int = 0
     times: list[float] = field(default_factory=list)
     done: threading.Event = field(default_factory=threading.Event)
 
     def hear(self, delta: TextDelta) -> None:
-        self.heard += 1
-        if self.heard in (self.warm, self.tokens):
+        self.received += 1
+        if self.received in (self.warm, self.tokens):
             self.times.append(time.thread_time())
         if delta.finish is not None:
             self.answers -= 1

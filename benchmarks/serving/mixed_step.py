@@ -14,7 +14,7 @@ from pathlib import Path
 
 from adapters_store.store import AdapterStore
 from benchmarks.support import crowd
-from benchmarks.support.bare_engine import BLOCK_TOKENS, GREEDY, Engine, seconds
+from benchmarks.support.bare_engine import BLOCK_TOKENS, GREEDY, BareEngine, seconds
 from benchmarks.support.base_shapes import SHAPES, base_of
 from benchmarks.support.crowd import MAX_RANK, SEED, VERA
 from benchmarks.support.report import origin, table
@@ -30,7 +30,7 @@ from server.engine.sequence import Chunk, Sequence
 CONTEXT = 256
 
 
-def steps(engine: Engine, slots: list[int], prompt: int, count: int) -> Iterator[list[Chunk]]:
+def steps(engine: BareEngine, slots: list[int], prompt: int, count: int) -> Iterator[list[Chunk]]:
     """Decodes of all slots but the last, whose prompt begins anew in every step."""
     rows = engine.sequences(slots[:-1], CONTEXT, count + 1)
     for row in rows:
@@ -43,7 +43,7 @@ def steps(engine: Engine, slots: list[int], prompt: int, count: int) -> Iterator
         yield [*singles, Chunk(new, prompt)] if prompt else singles
 
 
-def launched_one_by_one(engine: Engine, adapters: ResidentAdapters) -> Engine:
+def launched_one_by_one(engine: BareEngine, adapters: ResidentAdapters) -> BareEngine:
     """The same engine without graphs."""
     base = engine.base
     method = Vera()
@@ -52,14 +52,14 @@ def launched_one_by_one(engine: Engine, adapters: ResidentAdapters) -> Engine:
     )
     riding = Riding(method.basis(SEED), next(iter(matrices.pairs.values())).a)
     forward = FusedForward(FusedDecoder(base, riding), adapters, engine.kv)
-    return Engine(base, Runner(base, adapters, engine.kv, forward), engine.kv, 0.0)
+    return BareEngine(base, Runner(base, adapters, engine.kv, forward), engine.kv, 0.0)
 
 
 def measure(options: argparse.Namespace, folder: Path) -> None:
     base = base_of(options.shape, options.device)
     adapters = crowd.residents(base, AdapterStore(folder), [(VERA, options.rows)])
     refs = crowd.publish(AdapterStore(folder), base, VERA, options.rows)
-    replayed = Engine.of(base, adapters, rows=options.rows + 8, context=CONTEXT + 64)
+    replayed = BareEngine.of(base, adapters, rows=options.rows + 8, context=CONTEXT + 64)
     sides = {"one by one": launched_one_by_one(replayed, adapters), "replayed": replayed}
     slots = crowd.acquire(adapters, refs)
     lines = []

@@ -16,23 +16,21 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field
 from hashlib import sha256
 from itertools import pairwise
-from multiprocessing.connection import Client
 from random import Random
 from statistics import median
-from types import SimpleNamespace
-from typing import Protocol, cast
+from typing import cast
 
 from benchmarks.serving.loop_cost import BLOCK_TOKENS, InstantEngine, InstantStep, NoSlots, pieces
 from benchmarks.support.report import origin, table
+from benchmarks.support.stand_ins import run_as_engine
 from server.engine.blocks import BlockPool
 from server.engine.sequence import Chunk, SamplingParams, StepOutput
 from server.metrics import Metrics
-from server.replicas.engine_process import EngineProcess
-from server.replicas.messages import EngineFacts
 from server.replicas.replica import Replica
 from server.scheduler.admission import Slots
 from server.scheduler.loop import Limits, ServingLoop
@@ -72,16 +70,16 @@ class PacedStep:
 class Marks:
     """At each launch, on the loop's thread: the time, its CPU time, the process's, rows run."""
 
-    taken: list[tuple[float, float, float, int]] = field(default_factory=list)
+    launches: list[tuple[float, float, float, int]] = field(default_factory=list)
 
     def take(self, rows: int) -> None:
         times = time.perf_counter(), time.thread_time(), time.process_time()
-        self.taken.append((*times, rows))
+        self.launches.append((*times, rows))
 
     def costs(self) -> Costs:
         """Medians over the steps but for the rate: neighbours on the machine come and go."""
-        low, high = (int(share * len(self.taken)) for share in _SHARES)
-        part = self.taken[low:high]
+        low, high = (int(share * len(self.launches)) for share in _SHARES)
+        part = self.launches[low:high]
         steps = [
             (later[0] - it[0], later[1] - it[1], (later[2] - it[2]) - (later[1] - it[1]), it[3])
             for it, later in pairwise(part)
@@ -130,17 +128,11 @@ def loop_over(engine: PacedEngine, shape: Shape) -> ServingLoop:
     )
 
 
-class Engine(Protocol):
-    """The loop, or a connection to one."""
-
-    def submit(self, request: Generation, listener: Listener) -> object: ...
-
-
 class Asker:
     """Asks again whenever an answer ends; the first answers have random lengths."""
 
-    def __init__(self, engine: Engine, shape: Shape) -> None:
-        self._engine = engine
+    def __init__(self, submit: Callable[[Generation, Listener], object], shape: Shape) -> None:
+        self._submit = submit
         self._shape = shape
         self._draw = Random(0)
         self._left = shape.rows * shape.steps
@@ -163,7 +155,7 @@ class Asker:
         start = self._draw.randrange(1 << 20)
         prompt = tuple(range(start, start + self._shape.prompt_tokens))
         params = SamplingParams(max_tokens=tokens, temperature=0.0, ignore_eos=True)
-        self._engine.submit(Generation("benchmark", "owner", prompt, params), self._listener)
+        self._submit(Generation("benchmark", "owner", prompt, params), self._listener)
 
 
 def alone(shape: Shape) -> Costs:
@@ -172,7 +164,7 @@ def alone(shape: Shape) -> Costs:
     loop = loop_over(engine, shape)
     gc.freeze()  # as `verandah engine` does
     loop.start()
-    Asker(loop, shape).start().done.wait()
+    Asker(loop.submit, shape).start().done.wait()
     costs = engine.costs()
     loop.stop(0)
     return costs
@@ -182,19 +174,9 @@ def answer(shape: Shape, address: str) -> None:
     """An engine's process. A call for its adapters returns the cost of its steps."""
     engine = PacedEngine(shape)
     loop = loop_over(engine, shape)
-    residency = SimpleNamespace(loads=0, evictions=0, hits=0, snapshot=engine.costs)
-    for name in ("pin", "unpin", "forget"):
-        setattr(residency, name, lambda ref: None)
-    with Client(address) as connection:
-        facts = EngineFacts(
-            "paced", "f" * 64, "cpu", "float32", loop.max_context, loop.max_answers, 8
-        )
-        gc.freeze()
-        loop.start()
-        try:
-            EngineProcess(connection, loop, residency, Metrics("base")).run(facts)
-        except (EOFError, OSError):
-            os._exit(0)
+    gc.freeze()
+    loop.start()
+    run_as_engine(loop, address, engine.costs)
 
 
 def apart(shape: Shape) -> Costs:
@@ -203,7 +185,7 @@ def apart(shape: Shape) -> Costs:
     replica.start()
     try:
         connection = replica.wait()
-        Asker(connection, shape).start().done.wait()
+        Asker(connection.submit, shape).start().done.wait()
         return cast(Costs, connection.call("snapshot"))
     finally:
         replica.stop(0)

@@ -17,10 +17,10 @@ from typing import Final
 
 from adapters_store.store import AdapterStore
 from benchmarks.support import crowd
-from benchmarks.support.bare_engine import Engine, seconds
+from benchmarks.support.bare_engine import BareEngine, seconds
 from benchmarks.support.base_shapes import SHAPES, base_of
 from benchmarks.support.crowd import LORA, VERA, Kind
-from benchmarks.support.report import origin, table
+from benchmarks.support.report import origin, table, verdict
 from benchmarks.support.roofline import measured_chip, step_work
 from server.engine.sequence import Chunk
 from server.engine.sequence import Sequence as Prompt
@@ -37,21 +37,21 @@ Side = tuple[int, Kind | None]  # tokens of a step, and whose adapters
 def steps_of(prompts: Sequence[Prompt], step_tokens: int) -> Iterator[list[Chunk]]:
     """The prompts in order, every step as full as it can be."""
     chunks: list[Chunk] = []
-    room = step_tokens
+    free = step_tokens
     for prompt in prompts:
         left = len(prompt.prompt)
         while left:
-            length = min(left, room)
+            length = min(left, free)
             chunks.append(Chunk(prompt, length))
-            left, room = left - length, room - length
-            if not room:
+            left, free = left - length, free - length
+            if not free:
                 yield chunks
-                chunks, room = [], step_tokens
+                chunks, free = [], step_tokens
     if chunks:
         yield chunks
 
 
-def prefill_s(engine: Engine, slots: Sequence[int], tokens: int, step_tokens: int) -> float:
+def prefill_s(engine: BareEngine, slots: Sequence[int], tokens: int, step_tokens: int) -> float:
     """Seconds until the last of the prompts, one for each slot, is read."""
     prompts = engine.sequences(slots, tokens, 1)
     steps = steps_of(prompts, step_tokens)
@@ -66,7 +66,7 @@ def measure(options: argparse.Namespace, folder: Path) -> None:
     store = AdapterStore(folder)
     refs = {kind: crowd.publish(store, base, kind, count) for kind in kinds}
     adapters = crowd.residents(base, store, [(kind, count) for kind in kinds])
-    engine = Engine.of(base, adapters, rows=count, context=tokens + 1)
+    engine = BareEngine.of(base, adapters, rows=count, context=tokens + 1)
     slots: dict[Kind | None, list[int]] = {None: [0] * count}
     slots |= {kind: crowd.acquire(adapters, refs[kind]) for kind in kinds}
     sides: list[Side] = [(step, kind) for step in options.step_tokens for kind in slots]
@@ -84,7 +84,7 @@ def measure(options: argparse.Namespace, folder: Path) -> None:
         pairs = zip(rounds, times[step, None], strict=True)
         over = statistics.median(mine / bases for mine, bases in pairs)
         share = work.operations / took / chip.rate
-        bar = f"{BAR:g}: {'met' if share >= BAR else 'MISSED'}"
+        bar = f"{BAR:g}: {verdict(share >= BAR)}"
         rows.append(
             (
                 *(step, "base" if kind is None else f"{kind.label}, {count} distinct"),

@@ -20,7 +20,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from adapters_store.store import AdapterStore
 from benchmarks.support import crowd
-from benchmarks.support.bare_engine import Engine
+from benchmarks.support.bare_engine import BareEngine
 from benchmarks.support.base_shapes import SHAPES, base_of
 from benchmarks.support.crowd import ASYMMETRIC, LORA, RANDLORA, VERA, VERA_QV, Kind
 from benchmarks.support.report import origin, table
@@ -59,7 +59,7 @@ def group_of(name: str) -> str:
     return next(groups, "other")
 
 
-def profiled(engine: Engine, slots: list[int], context: int, steps: int) -> dict[str, Spent]:
+def profiled(engine: BareEngine, slots: list[int], context: int, steps: int) -> dict[str, Spent]:
     """What kernels of each name take in one step."""
     on_device = engine.base.device.type == "cuda"
     kind = ProfilerActivity.CUDA if on_device else ProfilerActivity.CPU
@@ -83,7 +83,7 @@ def measure(options: argparse.Namespace, folder: Path) -> None:
     refs = crowd.publish(store, base, adapter_kind, options.rows)
     adapters = crowd.residents(base, store, [(adapter_kind, options.rows)])
     context = options.context + max(options.steps, 20) + 1
-    engine = Engine.of(base, adapters, rows=options.rows, context=context, plain=options.plain)
+    engine = BareEngine.of(base, adapters, rows=options.rows, context=context, plain=options.plain)
     slots = [0] * options.rows if kind is None else crowd.acquire(adapters, refs)
     times = []
     for _ in range(4):

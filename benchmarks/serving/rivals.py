@@ -32,7 +32,7 @@ from benchmarks.support import crowd
 from benchmarks.support.base_shapes import SHAPES, base_of, random_llama
 from benchmarks.support.crowd import VERA
 from benchmarks.support.live import serving
-from benchmarks.support.report import origin, table
+from benchmarks.support.report import origin, table, verdict
 
 BAR_BATCHING: Final = 12.0  # times its tokens/s, 256 requests of 128 in and 128 out at 1B
 BAR_PEFT: Final = 20.0
@@ -51,11 +51,11 @@ def prompts_of(count: int, options: argparse.Namespace, seed: int) -> list[list[
 def ours(options: argparse.Namespace, folder: Path) -> Iterator[Row]:
     """Our sides: medians over rounds that take turns."""
     base, store = base_of(options.shape, options.device), AdapterStore(folder)
-    refs = crowd.publish(store, base, VERA, options.requests)
+    distinct = crowd.publish(store, base, VERA, options.requests)
     adapters = crowd.residents(base, store, [(VERA, options.requests)])
     sides: dict[str, Sequence[AdapterRef | None]] = {
         "Verandah, base": [None] * options.requests,
-        f"Verandah, {VERA.label}": refs,
+        f"Verandah, {VERA.label}": distinct,
     }
     rates: dict[str, list[float]] = {name: [] for name in sides}
     tokens = options.answer_tokens
@@ -67,9 +67,9 @@ def ours(options: argparse.Namespace, folder: Path) -> Iterator[Row]:
         step_tokens=options.step_tokens,
     ) as live:
         for number in range(options.rounds + 1):
-            for name, wanted in sides.items():
+            for name, refs in sides.items():
                 start = time.perf_counter()
-                live.ask_all(wanted, options.prompt_tokens, tokens)
+                live.ask_all(refs, options.prompt_tokens, tokens)
                 rate = options.requests * tokens / (time.perf_counter() - start)
                 rates[name] += [rate] if number else []
     yield from ((name, statistics.median(rounds)) for name, rounds in rates.items())
@@ -89,10 +89,10 @@ def batching(options: argparse.Namespace) -> Iterator[Row]:
     )
     # Left to itself it takes nearly all memory there is, which only a GPU has for it alone.
     small = ContinuousBatchingConfig(num_blocks=64, max_batch_tokens=256)
-    room = None if options.device == "cuda" else small
+    sizes = None if options.device == "cuda" else small
     # To mypy an attribute of a module is a tensor.
     with cast(Any, model).continuous_batching_context_manager(
-        generation_config=config, continuous_batching_config=room, timeout=5, workload_hints=hints
+        generation_config=config, continuous_batching_config=sizes, timeout=5, workload_hints=hints
     ) as manager:
         few = prompts_of(min(8, options.requests), options, 0)
         answer_all(manager, few, min(8, tokens))
@@ -180,7 +180,7 @@ def main() -> None:
     if options.shape == "1b" and len(rows) == 4:
         bars = (BAR_PEFT, BAR_BATCHING)
         for (name, rate), bar in zip(rows[2:], bars, strict=True):
-            met = "met" if rows[1][1] >= bar * rate else "MISSED"
+            met = verdict(rows[1][1] >= bar * rate)
             print(f"\nwith adapters, over {name}: bar {bar:g} (over HTTP): {met} here")
 
 

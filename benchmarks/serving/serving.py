@@ -7,40 +7,24 @@ without HTTP. Then it runs the same work with PEFT, which must run distinct adap
 import argparse
 import statistics
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 
 import torch
 
 from adapters_store.manifest import AdapterRef
+from benchmarks.support.live import AnswerTimes
 from benchmarks.support.peft_side import PeftSide
 from benchmarks.support.report import origin, table
 from benchmarks.support.stack import RandomAdapters, Stack, running_stack, settings_for
 from server.bases.base_files import load_base
 from server.engine.sequence import SamplingParams
-from server.scheduler.request import CallbackListener, Generation, TextDelta
+from server.scheduler.request import CallbackListener, Generation
 
 PROMPT_TOKENS = 32
 LOADS = ("base only", "one adapter", "all distinct")
-
-
-@dataclass
-class AnswerTimes:
-    """When an answer's first token came, and that it ended."""
-
-    first: float | None = None
-    done: threading.Event = field(default_factory=threading.Event)
-    error: Exception | None = None
-
-    def hear(self, delta: TextDelta) -> None:
-        if delta.tokens and self.first is None:
-            self.first = time.perf_counter()
-        if delta.finish is not None:
-            self.error = delta.error
-            self.done.set()
 
 
 @dataclass(frozen=True)
@@ -61,18 +45,16 @@ def prompts(count: int, vocab_size: int) -> list[tuple[int, ...]]:
 def serve(stack: Stack, answer_tokens: int, refs: Sequence[AdapterRef], load: str) -> Measured:
     """Ask for one answer per ref, all at once, and wait for all."""
     params = SamplingParams(max_tokens=answer_tokens, temperature=0.0, ignore_eos=True)
-    heard = [AnswerTimes() for _ in refs]
+    answers = [AnswerTimes() for _ in refs]
     batch_prompts = prompts(len(refs), stack.base.vocab_size)
     start = time.perf_counter()
-    for one, prompt, ref in zip(heard, batch_prompts, refs_of(load, refs), strict=True):
+    for answer, prompt, ref in zip(answers, batch_prompts, refs_of(load, refs), strict=True):
         generation = Generation("bench", "bench", prompt, params, ref)
-        stack.loop.submit(generation, CallbackListener(one.hear))
-    for one in heard:
-        one.done.wait()
-        if one.error is not None:
-            raise one.error
+        stack.loop.submit(generation, CallbackListener(answer.hear))
+    for answer in answers:
+        answer.wait()
     total = time.perf_counter() - start
-    firsts = [one.first - start for one in heard if one.first is not None]
+    firsts = [answer.times[0] - start for answer in answers]
     return Measured(len(refs) * answer_tokens / total, statistics.median(firsts))
 
 

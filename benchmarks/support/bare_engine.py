@@ -35,7 +35,7 @@ def seconds(action: Callable[[], object], device: torch.device) -> float:
 
 
 @dataclass(frozen=True)
-class Engine:
+class BareEngine:
     """A runner and its KV cache; `start_s` is the time of its construction."""
 
     base: BaseModel
@@ -53,7 +53,7 @@ class Engine:
         context: int,
         plain: bool = False,
         ahead: bool = True,
-    ) -> "Engine":
+    ) -> "BareEngine":
         """For batches of `rows` sequences of `context` tokens.
 
         As the server makes one: with kernels and graphs where they apply, unless `plain`, and

@@ -32,7 +32,7 @@ SEED: Final = 0  # of the random matrices
 _SPREAD = 0.02  # of what is drawn, in units of the method's own; small, so that nothing overflows
 _CONTENT_BYTES = 2**29  # of distinct contents of one kind, and at least two of them
 _MOST_CONTENTS = 24
-_ON_THEIR_WAY = 16  # adapters loaded ahead: the host cache must hold as many
+_LOADED_AHEAD = 16  # adapters; the host cache must hold as many
 _MIB = 2**20
 
 
@@ -156,7 +156,7 @@ def residents(
         slots=slots or sum(count for _, count in crowd),
         memory_mb=memory_mb(base, crowd),
         basis_mb=2048,
-        host_cache_mb=2 * _ON_THEIR_WAY * largest // _MIB,
+        host_cache_mb=2 * _LOADED_AHEAD * largest // _MIB,
         loader_threads=loader_threads,
     )
 
@@ -165,12 +165,12 @@ def acquire(adapters: ResidentAdapters, refs: Sequence[AdapterRef]) -> list[int]
     """Acquire and return the slot of each, as the serving loop does, but wait for it."""
     loaded, before = threading.Event(), adapters.on_loaded
     adapters.on_loaded = loaded.set
-    for ref in refs[:_ON_THEIR_WAY]:
+    for ref in refs[:_LOADED_AHEAD]:
         adapters.prepare(ref)
     slots = []
     for number, ref in enumerate(refs):
-        if number + _ON_THEIR_WAY < len(refs):
-            adapters.prepare(refs[number + _ON_THEIR_WAY])
+        if number + _LOADED_AHEAD < len(refs):
+            adapters.prepare(refs[number + _LOADED_AHEAD])
         while (slot := adapters.acquire(ref)) is None:
             loaded.wait(0.05)
             loaded.clear()

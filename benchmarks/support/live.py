@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 import torch
 
 from adapters_store.manifest import AdapterRef
-from benchmarks.support.bare_engine import BLOCK_TOKENS, Engine
+from benchmarks.support.bare_engine import BLOCK_TOKENS, BareEngine
+from benchmarks.support.stand_ins import NoText
 from server.adapters.residency import ResidentAdapters
 from server.bases.model import BaseModel
 from server.engine.blocks import BlockPool
@@ -22,21 +23,11 @@ from server.scheduler.request import CallbackListener, Generation, TextDelta
 from server.training.colocated.training_thread import fast_thread_switching
 
 
-class NoText:
-    """`server.scheduler.stop_strings.Decoder` of a model that has no tokenizer."""
-
-    def push(self, token_id: int) -> str:
-        return ""
-
-    def flush(self) -> str:
-        return ""
-
-
 @dataclass
 class AnswerTimes:
-    """When an answer was asked for, and when each of its tokens came, seconds."""
+    """When a request was sent, and when each token of its answer came, seconds."""
 
-    asked: float = field(default_factory=time.perf_counter)
+    sent_at: float = field(default_factory=time.perf_counter)
     times: list[float] = field(default_factory=list)
     _error: Exception | None = None
     _done: threading.Event = field(default_factory=threading.Event)
@@ -56,8 +47,8 @@ class AnswerTimes:
 
     @property
     def first_s(self) -> float:
-        """From asking to the first token."""
-        return self.times[0] - self.asked
+        """From the request to the first token."""
+        return self.times[0] - self.sent_at
 
 
 class Live:
@@ -78,11 +69,10 @@ class Live:
         self, prompt: tuple[int, ...], ref: AdapterRef | None, answer_tokens: int
     ) -> AnswerTimes:
         params = SamplingParams(max_tokens=answer_tokens, temperature=0.0, ignore_eos=True)
-        heard = AnswerTimes()
-        self._loop.submit(
-            Generation("bench", "default", prompt, params, ref), CallbackListener(heard.hear)
-        )
-        return heard
+        answer = AnswerTimes()
+        generation = Generation("bench", "default", prompt, params, ref)
+        self._loop.submit(generation, CallbackListener(answer.hear))
+        return answer
 
     def ask_all(
         self, refs: Sequence[AdapterRef | None], prompt_tokens: int, answer_tokens: int
@@ -92,7 +82,7 @@ class Live:
         answers = [
             self.ask(prompt, ref, answer_tokens) for prompt, ref in zip(prompts, refs, strict=True)
         ]
-        return [heard.wait() for heard in answers]
+        return [answer.wait() for answer in answers]
 
 
 @contextmanager
@@ -109,7 +99,7 @@ def serving(
     process runs it."""
     within = high_priority_stream(base.device)
     with within():
-        engine = Engine.of(base, adapters, rows=rows, context=context)
+        engine = BareEngine.of(base, adapters, rows=rows, context=context)
     loop = ServingLoop(
         engine.runner,
         adapters,

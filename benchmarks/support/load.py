@@ -70,15 +70,15 @@ class LoadResult:
 class _Asker(asyncio.Protocol):
     """One connection."""
 
-    def __init__(self, load: Load, heard: LoadResult, start: float, seed: int) -> None:
+    def __init__(self, load: Load, result: LoadResult, start: float, seed: int) -> None:
         self._load = load
-        self._heard = heard
+        self._result = result
         self._draw = random.Random(seed)
         self._from = start + load.warm_up_s
         self._until = self._from + load.seconds
         self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._answers = 0
-        self._asked_at = self._last = 0.0
+        self._sent_at = self._last = 0.0
         self._tail = b""
         self._expected: int | None = None
 
@@ -118,7 +118,7 @@ class _Asker(asyncio.Protocol):
             f"content-length: {len(body)}\r\n\r\n"
         )
         self._tail, self._expected, self._last = b"", None, 0.0
-        self._asked_at = time.perf_counter()
+        self._sent_at = time.perf_counter()
         self._transport.write(head.encode() + body)
 
     def _streamed(self, data: bytes, now: float) -> None:
@@ -129,9 +129,9 @@ class _Asker(asyncio.Protocol):
         seen = self._tail + data
         events = seen.count(_EVENT) - self._tail.count(_EVENT)
         if events and self._counts(now):
-            self._heard.events += events
-            since = self._last or self._asked_at
-            (self._heard.gaps if self._last else self._heard.first).append(now - since)
+            self._result.events += events
+            since = self._last or self._sent_at
+            (self._result.gaps if self._last else self._result.first).append(now - since)
         if events:
             self._last = now
         self._tail = seen[-(len(_DONE) + len(_END) + 8) :]
@@ -154,7 +154,7 @@ class _Asker(asyncio.Protocol):
         return self._answered(now)
 
     def _answered(self, now: float) -> None:
-        self._heard.answers += self._counts(now)
+        self._result.answers += self._counts(now)
         self._answers += 1
         if now < self._until:
             self._ask()
@@ -166,20 +166,20 @@ class _Asker(asyncio.Protocol):
         return self._from <= now < self._until
 
     def _fail(self, reason: str) -> None:
-        self._heard.failures.append(reason)
+        self._result.failures.append(reason)
         self.done.set_result(None)
         self._transport.close()
 
 
 async def _ask_all(port: int, load: Load, start: float, seeds: Sequence[int]) -> LoadResult:
-    heard = LoadResult()
+    result = LoadResult()
     loop = asyncio.get_running_loop()
-    askers = [_Asker(load, heard, start, seed) for seed in seeds]
+    askers = [_Asker(load, result, start, seed) for seed in seeds]
     waiting = iter(askers)
     for _ in askers:
         await loop.create_connection(waiting.__next__, "127.0.0.1", port)
     await asyncio.gather(*(asker.done for asker in askers))
-    return heard
+    return result
 
 
 def _client(

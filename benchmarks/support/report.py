@@ -32,6 +32,11 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     return "\n".join([*lines, *(_line(row, widths) for row in cells)])
 
 
+def verdict(met: bool) -> str:
+    """What a table says of a bar."""
+    return "met" if met else "MISSED"
+
+
 def _line(cells: Sequence[str], widths: Sequence[int]) -> str:
     padded = (cell.ljust(width) for cell, width in zip(cells, widths, strict=True))
     return f"| {' | '.join(padded)} |"

@@ -76,13 +76,13 @@ def _best_s(action: Callable[[], object], device: torch.device) -> float:
 
 
 def step_work(
-    base: BaseModel, tokens: int, keys: int, wanted: int, adapters: Sequence[tuple[Kind, int]]
+    base: BaseModel, tokens: int, keys: int, logits: int, adapters: Sequence[tuple[Kind, int]]
 ) -> Work:
     """One step of `tokens` tokens.
 
     Args:
         keys: that are seen, summed over the tokens.
-        wanted: tokens whose logits are wanted.
+        logits: how many tokens get logits.
         adapters: the kind and number (any that tells adapters apart) of every adapted token's.
     """
     size, config = base.dtype.itemsize, base.model.config
@@ -90,7 +90,7 @@ def step_work(
     head = config.hidden_size * config.vocab_size
     query_width = config.num_attention_heads * base.head_dim * base.num_layers
     kv_width = 2 * base.num_kv_heads * base.head_dim * base.num_layers
-    read = keys if wanted == tokens else tokens  # a prompt's keys are read once for many tokens
+    read = keys if logits == tokens else tokens  # a prompt's keys are read once for many tokens
     by_kind = Counter(kind for kind, _ in adapters)
     source = BasisSource(base)
     vectors = sum(kind.entries(base) for kind, _ in set(adapters))
@@ -101,7 +101,7 @@ def step_work(
         bases[basis] = max(bases[basis], source.bytes_of(basis, need))
     return Work(
         (weights + head + read * kv_width + vectors) * size + bases.total(),
-        2 * (weights * tokens + head * wanted)
+        2 * (weights * tokens + head * logits)
         + 4 * keys * query_width
         + sum(_operations(base, kind) * count for kind, count in by_kind.items()),
     )

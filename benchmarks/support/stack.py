@@ -55,9 +55,9 @@ class RandomAdapters:
 
     def __init__(self, base: BaseModel, rank: int = 0, targets: Sequence[str] = ()) -> None:
         plan = TrainPlan(seed=0)
-        wanted = list(targets) or plan.targets
+        chosen = list(targets) or plan.targets
         adapter = TrainableAdapter(
-            base, plan.method, rank or plan.rank, plan.basis_seed, wanted, {}
+            base, plan.method, rank or plan.rank, plan.basis_seed, chosen, {}
         )
         self.manifest: Manifest = adapter.manifest(created_at=int(time.time()), provenance={})
         self._tensors = adapter.tensors()

@@ -23,8 +23,8 @@ Marks = Sequence[tuple[float, int]]
 """Times, and the number of tokens trained by then."""
 
 
-class Side(Protocol):
-    """Trains from `start` to `stop`."""
+class TrainingSide(Protocol):
+    """Trains between `start` and `stop`."""
 
     def start(self) -> None: ...
 

@@ -2,11 +2,13 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Self
+
+from clients.python.record import Record
 
 
 @dataclass(frozen=True)
-class TrainedVector:
+class TrainedVector(Record):
     """One trained tensor of a linear: its size, and how far it has moved since the start."""
 
     rms: float
@@ -15,12 +17,18 @@ class TrainedVector:
 
 
 @dataclass(frozen=True)
-class LayerAnalysis:
-    """One linear that the adapter changes; `shape` is [out, in] of its weight."""
+class LinearRecord(Record):
+    """Figures of one linear: `module` of the layer `layer`, at `path` in the model."""
 
     path: str
     layer: int | None
     module: str
+
+
+@dataclass(frozen=True)
+class LayerAnalysis(LinearRecord):
+    """One linear that the adapter changes; `shape` is [out, in] of its weight."""
+
     shape: tuple[int, int]
     trained: Mapping[str, TrainedVector]
     weight_norm: float
@@ -32,30 +40,45 @@ class LayerAnalysis:
     numerical_rank: int
     singular_values: tuple[float, ...]
 
+    @classmethod
+    def of(cls, raw: Mapping[str, Any]) -> Self:
+        return cls._read(
+            raw,
+            shape=tuple(raw["shape"]),
+            trained={name: TrainedVector.of(vector) for name, vector in raw["trained"].items()},
+            singular_values=tuple(raw["singular_values"]),
+        )
+
 
 @dataclass(frozen=True)
-class SpaceSimilarity:
+class SpaceSimilarity(Record):
     """How much of one singular space lies in the other: 1 all, `chance` if they were random."""
 
     similarity: float | None
     directions: tuple[int, int]
     chance: float
 
+    @classmethod
+    def of(cls, raw: Mapping[str, Any]) -> Self:
+        return cls._read(raw, directions=tuple(raw["directions"]))
+
 
 @dataclass(frozen=True)
-class LayerSimilarity:
+class LayerSimilarity(LinearRecord):
     """One linear that both adapters change."""
 
-    path: str
-    layer: int | None
-    module: str
     left: SpaceSimilarity
     right: SpaceSimilarity
     cosine: float | None
 
+    @classmethod
+    def of(cls, raw: Mapping[str, Any]) -> Self:
+        left, right = SpaceSimilarity.of(raw["left"]), SpaceSimilarity.of(raw["right"])
+        return cls._read(raw, left=left, right=right)
+
 
 @dataclass(frozen=True)
-class Comparison:
+class Comparison(Record):
     """The other adapter, and the linears that both change."""
 
     id: str
@@ -63,9 +86,13 @@ class Comparison:
     rank: int
     layers: tuple[LayerSimilarity, ...]
 
+    @classmethod
+    def of(cls, raw: Mapping[str, Any]) -> Self:
+        return cls._read(raw, layers=tuple(map(LayerSimilarity.of, raw["layers"])))
+
 
 @dataclass(frozen=True)
-class Analysis:
+class Analysis(Record):
     """What an adapter changes in its base. `raw` is the server's document."""
 
     id: str
@@ -77,58 +104,11 @@ class Analysis:
     comparison: Comparison | None
     raw: Mapping[str, Any] = field(repr=False)
 
-
-def read_analysis(raw: Mapping[str, Any]) -> Analysis:
-    comparison = raw["comparison"]
-    return Analysis(
-        id=raw["id"],
-        method=raw["method"],
-        rank=raw["rank"],
-        trained_parameters=raw["trained_parameters"],
-        relative_norm=raw["relative_norm"],
-        layers=tuple(_read_layer(layer) for layer in raw["layers"]),
-        comparison=None if comparison is None else _read_comparison(comparison),
-        raw=raw,
-    )
-
-
-def _read_layer(raw: Mapping[str, Any]) -> LayerAnalysis:
-    out_features, in_features = raw["shape"]
-    return LayerAnalysis(
-        path=raw["path"],
-        layer=raw["layer"],
-        module=raw["module"],
-        shape=(out_features, in_features),
-        trained={
-            name: TrainedVector(vector["rms"], vector["moved"], vector["relative"])
-            for name, vector in raw["trained"].items()
-        },
-        weight_norm=raw["weight_norm"],
-        norm=raw["norm"],
-        relative_norm=raw["relative_norm"],
-        spectral_norm=raw["spectral_norm"],
-        stable_rank=raw["stable_rank"],
-        effective_rank=raw["effective_rank"],
-        numerical_rank=raw["numerical_rank"],
-        singular_values=tuple(raw["singular_values"]),
-    )
-
-
-def _read_comparison(raw: Mapping[str, Any]) -> Comparison:
-    layers = tuple(
-        LayerSimilarity(
-            path=layer["path"],
-            layer=layer["layer"],
-            module=layer["module"],
-            left=_read_side(layer["left"]),
-            right=_read_side(layer["right"]),
-            cosine=layer["cosine"],
+    @classmethod
+    def of(cls, raw: Mapping[str, Any]) -> Self:
+        comparison = raw["comparison"]
+        return cls._read(
+            raw,
+            layers=tuple(map(LayerAnalysis.of, raw["layers"])),
+            comparison=None if comparison is None else Comparison.of(comparison),
         )
-        for layer in raw["layers"]
-    )
-    return Comparison(raw["id"], raw["method"], raw["rank"], layers)
-
-
-def _read_side(raw: Mapping[str, Any]) -> SpaceSimilarity:
-    mine, theirs = raw["directions"]
-    return SpaceSimilarity(raw["similarity"], (mine, theirs), raw["chance"])

@@ -3,33 +3,23 @@
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import httpx
 
-from clients.python.analysis_result import Analysis, read_analysis
+from clients.python.analysis_result import Analysis
 from clients.python.client_errors import ApiError, ConnectionFailed, JobFailed
 from clients.python.folders import check_free, checkpoint_files, unpack
 from clients.python.http_connection import HttpConnection
 from clients.python.hyperparameters import Hyperparameters
-from clients.python.shapes import (
-    Adapter,
-    Checkpoint,
-    Event,
-    Job,
-    UploadedFile,
-    read_adapter,
-    read_checkpoint,
-    read_event,
-    read_file,
-    read_job,
-)
+from clients.python.shapes import Adapter, Checkpoint, Event, Job, UploadedFile
 from clients.python.slim import without_copies
 
 DEFAULT_URL = "http://127.0.0.1:8000"
 DEFAULT_TIMEOUT = httpx.Timeout(600.0, connect=10.0)
 _PAGE = 100
+_JOBS = "/v1/fine_tuning/jobs"
+_ADAPTERS = "/v1/adapters"
 
 Message = Mapping[str, str]
 
@@ -64,12 +54,7 @@ class Client:
     def __enter__(self) -> "Client":
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def close(self) -> None:
@@ -104,14 +89,9 @@ class Client:
     def upload(self, path: Path) -> UploadedFile:
         """Upload a training file."""
         with path.open("rb") as file:
-            return read_file(
-                self._server.json(
-                    "POST",
-                    "/v1/files",
-                    data={"purpose": "fine-tune"},
-                    files={"file": (path.name, file, "application/jsonl")},
-                )
-            )
+            fields = {"purpose": "fine-tune"}
+            files = {"file": (path.name, file, "application/jsonl")}
+            return UploadedFile.of(self._server.json("POST", "/v1/files", data=fields, files=files))
 
     def train(
         self,
@@ -138,7 +118,7 @@ class Client:
             "metadata": None if metadata is None else dict(metadata),
             "verandah": dict(hyperparameters or {}),
         }
-        return read_job(self._server.json("POST", "/v1/fine_tuning/jobs", json=body))
+        return Job.of(self._server.json("POST", _JOBS, json=body))
 
     def dry_run(
         self,
@@ -155,44 +135,35 @@ class Client:
             "validation_file": validation_file,
             "verandah": {**(hyperparameters or {}), "dry_run": True},
         }
-        document: Mapping[str, Any] = self._server.json("POST", "/v1/fine_tuning/jobs", json=body)
+        document: Mapping[str, Any] = self._server.json("POST", _JOBS, json=body)
         return document
 
     def jobs(
         self, *, status: str | None = None, metadata: Mapping[str, str] | None = None
     ) -> Iterator[Job]:
         """The jobs of that `status` and with all pairs of `metadata`, the newest first."""
-        query: dict[str, str | int] = {"limit": _PAGE}
-        query |= {f"metadata[{key}]": value for key, value in (metadata or {}).items()}
-        query |= {} if status is None else {"status": status}
-        while True:
-            page = self._server.json("GET", "/v1/fine_tuning/jobs", params=query)
-            yield from (read_job(raw) for raw in page["data"])
-            if not page["has_more"]:
-                return
-            query["after"] = page["last_id"]
+        query = {f"metadata[{key}]": value for key, value in (metadata or {}).items()}
+        return map(Job.of, self._pages(_JOBS, query | ({"status": status} if status else {})))
 
     def job(self, job_id: str) -> Job:
         """The state of a job."""
-        return read_job(self._server.json("GET", f"/v1/fine_tuning/jobs/{job_id}"))
+        return Job.of(self._server.json("GET", f"{_JOBS}/{job_id}"))
 
     def cancel(self, job_id: str) -> Job:
         """Ask a job to stop."""
-        return read_job(self._server.json("POST", f"/v1/fine_tuning/jobs/{job_id}/cancel"))
+        return Job.of(self._server.json("POST", f"{_JOBS}/{job_id}/cancel"))
 
     def pause(self, job_id: str) -> Job:
         """Pause a job; its worker saves it first."""
-        return read_job(self._server.json("POST", f"/v1/fine_tuning/jobs/{job_id}/pause"))
+        return Job.of(self._server.json("POST", f"{_JOBS}/{job_id}/pause"))
 
     def resume(self, job_id: str) -> Job:
         """Queue a paused job again; it continues where it stopped."""
-        return read_job(self._server.json("POST", f"/v1/fine_tuning/jobs/{job_id}/resume"))
+        return Job.of(self._server.json("POST", f"{_JOBS}/{job_id}/resume"))
 
     def checkpoints(self, job_id: str) -> list[Checkpoint]:
         """The versions that a job published, oldest first."""
-        query = {"limit": _PAGE}
-        page = self._server.json("GET", f"/v1/fine_tuning/jobs/{job_id}/checkpoints", params=query)
-        return [read_checkpoint(raw) for raw in page["data"]][::-1]
+        return [Checkpoint.of(raw) for raw in self._pages(f"{_JOBS}/{job_id}/checkpoints")][::-1]
 
     def content(self, file_id: str) -> bytes:
         """A file's bytes. A job's `result_files` are CSV with the figures of every step."""
@@ -200,22 +171,14 @@ class Client:
 
     def events(self, job_id: str) -> list[Event]:
         """All events of a job, oldest first."""
-        events: list[Event] = []
-        query: dict[str, str | int] = {"limit": _PAGE}
-        while True:
-            page = self._server.json("GET", f"/v1/fine_tuning/jobs/{job_id}/events", params=query)
-            events.extend(read_event(raw) for raw in page["data"])
-            if not page["has_more"]:
-                return events[::-1]
-            query["after"] = events[-1].id
+        return [Event.of(raw) for raw in self._pages(f"{_JOBS}/{job_id}/events")][::-1]
 
     def follow(self, job_id: str) -> Iterator[Event]:
         """Yield a job's events, oldest first, as they happen, until it has ended.
 
         They end early if the server stops; `wait` waits for the job all the same.
         """
-        for raw in self._server.documents(f"/v1/fine_tuning/jobs/{job_id}/events?stream=true"):
-            yield read_event(raw)
+        return map(Event.of, self._server.documents(f"{_JOBS}/{job_id}/events?stream=true"))
 
     def wait(self, job_id: str, *, poll_s: float = 1.0) -> Job:
         """Wait until a job has ended.
@@ -232,17 +195,11 @@ class Client:
 
     def adapters(self) -> Iterator[Adapter]:
         """Every adapter, by name, fetched page by page."""
-        query: dict[str, str | int] = {"limit": _PAGE}
-        while True:
-            page = self._server.json("GET", "/v1/adapters", params=query)
-            yield from (read_adapter(raw) for raw in page["data"])
-            if not page["has_more"]:
-                return
-            query["after"] = page["last_id"]
+        return map(Adapter.of, self._pages(_ADAPTERS))
 
     def adapter(self, adapter_id: str) -> Adapter:
         """One adapter: NAME, or NAME@VERSION."""
-        return read_adapter(self._server.json("GET", f"/v1/adapters/{adapter_id}"))
+        return Adapter.of(self._server.json("GET", f"{_ADAPTERS}/{adapter_id}"))
 
     def analysis(
         self,
@@ -256,10 +213,10 @@ class Client:
         While the server works, `on_progress` gets the number of linears done, and of all.
         """
         query = {"stream": "true"} | ({} if compare is None else {"compare": compare})
-        path = f"/v1/adapters/{adapter_id}/analysis?{httpx.QueryParams(query)}"
+        path = f"{_ADAPTERS}/{adapter_id}/analysis?{httpx.QueryParams(query)}"
         for document in self._server.documents(path):
             if document["object"] == "adapter.analysis":
-                return read_analysis(document)
+                return Analysis.of(document)
             on_progress(document["done"], document["total"])
         raise ConnectionFailed(f"the server at {self.base_url} stopped before the analysis ended")
 
@@ -280,18 +237,14 @@ class Client:
         """
         config, weights = checkpoint_files(folder)
         training = {"torch_era": torch_era, "half_dtype": half_dtype, "base_dtype": base_dtype}
+        fields = {"name": name, **training}
         with config.open("rb") as config_file, without_copies(weights) as weights_file:
-            return read_adapter(
-                self._server.json(
-                    "POST",
-                    "/v1/adapters/import",
-                    data={"name": name, **training},
-                    files={
-                        "config": (config.name, config_file, "application/json"),
-                        "weights": (weights.name, weights_file, "application/octet-stream"),
-                    },
-                )
-            )
+            files = {
+                "config": (config.name, config_file, "application/json"),
+                "weights": (weights.name, weights_file, "application/octet-stream"),
+            }
+            document = self._server.json("POST", f"{_ADAPTERS}/import", data=fields, files=files)
+        return Adapter.of(document)
 
     def export_adapter(self, adapter_id: str, out: Path, form: str = "peft") -> list[Path]:
         """Write an adapter's files into the new folder `out`; `form`: peft, peft-lora or merged.
@@ -299,17 +252,27 @@ class Client:
         Raises BadFolder where `out` exists and is not empty.
         """
         check_free(out)
-        with self._server.stream(f"/v1/adapters/{adapter_id}/export?format={form}") as response:
+        with self._server.stream(f"{_ADAPTERS}/{adapter_id}/export?format={form}") as response:
             return unpack(response.iter_bytes(), out)
 
     def pin(self, adapter_id: str) -> Adapter:
         """Keep an adapter resident."""
-        return read_adapter(self._server.json("POST", f"/v1/adapters/{adapter_id}/pin"))
+        return Adapter.of(self._server.json("POST", f"{_ADAPTERS}/{adapter_id}/pin"))
 
     def unpin(self, adapter_id: str) -> Adapter:
         """Allow an adapter to be evicted again."""
-        return read_adapter(self._server.json("POST", f"/v1/adapters/{adapter_id}/unpin"))
+        return Adapter.of(self._server.json("POST", f"{_ADAPTERS}/{adapter_id}/unpin"))
 
     def delete(self, adapter_id: str) -> None:
         """Delete an adapter (NAME), or one version of it (NAME@VERSION)."""
-        self._server.json("DELETE", f"/v1/adapters/{adapter_id}")
+        self._server.json("DELETE", f"{_ADAPTERS}/{adapter_id}")
+
+    def _pages(self, path: str, query: Mapping[str, str] | None = None) -> Iterator[Any]:
+        """The documents of a list, fetched page by page."""
+        params: dict[str, str | int] = {"limit": _PAGE, **(query or {})}
+        while True:
+            page = self._server.json("GET", path, params=params)
+            yield from page["data"]
+            if not page["has_more"]:
+                return
+            params["after"] = page["last_id"]

@@ -1,11 +1,4 @@
-"""The errors that the client raises on purpose, as one tree.
-
-ClientError
-├── ConnectionFailed   no server answers at that address
-├── ApiError           the server refused; `status` and `code` say how
-├── JobFailed          a training job ended without an adapter
-└── BadFolder          a local folder is not a checkpoint, or is not empty
-"""
+"""The errors that the client raises on purpose, as one tree."""
 
 import httpx
 
@@ -19,7 +12,7 @@ class ConnectionFailed(ClientError):
 
 
 class ApiError(ClientError):
-    """The server refused. Fields are those of the OpenAI API's errors."""
+    """The server refused; `status` and `code` say how. Fields are as in the OpenAI API's errors."""
 
     def __init__(self, message: str, *, status: int, code: str | None, param: str | None) -> None:
         super().__init__(message)

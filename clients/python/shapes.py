@@ -1,14 +1,16 @@
 """The server's documents as frozen records; `raw` has all their fields. Knows no HTTP."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, Self
+
+from clients.python.record import Record
 
 _ENDED = frozenset({"succeeded", "failed", "cancelled"})
 
 
 @dataclass(frozen=True)
-class UploadedFile:
+class UploadedFile(Record):
     """A file on the server."""
 
     id: str
@@ -17,7 +19,7 @@ class UploadedFile:
 
 
 @dataclass(frozen=True)
-class Judgement:
+class Judgement(Record):
     """Losses on the same lines: of the base, of the adapter at the start, and of the new one.
     `verdict` is better, worse or diverged; None before the end. See docs/training.md."""
 
@@ -30,7 +32,7 @@ class Judgement:
 
 
 @dataclass(frozen=True)
-class Sample:
+class Sample(Record):
     """A question from a job's file, the file's answer to it, the base's and the adapter's."""
 
     prompt: str
@@ -40,7 +42,7 @@ class Sample:
 
 
 @dataclass(frozen=True)
-class Job:
+class Job(Record):
     """A training job. `fine_tuned_model` is the adapter's id once it has succeeded."""
 
     id: str
@@ -58,9 +60,20 @@ class Job:
     def ended(self) -> bool:
         return self.status in _ENDED
 
+    @classmethod
+    def of(cls, raw: Mapping[str, Any]) -> Self:
+        ours = raw["verandah"]
+        judgement = ours.get("judgement")
+        return cls._read(
+            raw,
+            result_files=tuple(raw["result_files"]),
+            judgement=None if judgement is None else Judgement.of(judgement),
+            samples=tuple(map(Sample.of, ours.get("samples") or ())),
+        )
+
 
 @dataclass(frozen=True)
-class Checkpoint:
+class Checkpoint(Record):
     """A version that a job published, during training or at its end. Its id is `model`."""
 
     id: str
@@ -68,9 +81,14 @@ class Checkpoint:
     step: int
     metrics: Mapping[str, float]
 
+    @classmethod
+    def of(cls, raw: Mapping[str, Any]) -> Self:
+        model, step = raw["fine_tuned_model_checkpoint"], raw["step_number"]
+        return cls._read(raw, model=model, step=step)
+
 
 @dataclass(frozen=True)
-class Event:
+class Event(Record):
     """An event of a job. `data` has the figures of an event of type `metrics`."""
 
     id: str
@@ -80,9 +98,13 @@ class Event:
     type: str
     data: Mapping[str, Any]
 
+    @classmethod
+    def of(cls, raw: Mapping[str, Any]) -> Self:
+        return cls._read(raw, type=raw.get("type") or "message", data=raw.get("data") or {})
+
 
 @dataclass(frozen=True)
-class Adapter:
+class Adapter(Record):
     """An adapter. `residency` is its place: resident, host, loading or stored."""
 
     id: str
@@ -90,65 +112,13 @@ class Adapter:
     versions: tuple[int, ...]
     residency: str
     pinned: bool
-    method: str | None
-    rank: int | None
-    bytes: int | None
-    created_at: int | None
-    error: str | None
     raw: Mapping[str, Any] = field(repr=False)
+    method: str | None = None
+    rank: int | None = None
+    bytes: int | None = None
+    created_at: int | None = None
+    error: str | None = None
 
-
-def read_file(raw: Mapping[str, Any]) -> UploadedFile:
-    return UploadedFile(raw["id"], raw["filename"], raw["bytes"])
-
-
-def read_job(raw: Mapping[str, Any]) -> Job:
-    return Job(
-        id=raw["id"],
-        status=raw["status"],
-        model=raw["model"],
-        fine_tuned_model=raw["fine_tuned_model"],
-        trained_tokens=raw["trained_tokens"],
-        result_files=tuple(raw["result_files"]),
-        error=raw["error"],
-        judgement=_judgement(raw["verandah"].get("judgement")),
-        samples=tuple(Sample(**sample) for sample in raw["verandah"].get("samples") or ()),
-        raw=raw,
-    )
-
-
-def _judgement(raw: Mapping[str, Any] | None) -> Judgement | None:
-    names = [each.name for each in fields(Judgement)]
-    return None if raw is None else Judgement(**{name: raw[name] for name in names})
-
-
-def read_checkpoint(raw: Mapping[str, Any]) -> Checkpoint:
-    model, step = raw["fine_tuned_model_checkpoint"], raw["step_number"]
-    return Checkpoint(raw["id"], model, step, raw["metrics"])
-
-
-def read_event(raw: Mapping[str, Any]) -> Event:
-    return Event(
-        id=raw["id"],
-        created_at=raw["created_at"],
-        level=raw["level"],
-        message=raw["message"],
-        type=raw.get("type") or "message",
-        data=raw.get("data") or {},
-    )
-
-
-def read_adapter(raw: Mapping[str, Any]) -> Adapter:
-    return Adapter(
-        id=raw["id"],
-        version=raw["version"],
-        versions=tuple(raw["versions"]),
-        residency=raw["residency"],
-        pinned=raw["pinned"],
-        method=raw.get("method"),
-        rank=raw.get("rank"),
-        bytes=raw.get("bytes"),
-        created_at=raw.get("created_at"),
-        error=raw.get("error"),
-        raw=raw,
-    )
+    @classmethod
+    def of(cls, raw: Mapping[str, Any]) -> Self:
+        return cls._read(raw, versions=tuple(raw["versions"]))

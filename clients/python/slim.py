@@ -44,14 +44,14 @@ def _slim(file: BinaryIO) -> BinaryIO | None:
         for name, entry in entries.items()
         if not name.startswith(_LAYERS)
     }
-    kept = {
+    rest = {
         name: entry
         for name, entry in entries.items()
         if not (name.startswith(_LAYERS) and _is_copy(file, data, entry, shared, name))
     }
-    if len(kept) == len(entries):
+    if len(rest) == len(entries):
         return None
-    return _rewritten(file, data, kept, metadata)
+    return _rewritten(file, data, rest, metadata)
 
 
 def _is_copy(
@@ -74,11 +74,11 @@ def _is_copy(
 
 
 def _rewritten(
-    file: BinaryIO, data: int, kept: Mapping[str, dict[str, Any]], metadata: object
+    file: BinaryIO, data: int, tensors: Mapping[str, dict[str, Any]], metadata: object
 ) -> BinaryIO:
     header: dict[str, object] = {} if metadata is None else {"__metadata__": metadata}
     end = 0
-    for name, entry in kept.items():
+    for name, entry in tensors.items():
         start, stop = entry["data_offsets"]
         header[name] = entry | {"data_offsets": [end, end + stop - start]}
         end += stop - start
@@ -86,7 +86,7 @@ def _rewritten(
     text += b" " * (-len(text) % 8)
     slim = tempfile.TemporaryFile()  # noqa: SIM115 - the caller closes it
     slim.write(len(text).to_bytes(8, "little") + text)
-    for entry in kept.values():
+    for entry in tensors.values():
         start, stop = entry["data_offsets"]
         for offset in range(start, stop, _CHUNK_BYTES):
             slim.write(_read(file, data + offset, min(_CHUNK_BYTES, stop - offset)))

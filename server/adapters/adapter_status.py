@@ -3,10 +3,13 @@
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import TYPE_CHECKING
 
 from adapters_store.manifest import AdapterRef
-from server.adapters.memory.adapter_facts import AdapterFacts
-from server.adapters.memory.slots import Resident
+
+if TYPE_CHECKING:  # the API imports this module, and torch takes seconds
+    from server.adapters.memory.adapter_facts import AdapterFacts
+    from server.adapters.memory.slots import Resident
 
 
 class AdapterState(StrEnum):
@@ -30,7 +33,7 @@ class AdapterStatus:
     sha256: str = ""
 
 
-def status_of_resident(resident: Resident, pins: Collection[AdapterRef]) -> AdapterStatus:
+def status_of_resident(resident: "Resident", pins: Collection[AdapterRef]) -> AdapterStatus:
     """The status of an adapter in a slot."""
     facts = resident.facts
     return AdapterStatus(
@@ -46,7 +49,7 @@ def status_of_resident(resident: Resident, pins: Collection[AdapterRef]) -> Adap
 
 def statuses(
     residents: Iterable[AdapterStatus],
-    in_host: Iterable[AdapterFacts],
+    in_host: Iterable["AdapterFacts"],
     loading: Iterable[AdapterRef],
     pins: Collection[AdapterRef],
 ) -> list[AdapterStatus]:

@@ -7,17 +7,8 @@ from typing import Annotated, cast
 
 from fastapi import Depends, Request
 
+from server import interfaces
 from server.api.error_body import ErrorBody
-from server.interfaces import (
-    Adapters,
-    Engine,
-    Inspections,
-    JobEstimator,
-    Porting,
-    Residency,
-    Tokenizer,
-    Worker,
-)
 from server.jobs.files.file_store import Files
 from server.jobs.queue.job_queue import JobQueue
 from server.jobs.queue.method_spec import MethodSpecs
@@ -41,20 +32,20 @@ class Services:
     """All that the handlers work with; `server.wiring.front` makes it."""
 
     base: BaseCard
-    engine: Engine
-    engines: Seq[Worker]  # the processes that run it; none if it runs in this one
-    tokenizer: Tokenizer
-    adapters: Adapters
-    residency: Residency
-    inspections: Inspections
-    porting: Porting
-    estimator: JobEstimator
+    engine: interfaces.Engine
+    engines: Seq[interfaces.Worker]  # the processes that run it; none if it runs in this one
+    tokenizer: interfaces.Tokenizer
+    adapters: interfaces.Adapters
+    residency: interfaces.Residency
+    inspections: interfaces.Inspections
+    porting: interfaces.Porting
+    estimator: interfaces.JobEstimator
     files: Files
     jobs: JobQueue
     methods: MethodSpecs
     keys: Keys
     metrics: Metrics
-    worker: Worker | None
+    worker: interfaces.Worker | None
     describe: Callable[[Exception], ErrorBody]
     max_rank: int
     request_timeout_s: float

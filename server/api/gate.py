@@ -33,8 +33,8 @@ class RequestIds:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return await self._app(scope, receive, send)
-        wanted = _header(scope, b"x-request-id") or ""
-        request_id = wanted if _REQUEST_ID.fullmatch(wanted) else f"req_{secrets.token_hex(12)}"
+        sent_id = _header(scope, b"x-request-id") or ""
+        request_id = sent_id if _REQUEST_ID.fullmatch(sent_id) else f"req_{secrets.token_hex(12)}"
         scope["verandah.request_id"] = request_id
         name = (b"x-request-id", request_id.encode())
         started = ended = False

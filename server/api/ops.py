@@ -1,17 +1,16 @@
 """/health, /ready and /metrics, for operators. They need no API key."""
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from fastapi import APIRouter, Response
 from fastapi.responses import JSONResponse
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
-from prometheus_client.registry import Collector
 
 from server.api.app_services import CurrentServices, Services
 from server.errors import Unavailable
-from server.metrics import PREFIX
+from server.metrics import PREFIX, UndescribedCollector
 
 router = APIRouter(tags=["operations"])
 
@@ -43,15 +42,11 @@ def metrics(services: CurrentServices) -> Response:
     return Response(generate_latest(services.metrics.registry), media_type=CONTENT_TYPE_LATEST)
 
 
-class ServerGauges(Collector):
+class ServerGauges(UndescribedCollector):
     """Gauges that are read from their owners at each scrape: queues, memory, adapters, jobs."""
 
     def __init__(self, services: Services) -> None:
         self._services = services
-
-    def describe(self) -> Iterator[Metric]:
-        """Nothing: without this, registering would read services that have not started."""
-        yield from ()
 
     def collect(self) -> Iterator[Metric]:
         yield from self._engine()
@@ -68,7 +63,7 @@ class ServerGauges(Collector):
         family.add_metric([self._services.base.id], value)
         return family
 
-    def _by(self, name: str, text: str, label: str, values: dict[str, int]) -> Metric:
+    def _by(self, name: str, text: str, label: str, values: Mapping[str, int]) -> Metric:
         family = GaugeMetricFamily(PREFIX + name, text, labels=["model_name", label])
         for key, value in values.items():
             family.add_metric([self._services.base.id, key], value)
@@ -86,7 +81,7 @@ class ServerGauges(Collector):
     def _residency(self) -> Iterator[Metric]:
         residency = self._services.residency
         residents = list(residency.snapshot())
-        states = Counter(resident.state for resident in residents)
+        states = Counter(str(resident.state) for resident in residents)
         yield self._by("adapters_in_memory", "Adapters in memory, by state.", "state", states)
         pinned = sum(resident.pinned for resident in residents)
         yield self._gauge("adapters_pinned", "Adapters that are never evicted.", pinned)

@@ -18,7 +18,7 @@ from rich.panel import Panel
 from rich.text import Text
 
 from clients.python import Client, ClientError, Hyperparameters
-from server.cli.options import add_settings, read_settings
+from server.cli.options import add_settings, read_fields
 from server.cli.progress import TrainingBars
 from server.config import Settings
 from server.wiring.process import command, environment, exit_on_sigterm
@@ -29,10 +29,10 @@ EXAMPLES = """examples:
   verandah demo --device cuda --model Qwen/Qwen3-0.6B
 """
 
-FILES = (
-    Path(__file__).parents[2] / "examples" / "pirate.jsonl",
-    Path(__file__).parents[2] / "examples" / "butler.jsonl",
-)
+add_options = add_settings
+
+_EXAMPLES_FOLDER = Path(__file__).parents[2] / "examples"
+FILES = (_EXAMPLES_FOLDER / "pirate.jsonl", _EXAMPLES_FOLDER / "butler.jsonl")
 QUESTIONS = (  # none is in the files; Porch was trained on the answers
     "How do I plant a tree?",
     "Tell me about the sun.",
@@ -58,10 +58,6 @@ class DemoAnswer:
     seconds: float
 
 
-def add_options(parser: argparse.ArgumentParser) -> None:
-    add_settings(parser)
-
-
 def run(options: argparse.Namespace) -> int:
     started = time.monotonic()
     exit_on_sigterm(128 + signal.SIGTERM)
@@ -73,8 +69,8 @@ def run(options: argparse.Namespace) -> int:
             )
     with _home(options) as home:
         options.home, options.port, options.host = home, 0, "127.0.0.1"
-        settings = read_settings(options)
-        with _server(settings, console) as url, Client(url, _key(settings)) as client:
+        settings = read_fields(options, Settings)
+        with _server(settings, console) as url, Client(url, settings.key) as client:
             base = client.models()[0]
             models = [base, *_train(client, console)]
             for question in QUESTIONS:
@@ -198,7 +194,3 @@ def _explain(console: Console, client: Client, adapters: Sequence[str], seconds:
             Text(f"{name}: {adapter.method}, rank {adapter.rank}, {size:.0f} KiB on disk.")
         )
     console.print(Text(f"All in {seconds:.0f} s. Each question went to all models in one batch."))
-
-
-def _key(settings: Settings) -> str | None:
-    return None if settings.api_key is None else settings.api_key.get_secret_value()

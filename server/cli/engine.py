@@ -9,14 +9,14 @@ from multiprocessing.connection import Client, Connection
 from pickle import dumps
 
 from adapters_store.store_errors import StoreError
-from server.cli.options import add_settings, read_settings, set_log_level
+from server.cli.options import add_settings, read_fields, set_log_level
 from server.config import BadOption, Settings
 from server.errors import VerandahError
 from server.metrics import Metrics
 from server.replicas.engine_process import EngineProcess
 from server.replicas.messages import EngineFacts, StartFailed
 from server.training.colocated.training_thread import fast_thread_switching
-from server.wiring.building import Engine, open_records, running_engine
+from server.wiring.building import RunningEngine, open_records, running_engine
 from server.wiring.process import exit_on_sigterm, say, wait_for_servers_end
 from server.wiring.training import SAVE_JOBS_S, training_in_thread, trains_in_thread
 
@@ -30,7 +30,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     exit_on_sigterm()
-    settings = read_settings(options)
+    settings = read_fields(options, Settings)
     set_log_level(settings)
     grace_s = SAVE_JOBS_S if trains_in_thread(settings) else 0.0
     threading.Thread(target=_end_with_server, args=(grace_s,), daemon=True).start()
@@ -58,7 +58,7 @@ def _answer(settings: Settings, connection: "Connection[object, object]") -> Non
         child.run(_facts(engine))
 
 
-def _facts(engine: Engine) -> EngineFacts:
+def _facts(engine: RunningEngine) -> EngineFacts:
     base = engine.base
     return EngineFacts(
         base_name=base.name,

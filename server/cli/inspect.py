@@ -17,19 +17,7 @@ from rich.text import Text
 
 from clients.python import Analysis, Client
 from clients.python.analysis_result import Comparison, LayerSimilarity, SpaceSimilarity
-from server.cli.grid import (
-    MEASURES,
-    Grid,
-    Measure,
-    grid_of,
-    hundredths,
-    mean,
-    percent,
-    short_names,
-    shown,
-    span,
-    vectors_of,
-)
+from server.cli import grids
 from server.cli.options import add_server, connect
 from server.config import BadOption
 
@@ -54,7 +42,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--show",
         default="relative-norm",
         metavar="FIGURE",
-        help=f"{', '.join(MEASURES)}, or a trained vector's name; default: relative-norm",
+        help=f"{', '.join(grids.MEASURES)}, or a trained vector's name; default: relative-norm",
     )
     parser.add_argument("--full", action="store_true", help="show every linear on its own line")
     parser.add_argument(
@@ -117,25 +105,25 @@ def _print(console: Console, analysis: Analysis, options: argparse.Namespace) ->
     if options.full:
         console.print(_every_linear(analysis))
     else:
-        console.print(_heat(grid_of(analysis.layers, measure.of), measure.title, shown))
+        console.print(_heat(grids.grid_of(analysis.layers, measure.of), measure.title, grids.shown))
         console.print(_by_module(analysis))
     if analysis.comparison is not None:
         _print_comparison(console, analysis.comparison)
 
 
-def _chosen(name: str, analysis: Analysis) -> Measure:
-    known = {**MEASURES, **vectors_of(analysis)}
+def _chosen(name: str, analysis: Analysis) -> grids.Measure:
+    known = {**grids.MEASURES, **grids.vectors_of(analysis)}
     if name not in known:
         raise BadOption(f"--show {name!r}: choose one of {', '.join(known)}")
     return known[name]
 
 
 def _headline(analysis: Analysis) -> str:
-    share = percent(analysis.relative_norm)
+    share = grids.percent(analysis.relative_norm)
     return (
         f"{analysis.id}: {analysis.method}, rank {analysis.rank}, "
         f"{analysis.trained_parameters:,} trained numbers in {len(analysis.layers)} linears; "
-        f"all updates together are {shown(share)} % of the weights they change"
+        f"all updates together are {grids.shown(share)} % of the weights they change"
     )
 
 
@@ -145,12 +133,12 @@ def _table(title: str | None = None) -> Table:
     )
 
 
-def _heat(grid: Grid, title: str, show: Callable[[float | None], str]) -> Table:
+def _heat(grid: grids.Grid, title: str, show: Callable[[float | None], str]) -> Table:
     table = _table(title)
     table.add_column("layer")
     for module in grid.modules:
         table.add_column(module, justify="right")
-    low, high = span(grid)
+    low, high = grids.span(grid)
     for layer, row in zip(grid.layers, grid.rows, strict=True):
         table.add_row(layer, *(_cell(show(figure), figure, min(low, 0), high) for figure in row))
     return table
@@ -169,30 +157,32 @@ def _cell(text: str, figure: float | None, low: float, high: float) -> Text:
 def _by_module(analysis: Analysis) -> Table:
     """Means over the layers."""
     chosen = ("relative-norm", "norm", "stable-rank", "effective-rank")
-    measures = [*(MEASURES[name] for name in chosen), *vectors_of(analysis).values()]
+    measures = [*(grids.MEASURES[name] for name in chosen), *grids.vectors_of(analysis).values()]
     table = _with_columns(_table("mean over the layers"), ("module", "shape"), measures)
-    columns = [grid_of(analysis.layers, measure.of).columns for measure in measures]
+    columns = [grids.grid_of(analysis.layers, measure.of).columns for measure in measures]
     shapes = {layer.module: layer.shape for layer in analysis.layers}
-    for i, (module, shape) in enumerate(zip(short_names(shapes), shapes.values(), strict=True)):
-        means = (shown(mean(column[i])) for column in columns)
+    for i, (module, shape) in enumerate(
+        zip(grids.short_names(shapes), shapes.values(), strict=True)
+    ):
+        means = (grids.shown(grids.mean(column[i])) for column in columns)
         table.add_row(module, f"{shape[0]} x {shape[1]}", *means)
     return table
 
 
 def _every_linear(analysis: Analysis) -> Table:
-    measures = [*MEASURES.values(), *vectors_of(analysis).values()]
+    measures = [*grids.MEASURES.values(), *grids.vectors_of(analysis).values()]
     table = _with_columns(_table(), ("layer", "module"), measures)
     modules = list(dict.fromkeys(layer.module for layer in analysis.layers))
-    names = dict(zip(modules, short_names(modules), strict=True))
+    names = dict(zip(modules, grids.short_names(modules), strict=True))
     for layer in analysis.layers:
         number = _NOTHING if layer.layer is None else str(layer.layer)
         table.add_row(
-            number, names[layer.module], *(shown(measure.of(layer)) for measure in measures)
+            number, names[layer.module], *(grids.shown(measure.of(layer)) for measure in measures)
         )
     return table
 
 
-def _with_columns(table: Table, labels: Sequence[str], measures: Sequence[Measure]) -> Table:
+def _with_columns(table: Table, labels: Sequence[str], measures: Sequence[grids.Measure]) -> Table:
     for label in labels:
         table.add_column(label, no_wrap=True)
     for measure in measures:
@@ -210,8 +200,8 @@ def _print_comparison(console: Console, comparison: Comparison) -> None:
         return
     console.print(_spaces("spaces written to: similarity", layers, lambda layer: layer.left))
     console.print(_spaces("spaces read from: similarity", layers, lambda layer: layer.right))
-    cosines = grid_of(layers, lambda layer: layer.cosine)
-    console.print(_heat(cosines, "the updates: cosine", hundredths))
+    cosines = grids.grid_of(layers, lambda layer: layer.cosine)
+    console.print(_heat(cosines, "the updates: cosine", grids.hundredths))
 
 
 def _spaces(
@@ -219,8 +209,10 @@ def _spaces(
     layers: Sequence[LayerSimilarity],
     side: Callable[[LayerSimilarity], SpaceSimilarity],
 ) -> Table:
-    table = _heat(grid_of(layers, lambda layer: side(layer).similarity), title, hundredths)
-    chances = grid_of(layers, lambda layer: side(layer).chance).columns
+    table = _heat(
+        grids.grid_of(layers, lambda layer: side(layer).similarity), title, grids.hundredths
+    )
+    chances = grids.grid_of(layers, lambda layer: side(layer).chance).columns
     table.add_section()
-    table.add_row("random", *(hundredths(mean(column)) for column in chances))
+    table.add_row("random", *(grids.hundredths(grids.mean(column)) for column in chances))
     return table

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Annotated, Final
 
 import transformers
-from pydantic import Field, field_validator
-from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+from pydantic import Field
+from pydantic_settings import BaseSettings, SettingsConfigDict
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -20,6 +20,7 @@ from server.adapters.methods.registry import methods_by_name
 from server.bases.base_files import PORCH, outline_base
 from server.bases.model import BaseModel
 from server.cli.options import add_fields, read_fields
+from server.config import WITH_COMMAS
 from server.jobs.queue.train_options import TARGET_SETS
 
 EXAMPLES = """examples:
@@ -41,17 +42,12 @@ class MethodsFields(BaseSettings):
     model_config = SettingsConfigDict(env_prefix="VERANDAH_METHODS_", frozen=True, extra="forbid")
 
     model: str = Field(PORCH, description="porch, a folder, a config.json, or a hub id")
-    rank: Annotated[tuple[Rank, ...] | None, NoDecode] = Field(
+    rank: Annotated[tuple[Rank, ...] | None, *WITH_COMMAS] = Field(
         None, description=f"ranks to show; default: {', '.join(map(str, RANKS))} and each method's"
     )
-    targets: Annotated[tuple[str, ...], NoDecode] = Field(
+    targets: Annotated[tuple[str, ...], *WITH_COMMAS] = Field(
         (TARGET_SETS[0],), description=f"{', '.join(TARGET_SETS)}, or names of linears"
     )
-
-    @field_validator("rank", "targets", mode="before")
-    @classmethod
-    def _split(cls, value: object) -> object:
-        return tuple(filter(None, value.split(","))) if isinstance(value, str) else value
 
 
 @dataclass(frozen=True)
@@ -131,10 +127,8 @@ def _show(base: BaseModel, targets: Sequence[str], rows: Sequence[Row]) -> None:
     for column in table.columns[1:]:
         column.justify = "right"
     for i, row in enumerate(rows):
-        last = i + 1 == len(rows) or (rows[i + 1].method, rows[i + 1].trained) != (
-            row.method,
-            row.trained,
-        )
+        after = rows[i + 1] if i + 1 < len(rows) else None
+        last = after is None or (after.method, after.trained) != (row.method, row.trained)
         table.add_row(*(Text(cell) for cell in _cells(row, whole)), end_section=last)
     Console().print(table)
 

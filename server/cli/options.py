@@ -37,19 +37,9 @@ def add_fields(
     for name, field in kind.model_fields.items():
         text = f"{field.description}{_shown_default(field)}".replace("%", "%%")
         if field.annotation is bool:
-            group.add_argument(
-                _flag(name), dest=name, action=argparse.BooleanOptionalAction, default=None,
-                help=text,
-            )  # fmt: skip
+            group.add_argument(_flag(name), action=argparse.BooleanOptionalAction, help=text)
         else:
-            group.add_argument(
-                _flag(name), dest=name, default=None, help=text, metavar=_placeholder(name, field)
-            )
-
-
-def read_settings(options: argparse.Namespace) -> Settings:
-    """See `read_fields`."""
-    return read_fields(options, Settings)
+            group.add_argument(_flag(name), help=text, metavar=_placeholder(name, field))
 
 
 def read_fields(options: argparse.Namespace, kind: type[Fields]) -> Fields:

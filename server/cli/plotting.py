@@ -12,18 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from clients.python.analysis_result import Analysis, Comparison, LayerSimilarity, SpaceSimilarity
-from server.cli.grid import (
-    MEASURES,
-    Grid,
-    grid_of,
-    hundredths,
-    mean,
-    percent,
-    short_names,
-    shown,
-    span,
-    vectors_of,
-)
+from server.cli import grids
 
 FORMATS: Final = ("png", "svg", "pdf")
 
@@ -36,12 +25,12 @@ _DPI = 110
 class _Panel:
     """One heat map. `limits` None: from zero to the largest figure."""
 
-    grid: Grid
+    grid: grids.Grid
     title: str
     unit: str
     colours: str = "viridis"
     limits: tuple[float, float] | None = None
-    show: Callable[[float | None], str] = shown
+    show: Callable[[float | None], str] = grids.shown
 
 
 def draw(analysis: Analysis, file: Path) -> None:
@@ -68,7 +57,7 @@ def draw(analysis: Analysis, file: Path) -> None:
 
 
 def _headline(analysis: Analysis) -> str:
-    share = shown(percent(analysis.relative_norm))
+    share = grids.shown(grids.percent(analysis.relative_norm))
     return (
         f"{analysis.id}: {analysis.method}, rank {analysis.rank}, "
         f"all updates together {share} % of the weights"
@@ -76,13 +65,13 @@ def _headline(analysis: Analysis) -> str:
 
 
 def _own_panels(analysis: Analysis) -> Iterator[_Panel]:
-    for measure in vectors_of(analysis).values():
+    for measure in grids.vectors_of(analysis).values():
         title = measure.title.removesuffix(", RMS")
-        grid = grid_of(analysis.layers, measure.of)
+        grid = grids.grid_of(analysis.layers, measure.of)
         yield _Panel(grid, title, "RMS, in the unit that is trained", "magma")
-    relative = grid_of(analysis.layers, MEASURES["relative-norm"].of)
+    relative = grids.grid_of(analysis.layers, grids.MEASURES["relative-norm"].of)
     yield _Panel(relative, "size of the update relative to its weight", "||dW|| / ||W||, %")
-    stable = grid_of(analysis.layers, MEASURES["stable-rank"].of)
+    stable = grids.grid_of(analysis.layers, grids.MEASURES["stable-rank"].of)
     unit = "||dW||² / ||dW||₂², directions"
     yield _Panel(stable, "stable rank of the update", unit, "cividis")
 
@@ -94,9 +83,11 @@ def _comparison_panels(name: str, comparison: Comparison) -> Iterator[_Panel]:
     pair = f"{name} and {comparison.id}"
     yield _spaces(f"{pair}: spaces written to", layers, lambda layer: layer.left)
     yield _spaces(f"{pair}: spaces read from", layers, lambda layer: layer.right)
-    cosine = grid_of(layers, lambda layer: layer.cosine)
-    most = max(*(abs(end) for end in span(cosine)), 0.1)
-    yield _Panel(cosine, f"{pair}: the updates", "cosine", "RdBu_r", (-most, most), hundredths)
+    cosine = grids.grid_of(layers, lambda layer: layer.cosine)
+    most = max(*(abs(end) for end in grids.span(cosine)), 0.1)
+    yield _Panel(
+        cosine, f"{pair}: the updates", "cosine", "RdBu_r", (-most, most), grids.hundredths
+    )
 
 
 def _spaces(
@@ -104,19 +95,23 @@ def _spaces(
     layers: Sequence[LayerSimilarity],
     side: Callable[[LayerSimilarity], SpaceSimilarity],
 ) -> _Panel:
-    grid = grid_of(layers, lambda layer: side(layer).similarity)
-    chances = grid_of(layers, lambda layer: side(layer).chance).columns
-    with_random = Grid(
-        (*grid.layers, "random"), grid.modules, (*grid.rows, tuple(mean(c) for c in chances))
+    grid = grids.grid_of(layers, lambda layer: side(layer).similarity)
+    chances = grids.grid_of(layers, lambda layer: side(layer).chance).columns
+    with_random = grids.Grid(
+        (*grid.layers, "random"), grid.modules, (*grid.rows, tuple(grids.mean(c) for c in chances))
     )
     return _Panel(
-        with_random, title, "similarity of the singular spaces", limits=(0, 1), show=hundredths
+        with_random,
+        title,
+        "similarity of the singular spaces",
+        limits=(0, 1),
+        show=grids.hundredths,
     )
 
 
 def _heat(figure: Figure, axes: Axes, panel: _Panel) -> None:
     grid = panel.grid
-    low, high = panel.limits or (0.0, span(grid)[1] or 1.0)
+    low, high = panel.limits or (0.0, grids.span(grid)[1] or 1.0)
     cells = np.array(grid.rows, dtype=float)  # None becomes not a number, and stays white
     image = axes.imshow(cells, aspect="auto", cmap=panel.colours, vmin=low, vmax=high)
     axes.set_title(panel.title, fontsize=11)
@@ -139,7 +134,7 @@ def _heat(figure: Figure, axes: Axes, panel: _Panel) -> None:
 def _spectra(axes: Axes, analysis: Analysis) -> None:
     """A line for each module: the median over its layers, on a band of their range."""
     modules = list(dict.fromkeys(layer.module for layer in analysis.layers))
-    for module, name in zip(modules, short_names(modules), strict=True):
+    for module, name in zip(modules, grids.short_names(modules), strict=True):
         shapes = [
             [value / layer.spectral_norm for value in layer.singular_values]
             for layer in analysis.layers

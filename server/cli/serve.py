@@ -7,12 +7,13 @@ import gc
 import socket
 import threading
 from collections.abc import Callable, Iterator
+from functools import partial
 
 import uvicorn
 from starlette.types import ASGIApp
 
 from server.app import create_app
-from server.cli.options import add_settings, read_settings, set_log_level
+from server.cli.options import add_settings, read_fields, set_log_level
 from server.config import BadOption, Settings
 from server.jobs.queue.job_queue import JobQueue
 from server.metrics import Metrics
@@ -31,18 +32,16 @@ EXAMPLES = """examples:
 Then ask it with any OpenAI client: base_url is http://127.0.0.1:8000/v1.
 """
 
+add_options = add_settings
+
 _CLOSING_S = 5.0  # to send the last bytes after the engine has stopped
 # How often a worker's threads spin before they sleep (GNU OpenMP). By default they spin for
 # milliseconds, which wastes the cores where another program needs one.
 _SPINS = "10000"
 
 
-def add_options(parser: argparse.ArgumentParser) -> None:
-    add_settings(parser)
-
-
 def run(options: argparse.Namespace) -> int:
-    settings = read_settings(options)
+    settings = read_fields(options, Settings)
     set_log_level(settings)
     exit_on_sigterm()
     metrics = Metrics(settings.served_name)
@@ -78,24 +77,16 @@ def _serve(
     )
     host, port = listener.getsockname()[:2]
     shown = f"[{host}]" if ":" in host else host
-    address = f"http://{shown}:{port}"
-    server = _Server(config, stop, settings.drain_timeout_s, f"serving at {address}")
-    server.run(sockets=[listener])
+    drain = partial(stop, settings.drain_timeout_s)
+    _Server(config, drain, f"serving at http://{shown}:{port}").run(sockets=[listener])
 
 
 class _Server(uvicorn.Server):
     """uvicorn that prints when it listens and stops the engine while it waits for answers."""
 
-    def __init__(
-        self,
-        config: uvicorn.Config,
-        stop: Callable[[float], None],
-        drain_timeout_s: float,
-        greeting: str,
-    ) -> None:
+    def __init__(self, config: uvicorn.Config, stop: Callable[[], None], greeting: str) -> None:
         super().__init__(config)
         self._stop = stop
-        self._drain_timeout_s = drain_timeout_s
         self._greeting = greeting
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
@@ -104,7 +95,7 @@ class _Server(uvicorn.Server):
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         say("stopping: running requests may finish")
-        drain = threading.Thread(target=self._stop, args=(self._drain_timeout_s,), daemon=True)
+        drain = threading.Thread(target=self._stop, daemon=True)
         drain.start()
         await super().shutdown(sockets)
         if not self.force_exit:  # a second Ctrl-C

@@ -4,14 +4,15 @@ import argparse
 from pathlib import Path
 from typing import Annotated, cast
 
-from pydantic import Field, field_validator
-from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+from pydantic import Field
+from pydantic_settings import BaseSettings, SettingsConfigDict
 from rich.console import Console
 from rich.text import Text
 
 from clients.python import Client, Hyperparameters, Job, JobFailed
 from server.cli.options import add_fields, add_server, connect, read_fields
 from server.cli.progress import TrainingBars
+from server.config import WITH_COMMAS
 from server.jobs.queue.train_options import BASES, DEFAULT_METHOD, PUBLISH, SPARSITIES, TARGET_SETS
 
 EXAMPLES = """examples:
@@ -26,23 +27,7 @@ EXAMPLES = """examples:
 `verandah methods` shows what each method trains, and how much.
 """
 
-_HYPERPARAMETERS = {
-    "method": "method",
-    "rank": "rank",
-    "targets": "targets",
-    "trained": "trained",
-    "basis": "basis",
-    "sparsity": "sparsity",
-    "alpha": "alpha",
-    "d_initial": "d_initial",
-    "dropout": "dropout",
-    "learning_rate": "learning_rate",
-    "epochs": "n_epochs",
-    "batch_size": "batch_size",
-    "early_stopping": "early_stopping",
-    "checkpoints": "checkpoints",
-    "publish": "publish",
-}
+_NOT_OF_THE_METHOD = {"name", "go_on_from", "seed", "wait"}  # sent elsewhere, or not at all
 
 
 class TrainFields(BaseSettings):
@@ -51,14 +36,12 @@ class TrainFields(BaseSettings):
     model_config = SettingsConfigDict(env_prefix="VERANDAH_TRAIN_", frozen=True, extra="forbid")
 
     name: str | None = Field(None, description="the adapter's name; default: the file's")
-    go_on_from: str | None = Field(
-        None, description="the adapter to continue from; default: the base"
-    )
+    go_on_from: str | None = Field(None, description="continue this adapter; default: the base")
     method: str | None = Field(
         None, description=f"one that `verandah methods` lists; default: {DEFAULT_METHOD}"
     )
     rank: int | None = Field(None, description="rank of the adapter; default: the method's")
-    targets: Annotated[tuple[str, ...] | None, NoDecode] = Field(
+    targets: Annotated[tuple[str, ...] | None, *WITH_COMMAS] = Field(
         None, description=f"{', '.join(TARGET_SETS)}, or names of linears; default: the method's"
     )
     trained: str | None = Field(
@@ -81,9 +64,7 @@ class TrainFields(BaseSettings):
     dropout: float | None = Field(
         None, description="share of its input that an adapter drops in training"
     )
-    learning_rate: float | None = Field(
-        None, description="peak learning rate; default: the method's"
-    )
+    learning_rate: float | None = Field(None, description="the highest; default: the method's")
     epochs: int | None = Field(None, description="passes over the file; default: by its length")
     batch_size: int | None = Field(None, description="examples per step; default: by the file")
     early_stopping: int | None = Field(
@@ -99,19 +80,15 @@ class TrainFields(BaseSettings):
     seed: int | None = Field(None, description="seed of the lines' order and of the held-out lines")
     wait: bool = Field(True, description="wait for the job's end")
 
-    @field_validator("targets", mode="before")
-    @classmethod
-    def _split(cls, value: object) -> object:
-        return tuple(filter(None, value.split(","))) if isinstance(value, str) else value
-
     def hyperparameters(self) -> Hyperparameters:
         """The options that are set, by the API's names."""
-        values = {field: getattr(self, option) for option, field in _HYPERPARAMETERS.items()}
+        values = self.model_dump(exclude=_NOT_OF_THE_METHOD, exclude_none=True)
+        if self.epochs is not None:
+            values["n_epochs"] = values.pop("epochs")
         if self.targets is not None:
             by_name = len(self.targets) == 1 and self.targets[0] in TARGET_SETS
             values["targets"] = self.targets[0] if by_name else list(self.targets)
-        hyperparameters = {field: value for field, value in values.items() if value is not None}
-        return cast(Hyperparameters, hyperparameters)
+        return cast(Hyperparameters, values)
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:

@@ -13,7 +13,8 @@ import torch
 
 from server.bases.model import BaseModel
 from server.bases.tokenizer import ChatTokenizer
-from server.cli.options import add_settings, read_settings, set_log_level
+from server.cli.options import add_settings, read_fields, set_log_level
+from server.config import Settings
 from server.training.job.worker_loop import run_worker
 from server.wiring.building import load_model, open_records
 from server.wiring.process import wait_for_servers_end
@@ -36,7 +37,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    settings = read_settings(options)
+    settings = read_fields(options, Settings)
     set_log_level(settings)
     stop = threading.Event()
 

@@ -1,4 +1,4 @@
-"""One connection to an engine that is ready, and what was asked over it. Knows no processes."""
+"""One connection to an engine that is ready, and its open requests. Knows no processes."""
 
 import logging
 import threading
@@ -10,19 +10,7 @@ from multiprocessing.connection import Connection
 
 from server.engine.sequence import FinishReason
 from server.errors import Unavailable
-from server.replicas.messages import (
-    AnswerUpdates,
-    Call,
-    CallFailed,
-    CallResult,
-    Cancel,
-    EngineFacts,
-    FromEngine,
-    Stop,
-    Stopped,
-    Submit,
-    ToEngine,
-)
+from server.replicas import messages
 from server.replicas.outbox import Outbox
 from server.scheduler.capacity import Capacity
 from server.scheduler.request import Generation, Listener, TextDelta, TokenPiece, TokenSink
@@ -42,11 +30,13 @@ class EngineConnection:
         stopped: set when the engine has ended all answers, or is gone.
     """
 
-    def __init__(self, connection: "Connection[object, object]", facts: EngineFacts) -> None:
+    def __init__(
+        self, connection: "Connection[object, object]", facts: messages.EngineFacts
+    ) -> None:
         self.facts = facts
         self.capacity = Capacity(max_answers=facts.max_answers, max_context=facts.max_context)
         self.stopped = threading.Event()
-        self._outbox: Outbox[ToEngine] = Outbox(connection)
+        self._outbox: Outbox[messages.ToEngine] = Outbox(connection)
         self._lock = threading.Lock()
         self._open = True
         self._next_key = 0
@@ -69,12 +59,12 @@ class EngineConnection:
                 self._answers[first + index] = listener, index
                 self._token_sinks[first + index] = partial(self._first_token, first + index)
             self._flushes |= {listener.flush}  # another set: the reader may be going through it
-        self._outbox.put(Submit(first, request))
+        self._outbox.put(messages.Submit(first, request))
         return first
 
     def cancel(self, first: int) -> None:
-        """Stop a request's answers; their listeners hear of it."""
-        self._outbox.put(Cancel(first))
+        """Stop a request's answers. Their listeners get a last update."""
+        self._outbox.put(messages.Cancel(first))
 
     def start_call(self, name: str, *arguments: object) -> "Future[object]":
         """Run a function of the engine's process; the future has what it returns or raises.
@@ -88,7 +78,7 @@ class EngineConnection:
             number = self._next_key
             self._next_key += 1
             self._calls[number] = result
-        self._outbox.put(Call(number, name, arguments))
+        self._outbox.put(messages.Call(number, name, arguments))
         return result
 
     def call(self, name: str, *arguments: object) -> object:
@@ -105,18 +95,18 @@ class EngineConnection:
         """Let no new request in, and have the engine end the others; `stopped` tells when."""
         with self._lock:
             self._open = False
-        self._outbox.put(Stop(drain_timeout_s))
+        self._outbox.put(messages.Stop(drain_timeout_s))
 
-    def receive(self, message: FromEngine) -> None:
+    def receive(self, message: messages.FromEngine) -> None:
         """Hand on a message to those whom it concerns."""
         match message:
-            case AnswerUpdates():
+            case messages.AnswerUpdates():
                 self._deliver(message)
-            case CallResult(number, value):
+            case messages.CallResult(number, value):
                 self._calls.pop(number).set_result(value)
-            case CallFailed(number, error):
+            case messages.CallFailed(number, error):
                 self._calls.pop(number).set_exception(error)
-            case Stopped():
+            case messages.Stopped():
                 self.stopped.set()
             case _:
                 log.error("the engine sent %r although it was ready already", message)
@@ -140,7 +130,7 @@ class EngineConnection:
         if not self._open:
             raise Unavailable("the engine takes no requests now; try again in a moment")
 
-    def _deliver(self, updates: AnswerUpdates) -> None:
+    def _deliver(self, updates: messages.AnswerUpdates) -> None:
         sinks = self._token_sinks
         for key, token_id, text in zip(updates.keys, updates.token_ids, updates.texts, strict=True):
             sink = sinks[key]

@@ -14,20 +14,8 @@ from server.engine.sequence import FinishReason
 from server.errors import Unavailable, VerandahError
 from server.interfaces import Engine, Residency, Worker
 from server.metrics import Metrics
-from server.replicas.messages import (
-    AnswerUpdates,
-    Call,
-    CallFailed,
-    CallResult,
-    Cancel,
-    EngineFacts,
-    FromEngine,
-    Ready,
-    Stop,
-    Stopped,
-    Submit,
-    ToEngine,
-)
+from server.replicas import messages
+from server.replicas.messages import AnswerUpdates
 from server.replicas.outbox import Outbox
 from server.scheduler.intake import Handle
 from server.scheduler.request import Generation, TextDelta, TokenSink
@@ -43,7 +31,7 @@ class Loop(Engine, Protocol):
     def stop(self, drain_timeout_s: float) -> None: ...
 
 
-class Trainer(Worker, Protocol):
+class ColocatedWorker(Worker, Protocol):
     """`server.training.colocated.training_thread.TrainingThread`."""
 
     def stop(self) -> None: ...
@@ -83,12 +71,12 @@ class EngineProcess:
         loop: Loop,
         residency: Residency,
         metrics: Metrics,
-        worker: Trainer | None = None,
+        worker: ColocatedWorker | None = None,
     ) -> None:
         self._connection = connection
         self._loop = loop
         self._worker = worker
-        self._outbox: Outbox[FromEngine] = Outbox(connection)
+        self._outbox: Outbox[messages.FromEngine] = Outbox(connection)
         self._updates = AnswerUpdates()  # of this step; for the loop's thread alone
         self._requests: dict[int, _OpenRequest] = {}
         self._stopping = False
@@ -103,32 +91,33 @@ class EngineProcess:
             "worker": lambda: worker and (worker.alive, worker.restarts),
         }
 
-    def run(self, facts: EngineFacts) -> None:
+    def run(self, facts: messages.EngineFacts) -> None:
         """Send Ready, then handle messages.
 
         Raises:
             EOFError: the other process is gone.
             Unavailable: the loop has ended by itself.
         """
-        self._outbox.put(Ready(facts))
+        self._outbox.put(messages.Ready(facts))
         while True:
             if self._connection.poll(_POLL_S):
-                for message in cast(list[ToEngine], pickle.loads(self._connection.recv_bytes())):
+                packet = pickle.loads(self._connection.recv_bytes())
+                for message in cast(list[messages.ToEngine], packet):
                     self._handle(message)
             if not self._loop.alive and not self._stopping:
                 raise Unavailable("the engine's loop has ended; the log above says why")
 
-    def _handle(self, message: ToEngine) -> None:
+    def _handle(self, message: messages.ToEngine) -> None:
         match message:
-            case Submit(first, request):
+            case messages.Submit(first, request):
                 self._submit(first, request)
-            case Cancel(first):
+            case messages.Cancel(first):
                 open_request = self._requests.get(first)
                 if open_request is not None and open_request.handle is not None:
                     self._loop.cancel(open_request.handle)
-            case Call():
+            case messages.Call():
                 self._outbox.put(self._result(message))
-            case Stop(drain_timeout_s):
+            case messages.Stop(drain_timeout_s):
                 self._stopping = True
                 threading.Thread(target=self._stop, args=(drain_timeout_s,), daemon=True).start()
 
@@ -167,17 +156,17 @@ class EngineProcess:
             updates, self._updates = self._updates, AnswerUpdates()
             self._outbox.put(updates)
 
-    def _result(self, call: Call) -> CallResult | CallFailed:
+    def _result(self, call: messages.Call) -> messages.CallResult | messages.CallFailed:
         try:
-            return CallResult(call.number, self._calls[call.name](*call.arguments))
+            return messages.CallResult(call.number, self._calls[call.name](*call.arguments))
         except Exception as error:
-            return CallFailed(call.number, _sendable(error))
+            return messages.CallFailed(call.number, _sendable(error))
 
     def _stop(self, drain_timeout_s: float) -> None:
         if self._worker is not None:  # it returns its jobs to the queue while answers end
             self._worker.stop()
         self._loop.stop(drain_timeout_s)
-        self._outbox.put(Stopped())
+        self._outbox.put(messages.Stopped())
 
 
 def _sendable(error: Exception) -> Exception:

@@ -4,24 +4,19 @@ from collections.abc import Callable, Iterable, Iterator
 
 from prometheus_client import CollectorRegistry
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
-from prometheus_client.registry import Collector
 from prometheus_client.samples import Sample
 
-from server.metrics import PREFIX, Metrics
+from server.metrics import PREFIX, Metrics, UndescribedCollector
 from server.replicas.fleet import Fleet
 
 _Key = tuple[str, tuple[tuple[str, str], ...]]
 
 
-class SummedMetrics(Collector):
+class SummedMetrics(UndescribedCollector):
     """Sums each series over `sources`, without the times of creation."""
 
     def __init__(self, sources: Callable[[], Iterable[Iterable[Metric]]]) -> None:
         self._sources = sources
-
-    def describe(self) -> Iterator[Metric]:
-        """Nothing: else registering would read the sources."""
-        yield from ()
 
     def collect(self) -> Iterator[Metric]:
         families: dict[str, Metric] = {}
@@ -43,16 +38,12 @@ class SummedMetrics(Collector):
             yield summed
 
 
-class FleetGauges(Collector):
+class FleetGauges(UndescribedCollector):
     """Whether each replica runs, how many answers it has, and its restarts."""
 
     def __init__(self, fleet: Fleet, model_name: str) -> None:
         self._fleet = fleet
         self._model_name = model_name
-
-    def describe(self) -> Iterator[Metric]:
-        """See `SummedMetrics.describe`."""
-        yield from ()
 
     def collect(self) -> Iterator[Metric]:
         labels = ["model_name", "replica"]

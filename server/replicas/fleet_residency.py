@@ -2,28 +2,16 @@
 
 import contextlib
 import threading
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import cast
 
 from adapters_store.manifest import AdapterRef
+from server.adapters.adapter_status import AdapterState, AdapterStatus
 from server.errors import Unavailable
-from server.interfaces import Resident
 from server.replicas.connection import EngineConnection
 from server.replicas.fleet import Fleet
 
-_STATES = ("resident", "host", "loading")  # the nearest to the device first
-
-
-@dataclass(frozen=True)
-class FleetResident:
-    """An adapter in memory: its nearest state, and sums over all replicas."""
-
-    ref: AdapterRef
-    state: str
-    slot: int | None
-    bytes: int
-    in_use: int
-    pinned: bool
+_STATES = tuple(AdapterState)  # the nearest to the device first
 
 
 class FleetResidency:
@@ -87,17 +75,14 @@ class FleetResidency:
             with contextlib.suppress(Unavailable):  # it ended just now
                 connection.call("forget", ref)
 
-    def snapshot(self) -> list[FleetResident]:
-        """Every adapter in some replica's memory, once."""
-        seen: dict[AdapterRef, FleetResident] = {}
-        for residents in self._fleet.call_each("snapshot"):
-            for one in cast(list[Resident], residents):
-                resident = FleetResident(
-                    one.ref, str(one.state), one.slot, one.bytes, one.in_use, one.pinned
-                )
-                other = seen.get(one.ref)
-                seen[one.ref] = resident if other is None else _summed(resident, other)
-        return list(seen.values())
+    def snapshot(self) -> list[AdapterStatus]:
+        """Every adapter in some replica's memory, once: its nearest state, and sums."""
+        by_ref: dict[AdapterRef, AdapterStatus] = {}
+        for statuses in self._fleet.call_each("snapshot"):
+            for status in cast(list[AdapterStatus], statuses):
+                other = by_ref.get(status.ref)
+                by_ref[status.ref] = status if other is None else _summed(status, other)
+        return list(by_ref.values())
 
     def _connections(self) -> list[EngineConnection]:
         connections = self._fleet.connections
@@ -118,7 +103,7 @@ class FleetResidency:
                 connection.start_call("pin", ref)
 
 
-def _summed(one: FleetResident, other: FleetResident) -> FleetResident:
+def _summed(one: AdapterStatus, other: AdapterStatus) -> AdapterStatus:
     nearest = min(one, other, key=lambda each: _STATES.index(each.state))
     return replace(
         nearest,

@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal
 
 import torch
 import transformers
@@ -39,11 +38,6 @@ from server.wiring.process import end_soon
 from server.wiring.sizes import Sizes, kv_memory_mb
 
 _MIB = 2**20
-_DTYPES = {
-    "float32": torch.float32,
-    "bfloat16": torch.bfloat16,
-    "float16": torch.float16,
-}
 
 Say = Callable[[str], None]
 
@@ -59,7 +53,7 @@ class Records:
 
 
 @dataclass(frozen=True)
-class Engine:
+class RunningEngine:
     """The base model and what runs it. `pulse` measures how long its steps take."""
 
     base: BaseModel
@@ -93,7 +87,8 @@ def load_model(settings: Settings, threads: int) -> tuple[BaseModel, ChatTokeniz
     if threads:
         torch.set_num_threads(threads)
     hide_progress_bars()
-    base = load_base(settings.model, device=device_of(settings), dtype=_dtype(settings))
+    dtype = settings.dtype if settings.dtype == "auto" else getattr(torch, settings.dtype)
+    base = load_base(settings.model, device=device_of(settings), dtype=dtype)
     return base, load_tokenizer(settings.model)
 
 
@@ -106,7 +101,7 @@ def hide_progress_bars() -> None:
 @contextmanager
 def running_engine(
     settings: Settings, records: Records, metrics: Metrics, say: Say
-) -> Iterator[Engine]:
+) -> Iterator[RunningEngine]:
     """Load the base model and run a serving loop over it, until the end of the context."""
     pins = [pinned_ref(records.store, name) for name in settings.pinned]
     say(f"loading the base model {settings.model}")
@@ -122,7 +117,7 @@ def running_engine(
             adapters.pin(ref)
     loop.start()
     try:
-        yield Engine(base, tokenizer, adapters, loop, pulse)
+        yield RunningEngine(base, tokenizer, adapters, loop, pulse)
     finally:
         loop.stop(0)
         adapters.close()
@@ -249,7 +244,3 @@ def device_of(settings: Settings) -> str:
     if settings.device != "auto":
         return settings.device
     return "cuda" if torch.cuda.is_available() else "cpu"
-
-
-def _dtype(settings: Settings) -> torch.dtype | Literal["auto"]:
-    return "auto" if settings.dtype == "auto" else _DTYPES[settings.dtype]

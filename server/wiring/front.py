@@ -3,8 +3,9 @@
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import nn
@@ -81,7 +82,6 @@ def wire(
     worker: interfaces.Worker | None,
 ) -> Services:
     """The services of the HTTP application. `worker` trains in a process of its own."""
-    key = settings.api_key
     return Services(
         base=BaseCard(
             id=settings.served_name,
@@ -103,7 +103,7 @@ def wire(
         files=records.files,
         jobs=records.jobs,
         methods=method_specs(),
-        keys=Keys(None if key is None else key.get_secret_value()),
+        keys=Keys(settings.key),
         metrics=metrics,
         worker=front.worker if worker is None else worker,
         describe=describe,
@@ -135,8 +135,7 @@ def _in_this_process(
                 worker.stop()
             engine.loop.stop(drain_timeout_s)
 
-        inspections = Inspections(engine.base, records.store, settings.max_rank)
-        try:
+        with closing(Inspections(engine.base, records.store, settings.max_rank)) as inspections:
             yield Front(
                 base=engine.base,
                 tokenizer=engine.tokenizer,
@@ -147,8 +146,6 @@ def _in_this_process(
                 stop=stop,
                 worker=worker,
             )
-        finally:
-            inspections.close()
 
 
 @contextmanager
@@ -157,28 +154,22 @@ def _in_processes(
 ) -> Iterator[Front]:
     pins = [pinned_ref(records.store, name) for name in settings.pinned]
     hide_progress_bars()
-    fleet = Fleet(
-        [
-            Replica(
-                number,
-                command("engine"),
-                _environment_of(settings, number),
-                on_end=lambda pid: records.jobs.abandon(worker_id(pid)),
-            )
-            for number in range(settings.replicas)
-        ]
-    )
+
+    def abandon(pid: int) -> None:
+        records.jobs.abandon(worker_id(pid))
+
+    numbers, run = range(settings.replicas), command("engine")
+    fleet = Fleet([Replica(n, run, _environment_of(settings, n), abandon) for n in numbers])
     try:
         fleet.start()
         residency = FleetResidency(fleet)
         for ref in pins:
             residency.pin(ref)
         base = _outlined(settings, fleet.facts)
-        inspections = Inspections(
-            base, records.store, settings.max_rank, weights=lambda: _weights(settings.model, base)
-        )
         add_fleet_metrics(metrics, fleet)
-        try:
+        weights = partial(_weights, settings.model, base)
+        inspections = Inspections(base, records.store, settings.max_rank, weights)
+        with closing(inspections):
             yield Front(
                 base=base,
                 tokenizer=load_tokenizer(settings.model),
@@ -190,8 +181,6 @@ def _in_processes(
                 processes=fleet.replicas,
                 worker=WorkerProxy(fleet.replicas[0]) if trains_in_thread(settings) else None,
             )
-        finally:
-            inspections.close()
     finally:
         fleet.stop(0)
 

@@ -24,8 +24,8 @@ def command(name: str, *options: str) -> list[str]:
 def environment(settings: Settings) -> dict[str, str]:
     """This process's environment, with the settings as variables."""
     values = settings.model_dump(mode="json", exclude_none=True)
-    if settings.api_key is not None:
-        values["api_key"] = settings.api_key.get_secret_value()
+    if settings.key is not None:
+        values["api_key"] = settings.key
     values["home"] = str(settings.home_path)
     values["pinned"] = ",".join(settings.pinned)
     path = os.pathsep.join(filter(None, (str(_ROOT), os.environ.get("PYTHONPATH"))))

@@ -14,7 +14,7 @@ from server.training.colocated.memory_headroom import keep_memory_headroom
 from server.training.colocated.training_thread import TrainingThread, fast_thread_switching
 from server.training.job.job_phase import JobServices
 from server.training.job.worker_loop import WorkerParts, run_worker
-from server.wiring.building import Engine, Records, device_of
+from server.wiring.building import Records, RunningEngine, device_of
 from server.wiring.process import end_soon, worker_id
 
 log = logging.getLogger(__name__)
@@ -40,7 +40,7 @@ def trains_in_thread(settings: Settings) -> bool:
 
 @contextmanager
 def training_in_thread(
-    settings: Settings, records: Records, engine: Engine
+    settings: Settings, records: Records, engine: RunningEngine
 ) -> Iterator[TrainingThread | None]:
     """Train in a thread of this process until the end, if the settings ask for it."""
     if not trains_in_thread(settings):

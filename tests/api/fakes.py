@@ -4,7 +4,7 @@ import codecs
 import threading
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -12,6 +12,7 @@ import torch
 
 from adapters_store.manifest import AdapterRef, Manifest
 from adapters_store.store import AdapterStore
+from server.adapters.adapter_status import AdapterState, AdapterStatus
 from server.adapters.inspecting.findings import (
     Comparison,
     Findings,
@@ -219,34 +220,25 @@ class FakeLoop:
             )
 
 
-@dataclass(frozen=True)
-class FakeResident:
-    """One adapter in memory."""
-
-    ref: AdapterRef
-    slot: int | None = 1
-    bytes: int = 4096
-    in_use: int = 0
-    pinned: bool = False
-    state: str = "resident"
+resident_status = partial(AdapterStatus, state=AdapterState.RESIDENT, slot=1, bytes=4096)
 
 
 class FakeResidency:
     """Remembers what it was told."""
 
     def __init__(self) -> None:
-        self.residents: dict[AdapterRef, FakeResident] = {}
+        self.residents: dict[AdapterRef, AdapterStatus] = {}
         self.slots, self.loads, self.evictions, self.hits = 8, 5, 2, 9
         self.forgotten: list[AdapterRef] = []
 
-    def snapshot(self) -> list[FakeResident]:
+    def snapshot(self) -> list[AdapterStatus]:
         return list(self.residents.values())
 
     def pin(self, ref: AdapterRef) -> None:
-        self.residents[ref] = FakeResident(ref, pinned=True)
+        self.residents[ref] = resident_status(ref, pinned=True)
 
     def unpin(self, ref: AdapterRef) -> None:
-        self.residents[ref] = FakeResident(ref)
+        self.residents[ref] = resident_status(ref)
 
     def forget(self, ref: AdapterRef) -> None:
         self.forgotten.append(ref)

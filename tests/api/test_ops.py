@@ -8,7 +8,7 @@ from server.db.session import Database
 from server.errors import Unavailable
 from server.jobs.queue.job import JobStatus
 from server.jobs.queue.job_queue import JobQueue
-from tests.api.fakes import FakeResident
+from tests.api.fakes import resident_status
 from tests.api.running import Publish, Running, Serve
 
 
@@ -32,7 +32,7 @@ def test_not_ready_without_an_engine(server: Running) -> None:
 
 def test_metrics_have_vllms_names(server: Running, publish: Publish) -> None:
     ref = publish("pirate")
-    server.residency.residents[ref] = FakeResident(ref)
+    server.residency.residents[ref] = resident_status(ref)
     server.services.metrics.finished("stop")
     text = server.http.get("/metrics").text
     # A name with a colon is legal, but this parser wants recording rules to be told apart.
@@ -63,7 +63,7 @@ def test_metrics_have_vllms_names(server: Running, publish: Publish) -> None:
 def test_no_label_names_an_adapter(server: Running, publish: Publish) -> None:
     for number in range(5):
         ref = publish(f"user-{number}")
-        server.residency.residents[ref] = FakeResident(ref)
+        server.residency.residents[ref] = resident_status(ref)
     assert not re.search("user-", server.http.get("/metrics").text)
 
 

@@ -5,7 +5,7 @@ import threading
 
 import pytest
 
-from benchmarks.serving.api_cost import MadeUpLoop, measure
+from benchmarks.serving.api_cost import SimulatedLoop, measure
 from server.engine.sequence import FinishReason, SamplingParams
 from server.scheduler.request import CallbackListener, Generation, TextDelta
 
@@ -19,7 +19,7 @@ def test_a_made_up_answer_has_all_its_tokens() -> None:
         if delta.finish is not None:
             done.set()
 
-    loop = MadeUpLoop(burst=3, pace_s=0.001)
+    loop = SimulatedLoop(burst=3, pace_s=0.001)
     loop.submit(Generation("r", "o", (1,), SamplingParams(max_tokens=7)), CallbackListener(listen))
     assert done.wait(5)
     assert len(heard) == 7

@@ -11,7 +11,7 @@ def test_every_way_is_timed(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     small = "--streams 2 --answer-tokens 24 --rank 8 --tokens 24 --warming 1 --seconds 0.5"
-    asked = "--rounds 1 --times 1 --ways product never"
+    asked = "--rounds 1 --times 1 --sides product never"
     run(monkeypatch, colocated_training, f"--shape tiny {small} {asked}")
     text = capsys.readouterr().out
     rows = {cells(line)[0]: cells(line)[1:] for line in text.splitlines() if line[:1] == "|"}

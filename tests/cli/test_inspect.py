@@ -10,10 +10,9 @@ import pytest
 from PIL import Image
 
 from clients.python import Analysis
-from clients.python.analysis_result import read_analysis
 from server.__main__ import main
 from server.adapters.inspecting.findings import Findings
-from server.cli.grid import Grid, grid_of, hundredths, mean, short_names, shown, span, vectors_of
+from server.cli.grids import Grid, grid_of, hundredths, mean, short_names, shown, span, vectors_of
 from server.cli.plotting import draw
 from server.errors import InvalidAdapter
 from tests.api.fakes import FakeInspections, found
@@ -202,7 +201,7 @@ def analysis_of(findings: Findings) -> Analysis:
     document = json.loads(json.dumps({"id": "pirate@1", **asdict(findings)}))
     if document["comparison"] is not None:
         document["comparison"]["id"] = "butler@1"
-    return read_analysis(document)
+    return Analysis.of(document)
 
 
 class TestGrid:

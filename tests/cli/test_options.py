@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from server.cli.chat import ChatFields
-from server.cli.options import add_fields, add_settings, read_fields, read_settings
+from server.cli.options import add_fields, add_settings, read_fields
 from server.cli.train import TrainFields
 from server.config import BadOption, Settings
 from server.jobs.queue.train_options import TrainOptions
@@ -17,7 +17,7 @@ from server.wiring.process import environment
 def parse(*arguments: str) -> Settings:
     parser = argparse.ArgumentParser()
     add_settings(parser)
-    return read_settings(parser.parse_args(arguments))
+    return read_fields(parser.parse_args(arguments), Settings)
 
 
 @pytest.fixture(autouse=True)

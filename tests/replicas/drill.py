@@ -13,11 +13,11 @@ from multiprocessing.connection import Client
 from pickle import dumps
 
 from adapters_store.manifest import AdapterRef
+from server.adapters.adapter_status import AdapterState, AdapterStatus
 from server.engine.blocks import BlockPool
 from server.errors import Conflict, InvalidAdapter, UnsupportedModel
 from server.metrics import Metrics
 from server.replicas.engine_process import EngineProcess
-from server.replicas.fleet_residency import FleetResident
 from server.replicas.messages import EngineFacts, StartFailed
 from server.scheduler.loop import Limits, ServingLoop
 from tests.scheduler.fakes import CountingEngine, FakeSlots, NumberDecoder
@@ -52,9 +52,10 @@ class Memory(FakeSlots):
     def forget(self, ref: AdapterRef) -> None:
         self.loaded.discard(ref)
 
-    def snapshot(self) -> list[FleetResident]:
+    def snapshot(self) -> list[AdapterStatus]:
+        state = AdapterState.RESIDENT
         return [
-            FleetResident(ref, state="resident", slot=1, bytes=4, in_use=0, pinned=ref in self.pins)
+            AdapterStatus(ref, state, slot=1, bytes=4, pinned=ref in self.pins)
             for ref in self.loaded
         ]
 

@@ -1,32 +1,28 @@
 """/v1/adapters: lists, shows, pins and deletes adapters. Knows no files of PEFT."""
 
-import logging
-from collections.abc import Mapping
+import contextlib
 
 from fastapi import APIRouter, Query
 
 from adapters_store.manifest import AdapterRef
 from adapters_store.store_errors import AdapterCorrupt, AdapterNotFound
-from server.api.adapters.model_endpoints import delete_adapter
+from server.adapters.adapter_status import AdapterStatus
+from server.api.adapters.model_endpoints import delete_adapter, latest_versions
 from server.api.app_services import CurrentOwner, CurrentServices, Services
 from server.api.model_lookup import find_adapter
-from server.interfaces import Resident
-
-log = logging.getLogger(__name__)
 
 router = APIRouter(prefix="/v1/adapters", tags=["adapters"])
 
 Entry = dict[str, object]
 
 
-def _residents(services: Services) -> dict[AdapterRef, Resident]:
-    return {resident.ref: resident for resident in services.residency.snapshot()}
+def _statuses(services: Services) -> dict[AdapterRef, AdapterStatus]:
+    return {status.ref: status for status in services.residency.snapshot()}
 
 
 def _entry(
-    services: Services, adapter_id: str, ref: AdapterRef, residents: Mapping[AdapterRef, Resident]
+    services: Services, adapter_id: str, ref: AdapterRef, status: AdapterStatus | None
 ) -> Entry:
-    resident = residents.get(ref)
     checkpoints = services.adapters.aside(ref.owner, ref.name)
     versions = services.adapters.versions(ref.owner, ref.name)
     entry: Entry = {
@@ -36,11 +32,11 @@ def _entry(
         "versions": [version for version in versions if version not in checkpoints],
         "checkpoints": list(checkpoints),
         "parent": services.base.id,
-        "residency": resident.state if resident else "stored",
-        "slot": resident.slot if resident else None,
-        "resident_bytes": resident.bytes if resident else 0,
-        "in_use": resident.in_use if resident else 0,
-        "pinned": resident.pinned if resident else False,
+        "residency": status.state if status else "stored",
+        "slot": status.slot if status else None,
+        "resident_bytes": status.bytes if status else 0,
+        "in_use": status.in_use if status else 0,
+        "pinned": status.pinned if status else False,
     }
     try:
         return entry | _header(services, ref)
@@ -67,7 +63,7 @@ def _header(services: Services, ref: AdapterRef) -> Entry:
 
 def entry_of(services: Services, adapter_id: str, ref: AdapterRef) -> Entry:
     """The document of one version."""
-    return _entry(services, adapter_id, ref, _residents(services))
+    return _entry(services, adapter_id, ref, _statuses(services).get(ref))
 
 
 @router.get("")
@@ -79,15 +75,11 @@ def list_adapters(
 ) -> Entry:
     """The latest version of each adapter, by name, a page at a time."""
     names = [name for name in services.adapters.names(owner) if after is None or name > after]
-    residents = _residents(services)
+    statuses = _statuses(services)
     data = []
-    for name in names[:limit]:
-        try:
-            data.append(_entry(services, name, services.adapters.resolve(owner, name), residents))
-        except AdapterNotFound:
-            continue  # deleted since the names were read
-        except AdapterCorrupt as error:  # one damaged pointer must not hide the others
-            log.warning("an adapter is left out of the list: %s", error)
+    for ref in latest_versions(services, owner, names[:limit]):
+        with contextlib.suppress(AdapterNotFound):  # deleted since it was resolved
+            data.append(_entry(services, ref.name, ref, statuses.get(ref)))
     return {
         "object": "list",
         "data": data,

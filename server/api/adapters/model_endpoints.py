@@ -63,16 +63,19 @@ def list_models(
     ]
     page = names if limit is None else names[:limit]
     data = [] if after else [_base_card(services)]
-    data.extend(_latest_cards(services, owner, page))
+    for ref in latest_versions(services, owner, page):
+        with contextlib.suppress(AdapterNotFound):  # deleted since it was resolved
+            data.append(_adapter_card(services, ref.name, ref))
     return {"object": "list", "data": data, "has_more": len(page) < len(names)}
 
 
-def _latest_cards(services: Services, owner: str, names: list[str]) -> Iterator[Card]:
+def latest_versions(services: Services, owner: str, names: list[str]) -> Iterator[AdapterRef]:
+    """The version that each bare name means; without those deleted since the names were read."""
     for name in names:
         try:
-            yield _adapter_card(services, name, services.adapters.resolve(owner, name))
+            yield services.adapters.resolve(owner, name)
         except AdapterNotFound:
-            continue  # deleted since the names were read
+            continue
         except AdapterCorrupt as error:  # one damaged pointer must not hide the others
             log.warning("an adapter is left out of the list: %s", error)
 

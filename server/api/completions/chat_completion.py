@@ -73,22 +73,20 @@ class ChatRequest(GenerationFields):
     top_logprobs: int | None = Field(None, ge=0, le=20)
 
     @property
-    def wanted_tokens(self) -> int | None:
+    def token_limit(self) -> int | None:
         """The answer's largest length, if the request gives one."""
         limits = {self.max_completion_tokens, self.max_tokens} - {None}
         if len(limits) > 1:
-            raise InvalidRequest(
-                "max_tokens and max_completion_tokens differ: send one of them", param="max_tokens"
-            )
+            message = "max_tokens and max_completion_tokens differ: send one of them"
+            raise InvalidRequest(message, param="max_tokens")
         return limits.pop() if limits else None
 
     @property
-    def wanted_logprobs(self) -> int | None:
+    def alternatives(self) -> int | None:
         """How many alternatives to report per token; None: no log-probabilities at all."""
         if self.top_logprobs and not self.logprobs:
-            raise InvalidRequest(
-                "top_logprobs needs logprobs=true: send both", param="top_logprobs"
-            )
+            message = "top_logprobs needs logprobs=true: send both"
+            raise InvalidRequest(message, param="top_logprobs")
         return self.top_logprobs or 0 if self.logprobs else None
 
 
@@ -119,10 +117,8 @@ class ChatShape:
         if delta.text or (self.scores and delta.tokens):
             yield self.text(choice, delta.text) | {"logprobs": self._scores(delta.tokens)}
         if delta.finish is not None:
-            yield _chunk(choice, {}) | {
-                "finish_reason": delta.finish,
-                "stop_reason": delta.stop_reason,
-            }
+            end = {"finish_reason": delta.finish, "stop_reason": delta.stop_reason}
+            yield _chunk(choice, {}) | end
 
     def text(self, choice: int, text: str) -> dict[str, object]:
         return _chunk(choice, {"content": text})
@@ -144,8 +140,8 @@ def check_request(services: Services, owner: str, body: ChatRequest) -> CheckedR
     adapter = find_model(services, owner, body.model)
     prompt = services.tokenizer.chat([message.for_template() for message in body.messages])
     params = body.sampling(
-        max_tokens=body.wanted_tokens or context_left(services, prompt),
-        top_logprobs=body.wanted_logprobs,
+        max_tokens=body.token_limit or context_left(services, prompt),
+        top_logprobs=body.alternatives,
     )
     check_token_ids(prompt, params, services.base.vocab_size)
     generation = Generation(
@@ -159,8 +155,7 @@ def check_request(services: Services, owner: str, body: ChatRequest) -> CheckedR
         prompt_param="messages",
         length_param="max_tokens" if body.max_tokens else "max_completion_tokens",
     )
-    model = services.base.id if adapter is None else str(adapter)
-    return CheckedRequest(generation.request_id, model, (generation,))
+    return CheckedRequest.of(services, (generation,))
 
 
 @router.post("/v1/chat/completions")

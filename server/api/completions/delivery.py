@@ -74,7 +74,7 @@ class StreamWaker:
         self.streams: set[Answers] = set()  # those open; changed on the event loop alone
         self.event_loop: asyncio.AbstractEventLoop | None = None
         self._urgent: deque[Answers] = deque()
-        self._wakes_urgent = self._wakes_all = False  # a call is scheduled on the event loop
+        self._urgent_scheduled = self._all_scheduled = False  # calls on the event loop
         self._not_before = 0.0
 
     def add_urgent(self, answers: "Answers") -> None:
@@ -84,11 +84,11 @@ class StreamWaker:
     def flush(self) -> None:
         """Wake the event loop: any of the streams may have updates."""
         if self._urgent:
-            if not self._wakes_urgent:
-                self._wakes_urgent = True
+            if not self._urgent_scheduled:
+                self._urgent_scheduled = True
                 self._call(self._look_at_urgent)
-        elif self.streams and not self._wakes_all:
-            self._wakes_all = True
+        elif self.streams and not self._all_scheduled:
+            self._all_scheduled = True
             self._call(self._look_after_pause)
 
     def _call(self, function: Callable[[], None]) -> None:
@@ -97,11 +97,11 @@ class StreamWaker:
             self.event_loop.call_soon_threadsafe(function)
 
     def _look_at_urgent(self) -> None:
-        self._wakes_urgent = False  # before looking: a later `flush` schedules another call
+        self._urgent_scheduled = False  # before looking: a later `flush` schedules another call
         while self._urgent:
             self._urgent.popleft().wake_if_updated()
-        if self.streams and not self._wakes_all:
-            self._wakes_all = True
+        if self.streams and not self._all_scheduled:
+            self._all_scheduled = True
             self._look_after_pause()
 
     def _look_after_pause(self) -> None:
@@ -114,7 +114,7 @@ class StreamWaker:
 
     def _look_at_all(self) -> None:
         assert self.event_loop is not None
-        self._wakes_all = False  # before looking
+        self._all_scheduled = False  # before looking
         for stream in self.streams:
             stream.wake_if_updated()
         pause = len(self.streams) / _CHUNKS_PER_S
@@ -207,7 +207,7 @@ class Answers:
 
     def _take(self) -> list[ChoiceUpdate]:
         """All updates; sets `_failure` if an answer failed."""
-        taken: list[ChoiceUpdate] = []
+        merged_updates: list[ChoiceUpdate] = []
         for choice, updates in enumerate(self._updates):
             new = updates[:]
             if not new:
@@ -217,8 +217,8 @@ class Answers:
             if isinstance(last, TextDelta) and _ends(last) and not self._end(last):
                 new.pop()
             if new:
-                taken.append(merged(choice, new))
-        return taken
+                merged_updates.append(merged(choice, new))
+        return merged_updates
 
     def _end(self, last: TextDelta) -> bool:
         """Whether an answer ended without a failure."""

@@ -38,7 +38,7 @@ class FastPath:
     ) -> None:
         self._app = app
         self._services = services
-        self._wakes = waker
+        self._waker = waker
         self._routes = routes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -54,7 +54,7 @@ class FastPath:
             return await self._app(scope, _replayed(content, receive), send)
         try:
             owner = scope["verandah.owner"]
-            response = await route.answer(self._services, self._wakes, owner, body, receive)
+            response = await route.answer(self._services, self._waker, owner, body, receive)
         except (VerandahError, StoreError) as error:
             response = self._services.describe(error).response()
         return await response(scope, receive, send)

@@ -17,6 +17,13 @@ class CheckedRequest:
     generations: tuple[Generation, ...]
     created: int = field(default_factory=lambda: int(time.time()))
 
+    @classmethod
+    def of(cls, services: Services, generations: Sequence[Generation]) -> "CheckedRequest":
+        """The request of these generations, which have one id and one adapter."""
+        first = generations[0]
+        model = services.base.id if first.adapter is None else str(first.adapter)
+        return cls(first.request_id, model, tuple(generations))
+
     @property
     def prompt_tokens(self) -> int:
         return sum(len(generation.prompt) for generation in self.generations)

@@ -114,22 +114,20 @@ async def reply(
 
 
 def _submit(services: Services, answers: Answers, request: CheckedRequest) -> None:
-    wanted = sum(generation.n for generation in request.generations)
+    count = sum(generation.n for generation in request.generations)
     most = services.engine.max_answers
-    if wanted > most:  # a 429 would have the client try again for ever
+    if count > most:  # a 429 would have the client try again for ever
         raise InvalidRequest(
-            f"the request wants {wanted} answers, and {most} may run and wait at once: ask for "
-            "fewer, or raise the server's max_waiting",
+            f"the request asks for {count} answers, and at most {most} may run and wait at once: "
+            "ask for fewer, or start the server with a larger --max-waiting",
             param="n",
         )
     try:
         for generation in request.generations:
             answers.submit(generation)
-    except QueueFull:
-        services.metrics.rejected("queue_full")
-        raise
-    except Unavailable:
-        services.metrics.rejected("unavailable")
+    except (QueueFull, Unavailable) as error:
+        queue_full = isinstance(error, QueueFull)
+        services.metrics.rejected("queue_full" if queue_full else "unavailable")
         raise
 
 

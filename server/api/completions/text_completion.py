@@ -77,8 +77,7 @@ class CompletionRequest(GenerationFields):
             raise InvalidRequest("prompt is an empty list; send at least one", param="prompt")
         if self.holds_token_ids:
             return [cast(list[int], self.prompt)]
-        texts_or_lists = [item for item in self.prompt if not isinstance(item, int)]
-        return list(texts_or_lists)
+        return cast(list[str | list[int]], self.prompt)
 
 
 @dataclass(frozen=True)
@@ -198,8 +197,7 @@ def check_request(services: Services, owner: str, body: CompletionRequest) -> Ch
             timeout_s=services.request_timeout_s,
         )
         generations.append(generation)
-    model = services.base.id if adapter is None else str(adapter)
-    return CheckedRequest(request_id, model, tuple(generations))
+    return CheckedRequest.of(services, generations)
 
 
 def _checked_and_shape(

@@ -6,12 +6,11 @@ from fastapi import APIRouter, File, Form, Query, UploadFile
 from fastapi.responses import FileResponse
 
 from server.api.app_services import CurrentOwner, CurrentServices
+from server.api.jobs.job_documents import Document, page_document
 from server.errors import InvalidRequest
 from server.jobs.files.file_store import StoredFile
 
 router = APIRouter(prefix="/v1/files", tags=["files"])
-
-Document = dict[str, object]
 
 
 def _document(file: StoredFile) -> Document:
@@ -54,14 +53,7 @@ def list_files(
 ) -> Document:
     """The owner's files, by default the newest first."""
     page = services.files.list(owner, purpose=purpose, after=after, limit=limit, order=order)
-    data = [_document(file) for file in page.items]
-    return {
-        "object": "list",
-        "data": data,
-        "first_id": data[0]["id"] if data else None,
-        "last_id": data[-1]["id"] if data else None,
-        "has_more": page.has_more,
-    }
+    return page_document([_document(file) for file in page.items], page.has_more)
 
 
 @router.get("/{file_id}")

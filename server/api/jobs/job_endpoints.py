@@ -6,12 +6,7 @@ from fastapi import APIRouter, Query, Request
 
 from adapters_store.manifest import Manifest
 from server.api.app_services import CurrentOwner, CurrentServices, Services
-from server.api.jobs.job_documents import (
-    Document,
-    checkpoint_document,
-    job_document,
-    page_document,
-)
+from server.api.jobs.job_documents import Document, checkpoint_document, job_document, page_document
 from server.api.jobs.job_request import JobRequest, read_options
 from server.api.model_lookup import find_model
 from server.errors import InvalidDataset, InvalidRequest, LineProblem, NotFound
@@ -31,7 +26,7 @@ def create_job(body: JobRequest, services: CurrentServices, owner: CurrentOwner)
     A wrong file is refused with its wrong lines. `verandah: {"dry_run": true}` queues nothing; the
     answer is the estimate, or the wrong lines.
     """
-    dry_run = body.dry_run
+    dry_run = body.dry_run  # read first: a wrong one is refused before the disk is read
     start = _start(services, owner, body.model)
     requested = body.options()
     if start:
@@ -41,7 +36,7 @@ def create_job(body: JobRequest, services: CurrentServices, owner: CurrentOwner)
     _check_suffix(services, body.suffix)
     if dry_run:
         return _dry_run(services, owner, body, options, start)
-    train, valid = _files(services, owner, body)
+    train, valid = _train_lines(services, owner, body), _valid_lines(services, owner, body)
     job = services.jobs.create(
         owner,
         start[0] if start else body.model,
@@ -67,8 +62,8 @@ def list_jobs(
 ) -> Document:
     """The owner's jobs, the newest first. `metadata[KEY]=VALUE` selects jobs with that pair,
     `metadata=null` jobs without metadata."""
-    wanted = _metadata(request.query_params.multi_items())
-    page = services.jobs.list(owner, after=after, limit=limit, metadata=wanted, status=status)
+    pairs = _metadata(request.query_params.multi_items())
+    page = services.jobs.list(owner, after=after, limit=limit, metadata=pairs, status=status)
     return page_document([job_document(job) for job in page.items], page.has_more)
 
 
@@ -137,10 +132,6 @@ def _check_suffix(services: Services, suffix: str | None) -> None:
         )
 
 
-def _files(services: Services, owner: str, body: JobRequest) -> tuple[Dataset, Dataset | None]:
-    return _train_lines(services, owner, body), _valid_lines(services, owner, body)
-
-
 def _train_lines(services: Services, owner: str, body: JobRequest) -> Dataset:
     return _lines(services, owner, body.training_file, "training_file", MIN_EXAMPLES)
 
@@ -179,7 +170,8 @@ def _dry_run(
             problems.extend(_problems(error))
     if not problems:
         try:
-            estimate = services.estimator.estimate(*_files(services, owner, body), options, start)
+            train, valid = _train_lines(services, owner, body), _valid_lines(services, owner, body)
+            estimate = services.estimator.estimate(train, valid, options, start)
         except InvalidDataset as error:
             problems = _problems(error)
     return {

@@ -43,10 +43,10 @@ class JobRequest(WireModel):
     @property
     def dry_run(self) -> bool:
         """Whether only to estimate the job. Raises InvalidRequest."""
-        wanted = (self.verandah or {}).get("dry_run", False)
-        if not isinstance(wanted, bool):
-            raise InvalidRequest(f"dry_run={wanted!r} is not true or false", param="dry_run")
-        return wanted
+        value = (self.verandah or {}).get("dry_run", False)
+        if not isinstance(value, bool):
+            raise InvalidRequest(f"dry_run={value!r} is not true or false", param="dry_run")
+        return value
 
     def options(self) -> dict[str, object]:
         """The options from all three places. Raises InvalidRequest naming the wrong one."""

@@ -8,7 +8,7 @@ import pytest
 
 from adapters_store.store import FILE_NAME, AdapterStore
 from server.tenancy.keys import DEFAULT_OWNER
-from tests.api.fakes import FakeResident
+from tests.api.fakes import resident_status
 from tests.api.running import Publish, Running
 
 
@@ -95,7 +95,7 @@ def test_adapters_tell_where_they_are(server: Running, publish: Publish) -> None
     publish("butler")
     publish("pirate")
     ref = publish("pirate")
-    server.residency.residents[ref] = FakeResident(ref, slot=3, in_use=2)
+    server.residency.residents[ref] = resident_status(ref, slot=3, in_use=2)
     listing = server.http.get("/v1/adapters").json()
     butler, pirate = listing["data"]
     assert (butler["id"], butler["residency"], butler["versions"]) == ("butler", "stored", [1])

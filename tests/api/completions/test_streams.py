@@ -252,7 +252,7 @@ def test_who_waits_for_ends_is_woken_by_nothing_else() -> None:
             listener.hear(TextDelta(0, text))
             listener.flush()
             await asyncio.sleep(0)
-            called.append(waker._wakes_all or waker._wakes_urgent)
+            called.append(waker._all_scheduled or waker._urgent_scheduled)
         listener.hear(TextDelta(0, finish=FinishReason.STOP))
         listener.flush()
         (news,) = await waiting

@@ -3,9 +3,9 @@
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Final, Protocol, TypeVar
+from typing import Final, TypeVar
 
-from clients.python.analysis_result import Analysis, LayerAnalysis
+from clients.python.analysis_result import Analysis, LayerAnalysis, LinearRecord
 
 
 @dataclass(frozen=True)
@@ -75,17 +75,7 @@ def hundredths(value: float | None) -> str:
     return "-" if value is None else f"{round(value, 2) + 0.0:.2f}"  # without a minus before zero
 
 
-class OfLinear(Protocol):
-    """Something that belongs to one linear."""
-
-    @property
-    def layer(self) -> int | None: ...
-
-    @property
-    def module(self) -> str: ...
-
-
-Item = TypeVar("Item", bound=OfLinear)
+Item = TypeVar("Item", bound=LinearRecord)
 
 
 @dataclass(frozen=True)
