@@ -236,7 +236,7 @@ class ResidentAdapters:
     def expected_group(self, method: Method, loaded: LoadedBasis, seed: int) -> FusedGroup:
         """The group that adapters of a whole-batch method on every target will form."""
         layout = self._layouts.of(method, 1, ())
-        rank = min(loaded.need.size.b_rank, layout.room_rank)
+        rank = min(loaded.need.size.b_rank, layout.padded_rank)
         basis, targets = method.basis(seed), frozenset(self._base.targets)
         return FusedGroup(method.kernels, layout, basis, loaded, rank, targets)
 

@@ -237,7 +237,7 @@ class TestOneAtATime:
         ref = self.here.import_adapter(save(adapted("llama", lora()), tmp_path / "out"))
         self.entered, self.go_on = threading.Event(), threading.Event()
 
-        def slow(adapter: CheckedAdapter) -> PeftCheckpoint:
+        def slow(adapter: CheckedAdapter) -> PeftCheckpoint | None:
             self.entered.set()
             assert self.go_on.wait(10)
             return as_lora(adapter)

@@ -163,7 +163,7 @@ class _WithoutKernels:
         assert group.without_kernels is not None
         self._inputs = inputs
         # Every token by itself: which of them share an adapter is not known to a graph.
-        runs = [Run(row=-1, start=at, stop=at + 1) for at in range(group.room)]
+        runs = [Run(row=-1, start=at, stop=at + 1) for at in range(group.padded_tokens)]
         layers = {}
         for path in targets.keys() & group.targets:
             stored = bank.layer(group.layout, path, group.rank)

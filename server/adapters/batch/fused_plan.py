@@ -28,7 +28,7 @@ class FusedGroup:
         loaded: compared by identity, for a graph reads the memory of these very matrices.
         rank: of the products; vectors are zero beyond an adapter's own rank.
         without_kernels: the method, if it has no kernels and its own deltas are captured.
-        room: tokens that those deltas are given, padding included.
+        padded_tokens: tokens that those deltas are given, padding included.
     """
 
     kernels: KernelFamily | None
@@ -38,7 +38,7 @@ class FusedGroup:
     rank: int
     targets: frozenset[str]
     without_kernels: Method | None = None
-    room: int = 0
+    padded_tokens: int = 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,7 +91,7 @@ def _fused(group: Group, loaded: LoadedBasis, tokens: int) -> FusedGroup:
     size, rank, method = loaded.need.size, group.rank, group.method
     if method.whole_batch:
         # All that is loaded, not what this step needs: so one captured graph serves every step.
-        rank = min(size.a_rank, size.b_rank, group.layout.room_rank)
+        rank = min(size.a_rank, size.b_rank, group.layout.padded_rank)
     fused = method.kernels is not None
     return FusedGroup(
         method.kernels,

@@ -51,7 +51,7 @@ class Group:
     def add(self, resident: Resident) -> None:
         facts: AdapterFacts = resident.facts
         whole = facts.method.whole_batch
-        self.rank = max(self.rank, facts.rank if whole else facts.layout.room_rank)
+        self.rank = max(self.rank, facts.rank if whole else facts.layout.padded_rank)
         self.pages[resident.slot] = resident.page
         self.targets |= facts.targets
 

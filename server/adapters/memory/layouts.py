@@ -44,10 +44,10 @@ class RowLayout:
         self,
         method: Method,
         targets: Mapping[str, TargetLinear],
-        room_rank: int,
+        padded_rank: int,
         dtype: torch.dtype,
     ) -> None:
-        self.room_rank = room_rank
+        self.padded_rank = padded_rank
         self.targets = frozenset(targets)
         self._method = method
         self._linears = targets
@@ -56,7 +56,7 @@ class RowLayout:
         end = 0
         for path, linear in sorted(targets.items()):
             self._places[path] = {}
-            for name, shape in sorted(method.room(linear, room_rank).items()):
+            for name, shape in sorted(method.padded_shapes(linear, padded_rank).items()):
                 place = Place(end, tuple(shape))
                 self._places[path][name] = place
                 end = -(-place.stop // _ALIGNMENT) * _ALIGNMENT
@@ -106,7 +106,7 @@ class RowLayout:
 
         Returns: each vector as [pages, *shape at rank]; rows overlap, so never write through them.
         """
-        shapes = self._method.room(self._linears[path], rank)
+        shapes = self._method.padded_shapes(self._linears[path], rank)
         return {
             name: memory.as_strided(
                 (pages, *shapes[name]), (PAGE, *_strides(place.shape)), place.start
@@ -134,16 +134,16 @@ class Layouts:
 
     def of(self, method: Method, rank: int, targets: Iterable[str]) -> RowLayout:
         """The layout in which adapters like this one lie."""
-        room_rank = method.room_rank(rank, self._max_rank)
+        padded_rank = method.padded_rank(rank, self._max_rank)
         paths = frozenset(self._base.targets if method.whole_batch else targets)
         any_linear = next(iter(self._base.targets.values()))
         # Variants of one method may lie alike (VeRA's), or not (which half of LoRA is trained).
-        vectors = frozenset(method.room(any_linear, room_rank))
-        key = (method.name, vectors, room_rank, paths)
+        vectors = frozenset(method.padded_shapes(any_linear, padded_rank))
+        key = (method.name, vectors, padded_rank, paths)
         with self._lock:
             layout = self._made.get(key)
             if layout is None:
                 linears = {p: linear for p, linear in self._base.targets.items() if p in paths}
-                layout = RowLayout(method, linears, room_rank, self._base.dtype)
+                layout = RowLayout(method, linears, padded_rank, self._base.dtype)
                 self._made[key] = layout
             return layout

@@ -55,7 +55,7 @@ def test_writing_leaves_nothing_of_the_last_row_and_touches_no_other() -> None:
 def test_rows_of_different_layouts_lie_side_by_side() -> None:
     layout, bank = new_bank(rows=8)
     wide = Layouts(BASE, 16).of(LowRank(), 3, [Q])
-    assert wide.room_rank == 4
+    assert wide.padded_rank == 4
     a, b = torch.randn(3, 48), torch.randn(48, 3)
     first, second = page_of(layout, 1), page_of(layout, 2)
     bank.write(first, layout.pack({Q: {"d": torch.ones(16), "b": torch.ones(48)}}))
