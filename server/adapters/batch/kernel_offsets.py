@@ -18,13 +18,9 @@ MOST: Final = 1 << 14
 class KernelOffsets:
     """Offsets by group and site. Each is worked out once, since steps mostly repeat."""
 
-    def __init__(self) -> None:
-        self._vera: GroupCache[VeraParts] = GroupCache(MOST)
-        self._lora: GroupCache[tuple[LoraPart, ...]] = GroupCache(MOST)
-
-    @property
-    def caches(self) -> tuple[GroupCache[VeraParts], GroupCache[tuple[LoraPart, ...]]]:
-        return self._vera, self._lora
+    def __init__(self, vera: GroupCache[VeraParts], lora: GroupCache[tuple[LoraPart, ...]]) -> None:
+        self._vera = vera
+        self._lora = lora
 
     def vera(self, group: FusedGroup, site: Site) -> VeraParts:
         """For each pair that linears of the site read: a part for each linear, None if it has none.

@@ -69,7 +69,9 @@ def build_fused_forward(
     # rows against 128, and 126 against 138 with A riding (H200, torch 2.11).
     torch.backends.cuda.preferred_blas_library("cublaslt")
     method = Vera()
-    loaded = adapters.keep_basis(method.basis(seed), need_of(method, base, base.targets, max_rank))
+    loaded = adapters.steps.bases.keep_always(
+        method.basis(seed), need_of(method, base, base.targets, max_rank)
+    )
     pair = next(iter(loaded.pairs.values()))
     decoder = FusedDecoder(base, Riding(method.basis(seed), pair.a))
     graphs = GraphCache(adapters)

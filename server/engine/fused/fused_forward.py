@@ -57,7 +57,7 @@ class FusedForward:
         longer = [chunk for chunk in chunks if chunk.length > 1]
         ordered = [*singles, *longer]
         if self._adapters is not None:
-            self._adapters.begin(_slots_of(ordered))
+            self._adapters.steps.begin(_slots_of(ordered))
         logit_rows = LogitRows(ordered, [0, *accumulate(chunk.length for chunk in ordered)][:-1])
         replayed = self._replayed(singles, longer, logit_rows, last)
         if replayed is None:
@@ -125,12 +125,12 @@ class FusedForward:
         if self._adapters is None:
             refuse_slots(slots)
             return _BASE_ALONE
-        return self._adapters.plan(slots, replayed=replayed)
+        return self._adapters.steps.plan(slots, replayed=replayed)
 
     def _site_adapters(self, plan: FusedPlan) -> SiteAdapters:
         if self._adapters is None or not (plan.groups or plan.rest):
             return NoAdapters()
-        return self._adapters.site_adapters(plan, silu_mul)
+        return self._adapters.steps.site_adapters(plan, silu_mul)
 
     def _attend(self, layout: Layout) -> Attend:
         """Single tokens stand first in a layout, then longer chunks."""

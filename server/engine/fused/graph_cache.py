@@ -44,7 +44,7 @@ class GraphCache:
     def __init__(self, adapters: ResidentAdapters | None) -> None:
         self._adapters = adapters
         self._kept: GroupCache[CapturedGraph] = (
-            GroupCache(MAX_GRAPHS) if adapters is None else adapters.group_cache(MAX_GRAPHS)
+            GroupCache(MAX_GRAPHS) if adapters is None else adapters.steps.group_cache(MAX_GRAPHS)
         )
         self._pool = torch.cuda.graph_pool_handle()
         # Nodes of a graph keep the priority of the stream that they were captured on.
@@ -73,7 +73,9 @@ class GraphCache:
         if not groups:
             return NoAdapters()
         assert self._adapters is not None
-        return self._adapters.site_adapters(FusedPlan(tuple(groups), (), {}), silu_mul, inputs)
+        return self._adapters.steps.site_adapters(
+            FusedPlan(tuple(groups), (), {}), silu_mul, inputs
+        )
 
     @torch.inference_mode()
     def _capture(

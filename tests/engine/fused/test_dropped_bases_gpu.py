@@ -94,7 +94,7 @@ class Replayed:
         """The matrices A and B on the device."""
         return [
             weakref.ref(matrix)
-            for loaded in self.served.adapters._bases.loaded.values()
+            for loaded in self.served.adapters.steps.bases.loaded.values()
             for pair in set(loaded.pairs.values())
             for matrix in (pair.a, pair.bt)
         ]
