@@ -19,7 +19,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from adapters_store import folders
+from adapters_store import disk
 from adapters_store.store_errors import AdapterCorrupt, AdapterNotFound
 
 _NAMES = {"a", "b"}
@@ -117,7 +117,7 @@ class ImportedBases:
             os.replace(part, path)
         finally:
             part.unlink(missing_ok=True)
-        folders.sync(self._root)
+        disk.sync(self._root)
 
 
 @contextmanager

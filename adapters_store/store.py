@@ -24,7 +24,7 @@ import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
-from adapters_store import folders, weights
+from adapters_store import disk, weights
 from adapters_store.imported_bases import ImportedBases
 from adapters_store.manifest import AdapterRef, Manifest, StoredAdapter, check_name
 from adapters_store.store_errors import AdapterNotFound, StoreError
@@ -75,8 +75,8 @@ class AdapterStore:
                 staged.mkdir()
                 weights.write(staged / FILE_NAME, manifest, tensors)
                 if not latest:
-                    folders.put_aside(staged)
-                folders.sync(staged)
+                    disk.put_aside(staged)
+                disk.sync(staged)
                 if basis is not None:
                     self.imported_bases.keep(basis)
                 with self._lock(".lock", fcntl.LOCK_EX):
@@ -91,7 +91,7 @@ class AdapterStore:
             AdapterNotFound: no such owner, name or version.
             InvalidName: one of them cannot exist.
         """
-        pointer = folders.read_pointer(self._folder(owner, name))
+        pointer = disk.read_pointer(self._folder(owner, name))
         if pointer is None:
             raise AdapterNotFound(f"{owner!r} has no adapter {name!r}")
         if version is None and not pointer.latest:
@@ -130,22 +130,22 @@ class AdapterStore:
 
     def owners(self) -> list[str]:
         """Owners with at least one adapter, sorted."""
-        return [each for each in folders.names(self._root) if folders.names(self._root / each)]
+        return [each for each in disk.names(self._root) if disk.names(self._root / each)]
 
     def names(self, owner: str) -> list[str]:
         """The owner's adapters, sorted; empty for an unknown owner. One scan, no file opened."""
-        return folders.names(self._root / check_name("owner", owner))
+        return disk.names(self._root / check_name("owner", owner))
 
     def versions(self, owner: str, name: str) -> list[int]:
         """The versions that exist, ascending; empty for an unknown adapter."""
         folder = self._folder(owner, name)
-        pointer = folders.read_pointer(folder)
-        return [] if pointer is None else folders.versions_in(folder, pointer)
+        pointer = disk.read_pointer(folder)
+        return [] if pointer is None else disk.versions_in(folder, pointer)
 
     def aside(self, owner: str, name: str) -> list[int]:
         """Those of `versions` that the bare name never means, ascending."""
         folder = self._folder(owner, name)
-        return [v for v in self.versions(owner, name) if folders.is_aside(folder / str(v))]
+        return [v for v in self.versions(owner, name) if disk.is_aside(folder / str(v))]
 
     def delete(self, owner: str, name: str, version: int | None = None) -> list[int]:
         """Remove one version, or (None) all; returns which. The numbers are not issued again.
@@ -159,29 +159,29 @@ class AdapterStore:
         """
         with self._staging_in_use(), self._lock(".lock", fcntl.LOCK_EX):
             folder = self._folder(owner, name)
-            read = folders.pointer_or_folders if version is None else folders.read_pointer
+            read = disk.pointer_or_folders if version is None else disk.read_pointer
             pointer = read(folder)
             if pointer is None or version is not None:
                 self.resolve(owner, name, version)
             assert pointer is not None, "resolve found it, and the lock keeps writers away"
-            versions = folders.versions_in(folder, pointer)
-            gone = versions if version is None else [version]
-            left = [v for v in versions if v not in gone]
-            imported = any(self._reads_imported(AdapterRef(owner, name, v)) for v in gone)
+            versions = disk.versions_in(folder, pointer)
+            removed = versions if version is None else [version]
+            left = [v for v in versions if v not in removed]
+            imported = any(self._reads_imported(AdapterRef(owner, name, v)) for v in removed)
             if left:
                 if version == pointer.latest:
-                    whole = [v for v in left if not folders.is_aside(folder / str(v))]
+                    whole = [v for v in left if not disk.is_aside(folder / str(v))]
                     self._write(folder / "latest", f"{max(whole, default=0)} {pointer.issued}\n")
                 self._discard(folder / str(version))
             else:
                 self._issued(owner).mkdir(exist_ok=True)
-                folders.sync(folder.parent)
+                disk.sync(folder.parent)
                 self._write(self._issued(owner) / name, f"{pointer.issued}\n")
                 self._discard(folder)
         self.sweep()
         if imported:
             self._sweep_bases()
-        return gone
+        return removed
 
     def path(self, ref: AdapterRef) -> Path:
         """Where the version's file is, if it exists."""
@@ -189,9 +189,9 @@ class AdapterStore:
 
     def sweep(self) -> None:
         """Remove what crashed publishers and deletions left behind, unless one is at work now."""
-        folders.empty(self._trash)
+        disk.empty(self._trash)
         with contextlib.suppress(BlockingIOError), self._lock(".staging.lock", _UNLESS_LOCKED):
-            folders.empty(self._staging)
+            disk.empty(self._staging)
 
     def _folder(self, owner: str, name: str) -> Path:
         """Where an adapter's versions are. Raises InvalidName: there cannot be such an adapter."""
@@ -224,7 +224,7 @@ class AdapterStore:
     def _commit(self, owner: str, name: str, staged: Path) -> AdapterRef:
         """Give the staged version its number and place. Needs the lock."""
         folder = self._root / owner / name
-        pointer = folders.read_pointer(folder)
+        pointer = disk.read_pointer(folder)
         if pointer is None:
             return self._commit_first(owner, name, staged)
         version = pointer.issued + 1
@@ -233,8 +233,8 @@ class AdapterStore:
             self._discard(target)
             version += 1
         os.rename(staged, target)
-        folders.sync(folder)
-        latest = pointer.latest if folders.is_aside(target) else version
+        disk.sync(folder)
+        latest = pointer.latest if disk.is_aside(target) else version
         self._write(folder / "latest", f"{latest} {version}\n")
         return AdapterRef(owner, name, version)
 
@@ -242,15 +242,15 @@ class AdapterStore:
         """Build the name's folder aside and move it in whole, so that none is without a version."""
         with contextlib.suppress(FileExistsError):
             (self._root / owner).mkdir()
-            folders.sync(self._root)
-        version = folders.last_issued(self._issued(owner) / name) + 1
+            disk.sync(self._root)
+        version = disk.last_issued(self._issued(owner) / name) + 1
         folder = self._staging / uuid.uuid4().hex
         folder.mkdir()
         os.rename(staged, folder / str(version))
-        latest = 0 if folders.is_aside(folder / str(version)) else version
+        latest = 0 if disk.is_aside(folder / str(version)) else version
         self._write(folder / "latest", f"{latest} {version}\n")
         os.rename(folder, self._root / owner / name)
-        folders.sync(self._root / owner)
+        disk.sync(self._root / owner)
         return AdapterRef(owner, name, version)
 
     def _issued(self, owner: str) -> Path:
@@ -264,12 +264,12 @@ class AdapterStore:
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-        folders.sync(path.parent)
+        disk.sync(path.parent)
 
     def _discard(self, path: Path) -> None:
         """Move it out of sight at once; the next sweep frees its bytes."""
         os.rename(path, self._trash / uuid.uuid4().hex)
-        folders.sync(path.parent)
+        disk.sync(path.parent)
 
     def _staging_in_use(self) -> contextlib.AbstractContextManager[None]:
         """Shared among publishers; keeps `sweep` off what they stage."""

@@ -153,7 +153,7 @@ class _WithoutKernels:
         layers, targets = {}, memory.base.targets
         for path in targets.keys() & group.targets:
             stored = memory.bank.layer(group.layout, path, group.rank)
-            layers[path] = (targets[path], BankRows(stored, inputs.pages, runs, keep=False))
+            layers[path] = (targets[path], BankRows(stored, inputs.pages, runs, reuse=False))
         self._deltas = group.without_kernels.deltas(layers, group.rank, group.loaded.pairs)
 
     def rides(self, site: Site) -> bool:
@@ -164,11 +164,11 @@ class _WithoutKernels:
         if not paths:
             return
         members = self._inputs.members
-        mine = x.index_select(0, members)
+        own_x = x.index_select(0, members)
         for path in paths:
             columns = site.columns[path]
             nothing = y.new_zeros(len(members), columns.stop - columns.start)
-            delta = self._deltas[path](mine, mine, nothing)
+            delta = self._deltas[path](own_x, own_x, nothing)
             y[:, columns].index_add_(0, members, torch.where(self._inputs.real, delta, 0))
 
 
@@ -217,8 +217,8 @@ class _LowRank(_Kernels):
 
     def _add_frozen_b(self, site: Site, s: Tensor, y: Tensor) -> None:
         # Rows of other groups' tokens are undefined: they may be infinite or not a number.
-        mine = (self._inputs.pages > 0)[:, None, None]
-        own = s.sum(0).masked_fill_(~mine, 0).to(y.dtype)
+        is_own = (self._inputs.pages > 0)[:, None, None]
+        own = s.sum(0).masked_fill_(~is_own, 0).to(y.dtype)
         targeted = [path for path in site.columns if path in self._group.targets]
         for index, path in enumerate(targeted):
             columns = site.columns[path]

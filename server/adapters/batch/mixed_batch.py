@@ -25,7 +25,7 @@ from server.adapters.methods.method import Delta, Method, Run
 from server.bases.model import BaseModel
 
 BASE_SLOT = 0
-KEEP_BYTES: Final = 64 * 2**20
+MAX_REUSED_BYTES: Final = 64 * 2**20
 """Vectors gathered for a group are kept for later steps with the same slots, up to this size."""
 
 
@@ -118,18 +118,18 @@ def add_group(
     basis: LoadedBasis,
 ) -> None:
     """Add one group's deltas, by module path; see `mixed_batch`."""
-    device, bank = memory.base.device, memory.bank
+    device = memory.base.device
     whole = group.method.whole_batch
     members = [at for at, slot in enumerate(slots) if whole or slot in group.pages]
     pages = group.page_of([slots[at] for at in members])
     rows = torch.tensor(pages, dtype=torch.int64, device=device)
     runs = _runs(pages)
-    keep = len(pages) * group.layout.row_bytes <= KEEP_BYTES
-    layers = {
-        path: (linear, BankRows(bank.layer(group.layout, path, group.rank), rows, runs, keep=keep))
-        for path, linear in memory.base.targets.items()
-        if path in group.targets
-    }
+    reuse = len(pages) * group.layout.row_bytes <= MAX_REUSED_BYTES
+    layers = {}
+    for path, linear in memory.base.targets.items():
+        if path in group.targets:
+            stored = memory.bank.layer(group.layout, path, group.rank)
+            layers[path] = (linear, BankRows(stored, rows, runs, reuse=reuse))
     of_group = group.method.deltas(layers, group.rank, basis.pairs)
     part = None if len(members) == len(slots) else _Part(torch.tensor(members, device=device))
     for path, delta in of_group.items():
@@ -172,14 +172,12 @@ class _Part:
         return self._rows
 
 
+@dataclass(slots=True, eq=False)
 class _PartDelta:
     """A delta over the rows of its group, the others untouched."""
 
-    __slots__ = ("_delta", "_part")
-
-    def __init__(self, part: _Part, delta: Delta) -> None:
-        self._part = part
-        self._delta = delta
+    _part: _Part
+    _delta: Delta
 
     def __call__(self, x: Tensor, rows: Tensor, y: Tensor) -> Tensor:
         own_rows, members = self._part.of(x, rows), self._part.members

@@ -24,7 +24,7 @@ PAGE: Final = 256
 
 @dataclass(frozen=True)
 class Place:
-    """Where a vector lies in a row, and the shape of its room."""
+    """Where a vector lies in a row, and its shape there, padding included."""
 
     start: int
     shape: tuple[int, ...]
@@ -35,7 +35,7 @@ class Place:
 
 
 class RowLayout:
-    """The place of every layer's vectors, at one room rank, in a row of `width` entries.
+    """The place of every layer's vectors, at one padded rank, in a row of `width` entries.
 
     They follow each other as in a file, so that much of it is copied in one piece.
     """
@@ -86,19 +86,19 @@ class RowLayout:
     def pack(self, layers: Mapping[str, Vectors], *, pinned: bool = False) -> Tensor:
         """One row on the CPU, zero wherever `layers` has nothing. Safe on any thread."""
         row = self.new_row(pinned=pinned)
-        rooms: list[Tensor] = []
+        destinations: list[Tensor] = []
         values: list[Tensor] = []
         for path, vectors in layers.items():
             for name, place in self._places[path].items():
                 value = vectors[name]
                 values.append(value)
                 if value.ndim == 1:  # the most frequent, at half the price
-                    rooms.append(row[place.start : place.start + len(value)])
+                    destinations.append(row[place.start : place.start + len(value)])
                     continue
-                room = row[place.start : place.stop].view(place.shape)
-                rooms.append(room[tuple(slice(size) for size in value.shape)])
-        if rooms:
-            torch._foreach_copy_(rooms, values)  # hundreds of copies in one call
+                padded = row[place.start : place.stop].view(place.shape)
+                destinations.append(padded[tuple(slice(size) for size in value.shape)])
+        if destinations:
+            torch._foreach_copy_(destinations, values)  # hundreds of copies in one call
         return row
 
     def views(self, memory: Tensor, pages: int, path: str, rank: int) -> dict[str, Tensor]:
@@ -129,7 +129,7 @@ class Layouts:
     def __init__(self, base: BaseModel, max_rank: int) -> None:
         self._base = base
         self._max_rank = max_rank
-        self._made: WeakValueDictionary[tuple[object, ...], RowLayout] = WeakValueDictionary()
+        self._layouts: WeakValueDictionary[tuple[object, ...], RowLayout] = WeakValueDictionary()
         self._lock = threading.Lock()
 
     def of(self, method: Method, rank: int, targets: Iterable[str]) -> RowLayout:
@@ -141,9 +141,9 @@ class Layouts:
         vectors = frozenset(method.padded_shapes(any_linear, padded_rank))
         key = (method.name, vectors, padded_rank, paths)
         with self._lock:
-            layout = self._made.get(key)
+            layout = self._layouts.get(key)
             if layout is None:
                 linears = {p: linear for p, linear in self._base.targets.items() if p in paths}
                 layout = RowLayout(method, linears, padded_rank, self._base.dtype)
-                self._made[key] = layout
+                self._layouts[key] = layout
             return layout

@@ -274,7 +274,7 @@ class TestInspections:
     def test_findings_are_kept_up_to_a_bound(
         self, place: Place, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(module, "MAX_KEPT", 2)
+        monkeypatch.setattr(module, "MAX_INSPECTIONS", 2)
         refs = [
             place.publish(random_adapter(place.base, targets=["q_proj"], draw=n), f"pet-{n}")
             for n in range(3)

@@ -73,17 +73,17 @@ def test_the_zeros_are_never_written() -> None:
             bank.write(page, layout.pack({}))
 
 
-@pytest.mark.parametrize("keep", [True, False])
-def test_gathering_takes_each_tokens_row(keep: bool) -> None:
+@pytest.mark.parametrize("reuse", [True, False])
+def test_gathering_takes_each_tokens_row(reuse: bool) -> None:
     layout, bank = new_bank()
     for row in (1, 2):
         vectors = {"d": torch.full((4,), float(row)), "b": torch.ones(48)}
         bank.write(page_of(layout, row), layout.pack({Q: vectors}))
     pages = torch.tensor([page_of(layout, row) for row in (2, 0, 1, 2)])
     runs = [Run(int(page), at, at + 1) for at, page in enumerate(pages)]
-    rows = BankRows(bank.layer(layout, Q, 4), pages, runs, keep=keep)
+    rows = BankRows(bank.layer(layout, Q, 4), pages, runs, reuse=reuse)
     assert rows.per_token("d")[:, 0].tolist() == [2, 0, 1, 2]
-    assert (rows.per_token("d") is rows.per_token("d")) == keep
+    assert (rows.per_token("d") is rows.per_token("d")) == reuse
 
 
 def test_layers_begin_where_vector_loads_do() -> None:

@@ -49,7 +49,7 @@ class Recomputed(GraphCache):
 
     def __init__(self, adapters: ResidentAdapters) -> None:
         self._adapters = adapters
-        self._kept = adapters.steps.group_cache(MAX_GRAPHS)
+        self._cache = adapters.steps.group_cache(MAX_GRAPHS)
 
     def _capture(
         self, inputs: Seq[GroupInputs], run: Callable[[Seq[GroupInputs]], Tensor]
@@ -107,7 +107,7 @@ class Side:
     @property
     def captured(self) -> list[str]:
         """What graphs are of, in the order of their capture."""
-        entries = self._graphs._kept._entries if self._graphs is not None else {}
+        entries = self._graphs._cache._entries if self._graphs is not None else {}
         return [name[0] for _, name in entries if isinstance(name, tuple)]
 
     def _riding(self, base: BaseModel) -> Riding:

@@ -181,15 +181,13 @@ def _order(layers: Layers, rank: int) -> ByAdapter | None:
     return ByAdapter(rows.rows, rows.runs, own_product_tokens(rank, rows.rows.device))
 
 
+@dataclass(slots=True, eq=False)
 class _TrainedB:
     """y[t] += B[t] (A x[t]), A frozen and shared."""
 
-    __slots__ = ("_order", "_project", "_rows")
-
-    def __init__(self, project: Projection, rows: Rows, order: ByAdapter | None) -> None:
-        self._project = project
-        self._rows = rows
-        self._order = order
+    _project: Projection
+    _rows: Rows
+    _order: ByAdapter | None
 
     def __call__(self, x: Tensor, rows: Tensor, y: Tensor) -> Tensor:
         z, order = self._project(x, rows), self._order
@@ -198,16 +196,14 @@ class _TrainedB:
         return y.add_(order.unsort(order.product(order.sort(z), self._rows, "B")))
 
 
+@dataclass(slots=True, eq=False)
 class _TrainedA:
     """y[t] += Bt (A[t] x[t]), Bt [rank, out] frozen and shared."""
 
-    __slots__ = ("_bt", "_dropout", "_order", "_rows")
-
-    def __init__(self, bt: Tensor, rows: Rows, order: ByAdapter | None, dropout: float) -> None:
-        self._bt = bt
-        self._rows = rows
-        self._order = order
-        self._dropout = dropout
+    _bt: Tensor
+    _rows: Rows
+    _order: ByAdapter | None
+    _dropout: float
 
     def __call__(self, x: Tensor, rows: Tensor, y: Tensor) -> Tensor:
         order = self._order
@@ -218,15 +214,13 @@ class _TrainedA:
         return y.addmm_(z, self._bt)
 
 
+@dataclass(slots=True, eq=False)
 class _Both:
     """y[t] += B[t] (A[t] x[t])."""
 
-    __slots__ = ("_dropout", "_order", "_rows")
-
-    def __init__(self, rows: Rows, order: ByAdapter | None, dropout: float) -> None:
-        self._rows = rows
-        self._order = order
-        self._dropout = dropout
+    _rows: Rows
+    _order: ByAdapter | None
+    _dropout: float
 
     def __call__(self, x: Tensor, rows: Tensor, y: Tensor) -> Tensor:
         order = self._order

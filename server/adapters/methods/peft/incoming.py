@@ -49,11 +49,7 @@ class Origin:
                 raise InvalidRequest(f"{param}={value!r} is none of {choices}", param=param)
 
     def drawn(self) -> tuple[Era, Half]:
-        """Era and half type.
-
-        Raises:
-            InvalidCheckpoint: they were left out.
-        """
+        """Era and half type. Raises InvalidCheckpoint: they were left out."""
         if not self.torch_era or not self.half_dtype:
             raise InvalidCheckpoint(
                 "the checkpoint does not hold its random matrices (save_projection=False), and "

@@ -3,6 +3,8 @@
 Knows no variants. `server.adapters.kernels.vera_product_kernel` is the same on CUDA, in one kernel.
 """
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
@@ -22,15 +24,13 @@ def vera_deltas(layers: Layers, rank: int, bases: BasisPairs, dropout: float) ->
     return deltas
 
 
+@dataclass(slots=True, eq=False)
 class _ServedDelta:
     """x: [tokens, in], y: [tokens, out]; y += b * ((d * (A x)) Bt)."""
 
-    __slots__ = ("_bt", "_project", "_rows")
-
-    def __init__(self, project: Projection, bt: Tensor, rows: Rows) -> None:
-        self._project = project
-        self._bt = bt
-        self._rows = rows
+    _project: Projection
+    _bt: Tensor
+    _rows: Rows
 
     def __call__(self, x: Tensor, rows: Tensor, y: Tensor) -> Tensor:
         z = self._project(x, rows) * self._rows.per_token("d")
