@@ -7,6 +7,7 @@ a captured graph over as many tokens as there is room for.
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -84,16 +85,14 @@ def _running(
     return kind(group, inputs, memory.bank.memory, offsets)
 
 
+@dataclass(eq=False)
 class _Kernels(ABC):
     """A group whose method has kernels."""
 
-    def __init__(
-        self, group: FusedGroup, inputs: GroupInputs, memory: Tensor, offsets: KernelOffsets
-    ) -> None:
-        self._group = group
-        self._inputs = inputs
-        self._memory = memory
-        self._offsets = offsets
+    _group: FusedGroup
+    _inputs: GroupInputs
+    _memory: Tensor
+    _offsets: KernelOffsets
 
     @abstractmethod
     def gates(self, site: Site) -> bool:
@@ -175,14 +174,11 @@ class _WithoutKernels:
 class _LowRank(_Kernels):
     """`lora`, and `asymmetric-lora` with B trained; with A trained, B is shared and random."""
 
-    def __init__(
-        self, group: FusedGroup, inputs: GroupInputs, memory: Tensor, offsets: KernelOffsets
-    ) -> None:
-        super().__init__(group, inputs, memory, offsets)
-        assert inputs.segments is not None
-        self._segments = inputs.segments
-        any_path = next(iter(group.targets))
-        self._trained = frozenset(group.layout.starts(any_path))
+    def __post_init__(self) -> None:
+        assert self._inputs.segments is not None
+        self._segments = self._inputs.segments
+        any_path = next(iter(self._group.targets))
+        self._trained = frozenset(self._group.layout.starts(any_path))
 
     def rides(self, site: Site) -> bool:
         return "A" not in self._trained and super().rides(site)

@@ -1,5 +1,6 @@
 """Where kernels find each linear of a site: its columns in the product, its entries in a row."""
 
+from dataclasses import dataclass
 from typing import Final
 
 from server.adapters.batch.fused_plan import FusedGroup
@@ -15,12 +16,12 @@ MOST: Final = 1 << 14
 """Offsets kept for each family of kernels: an 8B Llama has 128 sites."""
 
 
+@dataclass(eq=False)
 class KernelOffsets:
     """Offsets by group and site. Each is worked out once, since steps mostly repeat."""
 
-    def __init__(self, vera: GroupCache[VeraParts], lora: GroupCache[tuple[LoraPart, ...]]) -> None:
-        self._vera = vera
-        self._lora = lora
+    _vera: GroupCache[VeraParts]
+    _lora: GroupCache[tuple[LoraPart, ...]]
 
     def vera(self, group: FusedGroup, site: Site) -> VeraParts:
         """For each pair that linears of the site read: a part for each linear, None if it has none.

@@ -4,6 +4,7 @@ For CUDA; its reference is `server.engine.plain.forward.PlainForward`. Knows no 
 """
 
 from collections.abc import Sequence as Seq
+from dataclasses import dataclass
 from itertools import accumulate, chain, islice
 
 import torch
@@ -27,6 +28,7 @@ from server.engine.sequence import Chunk
 _BASE_ALONE = FusedPlan((), (), {})
 
 
+@dataclass(eq=False)
 class FusedForward:
     """Runs `decoder`; see `server.engine.plain.forward.Forward`.
 
@@ -35,22 +37,12 @@ class FusedForward:
         together: replay short prompts in the graphs of decodes, where they fit.
     """
 
-    def __init__(
-        self,
-        decoder: FusedDecoder,
-        adapters: ResidentAdapters | None,
-        kv: KVCache,
-        decodes: DecodeGraphs | None = None,
-        prompts: PromptGraphs | None = None,
-        *,
-        together: bool = True,
-    ) -> None:
-        self._decoder = decoder
-        self._adapters = adapters
-        self._kv = kv
-        self._decodes = decodes
-        self.prompts = prompts
-        self._together = together
+    _decoder: FusedDecoder
+    _adapters: ResidentAdapters | None
+    _kv: KVCache
+    _decodes: DecodeGraphs | None = None
+    prompts: PromptGraphs | None = None
+    together: bool = True
 
     def step(self, chunks: Seq[Chunk], last: Tensor) -> tuple[LogitRows, Tensor]:
         singles = [chunk for chunk in chunks if chunk.length == 1]
@@ -84,7 +76,7 @@ class FusedForward:
         """Logits of each chunk's last token by a graph of decodes; None if it cannot."""
         if self._decodes is None or not self._decodes.can_replay(singles, longer):
             return None
-        if longer and not self._together:
+        if longer and not self.together:
             return None
         chunks = [*singles, *longer]
         plan = self._plan(_slots_of(chunks), replayed=True)
