@@ -1,7 +1,7 @@
 """Stores adapters in a folder: immutable versions, published whole or not at all.
 
     <root>/<owner>/<name>/<version>/adapter.safetensors
-    <root>/<owner>/<name>/<version>/aside             stands there if the bare name never means it
+    <root>/<owner>/<name>/<version>/aside             exists if the bare name never means it
     <root>/<owner>/<name>/latest      two numbers: the version that the bare name means (0: none),
                                       and the highest ever issued; replacing it is the commit
     <root>/<owner>/.issued/<name>     the highest version of a name whose versions are all deleted

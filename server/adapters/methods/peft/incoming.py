@@ -128,7 +128,7 @@ class IncomingCheckpoint:
             raise InvalidCheckpoint(
                 f"tensor {name!r} has shape {list(stored)}, not the {list(shape)} that fits the "
                 f"linear [{linear.out_features}, {linear.in_features}] of base "
-                f"{self.base.name!r}: the config or the base is another one's"
+                f"{self.base.name!r}: the config or the base does not belong to it"
             )
         return self._read(name)
 
@@ -155,8 +155,8 @@ class IncomingCheckpoint:
         if stored != shape:
             raise InvalidCheckpoint(
                 f"tensor {first!r} has shape {list(stored)}, not {list(shape)} as its rank and "
-                f"targets want on base {self.base.name!r}: the checkpoint is of another base, or "
-                "damaged"
+                f"targets need on base {self.base.name!r}: the checkpoint belongs to another base, "
+                "or is damaged"
             )
         matrix = self._read(first)
         for name in copies:
@@ -183,9 +183,9 @@ def _path(base: BaseModel, name: str, vectors: Sequence[str]) -> str:
     ending = next((f".{vector}" for vector in vectors if name.endswith(f".{vector}")), None)
     if ending is None or not name.startswith(LAYER_PREFIX):
         raise InvalidCheckpoint(
-            f"tensor {name!r} is none that can be served: only {', '.join(vectors)} of linears "
-            "are. Train again without biases, embeddings and modules_to_save, or merge the "
-            "adapter into its base with PEFT"
+            f"tensor {name!r} cannot be served: only {', '.join(vectors)} of linears can. Train "
+            "again without biases, embeddings and modules_to_save, or merge the adapter into its "
+            "base with PEFT"
         )
     path = name.removeprefix(LAYER_PREFIX).removesuffix(ending)
     if path in base.targets:
@@ -193,11 +193,12 @@ def _path(base: BaseModel, name: str, vectors: Sequence[str]) -> str:
     reason = (
         "the embeddings and the output head are never adapted: train again without them"
         if path in _ends_of(base)
-        else f"those are named like {next(iter(base.targets))!r}: the checkpoint is of another base"
+        else f"its linears are named like {next(iter(base.targets))!r}, so the checkpoint belongs "
+        "to another base"
     )
     raise InvalidCheckpoint(
-        f"tensor {name!r}: {path!r} is none of the linears of base {base.name!r} that are "
-        f"adapted; {reason}"
+        f"tensor {name!r}: {path!r} is not a linear of base {base.name!r} that can be adapted; "
+        f"{reason}"
     )
 
 
