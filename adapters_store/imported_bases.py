@@ -19,6 +19,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from adapters_store import disk
 from adapters_store.store_errors import AdapterCorrupt, AdapterNotFound
 
 _NAMES = {"a", "b"}
@@ -94,7 +95,7 @@ class ImportedBases:
         with _readable(path, sha256), safe_open(path, framework="pt") as file:
             return {name: tuple(file.get_slice(name).get_shape()) for name in _NAMES}
 
-    def kept(self) -> set[str]:
+    def hashes(self) -> set[str]:
         """The hashes of all pairs that are here."""
         return {path.name.removesuffix(_SUFFIX) for path in self._root.glob(f"*{_SUFFIX}")}
 
@@ -116,11 +117,7 @@ class ImportedBases:
             os.replace(part, path)
         finally:
             part.unlink(missing_ok=True)
-        folder = os.open(self._root, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+        disk.sync(self._root)
 
 
 @contextmanager

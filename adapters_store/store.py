@@ -1,7 +1,7 @@
 """Stores adapters in a folder: immutable versions, published whole or not at all.
 
     <root>/<owner>/<name>/<version>/adapter.safetensors
-    <root>/<owner>/<name>/<version>/aside             stands there if the bare name never means it
+    <root>/<owner>/<name>/<version>/aside             exists if the bare name never means it
     <root>/<owner>/<name>/latest      two numbers: the version that the bare name means (0: none),
                                       and the highest ever issued; replacing it is the commit
     <root>/<owner>/.issued/<name>     the highest version of a name whose versions are all deleted
@@ -9,11 +9,11 @@
     <root>/.staging, .trash           adapters that are being published, and being deleted
     <root>/.lock, .staging.lock       locked while names change, and while anything is being staged
 
-Knows no server, and not what the tensors mean. The disk is the only truth: there is no
-table of versions. Any number of processes may read and write at once. Readers take no lock: a name
-appears with its first version complete, a version above the highest issued one is not there yet,
-and every change is one rename. Writers take the lock (flock, freed by the system when a process
-dies) for the renames only. Everything is synced to the disk before it becomes visible.
+Knows no server, and not what the tensors mean. The disk is the only truth. Any number of processes
+may read and write at once. Readers take no lock: a name appears with its first version complete, a
+version above the highest issued one is not there yet, and every change is one rename. Writers take
+the lock (flock, freed by the system when a process dies) for the renames only. Everything is synced
+to the disk before it becomes visible.
 """
 
 import contextlib
@@ -22,24 +22,15 @@ import os
 import shutil
 import uuid
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
-from adapters_store import weights
+from adapters_store import disk, weights
 from adapters_store.imported_bases import ImportedBases
 from adapters_store.manifest import AdapterRef, Manifest, StoredAdapter, check_name
-from adapters_store.store_errors import AdapterCorrupt, AdapterNotFound, StoreError
+from adapters_store.store_errors import AdapterNotFound, StoreError
 
 FILE_NAME = "adapter.safetensors"
-_ASIDE = "aside"
-
-
-@dataclass(frozen=True)
-class _Pointer:
-    """The file `latest`: what the bare name means, and the highest version ever issued."""
-
-    latest: int
-    issued: int
+_UNLESS_LOCKED = fcntl.LOCK_EX | fcntl.LOCK_NB
 
 
 class AdapterStore:
@@ -77,19 +68,18 @@ class AdapterStore:
             InvalidName: `owner` or `name` may not be a folder's name.
             ValueError: no tensors, or one is not float32.
         """
-        check_name("owner", owner)
-        check_name("adapter", name)
+        self._folder(owner, name)  # raises before anything is written
         staged = self._staging / uuid.uuid4().hex
         with self._staging_in_use():
             try:
                 staged.mkdir()
                 weights.write(staged / FILE_NAME, manifest, tensors)
                 if not latest:
-                    (staged / _ASIDE).touch()
-                _sync(staged)
+                    disk.put_aside(staged)
+                disk.sync(staged)
                 if basis is not None:
                     self.imported_bases.keep(basis)
-                with self._writing():
+                with self._lock(".lock", fcntl.LOCK_EX):
                     return self._commit(owner, name, staged)
             finally:
                 shutil.rmtree(staged, ignore_errors=True)  # gone already, unless something failed
@@ -101,9 +91,7 @@ class AdapterStore:
             AdapterNotFound: no such owner, name or version.
             InvalidName: one of them cannot exist.
         """
-        check_name("owner", owner)
-        check_name("adapter", name)
-        pointer = self._pointer(self._root / owner / name)
+        pointer = disk.read_pointer(self._folder(owner, name))
         if pointer is None:
             raise AdapterNotFound(f"{owner!r} has no adapter {name!r}")
         if version is None and not pointer.latest:
@@ -142,23 +130,22 @@ class AdapterStore:
 
     def owners(self) -> list[str]:
         """Owners with at least one adapter, sorted."""
-        return [owner for owner in _folders(self._root) if _folders(self._root / owner)]
+        return [each for each in disk.names(self._root) if disk.names(self._root / each)]
 
     def names(self, owner: str) -> list[str]:
         """The owner's adapters, sorted; empty for an unknown owner. One scan, no file opened."""
-        return _folders(self._root / check_name("owner", owner))
+        return disk.names(self._root / check_name("owner", owner))
 
     def versions(self, owner: str, name: str) -> list[int]:
         """The versions that exist, ascending; empty for an unknown adapter."""
-        check_name("owner", owner)
-        folder = self._root / owner / check_name("adapter", name)
-        pointer = self._pointer(folder)
-        return [] if pointer is None else _versions(folder, pointer)
+        folder = self._folder(owner, name)
+        pointer = disk.read_pointer(folder)
+        return [] if pointer is None else disk.versions_in(folder, pointer)
 
     def aside(self, owner: str, name: str) -> list[int]:
         """Those of `versions` that the bare name never means, ascending."""
-        folder = self._root / owner / name
-        return [v for v in self.versions(owner, name) if (folder / str(v) / _ASIDE).exists()]
+        folder = self._folder(owner, name)
+        return [v for v in self.versions(owner, name) if disk.is_aside(folder / str(v))]
 
     def delete(self, owner: str, name: str, version: int | None = None) -> list[int]:
         """Remove one version, or (None) all; returns which. The numbers are not issued again.
@@ -170,29 +157,31 @@ class AdapterStore:
             AdapterNotFound: there is no such adapter or version.
             AdapterCorrupt: a version's adapter does not say what it has.
         """
-        with self._staging_in_use(), self._writing():
-            folder = self._root / check_name("owner", owner) / check_name("adapter", name)
-            pointer = self._pointer_or_folders(folder) if version is None else self._pointer(folder)
+        with self._staging_in_use(), self._lock(".lock", fcntl.LOCK_EX):
+            folder = self._folder(owner, name)
+            read = disk.pointer_or_folders if version is None else disk.read_pointer
+            pointer = read(folder)
             if pointer is None or version is not None:
                 self.resolve(owner, name, version)
             assert pointer is not None, "resolve found it, and the lock keeps writers away"
-            gone = [v for v in _versions(folder, pointer) if version in (None, v)]
-            left = [v for v in _versions(folder, pointer) if v not in gone]
-            imported = any(self._reads_kept(AdapterRef(owner, name, v)) for v in gone)
+            versions = disk.versions_in(folder, pointer)
+            removed = versions if version is None else [version]
+            left = [v for v in versions if v not in removed]
+            imported = any(self._reads_imported(AdapterRef(owner, name, v)) for v in removed)
             if left:
                 if version == pointer.latest:
-                    whole = [v for v in left if not (folder / str(v) / _ASIDE).exists()]
+                    whole = [v for v in left if not disk.is_aside(folder / str(v))]
                     self._write(folder / "latest", f"{max(whole, default=0)} {pointer.issued}\n")
                 self._discard(folder / str(version))
             else:
                 self._issued(owner).mkdir(exist_ok=True)
-                _sync(folder.parent)
+                disk.sync(folder.parent)
                 self._write(self._issued(owner) / name, f"{pointer.issued}\n")
                 self._discard(folder)
         self.sweep()
         if imported:
             self._sweep_bases()
-        return gone
+        return removed
 
     def path(self, ref: AdapterRef) -> Path:
         """Where the version's file is, if it exists."""
@@ -200,14 +189,17 @@ class AdapterStore:
 
     def sweep(self) -> None:
         """Remove what crashed publishers and deletions left behind, unless one is at work now."""
-        _empty(self._trash)
-        exclusive = fcntl.LOCK_EX | fcntl.LOCK_NB
-        with contextlib.suppress(BlockingIOError), self._lock(".staging.lock", exclusive):
-            _empty(self._staging)
+        disk.empty(self._trash)
+        with contextlib.suppress(BlockingIOError), self._lock(".staging.lock", _UNLESS_LOCKED):
+            disk.empty(self._staging)
 
-    def _reads_kept(self, ref: AdapterRef) -> bool:
+    def _folder(self, owner: str, name: str) -> Path:
+        """Where an adapter's versions are. Raises InvalidName: there cannot be such an adapter."""
+        return self._root / check_name("owner", owner) / check_name("adapter", name)
+
+    def _reads_imported(self, ref: AdapterRef) -> bool:
         try:
-            return self.open(ref).manifest.basis_sha256 in self.imported_bases.kept()
+            return self.open(ref).manifest.basis_sha256 in self.imported_bases.hashes()
         except StoreError:
             return False  # a damaged version must go as well; the next start looks again
 
@@ -216,12 +208,11 @@ class AdapterStore:
 
         Reads every adapter's header, but only where matrices were imported.
         """
-        exclusive = fcntl.LOCK_EX | fcntl.LOCK_NB
         with (
             contextlib.suppress(BlockingIOError, StoreError),  # a broken adapter may read any
-            self._lock(".staging.lock", exclusive),
+            self._lock(".staging.lock", _UNLESS_LOCKED),
         ):
-            refs = self._all() if self.imported_bases.kept() else ()
+            refs = self._all() if self.imported_bases.hashes() else ()
             self.imported_bases.sweep({self.open(ref).manifest.basis_sha256 for ref in refs})
 
     def _all(self) -> Iterator[AdapterRef]:
@@ -233,7 +224,7 @@ class AdapterStore:
     def _commit(self, owner: str, name: str, staged: Path) -> AdapterRef:
         """Give the staged version its number and place. Needs the lock."""
         folder = self._root / owner / name
-        pointer = self._pointer(folder)
+        pointer = disk.read_pointer(folder)
         if pointer is None:
             return self._commit_first(owner, name, staged)
         version = pointer.issued + 1
@@ -242,8 +233,8 @@ class AdapterStore:
             self._discard(target)
             version += 1
         os.rename(staged, target)
-        _sync(folder)
-        latest = pointer.latest if (target / _ASIDE).exists() else version
+        disk.sync(folder)
+        latest = pointer.latest if disk.is_aside(target) else version
         self._write(folder / "latest", f"{latest} {version}\n")
         return AdapterRef(owner, name, version)
 
@@ -251,50 +242,19 @@ class AdapterStore:
         """Build the name's folder aside and move it in whole, so that none is without a version."""
         with contextlib.suppress(FileExistsError):
             (self._root / owner).mkdir()
-            _sync(self._root)
-        version = self._last_issued(owner, name) + 1
+            disk.sync(self._root)
+        version = disk.last_issued(self._issued(owner) / name) + 1
         folder = self._staging / uuid.uuid4().hex
         folder.mkdir()
         os.rename(staged, folder / str(version))
-        latest = 0 if (folder / str(version) / _ASIDE).exists() else version
+        latest = 0 if disk.is_aside(folder / str(version)) else version
         self._write(folder / "latest", f"{latest} {version}\n")
         os.rename(folder, self._root / owner / name)
-        _sync(self._root / owner)
+        disk.sync(self._root / owner)
         return AdapterRef(owner, name, version)
 
     def _issued(self, owner: str) -> Path:
         return self._root / owner / ".issued"
-
-    def _last_issued(self, owner: str, name: str) -> int:
-        path = self._issued(owner) / name
-        try:
-            return int(path.read_text())
-        except FileNotFoundError:
-            return 0
-        except ValueError as error:
-            raise AdapterCorrupt(f"{path}: not a version number; write the highest one") from error
-
-    def _pointer(self, folder: Path) -> _Pointer | None:
-        path = folder / "latest"
-        try:
-            text = path.read_text(errors="replace")
-        except FileNotFoundError:
-            return None
-        try:
-            latest, issued = map(int, text.split())
-        except ValueError as error:
-            raise AdapterCorrupt(
-                f"{path}: {text[:40]!r} is not two version numbers, the latest and the highest: "
-                f"write them, or delete the adapter {folder.name!r} whole"
-            ) from error
-        return _Pointer(latest, issued)
-
-    def _pointer_or_folders(self, folder: Path) -> _Pointer | None:
-        """The pointer; where that is damaged, the highest version that is there."""
-        try:
-            return self._pointer(folder)
-        except AdapterCorrupt:
-            return _Pointer(0, max(_numbers(folder), default=0))
 
     def _write(self, path: Path, text: str) -> None:
         """Replace a small file at once and wait for the disk."""
@@ -304,15 +264,12 @@ class AdapterStore:
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-        _sync(path.parent)
+        disk.sync(path.parent)
 
     def _discard(self, path: Path) -> None:
         """Move it out of sight at once; the next sweep frees its bytes."""
         os.rename(path, self._trash / uuid.uuid4().hex)
-        _sync(path.parent)
-
-    def _writing(self) -> contextlib.AbstractContextManager[None]:
-        return self._lock(".lock", fcntl.LOCK_EX)
+        disk.sync(path.parent)
 
     def _staging_in_use(self) -> contextlib.AbstractContextManager[None]:
         """Shared among publishers; keeps `sweep` off what they stage."""
@@ -336,39 +293,3 @@ def _missing(ref: AdapterRef) -> Iterator[None]:
         raise AdapterNotFound(
             f"{ref.owner!r} has no adapter {ref}: it was deleted, or never published"
         ) from error
-
-
-def _folders(path: Path) -> list[str]:
-    """Names of the folders in `path` that are not ours (those begin with a dot), sorted."""
-    try:
-        with os.scandir(path) as entries:
-            return sorted(e.name for e in entries if e.name[0] != "." and e.is_dir())
-    except (FileNotFoundError, NotADirectoryError):
-        return []
-
-
-def _versions(folder: Path, pointer: _Pointer) -> list[int]:
-    return sorted(number for number in _numbers(folder) if number <= pointer.issued)
-
-
-def _numbers(folder: Path) -> list[int]:
-    return [int(name) for name in _folders(folder) if name.isdecimal()]
-
-
-def _sync(folder: Path) -> None:
-    """Wait until the entries of a folder are on the disk."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _empty(folder: Path) -> None:
-    """Remove all that is in a folder; another process may be doing the same."""
-    with os.scandir(folder) as entries:
-        for entry in entries:
-            if entry.is_dir(follow_symlinks=False):
-                shutil.rmtree(entry.path, ignore_errors=True)
-            else:
-                Path(entry.path).unlink(missing_ok=True)

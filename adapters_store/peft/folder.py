@@ -77,11 +77,7 @@ class PeftTensors:
 
 @contextmanager
 def open_tensors(path: Path) -> Iterator[PeftTensors]:
-    """Open a safetensors file.
-
-    Raises:
-        InvalidCheckpoint: it is no safetensors file.
-    """
+    """Open a safetensors file. Raises InvalidCheckpoint: it is no safetensors file."""
     try:
         with safe_open(path, framework="pt") as file:
             yield PeftTensors(file)

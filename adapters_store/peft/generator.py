@@ -67,7 +67,7 @@ def vera_projections(key: int, rank: int, max_in: int, max_out: int) -> Projecti
         bound = math.sqrt(3.0) * (math.sqrt(2.0) / math.sqrt(columns))
         low, high = np.float32(-bound), np.float32(bound)
         return _filled(
-            (rows, columns), lambda count: _between(stream.fractions(count, 24), low, high)
+            (rows, columns), lambda count: _uniform_in(stream.fractions(count, 24), low, high)
         )
 
     return Projections(draw(rank, max_in), draw(max_out, rank))
@@ -126,8 +126,8 @@ def rounded(values: Floats, dtype: str) -> Floats:
         return values.astype(np.float16).astype(np.float32)
     bits = values.view(np.uint32)
     even = (bits >> np.uint32(16)) & np.uint32(1)
-    kept = (bits + np.uint32(0x7FFF) + even) & np.uint32(0xFFFF0000)
-    return kept.view(np.float32)
+    nearest = (bits + np.uint32(0x7FFF) + even) & np.uint32(0xFFFF0000)
+    return nearest.view(np.float32)
 
 
 def _half_drawer(stream: Twister, era: Era, half: Half) -> Callable[[tuple[int, ...], int], Floats]:
@@ -142,12 +142,12 @@ def _half_drawer(stream: Twister, era: Era, half: Half) -> Callable[[tuple[int, 
             return _filled(
                 shape,
                 lambda count: rounded(
-                    _between(stream.fractions(count, _BITS[half]), -edge, edge), half
+                    _uniform_in(stream.fractions(count, _BITS[half]), -edge, edge), half
                 ),
             )
 
         def from_24_bits(count: int) -> Floats:
-            values = rounded(_between(stream.fractions(count, 24), -bound, bound), half)
+            values = rounded(_uniform_in(stream.fractions(count, 24), -bound, bound), half)
             values[values == edge] = -edge  # the interval is open above
             return values
 
@@ -164,7 +164,7 @@ def _filled(shape: tuple[int, ...], draw: Callable[[int], Floats]) -> Floats:
     return values.reshape(shape)
 
 
-def _between(fractions: NDArray[np.float64], low: np.float32, high: np.float32) -> Floats:
+def _uniform_in(fractions: NDArray[np.float64], low: np.float32, high: np.float32) -> Floats:
     """`low + fractions * (high - low)`, rounded once: a fused multiply and add."""
     return (fractions * np.float64(high - low) + np.float64(low)).astype(np.float32)
 

@@ -56,7 +56,7 @@ class Trial:
     def run(self, early: bool, rounds: int) -> tuple[Times, list[list[Tensor]]]:
         """Seconds of each side, and the logits of its first step and of a later one."""
         dependent_launch.EARLY = early
-        self._graphs._kept._entries.clear()
+        self._graphs._cache._entries.clear()
         # torch gives a pool up with the last of its graphs.
         self._graphs._pool = torch.cuda.graph_pool_handle()
         times = Turns(self.engine, self._slots, self._steps).times(self.sides, rounds)
@@ -68,12 +68,12 @@ class Trial:
             memory.copy_(before)
         slots = [0 if it is None else self._slots[it] for it in side.adapters]
         self.engine.decode_s(self.engine.sequences(slots, CONTEXT, self._steps + 1), steps)
-        captured = next(reversed(self._graphs._kept._entries.values()))
+        captured = next(reversed(self._graphs._cache._entries.values()))
         return captured.logits.clone()
 
 
-def differing(logits: Tensor, wanted: Tensor) -> str:
-    return f"{float((logits - wanted).float().abs().max() / wanted.float().std()):.2g}"
+def differing(logits: Tensor, expected: Tensor) -> str:
+    return f"{float((logits - expected).float().abs().max() / expected.float().std()):.2g}"
 
 
 def main() -> None:

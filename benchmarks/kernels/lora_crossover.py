@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from benchmarks.support.report import origin, table
+from server.adapters.memory.banks import BankRows
 from server.adapters.methods.lowrank.by_adapter import ByAdapter
 from server.adapters.methods.method import Run
-from server.adapters.methods.row_shares import Shares
 
 ADAPTERS = (4, 16, 64)
 TOKENS = (1, 2, 4, 8, 16, 32)
@@ -23,23 +23,6 @@ NEVER = 1 << 30
 ENOUGH_S = 0.2  # of timed work a figure
 
 Row = tuple[object, ...]
-
-
-class ScatteredRows:
-    """`server.adapters.methods.method.Rows`: token t is of adapter t modulo their number."""
-
-    def __init__(self, adapters: int, each: int, stored: dict[str, Tensor]) -> None:
-        picks = [t % adapters for t in range(adapters * each)]
-        self.rows = torch.tensor(picks, device=stored["A"].device)
-        self.runs = [Run(row, t, t + 1) for t, row in enumerate(picks)]
-        self.shares: Shares | None = None
-        self._stored = stored
-
-    def stored(self, name: str) -> Tensor:
-        return self._stored[name]
-
-    def per_token(self, name: str) -> Tensor:
-        return self._stored[name].index_select(0, self.rows)
 
 
 def best_us(step: Callable[[], object], device: torch.device) -> float:
@@ -63,7 +46,9 @@ def measured(
         "A": torch.randn(adapters, rank, width, dtype=dtype, device=device),
         "B": torch.randn(adapters, width, rank, dtype=dtype, device=device),
     }
-    rows = ScatteredRows(adapters, each, stored)
+    picks = [token % adapters for token in range(adapters * each)]
+    runs = [Run(row, token, token + 1) for token, row in enumerate(picks)]
+    rows = BankRows(stored, torch.tensor(picks, device=device), runs, reuse=False)
     x = torch.randn(adapters * each, width, dtype=dtype, device=device)
 
     def both(own_from: int) -> float:

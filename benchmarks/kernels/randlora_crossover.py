@@ -18,11 +18,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from benchmarks.support.report import origin, table
+from server.adapters.memory.banks import BankRows
 from server.adapters.methods.method import BasisPair, Run
 from server.adapters.methods.randlora.randlora import RandLora
 from server.adapters.methods.randlora.randlora_frozen import Frozen
 from server.adapters.methods.randlora.randlora_serving import ServedDelta, Span
-from server.adapters.methods.row_shares import Shares
 from server.bases.model import TargetLinear
 from server.bases.seeded import Basis
 
@@ -57,35 +57,19 @@ class Place:
         return cls(torch.device(device), torch.float32, 1 << 26, 512)
 
 
-class StoredRows:
-    """`server.adapters.methods.method.Rows` of adapters with equally many neighbouring tokens."""
+def microseconds(variants: Sequence[Sequence[Step]], device: torch.device) -> list[float]:
+    """One step of each variant, the best of some rounds.
 
-    def __init__(self, vectors: dict[str, Tensor], rows: Tensor, runs: Sequence[Run]) -> None:
-        self._vectors = vectors
-        self.rows = rows
-        self.runs = runs
-        self.shares: Shares | None = None
-
-    def stored(self, name: str) -> Tensor:
-        return self._vectors[name]
-
-    def per_token(self, name: str) -> Tensor:
-        return self._vectors[name].index_select(0, self.rows)
-
-
-def microseconds(ways: Sequence[Sequence[Step]], device: torch.device) -> list[float]:
-    """One step by each way, the best of some rounds.
-
-    Steps of a way take turns, so that none profits from the cache. So do the ways, so that other
-    work on the machine affects all of them.
+    Steps of a variant take turns, so that none profits from the cache. So do the variants, so that
+    other work on the machine affects all of them.
     """
     rounds = []
-    for steps in ways:
+    for steps in variants:
         _timed(steps, 1, device)
         rounds.append(max(1, round(ENOUGH_S / ROUNDS / _timed(steps, 1, device))))
-    best = [math.inf] * len(ways)
+    best = [math.inf] * len(variants)
     for _ in range(ROUNDS):
-        for i, steps in enumerate(ways):
+        for i, steps in enumerate(variants):
             took = _timed(steps, rounds[i], device) / rounds[i] / len(steps)
             best[i] = min(best[i], took)
     return [seconds * 1e6 for seconds in best]
@@ -107,7 +91,7 @@ def _settle(device: torch.device) -> None:
 
 
 class Linear:
-    """One linear with adapters, and every way to serve it."""
+    """One linear with adapters, served by each variant."""
 
     def __init__(self, shape: tuple[int, int], rank: int, adapters: int, place: Place) -> None:
         self.target = TargetLinear("x", nn.Identity(), *shape)
@@ -139,19 +123,19 @@ class Linear:
 
         def served(spans: Sequence[Span]) -> list[Step]:
             deltas = [
-                ServedDelta(self.frozen, StoredRows(vectors, rows, runs), spans)
+                ServedDelta(self.frozen, BankRows(vectors, rows, runs, reuse=False), spans)
                 for vectors in self.vectors
             ]
             return [partial(delta, x, x, y) for delta in deltas]
 
         by_adapter = [t.view(self.adapters, tokens_each, -1) for t in (x, y)]
-        ways = (
+        variants = (
             [partial(functional.linear, x, weight) for weight in self.weights],
             served([Span(None, 0, tokens)]),
             served([Span(*run) for run in runs]),
             [partial(by_adapter[1].baddbmm_, by_adapter[0], update) for update in self.dense],
         )
-        return microseconds(ways, self.place.device)
+        return microseconds(variants, self.place.device)
 
     def _features(self) -> tuple[int, int]:
         return self.target.in_features, self.target.out_features

@@ -47,7 +47,7 @@ def launched_one_by_one(engine: BareEngine, adapters: ResidentAdapters) -> BareE
     """The same engine without graphs."""
     base = engine.base
     method = Vera()
-    matrices = adapters.keep_basis(
+    matrices = adapters.steps.bases.keep_always(
         method.basis(SEED), need_of(method, base, base.targets, MAX_RANK)
     )
     riding = Riding(method.basis(SEED), next(iter(matrices.pairs.values())).a)

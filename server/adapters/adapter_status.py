@@ -1,7 +1,7 @@
 """Tells users which adapters are in memory, and where."""
 
 from collections.abc import Collection, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
@@ -35,16 +35,8 @@ class AdapterStatus:
 
 def status_of_resident(resident: "Resident", pins: Collection[AdapterRef]) -> AdapterStatus:
     """The status of an adapter in a slot."""
-    facts = resident.facts
-    return AdapterStatus(
-        facts.ref,
-        AdapterState.RESIDENT,
-        slot=resident.slot,
-        bytes=facts.bytes,
-        in_use=resident.uses,
-        pinned=facts.ref in pins,
-        sha256=facts.sha256,
-    )
+    status = _status(resident.facts, AdapterState.RESIDENT, pins)
+    return replace(status, slot=resident.slot, in_use=resident.uses)
 
 
 def statuses(
@@ -56,14 +48,14 @@ def statuses(
     """Each adapter once, where it is nearest to the device: in a slot, in host memory, loading."""
     by_ref = {status.ref: status for status in residents}
     for facts in in_host:
-        status = AdapterStatus(
-            facts.ref,
-            AdapterState.HOST,
-            bytes=facts.bytes,
-            pinned=facts.ref in pins,
-            sha256=facts.sha256,
-        )
-        by_ref.setdefault(facts.ref, status)
+        by_ref.setdefault(facts.ref, _status(facts, AdapterState.HOST, pins))
     for ref in loading:
         by_ref.setdefault(ref, AdapterStatus(ref, AdapterState.LOADING, pinned=ref in pins))
     return list(by_ref.values())
+
+
+def _status(
+    facts: AdapterFacts, state: AdapterState, pins: Collection[AdapterRef]
+) -> AdapterStatus:
+    pinned = facts.ref in pins
+    return AdapterStatus(facts.ref, state, bytes=facts.bytes, pinned=pinned, sha256=facts.sha256)

@@ -5,16 +5,13 @@ memory, and the engine's never waits for a disk. Any thread may prepare, pin, fo
 """
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import AbstractContextManager
-from typing import TYPE_CHECKING, Any
 
 from adapters_store.manifest import AdapterRef
 from adapters_store.store import AdapterStore
 from server.adapters.adapter_status import AdapterStatus, status_of_resident, statuses
-from server.adapters.batch.fused_plan import FusedGroup, FusedPlan
-from server.adapters.batch.group_cache import GroupCache
-from server.adapters.batch.group_inputs import GroupInputs
+from server.adapters.batch.fused_plan import FusedGroup
 from server.adapters.batch.linears import install
 from server.adapters.batch.mixed_batch import MixedBatch
 from server.adapters.batch.step_adapters import StepAdapters
@@ -24,22 +21,21 @@ from server.adapters.memory.banks import Bank
 from server.adapters.memory.dense_updates import DenseUpdates
 from server.adapters.memory.host_cache import HostCache, LoadedAdapter
 from server.adapters.memory.layouts import PAGE, Layouts, RowLayout
-from server.adapters.memory.matrices import BasisNeed, BasisSource, HostBases, LoadedBasis
+from server.adapters.memory.matrices import BasisSource, HostBases, LoadedBasis
 from server.adapters.memory.pages import FreePages
 from server.adapters.memory.slots import Resident, SlotTable
-from server.adapters.methods.basis_id import BasisId
 from server.adapters.methods.method import Method
 from server.adapters.methods.registry import method_named, methods_by_name
 from server.bases.model import BaseModel
-
-if TYPE_CHECKING:
-    from server.adapters.batch.fused_batch import FusedAdapters, Gate
 
 _MIB = 2**20
 
 
 class ResidentAdapters:
     """The adapters of one base in one device's memory.
+
+    Attributes:
+        steps: makes the batch or the plan of each step; for the engine's thread alone.
 
     Args:
         max_rank: the largest rank served.
@@ -78,8 +74,7 @@ class ResidentAdapters:
         self._lock = threading.Lock()  # over the table; never loaded over a copy
         self._bank = Bank(zeros, pages, base.dtype, base.device)
         self._dense = DenseUpdates(base, self._bank, dense_mb * _MIB)
-        self._steps = StepAdapters(base, self._table.by_slot, self._bank, source, self._dense)
-        self._bases = self._steps.bases
+        self.steps = StepAdapters(base, self._table.by_slot, self._bank, source, self._dense)
         self._layouts = layouts
         self._cache = HostCache(host_cache_mb * _MIB)
         self._loader = AdapterLoader(
@@ -184,59 +179,10 @@ class ResidentAdapters:
             self._table.forget(ref)
             self._loader.forget(ref)
 
-    def batch(self, slots: Sequence[int]) -> MixedBatch:
-        """The mixed batch of one step: the slot of each token, all acquired, or 0 for the base.
-
-        The same batch is returned again until the slots differ, an adapter is loaded, or a dense
-        update is made or dropped.
-        """
-        return self._steps.batch(slots)
-
-    def begin(self, slots: Sequence[int]) -> None:
-        """Announce a step by the slots of all its tokens. Its parts may be planned apart."""
-        self._steps.begin(slots)
-
-    def plan(self, slots: Sequence[int], *, replayed: bool) -> FusedPlan:
-        """A step's adapters, or those of a part of the step, for the fused decoder.
-
-        Args:
-            slots: of the part's tokens, all of which `begin` announced.
-            replayed: whether a captured graph runs the part.
-        """
-        return self._steps.plan(slots, replayed=replayed)
-
-    def site_adapters(
-        self, plan: FusedPlan, gate: "Gate", inputs: Sequence[GroupInputs] | None = None
-    ) -> "FusedAdapters":
-        """What the adapters of a plan add to each product of the fused decoder (CUDA).
-
-        Args:
-            gate: `silu(gate) * up` where no adapter of the step changes it.
-            inputs: tensors that the kernels read and that are filled before each replay; None: they
-                are made of the plan's pages.
-        """
-        return self._steps.site_adapters(plan, gate, inputs)
-
-    def group_cache(self, most: int) -> GroupCache[Any]:
-        """A cache of at most `most` entries for groups of plans, such as captured graphs.
-
-        When a basis leaves the device, its entries leave the cache first.
-        """
-        cache: GroupCache[Any] = GroupCache(most)
-        self._steps.register(cache)
-        return cache
-
-    def keep_basis(self, basis: BasisId, need: BasisNeed) -> LoadedBasis:
-        """Keep this much of a basis on the device from now on, whoever is resident.
-
-        It is not counted against `basis_mb`. Call it on the engine's thread, or before that starts.
-        """
-        return self._bases.keep_always(basis, need)
-
     def expected_group(self, method: Method, loaded: LoadedBasis, seed: int) -> FusedGroup:
         """The group that adapters of a whole-batch method on every target will form."""
         layout = self._layouts.of(method, 1, ())
-        rank = min(loaded.need.size.b_rank, layout.room_rank)
+        rank = min(loaded.need.size.b_rank, layout.padded_rank)
         basis, targets = method.basis(seed), frozenset(self._base.targets)
         return FusedGroup(method.kernels, layout, basis, loaded, rank, targets)
 
@@ -257,11 +203,11 @@ class ResidentAdapters:
 
     def _move_in(self, resident: Resident, loaded: LoadedAdapter, bases: LoadedBasis) -> None:
         """Copy vectors and, for a new basis or a larger rank, matrices to the device."""
-        self._steps.forget()
+        self.steps.forget()
         try:
             with self._lock:
-                wanted = self._table.bases
-            self._bases.admit(loaded.facts, bases, wanted)
+                bases_in_use = self._table.bases
+            self.steps.bases.admit(loaded.facts, bases, bases_in_use)
             self._bank.write(resident.page, loaded.row)
         except BaseException:
             with self._lock:

@@ -85,8 +85,8 @@ def _draw(logits: Tensor, best: Tensor, numbers: Tensor, cuts: _Cuts) -> Tensor:
         least = least.float()
         if cuts.rows:
             some = to_device(cuts.rows, torch.int64, logits.device)
-            kept = _threshold(weights[some, :vocab], top_k[some], top_p[some])
-            least = least.index_put((some,), torch.maximum(least[some], kept))
+            threshold = _threshold(weights[some, :vocab], top_k[some], top_p[some])
+            least = least.index_put((some,), torch.maximum(least[some], threshold))
         weights.masked_fill_(weights < least[:, None], 0)
     return _invert(weights, position)
 
@@ -116,9 +116,7 @@ def _invert(weights: Tensor, position: Tensor) -> Tensor:
 def _threshold(weights: Tensor, top_k: Tensor, top_p: Tensor) -> Tensor:
     if not weights.is_cuda:
         return threshold_by_rank(weights, top_k, top_p)
-    from server.engine.kernels.sampling_threshold import (
-        sampling_threshold,  # needs triton
-    )
+    from server.engine.kernels.sampling_threshold import sampling_threshold  # needs triton
 
     return sampling_threshold(weights, top_k, top_p)
 

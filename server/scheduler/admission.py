@@ -10,9 +10,10 @@ from collections.abc import Callable, Collection, Iterable
 from typing import Protocol
 
 from adapters_store.manifest import AdapterRef
+from server.engine.blocks import BlockPool
 from server.metrics import Metrics
 from server.scheduler.answer import Answer
-from server.scheduler.policy import Blocks, admission_order
+from server.scheduler.policy import admission_order
 
 _SLOT_PATIENCE_S = 1.0  # an answer without a slot for longer keeps later ones from taking slots
 
@@ -43,7 +44,7 @@ class Admission:
     def __init__(
         self,
         slots: Slots,
-        blocks: Blocks,
+        blocks: BlockPool,
         *,
         max_rows: int,
         metrics: Metrics,

@@ -44,20 +44,20 @@ class Capacity:
             self._ends.append(now)
 
     def _check_length(self, request: Generation) -> None:
-        tokens, wanted = len(request.prompt), request.params.max_tokens
+        tokens, max_tokens = len(request.prompt), request.params.max_tokens
         prompt, length, context = request.prompt_param, request.length_param, self.max_context
         if not tokens:
             raise InvalidRequest(f"{prompt} has no tokens: send at least one", param=prompt)
-        if tokens + min(wanted, 1) > context:
+        if tokens + min(max_tokens, 1) > context:
             raise ContextLengthExceeded(
                 f"this model's maximum context length is {context} tokens and {prompt} has "
                 f"{tokens}, which leaves no room for an answer: shorten {prompt}",
                 param=prompt,
             )
-        if tokens + wanted > context:
+        if tokens + max_tokens > context:
             raise ContextLengthExceeded(
                 f"this model's maximum context length is {context} tokens and {prompt} takes "
-                f"{tokens}: lower {length} from {wanted} to {context - tokens}",
+                f"{tokens}: lower {length} from {max_tokens} to {context - tokens}",
                 param=length,
             )
 

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from adapters_store.store_errors import StoreError
+from server.engine.blocks import BlockPool
 from server.engine.sequence import Chunk, FinishReason, StepOutput
 from server.errors import Unavailable, VerandahError
 from server.metrics import Metrics
@@ -26,7 +27,7 @@ from server.scheduler.answer import Answer
 from server.scheduler.capacity import Capacity
 from server.scheduler.intake import Handle, Intake
 from server.scheduler.open_answers import OpenAnswers
-from server.scheduler.policy import Blocks, plan_step
+from server.scheduler.policy import plan_step
 from server.scheduler.request import Generation, Listener, LoopStats
 from server.scheduler.stop_strings import Decoder
 
@@ -80,7 +81,7 @@ class ServingLoop:
         self,
         engine: StepRunner,
         slots: Slots,
-        blocks: Blocks,
+        blocks: BlockPool,
         new_decoder: Callable[[], Decoder],
         *,
         eos: frozenset[int],

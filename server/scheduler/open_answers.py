@@ -48,9 +48,6 @@ class OpenAnswers:
         self._next_deadline = math.inf  # the first deadline of all is this or later
         self._flushes: set[Callable[[], None]] = set()
 
-    def __len__(self) -> int:
-        return len(self._answers)
-
     def add(self, answer: Answer) -> None:
         """Open a new answer; it waits for admission."""
         self._answers[answer.sequence] = answer

@@ -6,48 +6,8 @@ from collections.abc import Sequence as Seq
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
+from server.engine.blocks import BlockPool
 from server.engine.sequence import Chunk, Sequence
-
-
-class Blocks(Protocol):
-    """The block bookkeeping of the KV cache: `server.engine.blocks.BlockPool`."""
-
-    @property
-    def num_free(self) -> int: ...
-
-    @property
-    def num_total(self) -> int: ...
-
-    @property
-    def block_tokens(self) -> int: ...
-
-    def need(self, sequence: Sequence, num_tokens: int) -> int:
-        """Blocks that `sequence` still lacks to hold its first `num_tokens` tokens."""
-        ...
-
-    def grow(self, sequence: Sequence, num_tokens: int) -> bool:
-        """Give `sequence` the blocks it needs for `num_tokens`; False leaves all as it was."""
-        ...
-
-    def free(self, sequence: Sequence) -> None:
-        """Take all blocks back; the sequence's tokens are then uncomputed."""
-        ...
-
-    def share(self, sequence: Sequence) -> None:
-        """Let other sequences reuse the whole blocks that `sequence` has computed."""
-        ...
-
-    def reuse(self, sequence: Sequence) -> None:
-        """Give `sequence` the shared blocks of its next tokens, as if it had computed them."""
-        ...
-
-    def next_key(self, sequence: Sequence) -> bytes | None:
-        """The key of the block that it computes next, if it may reuse another sequence's."""
-        ...
-
-    def forget(self) -> None:
-        """Share no block any more that was shared until now."""
-        ...
 
 
 class Waiting(Protocol):
@@ -94,7 +54,7 @@ def admission_order(
     return [entry[4] for entry in ranked]
 
 
-def plan_step(running: Seq[Sequence], blocks: Blocks, max_step_tokens: int) -> StepPlan:
+def plan_step(running: Seq[Sequence], blocks: BlockPool, max_step_tokens: int) -> StepPlan:
     """Choose the chunks of one step. `running` is in order of admission, oldest first.
 
     Every decoding sequence runs one token; what is left of `max_step_tokens` goes to prompts,

@@ -30,25 +30,25 @@ class AnswerText:
         self._decoder = decoder
         self.stops = tuple(stops)
         self.decode = decoder.push  # once a token: as an attribute it takes one call, not two
-        self._held = ""
+        self._withheld = ""
 
     def show(self, piece: str) -> VisibleText:
         """Add what a token decoded to. Not needed where there are no stop strings."""
-        text = self._held + piece
+        text = self._withheld + piece
         match = min(
             ((at, stop) for stop in self.stops if (at := text.find(stop)) >= 0), default=None
         )
         if match is not None:
-            self._held = ""
+            self._withheld = ""
             return VisibleText(text[: match[0]], match[1])
-        keep = self._possible_start(text)
-        self._held = text[len(text) - keep :]
-        return VisibleText(text[: len(text) - keep])
+        withheld = self._possible_start(text)
+        self._withheld = text[len(text) - withheld :]
+        return VisibleText(text[: len(text) - withheld])
 
     def finish(self) -> VisibleText:
         """The answer ended for another reason: show what was held back."""
         shown = self.show(self._decoder.flush())
-        rest, self._held = self._held, ""
+        rest, self._withheld = self._withheld, ""
         return shown if shown.stop else VisibleText(shown.text + rest)
 
     def _possible_start(self, text: str) -> int:

@@ -58,6 +58,6 @@ class Served:
     def logits(self, tokens: Tensor, slots: Sequence[int]) -> Tensor:
         """Logits [rows, length, vocab] of `tokens` [rows, length], one slot per row."""
         per_token = [slot for slot in slots for _ in range(tokens.shape[1])]
-        with torch.inference_mode(), self.adapters.use(self.adapters.batch(per_token)):
+        with torch.inference_mode(), self.adapters.use(self.adapters.steps.batch(per_token)):
             logits: Tensor = self.base.model(tokens, use_cache=False).logits
         return logits

@@ -139,7 +139,7 @@ def test_a_larger_rank_of_the_same_seed_grows_the_basis(serve: Serve) -> None:
     ]
     assert_served(served, small, slots[0])
     assert_served(served, large, slots[1])
-    (loaded,) = served.adapters._bases.loaded.values()
+    (loaded,) = served.adapters.steps.bases.loaded.values()
     assert {len(pair.a) for pair in loaded.pairs.values()} == {32}
 
 
@@ -150,7 +150,7 @@ def test_matrices_of_a_seed_go_with_its_last_adapter(serve: Serve) -> None:
     for ref, made in zip(refs, mades, strict=True):
         assert_served(served, made, served.acquire(ref))
         served.adapters.release(ref)
-        assert len(served.adapters._bases.loaded) <= 2
+        assert len(served.adapters.steps.bases.loaded) <= 2
 
 
 def test_pinned_adapters_outlive_a_flood(serve: Serve) -> None:

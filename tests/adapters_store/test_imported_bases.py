@@ -52,7 +52,7 @@ def test_the_same_matrices_are_kept_once(bases: ImportedBases, tmp_path: Path) -
     assert [*(tmp_path / "bases").iterdir()] == stored
     assert stored[0].stat().st_mtime_ns == before.st_mtime_ns
     assert bases.keep(pair(1)) != first
-    assert len(bases.kept()) == 2
+    assert len(bases.hashes()) == 2
 
 
 def test_a_hash_sees_shapes_and_names() -> None:
@@ -120,23 +120,23 @@ class TestInAStore:
         shared, other = self.publish("poet", 0), self.publish("cook", 1)
         assert self.publish("poet", 0) == shared
         assert self.publish("clerk", 0) == shared
-        assert self.store.imported_bases.kept() == {shared, other}
+        assert self.store.imported_bases.hashes() == {shared, other}
         self.store.delete("ann", "poet")
-        assert self.store.imported_bases.kept() == {shared, other}
+        assert self.store.imported_bases.hashes() == {shared, other}
         self.store.delete("ann", "clerk", 1)
-        assert self.store.imported_bases.kept() == {other}
+        assert self.store.imported_bases.hashes() == {other}
 
     def test_a_start_sweeps_what_nobody_reads(self, tmp_path: Path) -> None:
         used = self.publish("poet", 0)
         self.store.imported_bases.keep(pair(1))
         (tmp_path / "adapters/.bases/left.part").write_bytes(b"x")
         again = AdapterStore(tmp_path / "adapters")
-        assert again.imported_bases.kept() == {used}
+        assert again.imported_bases.hashes() == {used}
         assert [p.stem for p in (tmp_path / "adapters/.bases").iterdir()] == [used]
 
     def test_a_broken_adapter_may_read_any_basis(self, tmp_path: Path) -> None:
         used = self.publish("poet", 0)
         self.store.path(self.store.resolve("ann", "poet")).write_bytes(b"broken")
-        assert AdapterStore(tmp_path / "adapters").imported_bases.kept() == {used}
+        assert AdapterStore(tmp_path / "adapters").imported_bases.hashes() == {used}
         self.store.delete("ann", "poet")
-        assert AdapterStore(tmp_path / "adapters").imported_bases.kept() == set()
+        assert AdapterStore(tmp_path / "adapters").imported_bases.hashes() == set()

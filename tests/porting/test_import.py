@@ -140,11 +140,11 @@ def test_one_basis_is_kept_and_resident_once(config: Any, place: MakePlace, tmp_
     second = here.import_adapter(save(adapted("llama", config(), draw=2), tmp_path / "2"), "second")
     manifests = [here.served.store.open(ref).manifest for ref in (first, second)]
     assert BasisId.of(manifests[0]) == BasisId.of(manifests[1])
-    assert here.served.store.imported_bases.kept() == {manifests[0].basis_sha256}
+    assert here.served.store.imported_bases.hashes() == {manifests[0].basis_sha256}
     other = config(target_modules=["v_proj"])
     third = here.import_adapter(save(adapted("llama", other), tmp_path / "3"), "third")
     assert BasisId.of(here.served.store.open(third).manifest) != BasisId.of(manifests[0])
-    assert len(here.served.store.imported_bases.kept()) == 2
+    assert len(here.served.store.imported_bases.hashes()) == 2
 
 
 def test_a_vera_with_and_without_its_matrices_shares_them(place: MakePlace, tmp_path: Path) -> None:
@@ -152,7 +152,7 @@ def test_a_vera_with_and_without_its_matrices_shares_them(place: MakePlace, tmp_
     for saved in (True, False):
         peft = adapted("llama", vera(save_projection=saved))
         here.import_adapter(save(peft, tmp_path / str(saved)), str(saved))
-    assert len(here.served.store.imported_bases.kept()) == 1
+    assert len(here.served.store.imported_bases.hashes()) == 1
 
 
 def test_what_the_manifest_tells(place: MakePlace, tmp_path: Path) -> None:

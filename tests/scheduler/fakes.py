@@ -72,7 +72,7 @@ class NumberDecoder:
 
 class FakeSlots:
     """Two-step loading: `acquire` gives None until the ref is put into `loaded`, and while
-    `room` other adapters are in use.
+    `max_in_use` other adapters are in use.
     """
 
     def __init__(self) -> None:
@@ -81,7 +81,7 @@ class FakeSlots:
         self.broken: dict[AdapterRef, Exception] = {}
         self.prepared: list[AdapterRef] = []
         self.in_use: list[AdapterRef] = []
-        self.room = 1000
+        self.max_in_use = 1000
 
     def prepare(self, ref: AdapterRef) -> None:
         self.prepared.append(ref)
@@ -89,7 +89,7 @@ class FakeSlots:
     def acquire(self, ref: AdapterRef) -> int | None:
         if ref in self.broken:
             raise self.broken[ref]
-        if ref not in self.loaded or len({*self.in_use, ref}) > self.room:
+        if ref not in self.loaded or len({*self.in_use, ref}) > self.max_in_use:
             return None
         self.in_use.append(ref)
         return 1 + sorted(self.loaded).index(ref)

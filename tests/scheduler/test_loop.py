@@ -257,7 +257,7 @@ def test_adapters_in_constant_use_cannot_keep_all_slots(
 ) -> None:
     monkeypatch.setattr("server.scheduler.admission._SLOT_PATIENCE_S", 0.05)
     hot, cold = AdapterRef("o", "hot", 1), AdapterRef("o", "cold", 1)
-    rig.slots.loaded, rig.slots.room = {hot, cold}, 1
+    rig.slots.loaded, rig.slots.max_in_use = {hot, cold}, 1
     rig.engine.before_step = lambda: time.sleep(0.002)
     ended = threading.Event()
 

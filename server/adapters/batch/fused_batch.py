@@ -5,7 +5,9 @@ with the same groups; that is the plain reference. Methods without kernels run t
 a captured graph over as many tokens as there is room for.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -13,15 +15,15 @@ from torch import Tensor
 from server.adapters.batch.fused_plan import FusedGroup
 from server.adapters.batch.group_inputs import GroupInputs
 from server.adapters.batch.kernel_offsets import KernelOffsets
+from server.adapters.batch.mixed_batch import AdapterMemory
 from server.adapters.batch.sites import Site
 from server.adapters.kernels.lora_expand import LoraPart, expand
 from server.adapters.kernels.lora_gate import expand_gate
 from server.adapters.kernels.lora_shrink import shrink
 from server.adapters.kernels.vera_gate import gate_vera
 from server.adapters.kernels.vera_product_kernel import add_vera
-from server.adapters.memory.banks import Bank, BankRows
+from server.adapters.memory.banks import BankRows
 from server.adapters.methods.method import BasisPair, Delta, KernelFamily, Run
-from server.bases.model import TargetLinear
 
 Gate = Callable[[Tensor, int], Tensor]
 """`silu(gate) * up` of [tokens, at least 2 * width] and width."""
@@ -35,13 +37,12 @@ class FusedAdapters:
         groups: Sequence[FusedGroup],
         inputs: Sequence[GroupInputs],
         rest: Mapping[str, Sequence[Delta]],
-        bank: Bank,
-        targets: Mapping[str, TargetLinear],
+        memory: AdapterMemory,
         gate: Gate,
         offsets: KernelOffsets,
     ) -> None:
         self._running = [
-            _running(group, its_inputs, bank, targets, offsets)
+            _running(group, its_inputs, memory, offsets)
             for group, its_inputs in zip(groups, inputs, strict=True)
         ]
         self._rest = rest
@@ -56,7 +57,7 @@ class FusedAdapters:
         self._add_rest(site, x, y)
 
     def gate(self, site: Site, x: Tensor, y: Tensor) -> Tensor:
-        gating = (g for g in self._running if not isinstance(g, _WithoutKernels) and g.gates(site))
+        gating = (g for g in self._running if isinstance(g, _Kernels) and g.gates(site))
         last = next(gating, None)
         for group in self._running:
             if group is not last:
@@ -76,98 +77,82 @@ class FusedAdapters:
 
 
 def _running(
-    group: FusedGroup,
-    inputs: GroupInputs,
-    bank: Bank,
-    targets: Mapping[str, TargetLinear],
-    offsets: KernelOffsets,
-) -> "_ScaledPair | _LowRank | _WithoutKernels":
+    group: FusedGroup, inputs: GroupInputs, memory: AdapterMemory, offsets: KernelOffsets
+) -> "_Kernels | _WithoutKernels":
     if group.without_kernels is not None:
-        return _WithoutKernels(group, inputs, bank, targets)
+        return _WithoutKernels(group, inputs, memory)
     kind = _ScaledPair if group.kernels is KernelFamily.SCALED_PAIR else _LowRank
-    return kind(group, inputs, bank.memory, offsets)
+    return kind(group, inputs, memory.bank.memory, offsets)
 
 
-class _Shared:
-    """`A x` of a group that reads a random A: out of the site's product if A rides there."""
+@dataclass(eq=False)
+class _Kernels(ABC):
+    """A group whose method has kernels."""
 
-    def __init__(self, group: FusedGroup) -> None:
-        self.group = group
+    _group: FusedGroup
+    _inputs: GroupInputs
+    _memory: Tensor
+    _offsets: KernelOffsets
+
+    @abstractmethod
+    def gates(self, site: Site) -> bool:
+        """Whether `gate` can stand in for `add` and the base's own gate."""
+
+    @abstractmethod
+    def add(self, site: Site, x: Tensor, y: Tensor) -> None: ...
+
+    @abstractmethod
+    def gate(self, site: Site, x: Tensor, y: Tensor) -> Tensor: ...
 
     def rides(self, site: Site) -> bool:
+        """Whether the random A of the group rides in the site's product."""
         riding = site.riding
         return (
             riding is not None
-            and riding.basis == self.group.basis
-            and riding.rank >= self.group.rank
-            and not self.group.targets.isdisjoint(site.columns)
+            and riding.basis == self._group.basis
+            and riding.rank >= self._group.rank
+            and not self._group.targets.isdisjoint(site.columns)
         )
 
-    def project(self, site: Site, pair: BasisPair, x: Tensor, y: Tensor) -> Tensor:
-        """[tokens, rank]."""
-        rank = self.group.rank
+    def _project(self, site: Site, pair: BasisPair, x: Tensor, y: Tensor) -> Tensor:
+        """`A x` by the random A, [tokens, rank]: out of the site's product if A rides there."""
+        rank = self._group.rank
         if self.rides(site):
             return y[:, site.width : site.width + rank]
         return torch.mm(x, pair.a[:rank, : x.shape[1]].t())
 
 
-class _ScaledPair:
-    def __init__(
-        self, group: FusedGroup, inputs: GroupInputs, memory: Tensor, offsets: KernelOffsets
-    ) -> None:
-        self._group = group
-        self._shared = _Shared(group)
-        self._inputs = inputs
-        self._memory = memory
-        self._offsets = offsets
-
-    def rides(self, site: Site) -> bool:
-        return self._shared.rides(site)
-
+class _ScaledPair(_Kernels):
     def gates(self, site: Site) -> bool:
         return len(self._offsets.vera(self._group, site)) == 1
 
     def add(self, site: Site, x: Tensor, y: Tensor) -> None:
         for pair, parts in self._offsets.vera(self._group, site):
-            z = self._shared.project(site, pair, x, y)
+            z = self._project(site, pair, x, y)
             present = tuple(part for part in parts if part is not None)
             rank = self._group.rank
             add_vera(y, z, pair.bt, self._memory, self._inputs.pages, present, rank)
 
     def gate(self, site: Site, x: Tensor, y: Tensor) -> Tensor:
         [(pair, (gate_part, up_part))] = self._offsets.vera(self._group, site)
-        z = self._shared.project(site, pair, x, y)
-        return gate_vera(
-            y,
-            z,
-            pair.bt,
-            self._memory,
-            self._inputs.pages,
-            gate_part,
-            up_part,
-            site.width // 2,
-            self._group.rank,
-        )
+        z = self._project(site, pair, x, y)
+        rows = (self._memory, self._inputs.pages)
+        width, rank = site.width // 2, self._group.rank
+        return gate_vera(y, z, pair.bt, *rows, gate_part, up_part, width, rank)
 
 
 class _WithoutKernels:
     """The deltas of a method without kernels, over its own tokens, their vectors gathered."""
 
-    def __init__(
-        self,
-        group: FusedGroup,
-        inputs: GroupInputs,
-        bank: Bank,
-        targets: Mapping[str, TargetLinear],
-    ) -> None:
+    def __init__(self, group: FusedGroup, inputs: GroupInputs, memory: AdapterMemory) -> None:
         assert group.without_kernels is not None
         self._inputs = inputs
         # Every token by itself: which of them share an adapter is not known to a graph.
-        runs = [Run(row=-1, start=at, stop=at + 1) for at in range(group.room)]
-        layers = {}
+        runs = [Run(row=-1, start=at, stop=at + 1) for at in range(group.padded_tokens)]
+        layers, targets = {}, memory.base.targets
         for path in targets.keys() & group.targets:
-            stored = bank.layer(group.layout, path, group.rank)
-            layers[path] = (targets[path], BankRows(stored, inputs.pages, runs, keep=False))
+            stored = memory.bank.layer(group.layout, path, group.rank)
+            layers[path] = (targets[path], BankRows(stored, inputs.pages, runs, reuse=False))
         self._deltas = group.without_kernels.deltas(layers, group.rank, group.loaded.pairs)
 
     def rides(self, site: Site) -> bool:
@@ -178,32 +163,25 @@ class _WithoutKernels:
         if not paths:
             return
         members = self._inputs.members
-        mine = x.index_select(0, members)
+        own_x = x.index_select(0, members)
         for path in paths:
             columns = site.columns[path]
             nothing = y.new_zeros(len(members), columns.stop - columns.start)
-            delta = self._deltas[path](mine, mine, nothing)
+            delta = self._deltas[path](own_x, own_x, nothing)
             y[:, columns].index_add_(0, members, torch.where(self._inputs.real, delta, 0))
 
 
-class _LowRank:
+class _LowRank(_Kernels):
     """`lora`, and `asymmetric-lora` with B trained; with A trained, B is shared and random."""
 
-    def __init__(
-        self, group: FusedGroup, inputs: GroupInputs, memory: Tensor, offsets: KernelOffsets
-    ) -> None:
-        self._group = group
-        self._shared = _Shared(group)
-        assert inputs.segments is not None
-        self._segments = inputs.segments
-        self._pages = inputs.pages
-        self._memory = memory
-        self._offsets = offsets
-        any_path = next(iter(group.targets))
-        self._trained = frozenset(group.layout.starts(any_path))
+    def __post_init__(self) -> None:
+        assert self._inputs.segments is not None
+        self._segments = self._inputs.segments
+        any_path = next(iter(self._group.targets))
+        self._trained = frozenset(self._group.layout.starts(any_path))
 
     def rides(self, site: Site) -> bool:
-        return "A" not in self._trained and self._shared.rides(site)
+        return "A" not in self._trained and super().rides(site)
 
     def add(self, site: Site, x: Tensor, y: Tensor) -> None:
         parts = self._offsets.lora(self._group, site)
@@ -222,30 +200,21 @@ class _LowRank:
         parts = self._offsets.lora(self._group, site)
         s, by_column = self._down(site, x, y, parts), {part.column: part for part in parts}
         gate, up = (by_column.get(columns.start) for columns in site.columns.values())
-        return expand_gate(
-            y,
-            s,
-            self._memory,
-            self._segments,
-            self._pages,
-            gate,
-            up,
-            site.width // 2,
-            self._group.rank,
-        )
+        rows = (self._memory, self._segments, self._inputs.pages)
+        return expand_gate(y, s, *rows, gate, up, site.width // 2, self._group.rank)
 
     def _down(self, site: Site, x: Tensor, y: Tensor, parts: Sequence[LoraPart]) -> Tensor:
         """`A x` as `expand` takes it."""
         if "A" in self._trained:
             return shrink(x, self._memory, self._segments, parts, self._group.rank)
         path = next(path for path in site.columns if path in self._group.targets)
-        z = self._shared.project(site, self._group.loaded.pairs[path], x, y)
+        z = self._project(site, self._group.loaded.pairs[path], x, y)
         return z[None, :, None, :].expand(1, -1, len(parts), -1)
 
     def _add_frozen_b(self, site: Site, s: Tensor, y: Tensor) -> None:
         # Rows of other groups' tokens are undefined: they may be infinite or not a number.
-        mine = (self._pages > 0)[:, None, None]
-        own = s.sum(0).masked_fill_(~mine, 0).to(y.dtype)
+        is_own = (self._inputs.pages > 0)[:, None, None]
+        own = s.sum(0).masked_fill_(~is_own, 0).to(y.dtype)
         targeted = [path for path in site.columns if path in self._group.targets]
         for index, path in enumerate(targeted):
             columns = site.columns[path]

@@ -7,17 +7,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 
-from server.adapters.batch.mixed_batch import Group, add_dense, add_group, groups_of
-from server.adapters.memory.banks import Bank
+from server.adapters.batch.mixed_batch import AdapterMemory, Group, add_dense, add_group, groups_of
 from server.adapters.memory.dense_updates import Update
 from server.adapters.memory.layouts import RowLayout
 from server.adapters.memory.matrices import LoadedBasis
-from server.adapters.memory.slots import Resident
 from server.adapters.methods.basis_id import BasisId
 from server.adapters.methods.method import Delta, KernelFamily, Method
-from server.bases.model import TargetLinear
 
 
 @dataclass(frozen=True)
@@ -28,7 +24,7 @@ class FusedGroup:
         loaded: compared by identity, for a graph reads the memory of these very matrices.
         rank: of the products; vectors are zero beyond an adapter's own rank.
         without_kernels: the method, if it has no kernels and its own deltas are captured.
-        room: tokens that those deltas are given, padding included.
+        padded_tokens: tokens that those deltas are given, padding included.
     """
 
     kernels: KernelFamily | None
@@ -38,7 +34,7 @@ class FusedGroup:
     rank: int
     targets: frozenset[str]
     without_kernels: Method | None = None
-    room: int = 0
+    padded_tokens: int = 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,14 +53,10 @@ class FusedPlan:
 
 def fused_plan(
     slots: Sequence[int],
-    residents: Mapping[int, Resident],
-    targets: Mapping[str, TargetLinear],
-    bank: Bank,
+    memory: AdapterMemory,
     bases: Mapping[BasisId, LoadedBasis],
     updates: Mapping[int, Update],
     *,
-    device: torch.device,
-    keep_bytes: int,
     replayed: bool,
 ) -> FusedPlan:
     """The plan for `slots`, one per token; see `server.adapters.batch.mixed_batch.mixed_batch`.
@@ -73,17 +65,15 @@ def fused_plan(
         replayed: for a captured graph: there is no `rest` then, and no dense update is used.
     """
     deltas: dict[str, list[Delta]] = {}
-    used = {} if replayed else updates
-    rest = add_dense(deltas, slots, residents, used, device)
+    rest = add_dense(deltas, slots, memory, {} if replayed else updates)
     groups: list[FusedGroup] = []
     pages: list[np.ndarray] = []
-    for group in groups_of(rest, residents):
+    for group in groups_of(rest, memory.residents):
         if replayed or group.method.kernels is not None:
             pages.append(np.array(group.page_of(rest), dtype=np.int64))
             groups.append(_fused(group, bases[group.basis], int(np.count_nonzero(pages[-1]))))
         else:
-            pairs = {group.basis: bases[group.basis].pairs}
-            add_group(deltas, group, rest, targets, bank, pairs, device, keep_bytes)
+            add_group(deltas, group, rest, memory, bases[group.basis])
     return FusedPlan(tuple(groups), tuple(pages), deltas)
 
 
@@ -91,7 +81,7 @@ def _fused(group: Group, loaded: LoadedBasis, tokens: int) -> FusedGroup:
     size, rank, method = loaded.need.size, group.rank, group.method
     if method.whole_batch:
         # All that is loaded, not what this step needs: so one captured graph serves every step.
-        rank = min(size.a_rank, size.b_rank, group.layout.room_rank)
+        rank = min(size.a_rank, size.b_rank, group.layout.padded_rank)
     fused = method.kernels is not None
     return FusedGroup(
         method.kernels,

@@ -14,9 +14,10 @@ class GroupInputs:
 
     Attributes:
         pages: int64 [capacity], of each token; 0: the token is not the group's. For a method
-            without kernels int64 [room], of its own tokens alone.
+            without kernels int64 [padded_tokens], of its own tokens alone.
         segments: the same by adapter, for methods whose matrices are adapters' own.
-        members: int64 [room], which tokens those are; `real`: bool [room, 1], not padding.
+        members: int64 [padded_tokens], which tokens those are.
+        real: bool [padded_tokens, 1], not padding.
 
     Args:
         capacity: tokens of the step, padding included.
@@ -27,11 +28,11 @@ class GroupInputs:
         self, group: FusedGroup, capacity: int, segments: int, device: torch.device
     ) -> None:
         self._without_kernels = group.without_kernels is not None
-        self.pages = torch.zeros(group.room or capacity, dtype=torch.int64, device=device)
+        self.pages = torch.zeros(group.padded_tokens or capacity, dtype=torch.int64, device=device)
         self.segments: Segments | None = None
         if self._without_kernels:
-            self.members = torch.zeros(group.room, dtype=torch.int64, device=device)
-            self.real = torch.zeros(group.room, 1, dtype=torch.bool, device=device)
+            self.members = torch.zeros(group.padded_tokens, dtype=torch.int64, device=device)
+            self.real = torch.zeros(group.padded_tokens, 1, dtype=torch.bool, device=device)
         elif group.kernels is KernelFamily.LOW_RANK:
             self.segments = Segments.of((), segments, device)
 

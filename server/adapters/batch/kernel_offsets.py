@@ -1,5 +1,6 @@
 """Where kernels find each linear of a site: its columns in the product, its entries in a row."""
 
+from dataclasses import dataclass
 from typing import Final
 
 from server.adapters.batch.fused_plan import FusedGroup
@@ -15,16 +16,12 @@ MOST: Final = 1 << 14
 """Offsets kept for each family of kernels: an 8B Llama has 128 sites."""
 
 
+@dataclass(eq=False)
 class KernelOffsets:
     """Offsets by group and site. Each is worked out once, since steps mostly repeat."""
 
-    def __init__(self) -> None:
-        self._vera: GroupCache[VeraParts] = GroupCache(MOST)
-        self._lora: GroupCache[tuple[LoraPart, ...]] = GroupCache(MOST)
-
-    @property
-    def caches(self) -> tuple[GroupCache[VeraParts], GroupCache[tuple[LoraPart, ...]]]:
-        return self._vera, self._lora
+    _vera: GroupCache[VeraParts]
+    _lora: GroupCache[tuple[LoraPart, ...]]
 
     def vera(self, group: FusedGroup, site: Site) -> VeraParts:
         """For each pair that linears of the site read: a part for each linear, None if it has none.

@@ -9,6 +9,7 @@ adapter's dense update count as the base's in all groups.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
+from typing import Final
 
 import torch
 from torch import Tensor
@@ -17,12 +18,24 @@ from server.adapters.memory.adapter_facts import AdapterFacts
 from server.adapters.memory.banks import ZERO_PAGE, Bank, BankRows
 from server.adapters.memory.dense_updates import DenseDelta, Update, served_densely, tokens_of
 from server.adapters.memory.layouts import RowLayout
+from server.adapters.memory.matrices import LoadedBasis
 from server.adapters.memory.slots import Resident
 from server.adapters.methods.basis_id import BasisId
-from server.adapters.methods.method import BasisPairs, Delta, Method, Run
-from server.bases.model import TargetLinear
+from server.adapters.methods.method import Delta, Method, Run
+from server.bases.model import BaseModel
 
 BASE_SLOT = 0
+MAX_REUSED_BYTES: Final = 64 * 2**20
+"""Vectors gathered for a group are kept for later steps with the same slots, up to this size."""
+
+
+@dataclass(frozen=True, eq=False)
+class AdapterMemory:
+    """What every step reads: the base's linears, the adapters by slot, and their rows."""
+
+    base: BaseModel
+    residents: Mapping[int, Resident]
+    bank: Bank
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,7 +64,7 @@ class Group:
     def add(self, resident: Resident) -> None:
         facts: AdapterFacts = resident.facts
         whole = facts.method.whole_batch
-        self.rank = max(self.rank, facts.rank if whole else facts.layout.room_rank)
+        self.rank = max(self.rank, facts.rank if whole else facts.layout.padded_rank)
         self.pages[resident.slot] = resident.page
         self.targets |= facts.targets
 
@@ -62,42 +75,34 @@ class Group:
 
 def mixed_batch(
     slots: Sequence[int],
-    residents: Mapping[int, Resident],
-    targets: Mapping[str, TargetLinear],
-    bank: Bank,
-    bases: Mapping[BasisId, BasisPairs],
+    memory: AdapterMemory,
+    bases: Mapping[BasisId, LoadedBasis],
     updates: Mapping[int, Update],
-    *,
-    device: torch.device,
-    keep_bytes: int,
 ) -> MixedBatch:
     """Build the deltas for `slots`, one per token.
 
     Args:
-        residents: of every slot that occurs, but 0.
         updates: dense updates by slot, of whatever adapters have one.
-        keep_bytes: vectors gathered for a group are kept for later steps with the same slots, if
-            they take no more than this.
     """
     deltas: dict[str, list[Delta]] = {}
-    rest = add_dense(deltas, slots, residents, updates, device)
-    for group in groups_of(rest, residents):
-        add_group(deltas, group, rest, targets, bank, bases, device, keep_bytes)
+    rest = add_dense(deltas, slots, memory, updates)
+    for group in groups_of(rest, memory.residents):
+        add_group(deltas, group, rest, memory, bases[group.basis])
     return MixedBatch(tuple(slots), updates, deltas)
 
 
 def add_dense(
     deltas: dict[str, list[Delta]],
     slots: Sequence[int],
-    residents: Mapping[int, Resident],
+    memory: AdapterMemory,
     updates: Mapping[int, Update],
-    device: torch.device,
 ) -> list[int]:
     """Add the deltas of adapters that are served by a dense update.
 
     Returns: the slots of the step for all groups, in which those tokens are the base's.
     """
-    dense = served_densely(slots, residents, updates, device)
+    device = memory.base.device
+    dense = served_densely(slots, memory.residents, updates, device)
     for slot in dense:
         at = tokens_of(slot, slots, device)
         for path, update in updates[slot].items():
@@ -109,25 +114,23 @@ def add_group(
     deltas: dict[str, list[Delta]],
     group: Group,
     slots: Sequence[int],
-    targets: Mapping[str, TargetLinear],
-    bank: Bank,
-    bases: Mapping[BasisId, BasisPairs],
-    device: torch.device,
-    keep_bytes: int,
+    memory: AdapterMemory,
+    basis: LoadedBasis,
 ) -> None:
     """Add one group's deltas, by module path; see `mixed_batch`."""
+    device = memory.base.device
     whole = group.method.whole_batch
     members = [at for at, slot in enumerate(slots) if whole or slot in group.pages]
     pages = group.page_of([slots[at] for at in members])
     rows = torch.tensor(pages, dtype=torch.int64, device=device)
     runs = _runs(pages)
-    keep = len(pages) * group.layout.row_bytes <= keep_bytes
-    layers = {
-        path: (linear, BankRows(bank.layer(group.layout, path, group.rank), rows, runs, keep=keep))
-        for path, linear in targets.items()
-        if path in group.targets
-    }
-    of_group = group.method.deltas(layers, group.rank, bases[group.basis])
+    reuse = len(pages) * group.layout.row_bytes <= MAX_REUSED_BYTES
+    layers = {}
+    for path, linear in memory.base.targets.items():
+        if path in group.targets:
+            stored = memory.bank.layer(group.layout, path, group.rank)
+            layers[path] = (linear, BankRows(stored, rows, runs, reuse=reuse))
+    of_group = group.method.deltas(layers, group.rank, basis.pairs)
     part = None if len(members) == len(slots) else _Part(torch.tensor(members, device=device))
     for path, delta in of_group.items():
         deltas.setdefault(path, []).append(delta if part is None else _PartDelta(part, delta))
@@ -169,14 +172,12 @@ class _Part:
         return self._rows
 
 
+@dataclass(slots=True, eq=False)
 class _PartDelta:
     """A delta over the rows of its group, the others untouched."""
 
-    __slots__ = ("_delta", "_part")
-
-    def __init__(self, part: _Part, delta: Delta) -> None:
-        self._part = part
-        self._delta = delta
+    _part: _Part
+    _delta: Delta
 
     def __call__(self, x: Tensor, rows: Tensor, y: Tensor) -> Tensor:
         own_rows, members = self._part.of(x, rows), self._part.members

@@ -30,7 +30,6 @@ from server.adapters.inspecting.spectrum import (
     subspace_similarity,
 )
 from server.adapters.methods.checked_adapter import CheckedAdapter
-from server.adapters.methods.method import Factored
 from server.bases.model import TargetLinear
 
 DIRECTIONS: Final = 64
@@ -79,17 +78,10 @@ def analyse(
 
 def _spectrum(adapter: CheckedAdapter, linear: TargetLinear, *, spaces: bool) -> Spectrum:
     """Of the update to one target: by thin factors, or of the whole matrix where there are none."""
-    manifest, method = adapter.manifest, adapter.method
-    if not isinstance(method, Factored):
+    factors = adapter.factors(linear)
+    if factors is None:
         return spectrum_of_matrix(adapter.update(linear), spaces=spaces)
-    left, right = method.factors(
-        linear,
-        manifest.rank,
-        adapter.matrices(linear.path),
-        adapter.vectors(linear),
-        manifest.scale,
-    )
-    return spectrum_of_product(left, right, spaces=spaces)
+    return spectrum_of_product(*factors, spaces=spaces)
 
 
 def _findings(

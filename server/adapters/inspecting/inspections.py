@@ -23,7 +23,7 @@ from server.adapters.methods.checked_adapter import CheckedAdapter
 from server.bases.model import BaseModel, TargetLinear
 from server.errors import QueueFull, Unavailable
 
-MAX_KEPT: Final = 64  # findings of hundreds of linears take about half a megabyte
+MAX_INSPECTIONS: Final = 64  # findings of hundreds of linears take about half a megabyte
 MAX_WAITING: Final = 16
 _RETRY_AFTER_S: Final = 5.0
 _CLOSING_S: Final = 5.0
@@ -68,7 +68,7 @@ class Inspections:
         self._weights = weights
         self._weight_norms: dict[str, float] = {}
         self._lock = threading.Lock()
-        self._kept: OrderedDict[_Key, Inspection] = OrderedDict()
+        self._inspections: OrderedDict[_Key, Inspection] = OrderedDict()
         self._waiting: SimpleQueue[tuple[_Key, Inspection] | None] = SimpleQueue()
         self._closing = threading.Event()
         self._thread = self._started()
@@ -88,12 +88,14 @@ class Inspections:
         with self._lock:
             if self._closing.is_set():
                 raise Unavailable(_STOPPING)
-            inspection = self._kept.get(key)
+            inspection = self._inspections.get(key)
             if inspection is None:
-                self._make_room()
-                inspection = self._kept[key] = Inspection(ref, other, len(header.manifest.targets))
+                self._limit()
+                inspection = self._inspections[key] = Inspection(
+                    ref, other, len(header.manifest.targets)
+                )
                 self._waiting.put((key, inspection))
-            self._kept.move_to_end(key)
+            self._inspections.move_to_end(key)
             return inspection
 
     def close(self) -> None:
@@ -106,17 +108,19 @@ class Inspections:
         self._waiting.put(None)
         self._thread.join(_CLOSING_S)
 
-    def _make_room(self) -> None:
+    def _limit(self) -> None:
         """For one more. Needs the lock."""
-        waiting = sum(not inspection.findings.done() for inspection in self._kept.values())
+        waiting = sum(not inspection.findings.done() for inspection in self._inspections.values())
         if waiting >= MAX_WAITING:
             raise QueueFull(
                 f"{waiting} analyses are waiting already: send the request again later",
                 retry_after_s=_RETRY_AFTER_S,
             )
-        finished = [key for key, inspection in self._kept.items() if inspection.findings.done()]
-        for key in finished[: len(self._kept) - MAX_KEPT + 1]:
-            del self._kept[key]
+        finished = [
+            key for key, inspection in self._inspections.items() if inspection.findings.done()
+        ]
+        for key in finished[: len(self._inspections) - MAX_INSPECTIONS + 1]:
+            del self._inspections[key]
 
     def _started(self) -> threading.Thread:
         """The thread, limited to one core for all its products.
@@ -145,7 +149,7 @@ class Inspections:
         # Any error goes to those who wait for the analysis. It is not kept: it may be temporary.
         except Exception as error:
             with self._lock:
-                del self._kept[key]
+                del self._inspections[key]
             inspection.findings.set_exception(error)
         else:
             inspection.findings.set_result(findings)

@@ -44,11 +44,7 @@ def capacity_for(tokens: int, adapters: int) -> int:
 
 
 def segment_table(pages: Sequence[int] | NDArray[np.int64], capacity: int) -> NDArray[np.int32]:
-    """`Segments.table` on the host.
-
-    Raises:
-        ValueError: more segments are needed than `capacity`.
-    """
+    """`Segments.table` on the host. Raises ValueError: more segments are needed than `capacity`."""
     page_of = np.asarray(pages, dtype=np.int64)
     table = np.full((capacity, 1 + TOKENS_EACH), -1, dtype=np.int32)
     table[:, 0] = 0

@@ -8,19 +8,19 @@ from server.errors import InvalidRequest
 _ATTENTION = ("attn", "attention")
 
 
-def resolve_targets(base: BaseModel, wanted: str | Sequence[str]) -> tuple[str, ...]:
+def resolve_targets(base: BaseModel, targets: str | Sequence[str]) -> tuple[str, ...]:
     """Module paths of `base`, sorted.
 
     Args:
-        wanted: "all-linear", "attention" (every linear of the attention blocks), or suffixes of
+        targets: "all-linear", "attention" (every linear of the attention blocks), or suffixes of
             module paths, such as `q_proj` or `layers.0.mlp.up_proj`.
 
     Raises:
         InvalidRequest: nothing, or a suffix that no linear of this base has.
     """
-    if wanted == "all-linear":
+    if targets == "all-linear":
         return tuple(sorted(base.targets))
-    if wanted == "attention":
+    if targets == "attention":
         paths = {path for path in base.targets if _in_attention(path)}
         if not paths:
             raise InvalidRequest(
@@ -29,7 +29,7 @@ def resolve_targets(base: BaseModel, wanted: str | Sequence[str]) -> tuple[str, 
                 param="targets",
             )
         return tuple(sorted(paths))
-    suffixes = [wanted] if isinstance(wanted, str) else wanted
+    suffixes = [targets] if isinstance(targets, str) else targets
     return tuple(sorted({path for suffix in suffixes for path in _ending(base, suffix)}))
 
 

@@ -22,7 +22,7 @@ from server.adapters.memory.matrices import BasisNeed, need_of
 from server.adapters.methods.method import Method
 from server.bases.model import BaseModel, TargetLinear
 
-_KEPT_PACKERS: Final = 64
+_MAX_PACKERS: Final = 64
 
 
 class _Run(NamedTuple):
@@ -74,8 +74,8 @@ class RowPacker:
             return self.pack_plainly(content, pinned=pinned)
         row = self.layout.new_row(pinned=pinned)
         values = content.numbers.split_with_sizes(cuts.of_numbers)
-        rooms = row.split_with_sizes(cuts.of_row)[1::2]
-        torch._foreach_copy_(rooms, [values[at] for at in cuts.order])
+        destinations = row.split_with_sizes(cuts.of_row)[1::2]
+        torch._foreach_copy_(destinations, [values[at] for at in cuts.order])
         return row
 
     def pack_plainly(self, content: Content, *, pinned: bool = False) -> Tensor:
@@ -134,7 +134,7 @@ class RowPackers:
     def __init__(self, base: BaseModel, layouts: Layouts) -> None:
         self._base = base
         self._layouts = layouts
-        self._known = lru_cache(maxsize=_KEPT_PACKERS)(self._make)
+        self._known = lru_cache(maxsize=_MAX_PACKERS)(self._make)
 
     def of(self, method: Method, manifest: Manifest, table: TensorTable) -> RowPacker:
         """The packer of an adapter that `server.adapters.loading.checks` has accepted."""

@@ -45,11 +45,11 @@ class Bank:
         if page < self.first_page:
             raise ValueError(f"page {page} is the base model's and stays zero")
         start = page * PAGE
-        room = self.memory[start : start + len(row)]
+        destination = self.memory[start : start + len(row)]
         if self._side is None:
-            room.copy_(row)
+            destination.copy_(row)
         else:
-            self._side.copy(room, row, range(page, page - (-len(row) // PAGE)))
+            self._side.copy(destination, row, range(page, page - (-len(row) // PAGE)))
 
     def begin_step(self, rows: Sequence[range]) -> None:
         """Announce a step: until the next call, launches read the rows on these pages only.
@@ -73,32 +73,32 @@ class Bank:
 class BankRows:
     """`server.adapters.methods.method.Rows` over a bank: gathered when first read.
 
-    With `keep`, gathered vectors are kept for later steps with the same rows; otherwise they are
+    With `reuse`, gathered vectors are kept for later steps with the same rows; otherwise they are
     freed as soon as their layer has run.
     """
 
-    __slots__ = ("_keep", "_kept", "_stored", "rows", "runs")
+    __slots__ = ("_gathered", "_reuse", "_stored", "rows", "runs")
 
     shares: Shares | None = None
 
     def __init__(
-        self, stored: Mapping[str, Tensor], rows: Tensor, runs: Sequence[Run], *, keep: bool
+        self, stored: Mapping[str, Tensor], rows: Tensor, runs: Sequence[Run], *, reuse: bool
     ) -> None:
         self.rows = rows
         self.runs = runs
         self._stored = stored
-        self._keep = keep
-        self._kept: dict[str, Tensor] = {}
+        self._reuse = reuse
+        self._gathered: dict[str, Tensor] = {}
 
     def stored(self, name: str) -> Tensor:
         return self._stored[name]
 
     def per_token(self, name: str) -> Tensor:
-        gathered = self._kept.get(name)
+        gathered = self._gathered.get(name)
         if gathered is None:
             gathered = self._stored[name].index_select(0, self.rows)
-            if self._keep:
-                self._kept[name] = gathered
+            if self._reuse:
+                self._gathered[name] = gathered
         return gathered
 
 
@@ -120,14 +120,14 @@ class SideCopies:
         self._read: Sequence[range] = ()  # by the last step
         self._arriving: dict[int, torch.cuda.Event] = {}  # by the first page of a row
 
-    def copy(self, room: Tensor, row: Tensor, pages: range) -> None:
-        """Copy a row of pinned memory into its room, which is `pages`."""
+    def copy(self, destination: Tensor, row: Tensor, pages: range) -> None:
+        """Copy a row of pinned memory into its destination, which is `pages`."""
         if any(_overlap(pages, read) for read in self._read):
             self._side.wait_stream(torch.cuda.current_stream(self._device))
         else:
             self._side.wait_event(self._before)
         with torch.cuda.stream(self._side):
-            room.copy_(row, non_blocking=True)
+            destination.copy_(row, non_blocking=True)
         self._arriving[pages.start] = self._side.record_event()
 
     def begin_step(self, rows: Sequence[range]) -> None:

@@ -17,7 +17,6 @@ from server.adapters.memory.banks import Bank
 from server.adapters.memory.matrices import LoadedBasis
 from server.adapters.memory.slots import Resident
 from server.adapters.methods.basis_id import BasisId
-from server.adapters.methods.method import Mergeable
 from server.bases.model import BaseModel
 
 HALF_LIFE: Final = 256
@@ -162,13 +161,13 @@ class DenseUpdates:
         """
         heat = {slot: partial.adapter.heat(self._step) for slot, partial in self._updates.items()}
         idle = [s for s in heat if s not in in_step and 2 * heat[s] < busiest.tokens]
-        room, leaving = self._max_bytes - self.bytes, set[int]()
+        free, leaving = self._max_bytes - self.bytes, set[int]()
         for slot in sorted(idle, key=heat.__getitem__):
-            if room >= busiest.size:
+            if free >= busiest.size:
                 break
             leaving.add(slot)
-            room += self._updates[slot].adapter.size
-        return leaving if room >= busiest.size else None
+            free += self._updates[slot].adapter.size
+        return leaving if free >= busiest.size else None
 
     def _make(
         self, slot: int, partial: _PartialUpdate, bases: Mapping[BasisId, LoadedBasis]
@@ -193,8 +192,7 @@ class DenseUpdates:
         self, resident: Resident, path: str, bases: Mapping[BasisId, LoadedBasis]
     ) -> Tensor:
         facts = resident.facts
-        assert isinstance(facts.method, Mergeable)
-        rank = facts.layout.room_rank
+        rank = facts.layout.padded_rank
         stored = self._bank.layer(facts.layout, path, rank)
         vectors = {name: rows[resident.page] for name, rows in stored.items()}
         pair = bases[facts.basis].pairs[path]
@@ -213,7 +211,7 @@ class DenseUpdates:
 
     def _size(self, resident: Resident) -> int:
         facts = resident.facts
-        if not isinstance(facts.method, Mergeable):
+        if not facts.method.mergeable:
             return 0
         linears = (self._base.targets[path] for path in facts.targets)
         return self._base.dtype.itemsize * sum(it.in_features * it.out_features for it in linears)
@@ -230,12 +228,8 @@ def served_densely(
         return set()
     tokens = Counter(slots)
     many = {slot for slot in updates if tokens[slot] >= DENSE_FROM[device.type]}
-    rest = {
-        slot: residents[slot].facts.method for slot in (tokens.keys() - many) & residents.keys()
-    }
-    # Asked of each method once: a protocol takes its time to say no.
-    mergeable = {method for method in set(rest.values()) if isinstance(method, Mergeable)}
-    others = {slot for slot, method in rest.items() if method in mergeable}
+    rest = (tokens.keys() - many) & residents.keys()
+    others = {slot for slot in rest if residents[slot].facts.method.mergeable}
     if len(others) <= DENSE_FEW[device.type] and others <= updates.keys():
         return many | others
     return many

@@ -33,21 +33,24 @@ class DeviceBases:
         self._always: set[BasisId] = set()
 
     def keep_always(self, basis: BasisId, need: BasisNeed) -> LoadedBasis:
-        """Make this much of a basis and keep it from now on, whoever is resident."""
-        kept = LoadedBasis(on_device(self._source.pairs(basis, need), self._device), need)
-        self._replace({**self.loaded, basis: kept})
-        self._always.add(basis)
-        return kept
+        """Make this much of a basis and keep it from now on, whoever is resident.
 
-    def admit(self, facts: AdapterFacts, in_host: LoadedBasis, wanted: Collection[BasisId]) -> None:
-        """Drop the bases that are not wanted any longer, and copy here what an adapter lacks."""
-        kept = {b: it for b, it in self.loaded.items() if b in wanted or b in self._always}
-        self._replace(kept)
+        It is not counted against the budget. Call it on the engine's thread, or before that starts.
+        """
+        loaded = LoadedBasis(on_device(self._source.pairs(basis, need), self._device), need)
+        self._replace({**self.loaded, basis: loaded})
+        self._always.add(basis)
+        return loaded
+
+    def admit(self, facts: AdapterFacts, in_host: LoadedBasis, in_use: Collection[BasisId]) -> None:
+        """Drop the bases that are no longer in use, and copy here what an adapter lacks."""
+        remaining = {b: it for b, it in self.loaded.items() if b in in_use or b in self._always}
+        self._replace(remaining)
         basis = facts.basis
-        mine = kept.get(basis)
-        if mine is None or not mine.need.covers(facts.need, per_layer=basis.per_layer):
-            on_here = LoadedBasis(on_device(in_host.pairs, self._device), in_host.need)
-            self._replace({**kept, basis: on_here})
+        loaded = remaining.get(basis)
+        if loaded is None or not loaded.need.covers(facts.need, per_layer=basis.per_layer):
+            copied = LoadedBasis(on_device(in_host.pairs, self._device), in_host.need)
+            self._replace({**remaining, basis: copied})
 
     def _replace(self, loaded: Mapping[BasisId, LoadedBasis]) -> None:
         dropped = set(self.loaded.values()) - set(loaded.values())

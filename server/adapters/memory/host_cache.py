@@ -13,7 +13,7 @@ from adapters_store.manifest import AdapterRef
 from server.adapters.memory.adapter_facts import AdapterFacts
 
 # Kept whatever their size: an adapter that was just loaded must live until it is acquired.
-_ALWAYS_KEPT = 8
+_LEAST_ADAPTERS = 8
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,7 +45,7 @@ class HostCache:
             self._drop(loaded.facts.ref)
             self._loaded[loaded.facts.ref] = loaded
             self._bytes += loaded.facts.bytes
-            while self._bytes > self._max_bytes and len(self._loaded) > _ALWAYS_KEPT:
+            while self._bytes > self._max_bytes and len(self._loaded) > _LEAST_ADAPTERS:
                 self._drop(next(iter(self._loaded)))
 
     def drop(self, ref: AdapterRef) -> None:

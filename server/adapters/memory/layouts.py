@@ -24,7 +24,7 @@ PAGE: Final = 256
 
 @dataclass(frozen=True)
 class Place:
-    """Where a vector lies in a row, and the shape of its room."""
+    """Where a vector lies in a row, and its shape there, padding included."""
 
     start: int
     shape: tuple[int, ...]
@@ -35,7 +35,7 @@ class Place:
 
 
 class RowLayout:
-    """The place of every layer's vectors, at one room rank, in a row of `width` entries.
+    """The place of every layer's vectors, at one padded rank, in a row of `width` entries.
 
     They follow each other as in a file, so that much of it is copied in one piece.
     """
@@ -44,10 +44,10 @@ class RowLayout:
         self,
         method: Method,
         targets: Mapping[str, TargetLinear],
-        room_rank: int,
+        padded_rank: int,
         dtype: torch.dtype,
     ) -> None:
-        self.room_rank = room_rank
+        self.padded_rank = padded_rank
         self.targets = frozenset(targets)
         self._method = method
         self._linears = targets
@@ -56,7 +56,7 @@ class RowLayout:
         end = 0
         for path, linear in sorted(targets.items()):
             self._places[path] = {}
-            for name, shape in sorted(method.room(linear, room_rank).items()):
+            for name, shape in sorted(method.padded_shapes(linear, padded_rank).items()):
                 place = Place(end, tuple(shape))
                 self._places[path][name] = place
                 end = -(-place.stop // _ALIGNMENT) * _ALIGNMENT
@@ -86,19 +86,19 @@ class RowLayout:
     def pack(self, layers: Mapping[str, Vectors], *, pinned: bool = False) -> Tensor:
         """One row on the CPU, zero wherever `layers` has nothing. Safe on any thread."""
         row = self.new_row(pinned=pinned)
-        rooms: list[Tensor] = []
+        destinations: list[Tensor] = []
         values: list[Tensor] = []
         for path, vectors in layers.items():
             for name, place in self._places[path].items():
                 value = vectors[name]
                 values.append(value)
                 if value.ndim == 1:  # the most frequent, at half the price
-                    rooms.append(row[place.start : place.start + len(value)])
+                    destinations.append(row[place.start : place.start + len(value)])
                     continue
-                room = row[place.start : place.stop].view(place.shape)
-                rooms.append(room[tuple(slice(size) for size in value.shape)])
-        if rooms:
-            torch._foreach_copy_(rooms, values)  # hundreds of copies in one call
+                padded = row[place.start : place.stop].view(place.shape)
+                destinations.append(padded[tuple(slice(size) for size in value.shape)])
+        if destinations:
+            torch._foreach_copy_(destinations, values)  # hundreds of copies in one call
         return row
 
     def views(self, memory: Tensor, pages: int, path: str, rank: int) -> dict[str, Tensor]:
@@ -106,7 +106,7 @@ class RowLayout:
 
         Returns: each vector as [pages, *shape at rank]; rows overlap, so never write through them.
         """
-        shapes = self._method.room(self._linears[path], rank)
+        shapes = self._method.padded_shapes(self._linears[path], rank)
         return {
             name: memory.as_strided(
                 (pages, *shapes[name]), (PAGE, *_strides(place.shape)), place.start
@@ -129,21 +129,21 @@ class Layouts:
     def __init__(self, base: BaseModel, max_rank: int) -> None:
         self._base = base
         self._max_rank = max_rank
-        self._made: WeakValueDictionary[tuple[object, ...], RowLayout] = WeakValueDictionary()
+        self._layouts: WeakValueDictionary[tuple[object, ...], RowLayout] = WeakValueDictionary()
         self._lock = threading.Lock()
 
     def of(self, method: Method, rank: int, targets: Iterable[str]) -> RowLayout:
         """The layout in which adapters like this one lie."""
-        room_rank = method.room_rank(rank, self._max_rank)
+        padded_rank = method.padded_rank(rank, self._max_rank)
         paths = frozenset(self._base.targets if method.whole_batch else targets)
         any_linear = next(iter(self._base.targets.values()))
         # Variants of one method may lie alike (VeRA's), or not (which half of LoRA is trained).
-        vectors = frozenset(method.room(any_linear, room_rank))
-        key = (method.name, vectors, room_rank, paths)
+        vectors = frozenset(method.padded_shapes(any_linear, padded_rank))
+        key = (method.name, vectors, padded_rank, paths)
         with self._lock:
-            layout = self._made.get(key)
+            layout = self._layouts.get(key)
             if layout is None:
                 linears = {p: linear for p, linear in self._base.targets.items() if p in paths}
-                layout = RowLayout(method, linears, room_rank, self._base.dtype)
-                self._made[key] = layout
+                layout = RowLayout(method, linears, padded_rank, self._base.dtype)
+                self._layouts[key] = layout
             return layout

@@ -6,7 +6,7 @@ them is bounded in bytes: the basis that was used longest ago goes first.
 
 import threading
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from weakref import WeakValueDictionary
 
@@ -169,12 +169,12 @@ def _widest(base: BaseModel) -> int:
 
 def on_device(pairs: BasisPairs, device: torch.device) -> BasisPairs:
     """The same pairs on `device`, shared as they were; the same tensors if they are there."""
-    on_device = {pair: _copied(pair, device) for pair in set(pairs.values())}
-    return {path: on_device[pair] for path, pair in pairs.items()}
+    return _moved(pairs, lambda matrix: matrix.to(device, non_blocking=True))
 
 
-def _copied(pair: BasisPair, device: torch.device) -> BasisPair:
-    return BasisPair(pair.a.to(device, non_blocking=True), pair.bt.to(device, non_blocking=True))
+def _moved(pairs: BasisPairs, move: Callable[[Tensor], Tensor]) -> BasisPairs:
+    moved = {pair: BasisPair(move(pair.a), move(pair.bt)) for pair in set(pairs.values())}
+    return {path: moved[pair] for path, pair in pairs.items()}
 
 
 @dataclass(frozen=True, eq=False)
@@ -241,7 +241,7 @@ class HostBases:
                 need = joined([need, smaller.need])
             pairs = self._source.pairs(basis, need)
             if self._pinned:
-                pairs = _pinned(pairs)
+                pairs = _moved(pairs, Tensor.pin_memory)
             with self._lock:
                 self._loaded[basis] = LoadedBasis(pairs, need)
                 self._loaded.move_to_end(basis)
@@ -253,10 +253,3 @@ class HostBases:
         while total > self._max_bytes and len(self._loaded) > 1:
             oldest, _ = self._loaded.popitem(last=False)
             total -= sizes[oldest]
-
-
-def _pinned(pairs: BasisPairs) -> BasisPairs:
-    pinned = {
-        pair: BasisPair(pair.a.pin_memory(), pair.bt.pin_memory()) for pair in set(pairs.values())
-    }
-    return {path: pinned[pair] for path, pair in pairs.items()}

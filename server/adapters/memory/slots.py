@@ -79,9 +79,9 @@ class SlotTable:
         Raises:
             Unavailable: it does not fit even if all others leave, so that waiting cannot help.
         """
-        if not self._make_room_for_basis(facts):
+        if not self._memory_for_basis(facts):
             return None
-        page = self._make_room_for_row(facts)
+        page = self._pages_for_row(facts)
         if page is None:
             return None
         resident = Resident(facts, self._free.pop(), page, uses=1)
@@ -142,48 +142,48 @@ class SlotTable:
         if not needs:
             del self._needs[facts.basis]
 
-    def _make_room_for_row(self, facts: AdapterFacts) -> int | None:
+    def _pages_for_row(self, facts: AdapterFacts) -> int | None:
         """A slot is free afterwards, and these pages are taken; None: all that could go is in use.
 
         Raises:
             Unavailable: pinned adapters leave no room, or the row is longer than the memory.
         """
-        wanted = facts.layout.pages
-        if wanted > self._pages.total - sum(o.facts.layout.pages for o in self._pinned()):
+        count = facts.layout.pages
+        if count > self._pages.total - sum(o.facts.layout.pages for o in self._pinned()):
             raise Unavailable(
                 f"adapter {facts.ref} takes {facts.layout.row_bytes / _MIB:.1f} MiB of memory for "
                 "adapters, more than pinned adapters leave: raise adapter_memory_mb"
             )
-        page = self._take_pages(wanted)
+        page = self._take_pages(count)
         while page is None:
-            leaving = self._next_to_leave(wanted)
+            leaving = self._next_to_leave(count)
             if not leaving:
                 return None
             for resident in leaving:
                 self._evict(resident)
-                page = self._take_pages(wanted)
+                page = self._take_pages(count)
                 if page is not None:
                     break
         return page
 
-    def _next_to_leave(self, wanted: int) -> list[Resident]:
+    def _next_to_leave(self, count: int) -> list[Resident]:
         """Those used longest ago that leave so many pages free, though not always in one piece.
 
         At least one; none if all that could go is too little. Of thousands it looks at a few.
         """
-        room, leaving = self._pages.free, list[Resident]()
+        free, leaving = self._pages.free, list[Resident]()
         for resident in self:
             if self._evictable(resident):
                 leaving.append(resident)
-                room += resident.facts.layout.pages
-                if room >= wanted:
+                free += resident.facts.layout.pages
+                if free >= count:
                     return leaving
         return []
 
     def _take_pages(self, count: int) -> int | None:
         return self._pages.take(count) if self._free else None
 
-    def _make_room_for_basis(self, facts: AdapterFacts) -> bool:
+    def _memory_for_basis(self, facts: AdapterFacts) -> bool:
         """Whether the basis fits now; adapters of idle bases have left for it if need be.
 
         Raises:
@@ -192,26 +192,26 @@ class SlotTable:
         basis, needs = facts.basis, self._needs.get(facts.basis, Counter())
         if any(need.covers(facts.need, per_layer=basis.per_layer) for need in needs):
             return True
-        wanted = self._bytes_of(basis, joined([facts.need, *needs]))
+        own_bytes = self._bytes_of(basis, joined([facts.need, *needs]))
         sizes = {b: self._bytes_of(b, joined(self._needs[b])) for b in self._needs if b != basis}
         pinned = {resident.facts.basis for resident in self._pinned()}
-        if wanted + sum(sizes[b] for b in pinned & sizes.keys()) > self._basis_bytes:
+        if own_bytes + sum(sizes[b] for b in pinned & sizes.keys()) > self._basis_bytes:
             raise Unavailable(
-                f"adapter {facts.ref} reads random matrices of {wanted / _MIB:.1f} MiB, more than "
-                f"is left of {self._basis_bytes / _MIB:.0f} MiB: raise "
-                "basis_memory_mb, or unpin an adapter"
+                f"adapter {facts.ref} reads random matrices of {own_bytes / _MIB:.1f} MiB, more "
+                f"than is left of {self._basis_bytes / _MIB:.0f} MiB: raise basis_memory_mb, or "
+                "unpin an adapter"
             )
-        if wanted + sum(sizes.values()) <= self._basis_bytes:
+        if own_bytes + sum(sizes.values()) <= self._basis_bytes:
             return True
         busy = {o.facts.basis for o in self if not self._evictable(o)}
         latest_use = {o.facts.basis: age for age, o in enumerate(self)}
         idle = sorted(sizes.keys() - busy, key=latest_use.__getitem__)
-        while wanted + sum(sizes.values()) > self._basis_bytes:
+        while own_bytes + sum(sizes.values()) > self._basis_bytes:
             if not idle:
                 return False
-            gone = idle.pop(0)
-            del sizes[gone]
-            for resident in [o for o in self if o.facts.basis == gone]:
+            idle_basis = idle.pop(0)
+            del sizes[idle_basis]
+            for resident in [o for o in self if o.facts.basis == idle_basis]:
                 self._evict(resident)
         return True
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from adapters_store.manifest import Manifest
 from server.adapters.methods.basis_id import BasisId
-from server.adapters.methods.method import Matrices, Method
+from server.adapters.methods.method import Factors, Matrices, Method
 from server.bases.model import BaseModel, TargetLinear
 
 
@@ -50,3 +50,9 @@ class CheckedAdapter:
         """What it adds to the weight, float64 [out, in]."""
         rank, matrices = self.manifest.rank, self.matrices(linear.path)
         return self.method.dense(linear, rank, matrices, self.vectors(linear), self.manifest.scale)
+
+    def factors(self, linear: TargetLinear, scale: float | None = None) -> Factors | None:
+        """See `Method.factors`, at another scale if one is given."""
+        rank, matrices = self.manifest.rank, self.matrices(linear.path)
+        scale = self.manifest.scale if scale is None else scale
+        return self.method.factors(linear, rank, matrices, self.vectors(linear), scale)

@@ -3,10 +3,11 @@
 Knows no method. `server.adapters.methods.registry` lists those that exist.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import ClassVar, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -17,6 +18,7 @@ from server.bases.model import TargetLinear
 
 Shapes = Mapping[str, tuple[int, ...]]
 Vectors = Mapping[str, Tensor]
+Factors = tuple[Tensor, Tensor]
 
 
 @dataclass(frozen=True)
@@ -49,15 +51,13 @@ class Matrices(Protocol):
 
     def a(self, rank: int, in_features: int, dtype: torch.dtype) -> Tensor:
         """`A[:rank, :in_features]`."""
-        ...
 
     def b(self, out_features: int, rank: int, dtype: torch.dtype) -> Tensor:
         """`B[:out_features, :rank]`."""
-        ...
 
 
 class KernelFamily(Enum):
-    """Which of `server.adapters.kernels` apply a method (CUDA), by what its rooms hold."""
+    """Which of `server.adapters.kernels` apply a method (CUDA), by the vectors of its rows."""
 
     SCALED_PAIR = "b * (B (d * (A x))) with vectors d and b of an adapter, A and B of its basis"
     LOW_RANK = "B (A x) with matrices A and B of an adapter, or one of them of its basis"
@@ -77,25 +77,20 @@ class Rows(Protocol):
     @property
     def rows(self) -> Tensor | None:
         """The stored row of each token, int64 [tokens]; None in training: all read the same."""
-        ...
 
     @property
     def runs(self) -> Sequence[Run]:
         """The same, as runs; empty in training."""
-        ...
 
     @property
     def shares(self) -> Shares | None:
         """In training, each adapter's rows of the batch; None: all rows are one adapter's."""
-        ...
 
     def stored(self, name: str) -> Tensor:
         """[many, *shape], or [*shape] in training: for what is too large to gather per token."""
-        ...
 
     def per_token(self, name: str) -> Tensor:
         """[tokens, *shape], or [*shape] in training."""
-        ...
 
 
 class Delta(Protocol):
@@ -109,84 +104,84 @@ class Delta(Protocol):
             rows: the same, [tokens, in].
             y: the linear's own output, [tokens, out].
         """
-        ...
 
 
-class Method(Protocol):
+Layers = Mapping[str, tuple[TargetLinear, Rows]]
+"""Linears and the vectors that their tokens read, by module path."""
+
+
+class Method(ABC):
     """One way to adapt a linear with trained vectors, most of them over frozen random matrices.
 
     A method is a small frozen value: its variants (what is trained, how) are its fields.
     """
 
-    def __hash__(self) -> int: ...
+    whole_batch: ClassVar[bool] = False
+    """Whether one product serves rows of other adapters and of the base as well.
+
+    True: they take part and read zeros, so that one product serves any batch and adapters of any
+    ranks and targets form one group; in training, `Rows.shares` may be several adapters'. False:
+    its deltas see its own rows alone, and a group has one padded rank and one set of targets.
+    """
+    kernels: ClassVar[KernelFamily | None] = None
+    """The kernels that apply it on CUDA; None: its own `deltas` run there as well."""
+    mergeable: ClassVar[bool] = False
+    """Whether its busiest adapters are worth an update as a whole matrix; see `merged`."""
 
     @property
+    @abstractmethod
     def name(self) -> str: ...
 
     @property
-    def whole_batch(self) -> bool:
-        """Whether one product serves rows of other adapters and of the base as well.
-
-        True: they take part and read zeros, so that one product serves any batch and adapters of
-        any ranks and targets form one group; in training, `Rows.shares` may be several
-        adapters'. False: its deltas see its own rows alone, and a group has one room rank and one
-        set of targets.
-        """
-        ...
-
-    @property
-    def kernels(self) -> KernelFamily | None:
-        """The kernels that apply it on CUDA; None: its own `deltas` run there as well."""
-        ...
-
-    @property
+    @abstractmethod
     def options(self) -> Mapping[str, str]:
         """The variant as a manifest's options; `method_named` reads it back."""
-        ...
 
+    @abstractmethod
     def basis(self, seed: int) -> BasisId:
         """The matrices that a new adapter of this seed reads."""
-        ...
 
+    @abstractmethod
     def shapes(self, linear: TargetLinear, rank: int) -> Shapes:
         """The trained vectors of one layer, as stored in a file."""
-        ...
 
-    def room_rank(self, rank: int, max_rank: int) -> int:
-        """The rank of the room in device memory in which an adapter of this rank lies.
+    def padded_rank(self, rank: int, max_rank: int) -> int:
+        """The rank, padding included, at which an adapter of this rank lies in device memory.
 
-        Adapters with equal room ranks may share products. Zeros in the rest of the room must leave
-        the delta as it is.
+        Adapters with equal padded ranks may share products. The zeros of the padding must leave the
+        delta as it is.
         """
-        ...
+        return rank
 
-    def room(self, linear: TargetLinear, room_rank: int) -> Shapes:
-        """What a layer's room holds: the tensors that `fold` gives, at the room's rank."""
-        ...
+    def padded_shapes(self, linear: TargetLinear, padded_rank: int) -> Shapes:
+        """The tensors that `fold` gives for one layer, at the padded rank."""
+        return self.shapes(linear, padded_rank)
 
+    @abstractmethod
     def basis_size(self, linear: TargetLinear, rank: int) -> BasisSize:
         """How much of its basis one layer reads."""
-        ...
 
+    @abstractmethod
     def initial(self, linear: TargetLinear, rank: int, start: Matrices) -> dict[str, Tensor]:
         """The vectors as stored, before training: they leave the base model as it is.
 
         `start` is this linear's own streams of the adapter's seed, for what begins at random.
         """
-        ...
 
     def unit(self, linear: TargetLinear, rank: int) -> Mapping[str, float]:
         """Powers of two: a vector as stored is the trained parameter times its unit.
 
         A basis is not normalised, so a step of one learning rate would mean something else at every
-        rank and width. Units undo that, exactly, and leave the stored formula alone.
+        rank and width. Units undo that, exactly, and leave the stored formula alone. By default
+        they are 1.
         """
-        ...
+        return dict.fromkeys(self.shapes(linear, rank), 1.0)
 
     def default_scale(self, rank: int) -> float:
         """The scale of a new adapter, one number for all its layers."""
-        ...
+        return 1.0
 
+    @abstractmethod
     def fold(
         self, linear: TargetLinear, rank: int, vectors: Vectors, scale: float
     ) -> dict[str, Tensor]:
@@ -195,49 +190,39 @@ class Method(Protocol):
         Differentiable: training reads its parameters through it. What it does never depends on the
         numbers; a vector that it leaves as it is, it gives as the same object.
         """
-        ...
 
+    @abstractmethod
     def deltas(
-        self,
-        layers: Mapping[str, tuple[TargetLinear, Rows]],
-        rank: int,
-        bases: BasisPairs,
-        dropout: float = 0.0,
+        self, layers: Layers, rank: int, bases: BasisPairs, dropout: float = 0.0
     ) -> dict[str, Delta]:
         """The fast path: one delta per layer for one group.
 
         Args:
-            rank: of the vectors in the rows: the group's largest, or the room's (see `room_rank`).
+            rank: of the vectors in the rows: the group's largest, or the padded one.
             dropout: the part of `x` that the deltas do not see while gradients are recorded.
         """
-        ...
+
+    def factors(
+        self, linear: TargetLinear, rank: int, matrices: Matrices, vectors: Vectors, scale: float
+    ) -> Factors | None:
+        """The thin product that `dense` is, as in an ordinary LoRA; None: it is not one.
+
+        Returns: float64 [out, rank] and [rank, in].
+        """
+        return None
 
     def dense(
         self, linear: TargetLinear, rank: int, matrices: Matrices, vectors: Vectors, scale: float
     ) -> Tensor:
         """The plain reference: what the adapter adds to the weight, float64 [out, in]."""
-        ...
-
-
-@runtime_checkable
-class Factored(Protocol):
-    """A method whose update is a thin product, and so an ordinary LoRA: VeRA, and the LoRAs."""
-
-    def factors(
-        self, linear: TargetLinear, rank: int, matrices: Matrices, vectors: Vectors, scale: float
-    ) -> tuple[Tensor, Tensor]:
-        """Float64 [out, rank] and [rank, in], whose product is `Method.dense`."""
-        ...
-
-
-@runtime_checkable
-class Mergeable(Protocol):
-    """A method whose busiest adapters are worth an update as a whole matrix: RandLoRA."""
+        factors = self.factors(linear, rank, matrices, vectors, scale)
+        assert factors is not None, "a method without factors has its own dense"
+        return factors[0] @ factors[1]
 
     def merged(self, linear: TargetLinear, rank: int, pair: BasisPair, vectors: Vectors) -> Tensor:
-        """`Method.dense`, fast: [out, in] in the dtype and on the device of the pair.
+        """`dense`, fast: [out, in] in the dtype and on the device of the pair, where `mergeable`.
 
         Args:
-            vectors: as `Method.fold` gives them.
+            vectors: as `fold` gives them.
         """
-        ...
+        raise NotImplementedError(f"method {self.name!r} is not mergeable")

@@ -3,17 +3,14 @@
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
-from adapters_store.peft.adapter_config import PeftConfig
-from adapters_store.peft.folder import PeftTensors
 from server.adapters.methods.checked_adapter import CheckedAdapter
 from server.adapters.methods.method import Method
-from server.adapters.methods.peft.incoming import Imported, Origin
+from server.adapters.methods.peft.incoming import Imported, IncomingCheckpoint
 from server.adapters.methods.peft.outgoing import PeftCheckpoint
-from server.bases.model import BaseModel, TargetLinear
+from server.bases.model import TargetLinear
 from server.jobs.queue.method_spec import MethodSpec
 
 Options = Mapping[str, float | str]
-ReadPeft = Callable[[BaseModel, PeftConfig, PeftTensors, Origin, int], Imported]
 
 
 def _as_they_are(options: Options, linears: Iterable[TargetLinear]) -> Options:
@@ -24,12 +21,12 @@ def _as_they_are(options: Options, linears: Iterable[TargetLinear]) -> Options:
 class PeftForm:
     """PEFT's form of a method: `peft_type` as configs name it, and how to read it.
 
-    `read` takes the largest rank that is served last. It raises InvalidCheckpoint, naming the
-    tensor or field at fault. `write` is None where the form is a LoRA, which any thin product is.
+    `read` raises InvalidCheckpoint, naming the tensor or field at fault. `write` is None where the
+    form is a LoRA, which any thin product is.
     """
 
     peft_type: str
-    read: ReadPeft
+    read: Callable[[IncomingCheckpoint], Imported]
     write: Callable[[CheckedAdapter], PeftCheckpoint] | None = None
 
 

@@ -72,5 +72,5 @@ def thinned(rows: Tensor, dropout: float) -> Tensor:
         return functional.dropout(rows, dropout)
     generator = torch.Generator(rows.device)
     generator.manual_seed(int(torch.randint(2**62, ())))
-    kept = torch.empty_like(rows).bernoulli_(1 - dropout, generator=generator)
-    return rows * kept.div_(1 - dropout)
+    mask = torch.empty_like(rows).bernoulli_(1 - dropout, generator=generator)
+    return rows * mask.div_(1 - dropout)

@@ -6,6 +6,7 @@ costs the launches of one. Knows no data, loss or optimizer.
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -64,6 +65,7 @@ class FlatLayout:
         }
 
 
+@dataclass(eq=False)
 class TrainedVectors:
     """The vectors of some adapters of one layout, folded once for all that reads them.
 
@@ -75,21 +77,12 @@ class TrainedVectors:
         shares: the rows that are each adapter's; None: there is one, and all rows are its own.
     """
 
-    def __init__(
-        self,
-        layout: FlatLayout,
-        flats: Sequence[nn.Parameter],
-        units: Tensor,
-        scale: float,
-        dtype: torch.dtype,
-        shares: Shares | None,
-    ) -> None:
-        self.shares = shares
-        self._layout = layout
-        self._flats = flats
-        self._units = units
-        self._scale = scale
-        self._dtype = dtype
+    _layout: FlatLayout
+    _flats: Sequence[nn.Parameter]
+    _units: Tensor
+    _scale: float
+    _dtype: torch.dtype
+    shares: Shares | None
 
     @cached_property
     def folded(self) -> dict[str, dict[str, Tensor]]:
@@ -126,8 +119,6 @@ class _Flat(torch.autograd.Function):
 
 class TrainedRows:
     """`server.adapters.methods.method.Rows` of one layer in training."""
-
-    __slots__ = ("_path", "_vectors")
 
     rows: Tensor | None = None
     runs: tuple[Run, ...] = ()

@@ -17,7 +17,6 @@ from adapters_store.manifest import STORED_BASIS, AdapterRef, Manifest, check_na
 from adapters_store.peft.adapter_config import MAX_CONFIG_BYTES, PeftConfig, parse_config
 from adapters_store.peft.folder import (
     WEIGHTS_NAME,
-    PeftTensors,
     check_file_name,
     open_tensors,
     write_folder,
@@ -27,9 +26,14 @@ from server.adapters.loading.checks import AdapterChecks, check_tensors
 from server.adapters.memory.matrices import BasisSource
 from server.adapters.methods.basis_id import NO_BASIS
 from server.adapters.methods.checked_adapter import CheckedAdapter
-from server.adapters.methods.method import Factored
 from server.adapters.methods.method_kind import PeftForm
-from server.adapters.methods.peft.incoming import Imported, Origin, check_served, targets_of
+from server.adapters.methods.peft.incoming import (
+    Imported,
+    IncomingCheckpoint,
+    Origin,
+    check_served,
+    targets_of,
+)
 from server.adapters.methods.peft.outgoing import PeftCheckpoint, as_lora
 from server.adapters.methods.registry import kind_named, methods_by_name
 from server.adapters.porting.merged import write_merged
@@ -97,7 +101,8 @@ class PortingService:
             with path.open("xb") as file:
                 shutil.copyfileobj(weights, file)
             with open_tensors(path) as tensors:
-                imported = self._read(parsed, tensors, origin)
+                incoming = IncomingCheckpoint(self._base, parsed, tensors, origin, self._max_rank)
+                imported = _forms()[parsed.kind].read(incoming)
             targets = targets_of(imported.tensors)
             check_tensors(imported.method, self._base, targets, imported.rank, imported.tensors)
             check_served(self._base, imported)
@@ -129,9 +134,6 @@ class PortingService:
                 shutil.rmtree(folder, ignore_errors=True)
                 raise
             return folder
-
-    def _read(self, config: PeftConfig, tensors: PeftTensors, origin: Origin) -> Imported:
-        return _forms()[config.kind].read(self._base, config, tensors, origin, self._max_rank)
 
     def _manifest(self, config: PeftConfig, imported: Imported) -> Manifest:
         provenance = {
@@ -192,15 +194,16 @@ def _forms() -> dict[str, PeftForm]:
 
 def _peft_checkpoint(adapter: CheckedAdapter, form: str) -> PeftCheckpoint:
     """As "peft-lora", or as "peft": PEFT's own form of the method if it has one, else a LoRA."""
-    method = adapter.method
-    own = kind_named(method.name).peft
+    name = adapter.method.name
+    own = kind_named(name).peft
     if form == "peft" and own is not None and own.write is not None:
         return own.write(adapter)
-    if isinstance(method, Factored):
-        return as_lora(adapter)
+    checkpoint = as_lora(adapter)
+    if checkpoint is not None:
+        return checkpoint
     others = "merged" if own is None else "peft or merged"
     raise InvalidRequest(
-        f"an update of method {method.name!r} is no product of two thin matrices, as a LoRA is: "
+        f"an update of method {name!r} is no product of two thin matrices, as a LoRA is: "
         f"export it as {others}",
         param="format",
     )

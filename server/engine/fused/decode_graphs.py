@@ -6,7 +6,6 @@ the keys of all rows before its attention reads them from the cache. So a step t
 the weights once. Knows no sampling and no scheduling.
 """
 
-from collections.abc import Callable
 from collections.abc import Sequence as Seq
 from itertools import accumulate
 from typing import Final
@@ -40,7 +39,7 @@ def padded_sizes(max_rows: int, prompt_rows: int = 0) -> list[int]:
     return [*fitting, max_rows, *(max_rows + size for size in (*more, prompt_rows) if size)]
 
 
-class _StaticInputs:
+class _DecodeInputs:
     """The inputs of captured steps of so many rows, at addresses that stay.
 
     Args:
@@ -90,7 +89,7 @@ class DecodeGraphs:
         self._sizes = padded_sizes(max_rows, prompt_rows)
         self._max_blocks = -(-max_context // kv.block_tokens)
         self._fixed = {
-            rows: _StaticInputs(rows, max_rows, self._max_blocks, kv.sink, kv.device)
+            rows: _DecodeInputs(rows, max_rows, self._max_blocks, kv.sink, kv.device)
             for rows in self._sizes
         }
         self._tables = _BlockTables(self._sizes[-1], self._max_blocks)
@@ -120,26 +119,14 @@ class DecodeGraphs:
         """
         tokens = sum(chunk.length for chunk in chunks)
         rows = next(size for size in self._sizes if size >= tokens)
-        captured = self._graph(rows, plan.groups)
+        captured = self.capture(rows, plan.groups)
         fixed = self._fixed[rows]
         self._fill(fixed, chunks)
         if last is not None:
             self._last[: len(last)].copy_(last)
-        for inputs, pages in zip(captured.inputs, plan.pages, strict=True):
-            inputs.fill(pages)
-        captured.graph.replay()
-        return captured.logits[: len(chunks)]
+        return captured.replay(plan.pages)[: len(chunks)]
 
-    def capture(
-        self, group_sets: Seq[tuple[FusedGroup, ...]], on_captured: Callable[[], None]
-    ) -> None:
-        """Capture every size for each set of groups, largest first."""
-        for groups in group_sets:
-            for rows in reversed(self._sizes):
-                self._graph(rows, groups)
-                on_captured()
-
-    def _fill(self, fixed: _StaticInputs, chunks: Seq[Chunk]) -> None:
+    def _fill(self, fixed: _DecodeInputs, chunks: Seq[Chunk]) -> None:
         numbers = np.zeros(fixed.numbers.shape, dtype=np.int64)
         numbers[2] = self._kv.sink
         numbers[4] = -1
@@ -179,7 +166,8 @@ class DecodeGraphs:
         numbers[1] = positions
         numbers[2] = np.array(sequence.blocks)[positions // size] * size + positions % size
 
-    def _graph(self, rows: int, groups: tuple[FusedGroup, ...]) -> CapturedGraph:
+    def capture(self, rows: int, groups: tuple[FusedGroup, ...]) -> CapturedGraph:
+        """The graph of so many rows, captured if it is not yet."""
         fixed, device = self._fixed[rows], self._kv.device
 
         def prepare() -> list[GroupInputs]:
@@ -192,7 +180,7 @@ class DecodeGraphs:
         return self._graphs.find(groups, ("decodes", rows), prepare, run)
 
     def _run(
-        self, fixed: _StaticInputs, groups: Seq[FusedGroup], inputs: Seq[GroupInputs]
+        self, fixed: _DecodeInputs, groups: Seq[FusedGroup], inputs: Seq[GroupInputs]
     ) -> Tensor:
         adapters = self._graphs.adapters_of(groups, inputs)
         ids = torch.where(fixed.sources < 0, fixed.ids, self._last[fixed.sources.clamp(min=0)])

@@ -69,7 +69,9 @@ def build_fused_forward(
     # rows against 128, and 126 against 138 with A riding (H200, torch 2.11).
     torch.backends.cuda.preferred_blas_library("cublaslt")
     method = Vera()
-    loaded = adapters.keep_basis(method.basis(seed), need_of(method, base, base.targets, max_rank))
+    loaded = adapters.steps.bases.keep_always(
+        method.basis(seed), need_of(method, base, base.targets, max_rank)
+    )
     pair = next(iter(loaded.pairs.values()))
     decoder = FusedDecoder(base, Riding(method.basis(seed), pair.a))
     graphs = GraphCache(adapters)
@@ -82,11 +84,18 @@ def build_fused_forward(
     def capture(on_progress: OnProgress) -> None:
         total = len(group_sets) * (len(decodes.sizes) + len(prompts.sizes))
         done = count(1)
+
+        def capture_all(graphs: DecodeGraphs | PromptGraphs) -> None:
+            for groups in group_sets:
+                for size in reversed(graphs.sizes):  # the largest first
+                    graphs.capture(size, groups)
+                    on_progress(next(done), total)
+
         flat = FusedForward(decoder, adapters, kv)
-        decodes.capture(group_sets, lambda: on_progress(next(done), total))
+        capture_all(decodes)
         check_replays(base, kv, forward, flat)
         try:
-            prompts.capture(group_sets, lambda: on_progress(next(done), total))
+            capture_all(prompts)
             whole = FusedForward(decoder, adapters, kv, decodes, prompts, together=False)
             check_replays(base, kv, whole, flat)
         except Exception as error:  # a capture may raise anything under another torch or driver

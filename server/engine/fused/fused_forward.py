@@ -4,6 +4,7 @@ For CUDA; its reference is `server.engine.plain.forward.PlainForward`. Knows no 
 """
 
 from collections.abc import Sequence as Seq
+from dataclasses import dataclass
 from itertools import accumulate, chain, islice
 
 import torch
@@ -27,6 +28,7 @@ from server.engine.sequence import Chunk
 _BASE_ALONE = FusedPlan((), (), {})
 
 
+@dataclass(eq=False)
 class FusedForward:
     """Runs `decoder`; see `server.engine.plain.forward.Forward`.
 
@@ -35,29 +37,19 @@ class FusedForward:
         together: replay short prompts in the graphs of decodes, where they fit.
     """
 
-    def __init__(
-        self,
-        decoder: FusedDecoder,
-        adapters: ResidentAdapters | None,
-        kv: KVCache,
-        decodes: DecodeGraphs | None = None,
-        prompts: PromptGraphs | None = None,
-        *,
-        together: bool = True,
-    ) -> None:
-        self._decoder = decoder
-        self._adapters = adapters
-        self._kv = kv
-        self._decodes = decodes
-        self.prompts = prompts
-        self._together = together
+    _decoder: FusedDecoder
+    _adapters: ResidentAdapters | None
+    _kv: KVCache
+    _decodes: DecodeGraphs | None = None
+    prompts: PromptGraphs | None = None
+    together: bool = True
 
     def step(self, chunks: Seq[Chunk], last: Tensor) -> tuple[LogitRows, Tensor]:
         singles = [chunk for chunk in chunks if chunk.length == 1]
         longer = [chunk for chunk in chunks if chunk.length > 1]
         ordered = [*singles, *longer]
         if self._adapters is not None:
-            self._adapters.begin(_slots_of(ordered))
+            self._adapters.steps.begin(_slots_of(ordered))
         logit_rows = LogitRows(ordered, [0, *accumulate(chunk.length for chunk in ordered)][:-1])
         replayed = self._replayed(singles, longer, logit_rows, last)
         if replayed is None:
@@ -84,7 +76,7 @@ class FusedForward:
         """Logits of each chunk's last token by a graph of decodes; None if it cannot."""
         if self._decodes is None or not self._decodes.can_replay(singles, longer):
             return None
-        if longer and not self._together:
+        if longer and not self.together:
             return None
         chunks = [*singles, *longer]
         plan = self._plan(_slots_of(chunks), replayed=True)
@@ -125,12 +117,12 @@ class FusedForward:
         if self._adapters is None:
             refuse_slots(slots)
             return _BASE_ALONE
-        return self._adapters.plan(slots, replayed=replayed)
+        return self._adapters.steps.plan(slots, replayed=replayed)
 
     def _site_adapters(self, plan: FusedPlan) -> SiteAdapters:
         if self._adapters is None or not (plan.groups or plan.rest):
             return NoAdapters()
-        return self._adapters.site_adapters(plan, silu_mul)
+        return self._adapters.steps.site_adapters(plan, silu_mul)
 
     def _attend(self, layout: Layout) -> Attend:
         """Single tokens stand first in a layout, then longer chunks."""

@@ -10,6 +10,7 @@ from collections.abc import Sequence as Seq
 from dataclasses import dataclass
 from typing import Final
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -33,6 +34,13 @@ class CapturedGraph:
     inputs: Seq[GroupInputs]
     logits: Tensor
 
+    def replay(self, pages: Seq[np.ndarray]) -> Tensor:
+        """Replay with these pages of each group, from static inputs; gives the logits."""
+        for inputs, of_group in zip(self.inputs, pages, strict=True):
+            inputs.fill(of_group)
+        self.graph.replay()
+        return self.logits
+
 
 class GraphCache:
     """Graphs on the current CUDA device, for one thread.
@@ -43,8 +51,8 @@ class GraphCache:
 
     def __init__(self, adapters: ResidentAdapters | None) -> None:
         self._adapters = adapters
-        self._kept: GroupCache[CapturedGraph] = (
-            GroupCache(MAX_GRAPHS) if adapters is None else adapters.group_cache(MAX_GRAPHS)
+        self._cache: GroupCache[CapturedGraph] = (
+            GroupCache(MAX_GRAPHS) if adapters is None else adapters.steps.group_cache(MAX_GRAPHS)
         )
         self._pool = torch.cuda.graph_pool_handle()
         # Nodes of a graph keep the priority of the stream that they were captured on.
@@ -62,10 +70,10 @@ class GraphCache:
         A capture calls `run` twice. So `prepare` makes its inputs, and clears the static tensors of
         what earlier steps left there: `run` must write only what nobody reads.
         """
-        captured = self._kept.get(groups, name)
+        captured = self._cache.get(groups, name)
         if captured is None:
             captured = self._capture(prepare(), run)
-            self._kept.put(groups, name, captured)
+            self._cache.put(groups, name, captured)
         return captured
 
     def adapters_of(self, groups: Seq[FusedGroup], inputs: Seq[GroupInputs]) -> SiteAdapters:
@@ -73,7 +81,9 @@ class GraphCache:
         if not groups:
             return NoAdapters()
         assert self._adapters is not None
-        return self._adapters.site_adapters(FusedPlan(tuple(groups), (), {}), silu_mul, inputs)
+        return self._adapters.steps.site_adapters(
+            FusedPlan(tuple(groups), (), {}), silu_mul, inputs
+        )
 
     @torch.inference_mode()
     def _capture(

@@ -4,7 +4,6 @@ To launch a layer's operations one by one takes the host longer than a short pro
 device, and every decode in the same step waits for it. Knows no sampling and no scheduling.
 """
 
-from collections.abc import Callable
 from collections.abc import Sequence as Seq
 from itertools import accumulate
 from typing import Final
@@ -30,7 +29,7 @@ MOST_KEYS: Final = 4096
 _SIZES: Final = (32, 64, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048, 3072, 4096)
 
 
-class _StaticInputs:
+class _PromptInputs:
     """The inputs of captured prompts of so many tokens, at addresses that stay.
 
     The last of the sequences is the padding: it has all tokens and keys that are left.
@@ -76,7 +75,7 @@ class PromptGraphs:
         self._graphs = graphs
         fitting = [size for size in _SIZES if size < max_tokens]
         self._sizes = [*fitting, min(max_tokens, _SIZES[-1])]
-        self._fixed: dict[tuple[int, int | None], _StaticInputs] = {}
+        self._fixed: dict[tuple[int, int | None], _PromptInputs] = {}
 
     def can_replay(self, chunks: Seq[Chunk]) -> bool:
         """Whether these chunks can be replayed."""
@@ -96,30 +95,22 @@ class PromptGraphs:
         keys = MOST_KEYS if any(chunk.sequence.num_computed for chunk in chunks) else None
         fixed, captured = self._graph(size, keys, plan.groups)
         self._fill(fixed, chunks)
-        for inputs, pages in zip(captured.inputs, plan.pages, strict=True):
-            inputs.fill(pages)
-        captured.graph.replay()
-        return captured.logits[: len(chunks)]
+        return captured.replay(plan.pages)[: len(chunks)]
 
     @property
     def sizes(self) -> Seq[int]:
         return self._sizes
 
-    def capture(
-        self, group_sets: Seq[tuple[FusedGroup, ...]], on_captured: Callable[[], None]
-    ) -> None:
-        """Capture every size of prompts that begin their sequences, largest first."""
-        for groups in group_sets:
-            for size in reversed(self._sizes):
-                self._graph(size, None, groups)
-                on_captured()
+    def capture(self, size: int, groups: tuple[FusedGroup, ...]) -> None:
+        """Capture prompts of so many tokens that begin their sequences."""
+        self._graph(size, None, groups)
 
     def _graph(
         self, size: int, keys: int | None, groups: tuple[FusedGroup, ...]
-    ) -> tuple[_StaticInputs, CapturedGraph]:
+    ) -> tuple[_PromptInputs, CapturedGraph]:
         fixed = self._fixed.get((size, keys))
         if fixed is None:
-            fixed = self._fixed[size, keys] = _StaticInputs(size, keys, self._kv)
+            fixed = self._fixed[size, keys] = _PromptInputs(size, keys, self._kv)
 
         def prepare() -> list[GroupInputs]:
             fixed.clear()
@@ -131,7 +122,7 @@ class PromptGraphs:
 
         return fixed, self._graphs.find(groups, ("prompts", size, keys), prepare, run)
 
-    def _fill(self, fixed: _StaticInputs, chunks: Seq[Chunk]) -> None:
+    def _fill(self, fixed: _PromptInputs, chunks: Seq[Chunk]) -> None:
         numbers = np.zeros(fixed.numbers.shape, dtype=np.int64)
         numbers[2] = self._kv.sink
         at = 0
@@ -168,7 +159,7 @@ class PromptGraphs:
         return places + tokens % size
 
     def _run(
-        self, fixed: _StaticInputs, groups: Seq[FusedGroup], inputs: Seq[GroupInputs]
+        self, fixed: _PromptInputs, groups: Seq[FusedGroup], inputs: Seq[GroupInputs]
     ) -> Tensor:
         decoder = self._decoder
 

@@ -25,8 +25,8 @@ def check_replays(base: BaseModel, kv: KVCache, replayed: Forward, flat: Forward
         UnsupportedModel: the logits differ.
     """
     expected, got = (_logits(base, kv, forward) for forward in (flat, replayed))
-    for step, (mine, other) in enumerate(zip(got, expected, strict=True)):
-        off = float((mine - other).norm() / other.norm())
+    for step, (logits, reference) in enumerate(zip(got, expected, strict=True)):
+        off = float((logits - reference).norm() / reference.norm())
         if not off < TOLERANCE[base.dtype]:
             raise UnsupportedModel(
                 f"base model {base.name!r} gives other logits when step {step} of the trial is "

@@ -64,7 +64,7 @@ class PlainForward:
         if self._adapters is None:
             refuse_slots(slots)
             return nullcontext()
-        return self._adapters.use(self._adapters.batch(slots))
+        return self._adapters.use(self._adapters.steps.batch(slots))
 
 
 def run_flat(

@@ -29,14 +29,14 @@ def visit(served: Served, seed: int) -> tuple[FusedGroup, ...]:
     made = make_adapter(served.base, rank=RANK, seed=seed, draw=seed)
     ref = served.publish(made, f"a{seed}")
     slot = served.acquire(ref)
-    served.adapters.batch([slot, 0])
-    plan = served.adapters.plan([slot, 0], replayed=True)
+    served.adapters.steps.batch([slot, 0])
+    plan = served.adapters.steps.plan([slot, 0], replayed=True)
     served.adapters.release(ref)
     return plan.groups
 
 
 def test_caches_keep_no_matrices_that_the_budget_dropped(served: Served) -> None:
-    cache: GroupCache[str] = served.adapters.group_cache(1000)
+    cache: GroupCache[str] = served.adapters.steps.group_cache(1000)
     bases: list[weakref.ref[LoadedBasis]] = []
     pairs: list[weakref.ref[BasisPair]] = []
     for seed in range(7):
@@ -56,7 +56,7 @@ def test_caches_keep_no_matrices_that_the_budget_dropped(served: Served) -> None
 
 def test_a_basis_that_comes_back_finds_nothing_of_before(served: Served) -> None:
     """A graph of the old matrices reads addresses that now hold something else."""
-    cache: GroupCache[str] = served.adapters.group_cache(1000)
+    cache: GroupCache[str] = served.adapters.steps.group_cache(1000)
     cache.put(visit(served, 0), "decodes", "the old graph")
     assert cache.get(visit(served, 0), "decodes") == "the old graph"
     for seed in (1, 2):
@@ -65,10 +65,10 @@ def test_a_basis_that_comes_back_finds_nothing_of_before(served: Served) -> None
 
 
 def test_a_larger_rank_replaces_the_matrices_of_a_basis(served: Served) -> None:
-    cache: GroupCache[str] = served.adapters.group_cache(1000)
+    cache: GroupCache[str] = served.adapters.steps.group_cache(1000)
     small = make_adapter(served.base, rank=8, seed=0, draw=9)
     slot = served.acquire(served.publish(small, "small"))
-    groups = served.adapters.plan([slot], replayed=True).groups
+    groups = served.adapters.steps.plan([slot], replayed=True).groups
     cache.put(groups, "decodes", "the small graph")
     visit(served, 0)
     assert cache.get(groups, "decodes") is None
@@ -77,7 +77,7 @@ def test_a_larger_rank_replaces_the_matrices_of_a_basis(served: Served) -> None:
 def test_matrices_leave_before_others_come(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
     """Else both are in memory at once, beyond the budget."""
     order: list[str] = []
-    cache: GroupCache[str] = served.adapters.group_cache(1000)
+    cache: GroupCache[str] = served.adapters.steps.group_cache(1000)
     drop = cache.drop
 
     def dropped(bases: set[LoadedBasis]) -> None:

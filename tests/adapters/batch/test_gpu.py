@@ -59,7 +59,7 @@ def test_a_busy_randlora_adapter_is_served_by_its_update(serve: Serve) -> None:
     slots = [served.acquire(served.publish(made, f"a{i}")) for i, made in enumerate(mades)]
     tokens, seen = TOKENS.cuda(), False
     while not seen:  # before, while and after it is made
-        seen = slots[0] in served.adapters.batch([slots[0]] * 16).updates
+        seen = slots[0] in served.adapters.steps.batch([slots[0]] * 16).updates
         for length in (len(TOKENS), 1):
             logits = served.logits(tokens[:length].expand(4, -1), [*slots, 0])
             for made, row in zip([*mades, None], logits, strict=True):

@@ -145,9 +145,9 @@ def test_layers_without_a_target_run_plainly(serve: Serve) -> None:
     served = serve()
     path = "model.layers.0.self_attn.q_proj"
     slot = served.acquire(served.publish(make_adapter(served.base, targets=[path])))
-    batch = served.adapters.batch([slot, 0])
+    batch = served.adapters.steps.batch([slot, 0])
     assert list(batch.deltas) == [path]
-    assert served.adapters.batch([0, 0]).deltas == {}
+    assert served.adapters.steps.batch([0, 0]).deltas == {}
 
 
 def test_siblings_share_one_product(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -169,7 +169,7 @@ def test_siblings_share_one_product(serve: Serve, monkeypatch: pytest.MonkeyPatc
 
 def test_a_slot_without_an_adapter_is_refused(serve: Serve) -> None:
     with pytest.raises(ValueError, match="slot 3 holds no adapter"):
-        serve().adapters.batch([0, 3])
+        serve().adapters.steps.batch([0, 3])
 
 
 def test_the_model_keeps_its_modules_and_state(serve: Serve) -> None:
@@ -184,6 +184,6 @@ def test_the_model_keeps_its_modules_and_state(serve: Serve) -> None:
 def test_a_batch_of_the_same_slots_is_made_once(serve: Serve) -> None:
     served = serve()
     slots = [served.acquire(served.publish(make_adapter(served.base), n)) for n in "ab"]
-    batch = served.adapters.batch(slots)
-    assert served.adapters.batch(list(slots)) is batch
-    assert served.adapters.batch(slots[::-1]) is not batch
+    batch = served.adapters.steps.batch(slots)
+    assert served.adapters.steps.batch(list(slots)) is batch
+    assert served.adapters.steps.batch(slots[::-1]) is not batch

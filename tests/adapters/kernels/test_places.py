@@ -17,7 +17,7 @@ def test_a_vector_begins_where_the_layout_says(method: Method) -> None:
     targets = tiny_base("llama").targets
     layout = RowLayout(method, targets, 8, torch.float32)
     layers = {
-        path: {name: torch.rand(shape) for name, shape in method.room(linear, 8).items()}
+        path: {name: torch.rand(shape) for name, shape in method.padded_shapes(linear, 8).items()}
         for path, linear in targets.items()
     }
     row = layout.pack(layers)

@@ -55,7 +55,7 @@ def test_writing_leaves_nothing_of_the_last_row_and_touches_no_other() -> None:
 def test_rows_of_different_layouts_lie_side_by_side() -> None:
     layout, bank = new_bank(rows=8)
     wide = Layouts(BASE, 16).of(LowRank(), 3, [Q])
-    assert wide.room_rank == 4
+    assert wide.padded_rank == 4
     a, b = torch.randn(3, 48), torch.randn(48, 3)
     first, second = page_of(layout, 1), page_of(layout, 2)
     bank.write(first, layout.pack({Q: {"d": torch.ones(16), "b": torch.ones(48)}}))
@@ -73,17 +73,17 @@ def test_the_zeros_are_never_written() -> None:
             bank.write(page, layout.pack({}))
 
 
-@pytest.mark.parametrize("keep", [True, False])
-def test_gathering_takes_each_tokens_row(keep: bool) -> None:
+@pytest.mark.parametrize("reuse", [True, False])
+def test_gathering_takes_each_tokens_row(reuse: bool) -> None:
     layout, bank = new_bank()
     for row in (1, 2):
         vectors = {"d": torch.full((4,), float(row)), "b": torch.ones(48)}
         bank.write(page_of(layout, row), layout.pack({Q: vectors}))
     pages = torch.tensor([page_of(layout, row) for row in (2, 0, 1, 2)])
     runs = [Run(int(page), at, at + 1) for at, page in enumerate(pages)]
-    rows = BankRows(bank.layer(layout, Q, 4), pages, runs, keep=keep)
+    rows = BankRows(bank.layer(layout, Q, 4), pages, runs, reuse=reuse)
     assert rows.per_token("d")[:, 0].tolist() == [2, 0, 1, 2]
-    assert (rows.per_token("d") is rows.per_token("d")) == keep
+    assert (rows.per_token("d") is rows.per_token("d")) == reuse
 
 
 def test_layers_begin_where_vector_loads_do() -> None:

@@ -51,7 +51,7 @@ def published(served: Served, mades: Sequence[Made]) -> list[AdapterRef]:
 def step(served: Served, *slots: int, tokens: int = 16) -> set[int]:
     """Prepare a step without running it: the slots that have an update."""
     with torch.inference_mode():
-        batch = served.adapters.batch([slot for slot in slots for _ in range(tokens)])
+        batch = served.adapters.steps.batch([slot for slot in slots for _ in range(tokens)])
     return set(batch.updates)
 
 
@@ -97,7 +97,7 @@ def test_answers_are_the_merges_before_while_and_after_it_is_made(
         seen.append(slot in step(served, slot))
     steps = -(-BUSY // 27)  # until it is busy, at 11 tokens of `assert_served` and 16 of `step`
     assert steps < len(seen) <= steps + len(served.base.targets)
-    deltas = served.adapters.batch([slot]).deltas
+    deltas = served.adapters.steps.batch([slot]).deltas
     assert deltas.keys() == served.base.targets.keys()
     assert all(isinstance(delta, DenseDelta) for of_path in deltas.values() for delta in of_path)
     assert_served(served, [made, None], [slot, 0])
@@ -111,7 +111,7 @@ def test_hot_and_cold_adapters_of_all_methods_share_a_batch(serve: Serve) -> Non
     warm(served, *(slots[i] for i in hot))
     rows = [None, *mades, None, mades[4], mades[9], mades[11], mades[4]]
     picks = [0, *slots, 0, slots[4], slots[9], slots[11], slots[4]]
-    batch = served.adapters.batch(picks)
+    batch = served.adapters.steps.batch(picks)
     assert set(batch.updates) == {slots[i] for i in hot}
     assert_served(served, rows, picks)
     assert_served(served, rows[::-1], picks[::-1])
@@ -246,15 +246,15 @@ def test_a_batch_is_given_again_until_an_update_comes_or_goes(serve: Serve) -> N
     served = serve(wide_base(), dense_mb=2)
     mades = [randlora(served.base, i, rank=32) for i in range(2)]
     slots = [served.acquire(ref) for ref in published(served, mades)]
-    many, last, made = [slots[0]] * 16, served.adapters.batch([slots[0]] * 16), 0
+    many, last, made = [slots[0]] * 16, served.adapters.steps.batch([slots[0]] * 16), 0
     for _ in range(40):
-        batch = served.adapters.batch(many)
+        batch = served.adapters.steps.batch(many)
         made += batch is not last
         last = batch
     assert made == 1
     while set(last.updates):
-        served.adapters.batch([slots[1]] * 64)
-        last = served.adapters.batch([slots[0]])
+        served.adapters.steps.batch([slots[1]] * 64)
+        last = served.adapters.steps.batch([slots[0]])
     assert_served(served, mades, slots)
 
 

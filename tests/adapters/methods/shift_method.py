@@ -3,8 +3,8 @@
 y = W x + s * mean(x)        s: [out]
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -14,8 +14,9 @@ from server.adapters.methods.method import (
     BasisPairs,
     BasisSize,
     Delta,
-    KernelFamily,
+    Layers,
     Matrices,
+    Method,
     Rows,
     Vectors,
 )
@@ -25,10 +26,8 @@ from server.jobs.queue.method_spec import MethodSpec, Variant
 
 
 @dataclass(frozen=True)
-class Shift:
-    name = "shift"
-    whole_batch = False
-    kernels: KernelFamily | None = None
+class Shift(Method):
+    name: ClassVar[str] = "shift"
 
     @property
     def options(self) -> dict[str, str]:
@@ -40,11 +39,8 @@ class Shift:
     def shapes(self, linear: TargetLinear, rank: int) -> dict[str, tuple[int, ...]]:
         return {"s": (linear.out_features,)}
 
-    def room_rank(self, rank: int, max_rank: int) -> int:
+    def padded_rank(self, rank: int, max_rank: int) -> int:
         return 1
-
-    def room(self, linear: TargetLinear, room_rank: int) -> dict[str, tuple[int, ...]]:
-        return self.shapes(linear, room_rank)
 
     def basis_size(self, linear: TargetLinear, rank: int) -> BasisSize:
         return BasisSize(0, 0)
@@ -52,23 +48,13 @@ class Shift:
     def initial(self, linear: TargetLinear, rank: int, start: Matrices) -> dict[str, Tensor]:
         return {"s": torch.zeros(linear.out_features)}
 
-    def unit(self, linear: TargetLinear, rank: int) -> dict[str, float]:
-        return {"s": 1.0}
-
-    def default_scale(self, rank: int) -> float:
-        return 1.0
-
     def fold(
         self, linear: TargetLinear, rank: int, vectors: Vectors, scale: float
     ) -> dict[str, Tensor]:
         return {"s": vectors["s"] * scale}
 
     def deltas(
-        self,
-        layers: Mapping[str, tuple[TargetLinear, Rows]],
-        rank: int,
-        bases: BasisPairs,
-        dropout: float = 0.0,
+        self, layers: Layers, rank: int, bases: BasisPairs, dropout: float = 0.0
     ) -> dict[str, Delta]:
         return {path: _ShiftDelta(rows) for path, (_, rows) in layers.items()}
 

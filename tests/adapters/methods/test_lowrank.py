@@ -41,13 +41,13 @@ POPULARITY = {
     "skewed": [4, 2, *[1] * MANY, 3, 2, *[1] * MANY, 4],
     "popular last": [2, 3, 4, *[1] * MANY],
 }
-RANKS = [0, 7, 3, 8, 1]  # of each stored row: mixed in one room; row 0 is zeros
+RANKS = [0, 7, 3, 8, 1]  # of each stored row, all padded to 8; row 0 is zeros
 
 
-def bases_for(method: LowRank, linears: Sequence[TargetLinear], room: int) -> BasisPairs:
+def bases_for(method: LowRank, linears: Sequence[TargetLinear], padded_rank: int) -> BasisPairs:
     """One pair for all, wider and deeper than any reads."""
     width = 3 + max(max(linear.in_features, linear.out_features) for linear in linears)
-    pair = made_pair(Basis(SEED), method.basis_size(linears[0], room), width, torch.float32)
+    pair = made_pair(Basis(SEED), method.basis_size(linears[0], padded_rank), width, torch.float32)
     return {linear.path: pair for linear in linears}
 
 
@@ -60,11 +60,12 @@ def draw(method: LowRank, linear: TargetLinear, rank: int, seed: int) -> dict[st
 
 
 def stored_rows(
-    method: LowRank, linear: TargetLinear, room: int, scale: float
+    method: LowRank, linear: TargetLinear, padded_rank: int, scale: float
 ) -> tuple[dict[str, Tensor], list[Tensor]]:
-    """Adapters of `RANKS` in rooms of one rank, and the dense change of each."""
+    """Adapters of `RANKS` padded to one rank, and the dense change of each."""
     stored = {
-        name: torch.zeros(len(RANKS), *shape) for name, shape in method.room(linear, room).items()
+        name: torch.zeros(len(RANKS), *shape)
+        for name, shape in method.padded_shapes(linear, padded_rank).items()
     }
     changes = [torch.zeros(linear.out_features, linear.in_features, dtype=torch.float64)]
     for row, rank in enumerate(RANKS[1:], start=1):
@@ -87,12 +88,12 @@ def test_serving_is_the_dense_change_row_by_row(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setitem(OWN_PRODUCT_TOKENS, "cpu", own_from)
-    linear, picks, room = bare_linear(*shape), POPULARITY[popularity], 8
-    stored, changes = stored_rows(method, linear, room, scale=-0.7)
+    linear, picks, padded_rank = bare_linear(*shape), POPULARITY[popularity], 8
+    stored, changes = stored_rows(method, linear, padded_rank, scale=-0.7)
     random = torch.Generator().manual_seed(len(picks))
     x, y = (torch.randn(len(picks), n, generator=random) for n in shape)
     layers = {"x": (linear, StoredRows(picks, **stored))}
-    delta = method.deltas(layers, room, bases_for(method, [linear], room))["x"]
+    delta = method.deltas(layers, padded_rank, bases_for(method, [linear], padded_rank))["x"]
     with torch.inference_mode():
         fast = delta(x, x, y.clone())
     for i, pick in enumerate(picks):
@@ -236,12 +237,12 @@ def test_a_start_changes_nothing_and_counts_as_promised(method: LowRank) -> None
     assert method.default_scale(4) == method.default_scale(64) == 2.0
 
 
-def test_rooms_are_powers_of_two_within_the_largest_rank() -> None:
-    rooms = [LowRank().room_rank(rank, 24) for rank in (1, 4, 5, 8, 9, 17, 24)]
-    assert rooms == [4, 4, 8, 8, 16, 24, 24]
-    assert LowRank().room_rank(2, 3) == 3
+def test_padded_ranks_are_powers_of_two_within_the_largest_rank() -> None:
+    padded = [LowRank().padded_rank(rank, 24) for rank in (1, 4, 5, 8, 9, 17, 24)]
+    assert padded == [4, 4, 8, 8, 16, 24, 24]
+    assert LowRank().padded_rank(2, 3) == 3
     for rank in range(1, 25):
-        assert LowRank("B").basis_size(bare_linear(8, 8), rank).a_rank >= LowRank("B").room_rank(
+        assert LowRank("B").basis_size(bare_linear(8, 8), rank).a_rank >= LowRank("B").padded_rank(
             rank, 24
         )
 

@@ -79,7 +79,7 @@ def test_it_learns_and_is_served_in_a_mixed_batch(serve: Serve) -> None:
     for answer, it in zip(answers, mades, strict=True):
         expected = merged_logits(served.base, it, TOKENS)
         torch.testing.assert_close(answer, expected, rtol=1e-3, atol=1e-3)
-    plan = served.adapters.plan(slots[:2], replayed=True)
+    plan = served.adapters.steps.plan(slots[:2], replayed=True)
     assert [group.without_kernels is None for group in plan.groups] == [False, True]
 
 

@@ -120,7 +120,7 @@ def test_only_what_is_trained_is_stored(trained: str, count: int) -> None:
     shapes = Vera(trained).shapes(linear, 3)
     assert sum(math.prod(shape) for shape in shapes.values()) == count
     assert set(shapes) == set(trained.split("+")) == set(Vera(trained).unit(linear, 3))
-    assert Vera(trained).room(linear, 8) == {"d": (8,), "b": (4,)}
+    assert Vera(trained).padded_shapes(linear, 8) == {"d": (8,), "b": (4,)}
 
 
 @pytest.mark.parametrize("method", VARIANTS[:3])
@@ -197,7 +197,7 @@ def test_options_come_back_from_a_manifest(method: Vera) -> None:
     basis = method.basis(9)
     assert (basis.spec, basis.seed, basis.per_layer) == (SPEC, 9, method.per_layer)
     assert method.default_scale(64) == 1.0
-    assert method.room_rank(3, 64) == 64
+    assert method.padded_rank(3, 64) == 64
 
 
 def test_manifests_of_older_adapters_are_read() -> None:

@@ -94,7 +94,7 @@ class Replayed:
         """The matrices A and B on the device."""
         return [
             weakref.ref(matrix)
-            for loaded in self.served.adapters._bases.loaded.values()
+            for loaded in self.served.adapters.steps.bases.loaded.values()
             for pair in set(loaded.pairs.values())
             for matrix in (pair.a, pair.bt)
         ]
@@ -125,7 +125,7 @@ def test_memory_falls_back_when_bases_leave(replayed: Replayed) -> None:
     assert abs(grown) < BASIS_BYTES // 2, f"{grown} bytes more than with the first {FITTING} bases"
     alive = {id(it()) for it in matrices if it() is not None}
     assert len(alive) == 2 * FITTING, "matrices that the budget dropped are still referred to"
-    names = [name for _, name in replayed.graphs._kept._entries]
+    names = [name for _, name in replayed.graphs._cache._entries]
     assert len(names) == 2 * FITTING, "one graph of prompts and one of decodes for each basis"
 
 

@@ -49,7 +49,7 @@ class Recomputed(GraphCache):
 
     def __init__(self, adapters: ResidentAdapters) -> None:
         self._adapters = adapters
-        self._kept = adapters.group_cache(MAX_GRAPHS)
+        self._cache = adapters.steps.group_cache(MAX_GRAPHS)
 
     def _capture(
         self, inputs: Seq[GroupInputs], run: Callable[[Seq[GroupInputs]], Tensor]
@@ -107,11 +107,11 @@ class Side:
     @property
     def captured(self) -> list[str]:
         """What graphs are of, in the order of their capture."""
-        entries = self._graphs._kept._entries if self._graphs is not None else {}
+        entries = self._graphs._cache._entries if self._graphs is not None else {}
         return [name[0] for _, name in entries if isinstance(name, tuple)]
 
     def _riding(self, base: BaseModel) -> Riding:
-        loaded = self.adapters.keep_basis(
+        loaded = self.adapters.steps.bases.keep_always(
             Vera().basis(SEED), need_of(Vera(), base, base.targets, 16)
         )
         return Riding(Vera().basis(SEED), next(iter(loaded.pairs.values())).a)
@@ -196,13 +196,13 @@ def test_a_step_in_parts_is_announced_whole(
     """Else an adapter that the first part reads could be overwritten under it."""
     side = sides[1]
     begun: list[list[int]] = []
-    begin = side.adapters.begin
+    begin = side.adapters.steps.begin
 
     def listen(slots: list[int]) -> None:
         begun.append(slots)
         begin(slots)
 
-    monkeypatch.setattr(side.adapters, "begin", listen)
+    monkeypatch.setattr(side.adapters.steps, "begin", listen)
     single = make_sequence(0, [5], slot=side.slots[1])
     prompt = make_sequence(1, [6, 7, 8], slot=side.slots[2])
     side.step([prompt, single], [3, 1])

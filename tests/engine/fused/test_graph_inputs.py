@@ -92,7 +92,7 @@ def test_columns_say_what_rows_say(seed: int, monkeypatch: pytest.MonkeyPatch) -
     made = decode_graphs.DecodeGraphs.__new__(decode_graphs.DecodeGraphs)
     made._kv = SimpleNamespace(block_tokens=SIZE, sink=SINK)  # type: ignore[assignment]
     made._tables = decode_graphs._BlockTables(ROWS, MOST)
-    fixed = decode_graphs._StaticInputs(ROWS, ROWS, MOST, SINK, torch.device("cpu"))
+    fixed = decode_graphs._DecodeInputs(ROWS, ROWS, MOST, SINK, torch.device("cpu"))
     steps = Steps(seed)
     for _ in range(200):
         chunks = steps.chunks()

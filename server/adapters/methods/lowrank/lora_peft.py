@@ -8,57 +8,40 @@ ranks are filled up with zeros, and B takes the quotient of a module's scale and
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from adapters_store.peft.adapter_config import PeftConfig
-from adapters_store.peft.folder import LAYER_PREFIX, PeftTensors
+from adapters_store.peft.folder import LAYER_PREFIX
 from adapters_store.store_errors import InvalidCheckpoint
 from server.adapters.methods.method import Method
-from server.adapters.methods.peft.incoming import (
-    Imported,
-    Origin,
-    checked_rank,
-    layers_of,
-    read_vector,
-)
-from server.bases.model import BaseModel
+from server.adapters.methods.peft.incoming import Imported, IncomingCheckpoint
 
 _A, _B = "lora_A.weight", "lora_B.weight"
 
 
-def read_lora(
-    method: Method,
-    base: BaseModel,
-    config: PeftConfig,
-    tensors: PeftTensors,
-    origin: Origin,
-    max_rank: int,
-) -> Imported:
+def read_lora(method: Method, checkpoint: IncomingCheckpoint) -> Imported:
     """Raises InvalidCheckpoint, naming the tensor or field at fault."""
-    layers = layers_of(base, tensors.names, (_A, _B))
-    ranks = _ranks(config, layers, max_rank)
+    layers = checkpoint.layers((_A, _B))
+    config = checkpoint.config
+    patterns, common_rank = config.by_module("rank_pattern"), config.integer("r", 8)
+    ranks = {path: checkpoint.rank(patterns.find(path, common_rank)) for path in layers}
     scales = _scales(config, ranks)
     common = Counter(scales.values()).most_common(1)[0][0]
     rank = max(ranks.values())
     vectors: dict[str, Tensor] = {}
     for path, linear in layers.items():
-        a = read_vector(base, tensors, path, _A, (ranks[path], linear.in_features))
-        b = read_vector(base, tensors, path, _B, (linear.out_features, ranks[path]))
+        a = checkpoint.vector(path, _A, (ranks[path], linear.in_features))
+        b = checkpoint.vector(path, _B, (linear.out_features, ranks[path]))
         if scales[path] != common:
             b = _times(f"{LAYER_PREFIX}{path}.{_B}", b, scales[path] / common)
         empty = rank - ranks[path]
         vectors[f"{path}.A"] = functional.pad(a, (0, 0, 0, empty))
         vectors[f"{path}.B"] = functional.pad(b, (0, empty))
     return Imported(method, rank, common, vectors)
-
-
-def _ranks(config: PeftConfig, paths: Iterable[str], max_rank: int) -> dict[str, int]:
-    patterns, common = config.by_module("rank_pattern"), config.integer("r", 8)
-    return {path: checked_rank(patterns.find(path, common), max_rank) for path in paths}
 
 
 def _scales(config: PeftConfig, ranks: Mapping[str, int]) -> dict[str, float]:

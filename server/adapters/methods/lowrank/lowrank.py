@@ -23,8 +23,11 @@ from server.adapters.methods.method import (
     BasisPairs,
     BasisSize,
     Delta,
+    Factors,
     KernelFamily,
+    Layers,
     Matrices,
+    Method,
     Rows,
     Vectors,
 )
@@ -36,13 +39,13 @@ from server.errors import InvalidAdapter
 from server.jobs.queue.method_spec import MethodSpec, Variant
 
 ALPHA_PER_RANK: Final = 2.0  # the asymmetry paper's alpha = 2 rank, for all variants
-SMALLEST_ROOM: Final = 4
+SMALLEST_PADDED_RANK: Final = 4
 
 _BOTH: Final = "A+B"
 
 
 @dataclass(frozen=True)
-class LowRank:
+class LowRank(Method):
     """The methods `lora` and `asymmetric-lora`; see `server.adapters.methods.method.Method`.
 
     Args:
@@ -51,7 +54,6 @@ class LowRank:
 
     trained: str = _BOTH
 
-    whole_batch: ClassVar[bool] = False
     kernels: ClassVar[KernelFamily | None] = KernelFamily.LOW_RANK
 
     @classmethod
@@ -91,15 +93,12 @@ class LowRank:
         shapes = {"A": (rank, linear.in_features), "B": (linear.out_features, rank)}
         return {name: shape for name, shape in shapes.items() if name in self.trained}
 
-    def room_rank(self, rank: int, max_rank: int) -> int:
-        """The next power of two: few different rooms, of which at most half is empty."""
+    def padded_rank(self, rank: int, max_rank: int) -> int:
+        """The next power of two: few different ranks, of which at most half is padding."""
         return min(_padded(rank), max_rank)
 
-    def room(self, linear: TargetLinear, room_rank: int) -> dict[str, tuple[int, ...]]:
-        return self.shapes(linear, room_rank)
-
     def basis_size(self, linear: TargetLinear, rank: int) -> BasisSize:
-        """That of the room: zeros cancel what is read beyond the adapter's own rank."""
+        """At the padded rank: zeros cancel what is read beyond the adapter's own."""
         padded = _padded(rank)
         return BasisSize(
             a_rank=padded if self.trained == "B" else 0,
@@ -114,10 +113,6 @@ class LowRank:
         a = start.a(rank, linear.in_features, torch.float32) / math.sqrt(linear.in_features)
         return {**zeros, "A": a}
 
-    def unit(self, linear: TargetLinear, rank: int) -> dict[str, float]:
-        """Ones: trained and frozen matrices have the published spread as they are."""
-        return dict.fromkeys(self.shapes(linear, rank), 1.0)
-
     def fold(
         self, linear: TargetLinear, rank: int, vectors: Vectors, scale: float
     ) -> dict[str, Tensor]:
@@ -130,11 +125,7 @@ class LowRank:
         }
 
     def deltas(
-        self,
-        layers: Mapping[str, tuple[TargetLinear, Rows]],
-        rank: int,
-        bases: BasisPairs,
-        dropout: float = 0.0,
+        self, layers: Layers, rank: int, bases: BasisPairs, dropout: float = 0.0
     ) -> dict[str, Delta]:
         order = _order(layers, rank)
         if self.trained == _BOTH:
@@ -151,27 +142,15 @@ class LowRank:
 
     def factors(
         self, linear: TargetLinear, rank: int, matrices: Matrices, vectors: Vectors, scale: float
-    ) -> tuple[Tensor, Tensor]:
+    ) -> Factors:
         """`scale * B`, and A, the frozen one being its seeded matrix times its constant."""
         frozen = self._frozen(linear, rank)
-        a = (
-            vectors["A"].double()
-            if "A" in vectors
-            else frozen * matrices.a(rank, linear.in_features, torch.float64)
-        )
-        b = (
-            vectors["B"].double()
-            if "B" in vectors
-            else frozen * matrices.b(linear.out_features, rank, torch.float64)
-        )
-        return scale * b, a
-
-    def dense(
-        self, linear: TargetLinear, rank: int, matrices: Matrices, vectors: Vectors, scale: float
-    ) -> Tensor:
-        """`scale * B A`."""
-        left, right = self.factors(linear, rank, matrices, vectors, scale)
-        return left @ right
+        a, b = vectors.get("A"), vectors.get("B")
+        if a is None:
+            a = frozen * matrices.a(rank, linear.in_features, torch.float64)
+        if b is None:
+            b = frozen * matrices.b(linear.out_features, rank, torch.float64)
+        return scale * b.double(), a.double()
 
     def _frozen(self, linear: TargetLinear, rank: int) -> float:
         """What the seeded matrix is multiplied by; 1 where none is read."""
@@ -181,7 +160,7 @@ class LowRank:
 
 
 def _padded(rank: int) -> int:
-    return max(SMALLEST_ROOM, 1 << (rank - 1).bit_length())
+    return max(SMALLEST_PADDED_RANK, 1 << (rank - 1).bit_length())
 
 
 def _kaiming(columns: int) -> float:
@@ -194,7 +173,7 @@ def _kaiming(columns: int) -> float:
     return math.ldexp(1.0, exponent)
 
 
-def _order(layers: Mapping[str, tuple[TargetLinear, Rows]], rank: int) -> ByAdapter | None:
+def _order(layers: Layers, rank: int) -> ByAdapter | None:
     """How a step's tokens lie by adapter, the same in all layers of a group; None in training."""
     rows = next(iter(layers.values()))[1]
     if rows.rows is None:
@@ -202,15 +181,13 @@ def _order(layers: Mapping[str, tuple[TargetLinear, Rows]], rank: int) -> ByAdap
     return ByAdapter(rows.rows, rows.runs, own_product_tokens(rank, rows.rows.device))
 
 
+@dataclass(slots=True, eq=False)
 class _TrainedB:
     """y[t] += B[t] (A x[t]), A frozen and shared."""
 
-    __slots__ = ("_order", "_project", "_rows")
-
-    def __init__(self, project: Projection, rows: Rows, order: ByAdapter | None) -> None:
-        self._project = project
-        self._rows = rows
-        self._order = order
+    _project: Projection
+    _rows: Rows
+    _order: ByAdapter | None
 
     def __call__(self, x: Tensor, rows: Tensor, y: Tensor) -> Tensor:
         z, order = self._project(x, rows), self._order
@@ -219,16 +196,14 @@ class _TrainedB:
         return y.add_(order.unsort(order.product(order.sort(z), self._rows, "B")))
 
 
+@dataclass(slots=True, eq=False)
 class _TrainedA:
     """y[t] += Bt (A[t] x[t]), Bt [rank, out] frozen and shared."""
 
-    __slots__ = ("_bt", "_dropout", "_order", "_rows")
-
-    def __init__(self, bt: Tensor, rows: Rows, order: ByAdapter | None, dropout: float) -> None:
-        self._bt = bt
-        self._rows = rows
-        self._order = order
-        self._dropout = dropout
+    _bt: Tensor
+    _rows: Rows
+    _order: ByAdapter | None
+    _dropout: float
 
     def __call__(self, x: Tensor, rows: Tensor, y: Tensor) -> Tensor:
         order = self._order
@@ -239,15 +214,13 @@ class _TrainedA:
         return y.addmm_(z, self._bt)
 
 
+@dataclass(slots=True, eq=False)
 class _Both:
     """y[t] += B[t] (A[t] x[t])."""
 
-    __slots__ = ("_dropout", "_order", "_rows")
-
-    def __init__(self, rows: Rows, order: ByAdapter | None, dropout: float) -> None:
-        self._rows = rows
-        self._order = order
-        self._dropout = dropout
+    _rows: Rows
+    _order: ByAdapter | None
+    _dropout: float
 
     def __call__(self, x: Tensor, rows: Tensor, y: Tensor) -> Tensor:
         order = self._order

@@ -10,6 +10,7 @@ from typing import Final, cast
 import torch
 from torch import Tensor
 
+from adapters_store.peft.adapter_config import PeftConfig
 from adapters_store.peft.folder import LAYER_PREFIX, SHARED_PREFIX, PeftTensors
 from adapters_store.peft.generator import ERAS, HALVES, Era, Half, Projections, rounded
 from adapters_store.store_errors import InvalidCheckpoint
@@ -48,11 +49,7 @@ class Origin:
                 raise InvalidRequest(f"{param}={value!r} is none of {choices}", param=param)
 
     def drawn(self) -> tuple[Era, Half]:
-        """Era and half type.
-
-        Raises:
-            InvalidCheckpoint: they were left out.
-        """
+        """Era and half type. Raises InvalidCheckpoint: they were left out."""
         if not self.torch_era or not self.half_dtype:
             raise InvalidCheckpoint(
                 "the checkpoint does not hold its random matrices (save_projection=False), and "
@@ -84,32 +81,111 @@ class Imported:
     provenance: Mapping[str, str] = field(default_factory=dict)
 
 
-def layers_of(
-    base: BaseModel, names: Iterable[str], vectors: tuple[str, ...]
-) -> dict[str, TargetLinear]:
-    """The linears that a checkpoint changes, by path, in the order of the base.
+@dataclass(frozen=True, eq=False)
+class IncomingCheckpoint:
+    """A checkpoint to read, the base that will serve it, and the largest rank that is served.
 
-    Args:
-        names: of the layers' tensors; each is `base_model.model.<path>.<one of vectors>`.
-
-    Raises:
-        InvalidCheckpoint: none, a tensor that is no such vector, or of no linear of this base.
+    Its methods raise InvalidCheckpoint, naming the tensor or field at fault.
     """
-    paths = {_path(base, name, vectors) for name in sorted(names)}
-    if not paths:
-        raise InvalidCheckpoint(
-            f"there is no tensor named {LAYER_PREFIX}<module>.{vectors[0]}: the adapter is empty"
+
+    base: BaseModel
+    config: PeftConfig
+    tensors: PeftTensors
+    origin: Origin
+    max_rank: int
+
+    def layers(self, vectors: Sequence[str], shared: Sequence[str] = ()) -> dict[str, TargetLinear]:
+        """The linears that it changes, by path, in the order of the base; there is at least one.
+
+        Args:
+            vectors: of a layer; each tensor is `base_model.model.<path>.<one of vectors>`.
+            shared: matrices that stand once for all layers, or under each layer as well.
+        """
+        names = self.tensors.names - {f"{SHARED_PREFIX}{name}" for name in shared}
+        paths = {_path(self.base, name, (*vectors, *shared)) for name in sorted(names)}
+        if not paths:
+            raise InvalidCheckpoint(
+                f"there is no tensor named {LAYER_PREFIX}<module>.{vectors[0]}: the adapter is "
+                "empty"
+            )
+        return {path: linear for path, linear in self.base.targets.items() if path in paths}
+
+    def rank(self, rank: float) -> int:
+        """Return `rank` if it can be served."""
+        if rank != int(rank) or not 1 <= rank <= self.max_rank:
+            raise InvalidCheckpoint(
+                f"adapter_config.json: r={rank} is not between 1 and {self.max_rank}, the largest "
+                "rank that this server holds: raise max_rank to serve it"
+            )
+        return int(rank)
+
+    def vector(self, path: str, vector: str, shape: tuple[int, ...]) -> Tensor:
+        """One layer's tensor, float32, of `shape`."""
+        name = f"{LAYER_PREFIX}{path}.{vector}"
+        stored = self.tensors.shape(name)
+        if stored != shape:
+            linear = self.base.targets[path]
+            raise InvalidCheckpoint(
+                f"tensor {name!r} has shape {list(stored)}, not the {list(shape)} that fits the "
+                f"linear [{linear.out_features}, {linear.in_features}] of base "
+                f"{self.base.name!r}: the config or the base does not belong to it"
+            )
+        return self._read(name)
+
+    def shared_pair(self, shapes: Mapping[str, tuple[int, ...]]) -> tuple[Tensor, Tensor] | None:
+        """The two matrices that all layers share, by name and shape, or None if none was saved.
+
+        PEFT 0.21 saves RandLoRA's under every layer as well, and loads whichever comes last.
+        """
+        copies = {
+            vector: sorted(name for name in self.tensors.names if name.endswith(f".{vector}"))
+            for vector in shapes
+        }
+        if not any(copies.values()):
+            return None
+        first, second = (
+            self._shared(vector, copies[vector], shape) for vector, shape in shapes.items()
         )
-    return {path: linear for path, linear in base.targets.items() if path in paths}
+        return first, second
+
+    def _shared(self, vector: str, copies: Sequence[str], shape: tuple[int, ...]) -> Tensor:
+        top = f"{SHARED_PREFIX}{vector}"
+        first = copies[0] if copies and top not in copies else top
+        stored = self.tensors.shape(first)
+        if stored != shape:
+            raise InvalidCheckpoint(
+                f"tensor {first!r} has shape {list(stored)}, not {list(shape)} as its rank and "
+                f"targets need on base {self.base.name!r}: the checkpoint belongs to another base, "
+                "or is damaged"
+            )
+        matrix = self._read(first)
+        for name in copies:
+            if name != first and not torch.equal(self.tensors.read(name), matrix):
+                raise InvalidCheckpoint(
+                    f"tensor {name!r} differs from {first!r}, of which it should be a copy: save "
+                    "the adapter again"
+                )
+        return matrix
+
+    def _read(self, name: str) -> Tensor:
+        """A tensor whose values the dtype of the base can hold."""
+        tensor, dtype = self.tensors.read(name), self.base.dtype
+        largest = tensor.abs().max()
+        if largest > torch.finfo(dtype).max:
+            raise InvalidCheckpoint(
+                f"tensor {name!r} holds {largest:.3g}, which is too large for the {dtype} that "
+                "this server runs in: serve with --dtype bfloat16 or float32"
+            )
+        return tensor
 
 
-def _path(base: BaseModel, name: str, vectors: tuple[str, ...]) -> str:
+def _path(base: BaseModel, name: str, vectors: Sequence[str]) -> str:
     ending = next((f".{vector}" for vector in vectors if name.endswith(f".{vector}")), None)
     if ending is None or not name.startswith(LAYER_PREFIX):
         raise InvalidCheckpoint(
-            f"tensor {name!r} is none that can be served: only {', '.join(vectors)} of linears "
-            "are. Train again without biases, embeddings and modules_to_save, or merge the "
-            "adapter into its base with PEFT"
+            f"tensor {name!r} cannot be served: only {', '.join(vectors)} of linears can. Train "
+            "again without biases, embeddings and modules_to_save, or merge the adapter into its "
+            "base with PEFT"
         )
     path = name.removeprefix(LAYER_PREFIX).removesuffix(ending)
     if path in base.targets:
@@ -117,107 +193,18 @@ def _path(base: BaseModel, name: str, vectors: tuple[str, ...]) -> str:
     reason = (
         "the embeddings and the output head are never adapted: train again without them"
         if path in _ends_of(base)
-        else f"those are named like {next(iter(base.targets))!r}: the checkpoint is of another base"
+        else f"its linears are named like {next(iter(base.targets))!r}, so the checkpoint belongs "
+        "to another base"
     )
     raise InvalidCheckpoint(
-        f"tensor {name!r}: {path!r} is none of the linears of base {base.name!r} that are "
-        f"adapted; {reason}"
+        f"tensor {name!r}: {path!r} is not a linear of base {base.name!r} that can be adapted; "
+        f"{reason}"
     )
 
 
 def _ends_of(base: BaseModel) -> set[str]:
     ends = (base.model.get_input_embeddings(), base.model.get_output_embeddings())
     return {path for path, module in base.model.named_modules() if module in ends}
-
-
-def read_vector(
-    base: BaseModel, tensors: PeftTensors, path: str, vector: str, shape: tuple[int, ...]
-) -> Tensor:
-    """One layer's tensor, float32, of `shape`.
-
-    Raises:
-        InvalidCheckpoint: it is missing, misshapen or not finite, or too large for this base.
-    """
-    name = f"{LAYER_PREFIX}{path}.{vector}"
-    stored = tensors.shape(name)
-    if stored != shape:
-        linear = base.targets[path]
-        raise InvalidCheckpoint(
-            f"tensor {name!r} has shape {list(stored)}, not the {list(shape)} that fits the linear "
-            f"[{linear.out_features}, {linear.in_features}] of base {base.name!r}: the config or "
-            "the base is another one's"
-        )
-    tensor = tensors.read(name)
-    check_range(base, name, tensor)
-    return tensor
-
-
-def shared_pair(
-    base: BaseModel, tensors: PeftTensors, shapes: Mapping[str, tuple[int, ...]]
-) -> tuple[Tensor, Tensor] | None:
-    """The two matrices that all layers share, by name and shape, or None if none was saved.
-
-    PEFT 0.21 saves RandLoRA's under every layer as well, and loads whichever comes last.
-
-    Raises:
-        InvalidCheckpoint: one is missing, misshapen, not finite, or not like its copies.
-    """
-    copies = {
-        vector: sorted(name for name in tensors.names if name.endswith(f".{vector}"))
-        for vector in shapes
-    }
-    if not any(copies.values()):
-        return None
-    first, second = (
-        _shared(base, tensors, vector, copies[vector], shape) for vector, shape in shapes.items()
-    )
-    return first, second
-
-
-def _shared(
-    base: BaseModel,
-    tensors: PeftTensors,
-    vector: str,
-    copies: Sequence[str],
-    shape: tuple[int, ...],
-) -> Tensor:
-    top = f"{SHARED_PREFIX}{vector}"
-    first = copies[0] if copies and top not in copies else top
-    stored = tensors.shape(first)
-    if stored != shape:
-        raise InvalidCheckpoint(
-            f"tensor {first!r} has shape {list(stored)}, not {list(shape)} as its rank and targets "
-            f"want on base {base.name!r}: the checkpoint is of another base, or damaged"
-        )
-    matrix = tensors.read(first)
-    check_range(base, first, matrix)
-    for name in copies:
-        if name != first and not torch.equal(tensors.read(name), matrix):
-            raise InvalidCheckpoint(
-                f"tensor {name!r} differs from {first!r}, of which it should be a copy: save the "
-                "adapter again"
-            )
-    return matrix
-
-
-def checked_rank(rank: float, max_rank: int) -> int:
-    """Return `rank` if it can be served. Raises InvalidCheckpoint otherwise."""
-    if rank != int(rank) or not 1 <= rank <= max_rank:
-        raise InvalidCheckpoint(
-            f"adapter_config.json: r={rank} is not between 1 and {max_rank}, the largest rank that "
-            "this server holds: raise max_rank to serve it"
-        )
-    return int(rank)
-
-
-def check_range(base: BaseModel, name: str, tensor: Tensor) -> None:
-    """Refuse values that the dtype of the base cannot hold. Raises InvalidCheckpoint."""
-    largest = torch.finfo(base.dtype).max
-    if tensor.abs().max() > largest:
-        raise InvalidCheckpoint(
-            f"tensor {name!r} holds {tensor.abs().max():.3g}, which is too large for the "
-            f"{base.dtype} that this server runs in: serve with --dtype bfloat16 or float32"
-        )
 
 
 def check_served(base: BaseModel, imported: Imported) -> None:

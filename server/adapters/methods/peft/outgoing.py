@@ -14,7 +14,6 @@ from transformers.pytorch_utils import Conv1D
 from adapters_store.manifest import Manifest
 from adapters_store.peft.folder import LAYER_PREFIX
 from server.adapters.methods.checked_adapter import CheckedAdapter
-from server.adapters.methods.method import Factored
 from server.bases.model import BaseModel
 
 _WHOLE: Final = 1e-9  # alphas are written as integers where they are that near to one
@@ -28,23 +27,23 @@ class PeftCheckpoint:
     tensors: Mapping[str, Tensor]
 
 
-def as_lora(adapter: CheckedAdapter) -> PeftCheckpoint:
+def as_lora(adapter: CheckedAdapter) -> PeftCheckpoint | None:
     """As a PEFT LoRA, which vLLM and others serve; VeRA: A' = d A, B' = b B.
 
-    The method must be `Factored`.
+    None if the update is no thin product; see `server.adapters.methods.method.Method.factors`.
     """
-    method, rank = adapter.method, adapter.manifest.rank
-    assert isinstance(method, Factored)
     alpha = whole_alpha(adapter.manifest)
     scale = adapter.manifest.scale if alpha is None else 1.0
     tensors = {}
     for linear in adapter.linears:
-        matrices = adapter.matrices(linear.path)
-        b, a = method.factors(linear, rank, matrices, adapter.vectors(linear), scale)
+        factors = adapter.factors(linear, scale)
+        if factors is None:
+            return None
+        b, a = factors
         tensors[f"{LAYER_PREFIX}{linear.path}.lora_A.weight"] = a.float()
         tensors[f"{LAYER_PREFIX}{linear.path}.lora_B.weight"] = b.float()
     config = {
-        "lora_alpha": rank if alpha is None else alpha,
+        "lora_alpha": adapter.manifest.rank if alpha is None else alpha,
         "lora_dropout": 0.0,
         "init_lora_weights": True,
         "use_rslora": False,

@@ -20,7 +20,7 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Final
+from typing import ClassVar, Final
 
 import torch
 from torch import Tensor
@@ -31,9 +31,9 @@ from server.adapters.methods.method import (
     BasisPairs,
     BasisSize,
     Delta,
-    KernelFamily,
+    Layers,
     Matrices,
-    Rows,
+    Method,
     Vectors,
 )
 from server.adapters.methods.method_kind import MethodKind, Options, PeftForm
@@ -60,7 +60,7 @@ same: alpha / rank = 20 and gamma = 1 / min.
 
 
 @dataclass(frozen=True)
-class RandLora:
+class RandLora(Method):
     """The method `randlora`; see `server.adapters.methods.method.Method`.
 
     Args:
@@ -73,6 +73,9 @@ class RandLora:
 
     sparsity: float | None = None
     pairing: str = ""
+
+    name: ClassVar[str] = "randlora"
+    mergeable: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if self.pairing not in ("", PEFT_PAIRING):
@@ -102,18 +105,6 @@ class RandLora:
         return cls(sparsity, options.get("pairing", ""))
 
     @property
-    def name(self) -> str:
-        return "randlora"
-
-    @property
-    def whole_batch(self) -> bool:
-        return False
-
-    @property
-    def kernels(self) -> KernelFamily | None:
-        return None
-
-    @property
     def options(self) -> dict[str, str]:
         options = {}
         if self.sparsity is not None:
@@ -128,13 +119,6 @@ class RandLora:
     def shapes(self, linear: TargetLinear, rank: int) -> dict[str, tuple[int, ...]]:
         n = block_count(linear, rank)
         return {"lambda": (n, rank), "gamma": (n, _narrow(linear))}
-
-    def room_rank(self, rank: int, max_rank: int) -> int:
-        """Blocks of different ranks do not nest: each rank has its own n."""
-        return rank
-
-    def room(self, linear: TargetLinear, room_rank: int) -> dict[str, tuple[int, ...]]:
-        return self.shapes(linear, room_rank)
 
     def basis_size(self, linear: TargetLinear, rank: int) -> BasisSize:
         return BasisSize(rank, block_count(linear, rank) * rank)
@@ -157,9 +141,6 @@ class RandLora:
         gain = GAIN / (_narrow(linear) * GAMMA_INITIAL * spread)
         return {"lambda": 2.0 ** round(math.log2(gain)), "gamma": 1.0}
 
-    def default_scale(self, rank: int) -> float:
-        return 1.0
-
     def fold(
         self, linear: TargetLinear, rank: int, vectors: Vectors, scale: float
     ) -> dict[str, Tensor]:
@@ -167,11 +148,7 @@ class RandLora:
         return {"lambda": lambda_ if scale == 1 else lambda_ * scale, "gamma": vectors["gamma"]}
 
     def deltas(
-        self,
-        layers: Mapping[str, tuple[TargetLinear, Rows]],
-        rank: int,
-        bases: BasisPairs,
-        dropout: float = 0.0,
+        self, layers: Layers, rank: int, bases: BasisPairs, dropout: float = 0.0
     ) -> dict[str, Delta]:
         frozen = {
             path: self._frozen(linear, rank, bases[path]) for path, (linear, _) in layers.items()
@@ -187,8 +164,7 @@ class RandLora:
         return {path: ServedDelta(frozen[path], rows, spans) for path, (_, rows) in layers.items()}
 
     def merged(self, linear: TargetLinear, rank: int, pair: BasisPair, vectors: Vectors) -> Tensor:
-        """See `server.adapters.methods.method.Mergeable`. Takes 2 n * rank * in * out
-        operations."""
+        """See `Method.merged`. Takes 2 n * rank * in * out operations."""
         return self._frozen(linear, rank, pair).update(vectors["lambda"], vectors["gamma"])
 
     def dense(
@@ -231,10 +207,7 @@ def _settled(options: Options, linears: Iterable[TargetLinear]) -> Options:
 
 _TRIED: Final = "tried on Porch, one file and seed; rank and rate are PEFT's; the paper: 1e-4"
 RANDLORA: Final = MethodKind(
-    MethodSpec(
-        "randlora",
-        (Variant(None, 32, 3e-4, 1e-3, _TRIED, sparsity=DENSE),),
-    ),
+    MethodSpec("randlora", (Variant(None, 32, 3e-4, 1e-3, _TRIED, sparsity=DENSE),)),
     RandLora.of,
     settled=_settled,
     peft=PeftForm(

@@ -11,61 +11,41 @@ import math
 import torch
 from torch import Tensor
 
-from adapters_store.peft.adapter_config import PeftConfig
-from adapters_store.peft.folder import LAYER_PREFIX, SHARED_PREFIX, PeftTensors
-from adapters_store.peft.generator import (
-    randlora_projections,
-    sparse_randlora_projections,
-)
+from adapters_store.peft.folder import LAYER_PREFIX, SHARED_PREFIX
+from adapters_store.peft.generator import randlora_projections, sparse_randlora_projections
 from server.adapters.methods.basis_id import PEFT_PAIRING
 from server.adapters.methods.checked_adapter import CheckedAdapter
 from server.adapters.methods.method import Method
-from server.adapters.methods.peft.incoming import (
-    Imported,
-    Origin,
-    checked_rank,
-    layers_of,
-    read_vector,
-    shared_pair,
-)
+from server.adapters.methods.peft.incoming import Imported, IncomingCheckpoint
 from server.adapters.methods.peft.outgoing import PeftCheckpoint, common_config, whole_alpha
-from server.bases.model import BaseModel
 from server.errors import InvalidRequest
 
 _VECTORS = ("randlora_lambda", "randlora_gamma")
 _MATRICES = ("randlora_A", "randlora_B")
 
 
-def read_randlora(
-    method: Method,
-    base: BaseModel,
-    config: PeftConfig,
-    tensors: PeftTensors,
-    origin: Origin,
-    max_rank: int,
-) -> Imported:
+def read_randlora(method: Method, checkpoint: IncomingCheckpoint) -> Imported:
     """Raises InvalidCheckpoint, naming the tensor or field at fault."""
-    rank = checked_rank(config.integer("r", 32), max_rank)
-    shared = {f"{SHARED_PREFIX}{name}" for name in _MATRICES}
-    layers = layers_of(base, tensors.names - shared, (*_VECTORS, *_MATRICES))
+    rank = checkpoint.rank(checkpoint.config.integer("r", 32))
+    layers = checkpoint.layers(_VECTORS, shared=_MATRICES)
     vectors = {}
     for path, linear in layers.items():
         narrow = min(linear.in_features, linear.out_features)
         n = -(-narrow // rank)
-        lambda_ = read_vector(base, tensors, path, "randlora_lambda", (rank, n))
+        lambda_ = checkpoint.vector(path, "randlora_lambda", (rank, n))
         vectors[f"{path}.lambda"] = lambda_.t().contiguous()
-        vectors[f"{path}.gamma"] = read_vector(base, tensors, path, "randlora_gamma", (n, narrow))
+        vectors[f"{path}.gamma"] = checkpoint.vector(path, "randlora_gamma", (n, narrow))
     max_in = max(linear.in_features for linear in layers.values())
     max_out = max(linear.out_features for linear in layers.values())
     narrow, wide = sorted((max_in, max_out))
     shapes = {"randlora_A": (rank, 1, narrow), "randlora_B": (wide, -(-narrow // rank), rank)}
-    pair, source = shared_pair(base, tensors, shapes), "stored in the checkpoint"
+    pair, source = checkpoint.shared_pair(shapes), "stored in the checkpoint"
     if pair is None:
-        pair, source = _from_key(config, origin, rank, max_in, max_out)
+        pair, source = _from_key(checkpoint, rank, max_in, max_out)
     return Imported(
         method=method,
         rank=rank,
-        scale=config.number("randlora_alpha", 640) / rank,
+        scale=checkpoint.config.number("randlora_alpha", 640) / rank,
         tensors=vectors,
         basis={"a": pair[0].flatten(0, 1), "b": pair[1].flatten(1)},
         provenance={"basis": source},
@@ -73,9 +53,10 @@ def read_randlora(
 
 
 def _from_key(
-    config: PeftConfig, origin: Origin, rank: int, max_in: int, max_out: int
+    checkpoint: IncomingCheckpoint, rank: int, max_in: int, max_out: int
 ) -> tuple[tuple[Tensor, Tensor], str]:
     """The matrices made again from their key, and a sentence that says so."""
+    config, origin = checkpoint.config, checkpoint.origin
     key = config.integer("projection_prng_key", 0)
     source = f"PEFT's generator: key {key}, {origin.base_dtype}"
     if config.flag("very_sparse") or config.flag("sparse"):

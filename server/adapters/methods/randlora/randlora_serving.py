@@ -11,6 +11,7 @@ measurements):
 """
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Final, NamedTuple
 
 import torch
@@ -52,15 +53,13 @@ def spans_of(runs: Sequence[Run], rank: int, device: torch.device) -> tuple[Span
     return tuple(spans)
 
 
+@dataclass(slots=True, eq=False)
 class ServedDelta:
     """x: [tokens, in], y: [tokens, out]; y[t] += update(lambda[row[t]], gamma[row[t]]) x[t]."""
 
-    __slots__ = ("_frozen", "_rows", "_spans")
-
-    def __init__(self, frozen: Frozen, rows: Rows, spans: Sequence[Span]) -> None:
-        self._frozen = frozen
-        self._rows = rows
-        self._spans = spans
+    _frozen: Frozen
+    _rows: Rows
+    _spans: Sequence[Span]
 
     def __call__(self, x: Tensor, rows: Tensor, y: Tensor) -> Tensor:
         bt = self._frozen.bt

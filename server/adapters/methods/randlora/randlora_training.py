@@ -4,6 +4,7 @@ Knows no adapter and no slots. Left to autograd, a layer would keep its scaled A
 as its weight; arXiv 2502.00987, section C.5, keeps one A for the n scaled ones, and so does this.
 """
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -31,15 +32,13 @@ class Dropped:
         return self._dropped
 
 
+@dataclass(slots=True, eq=False)
 class TrainedDelta:
     """x: [tokens, in], y: [tokens, out]; y + update(lambda, gamma) x."""
 
-    __slots__ = ("_dropped", "_frozen", "_rows")
-
-    def __init__(self, frozen: Frozen, rows: Rows, dropped: Dropped) -> None:
-        self._frozen = frozen
-        self._rows = rows
-        self._dropped = dropped
+    _frozen: Frozen
+    _rows: Rows
+    _dropped: Dropped
 
     def __call__(self, x: Tensor, rows: Tensor, y: Tensor) -> Tensor:
         lambda_, gamma = self._rows.stored("lambda"), self._rows.stored("gamma")
@@ -60,18 +59,18 @@ class _Update(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, lambda_: Tensor, gamma: Tensor, frozen: Frozen) -> Tensor:
         ctx.frozen = frozen
-        met = x if frozen.rises else x @ frozen.bt.t()
-        ctx.save_for_backward(met, lambda_, gamma)
+        operand = x if frozen.rises else x @ frozen.bt.t()
+        ctx.save_for_backward(operand, lambda_, gamma)
         scaled = frozen.scaled_a(lambda_, gamma)
-        return met @ scaled.t() @ frozen.bt if frozen.rises else met @ scaled
+        return operand @ scaled.t() @ frozen.bt if frozen.rises else operand @ scaled
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gy: Tensor) -> tuple[Tensor | None, Tensor, Tensor, None]:
-        met, lambda_, gamma = ctx.saved_tensors
+        operand, lambda_, gamma = ctx.saved_tensors
         frozen: Frozen = ctx.frozen
         g_columns = gy @ frozen.bt.t() if frozen.rises else None
-        g_scaled = met.t() @ gy if g_columns is None else g_columns.t() @ met
+        g_scaled = operand.t() @ gy if g_columns is None else g_columns.t() @ operand
         # S[j, k] = lambda[j, k] * a[k] * gamma[j], so both gradients are sums of g_S * a.
         products = frozen.to_blocks(g_scaled, 0) * frozen.a
         g_lambda = torch.bmm(products, gamma[:, :, None]).squeeze(2)

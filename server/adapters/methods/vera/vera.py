@@ -27,9 +27,11 @@ from server.adapters.methods.method import (
     BasisPairs,
     BasisSize,
     Delta,
+    Factors,
     KernelFamily,
+    Layers,
     Matrices,
-    Rows,
+    Method,
     Vectors,
 )
 from server.adapters.methods.method_kind import MethodKind, PeftForm
@@ -47,7 +49,7 @@ _PER_LAYER: Final[Mapping[str, bool]] = {"shared": False, "per-layer": True}
 
 
 @dataclass(frozen=True)
-class Vera:
+class Vera(Method):
     """The method `vera`; see `server.adapters.methods.method.Method`.
 
     Args:
@@ -108,18 +110,15 @@ class Vera:
     def basis(self, seed: int) -> BasisId:
         return BasisId(SPEC, seed, per_layer=self.per_layer)
 
-    def default_scale(self, rank: int) -> float:
-        return 1.0
-
     def shapes(self, linear: TargetLinear, rank: int) -> dict[str, tuple[int, ...]]:
-        room = self.room(linear, rank)
-        return {name: room[name] for name in _STORED[self.trained]}
+        shapes = self.padded_shapes(linear, rank)
+        return {name: shapes[name] for name in _STORED[self.trained]}
 
-    def room_rank(self, rank: int, max_rank: int) -> int:
+    def padded_rank(self, rank: int, max_rank: int) -> int:
         return max_rank
 
-    def room(self, linear: TargetLinear, room_rank: int) -> dict[str, tuple[int, ...]]:
-        return {"d": (room_rank,), "b": (linear.out_features,)}
+    def padded_shapes(self, linear: TargetLinear, padded_rank: int) -> dict[str, tuple[int, ...]]:
+        return {"d": (padded_rank,), "b": (linear.out_features,)}
 
     def basis_size(self, linear: TargetLinear, rank: int) -> BasisSize:
         return BasisSize(rank, rank)
@@ -147,29 +146,18 @@ class Vera:
         return {"d": d, "b": b if scale == 1 else b * scale}
 
     def deltas(
-        self,
-        layers: Mapping[str, tuple[TargetLinear, Rows]],
-        rank: int,
-        bases: BasisPairs,
-        dropout: float = 0.0,
+        self, layers: Layers, rank: int, bases: BasisPairs, dropout: float = 0.0
     ) -> dict[str, Delta]:
         return vera_deltas(layers, rank, bases, dropout)
 
     def factors(
         self, linear: TargetLinear, rank: int, matrices: Matrices, vectors: Vectors, scale: float
-    ) -> tuple[Tensor, Tensor]:
+    ) -> Factors:
         """`scale * diag(b) B`, and `diag(d) A`."""
         d, b = (vector.double() for vector in self._filled(linear, rank, vectors))
         wide = matrices.b(linear.out_features, rank, torch.float64)
         narrow = matrices.a(rank, linear.in_features, torch.float64)
         return scale * b[:, None] * wide, d[:, None] * narrow
-
-    def dense(
-        self, linear: TargetLinear, rank: int, matrices: Matrices, vectors: Vectors, scale: float
-    ) -> Tensor:
-        """`scale * diag(b) B diag(d) A`."""
-        left, right = self.factors(linear, rank, matrices, vectors, scale)
-        return left @ right
 
     def _filled(self, linear: TargetLinear, rank: int, vectors: Vectors) -> tuple[Tensor, Tensor]:
         """d and b, the one that is not stored as its constant."""

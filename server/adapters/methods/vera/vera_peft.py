@@ -8,47 +8,31 @@ max_out are the largest among the targeted linears; each layer reads the corner 
 
 import torch
 
-from adapters_store.peft.adapter_config import PeftConfig
-from adapters_store.peft.folder import LAYER_PREFIX, SHARED_PREFIX, PeftTensors
+from adapters_store.peft.folder import LAYER_PREFIX, SHARED_PREFIX
 from adapters_store.peft.generator import vera_projections
 from server.adapters.methods.checked_adapter import CheckedAdapter
 from server.adapters.methods.method import Method
-from server.adapters.methods.peft.incoming import (
-    Imported,
-    Origin,
-    checked_rank,
-    layers_of,
-    read_vector,
-    shared_pair,
-)
+from server.adapters.methods.peft.incoming import Imported, IncomingCheckpoint
 from server.adapters.methods.peft.outgoing import PeftCheckpoint, common_config
-from server.bases.model import BaseModel
 from server.errors import InvalidRequest
 
 _OURS = {"vera_lambda_d": "d", "vera_lambda_b": "b"}
 _MATRICES = ("vera_A", "vera_B")
 
 
-def read_vera(
-    method: Method,
-    base: BaseModel,
-    config: PeftConfig,
-    tensors: PeftTensors,
-    origin: Origin,
-    max_rank: int,
-) -> Imported:
+def read_vera(method: Method, checkpoint: IncomingCheckpoint) -> Imported:
     """Raises InvalidCheckpoint, naming the tensor or field at fault."""
-    rank = checked_rank(config.integer("r", 256), max_rank)
-    shared = {f"{SHARED_PREFIX}{name}" for name in _MATRICES}
-    layers = layers_of(base, tensors.names - shared, (*_OURS, *_MATRICES))
+    config, origin = checkpoint.config, checkpoint.origin
+    rank = checkpoint.rank(config.integer("r", 256))
+    layers = checkpoint.layers((*_OURS,), shared=_MATRICES)
     vectors = {}
     for path, linear in layers.items():
         shapes = {"vera_lambda_d": (rank,), "vera_lambda_b": (linear.out_features,)}
         for name, shape in shapes.items():
-            vectors[f"{path}.{_OURS[name]}"] = read_vector(base, tensors, path, name, shape)
+            vectors[f"{path}.{_OURS[name]}"] = checkpoint.vector(path, name, shape)
     max_in = max(linear.in_features for linear in layers.values())
     max_out = max(linear.out_features for linear in layers.values())
-    pair = shared_pair(base, tensors, {"vera_A": (rank, max_in), "vera_B": (max_out, rank)})
+    pair = checkpoint.shared_pair({"vera_A": (rank, max_in), "vera_B": (max_out, rank)})
     source = "stored in the checkpoint"
     if pair is None:
         key = config.integer("projection_prng_key", 0)

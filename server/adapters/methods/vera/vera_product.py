@@ -3,20 +3,17 @@
 Knows no variants. `server.adapters.kernels.vera_product_kernel` is the same on CUDA, in one kernel.
 """
 
-from collections.abc import Mapping
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from server.adapters.methods.method import BasisPairs, Delta, Rows
+from server.adapters.methods.method import BasisPairs, Delta, Layers, Rows
 from server.adapters.methods.projection import Projection, projections
 from server.adapters.methods.row_shares import scaled
-from server.bases.model import TargetLinear
 
 
-def vera_deltas(
-    layers: Mapping[str, tuple[TargetLinear, Rows]], rank: int, bases: BasisPairs, dropout: float
-) -> dict[str, Delta]:
+def vera_deltas(layers: Layers, rank: int, bases: BasisPairs, dropout: float) -> dict[str, Delta]:
     """See `server.adapters.methods.method.Method.deltas`."""
     project = projections(layers, bases, rank, dropout)
     deltas: dict[str, Delta] = {}
@@ -27,30 +24,23 @@ def vera_deltas(
     return deltas
 
 
+@dataclass(slots=True, eq=False)
 class _ServedDelta:
     """x: [tokens, in], y: [tokens, out]; y += b * ((d * (A x)) Bt)."""
 
-    __slots__ = ("_bt", "_project", "_rows")
-
-    def __init__(self, project: Projection, bt: Tensor, rows: Rows) -> None:
-        self._project = project
-        self._bt = bt
-        self._rows = rows
+    _project: Projection
+    _bt: Tensor
+    _rows: Rows
 
     def __call__(self, x: Tensor, rows: Tensor, y: Tensor) -> Tensor:
         z = self._project(x, rows) * self._rows.per_token("d")
         return y.addcmul_(self._rows.per_token("b"), torch.mm(z, self._bt))
 
 
-class _TrainedDelta:
+class _TrainedDelta(_ServedDelta):
     """The same in training, where each adapter may have a share of the rows."""
 
-    __slots__ = ("_bt", "_project", "_rows")
-
-    def __init__(self, project: Projection, bt: Tensor, rows: Rows) -> None:
-        self._project = project
-        self._bt = bt
-        self._rows = rows
+    __slots__ = ()
 
     def __call__(self, x: Tensor, rows: Tensor, y: Tensor) -> Tensor:
         shares = self._rows.shares
