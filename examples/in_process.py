@@ -1,6 +1,7 @@
-"""Asks Porch and the adapters in HOME, without a server: python examples/in_process.py [HOME]
+"""Asks Porch and the adapters in HOME, without a server.
 
-`verandah demo --home ./demo` trains two adapters into ./demo.
+.venv/bin/verandah demo --home ./demo              # trains two adapters into ./demo
+.venv/bin/python examples/in_process.py ./demo
 """
 
 import sys

@@ -19,7 +19,7 @@ from benchmarks.e2e.runs import Run
 from server.adapters.learning.targets import resolve_targets
 from server.adapters.methods.registry import method_named
 from server.bases.model import BaseModel, TargetLinear
-from server.bases.seeded import Basis
+from server.bases.seeded_matrices import Basis
 
 _OUR_SPREAD = math.sqrt(1 / 3)  # of a dense seeded matrix's entries
 

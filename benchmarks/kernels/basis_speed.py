@@ -11,7 +11,7 @@ import time
 import torch
 
 from benchmarks.support.report import origin, table
-from server.bases.seeded import STREAM_A, STREAM_B, Basis
+from server.bases.seeded_matrices import STREAM_A, STREAM_B, Basis
 
 # (stream, rows, columns, bar in ms): A and B of a layer of 14336 features at rank 1024.
 CASES = ((STREAM_A, 1024, 14_336, 150.0), (STREAM_B, 14_336, 1024, 400.0))

@@ -24,7 +24,7 @@ from server.adapters.methods.randlora.randlora import RandLora
 from server.adapters.methods.randlora.randlora_frozen import Frozen
 from server.adapters.methods.randlora.randlora_serving import ServedDelta, Span
 from server.bases.model import TargetLinear
-from server.bases.seeded import Basis
+from server.bases.seeded_matrices import Basis
 
 # [in, out] of the distinct linears.
 SHAPES = {

@@ -24,7 +24,7 @@ from server.adapters.methods.method import Method
 from server.adapters.methods.registry import method_named
 from server.adapters.residency import ResidentAdapters
 from server.bases.model import BaseModel
-from server.bases.seeded import Basis
+from server.bases.seeded_matrices import Basis
 
 OWNER: Final = "default"
 MAX_RANK: Final = 256

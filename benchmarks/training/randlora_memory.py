@@ -17,7 +17,7 @@ from server.adapters.methods.method import BasisPair, Run
 from server.adapters.methods.randlora.randlora import RandLora
 from server.adapters.methods.row_shares import Shares
 from server.bases.model import TargetLinear
-from server.bases.seeded import Basis
+from server.bases.seeded_matrices import Basis
 
 SHAPES = ((384, 384), (384, 1024), (1024, 384), (2048, 2048), (2048, 8192), (8192, 2048))
 FEW, MANY = 64, 192

@@ -18,8 +18,8 @@ def find_model(services: Services, owner: str, model_id: str) -> AdapterRef | No
         return services.adapters.resolve(owner, *parse_adapter_id(model_id))
     except (AdapterNotFound, InvalidName) as error:
         raise ModelNotFound(
-            f"the model {model_id!r} does not exist or is not yours; GET /v1/models lists the "
-            f"models: {services.base.id!r}, an adapter's NAME, or NAME@VERSION"
+            f"the model {model_id!r} does not exist or is not yours: use {services.base.id!r}, an "
+            "adapter's NAME, or NAME@VERSION; GET /v1/models and `verandah adapters` list them"
         ) from error
 
 

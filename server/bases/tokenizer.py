@@ -1,6 +1,7 @@
 """A base model's tokenizer with its chat template. Knows no tensors and no HTTP."""
 
 import re
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -185,6 +186,8 @@ def load_tokenizer(source: str | Path) -> ChatTokenizer:
     except Exception as error:  # transformers raises whatever its readers and the network raise
         reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
         raise UnsupportedModel(f"no tokenizer can be loaded from {source}: {reason}") from error
+    # The scheduler judges lengths. Without this, transformers would log errors that do not follow.
+    tokenizer.model_max_length = sys.maxsize
     return ChatTokenizer(tokenizer, name=str(source))
 
 

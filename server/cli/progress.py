@@ -66,7 +66,7 @@ class TrainingBars:
 
 def _figures(event: Event) -> str:
     shown = []
-    for key, label in (("train_loss", "loss"), ("valid_loss", "held out")):
+    for key, label in (("train_loss", "loss"), ("valid_loss", "validation loss")):
         value = event.data.get(key)
         if isinstance(value, int | float):
             shown.append(f"{label} {value:.3f}")

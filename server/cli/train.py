@@ -12,7 +12,7 @@ from rich.text import Text
 from clients.python import Client, Hyperparameters, Job, JobFailed
 from server.cli.options import add_fields, add_server, connect, read_fields
 from server.cli.progress import TrainingBars
-from server.config import WITH_COMMAS
+from server.config import WITH_COMMAS, BadOption
 from server.jobs.queue.train_options import BASES, DEFAULT_METHOD, PUBLISH, SPARSITIES, TARGET_SETS
 
 EXAMPLES = """examples:
@@ -99,6 +99,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     fields = read_fields(options, TrainFields)
+    if not options.file.is_file():
+        raise BadOption(f"{options.file} does not exist: name a JSONL file of training lines")
     name = fields.name or options.file.stem
     with connect(options) as client:
         uploaded = client.upload(options.file)

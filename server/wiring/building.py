@@ -219,7 +219,9 @@ def pinned_ref(store: AdapterStore, name: str) -> AdapterRef:
     try:
         return store.resolve(DEFAULT_OWNER, *parse_adapter_id(name))
     except StoreError as error:
-        raise BadOption(f"--pinned {name}: {error}") from error
+        raise BadOption(
+            f"--pinned {name}: the home has no such adapter: train it first, or leave it out"
+        ) from error
 
 
 def default_threads() -> int:

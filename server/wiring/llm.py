@@ -34,11 +34,12 @@ class LLM:
 
     Args:
         model: "porch", a folder or a hub id.
-        home: the folder with the adapters, as of `verandah serve`. None: the settings' default.
+        home: the folder with the adapters, as of `verandah serve`; it must exist. None: the
+            settings' default.
         settings: further fields of `server.config.Settings`.
 
     Raises:
-        ValueError: a setting may not have that value.
+        ValueError: a setting may not have that value, or there is no such home.
         UnsupportedModel: the base cannot be served.
     """
 
@@ -47,6 +48,8 @@ class LLM:
     ) -> None:
         chosen = {"model": model, "worker": False, "engine_process": "no", **settings}
         if home is not None:
+            if not Path(home).expanduser().is_dir():
+                raise ValueError(f"home={str(home)!r} is no folder: name one that a server used")
             chosen["home"] = home
         self._settings = Settings.model_validate(chosen)
         metrics = Metrics(self._settings.served_name)

@@ -16,7 +16,7 @@ from server.adapters.memory.matrices import BasisSource
 from server.adapters.methods.basis_id import NO_BASIS, BasisId
 from server.adapters.methods.registry import method_named
 from server.bases.model import BaseModel
-from server.bases.seeded import Basis
+from server.bases.seeded_matrices import Basis
 
 _NO_OPTIONS: Final[Mapping[str, str]] = {}
 

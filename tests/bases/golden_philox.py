@@ -2,7 +2,7 @@
 
 Written from Salmon, Moraes, Dror and Shaw, "Parallel random numbers: as easy as 1, 2, 3" (SC 2011),
 section 3.3 and table 2, and from the basis spec; shares no code and no library with
-`server.bases.seeded`. Slow on purpose: one line per line of the algorithm.
+`server.bases.seeded_matrices`. Slow on purpose: one line per line of the algorithm.
 """
 
 import hashlib

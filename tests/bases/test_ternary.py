@@ -5,8 +5,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from server.bases import seeded
-from server.bases.seeded import STREAM_A, STREAM_B, Basis, reference_bytes, ternary_spec
+from server.bases import seeded_matrices
+from server.bases.seeded_matrices import STREAM_A, STREAM_B, Basis, reference_bytes, ternary_spec
 from tests.bases import golden_philox
 
 
@@ -27,7 +27,7 @@ def golden(
     st.one_of(st.integers(0, 200), st.integers(0, 2**40)),
     st.integers(0, 6),
     st.integers(0, 130),
-    st.sampled_from(seeded.DTYPES),
+    st.sampled_from(seeded_matrices.DTYPES),
     st.sampled_from((1, 2, 7, 21, 43, 127)),
 )
 def test_any_ternary_tile_made_alone_equals_the_golden_entries(
@@ -51,7 +51,7 @@ def test_every_byte_becomes_its_sign_in_every_dtype(threshold: int) -> None:
     sample = torch.from_numpy(reference_bytes(5, STREAM_A, 0, 8192)).long()
     assert sample.unique().numel() == 256, "the sample must show every byte"
     expected = (sample > 255 - threshold).long() - (sample < threshold).long()
-    for dtype in seeded.DTYPES:
+    for dtype in seeded_matrices.DTYPES:
         made = Basis(5, f"philox4x64-10/t{threshold}/v1").a(1, 8192, dtype)[0]
         assert torch.equal(made.double(), expected.double()), dtype
 

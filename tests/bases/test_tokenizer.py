@@ -315,6 +315,16 @@ def test_load_from_a_folder(tmp_path: Path) -> None:
     assert loaded.eos_token_id == tokenizer.eos_token_id
 
 
+def test_a_long_text_logs_no_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The scheduler refuses what is too long; transformers' warning would tell an operator else."""
+    tokenizer = byte_level()._tokenizer
+    tokenizer.model_max_length = 8
+    tokenizer.save_pretrained(tmp_path)
+    assert len(load_tokenizer(tmp_path).encode("word " * 50)) > 8
+    captured = capsys.readouterr()
+    assert captured.out + captured.err == ""
+
+
 def test_no_tokenizer_is_one_sentence(tmp_path: Path) -> None:
     with pytest.raises(UnsupportedModel, match="no tokenizer can be loaded from") as caught:
         load_tokenizer(tmp_path)

@@ -72,7 +72,7 @@ def test_no_command_is_a_misuse(capsys: pytest.CaptureFixture[str]) -> None:
     ("arguments", "status", "said"),
     [
         (["chat", "--url", "http://127.0.0.1:1", "hi"], 1, "no server answers at"),
-        (["train", "/no/such.jsonl"], 1, "No such file"),
+        (["train", "/no/such.jsonl"], 2, "/no/such.jsonl does not exist: name a JSONL file"),
         (["serve", "--port", "x"], 2, "--port 'x'"),
         (["serve", "--host", "256.0.0.1"], 2, "--host 256.0.0.1 is not an address of this machine"),
     ],

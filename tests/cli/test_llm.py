@@ -38,6 +38,12 @@ def llm(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterato
     torch.set_num_threads(threads)
 
 
+def test_a_home_that_is_missing_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="missing' is no folder: name one that a server used"):
+        LLM("porch", home=tmp_path / "missing")
+    assert not (tmp_path / "missing").exists()
+
+
 def test_a_stream_joins_to_the_whole_answer(llm: LLM) -> None:
     texts = list(llm.stream(HELLO, **GREEDY))
     assert len(texts) > 1

@@ -13,7 +13,7 @@ import transformers
 
 from tools.porch.conversations import Conversation
 from tools.porch.corpus import HELD_OUT_FILES, load_sources
-from tools.porch.evaluate import (
+from tools.porch.porch_evaluation import (
     Score,
     answer_loss,
     answers,

@@ -22,7 +22,7 @@ from server.adapters.methods.registry import method_named
 from server.adapters.methods.row_shares import Shares
 from server.adapters.methods.trained_rows import FlatLayout, TrainedRows, TrainedVectors
 from server.bases.model import BaseModel
-from server.bases.seeded import Basis
+from server.bases.seeded_matrices import Basis
 
 MAX_RANK = 1024
 

@@ -20,7 +20,7 @@ from server.adapters.methods.checked_adapter import CheckedAdapter
 from server.adapters.methods.method import Matrices, Method
 from server.adapters.methods.registry import method_named
 from server.bases.model import BaseModel
-from server.bases.seeded import Basis
+from server.bases.seeded_matrices import Basis
 from server.errors import InvalidAdapter
 
 _KNOWN_TABLES: Final = 64

@@ -18,7 +18,7 @@ from adapters_store.manifest import STORED_BASIS
 from server.adapters.methods.basis_id import NO_BASIS, BasisId
 from server.adapters.methods.method import BasisPair, BasisPairs, BasisSize, Matrices, Method
 from server.bases.model import BaseModel, TargetLinear
-from server.bases.seeded import Basis
+from server.bases.seeded_matrices import Basis
 from server.errors import InvalidAdapter
 
 

@@ -13,9 +13,10 @@ PEFT_PAIRING: Final = "peft"
 class BasisId:
     """Adapters with equal ids read the same matrices, of which memory holds one copy.
 
-    `spec` is a seeded spec (`server.bases.seeded`), `STORED_BASIS` for imported matrices, which are
-    kept by their hash, or `NO_BASIS` for a method that reads none. `per_layer`: each linear of the
-    base reads streams of its own. `pairing` is RandLoRA's: which column of B meets which row of A.
+    `spec` is a seeded spec (`server.bases.seeded_matrices`), `STORED_BASIS` for imported matrices,
+    which are kept by their hash, or `NO_BASIS` for a method that reads none. `per_layer`: each
+    linear of the base reads streams of its own. `pairing` is RandLoRA's: which column of B meets
+    which row of A.
     """
 
     spec: str

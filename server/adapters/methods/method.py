@@ -47,7 +47,8 @@ BasisPairs = Mapping[str, BasisPair]
 
 
 class Matrices(Protocol):
-    """A and B of one linear, made on demand: `server.bases.seeded.Basis`, or an imported basis."""
+    """A and B of one linear, made on demand: `server.bases.seeded_matrices.Basis`, or an imported
+    basis."""
 
     def a(self, rank: int, in_features: int, dtype: torch.dtype) -> Tensor:
         """`A[:rank, :in_features]`."""

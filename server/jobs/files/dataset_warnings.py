@@ -5,7 +5,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 
 from server.jobs.files.datasets import Dataset
-from server.jobs.files.lines import Record
+from server.jobs.files.line_values import Record
 
 _USUAL_EXAMPLES = 50
 _SHOWN_LINES = 20

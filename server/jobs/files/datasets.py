@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from server.errors import InvalidDataset, LineProblem
-from server.jobs.files.lines import BadLine, Record, kind_of, only, shown, text, written
+from server.jobs.files.line_values import BadLine, Record, kind_of, only, shown, text, written
 from server.jobs.files.tool_calls import check_answers, read_calls, read_tools
 
 MIN_EXAMPLES = 10

@@ -9,7 +9,7 @@
 import json
 from collections.abc import Mapping, Sequence
 
-from server.jobs.files.lines import BadLine, Record, encodable, kind_of, only, shown
+from server.jobs.files.line_values import BadLine, Record, encodable, kind_of, only, shown
 
 MAX_TOOLS = 128
 

@@ -37,9 +37,10 @@ class JobEstimate:
     def sentence(self) -> str:
         basis = "by the speed of earlier jobs" if self.measured else "by rule of thumb"
         return (
-            f"Estimated: {self.examples} examples of {self.tokens} tokens, {self.n_epochs} epochs, "
-            f"{self.steps} steps, {self.trained_tokens} trained tokens; {_duration(self.seconds)} "
-            f"of training ({basis}); an adapter of {self.adapter_bytes / 1024:.0f} KiB"
+            f"Estimated: {self.examples} examples, {self.tokens} tokens in all, {self.n_epochs} "
+            f"epochs, {self.steps} steps, {self.trained_tokens} trained tokens; "
+            f"{_duration(self.seconds)} of training ({basis}); an adapter of "
+            f"{self.adapter_bytes / 1024:.0f} KiB"
         )
 
 

@@ -7,7 +7,7 @@ from torch.nn import functional
 
 from server.adapters.learning.trainable import TrainableAdapter
 from server.bases.model import BaseModel
-from server.bases.seeded import Basis
+from server.bases.seeded_matrices import Basis
 from server.errors import InvalidAdapter, InvalidRequest
 from tests.adapters.made import Made, merged_logits
 from tests.models import KINDS, VOCAB, Kind, tiny_base

@@ -15,7 +15,7 @@ from server.adapters.memory.matrices import BasisNeed, BasisSource, HostBases, S
 from server.adapters.methods.basis_id import BasisId
 from server.adapters.methods.method import BasisPair, BasisPairs, BasisSize
 from server.adapters.methods.vera.vera import Vera
-from server.bases.seeded import SPEC, Basis
+from server.bases.seeded_matrices import SPEC, Basis
 from tests.models import tiny_base
 
 BASE = tiny_base("llama")

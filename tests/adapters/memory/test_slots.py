@@ -16,7 +16,7 @@ from server.adapters.memory.slots import SlotTable
 from server.adapters.methods.basis_id import BasisId
 from server.adapters.methods.method import BasisSize
 from server.adapters.methods.vera.vera import Vera
-from server.bases.seeded import SPEC
+from server.bases.seeded_matrices import SPEC
 from server.errors import Conflict, Unavailable
 
 BASIS_BYTES = 100

@@ -19,7 +19,7 @@ from server.adapters.methods.lowrank.lowrank import LowRank
 from server.adapters.methods.method import BasisPairs
 from server.adapters.methods.registry import method_named
 from server.bases.model import TargetLinear
-from server.bases.seeded import SPEC, Basis
+from server.bases.seeded_matrices import SPEC, Basis
 from server.errors import InvalidAdapter
 from tests.adapters.made import Made, merged_logits
 from tests.adapters.rows import StoredRows, TrainedRows, bare_linear, made_pair

@@ -12,7 +12,7 @@ from server.adapters.methods.randlora import randlora_serving
 from server.adapters.methods.randlora.randlora import GAIN, GAMMA_INITIAL, RandLora
 from server.adapters.methods.row_shares import Shares
 from server.bases.model import TargetLinear
-from server.bases.seeded import Basis
+from server.bases.seeded_matrices import Basis
 
 SHAPES = [(24, 24), (24, 40), (40, 24), (23, 37), (37, 23), (1, 5), (5, 1)]  # [in, out]
 VARIANTS = [

@@ -3,7 +3,7 @@
 import pytest
 
 from server.adapters.methods.randlora.randlora import RANDLORA, RandLora
-from server.bases.seeded import SPEC
+from server.bases.seeded_matrices import SPEC
 from server.errors import InvalidAdapter
 from tests.adapters.methods.test_randlora import linear
 

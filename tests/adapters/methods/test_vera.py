@@ -14,7 +14,7 @@ from server.adapters.methods.registry import method_named
 from server.adapters.methods.trained_rows import TrainedRows as LearningRows
 from server.adapters.methods.trained_rows import TrainedVectors
 from server.adapters.methods.vera.vera import Vera
-from server.bases.seeded import SPEC, Basis
+from server.bases.seeded_matrices import SPEC, Basis
 from server.errors import InvalidAdapter
 from tests.adapters.rows import StoredRows, TrainedRows, bare_linear, made_pair
 

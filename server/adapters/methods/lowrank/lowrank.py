@@ -34,7 +34,7 @@ from server.adapters.methods.method import (
 from server.adapters.methods.method_kind import MethodKind, PeftForm
 from server.adapters.methods.projection import Projection, dropped, projections
 from server.bases.model import TargetLinear
-from server.bases.seeded import SPEC
+from server.bases.seeded_matrices import SPEC
 from server.errors import InvalidAdapter
 from server.jobs.queue.method_spec import MethodSpec, Variant
 

@@ -42,7 +42,7 @@ from server.adapters.methods.randlora.randlora_peft import read_randlora, write_
 from server.adapters.methods.randlora.randlora_serving import ServedDelta, spans_of
 from server.adapters.methods.randlora.randlora_training import Dropped, TrainedDelta
 from server.bases.model import TargetLinear
-from server.bases.seeded import SPEC, Basis, ternary_spec
+from server.bases.seeded_matrices import SPEC, Basis, ternary_spec
 from server.errors import InvalidAdapter
 from server.jobs.queue.method_spec import MethodSpec, Variant
 
@@ -64,8 +64,9 @@ class RandLora(Method):
     """The method `randlora`; see `server.adapters.methods.method.Method`.
 
     Args:
-        sparsity: of ternary bases, see `server.bases.seeded.ternary_spec`; None for dense ones.
-        pairing: which column of B meets which row of A: "" for the paper's, "peft" for PEFT's.
+        sparsity: of ternary bases, see `server.bases.seeded_matrices.ternary_spec`; None for dense
+        ones. pairing: which column of B meets which row of A: "" for the paper's, "peft" for
+        PEFT's.
 
     Raises:
         InvalidAdapter: a sparsity or pairing that does not exist.

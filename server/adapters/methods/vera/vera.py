@@ -38,7 +38,7 @@ from server.adapters.methods.method_kind import MethodKind, PeftForm
 from server.adapters.methods.vera.vera_peft import read_vera, write_vera
 from server.adapters.methods.vera.vera_product import vera_deltas
 from server.bases.model import TargetLinear
-from server.bases.seeded import SPEC
+from server.bases.seeded_matrices import SPEC
 from server.errors import InvalidAdapter
 from server.jobs.queue.method_spec import MethodSpec, Variant
 

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from torch import Tensor
 
-from server.bases import seeded
-from server.bases.seeded import (
+from server.bases import seeded_matrices
+from server.bases.seeded_matrices import (
     SPEC,
     STREAM_A,
     STREAM_B,
@@ -155,7 +155,7 @@ def test_every_byte_becomes_the_same_exact_entry_in_every_dtype() -> None:
     sample = reference_bytes(5, STREAM_A, 0, 8192)
     assert set(sample.tolist()) == set(range(256)), "the sample must show every byte"
     expected = (2 * torch.from_numpy(sample).double() - 255) / 256
-    for dtype in seeded.DTYPES:
+    for dtype in seeded_matrices.DTYPES:
         made = Basis(5).a(1, 8192, dtype)[0]
         assert torch.equal(made.double(), expected), dtype
 
@@ -179,7 +179,7 @@ def test_chunking_changes_no_bit(
 ) -> None:
     basis = Basis(2310, spec)
     expected = torch.tensor(golden_tile(2310, STREAM_B, 3, 5, 50, 70, threshold))
-    monkeypatch.setattr(seeded, "_CHUNK_BYTES", chunk_bytes)
+    monkeypatch.setattr(seeded_matrices, "_CHUNK_BYTES", chunk_bytes)
     made = basis.tile(STREAM_B, range(3, 53), range(5, 75), torch.float32)
     assert torch.equal(made, expected)
 
@@ -282,7 +282,7 @@ def test_check_refuses_the_hash_of_another_seed_or_spec(seed: int, spec: str) ->
 )
 def test_check_refuses_a_single_flipped_bit(stream: int, row: int, column: int, bit: int) -> None:
     trusted = Basis(2310).tile_hash()
-    fill = seeded._fill_bytes
+    fill = seeded_matrices._fill_bytes
 
     def fill_flipped(
         out: NDArray[np.uint8], seed: int, filled: int, first_row: int, first_column: int
@@ -293,7 +293,7 @@ def test_check_refuses_a_single_flipped_bit(stream: int, row: int, column: int, 
             out[i, j] ^= 1 << bit
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(seeded, "_fill_bytes", fill_flipped)
+        patch.setattr(seeded_matrices, "_fill_bytes", fill_flipped)
         with pytest.raises(BasisMismatch):
             Basis(2310).check(trusted)
 
