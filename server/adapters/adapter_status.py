@@ -55,7 +55,7 @@ def statuses(
 
 
 def _status(
-    facts: AdapterFacts, state: AdapterState, pins: Collection[AdapterRef]
+    facts: "AdapterFacts", state: AdapterState, pins: Collection[AdapterRef]
 ) -> AdapterStatus:
     pinned = facts.ref in pins
     return AdapterStatus(facts.ref, state, bytes=facts.bytes, pinned=pinned, sha256=facts.sha256)
