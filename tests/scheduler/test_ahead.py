@@ -91,13 +91,13 @@ class Rig:
         heard = [Heard() for _ in asked]
         waiting, handles = list(zip(asked, heard, strict=True)), []
         for _ in range(2000):
-            if waiting and (rng.random() < 0.5 or not self.loop._answers):
+            if waiting and (rng.random() < 0.5 or not self.loop._answers._answers):
                 request, listener = waiting.pop(0)
                 handles.append(self.loop.submit(request, CallbackListener(listener.hear)))
             if handles and rng.random() < cancel:
                 self.loop.cancel(rng.choice(handles))
             self.loop._iterate()
-            if not waiting and not self.loop._answers and not self.loop._in_flight:
+            if not waiting and not self.loop._answers._answers and not self.loop._in_flight:
                 return heard
             self.loop._wake.set()
         raise AssertionError("the loop stands still")

@@ -171,6 +171,7 @@ class _WithoutKernels:
             y[:, columns].index_add_(0, members, torch.where(self._inputs.real, delta, 0))
 
 
+@dataclass(eq=False)
 class _LowRank(_Kernels):
     """`lora`, and `asymmetric-lora` with B trained; with A trained, B is shared and random."""
 
