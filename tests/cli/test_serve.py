@@ -180,7 +180,7 @@ def as_it_was(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]
     [
         (["--model", "/no/such/folder"], 1, "is not there"),
         (["--pinned", "nobody"], 2, "--pinned nobody"),
-        (["--pinned", "pirate@"], 2, "--pinned pirate@: version"),
+        (["--pinned", "pirate@"], 2, "--pinned pirate@: the home has no such adapter"),
         (["--device", "cuda"], 2, "no CUDA device"),
         (["--database-url", "sqlite://"], 1, "database in memory"),
     ],

@@ -35,12 +35,12 @@ class ClaimedJob(JobPhase):
         start = start_of(job, services.store, services.served_name)
         sources = services.files, base, tokenizer
         setup = prepare(job, *sources, max_rank=services.max_rank, shared=shared, start=start)
-        metrics = self._resume(setup)
+        metrics, reported = self._resume(setup)
         output = JobOutput(self.claim, setup)
         step = setup.trainer.step
         if step in output.milestones:  # the checkpoint was saved, perhaps before it was published
             output.publish_checkpoint(step, metrics)
-        reporter = StepReporter(self.claim, self._last_reported_step() if step else -1)
+        reporter = StepReporter(self.claim, reported)
         first = setup.trainer.start()
         if first is not None:
             metrics = updated(metrics, first)
@@ -53,25 +53,28 @@ class ClaimedJob(JobPhase):
         self.claim.heartbeat.check()
         return running
 
-    def _resume(self, setup: TrainingSetup) -> TrainingMetrics:
-        """Set the trainer to the newest checkpoint that fits; return the metrics at its step."""
+    def _resume(self, setup: TrainingSetup) -> tuple[TrainingMetrics, int]:
+        """Set the trainer to the newest checkpoint that fits.
+
+        Returns: the metrics at its step, and the last step that an earlier attempt reported.
+        """
         claim, folder, trainer = self.claim, self.claim.folder, setup.trainer
         checkpoint = folder.checkpoints.newest()
         if checkpoint is None:
             claim.add_event("info", setup.summary())
             folder.metrics.clear()
-            return TrainingMetrics(0)
+            return TrainingMetrics(0), self._last_reported_step()
         if not trainer.fits(checkpoint):
             message = "The checkpoint was made with other data or options. Training starts over"
             claim.add_event("warn", message)
             folder.clear()
-            return TrainingMetrics(0)
+            return TrainingMetrics(0), -1
         trainer.restore(checkpoint)
         with suppress(OSError):  # a step that is repeated is written again
             folder.metrics.cut(trainer.step)
         claim.add_event("info", f"Resuming from step {trainer.step} of {trainer.total_steps}")
         document = cast(Mapping[str, object], checkpoint.state["figures"])
-        return TrainingMetrics.from_document(document)
+        return TrainingMetrics.from_document(document), self._last_reported_step()
 
     def _last_reported_step(self) -> int:
         """What an earlier attempt reported is not reported again."""

@@ -265,6 +265,21 @@ def test_killed_in_the_middle_it_goes_on_to_the_same_bits(
     assert "Resuming from step 5 of 30" in told
 
 
+def test_steps_that_run_again_without_a_checkpoint_are_reported_once(place: Workplace) -> None:
+    job = submit(place)
+    with worker_process(place, "step-5", "SIGKILL") as process:
+        assert process.wait(timeout=100) == -signal.SIGKILL
+    for checkpoint in (place.home / "jobs" / job.id).glob("step-*"):
+        checkpoint.unlink()
+    work_off(place, job)
+    events = place.queue.events(OWNER, job.id, limit=1000).items[::-1]
+    steps = [
+        int(str(event.data["step"])) for event in events if event.type == "metrics" and event.data
+    ]
+    assert steps == sorted(set(steps))
+    assert steps[-1] == 30
+
+
 @pytest.mark.parametrize(
     ("moment", "checkpoints"), [("before-publish", 0), ("after-publish", 0), ("after-publish", 1)]
 )
