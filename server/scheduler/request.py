@@ -80,7 +80,8 @@ class Listener(Protocol):
     def flush(self) -> Callable[[], None]:
         """Called after each step; a listener may wait for it to pass on what it heard.
 
-        Listeners with an equal `flush` share one call.
+        Listeners with an equal `flush` share one call. It is called for as long as the loop runs,
+        so share one function rather than make one for each listener.
         """
 
 
