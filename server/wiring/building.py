@@ -15,7 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from adapters_store.manifest import AdapterRef, parse_adapter_id
 from adapters_store.store import AdapterStore
-from adapters_store.store_errors import StoreError
+from adapters_store.store_errors import AdapterNotFound, StoreError
 from server.adapters.residency import ResidentAdapters
 from server.bases.base_files import load_base
 from server.bases.model import BaseModel, device_works
@@ -218,10 +218,12 @@ def pinned_ref(store: AdapterStore, name: str) -> AdapterRef:
     """The version that an id in `--pinned` names. Raises BadOption."""
     try:
         return store.resolve(DEFAULT_OWNER, *parse_adapter_id(name))
-    except StoreError as error:
+    except AdapterNotFound as error:
         raise BadOption(
             f"--pinned {name}: the home has no such adapter: train it first, or leave it out"
         ) from error
+    except StoreError as error:
+        raise BadOption(f"--pinned {name}: {error}") from error
 
 
 def default_threads() -> int:

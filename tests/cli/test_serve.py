@@ -179,8 +179,8 @@ def as_it_was(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]
     ("options", "status", "said"),
     [
         (["--model", "/no/such/folder"], 1, "is not there"),
-        (["--pinned", "nobody"], 2, "--pinned nobody"),
-        (["--pinned", "pirate@"], 2, "--pinned pirate@: the home has no such adapter"),
+        (["--pinned", "nobody"], 2, "--pinned nobody: the home has no such adapter"),
+        (["--pinned", "pirate@"], 2, "--pinned pirate@: version"),
         (["--device", "cuda"], 2, "no CUDA device"),
         (["--database-url", "sqlite://"], 1, "database in memory"),
     ],
