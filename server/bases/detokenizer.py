@@ -10,6 +10,7 @@ import json
 import re
 from collections.abc import Iterator, Mapping
 from functools import cache
+from itertools import groupby
 
 from transformers import PreTrainedTokenizerBase
 
@@ -57,6 +58,8 @@ class Vocabulary:
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         self._tokenizer = tokenizer
+        added = tokenizer.added_tokens_decoder
+        self._ids = frozenset(tokenizer.get_vocab().values()) | added.keys()
         steps = _decoder_steps(tokenizer)
         names = [step["type"] for step in steps]
         self.byte_level = names == ["ByteLevel"]
@@ -66,7 +69,13 @@ class Vocabulary:
         self._bytes: dict[int, bytes | None] = {}
         self._texts: dict[int, str | None] = {}
         self.special_ids = frozenset(tokenizer.all_special_ids) | {
-            token_id for token_id, token in tokenizer.added_tokens_decoder.items() if token.special
+            token_id for token_id, token in added.items() if token.special
+        }
+        # An added token is spelt as text. The byte-level decoder reads "é" in it as one byte.
+        self._added_texts = {
+            token_id: token.content
+            for token_id, token in added.items()
+            if "ByteLevel" in names and self._decoded([token_id]) != token.content
         }
 
     @property
@@ -75,12 +84,26 @@ class Vocabulary:
         return self.byte_level or self._pieces
 
     def text(self, ids: list[int], *, skip_special: bool) -> str:
-        options = {"skip_special_tokens": skip_special, "clean_up_tokenization_spaces": False}
-        return str(self._tokenizer.decode(ids, **options))
+        if skip_special:
+            ids = [token_id for token_id in ids if token_id not in self.special_ids]
+        if self._added_texts.keys().isdisjoint(ids):
+            return self._decoded(ids)
+        runs = groupby(ids, lambda token_id: token_id in self._added_texts)
+        return "".join(
+            "".join(map(self._added_texts.__getitem__, run)) if added else self._decoded([*run])
+            for added, run in runs
+        )
+
+    def _decoded(self, ids: list[int]) -> str:
+        return str(self._tokenizer.decode(ids, clean_up_tokenization_spaces=False))
+
+    def nameless(self, vocab_size: int) -> tuple[int, ...]:
+        """See `ChatTokenizer.nameless`."""
+        return tuple(it for it in range(vocab_size) if it not in self._ids)
 
     def token(self, token_id: int) -> str | None:
         """The vocabulary's own spelling of a token; None if the id names none."""
-        if not 0 <= token_id < len(self._tokenizer):
+        if token_id not in self._ids:
             return None
         spelling = self._tokenizer.convert_ids_to_tokens(token_id)
         return spelling if isinstance(spelling, str) else None
@@ -108,6 +131,8 @@ class Vocabulary:
         token = self.token(token_id)
         if token is None:
             return b""
+        if token_id in self._added_texts:
+            return self._added_texts[token_id].encode()
         if self.byte_level:
             alphabet = _byte_level_alphabet()
             if all(char in alphabet for char in token):

@@ -60,6 +60,10 @@ class ChatTokenizer:
         """Number of tokens, special ones included."""
         return len(self._tokenizer)
 
+    def nameless(self, vocab_size: int) -> tuple[int, ...]:
+        """The ids below `vocab_size` that name no token: gaps, and what pads the embedding."""
+        return self._vocabulary.nameless(vocab_size)
+
     def encode(self, text: str, add_special: bool = False) -> list[int]:
         """Token ids of a text; `add_special` adds what the tokenizer itself puts around one."""
         return list(self._tokenizer.encode(text, add_special_tokens=add_special))
