@@ -4,8 +4,8 @@ Knows nothing of files, adapters, tokens or requests.
 """
 
 import hashlib
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Final
 
@@ -42,7 +42,8 @@ class BaseModel:
 
     `fingerprint` names the weights, whatever dtype or device they were loaded in. `targets` maps
     module paths to the decoder's linears; the output head and the embeddings are never among them.
-    `max_context` counts tokens; `eos_token_ids` end an answer.
+    `max_context` counts tokens; `eos_token_ids` end an answer. `nameless` holds ids for which the
+    tokenizer has no token, int64 on the device: they have logits but are never generated.
     """
 
     model: PreTrainedModel
@@ -57,6 +58,7 @@ class BaseModel:
     num_layers: int
     num_kv_heads: int
     head_dim: int
+    nameless: Tensor | None = None
 
     @classmethod
     def of(cls, model: PreTrainedModel, name: str, fingerprint: str | None = None) -> "BaseModel":
@@ -84,6 +86,12 @@ class BaseModel:
             head_dim=getattr(config, "head_dim", None)
             or _figure(config, name, "hidden_size") // heads,
         )
+
+    def without(self, nameless: Iterable[int]) -> "BaseModel":
+        """This model, which generates none of these ids; those that end an answer stay."""
+        ids = sorted(set(nameless) - self.eos_token_ids)
+        kept = torch.tensor(ids, dtype=torch.int64, device=self.device) if ids else None
+        return replace(self, nameless=kept)
 
 
 def is_llama_shaped(base: BaseModel) -> bool:

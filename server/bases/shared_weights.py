@@ -34,7 +34,7 @@ def twin_of(base: BaseModel) -> BaseModel:
     _check_whole(model, base.name)
     twin = BaseModel.of(model, base.name, base.fingerprint)
     # They may come from a file of their own, which the configuration does not have.
-    return replace(twin, eos_token_ids=base.eos_token_ids)
+    return replace(twin, eos_token_ids=base.eos_token_ids, nameless=base.nameless)
 
 
 def _owner(model: nn.Module, name: str) -> tuple[nn.Module, str]:

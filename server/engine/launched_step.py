@@ -77,17 +77,24 @@ class LaunchedStep:
     Args:
         logits: [rows, vocab] of `rows.rows`; changed in place.
         last: the tokens that the step launched before this one samples.
+        nameless: see `sample`.
 
     Attributes:
         tokens: the sampled tokens, int64 on the device; -1 for a failed row.
     """
 
     def __init__(
-        self, chunks: Seq[Chunk], rows: LogitRows, logits: Tensor, last: Tensor | None
+        self,
+        chunks: Seq[Chunk],
+        rows: LogitRows,
+        logits: Tensor,
+        last: Tensor | None,
+        nameless: Tensor | None = None,
     ) -> None:
         self._chunks = chunks
         self._sampled = rows.sampled
         self._scored = rows.scored
+        self._nameless = nameless
         count = len(rows.sampled)
         prompt_scores = self._score_prompts(logits[count:]) if rows.scored else []
         self._with_logprobs = [rows.sampled[row] for row in rows.with_logprobs]
@@ -95,11 +102,11 @@ class LaunchedStep:
         if rows.with_logprobs:
             at = to_device(rows.with_logprobs, torch.int64, logits.device)
             raw = logits[at]  # a copy, from before penalties
-        self.tokens = sample(logits[:count], rows.sampled, last)
+        self.tokens = sample(logits[:count], rows.sampled, last, nameless)
         token_scores: list[Tensor] = []
         if at is not None and raw is not None:
             most = max(it.params.top_logprobs or 0 for it in self._with_logprobs)
-            token_scores = logprob_tensors(raw, self.tokens[at].clamp(min=0), most)
+            token_scores = logprob_tensors(raw, self.tokens[at].clamp(min=0), most, nameless)
         self._copies = HostCopies([self.tokens, *token_scores, *prompt_scores])
 
     def outputs(self) -> list[StepOutput]:
@@ -124,7 +131,8 @@ class LaunchedStep:
     def _score_prompts(self, logits: Tensor) -> list[Tensor]:
         ids = [sequence.prompt[position] for sequence, position in self._scored]
         most = max(sequence.params.top_logprobs or 0 for sequence, _ in self._scored)
-        return logprob_tensors(logits, to_device(ids, torch.int64, logits.device), most)
+        token_ids = to_device(ids, torch.int64, logits.device)
+        return logprob_tensors(logits, token_ids, most, self._nameless)
 
     def _token_scores(
         self, known: Mapping[Sequence, int], scores: Seq[Tensor]

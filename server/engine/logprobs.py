@@ -11,19 +11,23 @@ _MAX_SCORED = 1 << 23  # logits turned into float32 probabilities at a time: 32 
 _LOW_WORD = (1 << 32) - 1
 
 
-def logprob_tensors(logits: Tensor, token_ids: Tensor, top: int) -> list[Tensor]:
+def logprob_tensors(
+    logits: Tensor, token_ids: Tensor, top: int, nameless: Tensor | None = None
+) -> list[Tensor]:
     """The tensors that `token_logprobs` needs, computed on the device without waiting for it.
 
     Args:
         logits: [rows, vocab], as the model gave them.
         token_ids: int64 [rows], the token of each row.
         top: how many best tokens to find for each row.
+        nameless: int64, ids without a token: never among the best. Their share of the
+            probability stays theirs.
 
     Returns: the tokens' logprobs [rows]; ids and logprobs of the best, each [rows, top].
     """
     at_once = max(_MAX_SCORED // logits.shape[-1], 1)
     parts = [
-        _score(logits[first : first + at_once], token_ids[first : first + at_once], top)
+        _score(logits[first : first + at_once], token_ids[first : first + at_once], top, nameless)
         for first in range(0, max(len(token_ids), 1), at_once)
     ]
     return [torch.cat(them) for them in zip(*parts, strict=True)]
@@ -40,9 +44,13 @@ def token_logprobs(token_ids: Seq[int], top: Seq[int], tensors: Seq[Tensor]) -> 
     ]
 
 
-def _score(logits: Tensor, token_ids: Tensor, top: int) -> tuple[Tensor, Tensor, Tensor]:
+def _score(
+    logits: Tensor, token_ids: Tensor, top: int, nameless: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor]:
     logprobs = logits.float().log_softmax(dim=-1)
     chosen = logprobs.gather(-1, token_ids[:, None])[:, 0]
+    if nameless is not None:
+        logprobs.index_fill_(1, nameless, -torch.inf)
     return chosen, *best_tokens(logprobs, top)
 
 

@@ -44,6 +44,7 @@ class Runner:
     ) -> None:
         model = base.model
         self.ahead = int(kv.device.type == "cuda")
+        self._nameless = base.nameless
         self._sampled = torch.zeros(0, dtype=torch.int64, device=kv.device)
         check_config(base)
         if model.config._attn_implementation == attention.NAME:  # set by an earlier Runner
@@ -64,7 +65,7 @@ class Runner:
         """
         with torch.inference_mode():
             rows, logits = self._forward.step(chunks, self._sampled)
-            step = LaunchedStep(chunks, rows, logits, self._sampled)
+            step = LaunchedStep(chunks, rows, logits, self._sampled, self._nameless)
             # A failed row's -1 is no token id, and the next step may read it as one.
             self._sampled = step.tokens.clamp(min=0)
         rows.advance(chunks)

@@ -26,14 +26,22 @@ _COLDEST = 1e-6  # below it a quotient of logits leaves float32
 _BLOCK = 256  # tokens whose weights are summed before the drawn token is searched in them
 
 
-def sample(logits: Tensor, sequences: Seq[Sequence], last: Tensor | None = None) -> Tensor:
+def sample(
+    logits: Tensor,
+    sequences: Seq[Sequence],
+    last: Tensor | None = None,
+    nameless: Tensor | None = None,
+) -> Tensor:
     """The next token of each row, int64 [rows]; -1 where the logits are not finite.
 
     Args:
         logits: [rows, vocab], one row for each sequence. Changed in place.
         last: the tokens that the step before sampled: those of sequences with a pending token.
+        nameless: int64, ids without a token, whose columns are never drawn. None: there are none.
     """
     logits = _adjust(logits, sequences, last)
+    if nameless is not None:
+        logits.index_fill_(1, nameless, -torch.inf)  # behind the biases, which may be any number
     best, token_ids = logits.max(dim=-1)  # the first of equals; nan if the row holds one
     drawn = [row for row, it in enumerate(sequences) if it.params.temperature > 0]
     if drawn:

@@ -89,7 +89,8 @@ def load_model(settings: Settings, threads: int) -> tuple[BaseModel, ChatTokeniz
     hide_progress_bars()
     dtype = settings.dtype if settings.dtype == "auto" else getattr(torch, settings.dtype)
     base = load_base(settings.model, device=device_of(settings), dtype=dtype)
-    return base, load_tokenizer(settings.model)
+    tokenizer = load_tokenizer(settings.model)
+    return base.without(tokenizer.nameless(base.vocab_size)), tokenizer
 
 
 def hide_progress_bars() -> None:

@@ -71,8 +71,9 @@ def make_engine(
     block_tokens: int = 16,
     memory_mb: int = 4,
     adapters: ResidentAdapters | None = None,
+    nameless: Iterable[int] = (),
 ) -> Engine:
-    base = BaseModel.of(model, "tiny")
+    base = BaseModel.of(model, "tiny").without(nameless)
     kv = KVCache(base, memory_mb=memory_mb, block_tokens=block_tokens)
     return Engine(Runner(base, adapters, kv), BlockPool(kv.num_blocks, block_tokens))
 

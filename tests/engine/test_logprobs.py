@@ -5,6 +5,7 @@ import random
 import pytest
 import torch
 
+from server.bases.model import BaseModel
 from server.engine.logprobs import best_tokens, logprob_tensors, token_logprobs
 from server.engine.sequence import Chunk, TokenLogprob
 from tests.engine.driving import make_engine, make_sequence, random_prompt
@@ -46,6 +47,42 @@ def _check(scores: list[TokenLogprob], expected: torch.Tensor) -> None:
             row.topk(4).values.tolist(), abs=2e-4
         )
         assert [value for _, value in it.top] == sorted((v for _, v in it.top), reverse=True)
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_ids_without_a_token_are_never_generated_nor_among_the_best(temperature: float) -> None:
+    """Others keep the logprobs of the raw distribution, and a prompt may hold such an id."""
+    named = range(2, VOCAB, 7)
+    nameless = sorted(set(range(VOCAB)) - set(named))
+    prompt = random_prompt(random.Random(3), 12, VOCAB)
+    sequence = make_sequence(
+        0, prompt, max_tokens=20, temperature=temperature, top_logprobs=5, prompt_logprobs=True
+    )
+    engine = make_engine(tiny_model("llama"), nameless=nameless)
+    engine.finish(sequence)
+    assert set(sequence.output) <= set(named)
+    scores = [it for output in engine.outputs[0] for it in output.prompt_logprobs]
+    scores += [output.logprob for output in engine.outputs[0] if output.logprob is not None]
+    tokens = [*prompt, *sequence.output]
+    with torch.inference_mode():
+        raw = tiny_model("llama")(torch.tensor([tokens])).logits[0].log_softmax(-1)[:-1]
+    for it, row in zip(scores, raw, strict=True):
+        assert it.logprob == pytest.approx(float(row[it.token_id]), abs=2e-4)
+        best = sorted(named, key=lambda token: -float(row[token]))[:5]
+        assert [token for token, _ in it.top] == best
+        assert [value for _, value in it.top] == pytest.approx(row[best].tolist(), abs=2e-4)
+    if temperature == 0:
+        greedy = [next(iter(it.top))[0] for it in scores[len(prompt) - 1 :]]
+        assert sequence.output == greedy
+
+
+def test_an_end_token_that_the_tokenizer_lacks_can_still_end_an_answer() -> None:
+    base = BaseModel.of(tiny_model("llama"), "tiny")
+    assert base.nameless is None
+    (end,) = base.eos_token_ids
+    kept = base.without(range(VOCAB - 10, VOCAB + 0)).without([end, 7, 7, 5]).nameless
+    assert kept is not None and kept.tolist() == [5, 7]
+    assert base.without([end]).nameless is None
 
 
 def test_no_logprobs_unless_asked_and_only_the_tokens_own_at_zero() -> None:

@@ -92,6 +92,39 @@ def test_equals_the_reference(seed: int, rows: int, vocab: int) -> None:
     assert sample(logits, sequences) == expected
 
 
+@settings(deadline=None, max_examples=40, derandomize=True)
+@given(st.integers(0, 2**32), st.sampled_from([5, 40, 700]), st.booleans())
+def test_an_id_without_a_token_is_never_drawn(seed: int, vocab: int, half: bool) -> None:
+    """The row of the named tokens alone gives the same draw, whatever the others would weigh."""
+    rng = random.Random(seed)
+    nameless = sorted(rng.sample(range(vocab), rng.randint(1, vocab - 1)))
+    named = [token for token in range(vocab) if token not in nameless]
+    logits = torch.from_numpy(np.random.default_rng(seed).normal(0, 3, (4, vocab))).float()
+    logits[:, nameless] += rng.choice([0.0, 50.0])
+    logits = logits.bfloat16() if half else logits
+    cuts: dict[str, Any] = {"temperature": 1.0, "top_k": 3, "top_p": 0.9, "min_p": 0.05}
+    params = {name: value for name, value in cuts.items() if rng.random() < 0.6}
+    biased: dict[str, Any] = {**params, "logit_bias": ((nameless[0], 100.0),)}
+    whole = [make_sequence(row, [0], **biased, seed=row + 1) for row in range(4)]
+    small = [make_sequence(row, [0], **params, seed=row + 1) for row in range(4)]
+    ids = torch.tensor(nameless)
+    drawn = sampler.sample(logits.clone(), whole, nameless=ids).tolist()
+    assert set(drawn) <= set(named)
+    if not params.get("temperature"):
+        expected = sampler.sample(logits[:, named].clone(), small).tolist()
+        assert drawn == [named[token] for token in expected]
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.8])
+def test_a_row_without_a_nameless_id_is_as_before(temperature: float) -> None:
+    logits = torch.randn(6, 300, generator=torch.Generator().manual_seed(3))
+    logits[:, 256:] = -torch.inf
+    sequences = [make_sequence(row, [0], temperature=temperature) for row in range(6)]
+    expected = sampler.sample(logits.clone(), sequences)
+    drawn = sampler.sample(logits.clone(), sequences, nameless=torch.arange(256, 300))
+    assert torch.equal(drawn, expected)
+
+
 def test_equal_tokens_are_kept_together() -> None:
     logits = torch.tensor([[1.0, 2.0, 2.0, 2.0, 0.0]])
     drawn = Counter(

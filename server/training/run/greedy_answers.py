@@ -98,7 +98,10 @@ def _tokens(base: BaseModel, rows: Sequence[GreedyRequest], max_new: int) -> Ite
                 **{cache_name: cache},
             )
         cache = output[cache_name]
-        chosen = picked(output.logits, every, last).argmax(-1)
+        logits = picked(output.logits, every, last)
+        if base.nameless is not None:
+            logits = logits.index_fill(1, base.nameless, -torch.inf)
+        chosen = logits.argmax(-1)
         yield chosen
         going &= ~torch.isin(chosen, stops)
         if not going.any():

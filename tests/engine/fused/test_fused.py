@@ -41,6 +41,19 @@ def test_answers_equal_generate_in_any_company(kind: Kind) -> None:
     assert [it.output for it in sequences] == expected
 
 
+def test_ids_without_a_token_are_never_generated() -> None:
+    model = tiny_model("llama", **WIDE)
+    (expected,) = generate(model, [5, 6], 1)
+    torch.nn.Module.to(model, DEVICE)
+    nameless = [expected, *range(VOCAB // 2, VOCAB)]
+    engine = fused_engine(BaseModel.of(model, "tiny").without(nameless))
+    for seed, temperature in enumerate([0.0, 2.0]):
+        said = engine.finish(
+            make_sequence(seed, [5, 6], max_tokens=2, temperature=temperature, seed=seed + 1)
+        )
+        assert len(said) == 2 and not set(said) & set(nameless)
+
+
 def test_the_model_itself_still_runs_over_the_joined_weights() -> None:
     model = tiny_model("llama", **WIDE)
     tokens = torch.arange(1, 20)[None]

@@ -67,8 +67,10 @@ def test_the_sampler_draws_as_on_the_cpu() -> None:
         )
         for row in range(64)
     ]
-    expected = sample(logits.clone(), sequences).tolist()
-    assert sample(logits.cuda(), sequences).tolist() == expected
+    for nameless in (None, torch.arange(850, 900), torch.tensor([0, 3, 17, *range(300, 600)])):
+        expected = sample(logits.clone(), sequences, nameless=nameless).tolist()
+        on_device = None if nameless is None else nameless.cuda()
+        assert sample(logits.cuda(), sequences, nameless=on_device).tolist() == expected
 
 
 def test_sampling_reads_nothing_from_the_device() -> None:
@@ -88,10 +90,11 @@ def test_sampling_reads_nothing_from_the_device() -> None:
     for sequence in sequences:
         sequence.pending, sequence.source = 1, 5 - sequence.seq_id
     logits, last = torch.randn(6, 900, device="cuda"), torch.arange(6, device="cuda")
+    nameless = torch.arange(880, 900, device="cuda")
     for mode in ("default", "error"):
         set_sync_debug_mode(mode)
         try:
-            arriving = HostCopies([sample(logits.clone(), sequences, last)])
+            arriving = HostCopies([sample(logits.clone(), sequences, last, nameless)])
         finally:
             set_sync_debug_mode("default")
     assert min(arriving.wait()[0].tolist()) >= 0
