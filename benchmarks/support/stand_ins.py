@@ -16,6 +16,9 @@ class NoText:
     def push(self, token_id: int) -> str:
         return ""
 
+    def unshown(self, token_id: int) -> str:
+        return ""
+
     def flush(self) -> str:
         return ""
 

@@ -53,6 +53,12 @@ def _flat_steps(state: dict[str, object]) -> Iterator[dict[str, object]]:
         yield from _flat_steps(child)
 
 
+def _is_made_of_bytes(tokenizer: PreTrainedTokenizerBase, token_id: int, spelling: str) -> bool:
+    """Whether the model of words makes this token of bytes: an added "½" is its token of a byte."""
+    made = tokenizer.backend_tokenizer.model.tokenize(spelling)
+    return [token.id for token in made] == [token_id]
+
+
 class Vocabulary:
     """What each token of a tokenizer stands for. All its streams share one."""
 
@@ -68,14 +74,15 @@ class Vocabulary:
         self.drops_first_space = self._pieces and steps[-1] == _STRIP_FIRST
         self._bytes: dict[int, bytes | None] = {}
         self._texts: dict[int, str | None] = {}
-        self.special_ids = frozenset(tokenizer.all_special_ids) | {
-            token_id for token_id, token in added.items() if token.special
-        }
+        special = {token_id for token_id, token in added.items() if token.special}
+        self.special_ids = frozenset(tokenizer.all_special_ids) | special
         # An added token is spelt as text. The byte-level decoder reads "é" in it as one byte.
         self._added_texts = {
             token_id: token.content
             for token_id, token in added.items()
-            if "ByteLevel" in names and self._decoded([token_id]) != token.content
+            if "ByteLevel" in names
+            and self._decoded([token_id]) != token.content
+            and not _is_made_of_bytes(tokenizer, token_id, token.content)
         }
 
     @property
@@ -179,6 +186,10 @@ class IncrementalDecoder:
         self._window.append(token_id)
         self._shown = None
         return pending + self._utf8.decode(raw)
+
+    def unshown(self, token_id: int) -> str:
+        """How a token is spelt that `push` leaves out of the text; empty for all others."""
+        return self._vocabulary.token(token_id) or "" if token_id in self._skip else ""
 
     def flush(self) -> str:
         """Return what is left at the end of the answer: a character cut short shows as U+FFFD."""

@@ -3,6 +3,7 @@
 import re
 import sys
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +68,22 @@ class ChatTokenizer:
     def encode(self, text: str, add_special: bool = False) -> list[int]:
         """Token ids of a text; `add_special` adds what the tokenizer itself puts around one."""
         return list(self._tokenizer.encode(text, add_special_tokens=add_special))
+
+    def pieces(self, text: str) -> list[str] | None:
+        """The text as the pieces that the tokens of `encode(text, add_special=True)` stand for.
+
+        The last of the tokens that are parts of one character has it; tokens that the tokenizer
+        adds have no text. None if the tokenizer cannot tell.
+        """
+        if not self._tokenizer.is_fast:
+            return None
+        encoded = self._tokenizer(text, return_offsets_mapping=True)
+        begins, end = list[int](), 0
+        for first, last in encoded["offset_mapping"]:
+            # A space in front may be left out, and parts of a character all begin where it does.
+            begins.append(min(first, end) if first < last else end)
+            end = max(end, last)
+        return [text[begin:stop] for begin, stop in pairwise([*begins, len(text)])]
 
     def decode(self, ids: Sequence[int], skip_special: bool = True) -> str:
         return self._vocabulary.text(list(ids), skip_special=skip_special)

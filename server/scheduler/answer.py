@@ -68,13 +68,13 @@ class Answer:
         if stops_here or (token_id in eos and not params.ignore_eos):
             sequence.finish = FinishReason.STOP
             token = TokenPiece(token_id, "", logprob)
-            return self._delta(
-                self.text.finish().text, (token,), stop_reason=token_id if stops_here else None
-            )
+            last = self.text.finish(token_id)
+            reason = token_id if stops_here else last.stop
+            return self._delta(last.text, (token,), stop_reason=reason)
         piece = text = self.text.decode(token_id)
         stop: str | None = None
         if self.text.stops:
-            text, stop = self.text.show(piece)
+            text, stop = self.text.show(piece, token_id)
         if stop is not None:
             sequence.finish = FinishReason.STOP
         elif len(output) >= params.max_tokens:

@@ -60,6 +60,9 @@ class ByteStream:
     def push(self, token_id: int) -> str:
         return "" if token_id == EOS else self._utf8.decode(bytes([token_id]))
 
+    def unshown(self, token_id: int) -> str:
+        return ""
+
     def flush(self) -> str:
         return self._utf8.decode(b"", final=True)
 
@@ -75,7 +78,10 @@ class ByteTokenizer:
             raise InvalidRequest("the chat template refuses these messages", param="messages")
         return self.encode("".join(f"{m['role']}: {m['content']}\n" for m in messages))
 
-    def stream(self) -> ByteStream:
+    def pieces(self, text: str) -> list[str]:
+        return [piece for char in text for piece in [*[""] * (len(char.encode()) - 1), char]]
+
+    def stream(self, *, skip_special: bool = True) -> ByteStream:
         return ByteStream()
 
     def token_text(self, token_id: int) -> str:

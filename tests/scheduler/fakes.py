@@ -66,6 +66,9 @@ class NumberDecoder:
     def push(self, token_id: int) -> str:
         return f" {token_id}"
 
+    def unshown(self, token_id: int) -> str:
+        return ""
+
     def flush(self) -> str:
         return ""
 

@@ -16,6 +16,9 @@ class Pieces:
     def push(self, token_id: int) -> str:
         return self.pieces[token_id]
 
+    def unshown(self, token_id: int) -> str:
+        return ""
+
     def flush(self) -> str:
         return self.tail
 

@@ -1,7 +1,8 @@
 """POST /v1/chat/completions: answers a conversation. Knows no text completion."""
 
 import secrets
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
+from collections.abc import Sequence as Seq
 from typing import Annotated, Literal
 
 from fastapi import APIRouter, Request, Response
@@ -15,6 +16,7 @@ from server.api.completions import logprob_format
 from server.api.completions.delivery import StreamWaker
 from server.api.completions.generation import CheckedRequest, context_left
 from server.api.completions.generation_fields import GenerationFields
+from server.api.completions.logprob_format import ShownTokens
 from server.api.completions.replies import Transcript, reply
 from server.api.model_lookup import find_model
 from server.api.wire import Text, WireModel, at_most
@@ -99,23 +101,28 @@ class ChatShape:
     def __init__(self, tokenizer: Tokenizer, *, logprobs: bool) -> None:
         self._tokenizer = tokenizer
         self.scores = logprobs
-        self._started: set[int] = set()  # choices
+        self._shown: dict[int, ShownTokens] = {}  # of the choices that have begun
 
     def whole(self, choice: int, transcript: Transcript) -> dict[str, object]:
         return {
             "index": choice,
             "message": {"role": "assistant", "content": transcript.text, "refusal": None},
-            "logprobs": self._scores(transcript.tokens),
+            "logprobs": self._scores(
+                ShownTokens().take(
+                    transcript.text, transcript.tokens, transcript.finish, transcript.stop_reason
+                )
+            ),
             "finish_reason": transcript.finish,
             "stop_reason": transcript.stop_reason,
         }
 
     def chunks(self, choice: int, delta: TextDelta) -> Iterator[dict[str, object]]:
-        if choice not in self._started:
-            self._started.add(choice)
+        if choice not in self._shown:
+            self._shown[choice] = ShownTokens()
             yield _chunk(choice, {"role": "assistant", "content": "", "refusal": None})
-        if delta.text or (self.scores and delta.tokens):
-            yield self.text(choice, delta.text) | {"logprobs": self._scores(delta.tokens)}
+        tokens = self._shown[choice].take(delta.text, delta.tokens, delta.finish, delta.stop_reason)
+        if delta.text or (self.scores and tokens):
+            yield self.text(choice, delta.text) | {"logprobs": self._scores(tokens)}
         if delta.finish is not None:
             end = {"finish_reason": delta.finish, "stop_reason": delta.stop_reason}
             yield _chunk(choice, {}) | end
@@ -123,8 +130,10 @@ class ChatShape:
     def text(self, choice: int, text: str) -> dict[str, object]:
         return _chunk(choice, {"content": text})
 
-    def _scores(self, tokens: Iterable[TokenPiece]) -> dict[str, object] | None:
-        return logprob_format.for_chat(self._tokenizer, tokens) if self.scores else None
+    def _scores(self, tokens: Seq[tuple[int, TokenPiece]]) -> dict[str, object] | None:
+        if not self.scores:
+            return None
+        return logprob_format.for_chat(self._tokenizer, [token for _, token in tokens])
 
 
 def _chunk(choice: int, delta: dict[str, object]) -> dict[str, object]:

@@ -48,15 +48,18 @@ _UNSUPPORTED: Mapping[str, tuple[object, ...]] = {
 
 _MAX_CHOICES = 128
 _MAX_STOPS = 64
+_LONGEST_STOP = 1024  # each token's text is held against all of them
 _MAX_BIASES = 1024
 
 
 def _checked_stops(value: object) -> object:
     stops = value if isinstance(value, list) else [] if value is None else [value]
     for number, stop in enumerate(stops):
-        if number == _MAX_STOPS or not isinstance(stop, str):
+        if number == _MAX_STOPS or not isinstance(stop, str) or len(stop) > _LONGEST_STOP:
             raise PydanticCustomError(
-                "stop", "not text, nor a list of at most {count} texts", {"count": _MAX_STOPS}
+                "stop",
+                "not text of at most {length} characters, nor a list of at most {count} such texts",
+                {"length": _LONGEST_STOP, "count": _MAX_STOPS},
             )
         encodable(stop)
     return value

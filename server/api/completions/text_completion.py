@@ -4,6 +4,7 @@ import secrets
 from collections.abc import Iterator
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Annotated, cast
 
 from fastapi import APIRouter, Request, Response
@@ -17,6 +18,7 @@ from server.api.completions import logprob_format
 from server.api.completions.delivery import StreamWaker
 from server.api.completions.generation import CheckedRequest, context_left
 from server.api.completions.generation_fields import GenerationFields
+from server.api.completions.logprob_format import ShownTokens
 from server.api.completions.replies import Transcript, reply
 from server.api.model_lookup import find_model
 from server.api.wire import encodable
@@ -30,7 +32,8 @@ router = APIRouter(tags=["completions"])
 _DEFAULT_MAX_TOKENS = 16  # the OpenAI API's
 _MAX_PROMPTS = 1024
 
-Scored = tuple[str, int, TokenLogprob | None]
+Scored = tuple[int, int, TokenLogprob | None]
+"""Where a token begins in a choice's text, its id and its score."""
 
 
 def _checked_prompt(value: object) -> object:
@@ -91,10 +94,19 @@ class Echo:
     def text(self) -> str:
         return "".join(self.pieces)
 
+    def before(self, tokens: Seq[tuple[int, TokenPiece]]) -> list[Scored]:
+        """These tokens of the answer, placed behind the prompt."""
+        start = len(self.text)
+        return [(start + at, token.token_id, token.logprob) for at, token in tokens]
+
     def scored(self, scores: Seq[TokenLogprob | None] | None) -> list[Scored]:
         """The tokens with their scores; None for each where there are none."""
         known = scores or (None,) * len(self.token_ids)
-        return list(zip(self.pieces, self.token_ids, known, strict=True))
+        begins = accumulate(map(len, self.pieces), initial=0)  # and the end of all
+        return list(zip(begins, self.token_ids, known, strict=False))
+
+
+_NO_ECHO = Echo((), ())
 
 
 class CompletionShape:
@@ -114,33 +126,36 @@ class CompletionShape:
         self.scores = logprobs
         self._echoes = echoes
         self._n = n
-        self._shown: dict[int, int] = {}  # choice -> characters streamed so far
+        self._shown: dict[int, ShownTokens] = {}  # of the choices that have begun
 
     def whole(self, choice: int, transcript: Transcript) -> dict[str, object]:
         echo = self._echo(choice)
-        tokens = echo.scored(transcript.prompt_logprobs) + _scored(transcript.tokens)
+        shown = ShownTokens().take(
+            transcript.text, transcript.tokens, transcript.finish, transcript.stop_reason
+        )
+        tokens = echo.scored(transcript.prompt_logprobs) + echo.before(shown)
         return {
             "index": choice,
             "text": echo.text + transcript.text,
-            "logprobs": self._scores(tokens, offset=0),
+            "logprobs": self._scores(tokens),
             "finish_reason": transcript.finish,
             "stop_reason": transcript.stop_reason,
         }
 
     def chunks(self, choice: int, delta: TextDelta) -> Iterator[dict[str, object]]:
-        text, tokens = delta.text, _scored(delta.tokens)
-        shown = self._shown.get(choice)
-        if shown is None:
-            echo = self._echo(choice)
+        text, echo = delta.text, self._echo(choice)
+        begun = choice in self._shown
+        shown = self._shown.setdefault(choice, ShownTokens())
+        tokens = echo.before(shown.take(text, delta.tokens, delta.finish, delta.stop_reason))
+        if not begun:
             text, tokens = echo.text + text, echo.scored(delta.prompt_logprobs) + tokens
         if not (text or delta.finish or (self.scores and tokens)):
             return
         yield self.text(choice, text) | {
-            "logprobs": self._scores(tokens, offset=shown or 0),
+            "logprobs": self._scores(tokens),
             "finish_reason": delta.finish,
             "stop_reason": delta.stop_reason,
         }
-        self._shown[choice] = (shown or 0) + sum(len(piece) for piece, _, _ in tokens)
 
     def text(self, choice: int, text: str) -> dict[str, object]:
         return {
@@ -152,23 +167,22 @@ class CompletionShape:
         }
 
     def _echo(self, choice: int) -> Echo:
-        return self._echoes[choice // self._n] if self._echoes else Echo((), ())
+        return self._echoes[choice // self._n] if self._echoes else _NO_ECHO
 
-    def _scores(self, tokens: Seq[Scored], *, offset: int) -> dict[str, object] | None:
-        if not self.scores:
-            return None
-        return logprob_format.for_completion(self._tokenizer, tokens, offset=offset)
+    def _scores(self, tokens: Seq[Scored]) -> dict[str, object] | None:
+        return logprob_format.for_completion(self._tokenizer, tokens) if self.scores else None
 
 
-def _scored(tokens: Seq[TokenPiece]) -> list[Scored]:
-    return [(token.text, token.token_id, token.logprob) for token in tokens]
-
-
-def _echo(tokenizer: Tokenizer, prompt: Seq[int]) -> Echo:
-    decoder = tokenizer.stream()
-    pieces = [decoder.push(token_id) for token_id in prompt]
-    pieces[-1] += decoder.flush()
-    return Echo(tuple(prompt), tuple(pieces))
+def _echo(tokenizer: Tokenizer, text: str | None, prompt: tuple[int, ...]) -> Echo:
+    """A prompt that was sent as text is shown as it was sent: tokens that the tokenizer put around
+    it have no text. One that was sent as ids (None) is shown with its special tokens.
+    """
+    pieces = None if text is None else tokenizer.pieces(text)
+    if pieces is None:
+        decoder = tokenizer.stream(skip_special=False)
+        pieces = [decoder.push(token_id) for token_id in prompt]
+        pieces[-1] += decoder.flush()
+    return Echo(prompt, tuple(pieces))
 
 
 def check_request(services: Services, owner: str, body: CompletionRequest) -> CheckedRequest:
@@ -204,15 +218,23 @@ def _checked_and_shape(
     services: Services, owner: str, body: CompletionRequest
 ) -> tuple[CheckedRequest, CompletionShape]:
     checked = check_request(services, owner, body)
-    shown = checked.generations if body.echo else ()
-    most = services.engine.max_context  # the engine refuses a longer prompt: do not decode it
     shape = CompletionShape(
         services.tokenizer,
         logprobs=body.logprobs is not None,
-        echoes=[_echo(services.tokenizer, generation.prompt[:most]) for generation in shown],
+        echoes=_echoes(services, body, checked) if body.echo else (),
         n=body.choices,
     )
     return checked, shape
+
+
+def _echoes(services: Services, body: CompletionRequest, checked: CheckedRequest) -> list[Echo]:
+    most = services.engine.max_context  # the engine refuses a longer prompt: do not decode it
+    return [
+        _echo(services.tokenizer, item if isinstance(item, str) else None, generation.prompt)
+        if len(generation.prompt) <= most
+        else _NO_ECHO
+        for item, generation in zip(body.prompts, checked.generations, strict=True)
+    ]
 
 
 @router.post("/v1/completions")

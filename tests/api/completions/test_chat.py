@@ -201,6 +201,7 @@ def test_messages_may_be_parts_and_answers_may_come_back(server: Running) -> Non
         ({"max_tokens": 3, "max_completion_tokens": 4}, "max_tokens", "invalid_value"),
         ({"stop": ["a", ""]}, "stop", "invalid_value"),
         ({"stop": 7}, "stop", "invalid_value"),
+        ({"stop": ["a", "b" * 1025]}, "stop", "invalid_value"),
         ({"seed": 2**64}, "seed", "invalid_value"),
         ({"logit_bias": {"a": 1}}, "logit_bias", "invalid_value"),
         ({"logit_bias": {"999999": 1}}, "logit_bias", "invalid_value"),
