@@ -29,6 +29,7 @@ ROWS = [
     {"server.db"},
     {
         "server.config",
+        "server.control_characters",
         "server.errors",
         "server.kernels",
         "server.metrics",

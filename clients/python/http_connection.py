@@ -1,7 +1,7 @@
 """Sends requests to one server over httpx and reads its errors. Knows no endpoint."""
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -60,7 +60,7 @@ class HttpConnection:
     def documents(self, path: str, body: Mapping[str, object] | None = None) -> Iterator[Any]:
         """The documents in a stream of server-sent events. An error event raises ApiError."""
         with self.stream(path, body) as response:
-            for line in response.iter_lines():
+            for line in _lines(response.iter_bytes()):
                 data = line.removeprefix("data: ")
                 if data == line:  # a comment, or another field of the event
                     continue
@@ -76,3 +76,11 @@ class HttpConnection:
         return ConnectionFailed(
             f"no server answers at {self.base_url} ({reason}): start one with `verandah serve`"
         )
+
+
+def _lines(chunks: Iterable[bytes]) -> Iterator[str]:
+    """The lines of an event stream. Answers hold U+2028 and others, where httpx would split too."""
+    rest = b""
+    for chunk in chunks:
+        *lines, rest = (rest + chunk).split(b"\n")
+        yield from (line.decode() for line in lines)

@@ -2,12 +2,14 @@
 
 import argparse
 import sys
+from string import whitespace  # ASCII's alone: other spaces are part of a text
 
 from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from clients.python import ApiError, Client
 from server.cli.options import add_fields, add_server, connect, read_fields
+from server.control_characters import visible_lines
 
 EXAMPLES = """examples:
   verandah chat                                    talks to the base model
@@ -48,7 +50,7 @@ def run(options: argparse.Namespace) -> int:
         elif sys.stdin.isatty():
             talk.loop()
         else:
-            talk.ask(sys.stdin.read().strip())
+            talk.ask(sys.stdin.read().strip(whitespace))
     return 0
 
 
@@ -82,7 +84,7 @@ class Conversation:
         try:
             for piece in self._client.chat(self._model, self._messages, **self._sampling):
                 pieces.append(piece)
-                print(_printable(piece), end="", flush=True)
+                print(visible_lines(piece), end="", flush=True)
         except BaseException:
             self._messages.pop()
             raise
@@ -105,14 +107,9 @@ class Conversation:
             self._messages.append({"role": "system", "content": self._system})
 
 
-def _printable(text: str) -> str:
-    """The text without characters that control a terminal."""
-    return "".join(char for char in text if char.isprintable() or char in "\n\t")
-
-
 def _read_line() -> str | None:
     try:
-        return input("> ").strip()
+        return input("> ").strip(whitespace)
     except (EOFError, KeyboardInterrupt):
         print()
         return None

@@ -21,6 +21,7 @@ from clients.python import Client, ClientError, Hyperparameters
 from server.cli.options import add_settings, read_fields
 from server.cli.progress import TrainingBars
 from server.config import Settings
+from server.control_characters import visible_lines
 from server.wiring.process import command, environment, exit_on_sigterm
 
 EXAMPLES = """examples:
@@ -158,7 +159,7 @@ def _ask(client: Client, models: Sequence[str], question: str) -> list[DemoAnswe
     def ask(model: str) -> DemoAnswer:
         began = time.monotonic()
         text = client.answer(model, [{"role": "user", "content": question}], **_SAMPLING)
-        return DemoAnswer(model, text.strip(), time.monotonic() - began)
+        return DemoAnswer(model, visible_lines(text.strip()), time.monotonic() - began)
 
     return _together(ask, models)
 

@@ -5,6 +5,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemaining
 from rich.text import Text
 
 from clients.python import Event
+from server.control_characters import visible_lines
 
 _PLAIN_STEPS = 10  # lines per job outside a terminal
 
@@ -61,7 +62,7 @@ class TrainingBars:
             self._say(name, f"step {step} of {total}, {figures}")
 
     def _say(self, name: str, message: str) -> None:
-        self._console.print(Text(f"{name}: {message}"))
+        self._console.print(Text(visible_lines(f"{name}: {message}")))
 
 
 def _figures(event: Event) -> str:

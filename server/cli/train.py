@@ -13,6 +13,7 @@ from clients.python import Client, Hyperparameters, Job, JobFailed
 from server.cli.options import add_fields, add_server, connect, read_fields
 from server.cli.progress import TrainingBars
 from server.config import WITH_COMMAS, BadOption
+from server.control_characters import visible_lines
 from server.jobs.queue.train_options import BASES, DEFAULT_METHOD, PUBLISH, SPARSITIES, TARGET_SETS
 
 EXAMPLES = """examples:
@@ -128,13 +129,13 @@ def show_outcome(console: Console, job: Job) -> None:
         losses = f"base {result.base_loss:.3f}, adapter {result.adapter_loss:.3f}"
         console.print(Text(f"Loss on {lines} ({result.lines}): {losses}"))
     for sample in job.samples:
-        console.print(Text(f"\n{sample.prompt}", style="bold"))
+        console.print(Text(visible_lines(f"\n{sample.prompt}"), style="bold"))
         for source, text in (
             ("base", sample.base),
             ("adapter", sample.adapter),
             ("file", sample.expected),
         ):
-            console.print(Text(f"  {source}: {text}"))
+            console.print(Text(visible_lines(f"  {source}: {text}")))
 
 
 def _watch(client: Client, job: Job, name: str) -> Job:

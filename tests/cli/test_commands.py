@@ -17,6 +17,7 @@ from server.cli.train import show_outcome
 from server.jobs.queue.evaluation import Evaluation, Sample
 from server.jobs.queue.training_metrics import TrainingMetrics
 from tests.api.running import Publish, Running, eventually
+from tests.writing import WRITING
 
 COMMANDS = (
     "serve",
@@ -133,9 +134,18 @@ class TestChat:
     def test_an_answer_cannot_drive_the_terminal(
         self, server: Running, capsys: pytest.CaptureFixture[str]
     ) -> None:
-        server.loop.text = "a\x1b[31mb\x07\tc\nd"
+        server.loop.text = "a\x1b[31mb\x07\tc\nd\u202ee\x9b2J"
         main(["chat", "--url", server.url, "Hello"])
-        assert capsys.readouterr().out == "a[31mb\tc\nd\n"
+        assert capsys.readouterr().out == "a\u241b[31mb\u2407\tc\nd\ufffde\ufffd2J\n"
+
+    @pytest.mark.parametrize("text", WRITING)
+    def test_an_answer_keeps_every_character_of_a_text(
+        self, server: Running, capsys: pytest.CaptureFixture[str], text: str
+    ) -> None:
+        server.loop.text = text
+        main(["chat", "--url", server.url, text])
+        assert bytes(server.loop.asked[0].prompt).decode() == f"user: {text}\n"
+        assert capsys.readouterr().out == f"{text}\n"
 
 
 class TestTrain:

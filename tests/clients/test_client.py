@@ -18,6 +18,7 @@ from server.jobs.queue.training_metrics import TrainingMetrics
 from server.tenancy.keys import Keys
 from tests.api.fakes import FakeInspection, FakeInspections, found
 from tests.api.running import Publish, Running, Serve, eventually
+from tests.writing import WRITING
 
 HELLO = [{"role": "user", "content": "Hello"}]
 
@@ -55,6 +56,14 @@ def test_a_streamed_answer(client: Client, server: Running) -> None:
 def test_a_whole_answer_with_options(client: Client, server: Running) -> None:
     assert client.answer("base", HELLO, max_tokens=1, temperature=0) == "H"
     assert server.loop.asked[0].params.temperature == 0
+
+
+@pytest.mark.parametrize("text", [*WRITING, "a\u0085b\x0b\x0c\x1cc\r\n"])
+def test_a_streamed_answer_keeps_every_character(
+    client: Client, server: Running, text: str
+) -> None:
+    server.loop.text = text
+    assert "".join(client.chat("base", [{"role": "user", "content": "Hi"}])) == text
 
 
 def test_leaving_a_stream_cancels_it(client: Client, server: Running) -> None:

@@ -10,6 +10,7 @@ import pytest
 
 from server.errors import Conflict, FileDamaged, InvalidRequest, NotFound, RequestTooLarge
 from tests.jobs.conftest import Jobs
+from tests.writing import WRITING
 
 
 class Broken(io.BytesIO):
@@ -33,6 +34,14 @@ def test_a_file_reads_back(jobs: Jobs) -> None:
     assert file.sha256 == hashlib.sha256(content).hexdigest()
     assert file.created_at == 1_000_000
     assert jobs.files.path("ann", file.id).read_bytes() == content
+
+
+@pytest.mark.parametrize("name", [*WRITING, "語" * 255, "a\u200d'\"%;é.jsonl", "...jsonl"])
+def test_a_name_keeps_every_character(jobs: Jobs, name: str) -> None:
+    file = jobs.files.create("ann", name, "fine-tune", io.BytesIO(b"x"))
+    assert jobs.files.get("ann", file.id).filename == name
+    named = jobs.files.named("ann", name, "fine-tune")
+    assert named is not None and named.id == file.id
 
 
 def test_owners_are_apart(jobs: Jobs) -> None:
@@ -84,6 +93,13 @@ def test_a_failed_rename_leaves_no_row(
         ("filename", "", "fine-tune"),
         ("filename", "a\0b", "fine-tune"),
         ("filename", "x" * 256, "fine-tune"),
+        ("filename", "a\nb", "fine-tune"),
+        ("filename", "a\x9bb", "fine-tune"),
+        ("filename", "a\u202efdp.jsonl", "fine-tune"),
+        ("filename", "a\ud800", "fine-tune"),
+        ("filename", "..", "fine-tune"),
+        ("filename", "../a.jsonl", "fine-tune"),
+        ("filename", "C:\\a.jsonl", "fine-tune"),
         ("purpose", "x", ""),
         ("purpose", "x", "p" * 65),
     ],

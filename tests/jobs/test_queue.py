@@ -48,6 +48,7 @@ def test_a_seed_is_asked_for_given_or_made(jobs: Jobs) -> None:
         ("seed", -1),
         ("metadata", {str(i): "" for i in range(17)}),
         ("metadata", {"k" * 65: ""}),
+        ("metadata", {"k\x1b": ""}),
         ("metadata", {"k": "v" * 513}),
         ("validation_file", "file-none"),
         ("validation_file", "file-\0"),

@@ -38,6 +38,7 @@ from server.adapters.methods.peft.outgoing import PeftCheckpoint, as_lora
 from server.adapters.methods.registry import kind_named, methods_by_name
 from server.adapters.porting.merged import write_merged
 from server.bases.model import BaseModel
+from server.control_characters import visible
 from server.errors import InvalidRequest, QueueFull
 
 FORMATS: Final = ("peft", "peft-lora", "merged")
@@ -45,6 +46,7 @@ FORMATS: Final = ("peft", "peft-lora", "merged")
 _MAX_AT_ONCE = 4  # the one that runs, and those that wait
 _MAX_WAIT_S = 60.0
 _RETRY_AFTER_S = 30.0
+_MOST_SHOWN = 200  # characters of what a checkpoint says about itself
 
 
 class PortingService:
@@ -154,7 +156,7 @@ class PortingService:
             targets=targets_of(imported.tensors),
             created_at=int(time.time()),
             options=dict(imported.method.options),
-            provenance={k: _printable(v) for k, v in provenance.items() if v}
+            provenance={k: visible(v[:_MOST_SHOWN]) for k, v in provenance.items() if v}
             | dict(imported.provenance),
         )
 
@@ -207,8 +209,3 @@ def _peft_checkpoint(adapter: CheckedAdapter, form: str) -> PeftCheckpoint:
         f"export it as {others}",
         param="format",
     )
-
-
-def _printable(text: str) -> str:
-    """Somebody else's text without control characters, cut to 200."""
-    return "".join(filter(str.isprintable, text))[:200]

@@ -18,6 +18,7 @@ from typing import BinaryIO, Literal
 from sqlalchemy import or_, select
 from sqlalchemy.orm import Session
 
+from server.control_characters import has_control
 from server.db.session import Database, ensure_owner
 from server.db.tables import FileRow, JobRow
 from server.errors import Conflict, FileDamaged, InvalidRequest, NotFound, RequestTooLarge
@@ -30,6 +31,8 @@ RESULTS = "fine-tune-results"
 
 _CHUNK_BYTES = 2**20
 _LEFTOVER_AGE_S = 24 * 3600
+_LONGEST_NAME = 255  # characters, which are at most 1,020 bytes
+_LONGEST_PURPOSE = 64
 
 
 @dataclass(frozen=True)
@@ -68,11 +71,13 @@ class Files:
             RequestTooLarge: more than `max_bytes`.
             InvalidRequest: `filename` or `purpose` cannot be kept.
         """
-        for param, text, most in (("filename", filename, 255), ("purpose", purpose, 64)):
-            if not 0 < len(text) <= most or not text.isprintable():
-                raise InvalidRequest(
-                    f"{param}={text[:40]!r} is not 1 to {most} printable characters", param=param
-                )
+        _check_text("filename", filename, _LONGEST_NAME)
+        _check_text("purpose", purpose, _LONGEST_PURPOSE)
+        if filename in (".", "..") or "/" in filename or "\\" in filename:
+            raise InvalidRequest(
+                f"filename={filename[:40]!r} names a folder: send the file's own name alone",
+                param="filename",
+            )
         upload = self._uploads / uuid.uuid4().hex
         try:
             size, sha256 = self._receive(source, upload)
@@ -206,6 +211,19 @@ class Files:
             file.flush()
             os.fsync(file.fileno())
         return size, digest.hexdigest()
+
+
+def _check_text(param: str, text: str, most: int) -> None:
+    if not 0 < len(text) <= most:
+        raise InvalidRequest(
+            f"{param}={text[:40]!r} has {len(text)} characters: send 1 to {most}", param=param
+        )
+    if has_control(text):
+        raise InvalidRequest(
+            f"{param}={text[:40]!r} holds a control character, or one that reorders the others: "
+            "leave it out",
+            param=param,
+        )
 
 
 def _find(session: Session, owner: str, file_id: str, *, lock: bool = False) -> FileRow:

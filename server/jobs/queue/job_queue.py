@@ -10,6 +10,7 @@ from sqlalchemy.orm import Session
 
 from adapters_store.manifest import check_name
 from adapters_store.store_errors import InvalidName
+from server.control_characters import has_control
 from server.db.session import ensure_owner
 from server.db.tables import CheckpointRow, EventRow, FileRow, JobRow, LabelRow
 from server.errors import Conflict, InvalidRequest, NotFound
@@ -281,9 +282,10 @@ def _checked_metadata(metadata: Mapping[str, str]) -> dict[str, str]:
     if len(metadata) > 16:
         raise InvalidRequest(f"{len(metadata)} pairs of metadata; at most 16", param="metadata")
     for key, value in metadata.items():
-        if len(key) > 64 or len(value) > 512 or not key.isprintable():
+        if len(key) > 64 or len(value) > 512 or has_control(key):
             raise InvalidRequest(
-                f"metadata {key[:64]!r} has more than 64 characters, or its value more than 512",
+                f"metadata {key[:64]!r} has more than 64 characters or a control character, or its "
+                "value has more than 512",
                 param="metadata",
             )
     return dict(metadata)

@@ -2,8 +2,10 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from string import whitespace  # ASCII's alone: other spaces are part of a text
 
 from server.bases.tokenizer import ChatTokenizer
+from server.control_characters import visible_lines
 from server.jobs.queue.evaluation import Sample
 from server.training.run.examples import Example
 
@@ -11,6 +13,7 @@ MAX_NEW = 48
 """The most tokens of an answer."""
 _QUESTIONS = 3
 _LONGEST_PROMPT = 1024  # tokens
+_REPLACEMENT = "\ufffd"
 _SHOWN = 500  # characters of a question
 
 
@@ -83,16 +86,13 @@ def _plain(content: object) -> str:
 
 def _text(tokens: Sequence[int], tokenizer: ChatTokenizer) -> str:
     """An answer without its end token, cut after `MAX_NEW` tokens."""
-    text = _printable(tokenizer.decode(tokens[:MAX_NEW])).strip()
+    text = visible_lines(tokenizer.decode(tokens[:MAX_NEW]).strip(whitespace))
     ended = len(tokens) <= MAX_NEW and tokens[-1:] and tokens[-1] in tokenizer.special_ids
-    return text if ended or len(tokens) < MAX_NEW else f"{text} ..."
+    if ended or len(tokens) < MAX_NEW:
+        return text
+    return text.rstrip(_REPLACEMENT) + " ..."  # the last character may be cut
 
 
 def _cut(text: str) -> str:
-    shown = _printable(text).strip()
+    shown = visible_lines(text.strip(whitespace))
     return shown if len(shown) <= _SHOWN else f"{shown[:_SHOWN]} ..."
-
-
-def _printable(text: str) -> str:
-    """Without the characters that a database refuses, or a terminal obeys."""
-    return "".join(char for char in text if char.isprintable() or char in "\n\t")

@@ -4,6 +4,7 @@ import json
 import threading
 import time
 from pathlib import Path
+from urllib.parse import quote
 
 import openai
 import pytest
@@ -11,6 +12,7 @@ import pytest
 from server.jobs.queue.job import Job
 from server.jobs.queue.training_metrics import TrainingMetrics
 from tests.api.running import Running
+from tests.writing import WRITING
 
 LINES = [
     {"messages": [{"role": "user", "content": f"q{i}"}, {"role": "assistant", "content": "a"}]}
@@ -37,6 +39,15 @@ class TestFiles:
         assert server.sdk.files.retrieve(file.id).model_dump() == file.model_dump()
         assert server.sdk.files.content(file.id).content == JSONL
         assert server.sdk.files.wait_for_processing(file.id).id == file.id
+
+    @pytest.mark.parametrize("name", [*WRITING, "家族.jsonl"])
+    def test_a_name_comes_back_in_every_answer(self, server: Running, name: str) -> None:
+        file = server.sdk.files.create(file=(name, JSONL), purpose="fine-tune")
+        assert file.filename == server.sdk.files.retrieve(file.id).filename == name
+        assert [it.filename for it in server.sdk.files.list()] == [name]
+        answer = server.sdk.files.content(file.id).response
+        told = f"attachment; filename*=utf-8''{quote(name)}"  # RFC 5987
+        assert answer.headers["content-disposition"] == told
 
     def test_upload_from_a_path(self, server: Running, tmp_path: Path) -> None:
         path = tmp_path / "mine.jsonl"

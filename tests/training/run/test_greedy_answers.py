@@ -15,6 +15,7 @@ from server.training.run.examples import build_examples
 from server.training.run.greedy_answers import GreedyRequest, answer, answer_all
 from tests.models import EOS, KINDS, Kind, tiny_base
 from tests.training.chats import MARKED, UNMARKED, byte_tokenizer
+from tests.writing import WRITING
 
 
 def adapter_of(base: BaseModel, method: str, seed: int) -> TrainableAdapter:
@@ -135,5 +136,20 @@ def test_long_texts_are_cut_and_say_so() -> None:
     sample = sample_of(question, short, tokenizer.encode("g" * MAX_NEW), tokenizer)
     assert sample.prompt == "q" * 500 + " ..."
     assert sample.expected == "e" * MAX_NEW + " ..."
-    assert sample.base == "fine[31m"
+    assert sample.base == "fine\u241b[31m\u2400"
     assert sample.adapter == "g" * MAX_NEW + " ..."
+
+
+@pytest.mark.parametrize("text", WRITING)
+def test_samples_keep_every_character(text: str) -> None:
+    tokenizer = byte_tokenizer()
+    (question,) = lines_of([{"prompt": f" {text}\n", "completion": "x"}])
+    said = sample_of(question, [*tokenizer.encode(f"\n{text} "), EOS], [], tokenizer)
+    assert (said.prompt, said.base) == (text, text)
+
+
+def test_an_answer_is_not_cut_inside_a_character() -> None:
+    tokenizer = byte_tokenizer()
+    (question,) = lines_of([{"prompt": "q", "completion": "x"}])
+    said = sample_of(question, tokenizer.encode("x" + "日" * 40)[:MAX_NEW], [], tokenizer)
+    assert said.base == "x" + "日" * 15 + " ..."
