@@ -2,6 +2,7 @@
 
 import argparse
 import importlib
+import io
 import logging
 import sys
 from collections.abc import Sequence
@@ -64,6 +65,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         module.add_options(command)
         command.set_defaults(run=module.run)
     options = parser.parse_args(arguments)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # a terminal may lack characters of an answer
     logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     try:
         return int(options.run(options))

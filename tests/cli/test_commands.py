@@ -138,6 +138,16 @@ class TestChat:
         main(["chat", "--url", server.url, "Hello"])
         assert capsys.readouterr().out == "a\u241b[31mb\u2407\tc\nd\ufffde\ufffd2J\n"
 
+    def test_a_terminal_may_lack_characters(
+        self, server: Running, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        terminal = io.TextIOWrapper(io.BytesIO(), encoding="latin-1")
+        monkeypatch.setattr(sys, "stdout", terminal)
+        server.loop.text = "é👍"
+        assert main(["chat", "--url", server.url, "Hello"]) == 0
+        terminal.seek(0)
+        assert terminal.read() == "é?\n"
+
     @pytest.mark.parametrize("text", WRITING)
     def test_an_answer_keeps_every_character_of_a_text(
         self, server: Running, capsys: pytest.CaptureFixture[str], text: str
