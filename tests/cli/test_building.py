@@ -6,12 +6,15 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from transformers import AutoTokenizer
 
 from adapters_store.store import AdapterStore
 from server.bases.model import BaseModel
+from server.bases.shared_weights import twin_of
+from server.bases.tokenizer import EMBEDDED
 from server.config import Settings
 from server.wiring import building
-from tests.models import tiny_base
+from tests.models import tiny_base, tiny_model
 
 
 @pytest.mark.parametrize(("device", "dense_mb"), [("cpu", 0), ("cuda", 77)])
@@ -29,3 +32,15 @@ def test_dense_updates_are_made_on_cuda_alone(
     settings = Settings(home=tmp_path, dense_memory_mb=77)
     building._adapters(settings, base, AdapterStore(tmp_path))
     assert given["dense_mb"] == dense_mb
+
+
+def test_a_padded_vocabulary_is_known_when_the_model_is_loaded(tmp_path: Path) -> None:
+    """In this model's process, and for the training that shares its weights."""
+    tiny_model("llama", vocab_size=8200).save_pretrained(tmp_path)
+    AutoTokenizer.from_pretrained(EMBEDDED["porch"]).save_pretrained(tmp_path)
+    settings = Settings(home=tmp_path, model=str(tmp_path), device="cpu")
+    base, tokenizer = building.load_model(settings, threads=0)
+    assert tokenizer.nameless(8192) == ()
+    for known in (base, twin_of(base)):
+        assert known.nameless is not None
+        assert known.nameless.tolist() == [*range(8192, 8200)]
