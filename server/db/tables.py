@@ -129,6 +129,7 @@ class JobRow(OwnedRow):
     cancel_requested: Mapped[bool] = mapped_column(Boolean)
     pause_requested: Mapped[bool] = mapped_column(Boolean, server_default=false())
     result_file: Mapped[str | None] = mapped_column(Name)
+    plan: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
     appraisal: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
     judgement: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
     samples: Mapped[list[dict[str, str]] | None] = mapped_column(JSON(none_as_null=True))

@@ -10,8 +10,11 @@ _OPENAI_HYPERPARAMETERS = ("n_epochs", "batch_size", "learning_rate_multiplier")
 
 
 def job_document(job: Job) -> Document:
-    """A job. Fields that the OpenAI API lacks are in the object `verandah`."""
-    options: Document = json.loads(job.hyperparameters.to_json())
+    """A job. Fields that the OpenAI API lacks are in the object `verandah`.
+
+    Options are as they were asked for, until a worker has settled what was left open.
+    """
+    options: Document = json.loads(job.hyperparameters.to_json()) | dict(job.plan or {})
     shown = dict.fromkeys(_OPENAI_HYPERPARAMETERS, "auto") | options
     ours = {key: value for key, value in options.items() if key not in _OPENAI_HYPERPARAMETERS}
     error = job.error

@@ -10,7 +10,7 @@ most one more lease. Neither can make a job end twice, or never.
 """
 
 import secrets
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 from sqlalchemy import select, update
@@ -125,6 +125,11 @@ class Claims:
         """Name the file of the job's metrics. Raises LeaseLost."""
         with self._change(job) as change:
             change.row.result_file = file_id
+
+    def record_plan(self, job: Job, plan: Mapping[str, object]) -> None:
+        """Record every option as it is used. Raises LeaseLost."""
+        with self._change(job) as change:
+            change.row.plan = dict(plan)
 
     def record_evaluation(
         self, job: Job, evaluation: Evaluation, level: Level, message: str

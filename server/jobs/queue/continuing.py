@@ -36,7 +36,7 @@ def inherited(
             does not have the method.
     """
     own: dict[str, object] = {"method": manifest.method, "rank": manifest.rank}
-    own |= _method_options(manifest, spec_named(specs, manifest.method))
+    own |= method_options(manifest, spec_named(specs, manifest.method))
     named = {name: value for name, value in options.items() if value not in (None, "auto")}
     for name, value in named.items():
         if name in ("method", "rank", *OPTIONS) and not _equal(value, own.get(name)):
@@ -66,10 +66,10 @@ def adapter_options(
 ) -> dict[str, float | str]:
     """The options with which the method makes an adapter of the same kind."""
     dropout = {"dropout": options.dropout or 0.0}
-    return {**manifest.options, **dropout, **_method_options(manifest, spec)}
+    return {**manifest.options, **dropout, **method_options(manifest, spec)}
 
 
-def _method_options(manifest: Manifest, spec: MethodSpec) -> dict[str, float | str]:
+def method_options(manifest: Manifest, spec: MethodSpec) -> dict[str, float | str]:
     """Those of the adapter that the method has and that a job may name."""
     names = [name for name in OPTIONS if spec.has(name) and name in manifest.options]
     options: dict[str, float | str] = {name: manifest.options[name] for name in names}

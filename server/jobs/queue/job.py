@@ -83,6 +83,8 @@ class Job:
     worker: str | None
     step: int
     result_file: str | None
+    plan: Mapping[str, object] | None
+    """Every option as it is used. None: no worker has read the job's files yet."""
     estimate: JobEstimate | None
     evaluation: Evaluation | None
     samples: tuple[Sample, ...] | None

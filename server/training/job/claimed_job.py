@@ -35,6 +35,7 @@ class ClaimedJob(JobPhase):
         start = start_of(job, services.store, services.served_name)
         sources = services.files, base, tokenizer
         setup = prepare(job, *sources, max_rank=services.max_rank, shared=shared, start=start)
+        services.queue.record_plan(job, setup.options())
         metrics, reported = self._resume(setup)
         output = JobOutput(self.claim, setup)
         step = setup.trainer.step

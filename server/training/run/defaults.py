@@ -84,6 +84,12 @@ def epochs_for(lines: int) -> int:
     return min(15, max(2, least, min(6, more)))
 
 
+def usual_rate(options: TrainOptions, lines: int) -> float:
+    """The learning rate of a job with a file of so many lines that names no rate."""
+    row = kind_named(options.method).spec.variant(options.trained)
+    return row.learning_rate if lines < LONG_FILE else row.long_rate
+
+
 def check_early_stopping(plan: TrainPlan, valid: int) -> None:
     """Raise InvalidRequest if a run of `valid` held-out lines could never stop early."""
     if plan.early_stopping is not None and not valid:
@@ -109,7 +115,7 @@ def plan_for(options: TrainOptions, *, seed: int, max_rank: int, lines: int) -> 
         method=options.method,
         rank=rank,
         targets=row.targets,
-        learning_rate=row.learning_rate if lines < LONG_FILE else row.long_rate,
+        learning_rate=usual_rate(options, lines),
         n_epochs=epochs_for(lines),
         batch_size=batch_size_for(lines),
         trained=row.trained,

@@ -42,9 +42,16 @@ def test_a_job_is_what_the_sdk_says_it_is(server: Running) -> None:
     assert (empty["judgement"], empty["samples"]) == (None, [])
     assert waiting.method is not None and waiting.method.type == "supervised"
     job = claim(server)
+    plan = {"n_epochs": 6, "batch_size": 4, "learning_rate_multiplier": 1.0}
+    jobs.record_plan(job, plan | {"learning_rate": 0.02, "rank": 64, "targets": ["q_proj"]})
     jobs.heartbeat(job, step=3, estimated_finish=5, trained_tokens=7)
     running = now()
     assert (running.status, running.estimated_finish) == ("running", 5)
+    document = running.model_dump()
+    for told in (document["hyperparameters"], document["method"]["supervised"]["hyperparameters"]):
+        assert plan.items() <= told.items()
+    ours = document["verandah"]
+    assert (ours["learning_rate"], ours["rank"], ours["targets"]) == (0.02, 64, ["q_proj"])
     results = server.services.files.create(job.owner, "m.csv", RESULTS, io.BytesIO(b"step\n1\n"))
     jobs.add_results(job, results.id)
     jobs.add_checkpoint(job, 3, "pirate@1", TrainingMetrics(3, train_loss=1.0, valid_loss=2.0))

@@ -13,10 +13,12 @@ import torch
 from torch import Tensor
 
 from adapters_store.manifest import AdapterRef
+from server.adapters.learning.targets import resolve_targets
 from server.adapters.methods.registry import method_specs
 from server.errors import InvalidRequest
 from server.jobs.queue.continuing import check_continuable, inherited
 from server.jobs.queue.job import Job, JobStatus
+from server.jobs.queue.method_spec import OPTIONS as METHOD_OPTIONS
 from server.jobs.queue.train_options import TrainOptions
 from server.jobs.queue.training_metrics import TrainingMetrics
 from server.training.job.metrics_file import COLUMNS, MetricsFile
@@ -35,7 +37,7 @@ from tests.training.job.test_worker import (
     work_off,
     working,
 )
-from tests.training.workplace import OWNER, Workplace
+from tests.training.workplace import OWNER, Workplace, load_tiny
 
 
 @pytest.fixture(autouse=True)
@@ -145,6 +147,13 @@ def test_a_job_goes_on_from_an_adapter_of_any_method(
     assert job.fine_tuned_model == "pirate@2", job.error
     second = place.store.open(AdapterRef(OWNER, "pirate", 2)).manifest
     assert second.provenance["continued_from"] == "pirate@1"
+    assert second.provenance["learning_rate"] == "1e-08"
+    assert job.plan is not None
+    for name in ("method", "rank", *METHOD_OPTIONS):
+        if getattr(options, name) is not None:
+            assert job.plan[name] == getattr(options, name)
+    targets: Any = job.plan["targets"]
+    assert resolve_targets(load_tiny()[0], targets) == first.targets
     for field in ("method", "rank", "scale", "seed", "basis_spec", "basis_sha256", "targets"):
         assert getattr(second, field) == getattr(first, field)
     for name, tensor in tensors(place, 2).items():  # at that rate it stays where it began

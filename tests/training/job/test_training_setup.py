@@ -1,17 +1,19 @@
 """Every method, from a job's options to an adapter that has learnt and can be published."""
 
 import io
-from dataclasses import replace
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 
 import pytest
 
 from server.adapters.learning.trainable import TrainableAdapter
-from server.adapters.methods.registry import method_named
+from server.adapters.methods.registry import kind_named, method_named
 from server.errors import InvalidRequest
+from server.jobs.queue.method_spec import OPTIONS
 from server.jobs.queue.train_options import TrainOptions
 from server.jobs.queue.training_metrics import TrainingMetrics
 from server.training.job.training_setup import TrainingSetup, prepare
+from server.training.run.defaults import plan_for
 from server.training.run.run_steps import run
 from tests.training.workplace import BASE, OWNER, Workplace, lines, load_tiny
 
@@ -65,6 +67,42 @@ def test_the_root_of_the_width_is_a_number_once_trained(tmp_path: Path) -> None:
 def test_the_summary_says_what_is_trained(tmp_path: Path) -> None:
     setup = setup_of(tmp_path, TrainOptions(method="asymmetric-lora", trained="A"))
     assert "(asymmetric-lora A, rank 8)" in setup.summary()
+    rate = f"{setup.plan.learning_rate:g}"
+    assert setup.summary().endswith(f"steps of 4, learning rate {rate} (cosine)")
+
+
+@pytest.mark.parametrize("options", VARIANTS, ids=TrainOptions.to_json)
+def test_no_option_of_a_prepared_job_is_left_open(tmp_path: Path, options: TrainOptions) -> None:
+    setup = setup_of(tmp_path, options)
+    told = setup.options()
+    assert not {None, "auto"} & {str(value) for value in told.values()}
+    spec = kind_named(options.method).spec
+    absent = {name for name in OPTIONS if not spec.variant(options.trained).has(name)}
+    assert {field.name for field in fields(TrainOptions)} - set(told) == absent | {"early_stopping"}
+    named = {name: value for name, value in asdict(options).items() if value is not None}
+    assert named.items() <= told.items()
+    assert (told["n_epochs"], told["batch_size"], told["learning_rate_multiplier"]) == (3, 4, 1.0)
+    provenance = setup.manifest(TrainingMetrics(1)).provenance
+    assert provenance["learning_rate"] == str(setup.plan.learning_rate)
+    assert (provenance["n_epochs"], provenance["schedule"]) == ("3", "cosine")
+    again = TrainOptions(**{**told, "learning_rate_multiplier": None})  # type: ignore[arg-type]
+    assert plan_for(again, seed=7, max_rank=16, lines=24) == setup.plan
+
+
+@pytest.mark.parametrize(
+    ("asked", "rate", "times"),
+    [
+        ({}, 0.03, 1.0),
+        ({"learning_rate": 0.075}, 0.075, 2.5),
+        ({"learning_rate_multiplier": 0.1}, 0.003, 0.1),
+    ],
+)
+def test_the_learning_rate_is_told_both_ways(
+    tmp_path: Path, asked: dict[str, float], rate: float, times: float
+) -> None:
+    told = setup_of(tmp_path, TrainOptions(**asked)).options()  # type: ignore[arg-type]
+    assert told["learning_rate"] == pytest.approx(rate)
+    assert told["learning_rate_multiplier"] == pytest.approx(times)
 
 
 def test_targets_that_are_not_there_are_named(tmp_path: Path) -> None:
