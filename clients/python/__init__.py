@@ -4,6 +4,7 @@ from clients.python.analysis_result import Analysis
 from clients.python.client import Client
 from clients.python.client_errors import (
     ApiError,
+    BadAddress,
     BadFolder,
     ClientError,
     ConnectionFailed,
@@ -16,6 +17,7 @@ __all__ = [
     "Adapter",
     "Analysis",
     "ApiError",
+    "BadAddress",
     "BadFolder",
     "Checkpoint",
     "Client",

@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import httpx
 
@@ -73,6 +74,11 @@ class Client:
         """The ids of the models: the base model's first, then the adapters'."""
         return [card["id"] for card in self._server.json("GET", "/v1/models")["data"]]
 
+    def model(self, model_id: str) -> Mapping[str, Any]:
+        """The card of one model: the base, an adapter or one version of it."""
+        card: Mapping[str, Any] = self._server.json("GET", _path("/v1/models", model_id))
+        return card
+
     def chat(self, model: str, messages: Sequence[Message], **options: object) -> Iterator[str]:
         """Yield the answer's text as it comes. `options` are fields of a chat completion."""
         body = {"model": model, "messages": list(messages), "stream": True, **options}
@@ -92,6 +98,10 @@ class Client:
             fields = {"purpose": "fine-tune"}
             files = {"file": (path.name, file, "application/jsonl")}
             return UploadedFile.of(self._server.json("POST", "/v1/files", data=fields, files=files))
+
+    def delete_file(self, file_id: str) -> None:
+        """Delete a file."""
+        self._server.json("DELETE", _path("/v1/files", file_id))
 
     def train(
         self,
@@ -126,6 +136,7 @@ class Client:
         *,
         model: str | None = None,
         validation_file: str | None = None,
+        suffix: str | None = None,
         hyperparameters: Hyperparameters | None = None,
     ) -> Mapping[str, Any]:
         """The estimate of a job (`appraisal`), or the wrong lines of its files (`problems`)."""
@@ -133,6 +144,7 @@ class Client:
             "model": model or self.models()[0],
             "training_file": training_file,
             "validation_file": validation_file,
+            "suffix": suffix,
             "verandah": {**(hyperparameters or {}), "dry_run": True},
         }
         document: Mapping[str, Any] = self._server.json("POST", _JOBS, json=body)
@@ -147,38 +159,40 @@ class Client:
 
     def job(self, job_id: str) -> Job:
         """The state of a job."""
-        return Job.of(self._server.json("GET", f"{_JOBS}/{job_id}"))
+        return Job.of(self._server.json("GET", _path(_JOBS, job_id)))
 
     def cancel(self, job_id: str) -> Job:
         """Ask a job to stop."""
-        return Job.of(self._server.json("POST", f"{_JOBS}/{job_id}/cancel"))
+        return Job.of(self._server.json("POST", _path(_JOBS, job_id, "cancel")))
 
     def pause(self, job_id: str) -> Job:
         """Pause a job; its worker saves it first."""
-        return Job.of(self._server.json("POST", f"{_JOBS}/{job_id}/pause"))
+        return Job.of(self._server.json("POST", _path(_JOBS, job_id, "pause")))
 
     def resume(self, job_id: str) -> Job:
         """Queue a paused job again; it continues where it stopped."""
-        return Job.of(self._server.json("POST", f"{_JOBS}/{job_id}/resume"))
+        return Job.of(self._server.json("POST", _path(_JOBS, job_id, "resume")))
 
     def checkpoints(self, job_id: str) -> list[Checkpoint]:
         """The versions that a job published, oldest first."""
-        return [Checkpoint.of(raw) for raw in self._pages(f"{_JOBS}/{job_id}/checkpoints")][::-1]
+        pages = self._pages(_path(_JOBS, job_id, "checkpoints"))
+        return [Checkpoint.of(raw) for raw in pages][::-1]
 
     def content(self, file_id: str) -> bytes:
         """A file's bytes. A job's `result_files` are CSV with the figures of every step."""
-        return self._server.request("GET", f"/v1/files/{file_id}/content").content
+        return self._server.request("GET", _path("/v1/files", file_id, "content")).content
 
     def events(self, job_id: str) -> list[Event]:
         """All events of a job, oldest first."""
-        return [Event.of(raw) for raw in self._pages(f"{_JOBS}/{job_id}/events")][::-1]
+        return [Event.of(raw) for raw in self._pages(_path(_JOBS, job_id, "events"))][::-1]
 
     def follow(self, job_id: str) -> Iterator[Event]:
         """Yield a job's events, oldest first, as they happen, until it has ended.
 
         They end early if the server stops; `wait` waits for the job all the same.
         """
-        return map(Event.of, self._server.documents(f"{_JOBS}/{job_id}/events?stream=true"))
+        path = _path(_JOBS, job_id, "events")
+        return map(Event.of, self._server.documents(f"{path}?stream=true"))
 
     def wait(self, job_id: str, *, poll_s: float = 1.0) -> Job:
         """Wait until a job has ended.
@@ -199,7 +213,7 @@ class Client:
 
     def adapter(self, adapter_id: str) -> Adapter:
         """One adapter: NAME, or NAME@VERSION."""
-        return Adapter.of(self._server.json("GET", f"{_ADAPTERS}/{adapter_id}"))
+        return Adapter.of(self._server.json("GET", _path(_ADAPTERS, adapter_id)))
 
     def analysis(
         self,
@@ -213,7 +227,7 @@ class Client:
         While the server works, `on_progress` gets the number of linears done, and of all.
         """
         query = {"stream": "true"} | ({} if compare is None else {"compare": compare})
-        path = f"{_ADAPTERS}/{adapter_id}/analysis?{httpx.QueryParams(query)}"
+        path = f"{_path(_ADAPTERS, adapter_id, 'analysis')}?{httpx.QueryParams(query)}"
         for document in self._server.documents(path):
             if document["object"] == "adapter.analysis":
                 return Analysis.of(document)
@@ -252,20 +266,21 @@ class Client:
         Raises BadFolder where `out` exists and is not empty.
         """
         check_free(out)
-        with self._server.stream(f"{_ADAPTERS}/{adapter_id}/export?format={form}") as response:
+        path = _path(_ADAPTERS, adapter_id, "export")
+        with self._server.stream(f"{path}?format={form}") as response:
             return unpack(response.iter_bytes(), out)
 
     def pin(self, adapter_id: str) -> Adapter:
         """Keep an adapter resident."""
-        return Adapter.of(self._server.json("POST", f"{_ADAPTERS}/{adapter_id}/pin"))
+        return Adapter.of(self._server.json("POST", _path(_ADAPTERS, adapter_id, "pin")))
 
     def unpin(self, adapter_id: str) -> Adapter:
         """Allow an adapter to be evicted again."""
-        return Adapter.of(self._server.json("POST", f"{_ADAPTERS}/{adapter_id}/unpin"))
+        return Adapter.of(self._server.json("POST", _path(_ADAPTERS, adapter_id, "unpin")))
 
     def delete(self, adapter_id: str) -> None:
         """Delete an adapter (NAME), or one version of it (NAME@VERSION)."""
-        self._server.json("DELETE", f"{_ADAPTERS}/{adapter_id}")
+        self._server.json("DELETE", _path(_ADAPTERS, adapter_id))
 
     def _pages(self, path: str, query: Mapping[str, str] | None = None) -> Iterator[Any]:
         """The documents of a list, fetched page by page."""
@@ -276,3 +291,8 @@ class Client:
             if not page["has_more"]:
                 return
             params["after"] = page["last_id"]
+
+
+def _path(*parts: str) -> str:
+    """A path in which an id is one part, whatever it holds."""
+    return "/".join([parts[0], *(quote(part, safe="@") for part in parts[1:])])

@@ -1,5 +1,8 @@
 """The errors that the client raises on purpose, as one tree."""
 
+from collections.abc import Mapping, Sequence
+from typing import Any
+
 import httpx
 
 
@@ -11,11 +14,27 @@ class ConnectionFailed(ClientError):
     """No server answers at that address."""
 
 
-class ApiError(ClientError):
-    """The server refused; `status` and `code` say how. Fields are as in the OpenAI API's errors."""
+class BadAddress(ClientError):
+    """No request can be sent: the server's address, the key or the proxy cannot be used."""
 
-    def __init__(self, message: str, *, status: int, code: str | None, param: str | None) -> None:
+
+class ApiError(ClientError):
+    """The server refused; `status` and `code` say how. Fields are as in the OpenAI API's errors.
+
+    `problems` are the wrong lines of a file, each with its `line` and `reason`.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        status: int,
+        code: str | None,
+        param: str | None,
+        problems: Sequence[Mapping[str, Any]] = (),
+    ) -> None:
         super().__init__(message)
+        self.problems = tuple(problems)
         self.status = status
         self.code = code
         self.param = param
@@ -31,6 +50,7 @@ class ApiError(ClientError):
             status=status,
             code=error.get("code"),
             param=error.get("param"),
+            problems=error.get("problems") or (),
         )
 
     @classmethod

@@ -97,6 +97,7 @@ class Event(Record):
     message: str
     type: str
     data: Mapping[str, Any]
+    raw: Mapping[str, Any] = field(repr=False)
 
     @classmethod
     def of(cls, raw: Mapping[str, Any]) -> Self:
