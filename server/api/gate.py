@@ -3,6 +3,7 @@
 import logging
 import re
 import secrets
+import time
 from collections.abc import Callable
 from typing import cast
 
@@ -18,13 +19,15 @@ log = logging.getLogger(__name__)
 _REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
 _DISCARD_FACTOR = 4  # times the limit: how much more of a body over it is read and dropped
 
+_LOGGED_PATH = 200  # characters
 _UPLOADS = ("/v1/files", "/v1/adapters/import")
 
 Describe = Callable[[Exception], ErrorBody]
 
 
 class RequestIds:
-    """Gives each request its `x-request-id`, and answers exceptions that nothing else caught."""
+    """Gives each request its `x-request-id`, and answers exceptions that nothing else caught. Logs
+    each request at its end."""
 
     def __init__(self, app: ASGIApp, describe: Describe) -> None:
         self._app = app
@@ -38,11 +41,12 @@ class RequestIds:
         scope["verandah.request_id"] = request_id
         name = (b"x-request-id", request_id.encode())
         started = ended = False
+        status, began = 0, time.monotonic()
 
         async def send_named(message: Message) -> None:
-            nonlocal started, ended
+            nonlocal started, ended, status
             if message["type"] == "http.response.start":
-                started = True
+                started, status = True, message["status"]
                 message["headers"] = [*message.get("headers", ()), name]
             else:
                 ended = not message.get("more_body", False)
@@ -56,6 +60,16 @@ class RequestIds:
                 await self._describe(error).response()(scope, receive, send_named)
             elif not ended:  # Starlette raises after a whole answer too
                 raise  # the server closes the connection: half an answer must not look whole
+        finally:
+            _log_request(scope, status, time.monotonic() - began, request_id)
+
+
+def _log_request(scope: Scope, status: int, seconds: float, request_id: str) -> None:
+    """The path as it was sent, so that it cannot forge lines, and without its query."""
+    raw = cast(bytes, scope.get("raw_path") or b"")
+    path = raw.decode("ascii", "backslashreplace")[:_LOGGED_PATH]
+    code = status or "no answer"
+    log.info("%s %s %s %.0f ms %s", scope["method"], path, code, 1000 * seconds, request_id)
 
 
 class KeyCheck:

@@ -1,6 +1,7 @@
 """What every request passes: ids, keys, sizes, and errors' one shape."""
 
 import json
+import re
 from collections.abc import Iterator
 
 import httpx
@@ -9,7 +10,7 @@ import pytest
 
 from server.tenancy.keys import Keys
 from tests.api.conftest import MAX_BODY, MAX_FILE
-from tests.api.running import Running, Serve
+from tests.api.running import Running, Serve, eventually
 
 JSON = {"content-type": "application/json"}
 
@@ -23,6 +24,33 @@ def test_a_request_without_a_usable_id_gets_one(server: Running) -> None:
     first = server.http.get("/health").headers["x-request-id"]
     second = server.http.get("/v1/nowhere", headers={"x-request-id": "a b"}).headers["x-request-id"]
     assert first.startswith("req_") and second.startswith("req_") and first != second
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status", "logged"),
+    [
+        ("GET", "/health", 200, "/health"),
+        ("GET", "/v1/models?after=secret", 200, "/v1/models"),
+        ("POST", "/v1/chat/completions", 400, "/v1/chat/completions"),
+        ("GET", "/v1/a%0Ab%1B", 404, "/v1/a%0Ab%1B"),
+        ("GET", "/" + "x" * 300, 404, "/" + "x" * 199),
+    ],
+)
+def test_a_request_is_logged_without_its_query_and_body(
+    server: Running,
+    method: str,
+    path: str,
+    status: int,
+    logged: str,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    headers = {"x-request-id": "mine-2", "authorization": "Bearer secret"}
+    with caplog.at_level("INFO", "server.api.gate"):
+        server.http.request(method, path, headers=headers, json={"messages": "secret"})
+        assert eventually(lambda: "mine-2" in caplog.text)
+    (message,) = [record.getMessage() for record in caplog.records if "mine-2" in record.message]
+    assert re.fullmatch(rf"{method} {re.escape(logged)} {status} \d+ ms mine-2", message)
+    assert "secret" not in caplog.text
 
 
 @pytest.mark.parametrize(

@@ -47,6 +47,7 @@ def create_job(body: JobRequest, services: CurrentServices, owner: CurrentOwner)
         hyperparameters=options,
         metadata=body.metadata,
         estimate=services.estimator.estimate(train, valid, options, start),
+        notice=_worker_notice(services),
     )
     return job_document(job)
 
@@ -130,6 +131,18 @@ def _check_suffix(services: Services, suffix: str | None) -> None:
             "choose another suffix",
             param="suffix",
         )
+
+
+def _worker_notice(services: Services) -> str:
+    """What the job's owner should know if no worker of this server would take the job now."""
+    if services.worker is None:
+        return (
+            "This server runs no training worker. The job waits until `verandah worker` runs with "
+            "the same home, or the server is started without --no-worker"
+        )
+    if not services.worker.alive:
+        return "The training worker does not run at the moment. The job waits until it runs again"
+    return ""
 
 
 def _train_lines(services: Services, owner: str, body: JobRequest) -> Dataset:

@@ -39,8 +39,9 @@ class JobQueue(Claims):
         hyperparameters: TrainOptions | None = None,
         metadata: Mapping[str, str] | None = None,
         estimate: JobEstimate | None = None,
+        notice: str = "",
     ) -> Job:
-        """Queue a job whose files were checked, with what `estimate` says as events.
+        """Queue a job whose files were checked, with what `estimate` and `notice` say as events.
 
         Args:
             seed: None: the options' seed, or else a random one.
@@ -88,6 +89,8 @@ class JobQueue(Claims):
             if estimate:
                 change.add_event("info", estimate.sentence())
             change.add_event("info", "Files validated; the job waits for a worker")
+            if notice:
+                change.add_event("warn", notice)
             return Job.from_row(row)
 
     def get(self, owner: str, job_id: str) -> Job:

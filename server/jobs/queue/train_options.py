@@ -18,6 +18,7 @@ SPARSITIES = ("dense", "sqrt")
 TARGET_SETS = ("all-linear", "attention")
 SCHEDULES = ("cosine", "linear", "constant")
 PUBLISH = ("if_better", "always")
+MAX_RANK = 1024
 MAX_SEED = 2**63 - 1  # what both databases hold
 _MODULE_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.]{0,127}")
 
@@ -76,7 +77,7 @@ class TrainOptions:
         self._one_of("basis", BASES)
         self._one_of("schedule", SCHEDULES)
         self._one_of("publish", PUBLISH)
-        self._whole("rank", 1, 1024)
+        self._whole("rank", 1, MAX_RANK)
         self._whole("n_epochs", 1, 1000)
         self._whole("batch_size", 1, 1024)
         self._whole("seed", 0, MAX_SEED)

@@ -5,6 +5,7 @@ import json
 import threading
 import time
 from collections.abc import Callable
+from types import SimpleNamespace
 
 import openai
 import pytest
@@ -253,7 +254,8 @@ class TestChecks:
         assert isinstance(body, dict)
         assert [problem["line"] for problem in body["problems"]] == list(range(1, 61))
 
-    def test_what_looks_odd_is_told_and_the_job_queued(self, server: Running) -> None:
+    def test_what_looks_odd_is_told_and_the_job_queued(self, serve: Serve) -> None:
+        server = serve(worker=SimpleNamespace(alive=True, restarts=0))
         content = b"\xef\xbb\xbf" + JSONL + b"\n" + json.dumps(LINES[3]).encode()
         job = create(server, training_file=upload(server, content))
         appraisal = job.model_dump()["verandah"]["appraisal"]

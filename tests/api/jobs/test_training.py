@@ -4,6 +4,7 @@ import json
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from urllib.parse import quote
 
 import openai
@@ -11,7 +12,7 @@ import pytest
 
 from server.jobs.queue.job import Job
 from server.jobs.queue.training_metrics import TrainingMetrics
-from tests.api.running import Running
+from tests.api.running import Running, Serve
 from tests.writing import WRITING
 
 LINES = [
@@ -109,6 +110,24 @@ class TestCreating:
         assert (job.hyperparameters.n_epochs, job.hyperparameters.batch_size) == (3, "auto")
         assert job.result_files == [] and job.error is None
         assert claim(server).suffix == "pirate"
+
+    @pytest.mark.parametrize(
+        ("alive", "said"),
+        [
+            (None, ["This server runs no training worker"]),
+            (False, ["The training worker does not run at the moment"]),
+            (True, []),
+        ],
+    )
+    def test_a_job_that_no_worker_takes_says_so(
+        self, serve: Serve, alive: bool | None, said: list[str]
+    ) -> None:
+        worker = None if alive is None else SimpleNamespace(alive=alive, restarts=0)
+        server = serve(worker=worker)
+        job = server.sdk.fine_tuning.jobs.create(model="base", training_file=upload(server))
+        events = server.sdk.fine_tuning.jobs.list_events(job.id).data
+        told = [event.message.split(".")[0] for event in events if "worker" in event.message]
+        assert told == [*said, "Files validated; the job waits for a worker"]
 
     def test_an_adapters_options(self, server: Running) -> None:
         server.sdk.fine_tuning.jobs.create(
