@@ -1,22 +1,22 @@
 """`verandah`, or `python -m server`: finds a command and reads its options. Does no work itself."""
 
-import argparse
 import importlib
 import io
 import logging
+import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from importlib.metadata import version
+from types import ModuleType
 
-from adapters_store.store_errors import StoreError
-from clients.python.client_errors import ClientError
-from server.config import BadOption
-from server.errors import VerandahError
+from server.cli.arguments.command_parser import CommandParser, nearest
 
 _COMMANDS = {
     "serve": "serve the base model and its adapters, and train new ones",
     "worker": "train waiting jobs, without serving",
     "demo": "train two adapters and compare their answers",
     "train": "train an adapter from a file, on a running server",
+    "jobs": "list, show, follow, cancel, pause and resume the training jobs of a running server",
     "chat": "talk to a model of a running server",
     "methods": "show how much each method trains, for any base model, without its weights",
     "inspect": "show what an adapter changed in its base, and how similar two adapters are",
@@ -40,41 +40,104 @@ _EXAMPLES = """examples:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command. Returns the process's status: 0 done, 1 failed, 2 a wrong option."""
+    """Run one command. Returns the process's status: 0 done, 1 failed, 2 a wrong argument, 130
+    Ctrl-C."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    parser = argparse.ArgumentParser(
-        "verandah",
-        description="One base model, thousands of personal adapters.",
-        epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    for name, summary in _COMMANDS.items():
-        commands.add_parser(
-            name,
-            help=summary,
-            description=summary[0].upper() + summary[1:] + ".",
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-        )
-    commands.add_parser(_ENGINE)
+    try:
+        return _run(arguments)
+    except KeyboardInterrupt:
+        return 130
+
+
+def _run(arguments: Sequence[str]) -> int:
     name = arguments[0] if arguments else ""
-    if name in commands.choices:  # only this one is imported: some take seconds
-        module = importlib.import_module(f"server.cli.{_MODULES.get(name, name)}")
-        command = commands.choices[name]
-        command.epilog = module.EXAMPLES
-        module.add_options(command)
-        command.set_defaults(run=module.run)
-    options = parser.parse_args(arguments)
+    if name not in _COMMANDS and name != _ENGINE:
+        _without_command(arguments)
+    module = _module(name)  # only this one is imported
+    summary = _COMMANDS.get(name, name)
+    parser = CommandParser(
+        f"verandah {name}", summary[0].upper() + summary[1:] + ".", epilog=module.EXAMPLES
+    )
+    module.add_options(parser)
+    options = parser.parse(arguments[1:])
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # a terminal may lack characters of an answer
     logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    if name != _ENGINE and not getattr(options, "supervised", False):  # their server has warned
+        _warn_of_unknown_variables()
     try:
-        return int(options.run(options))
-    except (VerandahError, StoreError, ClientError, BadOption, OSError) as error:
-        print(f"verandah: {error}", file=sys.stderr)
-        return 2 if isinstance(error, BadOption) else 1
-    except KeyboardInterrupt:
-        return 130
+        return int(module.run(options))
+    except BrokenPipeError:  # whoever read the output has enough: `verandah jobs list | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except _expected_errors() as error:
+        return _report(error)
+
+
+def _module(name: str) -> ModuleType:
+    return importlib.import_module(f"server.cli.{_MODULES.get(name, name)}")
+
+
+def _without_command(arguments: Sequence[str]) -> None:
+    """Show the help or the version, or exit with what is wrong."""
+    listed = "\n".join(f"  {name:10}{summary}" for name, summary in _COMMANDS.items())
+    parser = CommandParser(
+        "verandah",
+        f"One base model, thousands of personal adapters.\n\ncommands:\n{listed}",
+        epilog=_EXAMPLES,
+        usage="verandah COMMAND [options]",
+    )
+    parser.add_argument("--version", action="version", version=f"verandah {version('verandah')}")
+    parser.parse_known_args(arguments)
+    if not arguments:
+        parser.error("name a command, such as `verandah serve`")
+    first = arguments[0]
+    if first.startswith("-"):
+        parser.error(f"unknown option {first}: name the command first, and then its options")
+    parser.error(f"unknown command {first!r}{nearest(first, _COMMANDS)}")
+
+
+def _warn_of_unknown_variables() -> None:
+    from server.cli.arguments.variables import unknown_variables
+
+    def others() -> Iterable[type]:
+        """The options that commands have besides the settings."""
+        found = (getattr(_module(name), "FIELDS", None) for name in _COMMANDS)
+        return (kind for kind in found if kind is not None)
+
+    for sentence in unknown_variables(os.environ, others):
+        print(f"verandah: warning: {sentence}", file=sys.stderr, flush=True)
+
+
+def _expected_errors() -> tuple[type[Exception], ...]:
+    """The errors that are one sentence each. Imported once there is an error."""
+    from adapters_store.store_errors import StoreError
+    from clients.python.client_errors import ClientError
+    from server.config import BadOption
+    from server.errors import VerandahError
+
+    return VerandahError, StoreError, ClientError, BadOption, OSError
+
+
+def _report(error: Exception) -> int:
+    """Tell an expected error. Returns the process's status."""
+    from clients.python.client_errors import ApiError
+    from server.config import BadOption
+
+    message = str(error)
+    if isinstance(error, ApiError) and error.problems:
+        from server.cli.display.output import problem_lines
+
+        kind = "validation file" if error.param == "validation_file" else "training file"
+        count = message.partition(".")[0]
+        message = f"the {kind} was refused: {count}\n{problem_lines(error.problems)}"
+    if isinstance(error, ApiError) and error.status == 401:
+        message = (
+            "the server asks for its API key: give it with --api-key, or in the variable "
+            f"VERANDAH_API_KEY ({message.partition(':')[0]})"
+        )
+    print(f"verandah: {message}", file=sys.stderr)
+    return 2 if isinstance(error, BadOption) else 1
 
 
 if __name__ == "__main__":

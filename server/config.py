@@ -21,6 +21,26 @@ WITH_COMMAS: Final = (NoDecode, BeforeValidator(_split))
 """Marks a tuple that an option or variable writes with commas between its items."""
 
 
+def _pairs(value: object) -> object:
+    """A mapping, of one text with commas or of several; each item is KEY=VALUE."""
+    items = value.split(",") if isinstance(value, str) else value
+    if not isinstance(items, list):
+        return value
+    pairs: dict[str, str] = {}
+    for item in items:
+        key, equals, text = str(item).partition("=")
+        if not key or not equals:
+            raise ValueError(f"write KEY=VALUE, not {item!r}")
+        if key in pairs:
+            raise ValueError(f"{key!r} is given twice")
+        pairs[key] = text
+    return pairs
+
+
+PAIRS: Final = (NoDecode, BeforeValidator(_pairs))
+"""Marks a mapping that an option repeated, or a variable with commas, writes as KEY=VALUE."""
+
+
 class Settings(BaseSettings):
     """Every option of serve, worker and demo; each is also the variable `VERANDAH_<NAME>`."""
 

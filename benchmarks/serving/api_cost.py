@@ -31,7 +31,7 @@ from server.api.app_services import Services
 from server.app import create_app
 from server.bases.base_files import outline_base
 from server.bases.tokenizer import load_tokenizer
-from server.cli.serve import collect_garbage_rarely
+from server.cli.running.http_server import collect_garbage_rarely
 from server.config import Settings
 from server.engine.sequence import FinishReason
 from server.interfaces import Inspections, Porting

@@ -30,7 +30,7 @@ from benchmarks.support.base_shapes import SHAPES, random_llama
 from benchmarks.support.load import Load, LoadResult, ask
 from benchmarks.support.report import origin, table
 from benchmarks.support.stack import running_stack, settings_for
-from server.bases.base_files import locate
+from server.bases.base_place import locate
 from server.config import Settings
 from server.engine.sequence import SamplingParams
 from server.scheduler.loop import ServingLoop

@@ -4,20 +4,16 @@ Knows nothing of adapters, tokens or requests. Any causal language model that tr
 without code of the model's own will do. What cannot be served is refused in one sentence.
 """
 
-import re
 from pathlib import Path
-from typing import Final, Literal, cast
+from typing import Literal, cast
 
 import torch
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
+from server.bases.base_place import locate
 from server.bases.model import BaseModel, fingerprint_of
 from server.errors import UnsupportedModel
-
-PORCH: Final = "porch"
-
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 
 
 def load_base(
@@ -88,30 +84,30 @@ def load_stored(source: str | Path) -> PreTrainedModel:
     return _build(place, place.name if isinstance(place, Path) else place)
 
 
-def locate(source: str | Path) -> Path | str:
-    """The folder that `source` means, or the hub id as it is. Raises UnsupportedModel."""
-    if source == PORCH:
-        return Path(__file__).parent / PORCH
-    folder = Path(source).expanduser()
-    if folder.is_dir():
-        if not (folder / "config.json").is_file():
-            raise UnsupportedModel(
-                f"folder {str(folder)!r} has no config.json: give one that transformers saved"
-            )
-        return folder
-    if isinstance(source, str) and _HUB_ID.fullmatch(source) and not folder.exists():
-        return source
-    raise UnsupportedModel(
-        f"base model {str(source)!r} is not there: give 'porch', an existing folder, or a hub id"
-    )
+def check_config(source: str | Path) -> None:
+    """Read only the configuration of `source`, as in `load_base`.
+
+    Raises:
+        UnsupportedModel: it cannot be found or read, or the model cannot be served.
+    """
+    place = locate(source)
+    _config(place, place.name if isinstance(place, Path) else place)
+
+
+def _config(place: Path | str, label: str) -> PretrainedConfig:
+    try:
+        config = AutoConfig.from_pretrained(place, trust_remote_code=False)
+    except Exception as error:  # see `_build`
+        raise UnsupportedModel(f"cannot load base model {label!r}: {_reason(error)}") from error
+    _check_decoder(config, label)
+    _check_precision(config, label)
+    return cast(PretrainedConfig, config)
 
 
 def _build(place: Path | str, label: str) -> PreTrainedModel:
     """Build the model on the CPU, its weights as stored."""
+    config = _config(place, label)
     try:
-        config = AutoConfig.from_pretrained(place, trust_remote_code=False)
-        _check_decoder(config, label)
-        _check_precision(config, label)
         loaded = AutoModelForCausalLM.from_pretrained(
             place,
             config=config,
@@ -120,8 +116,6 @@ def _build(place: Path | str, label: str) -> PreTrainedModel:
             trust_remote_code=False,
             output_loading_info=True,
         )
-    except UnsupportedModel:
-        raise
     # transformers may raise any error, according to the files; users get one sentence.
     except Exception as error:
         raise UnsupportedModel(f"cannot load base model {label!r}: {_reason(error)}") from error

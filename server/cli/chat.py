@@ -1,6 +1,7 @@
 """`verandah chat`: a conversation in the terminal. Knows no model, only a server."""
 
 import argparse
+import re
 import sys
 from string import whitespace  # ASCII's alone: other spaces are part of a text
 
@@ -8,7 +9,9 @@ from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from clients.python import ApiError, Client
-from server.cli.options import add_fields, add_server, connect, read_fields
+from server.cli.arguments.options import add_fields, read_fields
+from server.cli.arguments.server_address import add_server, connect
+from server.config import BadOption
 from server.control_characters import visible_lines
 
 EXAMPLES = """examples:
@@ -17,8 +20,16 @@ EXAMPLES = """examples:
   verandah chat --model pirate@2 "Who are you?"    asks once
   echo "Who are you?" | verandah chat --model pirate
 
-In a conversation, /model NAME changes the model, /new starts again and Ctrl-D ends it.
+In a conversation, /help lists the commands, and Ctrl-D ends it.
 """
+
+_HELP = """/model NAME  talk to another model
+/models      list the models
+/new         start again
+/help        list these commands
+/quit        end; so does Ctrl-D
+Ctrl-C stops an answer."""
+_COMMAND = re.compile(r"/[a-z]+")
 
 
 class ChatFields(BaseSettings):
@@ -35,7 +46,11 @@ class ChatFields(BaseSettings):
     seed: int | None = Field(None, description="makes answers repeatable")
 
 
+FIELDS = ChatFields
+
+
 def add_options(parser: argparse.ArgumentParser) -> None:
+    parser.usage = "%(prog)s [options] [MESSAGE]"
     parser.add_argument("message", nargs="?", help="ask this and end")
     add_fields(parser, ChatFields, "conversation", example="max_tokens")
     add_server(parser)
@@ -45,37 +60,60 @@ def run(options: argparse.Namespace) -> int:
     fields = read_fields(options, ChatFields)
     with connect(options) as client:
         talk = Conversation(client, fields)
-        if options.message is not None:
-            talk.ask(options.message)
-        elif sys.stdin.isatty():
+        if options.message is None and sys.stdin.isatty():
             talk.loop()
-        else:
-            talk.ask(sys.stdin.read().strip(whitespace))
+            return 0
+        message = sys.stdin.read().strip(whitespace) if options.message is None else options.message
+        if not message:
+            raise BadOption("there is no question: write it behind the options, or into a pipe")
+        talk.ask(message)
     return 0
 
 
 class Conversation:
-    """The messages so far, and the model that answers."""
+    """The messages so far, and the model that answers.
+
+    Raises:
+        ApiError: the server has no such model.
+    """
 
     def __init__(self, client: Client, fields: ChatFields) -> None:
         self._client = client
         self._model = fields.model or client.models()[0]
+        client.model(self._model)
         self._system = fields.system
         self._sampling = fields.model_dump(exclude={"model", "system"}, exclude_none=True)
         self._start()
 
     def loop(self) -> None:
         """Read lines and answer them until the input ends."""
-        print(f"Talking to {self._model}. /model NAME, /new, Ctrl-D to end.")
-        while (line := _read_line()) is not None:
-            command, _, rest = line.partition(" ")
-            if command == "/model":
-                self._model = rest.strip() or self._model
-                print(f"Talking to {self._model}.")
-            elif command == "/new":
-                self._start()
-            elif line:
-                self._ask_on(line)
+        print(f"Talking to {self._model}. /help lists the commands, Ctrl-D ends.")
+        while (line := _read_line()) not in (None, "/quit", "/exit"):
+            word, _, rest = line.partition(" ")
+            try:
+                if _COMMAND.fullmatch(word):
+                    self._command(word, rest.strip())
+                elif line:
+                    self.ask(line)
+            except ApiError as error:  # the conversation goes on
+                print(f"({error})")
+            except KeyboardInterrupt:
+                print("(stopped)")
+
+    def _command(self, word: str, name: str) -> None:
+        if word == "/models":
+            print("\n".join(self._client.models()))
+        elif word == "/model" and name:
+            self._client.model(name)
+            self._model = name
+            print(f"Talking to {name}.")
+        elif word == "/model":
+            print(f"Talking to {self._model}. /model NAME changes that, /models lists the names.")
+        elif word == "/new":
+            self._start()
+            print("A new conversation.")
+        else:
+            print(_HELP if word == "/help" else f"There is no {word}.\n{_HELP}")
 
     def ask(self, text: str) -> None:
         """Print the answer as it comes. Keeps both messages once it is complete."""
@@ -91,15 +129,6 @@ class Conversation:
         finally:
             print()
         self._messages.append({"role": "assistant", "content": "".join(pieces)})
-
-    def _ask_on(self, text: str) -> None:
-        """`ask`, where an error of the server or Ctrl-C ends only this answer."""
-        try:
-            self.ask(text)
-        except ApiError as error:
-            print(f"({error})")
-        except KeyboardInterrupt:
-            print("(stopped)")
 
     def _start(self) -> None:
         self._messages: list[dict[str, str]] = []

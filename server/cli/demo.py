@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import IO, TypeVar
 
 from rich.columns import Columns
 from rich.console import Console
@@ -18,11 +18,12 @@ from rich.panel import Panel
 from rich.text import Text
 
 from clients.python import Client, ClientError, Hyperparameters
-from server.cli.options import add_settings, read_fields
-from server.cli.progress import TrainingBars
-from server.config import Settings
+from server.cli.arguments.options import add_settings, read_fields
+from server.cli.display.progress import TrainingBars
+from server.config import BadOption, Settings
 from server.control_characters import visible_lines
 from server.wiring.process import command, environment, exit_on_sigterm
+from server.wiring.start_checks import check_settings
 
 EXAMPLES = """examples:
   verandah demo                          uses a temporary home and removes it at the end
@@ -43,7 +44,6 @@ T = TypeVar("T")
 
 _SAMPLING = {"temperature": 0, "max_tokens": 60}
 _STOP_TIMEOUT_S = 30.0
-_LOG = "demo.log"
 
 
 class DemoFailed(ClientError):
@@ -68,9 +68,13 @@ def run(options: argparse.Namespace) -> int:
             raise DemoFailed(
                 f"the example file {path} is missing: run the demo from a full checkout"
             )
-    with _home(options) as home:
-        options.home, options.port, options.host = home, 0, "127.0.0.1"
-        settings = read_fields(options, Settings)
+    asked = read_fields(options, Settings)
+    if not asked.worker:
+        raise BadOption("--no-worker: the demo trains adapters, so leave this option out")
+    free = {} if "port" in asked.model_fields_set else {"port": 0}
+    check_settings(asked)
+    with _home(asked) as home:
+        settings = asked.model_copy(update={"home": home, **free})
         with _server(settings, console) as url, Client(url, settings.key) as client:
             base = client.models()[0]
             models = [base, *_train(client, console)]
@@ -81,21 +85,19 @@ def run(options: argparse.Namespace) -> int:
 
 
 @contextlib.contextmanager
-def _home(options: argparse.Namespace) -> Iterator[str]:
-    """The home in the options, or a temporary one that is removed at the end."""
-    if options.home is not None:
-        yield options.home
+def _home(settings: Settings) -> Iterator[Path]:
+    """The home in the settings, or a temporary one that is removed at the end."""
+    if "home" in settings.model_fields_set:
+        yield settings.home
         return
     with tempfile.TemporaryDirectory(prefix="verandah-demo-") as folder:
-        yield folder
+        yield Path(folder)
 
 
 @contextlib.contextmanager
 def _server(settings: Settings, console: Console) -> Iterator[str]:
-    """`verandah serve` on a free port; yields its address."""
-    settings.home_path.mkdir(parents=True, exist_ok=True)
-    path = settings.home_path / _LOG
-    with path.open("w") as log:
+    """`verandah serve` on the settings' port; yields its address. Its log is thrown away."""
+    with tempfile.TemporaryFile("w+") as log:
         process = subprocess.Popen(
             command("serve"),
             env=environment(settings),
@@ -104,28 +106,28 @@ def _server(settings: Settings, console: Console) -> Iterator[str]:
             text=True,
             start_new_session=True,
         )
-    try:
-        with console.status(f"starting a server of {settings.model}"):
-            url = _address(process, path)
-        console.print(Text(f"A server of {settings.model} runs at {url}."))
-        yield url
-    finally:
-        process.terminate()
         try:
-            process.communicate(timeout=_STOP_TIMEOUT_S)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.communicate()
+            with console.status(f"starting a server of {settings.model}"):
+                url = _address(process, log)
+            console.print(Text(f"A server of {settings.model} runs at {url}."))
+            yield url
+        finally:
+            process.terminate()
+            try:
+                process.communicate(timeout=_STOP_TIMEOUT_S)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.communicate()
 
 
-def _address(process: subprocess.Popen[str], log: Path) -> str:
+def _address(process: subprocess.Popen[str], log: IO[str]) -> str:
     """Wait for the server's one line of output, which has its address."""
     assert process.stdout is not None
     line = process.stdout.readline()
     if not line.startswith("serving at "):
         process.wait()
-        lines = log.read_text().strip().splitlines()
-        reason = lines[-1] if lines else f"{log} is empty"
+        log.seek(0)
+        reason = (log.read().strip().splitlines() or ["it said nothing"])[-1]
         raise DemoFailed(f"the server did not start: {reason}")
     return line.removeprefix("serving at ").strip()
 

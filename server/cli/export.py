@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from server.cli.options import add_server, connect
+from server.cli.arguments.server_address import add_server, connect
 
 EXAMPLES = """examples:
   verandah export pirate --out ./pirate                        for PEFT, with its matrices

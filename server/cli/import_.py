@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from server.cli.options import add_server, connect
+from server.cli.arguments.server_address import add_server, connect
 
 EXAMPLES = """examples:
   verandah import ./my-adapter --name pirate        the folder that PEFT's save_pretrained wrote

@@ -17,8 +17,8 @@ from rich.text import Text
 
 from clients.python import Analysis, Client
 from clients.python.analysis_result import Comparison, LayerSimilarity, SpaceSimilarity
-from server.cli import grids
-from server.cli.options import add_server, connect
+from server.cli.arguments.server_address import add_server, connect
+from server.cli.display import grids
 from server.config import BadOption
 
 EXAMPLES = """examples:
@@ -68,7 +68,7 @@ def run(options: argparse.Namespace) -> int:
 def _drawing(file: Path) -> Callable[[Analysis], None]:
     """A function that draws into `file`. Checked before the server works."""
     try:
-        plotting = importlib.import_module("server.cli.plotting")
+        plotting = importlib.import_module("server.cli.display.plotting")
     except ImportError as error:
         raise BadOption(
             f"--plot needs matplotlib: pip install 'verandah[plot]' ({error})"

@@ -1,20 +1,29 @@
 """`verandah train`: uploads a file, starts a job and shows its progress. Trains nothing itself."""
 
 import argparse
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Annotated, cast
 
 from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
-from rich.console import Console
-from rich.text import Text
 
-from clients.python import Client, Hyperparameters, Job, JobFailed
-from server.cli.options import add_fields, add_server, connect, read_fields
-from server.cli.progress import TrainingBars
-from server.config import WITH_COMMAS, BadOption
-from server.control_characters import visible_lines
-from server.jobs.queue.train_options import BASES, DEFAULT_METHOD, PUBLISH, SPARSITIES, TARGET_SETS
+from clients.python import Client, ClientError, Hyperparameters, Job
+from server.cli.arguments.options import add_fields, read_fields
+from server.cli.arguments.server_address import add_server, connect, same_server
+from server.cli.display.job_watch import watch_job
+from server.cli.display.output import one_line, print_fields, print_json, problem_lines
+from server.config import PAIRS, WITH_COMMAS, BadOption
+from server.jobs.queue.train_options import (
+    BASES,
+    DEFAULT_METHOD,
+    PUBLISH,
+    SCHEDULES,
+    SPARSITIES,
+    TARGET_SETS,
+)
 
 EXAMPLES = """examples:
   verandah train pirate.jsonl                      trains the adapter "pirate"
@@ -23,12 +32,16 @@ EXAMPLES = """examples:
   verandah train notes.jsonl --method lora --rank 8 --targets q_proj,v_proj
   verandah train notes.jsonl --method randlora --sparsity sqrt
   verandah train more.jsonl --go-on-from notes@2 --name notes
+  verandah train notes.jsonl --validation-file more.jsonl --metadata team=red --metadata run=7
+  verandah train notes.jsonl --dry-run             what the job would take, or its wrong lines
   verandah train notes.jsonl --no-wait             prints the job's id and leaves it running
 
+Ctrl-C leaves the job running too: `verandah jobs` lists jobs, comes back to them and ends them.
 `verandah methods` shows what each method trains, and how much.
 """
 
-_NOT_OF_THE_METHOD = {"name", "go_on_from", "seed", "wait"}  # sent elsewhere, or not at all
+# Sent elsewhere, or not at all.
+_NO_OPTIONS = {"name", "go_on_from", "validation_file", "metadata", "seed", "dry_run", "wait"}
 
 
 class TrainFields(BaseSettings):
@@ -66,8 +79,31 @@ class TrainFields(BaseSettings):
         None, description="share of its input that an adapter drops in training"
     )
     learning_rate: float | None = Field(None, description="the highest; default: the method's")
+    learning_rate_multiplier: float | None = Field(
+        None, description="times the default learning rate, instead of --learning-rate"
+    )
+    schedule: str | None = Field(
+        None,
+        description=f"of the learning rate: {', '.join(SCHEDULES)}; default: {SCHEDULES[0]}",
+    )
+    warmup_ratio: float | None = Field(
+        None, description="share of the steps in which the learning rate rises; default: 0.06"
+    )
+    weight_decay: float | None = Field(None, description="AdamW's; default: 0")
+    max_grad_norm: float | None = Field(
+        None, description="longer gradients are cut to this length; default: 1"
+    )
     epochs: int | None = Field(None, description="passes over the file; default: by its length")
     batch_size: int | None = Field(None, description="examples per step; default: by the file")
+    max_tokens_per_batch: int | None = Field(
+        None, description="positions of one forward pass; default: 2048"
+    )
+    validation_file: Path | None = Field(
+        None, description="JSONL whose lines are scored and not learnt"
+    )
+    validation_split: float | None = Field(
+        None, description="share of the file to score and not learn; default: 0.1"
+    )
     early_stopping: int | None = Field(
         None, description="end after this many scores without a better one; default: never"
     )
@@ -79,11 +115,15 @@ class TrainFields(BaseSettings):
         description=f"when to publish a result: {' or '.join(PUBLISH)}; default: {PUBLISH[0]}",
     )
     seed: int | None = Field(None, description="seed of the lines' order and of the held-out lines")
+    metadata: Annotated[dict[str, str] | None, *PAIRS] = Field(
+        None, description="kept with the job; give it once for each pair"
+    )
+    dry_run: bool = Field(False, description="check the files and estimate the job; train nothing")
     wait: bool = Field(True, description="wait for the job's end")
 
     def hyperparameters(self) -> Hyperparameters:
         """The options that are set, by the API's names."""
-        values = self.model_dump(exclude=_NOT_OF_THE_METHOD, exclude_none=True)
+        values = self.model_dump(exclude=_NO_OPTIONS, exclude_none=True)
         if self.epochs is not None:
             values["n_epochs"] = values.pop("epochs")
         if self.targets is not None:
@@ -92,65 +132,91 @@ class TrainFields(BaseSettings):
         return cast(Hyperparameters, values)
 
 
+FIELDS = TrainFields
+
+
 def add_options(parser: argparse.ArgumentParser) -> None:
+    parser.usage = "%(prog)s [options] FILE"
     parser.add_argument("file", type=Path, help="JSONL: chat messages, or prompt and completion")
+    parser.add_argument("--json", action="store_true", help="print the server's answer as JSON")
     add_fields(parser, TrainFields, "training", example="learning_rate")
     add_server(parser)
 
 
 def run(options: argparse.Namespace) -> int:
     fields = read_fields(options, TrainFields)
-    if not options.file.is_file():
-        raise BadOption(f"{options.file} does not exist: name a JSONL file of training lines")
+    paths = [options.file] + ([fields.validation_file] if fields.validation_file else [])
+    for path in paths:
+        if not path.is_file():
+            raise BadOption(f"{path} does not exist: name a JSONL file of training lines")
     name = fields.name or options.file.stem
     with connect(options) as client:
-        uploaded = client.upload(options.file)
-        job = client.train(
-            uploaded.id,
-            model=fields.go_on_from,
-            suffix=name,
-            seed=fields.seed,
-            hyperparameters=fields.hyperparameters(),
-        )
-        if not fields.wait:
-            print(job.id)
-            return 0
-        print(_watch(client, job, name).fine_tuned_model)
+        if fields.dry_run:
+            return _check(client, paths, name, fields, as_json=options.json)
+        with _uploaded(client, paths) as (training_file, validation_file):
+            job = client.train(
+                training_file,
+                model=fields.go_on_from,
+                validation_file=validation_file,
+                suffix=name,
+                seed=fields.seed,
+                metadata=fields.metadata,
+                hyperparameters=fields.hyperparameters(),
+            )
+        if fields.wait:
+            job = watch_job(client, job.id, name, same_server(options))
+        else:
+            _tell_warnings(client, job)
+        if options.json:
+            print_json(job.raw)
+        else:
+            print(job.fine_tuned_model or job.id)
     return 0
 
 
-def show_outcome(console: Console, job: Job) -> None:
-    """Print losses and answers, before and after. Outside a terminal, events have shown them."""
-    if not console.is_terminal:
-        return
-    result = job.judgement
-    if result is not None and result.base_loss is not None and result.adapter_loss is not None:
-        lines = "held-out lines" if result.held_out else "training lines"
-        losses = f"base {result.base_loss:.3f}, adapter {result.adapter_loss:.3f}"
-        console.print(Text(f"Loss on {lines} ({result.lines}): {losses}"))
-    for sample in job.samples:
-        console.print(Text(visible_lines(f"\n{sample.prompt}"), style="bold"))
-        for source, text in (
-            ("base", sample.base),
-            ("adapter", sample.adapter),
-            ("file", sample.expected),
-        ):
-            console.print(Text(visible_lines(f"  {source}: {text}")))
+@contextmanager
+def _uploaded(client: Client, paths: Sequence[Path]) -> Iterator[tuple[str, str | None]]:
+    """The ids of the uploaded files. If what follows fails, no job uses them, and they go."""
+    ids: list[str] = []
+    try:
+        ids.extend(client.upload(path).id for path in paths)
+        yield ids[0], ids[1] if len(ids) > 1 else None
+    except BaseException:  # Ctrl-C too
+        _discard(client, ids)
+        raise
 
 
-def _watch(client: Client, job: Job, name: str) -> Job:
-    """Show a job's progress on the error stream, so that the output is the adapter's id alone."""
-    console = Console(stderr=True)
-    with TrainingBars(console) as bars:
-        bars.add(name)
-        for event in client.follow(job.id):
-            bars.show(name, event)
-        try:
-            ended = client.wait(job.id)
-        except JobFailed:
-            bars.finish(name, "failed")
-            show_outcome(console, client.job(job.id))
-            raise
-        bars.finish(name, f"done: {ended.fine_tuned_model}")
-    show_outcome(console, ended)
-    return ended
+def _discard(client: Client, ids: Sequence[str]) -> None:
+    for file_id in ids:
+        with suppress(ClientError):
+            client.delete_file(file_id)
+
+
+def _check(
+    client: Client, paths: Sequence[Path], name: str, fields: TrainFields, *, as_json: bool
+) -> int:
+    """Print what the job would take, or the lines that are wrong. No file stays."""
+    with _uploaded(client, paths) as ids:
+        told = client.dry_run(
+            ids[0],
+            model=fields.go_on_from,
+            validation_file=ids[1],
+            suffix=name,
+            hyperparameters=fields.hyperparameters(),
+        )
+    _discard(client, [file_id for file_id in ids if file_id])
+    valid = bool(told["valid"])
+    if as_json:
+        print_json(told)
+    elif valid:
+        print_fields(told["appraisal"])
+    else:
+        print(problem_lines(told["problems"]), file=sys.stderr)
+    return 0 if valid else 1
+
+
+def _tell_warnings(client: Client, job: Job) -> None:
+    """What `watch_job` would have shown: lines that look odd, or that no worker runs."""
+    for event in client.events(job.id):
+        if event.level != "info":
+            print(f"verandah: {one_line(event.message)}", file=sys.stderr)

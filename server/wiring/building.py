@@ -36,6 +36,7 @@ from server.tenancy.keys import DEFAULT_OWNER
 from server.training.run.defaults import BASIS_SEED
 from server.wiring.process import end_soon
 from server.wiring.sizes import Sizes, kv_memory_mb
+from server.wiring.start_checks import no_such_pin
 
 _MIB = 2**20
 
@@ -220,9 +221,7 @@ def pinned_ref(store: AdapterStore, name: str) -> AdapterRef:
     try:
         return store.resolve(DEFAULT_OWNER, *parse_adapter_id(name))
     except AdapterNotFound as error:
-        raise BadOption(
-            f"--pinned {name}: the home has no such adapter: train it first, or leave it out"
-        ) from error
+        raise no_such_pin(name) from error
     except StoreError as error:
         raise BadOption(f"--pinned {name}: {error}") from error
 

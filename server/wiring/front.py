@@ -16,7 +16,7 @@ from server.adapters.methods.registry import method_specs
 from server.adapters.porting.service import PortingService
 from server.api.app_services import BaseCard, Services
 from server.app import describe
-from server.bases.base_files import load_stored, outline_base
+from server.bases.base_files import check_config, load_stored, outline_base
 from server.bases.model import BaseModel, fingerprint_of
 from server.bases.tokenizer import ChatTokenizer, load_tokenizer
 from server.config import BadOption, Settings
@@ -72,6 +72,18 @@ def running_front(
     start = _in_processes if _in_own_processes(settings) else _in_this_process
     with start(settings, records, metrics, say) as front:
         yield front
+
+
+def check_base_and_devices(settings: Settings) -> None:
+    """Check the base's configuration and the devices, before anything is made in the home.
+
+    Raises:
+        BadOption, UnsupportedModel: the settings ask for what is not there.
+    """
+    if on_cuda(settings) and _in_own_processes(settings):
+        _devices(settings.replicas)
+    trains_in_thread(settings)
+    check_config(settings.model)
 
 
 def wire(

@@ -13,7 +13,7 @@ from rich.console import Console
 
 from clients.python import Client
 from server.__main__ import main
-from server.cli.train import show_outcome
+from server.cli.display.job_watch import show_outcome
 from server.jobs.queue.evaluation import Evaluation, Sample
 from server.jobs.queue.training_metrics import TrainingMetrics
 from tests.api.running import Publish, Running, eventually
@@ -24,6 +24,7 @@ COMMANDS = (
     "worker",
     "demo",
     "train",
+    "jobs",
     "chat",
     "methods",
     "inspect",
@@ -48,25 +49,6 @@ def test_help_shows_examples(command: list[str], capsys: pytest.CaptureFixture[s
     assert ended.value.code == 0
     said = capsys.readouterr().out
     assert "examples:\n  verandah" in said
-
-
-@pytest.mark.parametrize("command", ["import", "export", "train", "chat", "adapters", "demo"])
-def test_light_commands_start_without_torch(command: str) -> None:
-    program = (
-        "import sys\n"
-        "from server.__main__ import main\n"
-        "try: main([sys.argv[1], '--help'])\n"
-        "except SystemExit: pass\n"
-        "sys.exit('torch' in sys.modules or 'transformers' in sys.modules)\n"
-    )
-    ran = subprocess.run([sys.executable, "-c", program, command], capture_output=True, text=True)
-    assert ran.returncode == 0, ran.stderr
-
-
-def test_no_command_is_a_misuse(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as ended:
-        main([])
-    assert ended.value.code == 2
 
 
 @pytest.mark.parametrize(
@@ -112,7 +94,12 @@ class TestChat:
         capsys: pytest.CaptureFixture[str],
     ) -> None:
         publish("pirate")
-        typed = iter(["Hello", "", "/model pirate", "And you?", "/model nobody", "x", "/new", "y"])
+        typed = iter(
+            [
+                *("Hello", "", "/model pirate", "And you?", "/model nobody", "x"),
+                *("/help", "/models", "/hlep", "/model", "/new", "y", "/quit", "not asked"),
+            ]
+        )
 
         def type_line(_prompt: str) -> str:
             try:
@@ -123,13 +110,34 @@ class TestChat:
         monkeypatch.setattr("builtins.input", type_line)
         monkeypatch.setattr(sys.stdin, "isatty", lambda: True)
         assert main(["chat", "--url", server.url]) == 0
-        first, second = server.loop.asked
+        first, second, third, fourth = server.loop.asked
         assert first.adapter is None
         assert str(second.adapter) == "pirate@1"
         assert bytes(second.prompt).decode() == (
             f"user: Hello\nassistant: {server.loop.text}\nuser: And you?\n"
         )
-        assert "'nobody' does not exist" in capsys.readouterr().out
+        assert str(third.adapter) == str(fourth.adapter) == "pirate@1", "nobody is not talked to"
+        assert bytes(fourth.prompt).decode() == "user: y\n"
+        said = capsys.readouterr().out
+        assert "'nobody' does not exist" in said and said.count("Talking to pirate.") == 2
+        assert "/models      list the models" in said and "There is no /hlep.\n" in said
+        assert "\nbase\npirate\n" in said
+
+    def test_an_unknown_model_is_refused_before_the_first_question(
+        self, server: Running, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        monkeypatch.setattr("builtins.input", lambda _prompt: pytest.fail("it asks"))
+        monkeypatch.setattr(sys.stdin, "isatty", lambda: True)
+        assert main(["chat", "--url", server.url, "--model", "nobody"]) == 1
+        assert "the model 'nobody' does not exist" in capsys.readouterr().err
+
+    def test_no_question_is_a_misuse(
+        self, server: Running, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        monkeypatch.setattr(sys, "stdin", io.StringIO(" \n"))
+        assert main(["chat", "--url", server.url]) == 2
+        assert "there is no question" in capsys.readouterr().err
+        assert server.loop.asked == []
 
     def test_an_answer_cannot_drive_the_terminal(
         self, server: Running, capsys: pytest.CaptureFixture[str]
@@ -235,6 +243,7 @@ class TestTrain:
         bad.write_text("rubbish\n")
         assert main(["train", str(bad), "--url", server.url]) == 1
         assert "line 1" in capsys.readouterr().err
+        assert list(server.sdk.files.list()) == [], "a refused file does not stay"
 
 
 class TestAdapters:
@@ -244,8 +253,28 @@ class TestAdapters:
         publish("butler")
         publish("pirate")
         assert main(["adapters", "--url", server.url]) == 0
-        table = capsys.readouterr().out
-        assert "butler" in table and "pirate" in table and "vera" in table
+        rows = [line.split("\t") for line in capsys.readouterr().out.splitlines()]
+        assert rows[0][:5] == ["adapter", "latest", "versions", "method", "rank"]
+        assert [row[:5] for row in rows[1:]] == [
+            ["butler", "1", "1", "vera", "4"],
+            ["pirate", "1", "1", "vera", "4"],
+        ]
+        assert main(["adapters", "--json", "--url", server.url]) == 0
+        assert [adapter["id"] for adapter in json.loads(capsys.readouterr().out)] == [
+            "butler",
+            "pirate",
+        ]
+
+    def test_versions_are_those_that_are_there(
+        self, server: Running, publish: Publish, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        for _ in range(3):
+            publish("pirate")
+        for version in (1, 2):
+            assert main(["adapters", "delete", f"pirate@{version}", "--url", server.url]) == 0
+        capsys.readouterr()
+        assert main(["adapters", "--url", server.url]) == 0
+        assert capsys.readouterr().out.splitlines()[1].split("\t")[:3] == ["pirate", "3", "3"]
 
     def test_what_can_be_done_to_one(
         self, server: Running, publish: Publish, capsys: pytest.CaptureFixture[str]

@@ -1,16 +1,23 @@
 """The demo, whole, on a tiny random model: what it shows, and that it leaves nothing behind."""
 
+import contextlib
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
 import pytest
 
+from clients.python import ClientError
+from server.__main__ import main
+from server.cli import demo
 from server.cli.demo import FILES, QUESTIONS
+from server.config import Settings
 from tests.api.running import eventually
 
 
@@ -31,6 +38,36 @@ def start(model_folder: Path, temporary: Path, *options: str) -> subprocess.Pope
     )
 
 
+def test_the_demo_serves_where_it_is_asked_to(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Its server is not started: what it would be told is."""
+    asked: list[Settings] = []
+
+    @contextlib.contextmanager
+    def server(settings: Settings, _console: object) -> Iterator[str]:
+        asked.append(settings)
+        raise ClientError("enough")
+        yield ""
+
+    monkeypatch.setattr(demo, "_server", server)
+    monkeypatch.setattr(demo, "exit_on_sigterm", lambda _status: None)
+    monkeypatch.delenv("VERANDAH_PORT", raising=False)
+    assert main(["demo", "--port", "9123", "--host", "0.0.0.0", "--home", str(tmp_path / "a")]) == 1
+    assert main(["demo"]) == 1
+    monkeypatch.setenv("VERANDAH_PORT", "9124")
+    assert main(["demo"]) == 1
+    assert [settings.port for settings in asked] == [9123, 0, 9124]
+    assert [settings.host for settings in asked] == ["0.0.0.0", "127.0.0.1", "127.0.0.1"]
+    assert asked[0].home == tmp_path / "a" and asked[1].home != asked[2].home
+    assert not (tmp_path / "a").exists(), "its server makes the home once all is checked"
+
+
+def test_a_demo_needs_a_worker(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["demo", "--no-worker"]) == 2
+    assert "--no-worker: the demo trains adapters" in capsys.readouterr().err
+
+
 def test_no_question_is_in_the_files() -> None:
     for path in FILES:
         lines = [json.loads(line) for line in path.read_text().splitlines()]
@@ -40,9 +77,9 @@ def test_no_question_is_in_the_files() -> None:
 
 @pytest.mark.slow
 def test_three_answers_to_each_question(model_folder: Path, tmp_path: Path) -> None:
-    demo = start(model_folder, tmp_path / "temporary")
-    said, _ = demo.communicate(timeout=200)
-    assert demo.returncode == 0, said
+    running = start(model_folder, tmp_path / "temporary")
+    said, _ = running.communicate(timeout=200)
+    assert running.returncode == 0, said
     for question in QUESTIONS:
         # The random model may say anything, line breaks too: only the order of names is sure.
         told = said.split(question)[1]
@@ -56,22 +93,31 @@ def test_three_answers_to_each_question(model_folder: Path, tmp_path: Path) -> N
 
 @pytest.mark.slow
 def test_a_demo_that_is_stopped_leaves_nothing_behind(model_folder: Path, tmp_path: Path) -> None:
-    demo = start(model_folder, tmp_path / "temporary")
-    assert demo.stdout is not None
-    while "Fine-tuning job started" not in (line := demo.stdout.readline()):
+    running = start(model_folder, tmp_path / "temporary")
+    assert running.stdout is not None
+    while "Fine-tuning job started" not in (line := running.stdout.readline()):
         assert line, "the demo ended by itself"
-    processes = psutil.Process(demo.pid).children(recursive=True)
+    processes = psutil.Process(running.pid).children(recursive=True)
     assert len(processes) == 2, "a server and its worker"
-    demo.send_signal(signal.SIGINT)
-    demo.communicate(timeout=60)
-    assert demo.returncode == 130
+    running.send_signal(signal.SIGINT)
+    running.communicate(timeout=60)
+    assert running.returncode == 130
     assert eventually(lambda: not any(process.is_running() for process in processes), 30)
     assert list((tmp_path / "temporary").iterdir()) == []
 
 
 def test_a_demo_that_cannot_start_says_why(tmp_path: Path) -> None:
-    demo = start(tmp_path / "nowhere", tmp_path / "temporary")
-    said, _ = demo.communicate(timeout=60)
-    assert demo.returncode == 1
-    assert said.startswith("verandah: the server did not start: ")
+    running = start(tmp_path / "nowhere", tmp_path / "temporary")
+    said, _ = running.communicate(timeout=60)
+    assert running.returncode == 1
+    assert said.startswith("verandah: ")
     assert "is not there" in said
+
+
+def test_a_port_that_is_taken_is_told(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        running = start(Path("porch"), tmp_path / "temporary", "--port", port)
+        said, _ = running.communicate(timeout=60)
+    assert running.returncode == 1
+    assert f"did not start: verandah: cannot listen at 127.0.0.1:{port}: another program" in said

@@ -12,8 +12,17 @@ from PIL import Image
 from clients.python import Analysis
 from server.__main__ import main
 from server.adapters.inspecting.findings import Findings
-from server.cli.grids import Grid, grid_of, hundredths, mean, short_names, shown, span, vectors_of
-from server.cli.plotting import draw
+from server.cli.display.grids import (
+    Grid,
+    grid_of,
+    hundredths,
+    mean,
+    short_names,
+    shown,
+    span,
+    vectors_of,
+)
+from server.cli.display.plotting import draw
 from server.errors import InvalidAdapter
 from tests.api.fakes import FakeInspections, found
 from tests.api.running import Publish, Running
@@ -135,7 +144,7 @@ class TestErrors:
         monkeypatch: pytest.MonkeyPatch,
         capsys: pytest.CaptureFixture[str],
     ) -> None:
-        monkeypatch.delitem(sys.modules, "server.cli.plotting", raising=False)
+        monkeypatch.delitem(sys.modules, "server.cli.display.plotting", raising=False)
         monkeypatch.setitem(sys.modules, "matplotlib.axes", None)
         assert main(["inspect", "pirate", "--plot", "x.png", "--url", server.url]) == 2
         assert "pip install 'verandah[plot]'" in capsys.readouterr().err

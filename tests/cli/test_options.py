@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from server.cli.arguments.options import add_fields, add_settings, read_fields
 from server.cli.chat import ChatFields
-from server.cli.options import add_fields, add_settings, read_fields
 from server.cli.train import TrainFields
 from server.config import BadOption, Settings
 from server.jobs.queue.train_options import TrainOptions
@@ -104,7 +104,8 @@ def parse_train(*arguments: str) -> TrainFields:
 def test_a_commands_own_options_are_variables_too(
     kind: type[TrainFields | ChatFields], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    values = {name: "false" if name == "wait" else "7" for name in kind.model_fields}
+    special = {"wait": "false", "dry_run": "true", "metadata": "a=1,b=c=2"}
+    values = {name: special.get(name, "7") for name in kind.model_fields}
     for name, value in values.items():
         monkeypatch.setenv(f"VERANDAH_{kind.__name__.removesuffix('Fields')}_{name}".upper(), value)
     parser = argparse.ArgumentParser()
@@ -131,10 +132,21 @@ def test_training_options_become_hyperparameters() -> None:
 
 
 def test_every_method_option_can_be_trained_with() -> None:
-    others = {"name", "epochs", "wait", "go_on_from"}
+    others = {"name", "epochs", "wait", "go_on_from", "validation_file", "metadata", "dry_run"}
     offered = set(TrainFields.model_fields) - others | {"n_epochs"}
-    assert offered <= {field.name for field in dataclasses.fields(TrainOptions)}
-    assert {"trained", "basis", "sparsity", "alpha", "d_initial"} <= offered
+    assert offered == {field.name for field in dataclasses.fields(TrainOptions)}
+
+
+def test_pairs_are_given_once_for_each_or_with_commas(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = parse_train("--metadata=team=red", "--metadata=note=a,b=c")
+    assert asked.metadata == {"team": "red", "note": "a,b=c"}
+    monkeypatch.setenv("VERANDAH_TRAIN_METADATA", "team=red,run=7")
+    assert parse_train().metadata == {"team": "red", "run": "7"}
+    for wrong, said in (("red", "write KEY=VALUE"), ("=x", "write KEY=VALUE")):
+        with pytest.raises(BadOption, match=f"^--metadata .*{said}"):
+            parse_train(f"--metadata={wrong}")
+    with pytest.raises(BadOption, match="'a' is given twice"):
+        parse_train("--metadata=a=1", "--metadata=a=2")
 
 
 def test_a_bad_training_option_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -154,6 +154,8 @@ def test_no_worker_and_a_key(start: Start) -> None:
     assert children(served.process.pid) == []
     with Client(served.url, "secret") as client:
         assert client.models() == ["base"]
+    assert served.log.startswith("verandah: starting a server of ")
+    assert eventually(lambda: " GET /v1/models 200 " in served.log)
     served.process.send_signal(signal.SIGINT)
     assert served.process.wait(30) == 130
     assert "Traceback" not in served.log
@@ -205,4 +207,14 @@ def test_a_port_that_is_taken_is_one_sentence(capsys: pytest.CaptureFixture[str]
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         assert main(["serve", "--port", str(port)]) == 2
-    assert capsys.readouterr().err.startswith(f"verandah: cannot listen at 127.0.0.1:{port}")
+    assert capsys.readouterr().err == (
+        f"verandah: cannot listen at 127.0.0.1:{port}: another program listens there: stop it, or "
+        "choose another --port\n"
+    )
+
+
+@pytest.mark.usefixtures("as_it_was")
+def test_an_address_of_another_machine_is_one_sentence(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["serve", "--host", "192.0.2.1"]) == 2
+    said = "cannot listen at 192.0.2.1:0: it is not an address of this machine: choose another"
+    assert said in capsys.readouterr().err

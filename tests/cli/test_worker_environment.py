@@ -6,7 +6,7 @@ from typing import cast
 
 import pytest
 
-from server.cli import serve
+from server.cli.running import http_server
 from server.config import Settings
 from server.jobs.queue.job_queue import JobQueue
 
@@ -27,15 +27,15 @@ class Told:
 
 
 def told(home: Path) -> Mapping[str, str]:
-    with serve._worker(Settings(home=home, device="cpu"), cast(JobQueue, None)):
+    with http_server._worker(Settings(home=home, device="cpu"), cast(JobQueue, None)):
         return Told.environment
 
 
 def test_its_threads_sleep_soon_unless_somebody_chose_otherwise(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(serve, "Supervisor", Told)
+    monkeypatch.setattr(http_server, "Supervisor", Told)
     monkeypatch.delenv("GOMP_SPINCOUNT", raising=False)
-    assert told(tmp_path)["GOMP_SPINCOUNT"] == serve._SPINS
+    assert told(tmp_path)["GOMP_SPINCOUNT"] == http_server._SPINS
     monkeypatch.setenv("GOMP_SPINCOUNT", "7")
     assert told(tmp_path)["GOMP_SPINCOUNT"] == "7"

@@ -23,8 +23,7 @@ from server.adapters.methods.row_shares import Shares
 from server.adapters.methods.trained_rows import FlatLayout, TrainedRows, TrainedVectors
 from server.bases.model import BaseModel
 from server.bases.seeded_matrices import Basis
-
-MAX_RANK = 1024
+from server.jobs.queue.train_options import MAX_RANK
 
 
 class TrainableAdapter:

@@ -11,7 +11,8 @@ from transformers import AutoTokenizer
 from transformers.pytorch_utils import Conv1D
 
 from server.adapters.methods.checked_adapter import CheckedAdapter
-from server.bases.base_files import load_stored, locate
+from server.bases.base_files import load_stored
+from server.bases.base_place import locate
 from server.bases.model import fingerprint_of
 from server.errors import InvalidRequest, UnsupportedModel
 

@@ -1,4 +1,4 @@
-"""Makes command-line options of settings' fields, and finds the server. Knows no command.
+"""Makes command-line options of settings' fields. Knows no command.
 
 A field of `Settings` such as `max_rank` is the option `--max-rank` and the environment variable
 `VERANDAH_MAX_RANK`. The variables of a command's own options carry its name: `VERANDAH_TRAIN_RANK`.
@@ -6,7 +6,6 @@ A field of `Settings` such as `max_rank` is the option `--max-rank` and the envi
 
 import argparse
 import logging
-import os
 from types import UnionType
 from typing import Any, TypeVar, Union, get_args, get_origin
 
@@ -14,8 +13,6 @@ from pydantic import SecretStr, ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings
 
-from clients.python import Client
-from clients.python.client import DEFAULT_URL
 from server.config import BadOption, Settings
 
 Fields = TypeVar("Fields", bound=BaseSettings)
@@ -23,6 +20,7 @@ Fields = TypeVar("Fields", bound=BaseSettings)
 
 def add_settings(parser: argparse.ArgumentParser) -> None:
     """Add an option for each field of Settings; its default is None."""
+    parser.usage = "%(prog)s [options]"  # not all sixty
     add_fields(parser, Settings, "settings", example="max_rank")
 
 
@@ -38,6 +36,8 @@ def add_fields(
         text = f"{field.description}{_shown_default(field)}".replace("%", "%%")
         if field.annotation is bool:
             group.add_argument(_flag(name), action=argparse.BooleanOptionalAction, help=text)
+        elif get_origin(_types(field.annotation)[0]) is dict:
+            group.add_argument(_flag(name), help=text, metavar="KEY=VALUE", action="append")
         else:
             group.add_argument(_flag(name), help=text, metavar=_placeholder(name, field))
 
@@ -57,26 +57,6 @@ def read_fields(options: argparse.Namespace, kind: type[Fields]) -> Fields:
         return kind(**values)
     except ValidationError as error:
         raise BadOption(_one_line(error, values, kind)) from None
-
-
-def add_server(parser: argparse.ArgumentParser) -> None:
-    """Add the options for the server's address and key."""
-    group = parser.add_argument_group("server")
-    group.add_argument(
-        "--url",
-        default=os.environ.get("VERANDAH_URL", DEFAULT_URL),
-        help=f"the server's address (VERANDAH_URL; default: {DEFAULT_URL})",
-    )
-    group.add_argument(
-        "--api-key",
-        default=os.environ.get("VERANDAH_API_KEY"),
-        help="the server's API key (VERANDAH_API_KEY)",
-    )
-
-
-def connect(options: argparse.Namespace) -> Client:
-    """A client of the server in the options. The caller closes it."""
-    return Client(options.url, options.api_key)
 
 
 def set_log_level(settings: Settings) -> None:

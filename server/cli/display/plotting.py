@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from clients.python.analysis_result import Analysis, Comparison, LayerSimilarity, SpaceSimilarity
-from server.cli import grids
+from server.cli.display import grids
 
 FORMATS: Final = ("png", "svg", "pdf")
 

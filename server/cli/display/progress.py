@@ -62,7 +62,9 @@ class TrainingBars:
             self._say(name, f"step {step} of {total}, {figures}")
 
     def _say(self, name: str, message: str) -> None:
-        self._console.print(Text(visible_lines(f"{name}: {message}")))
+        # Outside a terminal, what somebody searches for is on one line.
+        plain = not self._console.is_terminal
+        self._console.print(Text(visible_lines(f"{name}: {message}")), soft_wrap=plain)
 
 
 def _figures(event: Event) -> str:

@@ -1,6 +1,5 @@
-"""`verandah engine`: runs one engine for the server that started it. Knows no HTTP."""
+"""Runs one engine for the server that started it. Knows no HTTP."""
 
-import argparse
 import gc
 import os
 import threading
@@ -9,7 +8,6 @@ from multiprocessing.connection import Client, Connection
 from pickle import dumps
 
 from adapters_store.store_errors import StoreError
-from server.cli.options import add_settings, read_fields, set_log_level
 from server.config import BadOption, Settings
 from server.errors import VerandahError
 from server.metrics import Metrics
@@ -17,24 +15,15 @@ from server.replicas.engine_process import EngineProcess
 from server.replicas.messages import EngineFacts, StartFailed
 from server.training.colocated.training_thread import fast_thread_switching
 from server.wiring.building import RunningEngine, open_records, running_engine
-from server.wiring.process import exit_on_sigterm, say, wait_for_servers_end
+from server.wiring.process import say, wait_for_servers_end
 from server.wiring.training import SAVE_JOBS_S, training_in_thread, trains_in_thread
 
-EXAMPLES = ""
 
-
-def add_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--connect", required=True, help="the address of the server's connection")
-    add_settings(parser)
-
-
-def run(options: argparse.Namespace) -> int:
-    exit_on_sigterm()
-    settings = read_fields(options, Settings)
-    set_log_level(settings)
+def run_engine(settings: Settings, address: str) -> None:
+    """Answer over the connection at `address` until the server has ended."""
     grace_s = SAVE_JOBS_S if trains_in_thread(settings) else 0.0
     threading.Thread(target=_end_with_server, args=(grace_s,), daemon=True).start()
-    with Client(options.connect) as connection:
+    with Client(address) as connection:
         try:
             _answer(settings, connection)
         except (EOFError, ConnectionError):
@@ -42,7 +31,6 @@ def run(options: argparse.Namespace) -> int:
         except (VerandahError, StoreError, BadOption) as error:
             # The server prints the error and ends, as if the engine were in its process.
             connection.send_bytes(dumps([StartFailed(error)]))
-    return 0
 
 
 def _answer(settings: Settings, connection: "Connection[object, object]") -> None:

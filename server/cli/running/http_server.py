@@ -1,6 +1,5 @@
-"""`verandah serve`: runs the HTTP server and starts a training worker. Knows no endpoint."""
+"""Runs the HTTP server and starts a training worker. Knows no endpoint."""
 
-import argparse
 import asyncio
 import contextlib
 import gc
@@ -13,26 +12,14 @@ import uvicorn
 from starlette.types import ASGIApp
 
 from server.app import create_app
-from server.cli.options import add_settings, read_fields, set_log_level
-from server.config import BadOption, Settings
+from server.config import Settings
 from server.jobs.queue.job_queue import JobQueue
 from server.metrics import Metrics
 from server.supervisor import Supervisor
 from server.wiring.building import open_records
-from server.wiring.front import running_front, wire
-from server.wiring.process import command, environment, exit_on_sigterm, say, worker_id
+from server.wiring.front import check_base_and_devices, running_front, wire
+from server.wiring.process import command, environment, say, worker_id
 from server.wiring.training import trains_in_thread
-
-EXAMPLES = """examples:
-  verandah serve                                   serves the embedded model at http://127.0.0.1:8000
-  verandah serve --model Qwen/Qwen3-0.6B --device cuda
-  verandah serve --model /models/mine --port 9000 --api-key secret
-  VERANDAH_HOME=/data VERANDAH_HOST=0.0.0.0 verandah serve
-
-Then ask it with any OpenAI client: base_url is http://127.0.0.1:8000/v1.
-"""
-
-add_options = add_settings
 
 _CLOSING_S = 5.0  # to send the last bytes after the engine has stopped
 # How often a worker's threads spin before they sleep (GNU OpenMP). By default they spin for
@@ -40,13 +27,15 @@ _CLOSING_S = 5.0  # to send the last bytes after the engine has stopped
 _SPINS = "10000"
 
 
-def run(options: argparse.Namespace) -> int:
-    settings = read_fields(options, Settings)
-    set_log_level(settings)
-    exit_on_sigterm()
+def run_server(settings: Settings, listener: socket.socket) -> None:
+    """Serve until a signal says to stop.
+
+    Raises:
+        BadOption, UnsupportedModel: a setting cannot be right. Nothing was made in the home.
+    """
+    check_base_and_devices(settings)
     metrics = Metrics(settings.served_name)
     with (
-        _bound(settings) as listener,
         open_records(settings) as records,
         running_front(settings, records, metrics, say) as front,
         _worker(settings, records.jobs) as worker,
@@ -54,7 +43,6 @@ def run(options: argparse.Namespace) -> int:
         app = create_app(wire(settings, records, front, metrics, worker))
         collect_garbage_rarely()
         _serve(settings, app, front.stop, listener)
-    return 0
 
 
 def collect_garbage_rarely() -> None:
@@ -71,7 +59,7 @@ def _serve(
         app,
         log_level="warning" if settings.log_level == "info" else settings.log_level,
         log_config=None,
-        access_log=settings.log_level == "debug",
+        access_log=False,  # `RequestIds` logs requests
         timeout_graceful_shutdown=int(settings.drain_timeout_s + _CLOSING_S),
         lifespan="off",
     )
@@ -100,29 +88,6 @@ class _Server(uvicorn.Server):
         await super().shutdown(sockets)
         if not self.force_exit:  # a second Ctrl-C
             await asyncio.to_thread(drain.join)
-
-
-@contextlib.contextmanager
-def _bound(settings: Settings) -> Iterator[socket.socket]:
-    """A socket that is bound but does not listen: clients are refused until the server is ready."""
-    host, port = settings.host, settings.port
-    try:
-        addresses = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-        family, kind, protocol, _, address = addresses[0]
-        listener = socket.socket(family, kind, protocol)
-    except OSError as error:
-        raise BadOption(
-            f"--host {host} is not an address of this machine ({error.strerror})"
-        ) from error
-    with listener:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            listener.bind(address)
-        except OSError as error:
-            raise BadOption(
-                f"cannot listen at {host}:{port} ({error.strerror}); choose another --port"
-            ) from error
-        yield listener
 
 
 @contextlib.contextmanager

@@ -1,53 +1,21 @@
-"""`verandah methods`: counts what each method trains in a base model. Loads no weights."""
+"""Counts what each method trains in a base model. Loads no weights."""
 
-import argparse
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Final
 
 import transformers
-from pydantic import Field
-from pydantic_settings import BaseSettings, SettingsConfigDict
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from server.adapters.inspecting.counts import Counts, count
 from server.adapters.learning.targets import resolve_targets
-from server.adapters.learning.trainable import MAX_RANK
 from server.adapters.methods.registry import methods_by_name
-from server.bases.base_files import PORCH, outline_base
+from server.bases.base_files import outline_base
 from server.bases.model import BaseModel
-from server.cli.options import add_fields, read_fields
-from server.config import WITH_COMMAS
-from server.jobs.queue.train_options import TARGET_SETS
 
-EXAMPLES = """examples:
-  verandah methods                                    of Porch, the embedded model
-  verandah methods --model Qwen/Qwen3-0.6B --rank 8,64
-  verandah methods --model llama-70b/config.json --targets q_proj,v_proj
-  verandah methods --targets attention --json
-"""
-
-Rank = Annotated[int, Field(ge=1, le=MAX_RANK)]
-
-RANKS: Final = (1, 16, 256)  # those of VeRA's Table 1, and each method's default
 _COLUMNS = ("method", "rank", "parameters", "of base", "at rest", "random\nmatrices")
-
-
-class MethodsFields(BaseSettings):
-    """The options of `verandah methods`."""
-
-    model_config = SettingsConfigDict(env_prefix="VERANDAH_METHODS_", frozen=True, extra="forbid")
-
-    model: str = Field(PORCH, description="porch, a folder, a config.json, or a hub id")
-    rank: Annotated[tuple[Rank, ...] | None, *WITH_COMMAS] = Field(
-        None, description=f"ranks to show; default: {', '.join(map(str, RANKS))} and each method's"
-    )
-    targets: Annotated[tuple[str, ...], *WITH_COMMAS] = Field(
-        (TARGET_SETS[0],), description=f"{', '.join(TARGET_SETS)}, or names of linears"
-    )
 
 
 @dataclass(frozen=True)
@@ -61,31 +29,32 @@ class Row:
     counts: Counts
 
 
-def add_options(parser: argparse.ArgumentParser) -> None:
-    add_fields(parser, MethodsFields, "what to count", example="model")
-    parser.add_argument("--json", action="store_true", help="print JSON")
+def show_methods(
+    model: str, wanted: str | Sequence[str], ranks: Sequence[int], *, usual: bool, as_json: bool
+) -> None:
+    """Print a table, or JSON, of what each method trains in `model` at each of `ranks`.
 
-
-def run(options: argparse.Namespace) -> int:
-    fields = read_fields(options, MethodsFields)
+    `wanted` are the targets. With `usual`, each method is also shown at the rank that it takes by
+    itself.
+    """
     transformers.utils.logging.set_verbosity_error()
-    base = outline_base(fields.model)
-    only = fields.targets[0] if len(fields.targets) == 1 else fields.targets
-    targets = resolve_targets(base, only)
-    rows = list(_rows(base, targets, fields.rank))
-    if options.json:
+    base = outline_base(model)
+    targets = resolve_targets(base, wanted)
+    rows = list(_rows(base, targets, ranks, usual))
+    if as_json:
         print(json.dumps(_document(base, targets, rows), indent=2))
     else:
         _show(base, targets, rows)
-    return 0
 
 
-def _rows(base: BaseModel, targets: Sequence[str], ranks: Sequence[int] | None) -> Iterator[Row]:
+def _rows(
+    base: BaseModel, targets: Sequence[str], ranks: Sequence[int], with_usual: bool
+) -> Iterator[Row]:
     for name, kind in methods_by_name().items():
         for variant in kind.spec.variants:
             trained, usual = variant.trained, variant.rank
             method = kind.variant_of({} if trained is None else {"trained": trained})
-            for rank in sorted({*(ranks or (*RANKS, usual))}):
+            for rank in sorted({*ranks, usual} if with_usual else {*ranks}):
                 yield Row(name, trained, rank, rank == usual, count(method, base, targets, rank))
 
 

@@ -1,6 +1,5 @@
-"""`verandah worker`: trains waiting jobs; several may share a home. Knows no HTTP."""
+"""Trains waiting jobs in a process of its own. Knows no HTTP."""
 
-import argparse
 import contextlib
 import logging
 import os
@@ -11,57 +10,55 @@ from types import FrameType
 
 import torch
 
+from server.bases.base_files import check_config
 from server.bases.model import BaseModel
 from server.bases.tokenizer import ChatTokenizer
-from server.cli.options import add_settings, read_fields, set_log_level
 from server.config import Settings
 from server.training.job.worker_loop import run_worker
-from server.wiring.building import load_model, open_records
+from server.wiring.building import device_of, load_model, open_records
 from server.wiring.process import wait_for_servers_end
 from server.wiring.training import SAVE_JOBS_S, worker_parts
-
-EXAMPLES = """examples:
-  verandah worker                                  trains for a server with the same home
-  verandah serve --no-worker                       a server without a worker
-  VERANDAH_HOME=/data verandah worker --device cuda
-"""
 
 _NICENESS = 5  # where both need the same cores, answers come before training
 
 log = logging.getLogger(__name__)
 
 
-def add_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--supervised", action="store_true", help=argparse.SUPPRESS)
-    add_settings(parser)
+def run_until_stopped(settings: Settings, *, supervised: bool) -> int:
+    """Train jobs until a signal, or until the server ends that started this process.
 
+    Returns: the process's status; Ctrl-C is 130, as of every command.
 
-def run(options: argparse.Namespace) -> int:
-    settings = read_fields(options, Settings)
-    set_log_level(settings)
-    stop = threading.Event()
+    Raises:
+        BadOption, UnsupportedModel: a setting cannot be right. Nothing was made in the home.
+    """
+    own = settings
+    if settings.worker_device != "auto":
+        own = settings.model_copy(update={"device": settings.worker_device})
+    if not supervised:  # a server has checked them
+        device_of(own)
+        check_config(own.model)
+    stop, status = threading.Event(), 0
 
-    def on_signal(_signal: int, _frame: FrameType | None) -> None:
+    def on_signal(number: int, _frame: FrameType | None) -> None:
+        nonlocal status
+        status = 130 if number == signal.SIGINT else 0
         stop.set()
 
     signal.signal(signal.SIGTERM, on_signal)
     signal.signal(signal.SIGINT, on_signal)
-    if options.supervised:
+    if supervised:
         threading.Thread(target=_end_with_server, args=(stop,), daemon=True).start()
     with contextlib.suppress(OSError):
         os.nice(_NICENESS)
-
-    own = settings
-    if settings.worker_device != "auto":
-        own = settings.model_copy(update={"device": settings.worker_device})
 
     def load() -> tuple[BaseModel, ChatTokenizer]:
         return load_model(own, settings.worker_threads)
 
     # A server that started this worker has made the database, so do not make another if it is gone.
-    with open_records(settings, create=not options.supervised) as records:
+    with open_records(settings, create=not supervised) as records:
         run_worker(replace(worker_parts(settings, records, load), tidy=_free_cached_memory), stop)
-    return 0
+    return status
 
 
 def _free_cached_memory() -> None:

@@ -1,0 +1,1 @@
+"""Options of commands: made, read and checked. Imports neither torch nor HTTP."""

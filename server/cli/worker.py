@@ -1,0 +1,30 @@
+"""`verandah worker`: trains waiting jobs; several may share a home. Knows no HTTP."""
+
+import argparse
+
+from server.cli.arguments.options import add_settings, read_fields, set_log_level
+from server.config import Settings
+from server.wiring.process import say
+from server.wiring.start_checks import check_settings
+
+EXAMPLES = """examples:
+  verandah worker                                  trains for a server with the same home
+  verandah serve --no-worker                       a server without a worker
+  VERANDAH_HOME=/data verandah worker --device cuda
+"""
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--supervised", action="store_true", help=argparse.SUPPRESS)
+    add_settings(parser)
+
+
+def run(options: argparse.Namespace) -> int:
+    settings = read_fields(options, Settings)
+    set_log_level(settings)
+    if not options.supervised:  # a server has checked them, and spoken
+        check_settings(settings)
+        say(f"starting a training worker of {settings.model}, for the home {settings.home_path}")
+    from server.cli.running.training_worker import run_until_stopped  # torch takes seconds
+
+    return run_until_stopped(settings, supervised=options.supervised)
