@@ -131,7 +131,7 @@ def test_tensors(
         (vera(), {"r": 2**40}, "r=1099511627776 is not between 1 and 32"),
         (vera(), {"r": "6"}, "r=6 is not an integer"),
         (randlora(), {"r": -1}, "r=-1 is not between"),
-        (randlora(), {"randlora_alpha": "x"}, "randlora_alpha=x is not a number"),
+        (randlora(), {"randlora_alpha": "x"}, "randlora_alpha=x is not a finite number"),
     ],
 )
 def test_configs(
