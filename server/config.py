@@ -58,7 +58,11 @@ class Settings(BaseSettings):
     )
 
     model: str = Field("porch", description="base model: porch, a folder, or a hub id")
-    served_name: str = Field("base", description="the id by which requests name the base model")
+    served_name: str = Field(
+        "base",
+        pattern=r"^[^@\s]+$",
+        description="the id by which requests name the base model; without @ or spaces",
+    )
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where the model runs")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "auto", description="number format of the weights; auto: float32 on a CPU, else as stored"

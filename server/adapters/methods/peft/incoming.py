@@ -16,7 +16,7 @@ from adapters_store.peft.generator import ERAS, HALVES, Era, Half, Projections, 
 from adapters_store.store_errors import InvalidCheckpoint
 from server.adapters.methods.method import Method
 from server.bases.model import BaseModel, TargetLinear
-from server.errors import InvalidAdapter, InvalidRequest
+from server.errors import InvalidRequest
 
 _BASE_DTYPES: Final = ("float32", *HALVES)
 
@@ -205,24 +205,6 @@ def _path(base: BaseModel, name: str, vectors: Sequence[str]) -> str:
 def _ends_of(base: BaseModel) -> set[str]:
     ends = (base.model.get_input_embeddings(), base.model.get_output_embeddings())
     return {path for path, module in base.model.named_modules() if module in ends}
-
-
-def check_served(base: BaseModel, imported: Imported) -> None:
-    """Refuse an adapter whose vectors overflow once its scale is folded in.
-
-    Raises:
-        InvalidAdapter: naming the layer.
-    """
-    method, rank = imported.method, imported.rank
-    for path in targets_of(imported.tensors):
-        linear = base.targets[path]
-        vectors = {name: imported.tensors[f"{path}.{name}"] for name in method.shapes(linear, rank)}
-        for name, folded in method.fold(linear, rank, vectors, imported.scale).items():
-            if not torch.isfinite(folded.to(base.dtype)).all():
-                raise InvalidAdapter(
-                    f"{name!r} of layer {path!r}, times the scale {imported.scale}, is too large "
-                    f"for {base.dtype}: serve with --dtype bfloat16 or float32"
-                )
 
 
 def targets_of(tensors: Iterable[str]) -> tuple[str, ...]:
