@@ -123,14 +123,14 @@ def test_tensors(
     [
         (lora(), {"use_dora": True}, "use_dora"),
         (lora(), {"r": 6}, rf"'{LAYER}.*' has shape"),
-        (lora(), {"r": 33}, "r=33 is not between 1 and 32.*max_rank"),
-        (lora(), {"r": 0}, "r=0 is not between"),
+        (lora(), {"r": 33}, "r=33 is not a whole number between 1 and 32.*max-rank"),
+        (lora(), {"r": 0}, "r=0 is not a whole number between"),
         (lora(), {"rank_pattern": {"q_proj": 2.5}}, r"r=2\.5 is not"),
         (lora(), {"lora_alpha": 0}, "lora_alpha=0"),
         (lora(), {"peft_type": "IA3"}, "'IA3' cannot be imported"),
-        (vera(), {"r": 2**40}, "r=1099511627776 is not between 1 and 32"),
+        (vera(), {"r": 2**40}, "r=1099511627776 is not a whole number between 1 and 32"),
         (vera(), {"r": "6"}, "r=6 is not an integer"),
-        (randlora(), {"r": -1}, "r=-1 is not between"),
+        (randlora(), {"r": -1}, "r=-1 is not a whole number between"),
         (randlora(), {"randlora_alpha": "x"}, "randlora_alpha=x is not a finite number"),
     ],
 )

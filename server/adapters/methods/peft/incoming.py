@@ -114,8 +114,9 @@ class IncomingCheckpoint:
         """Return `rank` if it can be served."""
         if rank != int(rank) or not 1 <= rank <= self.max_rank:
             raise InvalidCheckpoint(
-                f"adapter_config.json: r={rank} is not between 1 and {self.max_rank}, the largest "
-                "rank that this server holds: raise max_rank to serve it"
+                f"adapter_config.json: r={rank} is not a whole number between 1 and "
+                f"{self.max_rank}, the largest rank that this server holds: for a larger one, "
+                "start the server with a larger --max-rank"
             )
         return int(rank)
 
