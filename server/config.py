@@ -58,11 +58,7 @@ class Settings(BaseSettings):
     )
 
     model: str = Field("porch", description="base model: porch, a folder, or a hub id")
-    served_name: str = Field(
-        "base",
-        pattern=r"^[^@\s]+$",
-        description="the id by which requests name the base model; without @ or spaces",
-    )
+    served_name: str = Field("base", description="the id by which requests name the base model")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where the model runs")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "auto", description="number format of the weights; auto: float32 on a CPU, else as stored"
@@ -150,6 +146,11 @@ class Settings(BaseSettings):
 
     @model_validator(mode="after")
     def _fit_together(self) -> "Settings":
+        if not self.served_name or set("@ ") & set(self.served_name):
+            raise ValueError(
+                f"served_name={self.served_name!r} is no id of a base model: give one without "
+                "spaces and without @, which stands before an adapter's version"
+            )
         if 0 < self.max_step_tokens < self.max_batch_rows:
             raise ValueError(
                 f"max_step_tokens={self.max_step_tokens} is below max_batch_rows="
