@@ -20,7 +20,7 @@ def check_name(kind: str, value: str) -> str:
     """Return `value` if it may name a folder on any system; raise InvalidName otherwise."""
     if not _NAME.fullmatch(value) or value.endswith("."):
         raise InvalidName(
-            f"{kind} {value!r} is not a name: use 1 to 64 letters, digits, '.', '_' or '-', "
+            f"{kind} {value[:80]!r} is not a name: use 1 to 64 letters, digits, '.', '_' or '-', "
             "beginning with a letter or digit"
         )
     return value
@@ -39,8 +39,8 @@ def parse_adapter_id(adapter_id: str) -> tuple[str, int | None]:
     digits = version.isascii() and version.isdecimal() and len(version) <= _VERSION_DIGITS
     if not digits or int(version) < 1:
         raise InvalidName(
-            f"version {version!r} of adapter {name!r} is not a number of 1 or more: write NAME for "
-            "the latest version, or NAME@VERSION"
+            f"version {version[:80]!r} of adapter {name!r} is not a number of 1 or more: write "
+            "NAME for the latest version, or NAME@VERSION"
         )
     return name, int(version)
 

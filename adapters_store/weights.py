@@ -30,7 +30,7 @@ ReadTensors = dict[str, Tensor]
 
 CHECKSUM_FIELD = "content_sha256"
 _NO_CHECKSUM = "0" * 64
-_MAX_HEADER_BYTES = 64 * 2**20
+_MAX_HEADER_BYTES = 4 * 2**20  # four times what an import may need
 _FLOAT_BYTES = 4
 _OPENING = '{"__metadata__":{'  # of every header that is written here
 _KNOWN_TABLES = 64  # kinds of files: those of one method, rank and choice of linears
@@ -84,14 +84,14 @@ def write(path: Path, manifest: Manifest, tensors: Tensors) -> None:
 
     Raises:
         FileExistsError: `path` exists.
-        ValueError: no tensors, or one is empty or not float32.
+        ValueError: no tensors, or one is empty or not float32, or too many for one header.
     """
     if not tensors:
         raise ValueError(f"an adapter without tensors cannot be written to {path}")
     entries: dict[str, Any] = {
         "__metadata__": {**manifest.to_header(), CHECKSUM_FIELD: _NO_CHECKSUM}
     }
-    blobs: list[bytes] = []
+    parts: list[memoryview] = []  # no copies: making them would stop all other threads
     end = 0
     for name, tensor in sorted(tensors.items()):
         if tensor.dtype != torch.float32 or tensor.numel() == 0:
@@ -99,8 +99,9 @@ def write(path: Path, manifest: Manifest, tensors: Tensors) -> None:
                 f"tensor {name!r} is {tensor.dtype} of shape {list(tensor.shape)}; "
                 "adapters are stored in float32, and none is empty"
             )
-        blobs.append(tensor.detach().cpu().contiguous().numpy().astype("<f4").tobytes())
-        start, end = end, end + len(blobs[-1])
+        numbers = tensor.detach().cpu().contiguous().numpy().astype("<f4", copy=False)
+        parts.append(numbers.reshape(-1).view("u1").data)
+        start, end = end, end + len(parts[-1])
         entries[name] = {
             "dtype": "F32",
             "shape": list(tensor.shape),
@@ -108,10 +109,13 @@ def write(path: Path, manifest: Manifest, tensors: Tensors) -> None:
         }
     text = json.dumps(entries, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)  # keeps the numbers aligned for readers that map the file
-    data = b"".join(blobs)
-    text = text.replace(_checksum(_NO_CHECKSUM), _checksum(_digest(text, data)), 1)
+    if len(text) > _MAX_HEADER_BYTES:
+        raise ValueError(f"{len(tensors)} tensors need a header of over {_MAX_HEADER_BYTES} bytes")
+    text = text.replace(_checksum(_NO_CHECKSUM), _checksum(_digest(text, *parts)), 1)
     with path.open("xb") as file:
-        file.write(len(text).to_bytes(8, "little") + text + data)
+        file.write(len(text).to_bytes(8, "little") + text)
+        for part in parts:
+            file.write(part)
         file.flush()
         os.fsync(file.fileno())
 
@@ -157,10 +161,11 @@ def _checksum(digest: str) -> bytes:
     return f'"{CHECKSUM_FIELD}":"{digest}"'.encode()
 
 
-def _digest(text: bytes, data: bytes | memoryview) -> str:
+def _digest(text: bytes, *data: memoryview) -> str:
     digest = hashlib.sha256(len(text).to_bytes(8, "little"))
     digest.update(text)
-    digest.update(data)
+    for part in data:
+        digest.update(part)
     return digest.hexdigest()
 
 

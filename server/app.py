@@ -51,6 +51,8 @@ _HTTP_ERRORS: Mapping[type[Exception], _HttpError] = {
     errors.DeadlineExceeded: _HttpError(504, "deadline_exceeded", "server_error", retry=False),
     errors.Unavailable: _HttpError(503, "unavailable", "server_error"),
     errors.InvalidAdapter: _HttpError(400, "invalid_adapter"),
+    errors.AdapterNotFinite: _HttpError(400, "adapter_not_finite"),
+    errors.LogitsNotFinite: _HttpError(500, "logits_not_finite", "server_error", retry=False),
     store_errors.AdapterNotFound: _HttpError(404, "model_not_found"),
     store_errors.InvalidName: _HttpError(400, "invalid_value"),
     store_errors.InvalidCheckpoint: _HttpError(400, "invalid_adapter"),

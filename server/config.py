@@ -146,6 +146,11 @@ class Settings(BaseSettings):
 
     @model_validator(mode="after")
     def _fit_together(self) -> "Settings":
+        if not self.served_name or set("@ ") & set(self.served_name):
+            raise ValueError(
+                f"served_name={self.served_name!r} is no id of a base model: give one without "
+                "spaces and without @, which stands before an adapter's version"
+            )
         if 0 < self.max_step_tokens < self.max_batch_rows:
             raise ValueError(
                 f"max_step_tokens={self.max_step_tokens} is below max_batch_rows="

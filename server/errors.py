@@ -98,6 +98,14 @@ class InvalidAdapter(VerandahError):
     """An adapter cannot be served: its base or shapes are wrong, or numbers are not finite."""
 
 
+class AdapterNotFinite(InvalidAdapter):
+    """An adapter's numbers, its update or its logits are not finite: trying again is in vain."""
+
+
+class LogitsNotFinite(VerandahError):
+    """The base model's logits are not finite for a prompt: trying again is in vain."""
+
+
 class BasisMismatch(InvalidAdapter):
     """This build makes other random matrices than the adapter's."""
 

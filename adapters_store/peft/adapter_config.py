@@ -6,15 +6,17 @@ refused with a remedy; so is a field that is unknown here and set, for it might.
 
 import json
 import math
-import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Final, cast
 
+from adapters_store import foreign_json
+from adapters_store.peft.patterns import numbers_by_module
 from adapters_store.store_errors import InvalidCheckpoint
 
 CONFIG_NAME: Final = "adapter_config.json"
 MAX_CONFIG_BYTES: Final = 2**20
+_MAX_PARTS: Final = 16_384  # objects and lists, and brackets in patterns
 
 _MERGE = "merge it into its base with PEFT (merge_and_unload) and serve the result as a base model"
 _NOT_LINEAR = "it trains more than linears: train it again without, or " + _MERGE
@@ -42,20 +44,66 @@ _REFUSED: Final[Mapping[str, tuple[tuple[object, ...], str]]] = {
 _BY_TENSOR: Final = ("bias", "modules_to_save")
 _INITS: Final = (True, False, "gaussian", "eva", "orthogonal", "mica")  # leave the base as it is
 
-_MAX_PATTERNS: Final = 4096
-_REPEATS: Final = re.compile(r"[*+?{]")
-_REPEATED_GROUP: Final = re.compile(r"\)[*+?{]")
+
+def _is_integer(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _is_flag(value: object) -> bool:
+    return isinstance(value, bool)
+
+
+def _is_text(value: object) -> bool:
+    return value is None or isinstance(value, str)
+
+
+def _are_texts(value: object) -> bool:
+    return _is_text(value) or (isinstance(value, list) and all(isinstance(v, str) for v in value))
+
+
+def _are_integers(value: object) -> bool:
+    return (
+        value is None
+        or _is_integer(value)
+        or (isinstance(value, list) and all(map(_is_integer, value)))
+    )
+
+
+def _are_numbers_by_module(value: object) -> bool:
+    return value is None or (isinstance(value, dict) and all(map(_is_number, value.values())))
+
+
+def _is_object(value: object) -> bool:
+    return value is None or isinstance(value, dict)
+
+
+def _is_anything(value: object) -> bool:
+    return True
+
 
 # Fields that do not change what the tensors mean, or that are read by name below.
-_KNOWN: Final = {
-    *("peft_type", "r", "task_type", "auto_mapping", "base_model_name_or_path", "revision"),
-    *("inference_mode", "peft_version", "runtime_config", "target_modules", "exclude_modules"),
-    *("layers_to_transform", "layers_pattern", "fan_in_fan_out", "ensure_weight_tying"),
-    *("projection_prng_key", "save_projection", "d_initial", "init_weights", "vera_dropout"),
-    *("randlora_alpha", "randlora_dropout", "sparse", "very_sparse"),
-    *("lora_alpha", "lora_dropout", "use_rslora", "rank_pattern", "alpha_pattern"),
-    *("init_lora_weights", "eva_config", "corda_config", "lora_ga_config", "loftq_config"),
-    *("megatron_core", "qalora_group_size"),
+_KNOWN: Final[Mapping[str, tuple[Callable[[object], bool], str]]] = {
+    name: (fits, kind)
+    for fits, kind, names in (
+        (_is_integer, "an integer", "r projection_prng_key"),
+        (_is_number, "a finite number", "lora_alpha randlora_alpha d_initial"),
+        (_is_number, "a finite number", "lora_dropout vera_dropout randlora_dropout"),
+        (_is_flag, "true or false", "use_rslora sparse very_sparse fan_in_fan_out"),
+        (_is_flag, "true or false", "inference_mode save_projection ensure_weight_tying"),
+        (_are_numbers_by_module, "finite numbers by module", "rank_pattern alpha_pattern"),
+        (_are_texts, "a text or a list of them", "target_modules exclude_modules layers_pattern"),
+        (_are_integers, "an integer or a list of them", "layers_to_transform"),
+        (_is_text, "a text", "peft_type task_type base_model_name_or_path revision"),
+        (_is_text, "a text", "peft_version megatron_core"),
+        (_is_object, "an object", "auto_mapping runtime_config"),
+        (_is_object, "an object", "eva_config corda_config lora_ga_config loftq_config"),
+        (_is_anything, "", "init_weights init_lora_weights qalora_group_size"),
+    )
+    for name in names.split()
 }
 
 
@@ -63,66 +111,33 @@ _KNOWN: Final = {
 class PeftConfig:
     """One adapter's config: its `kind` (PEFT's `peft_type`), and the fields that are read by name.
 
-    The getters raise InvalidCheckpoint for a value of the wrong type.
+    `parse_config` has checked the types of the fields.
     """
 
     kind: str
     fields: Mapping[str, object]
 
     def integer(self, name: str, default: int) -> int:
-        value = self.fields.get(name, default)
-        if isinstance(value, int) and not isinstance(value, bool):
-            return value
-        raise self._wrong(name, "an integer")
+        return cast(int, self.fields.get(name, default))
 
     def number(self, name: str, default: float) -> float:
-        value = self.fields.get(name, default)
-        if _is_number(value):
-            return float(cast(float, value))
-        raise self._wrong(name, "a number")
+        return float(cast(float, self.fields.get(name, default)))
 
-    def flag(self, name: str, default: bool = False) -> bool:
-        value = self.fields.get(name, default)
-        if isinstance(value, bool):
-            return value
-        raise self._wrong(name, "true or false")
+    def flag(self, name: str) -> bool:
+        return cast(bool, self.fields.get(name, False))
 
     def text(self, name: str) -> str:
-        """A string, or "" for anything else."""
-        value = self.fields.get(name)
-        return value if isinstance(value, str) else ""
+        """A string; "" if it is left out."""
+        return cast(str, self.fields.get(name) or "")
 
-    def by_module(self, name: str) -> "Patterns":
-        """Numbers by pattern of module path, such as `rank_pattern`; none if it is left out."""
-        value = self.fields.get(name) or {}
-        if not isinstance(value, dict) or not all(map(_is_number, value.values())):
-            raise self._wrong(name, "numbers by module")
-        return Patterns.of(name, value)
+    def by_module(self, name: str, paths: Collection[str], default: float) -> dict[str, float]:
+        """Each module's number, by the patterns of a field such as `rank_pattern`.
 
-    def _wrong(self, name: str, kind: str) -> InvalidCheckpoint:
-        return InvalidCheckpoint(
-            f"{CONFIG_NAME}: {name}={str(self.fields.get(name))[:80]} is not {kind}"
-        )
-
-
-@dataclass(frozen=True)
-class Patterns:
-    """Numbers for the modules whose path, or the end of it, a regular expression matches."""
-
-    compiled: Sequence[tuple[re.Pattern[str], float]]
-
-    @classmethod
-    def of(cls, name: str, numbers: Mapping[str, float]) -> "Patterns":
-        """Raises InvalidCheckpoint for too many patterns, or one that could take for ever."""
-        if len(numbers) > _MAX_PATTERNS:
-            raise InvalidCheckpoint(
-                f"{CONFIG_NAME}: {name} has {len(numbers)} entries, over the {_MAX_PATTERNS} read"
-            )
-        return cls([(_compiled(name, pattern), number) for pattern, number in numbers.items()])
-
-    def find(self, path: str, default: float) -> float:
-        """The number of the first pattern that matches, as PEFT chooses it."""
-        return next((n for pattern, n in self.compiled if pattern.match(path)), default)
+        Raises:
+            InvalidCheckpoint: a pattern that is not supported.
+        """
+        numbers = cast(dict[str, float], self.fields.get(name) or {})
+        return numbers_by_module(f"{CONFIG_NAME}: {name}", numbers, paths, default)
 
 
 def parse_config(text: bytes, kinds: Collection[str]) -> PeftConfig:
@@ -136,13 +151,15 @@ def parse_config(text: bytes, kinds: Collection[str]) -> PeftConfig:
             f"{CONFIG_NAME} is over {MAX_CONFIG_BYTES} bytes: send the file that PEFT saved"
         )
     try:
-        fields = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise InvalidCheckpoint(f"{CONFIG_NAME} is not JSON: {error}") from error
-    if not isinstance(fields, dict) or "peft_type" not in fields:
+        fields = foreign_json.read_object(text, max_parts=_MAX_PARTS)
+    except ValueError as error:
+        raise InvalidCheckpoint(
+            f"{CONFIG_NAME} cannot be read: {error}; send the file that PEFT saved"
+        ) from error
+    if "peft_type" not in fields:
         raise InvalidCheckpoint(f"{CONFIG_NAME} has no peft_type: send the file that PEFT saved")
     kind = fields["peft_type"]
-    if kind not in kinds:
+    if not isinstance(kind, str) or kind not in kinds:
         raise InvalidCheckpoint(
             f"{CONFIG_NAME}: peft_type {str(kind)[:80]!r} cannot be imported, only "
             f"{', '.join(kinds)}: {_MERGE}"
@@ -154,7 +171,10 @@ def parse_config(text: bytes, kinds: Collection[str]) -> PeftConfig:
 def _refuse(kind: str, fields: Mapping[str, object]) -> None:
     for name, value in fields.items():
         harmless, remedy = _REFUSED.get(name, ((), ""))
-        if name in _KNOWN or not value or value in harmless:
+        if name in _KNOWN:
+            _check_type(name, value)
+            continue
+        if not value or value in harmless:
             continue
         if not remedy:
             remedy = (
@@ -163,7 +183,7 @@ def _refuse(kind: str, fields: Mapping[str, object]) -> None:
         elif kind != "LORA" and name in _BY_TENSOR:
             continue
         raise InvalidCheckpoint(
-            f"{CONFIG_NAME}: {name}={json.dumps(value)[:80]} is refused; {remedy}"
+            f"{CONFIG_NAME}: {name[:80]}={json.dumps(value)[:80]} is refused; {remedy}"
         )
     init = fields.get("init_lora_weights", True)
     if init not in _INITS:
@@ -174,22 +194,9 @@ def _refuse(kind: str, fields: Mapping[str, object]) -> None:
         )
 
 
-def _compiled(name: str, pattern: str) -> re.Pattern[str]:
-    # A pattern is somebody's program: without repeated groups, two repetitions stay polynomial.
-    repeats = len(_REPEATS.findall(pattern))
-    if len(pattern) > 256 or repeats > 2 or _REPEATED_GROUP.search(pattern):
+def _check_type(name: str, value: object) -> None:
+    fits, kind = _KNOWN[name]
+    if not fits(value):
         raise InvalidCheckpoint(
-            f"{CONFIG_NAME}: {name} has the pattern {pattern[:80]!r}, which is too complex to be "
-            "run safely: write module paths instead"
+            f"{CONFIG_NAME}: {name}={str(value)[:80]} is not {kind}: send the file that PEFT saved"
         )
-    try:
-        return re.compile(rf"(?:.*\.)?(?:{pattern})$")
-    except re.error as error:
-        raise InvalidCheckpoint(
-            f"{CONFIG_NAME}: {name} has the pattern {pattern[:80]!r}, which is no "
-            f"regular expression: {error}"
-        ) from error
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

@@ -15,6 +15,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from adapters_store import foreign_json
 from adapters_store.peft.adapter_config import CONFIG_NAME
 from adapters_store.store_errors import InvalidCheckpoint
 
@@ -22,6 +23,13 @@ WEIGHTS_NAME: Final = "adapter_model.safetensors"
 LAYER_PREFIX: Final = "base_model.model."
 SHARED_PREFIX: Final = "base_model."
 
+MAX_HEADER_BYTES: Final = 2**20
+"""Of the JSON before the numbers. An adapter of every linear of a Llama of 405B parameters needs
+half of it: 126 layers of 7 linears, with four tensors each of 160 bytes."""
+MAX_TENSORS: Final = 8192
+MAX_NAME: Final = 256
+
+_MAX_PARTS: Final = 3 * MAX_TENSORS + 2  # a tensor is an object with two lists
 _FLOATS: Final = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 _PICKLES: Final = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")
 
@@ -77,15 +85,54 @@ class PeftTensors:
 
 @contextmanager
 def open_tensors(path: Path) -> Iterator[PeftTensors]:
-    """Open a safetensors file. Raises InvalidCheckpoint: it is no safetensors file."""
+    """Open a safetensors file.
+
+    Raises:
+        InvalidCheckpoint: it is no safetensors file, or its header is over a limit.
+    """
+    _check_header(path)
     try:
         with safe_open(path, framework="pt") as file:
             yield PeftTensors(file)
     except SafetensorError as error:
+        raise _no_safetensors(str(error)) from error
+
+
+def _check_header(path: Path) -> None:
+    """Bound the header before anything is made of it."""
+    with path.open("rb") as file:
+        prefix = file.read(8)
+        length = int.from_bytes(prefix, "little")
+        if len(prefix) < 8 or length > path.stat().st_size - 8:
+            raise _no_safetensors("its header is not whole")
+        if length > MAX_HEADER_BYTES:
+            raise InvalidCheckpoint(
+                f"{WEIGHTS_NAME} has a header of {length} bytes, over the {MAX_HEADER_BYTES} that "
+                "are read: save one adapter, without copies of shared matrices"
+            )
+        text = file.read(length)
+    try:
+        entries = foreign_json.read_object(text, max_parts=_MAX_PARTS)
+    except ValueError as error:
+        raise _no_safetensors(f"its header cannot be read: {error}") from error
+    if len(entries) > MAX_TENSORS:
         raise InvalidCheckpoint(
-            f"{WEIGHTS_NAME} is no whole safetensors file ({error}); pickles are not read: save "
-            "the adapter again with PEFT"
-        ) from error
+            f"{WEIGHTS_NAME} has {len(entries)} tensors, over the {MAX_TENSORS} that are read: "
+            "save one adapter, without copies of shared matrices"
+        )
+    for name in entries:
+        if len(name) > MAX_NAME:
+            raise InvalidCheckpoint(
+                f"tensor {name[:80]!r}... has a name of {len(name)} characters, over the "
+                f"{MAX_NAME} that are read: save the adapter again with PEFT"
+            )
+
+
+def _no_safetensors(reason: str) -> InvalidCheckpoint:
+    return InvalidCheckpoint(
+        f"{WEIGHTS_NAME} is no whole safetensors file ({reason}); pickles are not read: save the "
+        "adapter again with PEFT"
+    )
 
 
 def write_folder(folder: Path, config: Mapping[str, object], tensors: Mapping[str, Tensor]) -> None:

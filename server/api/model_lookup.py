@@ -1,7 +1,7 @@
 """Finds the model that a request names. Knows no endpoint."""
 
-from adapters_store.manifest import AdapterRef, parse_adapter_id
-from adapters_store.store_errors import AdapterNotFound, InvalidName
+from adapters_store.manifest import AdapterRef, check_name, parse_adapter_id
+from adapters_store.store_errors import AdapterCorrupt, AdapterNotFound, InvalidName
 from server.api.app_services import Services
 from server.errors import InvalidRequest, ModelNotFound
 
@@ -21,6 +21,47 @@ def find_model(services: Services, owner: str, model_id: str) -> AdapterRef | No
             f"the model {model_id!r} does not exist or is not yours: use {services.base.id!r}, an "
             "adapter's NAME, or NAME@VERSION; GET /v1/models and `verandah adapters` list them"
         ) from error
+
+
+def check_new_name(services: Services, owner: str, name: str, param: str) -> None:
+    """Refuse a name under which no request could reach a new adapter. Every way in calls it.
+
+    Raises:
+        InvalidRequest: `param` names the field.
+    """
+    try:
+        check_name(param, name)
+        taken = services.adapters.versions(owner, name)
+    except InvalidName as error:
+        raise InvalidRequest(str(error), param=param) from error
+    except AdapterCorrupt:
+        return  # it exists; whoever publishes says what is wrong with it
+    if name.casefold() == services.base.id.casefold():
+        raise InvalidRequest(
+            f"{param} {name!r} is the base model's id, so no request could reach the adapter: "
+            f"choose another {param}",
+            param=param,
+        )
+    if taken and name not in services.adapters.names(owner):
+        raise InvalidRequest(
+            f"{param} {name!r} differs from an adapter's name only in capital letters, which this "
+            f"server's file system ignores: choose another {param}",
+            param=param,
+        )
+
+
+def listed_id(services: Services, ref: AdapterRef) -> str:
+    """The id of an adapter in lists: its name, unless that means the base model.
+
+    An adapter may be older than the base's name, which is an option of the server.
+    """
+    return str(ref) if ref.name == services.base.id else ref.name
+
+
+def names_after(services: Services, owner: str, after: str | None) -> list[str]:
+    """The owner's adapters behind the last id of a page, which is as `listed_id` gives it."""
+    last = None if after is None else after.partition("@")[0]
+    return [name for name in services.adapters.names(owner) if last is None or name > last]
 
 
 def find_adapter(

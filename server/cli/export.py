@@ -4,6 +4,7 @@ import argparse
 from pathlib import Path
 
 from server.cli.arguments.server_address import add_server, connect
+from server.wiring.process import say
 
 EXAMPLES = """examples:
   verandah export pirate --out ./pirate                        for PEFT, with its matrices
@@ -13,7 +14,7 @@ EXAMPLES = """examples:
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("name", help="NAME or NAME@VERSION")
+    parser.add_argument("name", help="NAME, as in requests, or NAME@VERSION")
     parser.add_argument(
         "--format",
         default="peft",
@@ -26,6 +27,11 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     with connect(options) as client:
+        adapter = client.adapter(options.name)
+        if adapter.version not in adapter.versions:
+            name = options.name.partition("@")[0]
+            meant = f"{name}@{adapter.versions[-1]}" if adapter.versions else "nothing yet"
+            say(f"{options.name} is a checkpoint of a job; {name} is {meant}")
         for path in client.export_adapter(options.name, options.out, options.format):
             print(path)
     return 0

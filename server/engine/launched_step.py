@@ -14,7 +14,7 @@ from server.engine.logprobs import logprob_tensors, token_logprobs
 from server.engine.sampler import sample
 from server.engine.sequence import Chunk, Sequence, StepOutput, TokenLogprob
 
-NOT_FINITE = "the model's logits are not finite: the adapter or the base overflows in this dtype"
+NOT_FINITE = "the logits are not finite for this prompt, and will not be if it is sent again"
 
 
 class LogitRows:

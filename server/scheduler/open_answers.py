@@ -6,7 +6,13 @@ from collections.abc import Callable, Iterable
 from collections.abc import Sequence as Seq
 
 from server.engine.sequence import FinishReason, Sequence, StepOutput
-from server.errors import DeadlineExceeded, Unavailable
+from server.errors import (
+    AdapterNotFinite,
+    DeadlineExceeded,
+    LogitsNotFinite,
+    Unavailable,
+    VerandahError,
+)
 from server.metrics import Metrics
 from server.pulse import Pulse
 from server.scheduler.admission import Admission
@@ -119,7 +125,7 @@ class OpenAnswers:
 
     def _deliver(self, answer: Answer, output: StepOutput, now: float) -> None:
         if output.failure is not None:
-            self.end(answer, FinishReason.ERROR, Unavailable(output.failure))
+            self.end(answer, FinishReason.ERROR, _not_finite(answer, output.failure))
             return
         try:
             update = answer.take(output, self._eos)
@@ -144,3 +150,12 @@ class OpenAnswers:
         except Exception:  # a listener's fault must not stop the others' answers
             log.exception("request %s is cancelled: its listener failed", answer.request.request_id)
             self._intake.cancel(Handle((answer,)))
+
+
+def _not_finite(answer: Answer, failure: str) -> VerandahError:
+    if answer.adapter is None:
+        return LogitsNotFinite(f"base model: {failure}; serve it with --dtype float32 or bfloat16")
+    return AdapterNotFinite(
+        f"adapter {answer.adapter}: {failure}; train it again with a lower learning rate, or serve "
+        "with --dtype float32 or bfloat16"
+    )

@@ -27,7 +27,7 @@ from server.replicas.fleet_metrics import add_fleet_metrics
 from server.replicas.fleet_residency import FleetResidency
 from server.replicas.messages import EngineFacts
 from server.replicas.replica import Replica, WorkerProxy
-from server.tenancy.keys import Keys
+from server.tenancy.keys import DEFAULT_OWNER, Keys
 from server.training.job.job_estimator import JobEstimator
 from server.wiring.building import (
     Records,
@@ -69,6 +69,7 @@ def running_front(
     settings: Settings, records: Records, metrics: Metrics, say: Say
 ) -> Iterator[Front]:
     """Start the engine or engines that the settings ask for; stops them at the end."""
+    _tell_of_shadowed(settings, records, say)
     start = _in_processes if _in_own_processes(settings) else _in_this_process
     with start(settings, records, metrics, say) as front:
         yield front
@@ -124,6 +125,17 @@ def wire(
         max_body_bytes=int(settings.max_body_mb * _MIB),
         max_file_bytes=int(settings.max_file_mb * _MIB),
     )
+
+
+def _tell_of_shadowed(settings: Settings, records: Records, say: Say) -> None:
+    """An adapter may be older than the base model's name."""
+    name = settings.served_name
+    if name in records.store.names(DEFAULT_OWNER):
+        say(
+            f"an adapter is named {name!r}, as the base model is, so that name reaches the base "
+            f"model: ask the adapter as {name}@VERSION, delete it with `verandah adapters delete "
+            f"{name}`, or choose another --served-name"
+        )
 
 
 def _in_own_processes(settings: Settings) -> bool:

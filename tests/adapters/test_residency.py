@@ -13,7 +13,7 @@ from adapters_store.manifest import AdapterRef
 from adapters_store.store_errors import AdapterCorrupt, AdapterNotFound
 from adapters_store.weights import Content
 from server.adapters.adapter_status import AdapterState, AdapterStatus
-from server.errors import BasisMismatch, Conflict, InvalidAdapter, Unavailable
+from server.errors import AdapterNotFinite, BasisMismatch, Conflict, InvalidAdapter, Unavailable
 from tests.adapters.conftest import Serve
 from tests.adapters.made import Made, make_adapter, merged_logits
 from tests.adapters.served import Served
@@ -245,13 +245,23 @@ Q = "model.layers.0.self_attn.q_proj"
         ),
         (
             lambda m: _with(m, f"{Q}.b", torch.full((48,), torch.inf)),
-            InvalidAdapter,
-            rf"'{Q}\.b' holds a value that is not finite",
+            AdapterNotFinite,
+            rf"'{Q}\.b' holds a value that is not finite: train",
         ),
         (
             lambda m: _with(m, f"{Q}.d", torch.tensor([1.0] * 7 + [torch.nan])),
             InvalidAdapter,
             rf"'{Q}\.d' holds a value that is not finite",
+        ),
+        (
+            lambda m: _manifest(_with(m, f"{Q}.b", torch.full((48,), 1e30)), scale=1e30),
+            AdapterNotFinite,
+            r"the update of layer 'model.* the scale 1e\+30, reach",
+        ),
+        (
+            lambda m: _with(_with(m, f"{Q}.b", torch.full((48,), 1e20)), f"{Q}.d", torch.ones(8)),
+            AdapterNotFinite,
+            f"the update of layer '{Q}' overflows.*reach 8e\\+20",
         ),
         (lambda m: _manifest(m, method="magic"), InvalidAdapter, "'magic' is unknown.*vera"),
         (lambda m: _manifest(m, rank=33), InvalidAdapter, "rank 33 is not between 1 and 32"),

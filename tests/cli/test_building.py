@@ -13,7 +13,8 @@ from server.bases.model import BaseModel
 from server.bases.shared_weights import twin_of
 from server.bases.tokenizer import EMBEDDED
 from server.config import Settings
-from server.wiring import building
+from server.tenancy.keys import DEFAULT_OWNER
+from server.wiring import building, front
 from tests.models import tiny_base, tiny_model
 
 
@@ -44,3 +45,15 @@ def test_a_padded_vocabulary_is_known_when_the_model_is_loaded(tmp_path: Path) -
     for known in (base, twin_of(base)):
         assert known.nameless is not None
         assert known.nameless.tolist() == [*range(8192, 8200)]
+
+
+@pytest.mark.parametrize(("served_name", "told"), [("pirate", 1), ("base", 0)])
+def test_an_adapter_that_the_bases_name_hides_is_told_at_the_start(
+    served_name: str, told: int, tmp_path: Path
+) -> None:
+    (tmp_path / "adapters" / DEFAULT_OWNER / "pirate" / "1").mkdir(parents=True)
+    settings, lines = Settings(home=tmp_path, served_name=served_name), list[str]()
+    with building.open_records(settings) as records:
+        front._tell_of_shadowed(settings, records, lines.append)
+    assert len(lines) == told
+    assert all("ask the adapter as pirate@VERSION" in line for line in lines)

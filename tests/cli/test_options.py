@@ -65,6 +65,7 @@ def test_an_option_wins_over_a_variable(monkeypatch: pytest.MonkeyPatch) -> None
         (["--max-rank=5000"], "--max-rank '5000': "),
         (["--device=tpu"], "--device 'tpu': "),
         (["--max-batch-rows=600", "--max-step-tokens=512"], "max_step_tokens=512 is below"),
+        (["--served-name=pirate@3"], "served_name='pirate@3' is no id of a base model"),
     ],
 )
 def test_a_bad_option_is_one_line(arguments: list[str], said: str) -> None:

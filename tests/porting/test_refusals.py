@@ -123,15 +123,15 @@ def test_tensors(
     [
         (lora(), {"use_dora": True}, "use_dora"),
         (lora(), {"r": 6}, rf"'{LAYER}.*' has shape"),
-        (lora(), {"r": 33}, "r=33 is not between 1 and 32.*max_rank"),
-        (lora(), {"r": 0}, "r=0 is not between"),
+        (lora(), {"r": 33}, "r=33 is not a whole number between 1 and 32.*max-rank"),
+        (lora(), {"r": 0}, "r=0 is not a whole number between"),
         (lora(), {"rank_pattern": {"q_proj": 2.5}}, r"r=2\.5 is not"),
         (lora(), {"lora_alpha": 0}, "lora_alpha=0"),
         (lora(), {"peft_type": "IA3"}, "'IA3' cannot be imported"),
-        (vera(), {"r": 2**40}, "r=1099511627776 is not between 1 and 32"),
+        (vera(), {"r": 2**40}, "r=1099511627776 is not a whole number between 1 and 32"),
         (vera(), {"r": "6"}, "r=6 is not an integer"),
-        (randlora(), {"r": -1}, "r=-1 is not between"),
-        (randlora(), {"randlora_alpha": "x"}, "randlora_alpha=x is not a number"),
+        (randlora(), {"r": -1}, "r=-1 is not a whole number between"),
+        (randlora(), {"randlora_alpha": "x"}, "randlora_alpha=x is not a finite number"),
     ],
 )
 def test_configs(
@@ -194,6 +194,73 @@ def test_values_that_overflow_the_served_dtype(
     folder = save(adapted("llama", config), tmp_path / "out")
     change(folder, first(name, 70_000.0))
     refused(place(dtype=torch.float16), folder, said)
+
+
+def filled(**values: float) -> Edit:
+    """Every tensor whose name ends so gets that value."""
+
+    def edit(tensors: dict[str, Tensor]) -> None:
+        for name, tensor in tensors.items():
+            for end, value in values.items():
+                if end in name:
+                    tensor.fill_(value)
+
+    return edit
+
+
+NOTHING = filled()
+
+
+@pytest.mark.parametrize(
+    ("config", "fields", "edit", "said"),
+    [
+        (lora(), {"lora_alpha": 1e38}, NOTHING, "update of layer 'model.layers.0.* overflows"),
+        (lora(), {"lora_alpha": 1e308}, NOTHING, "'B' of layer .* is too large"),
+        (lora(), {"lora_alpha": -1e38}, NOTHING, "overflows"),
+        (lora(), {"lora_alpha": 1e38, "use_rslora": True}, NOTHING, "overflows"),
+        (lora(), {"alpha_pattern": {"0.*down_proj": 1e38}}, NOTHING, "mlp.down_proj' overflows"),
+        (
+            lora(),
+            {"lora_alpha": 1e-300, "alpha_pattern": {"0.*down_proj": 1e300}},
+            NOTHING,
+            "down_proj.* overflows|is not finite",
+        ),
+        (lora(), {}, filled(lora_A=1e30, lora_B=1e30), r"overflows.* reach 1.*e\+61"),
+        (lora(), {}, filled(lora_A=3e38, lora_B=-3e38), "too large|overflows"),
+        (lora(), {}, filled(lora_A=1e10, lora_B=1e10), "overflows"),
+        (vera(), {}, filled(lambda_d=1e20, lambda_b=1e20), "overflows"),
+        (vera(), {}, filled(vera_A=1e15, vera_B=1e15), "overflows"),
+        (randlora(), {}, filled(randlora_lambda=1e12, randlora_gamma=1e12), "overflows"),
+        (randlora(), {"randlora_alpha": 1e38}, NOTHING, "overflows|too large"),
+    ],
+)
+def test_an_update_that_overflows(
+    config: PeftConfig,
+    fields: dict[str, object],
+    edit: Edit,
+    said: str,
+    place: MakePlace,
+    tmp_path: Path,
+) -> None:
+    """Though each number is finite."""
+    folder = save(adapted("llama", config), tmp_path / "out")
+    configure(folder, **fields)
+    change(folder, edit)
+    refused(place(), folder, said)
+
+
+def test_an_update_that_overflows_in_half_precision_alone(place: MakePlace, tmp_path: Path) -> None:
+    folder = save(adapted("llama", lora()), tmp_path / "out")
+    change(folder, filled(lora_A=200.0, lora_B=200.0))
+    refused(place(dtype=torch.float16), folder, r"the update of layer .* overflows")
+    assert str(place("llama").import_adapter(folder)) == "pet@1"
+
+
+def test_large_numbers_that_cancel_are_served(place: MakePlace, tmp_path: Path) -> None:
+    folder = save(adapted("llama", lora()), tmp_path / "out")
+    change(folder, filled(lora_A=1e-30, lora_B=1e30))
+    here = place()
+    assert here.logits(here.import_adapter(folder)).isfinite().all()
 
 
 def test_a_scale_that_overflows_the_served_dtype(place: MakePlace, tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from server.errors import (
     DeadlineExceeded,
     InvalidAdapter,
     InvalidRequest,
+    LogitsNotFinite,
     QueueFull,
     Unavailable,
 )
@@ -322,7 +323,7 @@ def test_a_row_that_overflows_ends_alone(rig: Rig) -> None:
     bad, _ = rig.ask()
     good, _ = rig.ask()
     assert bad.wait().last.finish is FinishReason.ERROR
-    assert isinstance(bad.last.error, Unavailable)
+    assert isinstance(bad.last.error, LogitsNotFinite)
     assert good.wait().text == " 3 4 5 6"
 
 

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from adapters_store.manifest import STORED_BASIS, Manifest
 from adapters_store.weights import Content, TensorTable
+from server.adapters.loading.overflow import LARGEST_UPDATE, check_update
 from server.adapters.memory.matrices import BasisSource
 from server.adapters.methods.basis_id import NO_BASIS, BasisId
 from server.adapters.methods.checked_adapter import CheckedAdapter
@@ -21,9 +22,10 @@ from server.adapters.methods.method import Matrices, Method
 from server.adapters.methods.registry import method_named
 from server.bases.model import BaseModel
 from server.bases.seeded_matrices import Basis
-from server.errors import InvalidAdapter
+from server.errors import AdapterNotFinite, InvalidAdapter
 
 _KNOWN_TABLES: Final = 64
+_MOST_TERMS: Final = 1e8  # of a sum in an update, times what a method puts in as a constant
 
 Shape = tuple[int, ...]
 
@@ -51,8 +53,7 @@ class AdapterChecks:
         self._check_base(manifest)
         self._check_numbers(manifest)
         self._check_table(method, manifest.targets, manifest.rank, content.table)
-        if not all_finite(content.numbers):  # all at once; then each alone, for its name
-            check_finite(content.tensors())
+        self._check_finite(method, content)
         if manifest.basis_spec == STORED_BASIS:
             self._check_stored(method, manifest, content.table)
         elif manifest.basis_spec != NO_BASIS:
@@ -87,7 +88,25 @@ class AdapterChecks:
                 "this server holds: raise max_rank to serve it"
             )
         if not math.isfinite(manifest.scale):
-            raise InvalidAdapter(f"scale {manifest.scale} is not finite")
+            raise AdapterNotFinite(f"scale {manifest.scale} is not finite: train it again")
+
+    def _check_finite(self, method: Method, content: Content) -> None:
+        """All numbers at once; each tensor alone where one is suspicious."""
+        manifest = content.header.manifest
+        least, greatest = (float(value) for value in torch.aminmax(content.numbers))
+        if not math.isfinite(least) or not math.isfinite(greatest):
+            check_finite(content.tensors())
+        largest = max(-least, greatest, 1.0)
+        if largest**2 * max(abs(manifest.scale), 1.0) * _MOST_TERMS > LARGEST_UPDATE:
+            check_update(
+                method,
+                self._base,
+                manifest.targets,
+                manifest.rank,
+                manifest.scale,
+                content.tensors(),
+                partial(self._source.matrices, BasisId.of(manifest)),
+            )
 
     def _check_shapes_of(
         self, method: Method, targets: tuple[str, ...], rank: int, table: TensorTable
@@ -165,10 +184,12 @@ def check_shapes(
 
 
 def check_finite(tensors: Mapping[str, Tensor]) -> None:
-    """Raises InvalidAdapter naming the first tensor with a value that is not finite."""
+    """Raises AdapterNotFinite naming the first tensor with a value that is not finite."""
     for name, tensor in tensors.items():
         if not all_finite(tensor):
-            raise InvalidAdapter(f"tensor {name!r} holds a value that is not finite")
+            raise AdapterNotFinite(
+                f"tensor {name!r} holds a value that is not finite: train the adapter again"
+            )
 
 
 def all_finite(values: Tensor) -> bool:

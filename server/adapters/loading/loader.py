@@ -18,7 +18,7 @@ from server.adapters.memory.layouts import Layouts
 from server.adapters.memory.matrices import HostBases, LoadedBasis
 from server.adapters.methods.basis_id import BasisId
 from server.bases.model import BaseModel
-from server.errors import InvalidAdapter, Unavailable, VerandahError
+from server.errors import AdapterNotFinite, Unavailable, VerandahError
 
 _MAX_FAILURES = 1024  # remembered until the adapter's next `prepare`
 
@@ -148,7 +148,7 @@ class AdapterLoader:
         kind = self._kinds.of(method, manifest, content.table)
         row = kind.pack(content, pinned=self._base.device.type == "cuda")
         if not all_finite(row):
-            raise InvalidAdapter(
+            raise AdapterNotFinite(
                 f"adapter {ref} holds values too large for {self._base.dtype}: serve with --dtype "
                 "bfloat16 or float32"
             )

@@ -12,6 +12,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO, Final
 
+import torch
+
 from adapters_store.imported_bases import basis_sha256
 from adapters_store.manifest import STORED_BASIS, AdapterRef, Manifest, check_name
 from adapters_store.peft.adapter_config import MAX_CONFIG_BYTES, PeftConfig, parse_config
@@ -23,7 +25,8 @@ from adapters_store.peft.folder import (
 )
 from adapters_store.store import AdapterStore
 from server.adapters.loading.checks import AdapterChecks, check_tensors
-from server.adapters.memory.matrices import BasisSource
+from server.adapters.loading.overflow import check_update
+from server.adapters.memory.matrices import BasisSource, StoredMatrices
 from server.adapters.methods.basis_id import NO_BASIS
 from server.adapters.methods.checked_adapter import CheckedAdapter
 from server.adapters.methods.method_kind import PeftForm
@@ -31,7 +34,6 @@ from server.adapters.methods.peft.incoming import (
     Imported,
     IncomingCheckpoint,
     Origin,
-    check_served,
     targets_of,
 )
 from server.adapters.methods.peft.outgoing import PeftCheckpoint, as_lora
@@ -107,7 +109,7 @@ class PortingService:
                 imported = _forms()[parsed.kind].read(incoming)
             targets = targets_of(imported.tensors)
             check_tensors(imported.method, self._base, targets, imported.rank, imported.tensors)
-            check_served(self._base, imported)
+            self._check_update(imported, targets)
             manifest = self._manifest(parsed, imported)
             return self._store.publish(owner, name, manifest, imported.tensors, imported.basis)
 
@@ -136,6 +138,19 @@ class PortingService:
                 shutil.rmtree(folder, ignore_errors=True)
                 raise
             return folder
+
+    def _check_update(self, imported: Imported, targets: tuple[str, ...]) -> None:
+        basis = imported.basis or {"a": torch.ones(1, 1), "b": torch.ones(1, 1)}
+        check_update(
+            imported.method,
+            self._base,
+            targets,
+            imported.rank,
+            imported.scale,
+            imported.tensors,
+            lambda path: StoredMatrices(basis["a"], basis["b"]),
+            float(basis["a"].abs().max()) * float(basis["b"].abs().max()),
+        )
 
     def _manifest(self, config: PeftConfig, imported: Imported) -> Manifest:
         provenance = {

@@ -9,7 +9,7 @@ from adapters_store.store_errors import AdapterCorrupt, AdapterNotFound
 from server.adapters.adapter_status import AdapterStatus
 from server.api.adapters.model_endpoints import delete_adapter, latest_versions
 from server.api.app_services import CurrentOwner, CurrentServices, Services
-from server.api.model_lookup import find_adapter
+from server.api.model_lookup import find_adapter, listed_id, names_after
 
 router = APIRouter(prefix="/v1/adapters", tags=["adapters"])
 
@@ -74,12 +74,12 @@ def list_adapters(
     after: str | None = Query(None, description="the last id of the previous page"),
 ) -> Entry:
     """The latest version of each adapter, by name, a page at a time."""
-    names = [name for name in services.adapters.names(owner) if after is None or name > after]
+    names = names_after(services, owner, after)
     statuses = _statuses(services)
     data = []
     for ref in latest_versions(services, owner, names[:limit]):
         with contextlib.suppress(AdapterNotFound):  # deleted since it was resolved
-            data.append(_entry(services, ref.name, ref, statuses.get(ref)))
+            data.append(_entry(services, listed_id(services, ref), ref, statuses.get(ref)))
     return {
         "object": "list",
         "data": data,
@@ -97,7 +97,10 @@ def get_adapter(adapter_id: str, services: CurrentServices, owner: CurrentOwner)
 
 @router.delete("/{adapter_id}")
 def delete(adapter_id: str, services: CurrentServices, owner: CurrentOwner) -> Entry:
-    """Delete an adapter (NAME) or one version of it (NAME@VERSION). Running requests finish."""
+    """Delete an adapter (NAME) or one version of it (NAME@VERSION). Running requests finish.
+
+    Also an adapter that is named as the base model, from before the base had that name.
+    """
     delete_adapter(services, owner, adapter_id)
     return {"id": adapter_id, "object": "adapter", "deleted": True}
 

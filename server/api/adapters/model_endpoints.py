@@ -9,7 +9,7 @@ from fastapi import APIRouter, Query
 from adapters_store.manifest import AdapterRef, parse_adapter_id
 from adapters_store.store_errors import AdapterCorrupt, AdapterNotFound, InvalidName, StoreError
 from server.api.app_services import CurrentOwner, CurrentServices, Services
-from server.api.model_lookup import find_model
+from server.api.model_lookup import find_adapter, find_model, listed_id, names_after
 from server.errors import InvalidRequest
 
 log = logging.getLogger(__name__)
@@ -56,16 +56,12 @@ def list_models(
 
     The OpenAI SDKs request one page and expect all models; `limit` and `after` give pages.
     """
-    names = [
-        name
-        for name in services.adapters.names(owner)
-        if after is None or after == services.base.id or name > after
-    ]
+    names = names_after(services, owner, None if after == services.base.id else after)
     page = names if limit is None else names[:limit]
     data = [] if after else [_base_card(services)]
     for ref in latest_versions(services, owner, page):
         with contextlib.suppress(AdapterNotFound):  # deleted since it was resolved
-            data.append(_adapter_card(services, ref.name, ref))
+            data.append(_adapter_card(services, listed_id(services, ref), ref))
     return {"object": "list", "data": data, "has_more": len(page) < len(names)}
 
 
@@ -90,6 +86,8 @@ def get_model(model_id: str, services: CurrentServices, owner: CurrentOwner) -> 
 @router.delete("/v1/models/{model_id:path}")
 def delete_model(model_id: str, services: CurrentServices, owner: CurrentOwner) -> Card:
     """Delete an adapter (NAME) or one version of it (NAME@VERSION). Running requests finish."""
+    if model_id == services.base.id:
+        raise InvalidRequest("the base model cannot be deleted", param="model")
     delete_adapter(services, owner, model_id)
     return {"id": model_id, "object": "model", "deleted": True}
 
@@ -101,11 +99,9 @@ def delete_adapter(services: Services, owner: str, adapter_id: str) -> None:
 
     Raises:
         ModelNotFound: no such adapter or version.
-        InvalidRequest: the id is the base model's.
+        InvalidRequest: the id is the base model's, and no adapter has that name.
         AdapterCorrupt: the pointer of the adapter is damaged; deleting the bare name still works.
     """
-    if adapter_id == services.base.id:
-        raise InvalidRequest("the base model cannot be deleted", param="model")
     name, versions = _delete_stored(services, owner, adapter_id)
     for version in versions:
         services.residency.forget(AdapterRef(owner, name, version))
@@ -118,8 +114,7 @@ def _delete_stored(services: Services, owner: str, adapter_id: str) -> tuple[str
         name, version = parse_adapter_id(adapter_id)
         if version is None:
             return name, store.delete(owner, name)
-    ref = find_model(services, owner, adapter_id)
-    assert ref is not None, "it is not the base's id"
+    ref = find_adapter(services, owner, adapter_id, "model")
     versions = [*_checkpoints_of(services, ref), ref.version]
     for version in versions:
         store.delete(owner, ref.name, version)

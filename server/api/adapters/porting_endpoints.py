@@ -14,7 +14,7 @@ from starlette.types import Receive, Scope, Send
 
 from server.api.adapters.adapter_endpoints import Entry, entry_of
 from server.api.app_services import CurrentOwner, CurrentServices
-from server.api.model_lookup import find_adapter
+from server.api.model_lookup import check_new_name, find_adapter
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
@@ -42,6 +42,7 @@ def import_adapter(
     ] = "float32",
 ) -> Entry:
     """Publish a PEFT checkpoint (VeRA, RandLoRA or LoRA) as the next version of an adapter."""
+    check_new_name(services, owner, name, "name")
     ref = services.porting.import_adapter(
         owner,
         name,

@@ -8,7 +8,7 @@ from adapters_store.manifest import Manifest
 from server.api.app_services import CurrentOwner, CurrentServices, Services
 from server.api.jobs.job_documents import Document, checkpoint_document, job_document, page_document
 from server.api.jobs.job_request import JobRequest, read_options
-from server.api.model_lookup import find_model
+from server.api.model_lookup import check_new_name, find_model
 from server.errors import InvalidDataset, InvalidRequest, LineProblem, NotFound
 from server.jobs.files.datasets import MIN_EXAMPLES, Dataset, validate
 from server.jobs.queue.continuing import check_continuable, inherited
@@ -33,7 +33,8 @@ def create_job(body: JobRequest, services: CurrentServices, owner: CurrentOwner)
         requested = inherited(*start, requested, services.methods)
     options = read_options(requested, services.methods)
     _check_rank(services, options)
-    _check_suffix(services, body.suffix)
+    if body.suffix is not None:
+        check_new_name(services, owner, body.suffix, "suffix")
     if dry_run:
         return _dry_run(services, owner, body, options, start)
     train, valid = _train_lines(services, owner, body), _valid_lines(services, owner, body)
@@ -121,15 +122,6 @@ def _check_rank(services: Services, options: TrainOptions) -> None:
             f"rank={options.rank} is above this server's limit of {services.max_rank}: choose a "
             "smaller rank, or start the server with a larger --max-rank",
             param="rank",
-        )
-
-
-def _check_suffix(services: Services, suffix: str | None) -> None:
-    if suffix == services.base.id:
-        raise InvalidRequest(
-            f"suffix {suffix!r} is the base model's id, so no request could reach the adapter: "
-            "choose another suffix",
-            param="suffix",
         )
 
 

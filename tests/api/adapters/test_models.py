@@ -169,3 +169,86 @@ def test_deleting_an_adapter(server: Running, publish: Publish) -> None:
     publish("pirate")
     assert server.http.delete("/v1/adapters/pirate").json()["deleted"]
     assert server.http.get("/v1/adapters/pirate").status_code == 404
+
+
+class TestTheBasesName:
+    """An adapter of that name can no longer be made. One may be there from before."""
+
+    @pytest.mark.parametrize("name", ["base", "Base", "BASE"])
+    def test_no_adapter_can_be_imported_under_it(self, server: Running, name: str) -> None:
+        answer = server.http.post(
+            "/v1/adapters/import",
+            data={"name": name},
+            files={"config": b"{}", "weights": ("adapter_model.safetensors", b"")},
+        )
+        error = answer.json()["error"]
+        assert (answer.status_code, error["param"]) == (400, "name")
+        assert f"{name!r} is the base model's id" in error["message"]
+        assert server.services.adapters.names(DEFAULT_OWNER) == []
+
+    def test_one_that_is_there_is_listed_and_answers_as_a_version(
+        self, server: Running, publish: Publish
+    ) -> None:
+        for name in ("base-camp", "base", "base", "butler"):
+            publish(name)
+        ids = [model.id for model in server.sdk.models.list().data]
+        assert ids == ["base", "base@2", "base-camp", "butler"]
+        for model_id in ids:
+            answer = server.sdk.chat.completions.create(
+                model=model_id, messages=[{"role": "user", "content": "?"}]
+            )
+            asked = server.loop.asked[-1].adapter
+            root = server.sdk.models.retrieve(model_id).model_dump()["root"]
+            assert (asked is None) is (model_id == "base")
+            assert answer.model == ("base" if asked is None else root == str(asked) and root)
+        listed = server.http.get("/v1/adapters").json()
+        assert [entry["id"] for entry in listed["data"]] == ["base@2", "base-camp", "butler"]
+        page = server.http.get("/v1/adapters", params={"after": "base@2"}).json()
+        assert [entry["id"] for entry in page["data"]] == ["base-camp", "butler"]
+
+    def test_one_that_is_there_can_be_deleted(self, server: Running, publish: Publish) -> None:
+        publish("base")
+        publish("base")
+        with pytest.raises(openai.BadRequestError, match="base model cannot be deleted"):
+            server.sdk.models.delete("base")
+        assert server.http.delete("/v1/adapters/base@1").status_code == 200
+        assert server.http.delete("/v1/adapters/base").json()["deleted"]
+        assert server.services.adapters.names(DEFAULT_OWNER) == []
+        refused = server.http.delete("/v1/adapters/base")
+        assert refused.status_code == 400 and "base model" in refused.json()["error"]["message"]
+
+
+@pytest.mark.parametrize("name", ["", ".", "..", "a/b", "a@1", "a b", "ö", "-a", "a.", "a" * 65])
+def test_a_name_that_no_url_carries_is_refused(server: Running, name: str) -> None:
+    answer = server.http.post(
+        "/v1/adapters/import",
+        data={"name": name},
+        files={"config": b"{}", "weights": ("adapter_model.safetensors", b"")},
+    )
+    assert answer.status_code == 400 and answer.json()["error"]["param"] == "name"
+
+
+@pytest.mark.parametrize("name", ["import", "export", "analysis", "pin", "base.1", "con", "1"])
+def test_names_that_are_also_words_of_paths(server: Running, publish: Publish, name: str) -> None:
+    publish(name)
+    assert server.sdk.models.retrieve(name).model_dump()["root"] == f"{name}@1"
+    assert server.http.get(f"/v1/adapters/{name}").json()["version"] == 1
+    assert server.http.post(f"/v1/adapters/{name}/pin").status_code == 200
+    assert server.http.get(f"/v1/adapters/{name}/export").status_code == 200
+    assert server.http.delete(f"/v1/adapters/{name}").json()["deleted"]
+
+
+def test_names_that_the_file_system_holds_to_be_one(
+    server: Running, publish: Publish, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As one that ignores capital letters does."""
+    publish("pirate")
+    store = server.services.adapters
+    exact = store.versions
+    monkeypatch.setattr(store, "versions", lambda owner, name: exact(owner, name.lower()))
+    answer = server.http.post(
+        "/v1/adapters/import",
+        data={"name": "Pirate"},
+        files={"config": b"{}", "weights": ("adapter_model.safetensors", b"")},
+    )
+    assert answer.status_code == 400 and "only in capital letters" in answer.text

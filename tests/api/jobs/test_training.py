@@ -199,6 +199,9 @@ class TestCreating:
             ({"model": "gpt-4o"}, 404, "model"),
             ({"suffix": "no/slashes"}, 400, "suffix"),
             ({"suffix": "base"}, 400, "suffix"),  # the base model would answer in its place
+            ({"suffix": "BASE"}, 400, "suffix"),
+            ({"suffix": "no/slashes", "verandah": {"dry_run": True}}, 400, "suffix"),
+            ({"suffix": ""}, 400, "suffix"),
             ({"suffix": "a" * 65}, 400, "suffix"),
             ({"seed": -1}, 400, "seed"),
             ({"hyperparameters": {"rank": 5000}}, 400, "rank"),

@@ -27,8 +27,8 @@ def read_lora(method: Method, checkpoint: IncomingCheckpoint) -> Imported:
     """Raises InvalidCheckpoint, naming the tensor or field at fault."""
     layers = checkpoint.layers((_A, _B))
     config = checkpoint.config
-    patterns, common_rank = config.by_module("rank_pattern"), config.integer("r", 8)
-    ranks = {path: checkpoint.rank(patterns.find(path, common_rank)) for path in layers}
+    patterns = config.by_module("rank_pattern", layers, config.integer("r", 8))
+    ranks = {path: checkpoint.rank(rank) for path, rank in patterns.items()}
     scales = _scales(config, ranks)
     common = Counter(scales.values()).most_common(1)[0][0]
     rank = max(ranks.values())
@@ -45,11 +45,11 @@ def read_lora(method: Method, checkpoint: IncomingCheckpoint) -> Imported:
 
 
 def _scales(config: PeftConfig, ranks: Mapping[str, int]) -> dict[str, float]:
-    patterns, common = config.by_module("alpha_pattern"), config.number("lora_alpha", 8)
+    alphas = config.by_module("alpha_pattern", ranks, config.number("lora_alpha", 8))
     rslora = config.flag("use_rslora")
     scales = {}
     for path, rank in ranks.items():
-        alpha = patterns.find(path, common)
+        alpha = alphas[path]
         if alpha == 0:
             raise InvalidCheckpoint(f"adapter_config.json: {path!r} has lora_alpha=0, no effect")
         scales[path] = alpha / (math.sqrt(rank) if rslora else rank)

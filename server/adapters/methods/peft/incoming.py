@@ -16,7 +16,7 @@ from adapters_store.peft.generator import ERAS, HALVES, Era, Half, Projections, 
 from adapters_store.store_errors import InvalidCheckpoint
 from server.adapters.methods.method import Method
 from server.bases.model import BaseModel, TargetLinear
-from server.errors import InvalidAdapter, InvalidRequest
+from server.errors import InvalidRequest
 
 _BASE_DTYPES: Final = ("float32", *HALVES)
 
@@ -114,8 +114,9 @@ class IncomingCheckpoint:
         """Return `rank` if it can be served."""
         if rank != int(rank) or not 1 <= rank <= self.max_rank:
             raise InvalidCheckpoint(
-                f"adapter_config.json: r={rank} is not between 1 and {self.max_rank}, the largest "
-                "rank that this server holds: raise max_rank to serve it"
+                f"adapter_config.json: r={rank} is not a whole number between 1 and "
+                f"{self.max_rank}, the largest rank that this server holds: for a larger one, "
+                "start the server with a larger --max-rank"
             )
         return int(rank)
 
@@ -205,24 +206,6 @@ def _path(base: BaseModel, name: str, vectors: Sequence[str]) -> str:
 def _ends_of(base: BaseModel) -> set[str]:
     ends = (base.model.get_input_embeddings(), base.model.get_output_embeddings())
     return {path for path, module in base.model.named_modules() if module in ends}
-
-
-def check_served(base: BaseModel, imported: Imported) -> None:
-    """Refuse an adapter whose vectors overflow once its scale is folded in.
-
-    Raises:
-        InvalidAdapter: naming the layer.
-    """
-    method, rank = imported.method, imported.rank
-    for path in targets_of(imported.tensors):
-        linear = base.targets[path]
-        vectors = {name: imported.tensors[f"{path}.{name}"] for name in method.shapes(linear, rank)}
-        for name, folded in method.fold(linear, rank, vectors, imported.scale).items():
-            if not torch.isfinite(folded.to(base.dtype)).all():
-                raise InvalidAdapter(
-                    f"{name!r} of layer {path!r}, times the scale {imported.scale}, is too large "
-                    f"for {base.dtype}: serve with --dtype bfloat16 or float32"
-                )
 
 
 def targets_of(tensors: Iterable[str]) -> tuple[str, ...]:
