@@ -97,6 +97,7 @@ def check_config(source: str | Path) -> None:
 def _config(place: Path | str, label: str) -> PretrainedConfig:
     try:
         config = AutoConfig.from_pretrained(place, trust_remote_code=False)
+        _forget_usual_ends(config, place)
     except Exception as error:  # see `_build`
         raise UnsupportedModel(f"cannot load base model {label!r}: {_reason(error)}") from error
     _check_decoder(config, label)
@@ -134,6 +135,17 @@ def _check_decoder(config: PretrainedConfig, label: str) -> None:
             f"base model {label!r} is an encoder-decoder ({config.model_type}): "
             "give a causal language model"
         )
+
+
+def _forget_usual_ends(config: PretrainedConfig, place: Path | str) -> None:
+    """Drop the end token that a class of models usually has, and that no file names for this one:
+    in another vocabulary it is a token like any other.
+    """
+    stated, _ = PretrainedConfig.get_config_dict(place)
+    inner = stated.get("text_config") or {}
+    for part in (config, config.get_text_config(decoder=True)):
+        if "eos_token_id" not in stated and "eos_token_id" not in inner:
+            part.eos_token_id = None
 
 
 def _check_precision(config: PretrainedConfig, label: str) -> None:

@@ -42,8 +42,10 @@ class BaseModel:
 
     `fingerprint` names the weights, whatever dtype or device they were loaded in. `targets` maps
     module paths to the decoder's linears; the output head and the embeddings are never among them.
-    `max_context` counts tokens; `eos_token_ids` end an answer. `nameless` holds ids for which the
-    tokenizer has no token, int64 on the device: they have logits but are never generated.
+    `max_context` counts tokens. `eos_token_ids` are the end tokens of the configuration and of the
+    generation configuration; `server.bases.answer_ends` adds those of the tokenizer. `nameless`
+    holds ids for which the tokenizer has no token, int64 on the device: they have logits but are
+    never generated.
     """
 
     model: PreTrainedModel
@@ -78,7 +80,7 @@ class BaseModel:
             targets=MappingProxyType(_target_linears(model)),
             max_context=_figure(config, name, "max_position_embeddings"),
             vocab_size=_figure(config, name, "vocab_size"),
-            eos_token_ids=_eos_token_ids(model),
+            eos_token_ids=_eos_token_ids(model, name),
             device=model.device,
             dtype=model.dtype,
             num_layers=_figure(config, name, "num_hidden_layers"),
@@ -162,12 +164,25 @@ def _target_linears(model: PreTrainedModel) -> dict[str, TargetLinear]:
     return targets
 
 
-def _eos_token_ids(model: PreTrainedModel) -> frozenset[int]:
-    generation = model.generation_config
-    stops = generation.eos_token_id if generation else model.config.eos_token_id
-    if stops is None:
-        return frozenset()
-    return frozenset([stops] if isinstance(stops, int) else stops)
+def _eos_token_ids(model: PreTrainedModel, label: str) -> frozenset[int]:
+    config = model.config.get_text_config(decoder=True)
+    last = _figure(config, label, "vocab_size") - 1
+    stops: set[int] = set()
+    for place in (model.config, config, model.generation_config):
+        named = getattr(place, "eos_token_id", None)
+        listed = named if isinstance(named, list | tuple | set) else [named]
+        for stop in [] if named is None else listed:
+            if type(stop) is not int or not 0 <= stop <= last:
+                raise UnsupportedModel(
+                    f"the {_word(place)} of base model {label!r} has eos_token_id={named!r}: give "
+                    f"token ids from 0 to {last}, one or a list, or null"
+                )
+            stops.add(stop)
+    return frozenset(stops)
+
+
+def _word(place: object) -> str:
+    return "config" if isinstance(place, PretrainedConfig) else "generation config"
 
 
 def _figure(config: PretrainedConfig, label: str, field: str) -> int:

@@ -32,8 +32,8 @@ def saved(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def _edit_config(folder: Path, **fields: Any) -> None:
-    path = folder / "config.json"
+def _edit_config(folder: Path, file: str = "config.json", **fields: Any) -> None:
+    path = folder / file
     path.write_text(json.dumps(json.loads(path.read_text()) | fields))
 
 
@@ -66,6 +66,49 @@ def test_tells_the_shape_of_its_cache(kind: Kind, kv_heads: int, head_dim: int) 
     base = tiny_base(kind)
     assert (base.num_layers, base.num_kv_heads, base.head_dim) == (2, kv_heads, head_dim)
     assert (base.max_context, base.vocab_size, base.eos_token_ids) == (256, VOCAB, frozenset({EOS}))
+
+
+@pytest.mark.parametrize(
+    ("config", "generation", "found"),
+    [
+        (2, 7, {2, 7}),
+        ([2, 3], [3, 7], {2, 3, 7}),
+        (2, None, {2}),
+        (None, [7], {7}),
+        (None, None, set()),
+        ([], [], set()),
+        (0, VOCAB - 1, {0, VOCAB - 1}),
+    ],
+)
+def test_end_tokens_are_those_of_both_files(
+    saved: Path, config: object, generation: object, found: set[int]
+) -> None:
+    _edit_config(saved, eos_token_id=config)
+    _edit_config(saved, "generation_config.json", eos_token_id=generation)
+    assert load_base(saved, device="cpu").eos_token_ids == found
+
+
+def test_an_end_token_that_no_file_names_is_none(saved: Path) -> None:
+    """transformers gives every Llama token 2, whatever its vocabulary has there."""
+    path = saved / "config.json"
+    fields = json.loads(path.read_text())
+    del fields["eos_token_id"]
+    path.write_text(json.dumps(fields))
+    _edit_config(saved, "generation_config.json", eos_token_id=None)
+    assert load_base(saved, device="cpu").eos_token_ids == set()
+    (saved / "generation_config.json").unlink()
+    assert load_base(saved, device="cpu").eos_token_ids == set()
+
+
+@pytest.mark.parametrize(
+    "named", ["</s>", "2", True, 2.0, [2, None], [2, "7"], [[2]], {"a": 1}, VOCAB, -1, [2, VOCAB]]
+)
+@pytest.mark.parametrize("file", ["config.json", "generation_config.json"])
+def test_an_end_token_that_is_no_token_is_refused(saved: Path, file: str, named: object) -> None:
+    _edit_config(saved, file, eos_token_id=named)
+    with pytest.raises(UnsupportedModel, match="eos_token_id") as caught:
+        load_base(saved, device="cpu")
+    assert repr(named) in str(caught.value)
 
 
 def test_is_frozen_and_in_evaluation_mode() -> None:
