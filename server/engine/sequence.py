@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from server.bases.token_ids import unknown_token
 from server.errors import InvalidRequest
 
 _DRAWS_AT_ONCE = 64  # setting up a generator takes 10 us, however few numbers are read from it
@@ -79,19 +80,24 @@ class SamplingParams:
         )
 
 
-def check_token_ids(prompt: abc.Sequence[int], params: SamplingParams, vocab_size: int) -> None:
-    """Refuse token ids that the model does not have: on a GPU one of them would end the process.
+def check_token_ids(
+    prompt: abc.Sequence[int], params: SamplingParams, vocab_size: int, *, param: str = "prompt"
+) -> None:
+    """Refuse token ids that the model does not have.
+
+    Args:
+        param: the field of the request that the prompt comes from.
 
     Raises:
         InvalidRequest: the prompt is empty, or an id of the prompt or of logit_bias is unknown.
     """
     if not prompt:
-        raise InvalidRequest("the prompt is empty; give at least one token", param="prompt")
-    if not 0 <= min(prompt) <= max(prompt) < vocab_size:
-        wrong = next(token for token in prompt if not 0 <= token < vocab_size)
+        raise InvalidRequest("the prompt is empty; give at least one token", param=param)
+    wrong = unknown_token(prompt, vocab_size)
+    if wrong is not None:
         raise InvalidRequest(
             f"the prompt has token {wrong}; this model's token ids are 0..{vocab_size - 1}",
-            param="prompt",
+            param=param,
         )
     for token, _ in params.logit_bias:
         if not 0 <= token < vocab_size:
