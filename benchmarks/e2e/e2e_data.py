@@ -18,9 +18,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from server.bases.tokenizer import ChatTokenizer
 from server.training.run.batches import epoch_batches
-from server.training.run.examples import Example, encode_record
+from server.training.run.examples import Example, LineEncoder
 
 _JOINS = (
     (re.compile(r" ([.,;:!?%)])"), r"\1"),
@@ -129,7 +128,7 @@ class Splits:
 _PARTS = [(n, p) for n in ("train", "valid", "test") for p in ("tokens", "starts", "prompts")]
 
 
-def encode(folder: Path, tokenizer: ChatTokenizer) -> Splits:
+def encode(folder: Path, encoder: LineEncoder) -> Splits:
     """Read the folder. Validation texts are the published ones; texts of the test are not read."""
     train = pairs(folder / "train.txt")
     split = pairs(folder / "valid.txt")
@@ -138,12 +137,12 @@ def encode(folder: Path, tokenizer: ChatTokenizer) -> Splits:
         for (prompt, _), (_, text) in zip(split, written(folder / "devset.csv"), strict=True)
     ]
     test = [(prompt, "") for prompt in references(folder)]
-    return Splits(*(_encoded(lines, tokenizer) for lines in (train, valid, test)))
+    return Splits(*(_encoded(lines, encoder) for lines in (train, valid, test)))
 
 
-def _encoded(lines: Sequence[tuple[str, str]], tokenizer: ChatTokenizer) -> Encoded:
+def _encoded(lines: Sequence[tuple[str, str]], encoder: LineEncoder) -> Encoded:
     records = ({"prompt": prompt, "completion": text} for prompt, text in lines)
-    return Encoded.of([row for record in records for row in encode_record(record, tokenizer)])
+    return Encoded.of([row for record in records for row in encoder.examples(record)])
 
 
 @dataclass(frozen=True)

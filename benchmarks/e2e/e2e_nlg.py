@@ -33,7 +33,9 @@ from benchmarks.e2e.runs import Outcome, Run, outcomes, records
 from benchmarks.e2e.speed import ALONE, PAIRED, alone, by_turns
 from benchmarks.e2e.workers import Pool, run_all
 from benchmarks.support.report import origin
+from server.bases.base_files import outline_base
 from server.bases.tokenizer import ChatTokenizer, load_tokenizer
+from server.training.run.examples import LineEncoder
 
 PORCH = "porch"
 
@@ -81,7 +83,8 @@ def quiet() -> None:
 
 
 def do_encode(options: argparse.Namespace) -> None:
-    encode(options.data, load_tokenizer(PORCH)).save(options.tokens)
+    encoder = LineEncoder.of(outline_base(PORCH), load_tokenizer(PORCH))
+    encode(options.data, encoder).save(options.tokens)
 
 
 def do_grid(options: argparse.Namespace) -> None:

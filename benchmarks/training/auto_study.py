@@ -26,11 +26,11 @@ from server.adapters.learning.trainable import TrainableAdapter
 from server.adapters.memory.matrices import SharedBases
 from server.bases.base_files import load_base
 from server.bases.model import BaseModel
-from server.bases.tokenizer import ChatTokenizer, load_tokenizer
+from server.bases.tokenizer import load_tokenizer
 from server.jobs.queue.train_options import TrainOptions
 from server.training.run.batches import held_out
 from server.training.run.defaults import epochs_for, plan_for
-from server.training.run.examples import Example, build_examples
+from server.training.run.examples import Example, LineEncoder, build_examples
 from server.training.run.run_steps import run
 from server.training.run.trainer import Trainer
 
@@ -128,9 +128,9 @@ def measure(base: BaseModel, shared: SharedBases, examples: Sequence[Example], o
     return Outcome(untrained, last, picked, own[0], min(own[1:]), time.monotonic() - started)
 
 
-def _encoded(records: Sequence[dict[str, object]], tokenizer: ChatTokenizer) -> list[Example]:
+def _encoded(records: Sequence[dict[str, object]], encoder: LineEncoder) -> list[Example]:
     used = records[: _FRESH + max(EPOCHS)]
-    built = build_examples(enumerate(used), tokenizer, max_tokens=512)
+    built = build_examples(enumerate(used), encoder)
     return [example for examples in built for example in examples]
 
 
@@ -173,9 +173,10 @@ def main() -> None:
 def _study(data: Path, results: Path, seconds: float) -> None:
     until = time.monotonic() + seconds
     torch.set_num_threads(1)
-    base, tokenizer = load_base("porch", device="cpu"), load_tokenizer("porch")
+    base = load_base("porch", device="cpu")
+    encoder = LineEncoder.of(base, load_tokenizer("porch"))
     shared = SharedBases(base)
-    examples = {source: _encoded(records_of(data, source), tokenizer) for source in SOURCES}
+    examples = {source: _encoded(records_of(data, source), encoder) for source in SOURCES}
     done = [Run(**line["run"]) for line in _read(results)]
     for one in runs():
         if one in done or time.monotonic() > until:

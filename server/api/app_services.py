@@ -18,13 +18,17 @@ from server.tenancy.keys import Keys
 
 @dataclass(frozen=True)
 class BaseCard:
-    """What users see of the base model. Requests call it `id`; its own name is `name`."""
+    """What users see of the base model. Requests call it `id`; its own name is `name`.
+
+    `turn_ends` are the tokens with which its chat template closes an answer.
+    """
 
     id: str
     name: str
     fingerprint: str
     vocab_size: int
     created_at: int
+    turn_ends: frozenset[int] = frozenset()
 
 
 @dataclass(frozen=True)

@@ -23,15 +23,14 @@ Tools = Sequence[Mapping[str, object]]
 
 _TOOLS = re.compile(r"\btools\b")
 _TOOL_CALLS = re.compile(r"\btool_calls\b")
-_GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
+_LEADS = ("\n", "\0")  # hardly ever one token with the letter behind them
 
 # For tokenizers that bring no chat template. A line break closes each header, because tokenizers
 # cut there: the answer's first token is then the same in training and in serving.
 PLAIN_TEMPLATE = """{%- for message in messages -%}
 {%- if message['role'] == 'system' -%}{{- message['content'] + '\\n\\n' -}}
 {%- elif message['role'] == 'assistant' -%}
-{{- 'Assistant:\\n' -}}{%- generation -%}{{- message['content'] + eos -}}{%- endgeneration -%}
-{{- '\\n\\n' -}}
+{{- 'Assistant:\\n' + message['content'] + eos + '\\n\\n' -}}
 {%- else -%}{{- message['role'].capitalize() + ':\\n' + message['content'] + '\\n\\n' -}}
 {%- endif -%}
 {%- endfor -%}
@@ -51,6 +50,9 @@ class ChatTokenizer:
         self._vocabulary = Vocabulary(tokenizer)
         self.eos_token_id: int | None = tokenizer.eos_token_id
         self.special_ids: frozenset[int] = self._vocabulary.special_ids
+        self.added_ids = self.special_ids.union(tokenizer.added_tokens_decoder) - {
+            tokenizer.unk_token_id
+        }
         template = tokenizer.chat_template
         if isinstance(template, Mapping):
             template = template.get("default")
@@ -70,7 +72,7 @@ class ChatTokenizer:
         return list(self._tokenizer.encode(text, add_special_tokens=add_special))
 
     def pieces(self, text: str) -> list[str] | None:
-        """The text as the pieces that the tokens of `encode(text, add_special=True)` stand for.
+        """The text as the pieces that the tokens of `prompt(text)` stand for.
 
         The last of the tokens that are parts of one character has it; tokens that the tokenizer
         adds have no text. None if the tokenizer cannot tell.
@@ -83,7 +85,49 @@ class ChatTokenizer:
             # A space in front may be left out, and parts of a character all begin where it does.
             begins.append(min(first, end) if first < last else end)
             end = max(end, last)
-        return [text[begin:stop] for begin, stop in pairwise([*begins, len(text)])]
+        pieces = [text[begin:stop] for begin, stop in pairwise([*begins, len(text)])]
+        return pieces or [text]  # of the token that stands for an empty text
+
+    def prompt(self, text: str) -> list[int]:
+        """Token ids of a text that the model is to continue. An empty one is the token that begins
+        a document, or else the one that ends the document before.
+
+        Raises:
+            InvalidRequest: the text is empty, and the tokenizer has neither token.
+        """
+        ids = self.encode(text, add_special=True)
+        begin, end = self._tokenizer.bos_token_id, self.eos_token_id
+        start = [token for token in (begin, end) if token is not None]
+        if not ids and not start:
+            raise InvalidRequest(
+                f"the prompt is empty, and {self.name} has no token that begins or ends a text: "
+                "give a prompt",
+                param="prompt",
+            )
+        return ids or start[:1]
+
+    def encode_with_spans(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
+        """Token ids of a text, and the characters of each; none if the tokenizer cannot tell."""
+        if not self._tokenizer.is_fast:
+            return self.encode(text), []
+        encoded = self._tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+        return list(encoded["input_ids"]), list(encoded["offset_mapping"])
+
+    def continuation(self, prompt: Sequence[int], whole: Sequence[int], text: str) -> list[int]:
+        """Token ids of `text` behind a prompt, which stays as it is.
+
+        Args:
+            whole: the tokens of the prompt's text and `text` as one.
+        """
+        if list(whole[: len(prompt)]) == list(prompt):
+            return list(whole[len(prompt) :])
+        # A token spans the border: the text is encoded apart. Behind a lead, because some
+        # tokenizers put a space in front of a text that stands alone.
+        for lead in _LEADS:
+            head, ids = self.encode(lead), self.encode(lead + text)
+            if ids[: len(head)] == head:
+                return ids[len(head) :]
+        return self.encode(text)
 
     def decode(self, ids: Sequence[int], skip_special: bool = True) -> str:
         return self._vocabulary.text(list(ids), skip_special=skip_special)
@@ -96,6 +140,11 @@ class ChatTokenizer:
         """One token as text, its leading space kept; the part of a character shows as U+FFFD."""
         raw = self._vocabulary.raw(token_id)
         return self._text_inside(token_id) if raw is None else raw.decode(errors="replace")
+
+    def texts_from(self, first: int) -> list[str]:
+        """The texts of the tokens whose ids are `first` or more."""
+        ids = sorted(set(self._tokenizer.get_vocab().values()))
+        return [self.token_text(token_id) for token_id in ids if token_id >= first]
 
     def token_bytes(self, token_id: int) -> bytes:
         """One token as the bytes that it stands for inside a text."""
@@ -120,59 +169,34 @@ class ChatTokenizer:
             InvalidRequest: the template refuses the messages, or has no place for tools; the text
                 says why.
         """
-        text = self._apply_template(
-            messages, tools, tokenize=False, add_generation_prompt=add_generation_prompt
-        )
-        return self.encode(text)
+        return self.encode(self.render(messages, add_generation_prompt, tools))
 
-    def chat_mask(
-        self, messages: Sequence[Message], tools: Tools | None = None
-    ) -> tuple[list[int], list[bool]] | None:
-        """Token ids of a whole chat, and for each whether the assistant wrote it.
-
-        None if the template does not mark its answers with {% generation %}, or the tokenizer
-        cannot tell which characters a token covers.
-
-        Raises:
-            InvalidRequest: as `chat`.
-        """
-        if not self._tokenizer.is_fast or not _GENERATION.search(self._template):
-            return None
-        encoded = self._apply_template(
-            messages,
-            tools,
-            tokenize=True,
-            return_dict=True,
-            return_assistant_tokens_mask=True,
-            tokenizer_kwargs={"return_offsets_mapping": True},
-        )
-        mask = [bool(mark) for mark in encoded["assistant_masks"]]
-        offsets = encoded["offset_mapping"]
-        # transformers marks only the first of several tokens that share an answer's last character.
-        for index in range(1, len(mask)):
-            mask[index] |= mask[index - 1] and offsets[index] == offsets[index - 1]
-        return list(encoded["input_ids"]), mask
-
-    def _apply_template(
-        self, messages: Sequence[Message], tools: Tools | None, **kwargs: Any
-    ) -> Any:
+    def render(
+        self,
+        messages: Sequence[Message],
+        add_generation_prompt: bool = True,
+        tools: Tools | None = None,
+    ) -> str:
+        """The text of which `chat` gives the tokens."""
         if not messages:
             raise InvalidRequest("messages is empty: send at least one", param="messages")
         self._check_tools(messages, tools)
         plain = [_plain_message(index, message) for index, message in enumerate(messages)]
         try:
-            return self._tokenizer.apply_chat_template(
+            text = self._tokenizer.apply_chat_template(
                 plain,
                 tools=[dict(tool) for tool in tools] if tools else None,
                 chat_template=self._template,
                 eos=self._tokenizer.eos_token or "",
-                **kwargs,
+                tokenize=False,
+                add_generation_prompt=add_generation_prompt,
             )
         except (TemplateError, TypeError, ValueError, KeyError) as error:
             raise InvalidRequest(
                 f"the chat template of {self.name} refuses these messages: {error}",
                 param="messages",
             ) from error
+        return str(text)
 
     def _check_tools(self, messages: Sequence[Message], tools: Tools | None) -> None:
         """Raise InvalidRequest for fields that the template would silently leave out."""

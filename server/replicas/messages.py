@@ -11,7 +11,10 @@ from server.scheduler.request import Generation, TextDelta
 
 @dataclass(frozen=True)
 class EngineFacts:
-    """What a ready engine reports about itself. `device` is a torch device's type."""
+    """What a ready engine reports about itself. `device` is a torch device's type.
+
+    `eos_token_ids` are those that the base's files name: a base's outline lacks some.
+    """
 
     base_name: str
     fingerprint: str
@@ -20,6 +23,7 @@ class EngineFacts:
     max_context: int
     max_answers: int
     slots: int
+    eos_token_ids: frozenset[int] = frozenset()
 
 
 @dataclass(frozen=True)

@@ -65,7 +65,8 @@ class Answer:
         output = sequence.output
         output.append(token_id)
         stops_here = token_id in params.stop_token_ids
-        if stops_here or (token_id in eos and not params.ignore_eos):
+        ends_here = token_id in eos or token_id in self.request.turn_ends
+        if stops_here or (ends_here and not params.ignore_eos):
             sequence.finish = FinishReason.STOP
             token = TokenPiece(token_id, "", logprob)
             last = self.text.finish(token_id)

@@ -12,8 +12,9 @@ from server.engine.sequence import FinishReason, SamplingParams, TokenLogprob
 class Generation:
     """One request: a prompt, its adapter (None: the base model) and how to sample `n` answers.
 
-    `prompt_param` and `length_param` are what the caller calls the prompt and the answer's largest
-    length; refusals name them.
+    `turn_ends` are tokens that end its answers besides the base's end tokens. `prompt_param` and
+    `length_param` are what the caller calls the prompt and the answer's largest length; refusals
+    name them.
     """
 
     request_id: str
@@ -22,6 +23,7 @@ class Generation:
     params: SamplingParams
     adapter: AdapterRef | None = None
     n: int = 1
+    turn_ends: frozenset[int] = frozenset()
     timeout_s: float = 600.0
     prompt_param: str = "prompt"
     length_param: str = "max_tokens"

@@ -17,6 +17,7 @@ from adapters_store.manifest import AdapterRef, parse_adapter_id
 from adapters_store.store import AdapterStore
 from adapters_store.store_errors import AdapterNotFound, StoreError
 from server.adapters.residency import ResidentAdapters
+from server.bases.answer_ends import AnswerEnds
 from server.bases.base_files import load_base
 from server.bases.model import BaseModel, device_works
 from server.bases.tokenizer import ChatTokenizer, load_tokenizer
@@ -163,7 +164,7 @@ def _loop(
         adapters,
         BlockPool(kv.num_blocks, kv.block_tokens, prefix_cache=settings.prefix_cache),
         tokenizer.stream,
-        eos=base.eos_token_ids,
+        eos=AnswerEnds.of(base, tokenizer).eos,
         limits=Limits(
             max_rows=sizes.max_rows,
             max_step_tokens=sizes.step_tokens,

@@ -16,6 +16,7 @@ from server.adapters.methods.registry import method_specs
 from server.adapters.porting.service import PortingService
 from server.api.app_services import BaseCard, Services
 from server.app import describe
+from server.bases.answer_ends import AnswerEnds
 from server.bases.base_files import check_config, load_stored, outline_base
 from server.bases.model import BaseModel, fingerprint_of
 from server.bases.tokenizer import ChatTokenizer, load_tokenizer
@@ -102,6 +103,7 @@ def wire(
             fingerprint=front.base.fingerprint,
             vocab_size=front.base.vocab_size,
             created_at=int(time.time()),
+            turn_ends=AnswerEnds.of(front.base, front.tokenizer).turn,
         ),
         engine=front.engine,
         engines=front.processes,
@@ -237,6 +239,7 @@ def _outlined(settings: Settings, facts: EngineFacts) -> BaseModel:
         outline_base(settings.model),
         name=facts.base_name,
         fingerprint=facts.fingerprint,
+        eos_token_ids=facts.eos_token_ids,
         device=torch.device(facts.device),
         dtype=getattr(torch, facts.dtype),
     )

@@ -70,13 +70,14 @@ class ByteStream:
 class ByteTokenizer:
     """A token is a byte; a chat is `role: content` on lines of their own."""
 
-    def encode(self, text: str, add_special: bool = False) -> list[int]:
-        return list(text.encode())
+    def prompt(self, text: str) -> list[int]:
+        return list(text.encode()) or [EOS]
 
     def chat(self, messages: Sequence[Mapping[str, object]]) -> list[int]:
         if any(message["content"] == "refuse me" for message in messages):
             raise InvalidRequest("the chat template refuses these messages", param="messages")
-        return self.encode("".join(f"{m['role']}: {m['content']}\n" for m in messages))
+        text = "".join(f"{m['role']}: {m['content']}\n" for m in messages)
+        return [VOCAB] if "beyond" in text else list(text.encode())
 
     def pieces(self, text: str) -> list[str]:
         return [piece for char in text for piece in [*[""] * (len(char.encode()) - 1), char]]

@@ -249,21 +249,6 @@ def test_chat_is_what_the_template_says() -> None:
     )
 
 
-def test_mask_covers_the_answers_alone() -> None:
-    tokenizer = byte_level()
-    marked = tokenizer.chat_mask(CHAT)
-    assert marked is not None
-    ids, mask = marked
-    assert ids == tokenizer.chat(CHAT, add_generation_prompt=False)
-    answer = [token_id for token_id, mine in zip(ids, mask, strict=True) if mine]
-    assert tokenizer.decode(answer, skip_special=False) == "Hello 👋<|im_end|>"
-
-
-def test_no_mask_without_generation_marks() -> None:
-    unmarked = CHATML.replace("{%- generation -%}", "").replace("{%- endgeneration -%}", "")
-    assert byte_level(unmarked).chat_mask(CHAT) is None
-
-
 def test_plain_format_for_a_tokenizer_without_template() -> None:
     tokenizer = byte_level(None)
     assert not tokenizer.has_chat_template
@@ -271,10 +256,6 @@ def test_plain_format_for_a_tokenizer_without_template() -> None:
     assert text == (
         "Be brief.\n\nUser:\nHi\n\nAssistant:\nHello 👋<|im_end|>\n\nUser:\nBye\n\nAssistant:\n"
     )
-    marked = tokenizer.chat_mask(CHAT)
-    assert marked is not None
-    answer = [token_id for token_id, mine in zip(*marked, strict=True) if mine]
-    assert tokenizer.decode(answer, skip_special=False) == "Hello 👋<|im_end|>"
 
 
 def test_text_parts_are_joined() -> None:

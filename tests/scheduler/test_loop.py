@@ -154,8 +154,17 @@ def test_end_of_text_ends_and_is_not_shown(make_rig: Callable[..., Rig]) -> None
     assert heard.last.stop_reason is None
 
 
+def test_the_end_of_a_turn_ends_the_request_that_names_it(make_rig: Callable[..., Rig]) -> None:
+    rig = make_rig(eos=6)
+    turn, _ = rig.ask(turn_ends=frozenset({5}))
+    other, _ = rig.ask()
+    assert turn.wait().text == " 3 4"
+    assert (turn.last.finish, turn.last.stop_reason) == (FinishReason.STOP, None)
+    assert other.wait().text == " 3 4 5"
+
+
 def test_ignore_eos_goes_on(make_rig: Callable[..., Rig]) -> None:
-    heard, _ = make_rig(eos=5).ask(ignore_eos=True)
+    heard, _ = make_rig(eos=5).ask(ignore_eos=True, turn_ends=frozenset({4}))
     assert heard.wait().text == " 3 4 5 6"
 
 

@@ -1,9 +1,13 @@
 """A byte-per-token tokenizer and chat templates of every kind, for the tests of training."""
 
+from dataclasses import replace
+
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from server.bases.tokenizer import ChatTokenizer
+from server.training.run.examples import LineEncoder
+from tests.models import tiny_base
 
 SPECIAL = ["<|end|>", "<|im_start|>", "<|im_end|>"]
 
@@ -38,8 +42,22 @@ WITH_TOOLS = (
         "{%- endfor -%}{{- '<|im_end|>' -}}",
     )
 )
-# What it asks for is not what it shows.
+# It asks for answers in other words than it shows them.
 CONTRARY = UNMARKED.replace("{{- '<|im_start|>assistant\\n' -}}", "{{- 'ANSWER NOW: ' -}}")
+
+
+def encoder(
+    tokenizer: ChatTokenizer,
+    *,
+    eos: frozenset[int] = frozenset(),
+    vocab_size: int = 300,
+    max_tokens: int = 1000,
+) -> LineEncoder:
+    """For a base whose own files name the end tokens `eos`."""
+    base = replace(
+        tiny_base("llama"), eos_token_ids=eos, vocab_size=vocab_size, max_context=max_tokens
+    )
+    return LineEncoder.of(base, tokenizer)
 
 
 def byte_tokenizer(chat_template: str | None = MARKED) -> ChatTokenizer:

@@ -152,7 +152,7 @@ def check_request(services: Services, owner: str, body: ChatRequest) -> CheckedR
         max_tokens=body.token_limit or context_left(services, prompt),
         top_logprobs=body.alternatives,
     )
-    check_token_ids(prompt, params, services.base.vocab_size)
+    check_token_ids(prompt, params, services.base.vocab_size, param="messages")
     generation = Generation(
         request_id=f"chatcmpl-{secrets.token_hex(12)}",
         owner=owner,
@@ -160,6 +160,7 @@ def check_request(services: Services, owner: str, body: ChatRequest) -> CheckedR
         params=params,
         adapter=adapter,
         n=body.choices,
+        turn_ends=services.base.turn_ends,
         timeout_s=services.request_timeout_s,
         prompt_param="messages",
         length_param="max_tokens" if body.max_tokens else "max_completion_tokens",

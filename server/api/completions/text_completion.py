@@ -191,9 +191,7 @@ def check_request(services: Services, owner: str, body: CompletionRequest) -> Ch
     request_id = f"cmpl-{secrets.token_hex(12)}"
     generations = []
     for item in body.prompts:
-        prompt = (
-            services.tokenizer.encode(item, add_special=True) if isinstance(item, str) else item
-        )
+        prompt = services.tokenizer.prompt(item) if isinstance(item, str) else item
         default_length = min(_DEFAULT_MAX_TOKENS, context_left(services, prompt))
         params = body.sampling(
             max_tokens=default_length if body.max_tokens is None else body.max_tokens,

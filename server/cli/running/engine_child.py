@@ -56,6 +56,7 @@ def _facts(engine: RunningEngine) -> EngineFacts:
         max_context=engine.loop.max_context,
         max_answers=engine.loop.max_answers,
         slots=engine.adapters.slots,
+        eos_token_ids=base.eos_token_ids,
     )
 
 

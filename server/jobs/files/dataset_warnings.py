@@ -50,7 +50,7 @@ def _odd_lines(dataset: Dataset) -> Mapping[str, Sequence[int]]:
         digest, question = _digest(record), _digest(_question(record))
         if digest in lines:
             odd[_REPEATED].append(line)
-        elif question in questions:
+        elif question in questions and record.get("prompt") != "":  # open-ended texts ask nothing
             odd[_CONTRARY].append(line)
         lines.add(digest)
         questions.add(question)

@@ -43,7 +43,7 @@ class EvaluatedJob(JobPhase):
             return []
         adapters = (None, self.setup.adapter)
         return [
-            GreedyRequest(question.prompt, adapter)
+            GreedyRequest(question.prompt, adapter, question.ends)
             for adapter in adapters
             for question in self.setup.questions
         ]

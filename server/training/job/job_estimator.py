@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -9,6 +10,7 @@ from adapters_store.manifest import Manifest
 from server.adapters.inspecting.counts import BYTES_AT_REST, count
 from server.adapters.learning.targets import resolve_targets
 from server.adapters.methods.registry import method_named
+from server.bases.answer_ends import AnswerEnds
 from server.bases.model import BaseModel
 from server.bases.tokenizer import ChatTokenizer
 from server.errors import InvalidDataset, LineProblem
@@ -20,7 +22,7 @@ from server.jobs.queue.train_options import TrainOptions
 from server.training.job.start import adapter_options
 from server.training.run.batches import held_out, steps_per_epoch
 from server.training.run.defaults import TrainPlan, check_early_stopping, plan_for
-from server.training.run.examples import build_examples
+from server.training.run.examples import LineEncoder, build_examples
 
 _TOKENIZED_LINES = 1000  # of a file, at most; the worker tokenizes all of them
 _HEADER_BYTES = 1500
@@ -56,12 +58,14 @@ class JobEstimator:
             start: the adapter to continue, by name and header.
 
         Raises:
-            InvalidDataset: lines that are too long, or that the chat template refuses. Of a large
-                file, the longest lines and some of the others are checked.
+            InvalidDataset: lines that are too long, that have tokens which the base lacks, or that
+                the chat template refuses. Of a large file, the longest lines, those with the text
+                of such a token, and some of the others are checked.
             InvalidRequest: targets that the base lacks, or that contradict `start`.
         """
         plan = plan_for(options, seed=0, max_rank=self.max_rank, lines=len(train))
         parameters, tensors = self._size(plan, options, start)
+        ends = AnswerEnds.of(self.base, self.tokenizer)
         lengths, counted = self._lengths(train, "training_file")
         if valid is not None:
             self._lengths(valid, "validation_file")
@@ -86,7 +90,7 @@ class JobEstimator:
             adapter_bytes=parameters * BYTES_AT_REST
             + tensors * _HEADER_BYTES_PER_TENSOR
             + _HEADER_BYTES,
-            warnings=tuple(dataset_warnings(train, valid)),
+            warnings=(*dataset_warnings(train, valid), *ends.warnings(chat=train.chat)),
         )
 
     def problems(self, dataset: Dataset, param: str) -> Sequence[LineProblem]:
@@ -117,11 +121,13 @@ class JobEstimator:
 
     def _lengths(self, dataset: Dataset, param: str) -> tuple[list[int], int]:
         """Tokens of the examples of some lines, and how many lines those are."""
-        context = self.base.max_context
-        some, long = _tokenized_lines(dataset, context)
-        indices = sorted({*some, *long})
+        base, tokenizer = self.base, self.tokenizer
+        some, doubtful = _tokenized_lines(
+            dataset, base.max_context, tokenizer.texts_from(base.vocab_size)
+        )
+        indices = sorted({*some, *doubtful})
         records = [dataset.records[index] for index in indices]
-        encoded = build_examples(records, self.tokenizer, max_tokens=context, param=param)
+        encoded = build_examples(records, LineEncoder.of(base, tokenizer), param=param)
         lengths = [
             len(example.tokens) - 1
             for index, examples in zip(indices, encoded, strict=True)
@@ -136,15 +142,22 @@ class JobEstimator:
         return flops / (_FLOPS_PER_PARAMETER * weights)
 
 
-def _tokenized_lines(dataset: Dataset, max_context: int) -> tuple[range, list[int]]:
-    """Indices of lines spread over the file, and of others that may be too long: a token is at
-    least a byte, so a line of few bytes cannot be."""
+def _tokenized_lines(
+    dataset: Dataset, max_context: int, unknown: Sequence[str]
+) -> tuple[range, list[int]]:
+    """Indices of lines spread over the file, and of others that may be bad: too long, for a token
+    is at least a byte; or with an `unknown` text, whose token the base lacks."""
     if len(dataset) <= _TOKENIZED_LINES:
         return range(len(dataset)), []
     some = range(0, len(dataset), math.ceil(len(dataset) / _TOKENIZED_LINES))
-    sizes = {
-        index: len(json.dumps(record, ensure_ascii=False).encode())
-        for index, (_, record) in enumerate(dataset.records)
-    }
+    spelled = [re.escape(json.dumps(text, ensure_ascii=False)[1:-1]) for text in unknown]
+    pattern = re.compile("|".join(spelled) or "(?!)")  # nothing matches the latter
+    sizes: dict[int, int] = {}
+    odd: list[int] = []
+    for index, (_, record) in enumerate(dataset.records):
+        text = json.dumps(record, ensure_ascii=False)
+        sizes[index] = len(text.encode())
+        if len(odd) < _TOKENIZED_LINES and pattern.search(text):
+            odd.append(index)
     long = [index for index, size in sizes.items() if size > max_context and index not in some]
-    return some, sorted(long, key=lambda index: sizes[index])[-_TOKENIZED_LINES:]
+    return some, [*sorted(long, key=lambda index: sizes[index])[-_TOKENIZED_LINES:], *odd]

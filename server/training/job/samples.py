@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from string import whitespace  # ASCII's alone: other spaces are part of a text
 
+from server.bases.answer_ends import AnswerEnds
 from server.bases.tokenizer import ChatTokenizer
 from server.control_characters import visible_lines
 from server.jobs.queue.evaluation import Sample
@@ -19,15 +20,18 @@ _SHOWN = 500  # characters of a question
 
 @dataclass(frozen=True)
 class Question:
-    """A question as text and as the model's prompt, and the file's answer to it."""
+    """A question as text and as the model's prompt, and the file's answer to it. `ends` end one."""
 
     text: str
     prompt: tuple[int, ...]
     expected: tuple[int, ...]
+    ends: frozenset[int]
 
 
 def questions_of(
-    lines: Sequence[tuple[Mapping[str, object], Sequence[Example]]], max_context: int
+    lines: Sequence[tuple[Mapping[str, object], Sequence[Example]]],
+    max_context: int,
+    ends: AnswerEnds,
 ) -> tuple[Question, ...]:
     """At most three, spread over the lines, each asking for its line's last answer.
 
@@ -40,8 +44,9 @@ def questions_of(
         for example in examples[-1:]:
             start = _last_answer(example)
             if 0 < start <= longest:
+                tokens, stops = example.tokens, ends.all(chat="messages" in record)
                 text = _cut(_question(record))
-                questions.append(Question(text, example.tokens[:start], example.tokens[start:]))
+                questions.append(Question(text, tokens[:start], tokens[start:], stops))
     if len(questions) <= _QUESTIONS:
         return tuple(questions)
     last = len(questions) - 1
@@ -52,7 +57,8 @@ def sample_of(
     question: Question, base: Sequence[int], adapter: Sequence[int], tokenizer: ChatTokenizer
 ) -> Sample:
     """A question with three answers to it, given as tokens."""
-    texts = [_text(answer, tokenizer) for answer in (question.expected, base, adapter)]
+    answers = question.expected, base, adapter
+    texts = [_text(answer, question.ends, tokenizer) for answer in answers]
     return Sample(question.text, *texts)
 
 
@@ -84,10 +90,11 @@ def _plain(content: object) -> str:
     return "".join(str(part.get("text", "")) for part in parts if isinstance(part, Mapping))
 
 
-def _text(tokens: Sequence[int], tokenizer: ChatTokenizer) -> str:
+def _text(tokens: Sequence[int], ends: frozenset[int], tokenizer: ChatTokenizer) -> str:
     """An answer without its end token, cut after `MAX_NEW` tokens."""
-    text = visible_lines(tokenizer.decode(tokens[:MAX_NEW]).strip(whitespace))
-    ended = len(tokens) <= MAX_NEW and tokens[-1:] and tokens[-1] in tokenizer.special_ids
+    shown = tokens[:MAX_NEW]
+    ended = len(tokens) <= MAX_NEW and ends.issuperset(tokens[-1:])
+    text = visible_lines(tokenizer.decode(shown[:-1] if ended else shown).strip(whitespace))
     if ended or len(tokens) < MAX_NEW:
         return text
     return text.rstrip(_REPLACEMENT) + " ..."  # the last character may be cut

@@ -27,7 +27,7 @@ from server.training.job.samples import Question, questions_of
 from server.training.job.start import Start, adapter_for
 from server.training.run.batches import held_out
 from server.training.run.defaults import TrainPlan, check_early_stopping, plan_for, usual_rate
-from server.training.run.examples import Example, build_examples
+from server.training.run.examples import Example, LineEncoder, build_examples
 from server.training.run.trainer import Trainer
 
 _OPTIONS: Final = tuple(field.name for field in fields(TrainOptions))
@@ -113,17 +113,18 @@ def prepare(
         start: the adapter to continue; None: a new one is made.
 
     Raises:
-        InvalidDataset: lines that cannot be read or are too long, by number.
+        InvalidDataset: lines that cannot be read or trained on, by number.
         InvalidRequest: options that do not fit the base model, or contradict the start.
         NotFound: a file is gone.
         FileDamaged: a file is no longer what was uploaded.
         TrainingFailed: no line holds anything to learn.
     """
-    train = _lines(job, job.training_file, "training_file", files, base, tokenizer)
+    encoder = LineEncoder.of(base, tokenizer)
+    train = _lines(job, job.training_file, "training_file", files, encoder)
     plan = plan_for(job.hyperparameters, seed=job.seed, max_rank=max_rank, lines=len(train))
     usual = usual_rate(job.hyperparameters, len(train))
     if job.validation_file is not None:
-        valid = _lines(job, job.validation_file, "validation_file", files, base, tokenizer)
+        valid = _lines(job, job.validation_file, "validation_file", files, encoder)
     else:
         scored = held_out(len(train), plan.validation_split, seed=plan.seed)
         valid = [line for index, line in enumerate(train) if index in scored]
@@ -133,7 +134,7 @@ def prepare(
     flat_valid = tuple(example for _, examples in valid for example in examples)
     trainer = Trainer(base, adapter, flat_train, flat_valid, plan)
     check_early_stopping(plan, len(flat_valid))
-    questions = questions_of(valid if flat_valid else train, base.max_context)
+    questions = questions_of(valid if flat_valid else train, base.max_context, encoder.ends)
     lines = flat_train, flat_valid, questions
     return TrainingSetup(job, plan, adapter, trainer, *lines, tokenizer, start, usual)
 
@@ -155,11 +156,9 @@ def _short(loss: float | None) -> str | None:
     return None if loss is None else f"{loss:.4f}"
 
 
-def _lines(
-    job: Job, file_id: str, param: str, files: Files, base: BaseModel, tokenizer: ChatTokenizer
-) -> list[_Line]:
+def _lines(job: Job, file_id: str, param: str, files: Files, encoder: LineEncoder) -> list[_Line]:
     with files.verified(job.owner, file_id) as lines:
         dataset = validate(lines, min_examples=1, param=param)
     records = [record for _, record in dataset.records]
-    examples = build_examples(dataset.records, tokenizer, max_tokens=base.max_context, param=param)
+    examples = build_examples(dataset.records, encoder, param=param)
     return list(zip(records, examples, strict=True))

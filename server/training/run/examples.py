@@ -1,13 +1,17 @@
 """Turn conversations into tokens, and say which of them count in the loss. Knows no model.
 
-What the assistant wrote counts, with its end-of-turn token, so that the adapter learns to stop. A
-chat template may mark those tokens. Where it does not, the chat is rendered up to each answer and
-through it, and the answer is the difference.
+What stands before an answer is what a server sends to ask for it. What counts is the text behind
+that, as the chat template writes it, up to the token that ends an answer. So the adapter learns to
+stop where answers end, and nothing behind it.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from server.bases.answer_ends import PROBE, AnswerEnds
+from server.bases.model import BaseModel
+from server.bases.prefix_encoder import PrefixEncoder
+from server.bases.token_ids import unknown_token
 from server.bases.tokenizer import ChatTokenizer, Message, Tools
 from server.errors import InvalidDataset, InvalidRequest, LineProblem
 from server.jobs.files.datasets import problem_summary
@@ -43,129 +47,152 @@ class Example:
         return self.counts.count(True)
 
 
+@dataclass(frozen=True)
+class LineEncoder:
+    """Makes examples of lines that were checked.
+
+    Args:
+        max_tokens: that the model can read.
+        vocab_size: the model's token ids are below it; a tokenizer may have more.
+    """
+
+    tokenizer: ChatTokenizer
+    ends: AnswerEnds
+    max_tokens: int
+    vocab_size: int
+
+    @classmethod
+    def of(cls, base: BaseModel, tokenizer: ChatTokenizer) -> "LineEncoder":
+        ends = AnswerEnds.of(base, tokenizer)
+        return cls(tokenizer, ends, base.max_context, base.vocab_size)
+
+    def examples(self, record: Mapping[str, object]) -> list[Example]:
+        """Those of a line: one, several, or none.
+
+        Raises:
+            InvalidRequest: the line is too long, or has a token that the model lacks, or the chat
+                template refuses it.
+        """
+        messages, tools = record.get("messages"), record.get("tools")
+        if isinstance(messages, Sequence):
+            return self._of_chat(messages, tools if isinstance(tools, Sequence) else None)
+        return self._of_completion(str(record["prompt"]), str(record["completion"]))
+
+    def _of_completion(self, prompt: str, completion: str) -> list[Example]:
+        asked = self.tokenizer.prompt(prompt)
+        whole = self.tokenizer.encode(prompt + completion, add_special=True)
+        if not prompt:  # what stands for it is no text
+            whole = [*asked, *self.tokenizer.encode(completion)]
+        answer = self.tokenizer.continuation(asked, whole, completion)
+        tokens = self._checked([*asked, *answer, self.ends.end()])
+        example = Example.of(tokens, [(len(asked), len(tokens))])
+        return [example] if example else []
+
+    def _of_chat(self, messages: Sequence[Message], tools: Tools | None) -> list[Example]:
+        """One example if each answer stands behind its prompt in the last turn too. Else each is an
+        example of its own: some templates show an answer otherwise once more turns follow.
+        """
+        chat = [{k: v for k, v in message.items() if k != "weight"} for message in messages]
+        counted = [
+            index
+            for index, message in enumerate(messages)
+            if message["role"] == "assistant" and message.get("weight") != 0
+        ]
+        # The last first: if that is too long, the others are not read.
+        encode = PrefixEncoder(self.tokenizer).encode
+        turns = [self._turn(chat[: index + 1], tools, encode) for index in reversed(counted)][::-1]
+        if not turns:
+            return []
+        tokens, _ = turns[-1]
+        if all(tokens[: len(turn)] == turn for turn, _ in turns):
+            turns, spans = [turns[-1]], [span for _, span in turns]
+            found = [Example.of(tokens, spans)]
+        else:
+            found = [Example.of(turn, [span]) for turn, span in turns]
+        return [example for example in found if example]
+
+    def _turn(
+        self, chat: Sequence[Message], tools: Tools | None, encode: Callable[[str], list[int]]
+    ) -> tuple[list[int], Span]:
+        """The prompt for the chat's last message and that message; and where the message stands."""
+        asked = self.tokenizer.render(chat[:-1], tools=tools)
+        text = self._written(chat, asked, tools)
+        whole, prompt = encode(asked + text), encode(asked)
+        answer = self.tokenizer.continuation(prompt, whole, text)
+        if self.ends.written in answer:
+            behind = answer[::-1].index(self.ends.written)
+            answer = answer[: len(answer) - behind]
+        else:
+            text = text.removesuffix(self.ends.closing)
+            answer = self.tokenizer.continuation(prompt, encode(asked + text), text)
+            answer.append(self.ends.end())
+        tokens = self._checked([*prompt, *answer])
+        return tokens, (len(prompt), len(tokens))
+
+    def _written(self, chat: Sequence[Message], asked: str, tools: Tools | None) -> str:
+        """What is to be written behind a prompt: the last message, and what closes it."""
+        through = self.tokenizer.render(chat, add_generation_prompt=False, tools=tools)
+        if through.startswith(asked):
+            return through[len(asked) :]
+        # The template asks for an answer in other words than it shows one: find where it begins.
+        probe = [*chat[:-1], {"role": "assistant", "content": PROBE}]
+        shown = self.tokenizer.render(probe, add_generation_prompt=False, tools=tools)
+        header, found, closing = shown.rpartition(PROBE)
+        if not found or not through.startswith(header):
+            raise InvalidRequest(
+                f"the chat template of {self.tokenizer.name} shows message {len(chat) - 1} in a "
+                "form in which its beginning cannot be found; leave the line out, or use another "
+                "chat template"
+            )
+        begun = asked.removeprefix(header).strip() if asked.startswith(header) else ""
+        content = str(chat[-1].get("content") or "")
+        if not begun or not content:
+            return through[len(header) :]
+        # The prompt has begun the answer, with `<think>` say. The template may hide the thought of
+        # an answer; what is asked for is the whole of it, less what the prompt says already.
+        return _without(content, begun) + closing
+
+    def _checked(self, tokens: list[int]) -> list[int]:
+        """The tokens, if the model can read them. Raises InvalidRequest."""
+        if len(tokens) > self.max_tokens:
+            raise InvalidRequest(
+                f"{len(tokens)} tokens are more than the {self.max_tokens} that the model can "
+                "read; shorten or split the conversation"
+            )
+        wrong = unknown_token(tokens, self.vocab_size)
+        if wrong is not None:
+            raise InvalidRequest(
+                f"has token {wrong} ({self.tokenizer.token_text(wrong)!r}), and this model's token "
+                f"ids are 0..{self.vocab_size - 1}: leave that text out, or resize the embedding "
+                "of the model to its tokenizer"
+            )
+        return tokens
+
+
 def build_examples(
     records: Iterable[tuple[int, Mapping[str, object]]],
-    tokenizer: ChatTokenizer,
+    encoder: LineEncoder,
     *,
-    max_tokens: int,
     param: str = "training_file",
 ) -> list[list[Example]]:
     """Encode (line number, record) pairs. Each gives a list: one example, several, or none.
 
     Raises:
-        InvalidDataset: naming every line that the template refuses or that is over `max_tokens`.
+        InvalidDataset: naming every line that `encoder` refuses.
     """
     encoded: list[list[Example]] = []
     problems: list[LineProblem] = []
     for line, record in records:
         try:
-            examples = encode_record(record, tokenizer)
+            encoded.append(encoder.examples(record))
         except InvalidRequest as error:
             problems.append(LineProblem(line, str(error)))
-            continue
-        longest = max((len(example.tokens) for example in examples), default=0)
-        if longest > max_tokens:
-            reason = f"{longest} tokens are more than the {max_tokens} that the model can read"
-            problems.append(LineProblem(line, f"{reason}; shorten or split the conversation"))
-        encoded.append(examples)
     if problems:
         raise InvalidDataset(problem_summary(problems), problems, param=param)
     return encoded
 
 
-def encode_record(record: Mapping[str, object], tokenizer: ChatTokenizer) -> list[Example]:
-    """The examples of one checked line: a chat (`messages`) or a `prompt` and its `completion`.
-
-    Raises:
-        InvalidRequest: the chat template refuses the messages.
-    """
-    messages, tools = record.get("messages"), record.get("tools")
-    if isinstance(messages, Sequence):
-        return _chat_examples(messages, tools if isinstance(tools, Sequence) else None, tokenizer)
-    return _completion_example(str(record["prompt"]), str(record["completion"]), tokenizer)
-
-
-def _completion_example(prompt: str, completion: str, tokenizer: ChatTokenizer) -> list[Example]:
-    prompt_tokens = tokenizer.encode(prompt, add_special=True)
-    whole = tokenizer.encode(prompt + completion, add_special=True)
-    if whole[: len(prompt_tokens)] != prompt_tokens:  # a token spans the border: keep the prompt's
-        whole = prompt_tokens + tokenizer.encode(completion)
-    if tokenizer.eos_token_id is not None:
-        whole.append(tokenizer.eos_token_id)
-    example = Example.of(whole, [(len(prompt_tokens), len(whole))])
-    return [example] if example else []
-
-
-def _chat_examples(
-    messages: Sequence[Message], tools: Tools | None, tokenizer: ChatTokenizer
-) -> list[Example]:
-    chat = [{k: v for k, v in message.items() if k != "weight"} for message in messages]
-    answers = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
-    counted = [i for i in answers if messages[i].get("weight") != 0]
-    if not counted:
-        return []
-    marked = tokenizer.chat_mask(chat, tools)
-    if marked is not None:
-        tokens, mask = marked
-        spans = _runs(mask)
-        if len(spans) == len(answers):  # else the template omits an answer, or joins two
-            ends = [_with_end(tokens, spans[answers.index(i)], tokenizer) for i in counted]
-            example = Example.of(tokens, ends)
-            return [example] if example else []
-    return _by_difference(chat, counted, tools, tokenizer)
-
-
-def _by_difference(
-    chat: Sequence[Message], counted: Sequence[int], tools: Tools | None, tokenizer: ChatTokenizer
-) -> list[Example]:
-    """Find each answer as what the chat through it has after the prompt that asks for it.
-
-    A template may render an answer differently once more turns follow (some drop its reasoning).
-    Then each answer is an example of its own, rendered as the last turn.
-    """
-    tokens = tokenizer.chat(chat, add_generation_prompt=False, tools=tools)
-    turns = [_turn(chat, index, tools, tokenizer) for index in counted]
-    if all(tokens[: len(turn)] == turn for turn, _ in turns):
-        example = Example.of(tokens, [span for _, span in turns])
-        return [example] if example else []
-    alone = [Example.of(turn, [span]) for turn, span in turns]
-    return [example for example in alone if example]
-
-
-def _turn(
-    chat: Sequence[Message], index: int, tools: Tools | None, tokenizer: ChatTokenizer
-) -> tuple[list[int], Span]:
-    """The chat through message `index`, and where in it that answer stands."""
-    prompt = tokenizer.chat(chat[:index], add_generation_prompt=True, tools=tools) if index else []
-    through = tokenizer.chat(chat[: index + 1], add_generation_prompt=False, tools=tools)
-    start = _common_length(prompt, through)
-    # Only the header's last token may have merged with the answer's first characters.
-    if start < len(prompt) - 1:
-        raise InvalidRequest(
-            f"the chat template of {tokenizer.name} renders message {index} differently from what "
-            "it asks the model to write; mark the answers in the template with {% generation %}"
-        )
-    end = len(through)
-    special = [i for i in range(start, end) if through[i] in tokenizer.special_ids]
-    return through, (start, special[-1] + 1 if special else end)
-
-
-def _with_end(tokens: Sequence[int], span: Span, tokenizer: ChatTokenizer) -> Span:
-    """A template may end its mark before the end-of-turn token, which must count as well."""
-    start, end = span
-    closed = tokens[end - 1] in tokenizer.special_ids
-    if not closed and end < len(tokens) and tokens[end] in tokenizer.special_ids:
-        end += 1
-    return start, end
-
-
-def _runs(mask: Sequence[bool]) -> list[Span]:
-    """Start and end of each run of True."""
-    neighbours = zip([False, *mask], [*mask, False], strict=True)
-    edges = [i for i, (before, after) in enumerate(neighbours) if before != after]
-    return list(zip(edges[::2], edges[1::2], strict=True))
-
-
-def _common_length(left: Sequence[int], right: Sequence[int]) -> int:
-    pairs = zip(left, right, strict=False)
-    return next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(left), len(right)))
+def _without(content: str, begun: str) -> str:
+    """An answer behind the words that its prompt begins it with."""
+    bare = content.lstrip()
+    return bare.removeprefix(begun).lstrip("\n") if bare.startswith(begun) else content

@@ -20,13 +20,19 @@ from server.training.run.loss import head_reads, picked
 
 log = logging.getLogger(__name__)
 
+_NO_TOKEN = -1
+
 
 @dataclass(frozen=True, eq=False)
 class GreedyRequest:
-    """A prompt, as tokens, for an adapter, or for the base as it is (None)."""
+    """A prompt, as tokens, for an adapter, or for the base as it is (None).
+
+    `ends` are the tokens that end its answer.
+    """
 
     prompt: Sequence[int]
     adapter: TrainableAdapter | None
+    ends: frozenset[int]
 
 
 def answer(
@@ -46,7 +52,7 @@ def answer(
         rows = [requests[index] for index in order]
         columns = torch.stack(list(_tokens(base, rows, max_new))).T.tolist()
         for index, tokens in zip(order, columns, strict=True):
-            answers[index] = _ended(tokens, base.eos_token_ids)
+            answers[index] = _ended(tokens, requests[index].ends)
     return [answers[index] for index in range(len(requests))]
 
 
@@ -80,7 +86,9 @@ def _tokens(base: BaseModel, rows: Sequence[GreedyRequest], max_new: int) -> Ite
     mask = torch.tensor([[0] * gap + [1] * (longest - gap) for gap in gaps], device=device)
     places = (mask.cumsum(1) - 1).clamp(min=0)
     every = torch.arange(len(rows), device=device)
-    stops = torch.tensor(sorted(base.eos_token_ids), dtype=torch.long, device=device)
+    most = max(len(row.ends) for row in rows)
+    ends = [[*row.ends, *[_NO_TOKEN] * (most - len(row.ends))] for row in rows]
+    stops = torch.tensor(ends, dtype=torch.long, device=device)  # [rows, most]
     going = torch.ones(len(rows), dtype=torch.bool, device=device)
     # transformers renamed the cache, as an argument and in the output, in 5.24.
     parameters = inspect.signature(base.model.forward).parameters
@@ -103,7 +111,7 @@ def _tokens(base: BaseModel, rows: Sequence[GreedyRequest], max_new: int) -> Ite
             logits = logits.index_fill(1, base.nameless, -torch.inf)
         chosen = logits.argmax(-1)
         yield chosen
-        going &= ~torch.isin(chosen, stops)
+        going &= (chosen[:, None] != stops).all(1)
         if not going.any():
             return
         tokens, places = chosen[:, None], places[:, -1:] + 1

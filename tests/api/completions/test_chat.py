@@ -2,12 +2,14 @@
 
 import threading
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import httpx
 import openai
 import pytest
 from openai.types.chat import ChatCompletionMessageParam
 
+from server.api.app_services import Services
 from server.errors import DeadlineExceeded, InvalidAdapter, QueueFull, Unavailable
 from tests.api.fakes import ByteTokenizer
 from tests.api.running import Publish, Running, Serve, eventually
@@ -191,6 +193,7 @@ def test_messages_may_be_parts_and_answers_may_come_back(server: Running) -> Non
             "invalid_value",
         ),
         ({"messages": [{"role": "user", "content": "refuse me"}]}, "messages", "invalid_value"),
+        ({"messages": [{"role": "user", "content": "beyond"}]}, "messages", "invalid_value"),
         ({"model": None}, "model", "invalid_value"),
         ({"temperature": 2.5}, "temperature", "invalid_value"),
         ({"temperature": "hot"}, "temperature", "invalid_value"),
@@ -227,6 +230,15 @@ def test_a_bad_field_is_named(
     assert (response.status_code, error["param"], error["code"]) == (400, param, code), error
     assert error["type"] == "invalid_request_error"
     assert server.loop.asked == []
+
+
+def test_what_closes_a_turn_ends_the_answers_of_chats_alone(
+    serve: Serve, services: Services
+) -> None:
+    server = serve(base=replace(services.base, turn_ends=frozenset({7})))
+    server.sdk.chat.completions.create(model="base", messages=HELLO)
+    server.sdk.completions.create(model="base", prompt="Hello")
+    assert [asked.turn_ends for asked in server.loop.asked] == [{7}, frozenset()]
 
 
 def test_a_missing_field_is_named(server: Running) -> None:

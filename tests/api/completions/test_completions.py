@@ -3,6 +3,7 @@
 import openai
 import pytest
 
+from tests.api.fakes import EOS
 from tests.api.running import Publish, Running
 
 
@@ -26,6 +27,16 @@ def test_every_kind_of_prompt(server: Running, prompt: list[str], tokens: list[b
     assert answer.usage.prompt_tokens_details is not None
     assert answer.usage.prompt_tokens_details.cached_tokens == len(tokens)
     assert {choice.finish_reason for choice in answer.choices} == {"length"}
+
+
+@pytest.mark.parametrize("prompt", ["", ["", "ab"]])
+def test_an_empty_prompt_begins_a_text(server: Running, prompt: str | list[str]) -> None:
+    answer = server.sdk.completions.create(model="base", prompt=prompt, max_tokens=9)
+    begun, *others = server.loop.asked
+    assert begun.prompt == (EOS,)
+    assert [bytes(asked.prompt) for asked in others] == [b"ab"][: len(others)]
+    assert answer.choices[0].text == server.loop.text
+    assert answer.usage is not None and answer.usage.prompt_tokens == 1 + 2 * len(others)
 
 
 def test_more_answers_than_can_ever_wait_are_no_429(server: Running) -> None:
@@ -109,12 +120,18 @@ def test_without_echo_the_prompt_is_not_scored(server: Running) -> None:
 @pytest.mark.parametrize(
     ("fields", "param"),
     [
-        ({"prompt": ""}, "prompt"),
         ({"prompt": []}, "prompt"),
         ({"prompt": [[]]}, "prompt"),
         ({"prompt": ["a", 1]}, "prompt"),
         ({"prompt": [257]}, "prompt"),
         ({"prompt": [-1]}, "prompt"),
+        ({"prompt": [10**30]}, "prompt"),
+        ({"prompt": [[104], [104, 257]]}, "prompt"),
+        ({"prompt": [True]}, "prompt"),
+        ({"prompt": [[104, False]]}, "prompt"),
+        ({"prompt": [104.0]}, "prompt"),
+        ({"prompt": [[104, 1.5]]}, "prompt"),
+        ({"prompt": [None]}, "prompt"),
         ({"prompt": None}, "prompt"),
         ({"prompt": "a" * 300}, "prompt"),
         ({"prompt": "a" * 300, "max_tokens": 0, "echo": True}, "prompt"),

@@ -16,6 +16,8 @@ from server.jobs.files.datasets import Dataset, validate
 from server.jobs.queue.train_options import TrainOptions
 from server.training.job import job_estimator as estimating
 from server.training.job.job_estimator import JobEstimator
+from tests.training.chats import byte_tokenizer
+from tests.training.families import FAMILIES, byte_level
 from tests.training.job.test_worker import submit, work_off
 from tests.training.workplace import OWNER, Workplace, lines, load_tiny
 
@@ -94,6 +96,69 @@ def test_of_a_large_file_some_lines_and_the_long_ones_are_read(
     with pytest.raises(InvalidDataset) as caught:
         estimator.estimate(dataset(records), None, TrainOptions())
     assert [problem.line for problem in caught.value.problems] == [56]
+
+
+@pytest.fixture
+def grown(loaded: tuple[BaseModel, ChatTokenizer]) -> JobEstimator:
+    """Of a tokenizer with tokens that the base has no embedding for."""
+    tokenizer = byte_tokenizer()
+    tokenizer._tokenizer.add_tokens([f"<new {number}>" for number in range(60)])
+    assert len(tokenizer) > loaded[0].vocab_size == 300
+    return JobEstimator(loaded[0], tokenizer, max_rank=64, speed=lambda: None)
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        chat("Hi <new 50>", "x"),
+        chat("Hi", "<new 50>"),
+        {"messages": [{"role": "system", "content": "<new 50>"}, *chat("a", "b")["messages"]]},  # type: ignore[misc]
+    ],
+)
+def test_lines_with_tokens_that_the_base_lacks_are_named(
+    grown: JobEstimator, record: dict[str, object]
+) -> None:
+    usual = [chat("Hi <new 3>", "x")] * 10
+    assert grown.estimate(dataset(usual), None, TrainOptions()).examples == 10
+    odd = dataset([*usual, record, *usual, record])
+    with pytest.raises(InvalidDataset) as caught:
+        grown.estimate(odd, None, TrainOptions())
+    assert [problem.line for problem in caught.value.problems] == [11, 22]
+    assert "has token 309 ('<new 50>'), and this model's token ids are 0..299: leave that" in str(
+        caught.value
+    )
+    assert grown.problems(odd, "validation_file") == caught.value.problems
+    with pytest.raises(InvalidDataset) as caught:
+        grown.estimate(dataset(usual), odd, TrainOptions())
+    assert caught.value.param == "validation_file"
+
+
+def test_prompts_and_completions_with_such_tokens_are_named(grown: JobEstimator) -> None:
+    pairs = [("a", "b"), ("<new 50>", "b"), ("a", "<new 41>"), ("", "<new 40>"), ("<new 40>", "b")]
+    odd = dataset([{"prompt": prompt, "completion": completion} for prompt, completion in pairs])
+    assert [problem.line for problem in grown.problems(odd, "training_file")] == [2, 3]
+
+
+def test_in_a_large_file_too_every_line_with_such_a_token_is_named(
+    grown: JobEstimator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(estimating, "_TOKENIZED_LINES", 10)
+    records = [chat("Hi", "x" * 20) for _ in range(100)]
+    records[55] = chat("Hi", 'a "<new 50>"')
+    records[57] = chat("Hi", "<new 5>")
+    with pytest.raises(InvalidDataset) as caught:
+        grown.estimate(dataset(records), None, TrainOptions())
+    assert [problem.line for problem in caught.value.problems] == [56]
+
+
+def test_an_end_that_training_adds_is_told(loaded: tuple[BaseModel, ChatTokenizer]) -> None:
+    tokenizer = byte_level(FAMILIES["headings without an end"])
+    estimator = JobEstimator(loaded[0], tokenizer, max_rank=64, speed=lambda: None)
+    chats = dataset([chat(f"q{i}", f"a{i}") for i in range(60)])
+    (warning,) = estimator.estimate(chats, None, TrainOptions()).warnings
+    assert "training adds '</s>' behind each answer" in warning
+    texts = dataset([{"prompt": "", "completion": f"a{i}"} for i in range(60)])
+    assert estimator.estimate(texts, None, TrainOptions()).warnings == ()
 
 
 def test_what_looks_odd_is_named_with_its_lines() -> None:

@@ -6,7 +6,7 @@ import pytest
 
 from server.bases.tokenizer import ChatTokenizer
 from server.errors import InvalidDataset, InvalidRequest
-from server.training.run.examples import Example, build_examples, encode_record
+from server.training.run.examples import Example, build_examples
 from tests.training.chats import (
     CONTRARY,
     FORGETFUL,
@@ -15,6 +15,7 @@ from tests.training.chats import (
     UNMARKED,
     WITH_TOOLS,
     byte_tokenizer,
+    encoder,
 )
 
 CHAT = [
@@ -24,6 +25,10 @@ CHAT = [
     {"role": "user", "content": "And?"},
     {"role": "assistant", "content": "Bye."},
 ]
+
+
+def encode_record(record: Mapping[str, object], tokenizer: ChatTokenizer) -> list[Example]:
+    return encoder(tokenizer).examples(record)
 
 
 def learnt(example: Example, tokenizer: ChatTokenizer) -> list[str]:
@@ -89,7 +94,7 @@ def test_a_template_without_tools_refuses_the_line(template: str | None) -> None
         {"messages": USE},
     ]
     with pytest.raises(InvalidDataset) as caught:
-        build_examples(enumerate(records, 1), byte_tokenizer(template), max_tokens=1000)
+        build_examples(enumerate(records, 1), encoder(byte_tokenizer(template)))
     reasons = {problem.line: problem.reason for problem in caught.value.problems}
     assert reasons.keys() == {1, 3}
     assert "bytes has no place for tools: leave them out" in reasons[1]
@@ -116,9 +121,20 @@ def test_a_template_that_rewrites_earlier_turns_gives_one_example_per_answer() -
     assert "<think></think>Hello" not in tokenizer.decode(second.tokens)
 
 
-def test_a_prompt_unlike_the_rendered_turn_is_refused() -> None:
-    with pytest.raises(InvalidRequest, match=r"message 2 .*\{% generation %\}"):
-        encode_record({"messages": CHAT}, byte_tokenizer(CONTRARY))
+def test_a_prompt_unlike_the_rendered_turn_is_what_is_trained_on() -> None:
+    tokenizer = byte_tokenizer(CONTRARY)
+    first, second = encode_record({"messages": CHAT}, tokenizer)
+    assert learnt(first, tokenizer) == ["Hello 👋<|im_end|>"]
+    assert learnt(second, tokenizer) == ["Bye.<|im_end|>"]
+    asked = tokenizer.chat(CHAT[:4])
+    assert list(second.tokens[: len(asked)]) == asked
+    assert tokenizer.decode(asked).endswith("ANSWER NOW: ")
+
+
+def test_a_template_in_which_an_answer_cannot_be_found_is_refused() -> None:
+    hiding = CONTRARY.replace("m['content']", "(m['content'] | upper)")
+    with pytest.raises(InvalidRequest, match=r"message 4 .*cannot be found; leave the line out"):
+        encode_record({"messages": CHAT}, byte_tokenizer(hiding))
 
 
 def test_prompt_and_completion(tokenizer: ChatTokenizer) -> None:
@@ -127,24 +143,30 @@ def test_prompt_and_completion(tokenizer: ChatTokenizer) -> None:
     assert tokenizer.decode(example.tokens, skip_special=False) == "1 + 1 = 2<|im_end|>"
 
 
-def test_without_a_prompt_all_but_the_first_token_counts(tokenizer: ChatTokenizer) -> None:
+def test_without_a_prompt_every_token_counts_behind_the_one_that_begins_a_text(
+    tokenizer: ChatTokenizer,
+) -> None:
     (example,) = encode_record({"prompt": "", "completion": "abc"}, tokenizer)
-    assert example.counts == (False, True, True, True)
+    assert learnt(example, tokenizer) == ["abc<|im_end|>"]
+    assert tokenizer.decode(example.tokens[:1], skip_special=False) == "<|end|>"
+    assert list(example.tokens[:1]) == tokenizer.prompt("")
+    assert example.counts == (False, True, True, True, True)
 
 
 def test_one_list_per_line() -> None:
     tokenizer = byte_tokenizer(FORGETFUL)
     lines = [(1, {"messages": CHAT}), (2, {"messages": CHAT[:3]})]
-    found = build_examples(lines, tokenizer, max_tokens=1000)
+    found = build_examples(lines, encoder(tokenizer))
     assert [len(examples) for examples in found] == [2, 1]
 
 
 def test_every_bad_line_is_named(tokenizer: ChatTokenizer) -> None:
     good = {"messages": CHAT[:3]}
     long = {"prompt": "x" * 90, "completion": "y" * 20}
-    bad = {"messages": [{"role": "assistant", "content": [{"type": "image_url"}]}]}
+    image = {"role": "user", "content": [{"type": "image_url"}]}
+    bad = {"messages": [image, {"role": "assistant", "content": "b"}]}
     with pytest.raises(InvalidDataset) as caught:
-        build_examples([(1, good), (3, long), (7, bad)], tokenizer, max_tokens=100)
+        build_examples([(1, good), (3, long), (7, bad)], encoder(tokenizer, max_tokens=100))
     assert [problem.line for problem in caught.value.problems] == [3, 7]
     assert "111 tokens are more than the 100" in caught.value.problems[0].reason
     assert "'image_url'" in caught.value.problems[1].reason

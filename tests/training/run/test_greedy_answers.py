@@ -3,7 +3,6 @@
 import random
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import replace
 
 import pytest
 import torch
@@ -14,8 +13,10 @@ from server.training.job.samples import MAX_NEW, Question, questions_of, sample_
 from server.training.run.examples import build_examples
 from server.training.run.greedy_answers import GreedyRequest, answer, answer_all
 from tests.models import EOS, KINDS, Kind, tiny_base
-from tests.training.chats import MARKED, UNMARKED, byte_tokenizer
+from tests.training.chats import MARKED, UNMARKED, byte_tokenizer, encoder
 from tests.writing import WRITING
+
+ENDS = frozenset({EOS})
 
 
 def adapter_of(base: BaseModel, method: str, seed: int) -> TrainableAdapter:
@@ -33,7 +34,7 @@ def alone(base: BaseModel, asked: GreedyRequest, max_new: int) -> list[int]:
     with torch.no_grad(), asked.adapter.active() if asked.adapter else nullcontext():
         for _ in range(max_new):
             tokens.append(int(base.model(torch.tensor([tokens])).logits[0, -1].argmax()))
-            if tokens[-1] in base.eos_token_ids:
+            if tokens[-1] in asked.ends:
                 break
     return tokens[len(asked.prompt) :]
 
@@ -45,7 +46,7 @@ def test_a_batch_says_what_each_would_say_alone(kind: Kind, max_tokens: int) -> 
     adapters = [None, adapter_of(base, "vera", 1), adapter_of(base, "lora", 2), None]
     draw = random.Random(3)
     asked = [
-        GreedyRequest([draw.randrange(3, 300) for _ in range(draw.randrange(1, 40))], adapter)
+        GreedyRequest([draw.randrange(3, 300) for _ in range(draw.randrange(1, 40))], adapter, ENDS)
         for adapter in [*adapters, *adapters[::-1]]
     ]
     found = answer(base, asked, max_new=12, max_tokens=max_tokens)
@@ -65,15 +66,16 @@ def test_ids_without_a_token_are_never_said() -> None:
 def test_each_row_ends_by_itself() -> None:
     base = tiny_base("llama")
     first = [[5, 6, 7], [9, 8], [100, 3, 4, 5]]
-    endless = replace(base, eos_token_ids=frozenset())
-    whole = answer(endless, [GreedyRequest(p, None) for p in first], max_new=8, max_tokens=4096)
-    ends = replace(base, eos_token_ids=frozenset([whole[0][2], EOS]))
-    cut = answer(
-        ends, [GreedyRequest(prompt, None) for prompt in first], max_new=8, max_tokens=4096
-    )
+    sizes = {"max_new": 8, "max_tokens": 4096}
+    whole = answer(base, [GreedyRequest(p, None, frozenset()) for p in first], **sizes)
+    assert [len(tokens) for tokens in whole] == [8, 8, 8]
+    # The ends are each row's own: the second row meets its fifth token, which ends it alone.
+    ends = [frozenset({whole[0][2], EOS}), frozenset({whole[1][4]}), frozenset()]
+    asked = [GreedyRequest(p, None, stops) for p, stops in zip(first, ends, strict=True)]
+    cut = answer(base, asked, **sizes)
     assert cut[0] == whole[0][: whole[0].index(whole[0][2]) + 1]
-    for mine, theirs in zip(cut[1:], whole[1:], strict=True):
-        assert mine == theirs[: len(mine)]
+    assert cut[1] == whole[1][: whole[1].index(whole[1][4]) + 1]
+    assert cut[2] == whole[2]
     assert answer(base, [], max_new=8, max_tokens=4096) == []
 
 
@@ -82,10 +84,10 @@ def test_one_that_cannot_be_asked_leaves_the_others_their_answers(
 ) -> None:
     base = tiny_base("llama")
     groups = [
-        [GreedyRequest([5, 6], None)],
-        [GreedyRequest([10**6], None)],
+        [GreedyRequest([5, 6], None, ENDS)],
+        [GreedyRequest([10**6], None, ENDS)],
         [],
-        [GreedyRequest([7], None)],
+        [GreedyRequest([7], None, ENDS)],
     ]
     found = answer_all(base, groups, max_new=4, max_tokens=4096)
     assert found[1] is None
@@ -96,8 +98,9 @@ def test_one_that_cannot_be_asked_leaves_the_others_their_answers(
 
 
 def lines_of(records: Sequence[dict[str, object]], template: str = MARKED) -> tuple[Question, ...]:
-    examples = build_examples(enumerate(records), byte_tokenizer(template), max_tokens=4096)
-    return questions_of(list(zip(records, examples, strict=True)), max_context=4096)
+    lines = encoder(byte_tokenizer(template), max_tokens=4096)
+    examples = build_examples(enumerate(records), lines)
+    return questions_of(list(zip(records, examples, strict=True)), 4096, lines.ends)
 
 
 def chat(*turns: object) -> dict[str, object]:
