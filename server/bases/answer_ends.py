@@ -14,6 +14,7 @@ from server.errors import InvalidRequest
 PROBE = "Zebra7"
 """An answer that no template changes and no template contains."""
 
+_SYSTEM = {"role": "system", "content": "System"}
 _QUESTION = {"role": "user", "content": "Question"}
 _ANSWER = {"role": "assistant", "content": PROBE}
 
@@ -89,12 +90,14 @@ class AnswerEnds:
 def _behind_answer(tokenizer: ChatTokenizer, *, following: bool = True) -> str:
     """What the template writes between an answer and the next question, or the chat's end."""
     chat = [_QUESTION, _ANSWER, _QUESTION] if following else [_QUESTION, _ANSWER]
-    try:
-        text = tokenizer.render(chat, add_generation_prompt=False)
-    except InvalidRequest:
-        return ""
-    behind = text.partition(PROBE)[2]
-    return behind.rpartition(_QUESTION["content"])[0] if following else behind
+    for opening in ([], [_SYSTEM]):  # some templates refuse a chat with a system turn, or without
+        try:
+            text = tokenizer.render([*opening, *chat], add_generation_prompt=False)
+        except InvalidRequest:
+            continue
+        behind = text.partition(PROBE)[2]
+        return behind.rpartition(_QUESTION["content"])[0] if following else behind
+    return ""
 
 
 def _end_in(text: str, tokenizer: ChatTokenizer, eos: frozenset[int]) -> int | None:

@@ -1,19 +1,28 @@
 """The model in this process, without a server: on a tiny random base, and the example on Porch."""
 
+import json
 import runpy
+import shutil
 import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any
 
 import pytest
 import torch
 
 from adapters_store.store import AdapterStore
+from server.api.completions import chat_completion, text_completion
+from server.api.completions.chat_completion import ChatRequest
+from server.api.completions.generation import CheckedRequest
+from server.api.completions.text_completion import CompletionRequest
 from server.bases.base_files import load_base
 from server.bases.model import BaseModel
+from server.engine.sequence import FinishReason
 from server.errors import ContextLengthExceeded, InvalidRequest, ModelNotFound, Unavailable
+from server.scheduler.request import CallbackListener, TextDelta
 from server.tenancy.keys import DEFAULT_OWNER
 from server.wiring.llm import LLM
 from tests.adapters.made import make_adapter
@@ -35,6 +44,45 @@ def llm(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterato
     publish(load_base(str(model_folder), device="cpu", dtype="auto"), home)
     with LLM(str(model_folder), home=home, kv_memory_mb=8, adapter_slots=8) as llm:
         yield llm
+    torch.set_num_threads(threads)
+
+
+def finish(llm: LLM, checked: CheckedRequest) -> tuple[FinishReason | None, int]:
+    """How an answer ends, and its number of tokens."""
+    updates: SimpleQueue[TextDelta] = SimpleQueue()
+    llm._services.engine.submit(checked.generations[0], CallbackListener(updates.put))
+    tokens = 0
+    while True:
+        update = updates.get(timeout=30)
+        tokens += len(update.tokens)
+        if update.finish is not None:
+            return update.finish, tokens
+
+
+def test_answers_end_where_tokenizer_and_template_say(model_folder: Path, tmp_path: Path) -> None:
+    """The base's own files name no end. The template closes a turn with <pad>."""
+    folder, threads = tmp_path / "tiny", torch.get_num_threads()
+    shutil.copytree(model_folder, folder)
+    for name in ("config.json", "generation_config.json"):
+        fields = json.loads((folder / name).read_text()) | {"eos_token_id": None}
+        (folder / name).write_text(json.dumps(fields))
+    template = folder / "chat_template.jinja"
+    template.write_text(template.read_text().replace("</s>", "<pad>"))
+    with LLM(str(folder), home=tmp_path, kv_memory_mb=8, adapter_slots=8) as llm:
+
+        def ended(likely: int) -> list[tuple[FinishReason | None, int]]:
+            fields = {"model": "base", "max_tokens": 3, "logit_bias": {str(likely): 100}}
+            chat = ChatRequest.model_validate(fields | {"messages": HELLO})
+            text = CompletionRequest.model_validate(fields | {"prompt": ""})
+            return [
+                finish(llm, chat_completion.check_request(llm._services, DEFAULT_OWNER, chat)),
+                finish(llm, text_completion.check_request(llm._services, DEFAULT_OWNER, text)),
+            ]
+
+        stopped, cut = (FinishReason.STOP, 1), (FinishReason.LENGTH, 3)
+        assert ended(2) == [stopped, stopped]  # </s>
+        assert ended(0) == [stopped, cut]  # <pad>
+        assert ended(50) == [cut, cut]
     torch.set_num_threads(threads)
 
 

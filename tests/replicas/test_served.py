@@ -49,6 +49,9 @@ def patient_model(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) 
     config = folder / "config.json"
     longer = json.loads(config.read_text()) | {"max_position_embeddings": LONG + 512}
     config.write_text(json.dumps(longer))
+    generation = folder / "generation_config.json"
+    ends = json.loads(generation.read_text()) | {"eos_token_id": [2, 299]}
+    generation.write_text(json.dumps(ends))
     return folder
 
 
@@ -97,6 +100,11 @@ def test_the_same_errors(both: Both, changes: dict[str, object]) -> None:
     here, apart = (c.post("/v1/completions", json=ASK | changes) for c in (both.here, both.apart))
     assert here.status_code >= 400
     assert (apart.status_code, apart.json()) == (here.status_code, here.json())
+
+
+def test_the_end_tokens_are_known_without_the_engines_files(both: Both) -> None:
+    """The estimate of a job needs them; the outline of the base has the configuration's alone."""
+    assert both.front.base.eos_token_ids == {2, 299}
 
 
 def test_the_same_analysis_without_the_engines_weights(both: Both) -> None:

@@ -29,7 +29,7 @@ class Family:
     warned: bool = False
 
 
-def _turns(user: str, answer: str, ask: str = "", begin: str = "", system: str = "") -> str:
+def turns(user: str, answer: str, ask: str = "", begin: str = "", system: str = "") -> str:
     """A template of what is written for each role. CONTENT stands for the message's text."""
 
     def said(text: str) -> str:
@@ -45,7 +45,7 @@ def _turns(user: str, answer: str, ask: str = "", begin: str = "", system: str =
 
 
 def _chatml(end: str = "<|im_end|>", ask: str = "", answer: str = "") -> str:
-    return _turns(
+    return turns(
         "<|im_start|>user\n{{ m['content'] }}" + end + "\n",
         answer or "<|im_start|>assistant\n{{ m['content'] }}" + end + "\n",
         "<|im_start|>assistant\n" + ask,
@@ -61,7 +61,7 @@ _PLAIN_ASK = "### Response:\n"
 FAMILIES = {
     # The base's files name the end of a text, and the template closes turns with another token.
     "headers": Family(
-        _turns(
+        turns(
             "<|head|>user<|/head|>\n\n{{ m['content'] | trim }}<|eot|>",
             "<|head|>assistant<|/head|>\n\n{{ m['content'] | trim }}<|eot|>",
             "<|head|>assistant<|/head|>\n\n",
@@ -115,14 +115,14 @@ FAMILIES = {
         begins="<think>\n\n</think>\n\n",
     ),
     "roles as tokens": Family(
-        _turns("<|user|>\nCONTENT<|end|>\n", "<|bot|>\nCONTENT<|end|>\n", "<|bot|>\n"),
+        turns("<|user|>\nCONTENT<|end|>\n", "<|bot|>\nCONTENT<|end|>\n", "<|bot|>\n"),
         "<|end|>",
         ("<|user|>", "<|bot|>", "<|end|>", "<|endoftext|>"),
         "<|endoftext|>",
         ("<|endoftext|>", "<|end|>"),
     ),
     "turns, no system": Family(
-        _turns(
+        turns(
             "<turn>user\n{{ m['content'] | trim }}</turn>\n",
             "<turn>model\n{{ m['content'] | trim }}</turn>\n",
             "<turn>model\n",
@@ -134,41 +134,41 @@ FAMILIES = {
         base_eos=("</s>", "</turn>"),
     ),
     "instructions in brackets": Family(
-        _turns("[INST] CONTENT [/INST]", " CONTENT</s>", begin="{{ bos_token }}"),
+        turns("[INST] CONTENT [/INST]", " CONTENT</s>", begin="{{ bos_token }}"),
         "</s>",
         begins=" ",
     ),
     "instructions in brackets, trimmed": Family(
-        _turns("[INST] CONTENT [/INST]", " {{ m['content'] | trim }} </s>{{ bos_token }}"),
+        turns("[INST] CONTENT [/INST]", " {{ m['content'] | trim }} </s>{{ bos_token }}"),
         " </s>",
         begins=" ",
     ),
     "names, eos, line break": Family(
-        _turns("<|user|>\nCONTENT</s>\n", "<|assistant|>\nCONTENT</s>\n", "<|assistant|>\n"),
+        turns("<|user|>\nCONTENT</s>\n", "<|assistant|>\nCONTENT</s>\n", "<|assistant|>\n"),
         "</s>",
     ),
     "capitals": Family(
-        _turns("USER: CONTENT ", "ASSISTANT: CONTENT</s>", "ASSISTANT:"), "</s>", begins=" "
+        turns("USER: CONTENT ", "ASSISTANT: CONTENT</s>", "ASSISTANT:"), "</s>", begins=" "
     ),
     "headings without an end": Family(
-        _turns("### Instruction:\nCONTENT\n\n", f"{_PLAIN_ASK}CONTENT\n\n", _PLAIN_ASK),
+        turns("### Instruction:\nCONTENT\n\n", f"{_PLAIN_ASK}CONTENT\n\n", _PLAIN_ASK),
         "</s>",
         warned=True,
     ),
     "nothing behind an answer": Family(
-        _turns("\nUser: CONTENT\n", "Bot: CONTENT", "Bot: "), "</s>", warned=True
+        turns("\nUser: CONTENT\n", "Bot: CONTENT", "Bot: "), "</s>", warned=True
     ),
     "the next role's words": Family(
-        _turns("CONTENT\nBot: ", "CONTENT\nUser: ", begin="User: "), "</s>", warned=True
+        turns("CONTENT\nBot: ", "CONTENT\nUser: ", begin="User: "), "</s>", warned=True
     ),
     "the next role's token, behind all but the last": Family(
-        _turns("<|user|>\nCONTENT", "<|bot|>\nCONTENT", "<|bot|>\n"),
+        turns("<|user|>\nCONTENT", "<|bot|>\nCONTENT", "<|bot|>\n"),
         "</s>",
         ("<|user|>", "<|bot|>"),
         warned=True,
     ),
     "an end behind all but the last": Family(
-        _turns(
+        turns(
             "<|im_start|>user\nCONTENT<|im_end|>",
             "<|im_start|>assistant\nCONTENT{% if not loop.last %}<|im_end|>{% endif %}",
             "<|im_start|>assistant\n",
@@ -178,7 +178,7 @@ FAMILIES = {
         warned=True,
     ),
     "a thought is begun, and hidden later": Family(
-        _turns("<|user|>CONTENT", f"<|bot|>{_THOUGHT}</s>", "<|bot|><think>\n", "{{ bos_token }}"),
+        turns("<|user|>CONTENT", f"<|bot|>{_THOUGHT}</s>", "<|bot|><think>\n", "{{ bos_token }}"),
         "</s>",
         ("<|user|>", "<|bot|>"),
     ),

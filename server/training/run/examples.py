@@ -125,7 +125,8 @@ class LineEncoder:
         else:
             text = text.removesuffix(self.ends.closing)
             answer = self.tokenizer.continuation(prompt, encode(asked + text), text)
-            answer.append(self.ends.end())
+            if not self.ends.eos.issuperset(answer[-1:]):  # a call of a tool may have its own end
+                answer.append(self.ends.end())
         tokens = self._checked([*prompt, *answer])
         return tokens, (len(prompt), len(tokens))
 

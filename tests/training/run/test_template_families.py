@@ -15,7 +15,7 @@ from server.training.run.run_steps import run
 from server.training.run.trainer import Trainer
 from tests.models import tiny_base
 from tests.training.chats import encoder
-from tests.training.families import FAMILIES, Family, byte_fallback, byte_level
+from tests.training.families import FAMILIES, Family, byte_fallback, byte_level, turns
 
 Build = Callable[[Family], ChatTokenizer]
 
@@ -163,6 +163,31 @@ def test_a_role_that_a_template_refuses_is_told() -> None:
     lines = lines_of(FAMILIES["turns, no system"], byte_level)
     with pytest.raises(InvalidRequest, match="refuses these messages: no system role"):
         lines.examples({"messages": [{"role": "system", "content": "Be brief."}, *CHAT]})
+
+
+def test_a_template_that_wants_a_system_turn_is_asked_with_one() -> None:
+    family = FAMILIES["chatml, the base ends with another"]
+    refusal = "{% if messages[0]['role'] != 'system' %}{{ raise_exception('no') }}{% endif %}"
+    lines = lines_of(replace(family, template=refusal + family.template), byte_level)
+    chat = [{"role": "system", "content": "Be brief."}, *CHAT]
+    (example,) = lines.examples({"messages": chat})
+    assert lines.tokenizer.decode(example.tokens[-1:], skip_special=False) == "<|im_end|>"
+    assert [*lines.ends.warnings(chat=True)] == []
+
+
+def test_an_end_of_its_own_closes_a_call_of_a_tool() -> None:
+    calls = "{% if m.tool_calls %}call<|eom|>{% else %}{{ m['content'] }}<|eot|>{% endif %}"
+    template = turns("<|user|>CONTENT", f"<|bot|>{calls}", "<|bot|>")
+    family = Family(template, "<|eot|>", ("<|user|>", "<|bot|>", "<|eom|>", "<|eot|>"))
+    function = {"name": "f", "arguments": {}}
+    call = {"role": "assistant", "tool_calls": [{"type": "function", "function": function}]}
+    for base_eos, learnt in ((("<|eom|>",), "call<|eom|>"), ((), "call<|eom|></s>")):
+        lines = lines_of(replace(family, base_eos=base_eos), byte_level)
+        (example,) = lines.examples({"messages": [CHAT[0], call]})
+        ((start, end),) = spans_of(example)
+        answer = example.tokens[start:end]
+        assert lines.tokenizer.decode(answer, skip_special=False) == learnt
+        assert lines.ends.all(chat=True).issuperset(answer[-1:])
 
 
 def test_a_base_without_any_end_token_teaches_nobody() -> None:
