@@ -80,7 +80,8 @@ class ByteTokenizer:
         return [VOCAB] if "beyond" in text else list(text.encode())
 
     def pieces(self, text: str) -> list[str]:
-        return [piece for char in text for piece in [*[""] * (len(char.encode()) - 1), char]]
+        pieces = [piece for char in text for piece in [*[""] * (len(char.encode()) - 1), char]]
+        return pieces or [text]
 
     def stream(self, *, skip_special: bool = True) -> ByteStream:
         return ByteStream()

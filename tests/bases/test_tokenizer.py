@@ -231,6 +231,22 @@ def test_tokens_of_a_text_join_to_it(tokenizer: ChatTokenizer) -> None:
         assert tokenizer.token_text(token_id) == shown
 
 
+def test_an_empty_prompt_is_the_token_that_begins_a_text(tokenizer: ChatTokenizer) -> None:
+    begin = tokenizer._tokenizer.bos_token_id
+    assert tokenizer.prompt("") == [begin]
+    assert tokenizer.pieces("") == [""]
+    assert tokenizer.prompt("the cat") == tokenizer.encode("the cat", add_special=True)
+
+
+def test_without_a_begin_token_it_is_the_end_token() -> None:
+    inner = byte_level()._tokenizer
+    inner.bos_token = None
+    assert ChatTokenizer(inner).prompt("") == [inner.eos_token_id]
+    inner.eos_token = None
+    with pytest.raises(InvalidRequest, match="no token that begins or ends a text: give a prompt"):
+        ChatTokenizer(inner).prompt("")
+
+
 CHAT = [
     {"role": "system", "content": "Be brief."},
     {"role": "user", "content": "Hi"},

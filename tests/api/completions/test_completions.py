@@ -31,7 +31,7 @@ def test_every_kind_of_prompt(server: Running, prompt: list[str], tokens: list[b
 
 @pytest.mark.parametrize("prompt", ["", ["", "ab"]])
 def test_an_empty_prompt_begins_a_text(server: Running, prompt: str | list[str]) -> None:
-    answer = server.sdk.completions.create(model="base", prompt=prompt, max_tokens=9)
+    answer = server.sdk.completions.create(model="base", prompt=prompt, max_tokens=9, echo=True)
     begun, *others = server.loop.asked
     assert begun.prompt == (EOS,)
     assert [bytes(asked.prompt) for asked in others] == [b"ab"][: len(others)]

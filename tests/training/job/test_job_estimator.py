@@ -101,8 +101,9 @@ def test_of_a_large_file_some_lines_and_the_long_ones_are_read(
 @pytest.fixture
 def grown(loaded: tuple[BaseModel, ChatTokenizer]) -> JobEstimator:
     """Of a tokenizer with tokens that the base has no embedding for."""
-    tokenizer = byte_tokenizer()
-    tokenizer._tokenizer.add_tokens([f"<new {number}>" for number in range(60)])
+    inner = byte_tokenizer()._tokenizer
+    inner.add_tokens([f"<new {number}>" for number in range(60)])
+    tokenizer = ChatTokenizer(inner)
     assert len(tokenizer) > loaded[0].vocab_size == 300
     return JobEstimator(loaded[0], tokenizer, max_rank=64, speed=lambda: None)
 

@@ -56,7 +56,7 @@ def test_a_batch_says_what_each_would_say_alone(kind: Kind, max_tokens: int) -> 
 
 def test_ids_without_a_token_are_never_said() -> None:
     base = tiny_base("llama")
-    asked = [GreedyRequest([5, 6, 7 + row], None) for row in range(6)]
+    asked = [GreedyRequest([5, 6, 7 + row], None, frozenset()) for row in range(6)]
     before = answer(base, asked, max_new=8, max_tokens=4096)
     banned = {token for tokens in before for token in tokens} - base.eos_token_ids
     after = answer(base.without(banned), asked, max_new=8, max_tokens=4096)
