@@ -1,71 +1,18 @@
-"""Reads the folders of the store, and brings changes of a folder to the disk. Knows no files."""
+"""Reads and empties folders, and brings their changes to the disk. Knows no files."""
 
+import contextlib
+import errno
 import os
+import re
 import shutil
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
+
+from safetensors import SafetensorError
 
 from adapters_store.store_errors import AdapterCorrupt
 
-_ASIDE = "aside"
-
-
-@dataclass(frozen=True)
-class Pointer:
-    """The file `latest`: what the bare name means, and the highest version ever issued."""
-
-    latest: int
-    issued: int
-
-
-def read_pointer(folder: Path) -> Pointer | None:
-    """The pointer of an adapter's folder; None: there is no such adapter."""
-    path = folder / "latest"
-    try:
-        text = path.read_text(errors="replace")
-    except FileNotFoundError:
-        return None
-    try:
-        latest, issued = map(int, text.split())
-    except ValueError as error:
-        raise AdapterCorrupt(
-            f"{path}: {text[:40]!r} is not two version numbers, the latest and the highest: "
-            f"write them, or delete the adapter {folder.name!r} whole"
-        ) from error
-    return Pointer(latest, issued)
-
-
-def pointer_or_folders(folder: Path) -> Pointer | None:
-    """The pointer; where that is damaged, the highest version that is there."""
-    try:
-        return read_pointer(folder)
-    except AdapterCorrupt:
-        return Pointer(0, max(_numbers(folder), default=0))
-
-
-def last_issued(path: Path) -> int:
-    """The number that `path` has of a name whose versions are all deleted; 0: there is none."""
-    try:
-        return int(path.read_text())
-    except FileNotFoundError:
-        return 0
-    except ValueError as error:
-        raise AdapterCorrupt(f"{path}: not a version number; write the highest one") from error
-
-
-def versions_in(folder: Path, pointer: Pointer) -> list[int]:
-    """The versions in an adapter's folder, ascending."""
-    return sorted(number for number in _numbers(folder) if number <= pointer.issued)
-
-
-def put_aside(version: Path) -> None:
-    """Mark a version's folder: the bare name never comes to mean it."""
-    (version / _ASIDE).touch()
-
-
-def is_aside(version: Path) -> bool:
-    """Whether the bare name never means the version in this folder."""
-    return (version / _ASIDE).exists()
+_PASSING = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)  # the file itself is well
 
 
 def names(path: Path) -> list[str]:
@@ -75,10 +22,6 @@ def names(path: Path) -> list[str]:
             return sorted(e.name for e in entries if e.name[0] != "." and e.is_dir())
     except (FileNotFoundError, NotADirectoryError):
         return []
-
-
-def _numbers(folder: Path) -> list[int]:
-    return [int(name) for name in names(folder) if name.isdecimal()]
 
 
 def sync(folder: Path) -> None:
@@ -91,10 +34,53 @@ def sync(folder: Path) -> None:
 
 
 def empty(folder: Path) -> None:
-    """Remove all that is in a folder; another process may be doing the same."""
-    with os.scandir(folder) as entries:
+    """Remove what can be removed of all that is in a folder; others may be doing the same."""
+    with contextlib.suppress(FileNotFoundError), os.scandir(folder) as entries:
         for entry in entries:
             if entry.is_dir(follow_symlinks=False):
                 shutil.rmtree(entry.path, ignore_errors=True)
             else:
-                Path(entry.path).unlink(missing_ok=True)
+                with contextlib.suppress(OSError):
+                    os.unlink(entry.path)
+
+
+def is_full(error: Exception) -> bool:
+    """Whether it says that there is no room on the disk, or none of this user's."""
+    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+
+
+@contextlib.contextmanager
+def unless_full() -> Iterator[None]:
+    """Go on where the disk is full: what is done to free it cannot wait for room."""
+    try:
+        yield
+    except OSError as error:
+        if not is_full(error):
+            raise
+
+
+@contextlib.contextmanager
+def system_errors() -> Iterator[None]:
+    """Raise the system's own error, which safetensors' writer wraps."""
+    try:
+        yield
+    except SafetensorError as error:
+        number = re.search(r"\(os error (\d+)\)", str(error))
+        if number is None:
+            raise
+        raise OSError(int(number[1]), os.strerror(int(number[1]))) from error
+
+
+@contextlib.contextmanager
+def unreadable(path: Path, remedy: str) -> Iterator[None]:
+    """Tell of a file that is there and cannot be read. Raises AdapterCorrupt."""
+    try:
+        yield
+    except (FileNotFoundError, NotADirectoryError):
+        raise
+    except OSError as error:
+        if error.errno in _PASSING:
+            raise
+        raise AdapterCorrupt(
+            f"{path} cannot be read ({error.strerror}): make it readable for the server, {remedy}"
+        ) from error

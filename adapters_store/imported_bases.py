@@ -11,7 +11,7 @@ import hashlib
 import os
 import uuid
 from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import torch
@@ -103,15 +103,19 @@ class ImportedBases:
         """Remove all pairs but `used`, and what crashed writers left. No writer may be at work."""
         for path in self._root.iterdir():
             if path.name.removesuffix(_SUFFIX) not in used:
-                path.unlink(missing_ok=True)
+                with suppress(OSError):  # not a file of ours, or not ours to remove
+                    path.unlink()
 
     def _path(self, sha256: str) -> Path:
         return self._root / f"{sha256}{_SUFFIX}"
 
     def _write(self, path: Path, tensors: Mapping[str, Tensor]) -> None:
+        self._root.mkdir(exist_ok=True)
         part = self._root / f"{uuid.uuid4().hex}.part"
         try:
-            save_file({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, part)
+            numbers = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
+            with disk.system_errors():
+                save_file(numbers, part)
             with part.open("rb+") as file:
                 os.fsync(file.fileno())
             os.replace(part, path)

@@ -16,9 +16,14 @@ _NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9._-]{0,63}")
 _VERSION_DIGITS = 18  # more would be no version; Python refuses to read thousands of digits
 
 
+def is_name(value: str) -> bool:
+    """Whether `value` may name a folder on any system."""
+    return _NAME.fullmatch(value) is not None and not value.endswith(".")
+
+
 def check_name(kind: str, value: str) -> str:
-    """Return `value` if it may name a folder on any system; raise InvalidName otherwise."""
-    if not _NAME.fullmatch(value) or value.endswith("."):
+    """Return `value` if it is a name; raise InvalidName otherwise."""
+    if not is_name(value):
         raise InvalidName(
             f"{kind} {value[:80]!r} is not a name: use 1 to 64 letters, digits, '.', '_' or '-', "
             "beginning with a letter or digit"

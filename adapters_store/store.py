@@ -24,10 +24,11 @@ import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
-from adapters_store import disk, weights
+from adapters_store import disk, version_numbers, weights
 from adapters_store.imported_bases import ImportedBases
-from adapters_store.manifest import AdapterRef, Manifest, StoredAdapter, check_name
-from adapters_store.store_errors import AdapterNotFound, StoreError
+from adapters_store.manifest import AdapterRef, Manifest, StoredAdapter, check_name, is_name
+from adapters_store.store_errors import AdapterCorrupt, AdapterNotFound, StoreError
+from adapters_store.version_numbers import Pointer
 
 FILE_NAME = "adapter.safetensors"
 _UNLESS_LOCKED = fcntl.LOCK_EX | fcntl.LOCK_NB
@@ -69,13 +70,13 @@ class AdapterStore:
             ValueError: no tensors, or one is not float32.
         """
         self._folder(owner, name)  # raises before anything is written
-        staged = self._staging / uuid.uuid4().hex
         with self._staging_in_use():
+            staged = self._staged()
             try:
                 staged.mkdir()
                 weights.write(staged / FILE_NAME, manifest, tensors)
                 if not latest:
-                    disk.put_aside(staged)
+                    version_numbers.put_aside(staged)
                 disk.sync(staged)
                 if basis is not None:
                     self.imported_bases.keep(basis)
@@ -89,27 +90,35 @@ class AdapterStore:
 
         Raises:
             AdapterNotFound: no such owner, name or version.
+            AdapterCorrupt: the adapter does not say what it has, or has lost the version's file.
             InvalidName: one of them cannot exist.
         """
-        pointer = disk.read_pointer(self._folder(owner, name))
+        folder = self._folder(owner, name)
+        pointer = version_numbers.read_pointer(folder)
         if pointer is None:
+            self._check_root()
             raise AdapterNotFound(f"{owner!r} has no adapter {name!r}")
         if version is None and not pointer.latest:
             raise AdapterNotFound(
                 f"adapter {name!r} has only checkpoints: name one as NAME@VERSION"
             )
         ref = AdapterRef(owner, name, pointer.latest if version is None else version)
-        if version is not None and (version > pointer.issued or not self.path(ref).exists()):
-            raise AdapterNotFound(
-                f"adapter {name!r} has no version {version}; the latest is "
-                f"{pointer.latest or 'not there yet'}"
-            )
-        return ref
+        path = self.path(ref)
+        if ref.version <= pointer.issued and os.path.exists(path):
+            return ref
+        if version_numbers.read_pointer(folder) != pointer:  # a version came or went just now
+            return self.resolve(owner, name, version)
+        if version is None or (version <= pointer.issued and path.parent.exists()):
+            raise AdapterCorrupt(f"{path} is missing: restore it, or delete {ref}")
+        raise AdapterNotFound(
+            f"adapter {name!r} has no version {version}; the latest is "
+            f"{pointer.latest or 'not there yet'}"
+        )
 
     def open(self, ref: AdapterRef) -> StoredAdapter:
         """Read a version's header. Raises AdapterNotFound or AdapterCorrupt."""
         path = self.path(ref)
-        with _missing(ref):
+        with _readable(path, ref):
             header = weights.read_header(path)
         return StoredAdapter(ref, header.manifest, path, header.size_bytes, header.sha256)
 
@@ -120,8 +129,9 @@ class AdapterStore:
             AdapterNotFound: no such version.
             AdapterCorrupt: naming the path, and the field or tensor at fault.
         """
-        with _missing(ref):
-            return weights.read_content(self.path(ref))
+        path = self.path(ref)
+        with _readable(path, ref):
+            return weights.read_content(path)
 
     def load(self, ref: AdapterRef) -> tuple[Manifest, weights.ReadTensors, str]:
         """`read`: manifest, tensors on the CPU, content hash."""
@@ -130,28 +140,31 @@ class AdapterStore:
 
     def owners(self) -> list[str]:
         """Owners with at least one adapter, sorted."""
-        return [each for each in disk.names(self._root) if disk.names(self._root / each)]
+        return [each for each in _valid_names(self._root) if self.names(each)]
 
     def names(self, owner: str) -> list[str]:
         """The owner's adapters, sorted; empty for an unknown owner. One scan, no file opened."""
-        return disk.names(self._root / check_name("owner", owner))
+        names = _valid_names(self._root / check_name("owner", owner))
+        if not names:
+            self._check_root()
+        return names
 
     def versions(self, owner: str, name: str) -> list[int]:
         """The versions that exist, ascending; empty for an unknown adapter."""
         folder = self._folder(owner, name)
-        pointer = disk.read_pointer(folder)
-        return [] if pointer is None else disk.versions_in(folder, pointer)
+        pointer = version_numbers.read_pointer(folder)
+        return [] if pointer is None else version_numbers.versions_in(folder, pointer)
 
     def aside(self, owner: str, name: str) -> list[int]:
         """Those of `versions` that the bare name never means, ascending."""
         folder = self._folder(owner, name)
-        return [v for v in self.versions(owner, name) if disk.is_aside(folder / str(v))]
+        return [v for v in self.versions(owner, name) if version_numbers.is_aside(folder / str(v))]
 
     def delete(self, owner: str, name: str, version: int | None = None) -> list[int]:
         """Remove one version, or (None) all; returns which. The numbers are not issued again.
 
         Whoever has the file open may read on; the latest falls back to the highest that is left
-        and does not stand aside. All can be removed whatever is damaged.
+        and does not stand aside. All can be removed whatever is damaged, and on a full disk too.
 
         Raises:
             AdapterNotFound: there is no such adapter or version.
@@ -159,25 +172,17 @@ class AdapterStore:
         """
         with self._staging_in_use(), self._lock(".lock", fcntl.LOCK_EX):
             folder = self._folder(owner, name)
-            read = disk.pointer_or_folders if version is None else disk.read_pointer
-            pointer = read(folder)
-            if pointer is None or version is not None:
-                self.resolve(owner, name, version)
-            assert pointer is not None, "resolve found it, and the lock keeps writers away"
-            versions = disk.versions_in(folder, pointer)
+            pointer = version_numbers.read_pointer(folder, or_folders=version is None)
+            versions = [] if pointer is None else version_numbers.versions_in(folder, pointer)
+            if pointer is None or version not in (None, *versions, pointer.latest):
+                raise AdapterNotFound(f"{owner!r} has no adapter {name!r}, or not that version")
             removed = versions if version is None else [version]
             left = [v for v in versions if v not in removed]
             imported = any(self._reads_imported(AdapterRef(owner, name, v)) for v in removed)
             if left:
-                if version == pointer.latest:
-                    whole = [v for v in left if not disk.is_aside(folder / str(v))]
-                    self._write(folder / "latest", f"{max(whole, default=0)} {pointer.issued}\n")
-                self._discard(folder / str(version))
+                self._discard_version(folder, removed[0], pointer, left)
             else:
-                self._issued(owner).mkdir(exist_ok=True)
-                disk.sync(folder.parent)
-                self._write(self._issued(owner) / name, f"{pointer.issued}\n")
-                self._discard(folder)
+                self._discard_name(folder, pointer.issued)
         self.sweep()
         if imported:
             self._sweep_bases()
@@ -196,6 +201,10 @@ class AdapterStore:
     def _folder(self, owner: str, name: str) -> Path:
         """Where an adapter's versions are. Raises InvalidName: there cannot be such an adapter."""
         return self._root / check_name("owner", owner) / check_name("adapter", name)
+
+    def _check_root(self) -> None:
+        """Raise OSError if all adapters have vanished: that is not the same as having none."""
+        os.stat(f"{self._root}/")
 
     def _reads_imported(self, ref: AdapterRef) -> bool:
         try:
@@ -224,7 +233,7 @@ class AdapterStore:
     def _commit(self, owner: str, name: str, staged: Path) -> AdapterRef:
         """Give the staged version its number and place. Needs the lock."""
         folder = self._root / owner / name
-        pointer = disk.read_pointer(folder)
+        pointer = version_numbers.read_pointer(folder)
         if pointer is None:
             return self._commit_first(owner, name, staged)
         version = pointer.issued + 1
@@ -234,8 +243,8 @@ class AdapterStore:
             version += 1
         os.rename(staged, target)
         disk.sync(folder)
-        latest = pointer.latest if disk.is_aside(target) else version
-        self._write(folder / "latest", f"{latest} {version}\n")
+        latest = pointer.latest if version_numbers.is_aside(target) else version
+        version_numbers.write(folder / "latest", f"{latest} {version}\n", self._staged())
         return AdapterRef(owner, name, version)
 
     def _commit_first(self, owner: str, name: str, staged: Path) -> AdapterRef:
@@ -243,12 +252,13 @@ class AdapterStore:
         with contextlib.suppress(FileExistsError):
             (self._root / owner).mkdir()
             disk.sync(self._root)
-        version = disk.last_issued(self._issued(owner) / name) + 1
-        folder = self._staging / uuid.uuid4().hex
+        self._issued(owner).mkdir(exist_ok=True)  # now: a delete on a full disk could not
+        version = version_numbers.last_issued(self._issued(owner) / name) + 1
+        folder = self._staged()
         folder.mkdir()
         os.rename(staged, folder / str(version))
-        latest = 0 if disk.is_aside(folder / str(version)) else version
-        self._write(folder / "latest", f"{latest} {version}\n")
+        latest = 0 if version_numbers.is_aside(folder / str(version)) else version
+        version_numbers.write(folder / "latest", f"{latest} {version}\n", self._staged())
         os.rename(folder, self._root / owner / name)
         disk.sync(self._root / owner)
         return AdapterRef(owner, name, version)
@@ -256,20 +266,44 @@ class AdapterStore:
     def _issued(self, owner: str) -> Path:
         return self._root / owner / ".issued"
 
-    def _write(self, path: Path, text: str) -> None:
-        """Replace a small file at once and wait for the disk."""
-        temporary = self._staging / uuid.uuid4().hex
-        with temporary.open("x") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-        disk.sync(path.parent)
+    def _staged(self) -> Path:
+        """A new path to make something at that is moved into its place later."""
+        self._staging.mkdir(exist_ok=True)
+        return self._staging / uuid.uuid4().hex
+
+    def _discard_version(
+        self, folder: Path, version: int, pointer: Pointer, left: list[int]
+    ) -> None:
+        """Move a version out of sight, and let the name mean the highest that is `left`."""
+        latest = pointer.latest
+        if version == latest:
+            whole = [v for v in left if not version_numbers.is_aside(folder / str(v))]
+            latest = max(whole, default=0)
+            version_numbers.point(folder, Pointer(latest, pointer.issued), self._staged())
+        try:
+            self._discard(folder / str(version))
+        except OSError:
+            if latest != pointer.latest:
+                version_numbers.point(folder, pointer, self._staged())
+            raise
+
+    def _discard_name(self, folder: Path, issued: int) -> None:
+        """Move an adapter out of sight. The highest number of its versions stays."""
+        path = self._issued(folder.parent.name) / folder.name
+        kept = version_numbers.keep_issued(folder, path, issued, self._staged())
+        self._discard(folder)
+        if not kept:
+            disk.empty(self._trash)  # this makes room
+            with disk.unless_full():  # the adapter is gone all the same
+                version_numbers.write(path, f"{issued}\n", self._staged())
 
     def _discard(self, path: Path) -> None:
-        """Move it out of sight at once; the next sweep frees its bytes."""
-        os.rename(path, self._trash / uuid.uuid4().hex)
-        disk.sync(path.parent)
+        """Move it out of sight at once, if it is there; the next sweep frees its bytes."""
+        self._trash.mkdir(exist_ok=True)
+        with contextlib.suppress(FileNotFoundError):
+            os.rename(path, self._trash / uuid.uuid4().hex)
+        with disk.unless_full():
+            disk.sync(path.parent)
 
     def _staging_in_use(self) -> contextlib.AbstractContextManager[None]:
         """Shared among publishers; keeps `sweep` off what they stage."""
@@ -286,10 +320,16 @@ class AdapterStore:
 
 
 @contextlib.contextmanager
-def _missing(ref: AdapterRef) -> Iterator[None]:
+def _readable(path: Path, ref: AdapterRef) -> Iterator[None]:
     try:
-        yield
+        with disk.unreadable(path, f"or delete {ref}"):
+            yield
     except (FileNotFoundError, NotADirectoryError) as error:
         raise AdapterNotFound(
             f"{ref.owner!r} has no adapter {ref}: it was deleted, or never published"
         ) from error
+
+
+def _valid_names(folder: Path) -> list[str]:
+    """Names of its folders, sorted, without what others have put there."""
+    return [name for name in disk.names(folder) if is_name(name)]

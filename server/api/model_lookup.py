@@ -1,7 +1,7 @@
 """Finds the model that a request names. Knows no endpoint."""
 
 from adapters_store.manifest import AdapterRef, check_name, parse_adapter_id
-from adapters_store.store_errors import AdapterCorrupt, AdapterNotFound, InvalidName
+from adapters_store.store_errors import AdapterNotFound, InvalidName
 from server.api.app_services import Services
 from server.errors import InvalidRequest, ModelNotFound
 
@@ -17,10 +17,15 @@ def find_model(services: Services, owner: str, model_id: str) -> AdapterRef | No
     try:
         return services.adapters.resolve(owner, *parse_adapter_id(model_id))
     except (AdapterNotFound, InvalidName) as error:
-        raise ModelNotFound(
-            f"the model {model_id!r} does not exist or is not yours: use {services.base.id!r}, an "
-            "adapter's NAME, or NAME@VERSION; GET /v1/models and `verandah adapters` list them"
-        ) from error
+        raise unknown_model(services, model_id) from error
+
+
+def unknown_model(services: Services, model_id: str) -> ModelNotFound:
+    """The error for an id that names nothing of the owner's."""
+    return ModelNotFound(
+        f"the model {model_id!r} does not exist or is not yours: use {services.base.id!r}, an "
+        "adapter's NAME, or NAME@VERSION; GET /v1/models and `verandah adapters` list them"
+    )
 
 
 def check_new_name(services: Services, owner: str, name: str, param: str) -> None:
@@ -28,14 +33,13 @@ def check_new_name(services: Services, owner: str, name: str, param: str) -> Non
 
     Raises:
         InvalidRequest: `param` names the field.
+        AdapterCorrupt: the adapter of that name has lost its pointer, so no version can follow.
     """
     try:
         check_name(param, name)
         taken = services.adapters.versions(owner, name)
     except InvalidName as error:
         raise InvalidRequest(str(error), param=param) from error
-    except AdapterCorrupt:
-        return  # it exists; whoever publishes says what is wrong with it
     if name.casefold() == services.base.id.casefold():
         raise InvalidRequest(
             f"{param} {name!r} is the base model's id, so no request could reach the adapter: "

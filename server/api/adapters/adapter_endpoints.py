@@ -1,15 +1,17 @@
 """/v1/adapters: lists, shows, pins and deletes adapters. Knows no files of PEFT."""
 
-import contextlib
+import logging
 
 from fastapi import APIRouter, Query
 
 from adapters_store.manifest import AdapterRef
 from adapters_store.store_errors import AdapterCorrupt, AdapterNotFound
 from server.adapters.adapter_status import AdapterStatus
-from server.api.adapters.model_endpoints import delete_adapter, latest_versions
+from server.api.adapters.model_endpoints import delete_adapter
 from server.api.app_services import CurrentOwner, CurrentServices, Services
 from server.api.model_lookup import find_adapter, listed_id, names_after
+
+log = logging.getLogger(__name__)
 
 router = APIRouter(prefix="/v1/adapters", tags=["adapters"])
 
@@ -77,9 +79,14 @@ def list_adapters(
     names = names_after(services, owner, after)
     statuses = _statuses(services)
     data = []
-    for ref in latest_versions(services, owner, names[:limit]):
-        with contextlib.suppress(AdapterNotFound):  # deleted since it was resolved
+    for name in names[:limit]:
+        try:
+            ref = services.adapters.resolve(owner, name)
             data.append(_entry(services, listed_id(services, ref), ref, statuses.get(ref)))
+        except AdapterNotFound:  # deleted since the names were read
+            continue
+        except AdapterCorrupt as error:  # one damaged adapter must not hide the others
+            log.warning("an adapter is left out of the list: %s", error)
     return {
         "object": "list",
         "data": data,

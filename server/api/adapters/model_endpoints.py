@@ -1,15 +1,20 @@
 """/v1/models: the base model, and every adapter as a model with the base as its `parent`."""
 
-import contextlib
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 from fastapi import APIRouter, Query
 
 from adapters_store.manifest import AdapterRef, parse_adapter_id
 from adapters_store.store_errors import AdapterCorrupt, AdapterNotFound, InvalidName, StoreError
 from server.api.app_services import CurrentOwner, CurrentServices, Services
-from server.api.model_lookup import find_adapter, find_model, listed_id, names_after
+from server.api.model_lookup import (
+    find_adapter,
+    find_model,
+    listed_id,
+    names_after,
+    unknown_model,
+)
 from server.errors import InvalidRequest
 
 log = logging.getLogger(__name__)
@@ -59,21 +64,15 @@ def list_models(
     names = names_after(services, owner, None if after == services.base.id else after)
     page = names if limit is None else names[:limit]
     data = [] if after else [_base_card(services)]
-    for ref in latest_versions(services, owner, page):
-        with contextlib.suppress(AdapterNotFound):  # deleted since it was resolved
-            data.append(_adapter_card(services, listed_id(services, ref), ref))
-    return {"object": "list", "data": data, "has_more": len(page) < len(names)}
-
-
-def latest_versions(services: Services, owner: str, names: list[str]) -> Iterator[AdapterRef]:
-    """The version that each bare name means; without those deleted since the names were read."""
-    for name in names:
+    for name in page:
         try:
-            yield services.adapters.resolve(owner, name)
-        except AdapterNotFound:
+            ref = services.adapters.resolve(owner, name)
+            data.append(_adapter_card(services, listed_id(services, ref), ref))
+        except AdapterNotFound:  # deleted since the names were read
             continue
-        except AdapterCorrupt as error:  # one damaged pointer must not hide the others
-            log.warning("an adapter is left out of the list: %s", error)
+        except AdapterCorrupt as error:  # one damaged adapter must not hide the others
+            log.warning("an adapter is left out of the list of models: %s", error)
+    return {"object": "list", "data": data, "has_more": len(page) < len(names)}
 
 
 @router.get("/v1/models/{model_id:path}")
@@ -110,15 +109,17 @@ def delete_adapter(services: Services, owner: str, adapter_id: str) -> None:
 def _delete_stored(services: Services, owner: str, adapter_id: str) -> tuple[str, Sequence[int]]:
     """Delete from the store. Returns the name and the deleted versions."""
     store = services.adapters
-    with contextlib.suppress(AdapterNotFound, InvalidName):  # find_model refuses those below
+    try:
         name, version = parse_adapter_id(adapter_id)
         if version is None:
             return name, store.delete(owner, name)
-    ref = find_adapter(services, owner, adapter_id, "model")
-    versions = [*_checkpoints_of(services, ref), ref.version]
-    for version in versions:
-        store.delete(owner, ref.name, version)
-    return ref.name, versions
+        checkpoints = _checkpoints_of(services, AdapterRef(owner, name, version))
+        # The result goes last: after a failure between them, the same request deletes the rest.
+        deleted = [store.delete(owner, name, each) for each in (*checkpoints, version)]
+    except (AdapterNotFound, InvalidName) as error:
+        find_adapter(services, owner, adapter_id, "model")  # raises if it is the base's id
+        raise unknown_model(services, adapter_id) from error
+    return name, [version for versions in deleted for version in versions]
 
 
 def _checkpoints_of(services: Services, ref: AdapterRef) -> list[int]:
