@@ -2,15 +2,21 @@
 
 import os
 import shutil
+import sys
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from zipfile import BadZipFile, ZipFile
 
 from clients.python.client_errors import BadFolder
 
+if sys.platform != "win32":
+    import fcntl
+
 CONFIG_NAME = "adapter_config.json"
 WEIGHTS_NAME = "adapter_model.safetensors"
+_PART = ".verandah-part"
 
 
 def checkpoint_files(folder: Path) -> tuple[Path, Path]:
@@ -48,24 +54,55 @@ def unpack(archive: Iterable[bytes], out: Path) -> list[Path]:
     """
     check_free(out)
     out.parent.mkdir(parents=True, exist_ok=True)
-    part = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
-    try:
-        with tempfile.TemporaryFile(dir=part) as file:
-            file.writelines(archive)
+    _sweep(out.parent)
+    # Received into a file without a name, which vanishes with this process.
+    with tempfile.TemporaryFile(dir=out.parent) as file, _locked_part(out) as part:
+        file.writelines(archive)
+        try:
             with ZipFile(file) as opened:
                 for name in opened.namelist():
                     opened.extract(name, part)
+        except BadZipFile as error:
+            raise BadFolder(
+                f"the archive from the server is incomplete ({error}): try again"
+            ) from error
         part.chmod(0o777 & ~_umask())
         if out.exists():
             out.rmdir()
         os.rename(part, out)
-    except BadZipFile as error:
-        raise BadFolder(
-            f"the archive from the server is incomplete ({error}): try again"
-        ) from error
+    return sorted(out.iterdir())
+
+
+@contextmanager
+def _locked_part(out: Path) -> Iterator[Path]:
+    """A hidden folder beside `out`, locked while it is filled, and gone at the end."""
+    part = Path(tempfile.mkdtemp(prefix=f".{out.name}-", suffix=_PART, dir=out.parent))
+    try:
+        with _locked(part):
+            yield part
     finally:
         shutil.rmtree(part, ignore_errors=True)
-    return sorted(out.iterdir())
+
+
+def _sweep(folder: Path) -> None:
+    """Remove what killed exports left in `folder`."""
+    for part in folder.glob(f".*{_PART}") if sys.platform != "win32" else ():
+        with suppress(OSError), _locked(part):
+            shutil.rmtree(part)
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Raises OSError: another process has locked it. Windows has no such locks."""
+    if sys.platform == "win32":
+        yield
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def _umask() -> int:

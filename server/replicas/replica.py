@@ -2,13 +2,19 @@
 
 import contextlib
 import logging
+import os
 import pickle
+import shutil
+import stat
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from multiprocessing.connection import Client, Connection, Listener
+from pathlib import Path
 from typing import cast
 
+from adapters_store.work_folders import WorkFolders
 from server.errors import Unavailable
 from server.replicas.connection import EngineConnection
 from server.replicas.messages import FromEngine, Ready, StartFailed
@@ -46,7 +52,8 @@ class Replica:
         self.number = number
         self._on_end = on_end
         self.on_ready: OnReady | None = None
-        self._listener = Listener(family="AF_UNIX")  # in a folder that only this user may enter
+        self._folder = _private_folders().make()  # for the socket: others must not connect
+        self._listener = Listener(str(self._folder / "socket"), family="AF_UNIX")
         self._supervisor = Supervisor(
             [*command, "--connect", str(self._listener.address)],
             environment,
@@ -113,6 +120,7 @@ class Replica:
             Client(self._listener.address).close()
         self._thread.join()
         self._listener.close()
+        shutil.rmtree(self._folder, ignore_errors=True)
 
     def _run(self) -> None:
         while not self._stopping:
@@ -183,6 +191,21 @@ class WorkerProxy:
             with contextlib.suppress(Unavailable):  # it ended just now
                 state = connection.call("worker")
         return cast("tuple[bool, int] | None", state) or (False, 0)
+
+
+def _private_folders() -> WorkFolders:
+    """Folders that only this user may enter. What killed servers left of them is removed now.
+
+    Raises:
+        Unavailable: somebody else has made their folder, or may enter it.
+    """
+    user = os.getuid()
+    root = Path(tempfile.gettempdir()) / f"verandah-{user}"
+    root.mkdir(mode=0o700, exist_ok=True)
+    found = root.lstat()
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != user or found.st_mode & 0o077:
+        raise Unavailable(f"others may enter {root}: remove it, or set TMPDIR to a folder of yours")
+    return WorkFolders(root)
 
 
 def _gone(number: int, stopping: bool) -> Unavailable:

@@ -4,7 +4,6 @@ Knows no HTTP. A checkpoint is checked whole before anything of it is kept.
 """
 
 import shutil
-import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -14,6 +13,7 @@ from typing import BinaryIO, Final
 
 import torch
 
+from adapters_store import disk
 from adapters_store.imported_bases import basis_sha256
 from adapters_store.manifest import STORED_BASIS, AdapterRef, Manifest, check_name
 from adapters_store.peft.adapter_config import MAX_CONFIG_BYTES, PeftConfig, parse_config
@@ -24,6 +24,7 @@ from adapters_store.peft.folder import (
     write_folder,
 )
 from adapters_store.store import AdapterStore
+from adapters_store.work_folders import WorkFolders
 from server.adapters.loading.checks import AdapterChecks, check_tensors
 from server.adapters.loading.overflow import check_update
 from server.adapters.memory.matrices import BasisSource, StoredMatrices
@@ -56,7 +57,7 @@ class PortingService:
 
     Args:
         source: what the base was loaded from, as in `load_base`; merged exports read it again.
-        folder: for temporary files; created if it is missing, and emptied now.
+        folder: for temporary files; other processes may use it as well.
     """
 
     def __init__(
@@ -65,12 +66,10 @@ class PortingService:
         self._base = base
         self._store = store
         self._source = source
-        self._folder = folder
+        self._folders = WorkFolders(folder)
         self._max_rank = max_rank
         self._turn = threading.Lock()
         self._places = threading.BoundedSemaphore(_MAX_AT_ONCE)
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(parents=True)
 
     def import_adapter(
         self,
@@ -100,8 +99,8 @@ class PortingService:
         check_file_name(file_name)
         origin = Origin(torch_era, half_dtype, base_dtype)
         parsed = parse_config(config.read(MAX_CONFIG_BYTES + 1), [*_forms()])
-        with self._one_at_a_time(), tempfile.TemporaryDirectory(dir=self._folder) as folder:
-            path = Path(folder) / WEIGHTS_NAME
+        with self._one_at_a_time(), self._folders.using() as folder:
+            path = folder / WEIGHTS_NAME
             with path.open("xb") as file:
                 shutil.copyfileobj(weights, file)
             with open_tensors(path) as tensors:
@@ -125,9 +124,9 @@ class PortingService:
         """
         if form not in FORMATS:
             raise InvalidRequest(f"format {form!r} is none of {', '.join(FORMATS)}", param="format")
-        with self._one_at_a_time():
+        with self._one_at_a_time(), disk.system_errors():
             adapter = self._open(ref)
-            folder = Path(tempfile.mkdtemp(dir=self._folder))
+            folder = self._folders.make()
             try:
                 if form == "merged":
                     write_merged(adapter, self._source, folder)
