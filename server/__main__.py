@@ -22,6 +22,7 @@ _COMMANDS = {
     "inspect": "show what an adapter changed in its base, and how similar two adapters are",
     "import": "send an adapter that PEFT saved to a running server",
     "export": "save an adapter of a running server for PEFT, vLLM or transformers",
+    "rebuild": "make a new database for a home that has lost its own",
     "adapters": "list, show, pin and delete the adapters of a running server",
 }
 

@@ -32,6 +32,10 @@ class InvalidRequest(VerandahError):
         self.param = param
 
 
+class UnknownParameter(InvalidRequest):
+    """The request has a field that this server does not know, and would have to ignore."""
+
+
 class ContextLengthExceeded(InvalidRequest):
     """Prompt plus answer do not fit the model's context."""
 
@@ -92,6 +96,10 @@ class DeadlineExceeded(VerandahError):
 
 class Unavailable(VerandahError):
     """The service is starting, draining, or has lost its engine."""
+
+
+class DiskFull(Unavailable):
+    """There is no room on a disk of the server, so nothing was changed."""
 
 
 class InvalidAdapter(VerandahError):

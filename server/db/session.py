@@ -5,11 +5,12 @@ SQLite in WAL mode by default, or PostgreSQL by URL (`postgresql://...`, with th
 longer written to, and only `migrate` makes a new one. Once it is back, everything works again.
 """
 
+import json
 import os
 import sqlite3
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any, cast
 from urllib.parse import quote
@@ -17,16 +18,32 @@ from urllib.parse import quote
 from alembic import command
 from alembic.config import Config
 from alembic.util import CommandError
-from sqlalchemy import Connection, Engine, create_engine, event, exc, func, make_url, select
+from sqlalchemy import (
+    Connection,
+    Engine,
+    create_engine,
+    event,
+    exc,
+    func,
+    inspect,
+    make_url,
+    select,
+    text,
+)
 from sqlalchemy.engine.interfaces import DBAPIConnection, DBAPICursor
 from sqlalchemy.orm import Session
 from sqlalchemy.pool import ConnectionPoolEntry
 
+from server.db.sqlite_file import damaged, failure, what_is_lost
 from server.db.tables import OwnerRow
 from server.errors import Unavailable
 
 _BUSY_TIMEOUT_MS = 15_000
 _POOL_TIMEOUT_S = 30.0
+_WAL_PAGES = 256  # then SQLite begins its log again at the front
+_RESERVED_PAGES = 384  # for a whole log, and one change more
+_PAGE_BYTES = 4096
+_NO_RESERVE = "DROP TABLE IF EXISTS reserve"
 _MIGRATIONS_LOCK = 0x56455241  # any number that no other program locks in the same database
 
 
@@ -42,7 +59,13 @@ class Database:
     def __init__(self, url: str, *, clock: Callable[[], float] | None = None) -> None:
         self._engine = _engine(url)
         self._sqlite = self._engine.dialect.name == "sqlite"
+        self._path = _path_of(self._engine)
         self._clock = time.time if clock is None and self._sqlite else clock
+
+    @property
+    def address(self) -> str:
+        """Where it is, for people: the path of SQLite's file, or a URL without its password."""
+        return str(self._path or repr(self._engine.url))
 
     @contextmanager
     def transaction(self) -> Iterator[Session]:
@@ -91,6 +114,44 @@ class Database:
                     f"a newer Verandah made the schema of {self._engine.url!r} ({error}): "
                     "upgrade, or name another database"
                 ) from error
+
+    def what_is_lost(self) -> str | None:
+        """How the database shows that it was not used before: it "is missing", "has no rows", or
+        another predicate. None: it was used.
+
+        Raises:
+            Unavailable: it cannot be reached or is damaged, or it is another program's file.
+        """
+        if self._path is not None:
+            lost = what_is_lost(self._path)
+            if lost is not None:
+                return lost
+        with self.reading() as session:
+            tables = inspect(session.connection()).get_table_names()
+            if "alembic_version" not in tables:
+                return "has no tables"
+            used = OwnerRow.__tablename__ in tables and session.scalar(select(OwnerRow.id).limit(1))
+            return None if used else "has no rows"
+
+    def reserve_room(self) -> None:
+        """Make SQLite's files larger than they need to be: files can then be deleted, and jobs end,
+        on a full disk. Does nothing where they are. Raises Unavailable."""
+        if self._path is None or self._has_room(self._path):
+            return
+        room = f"CREATE TABLE reserve AS SELECT zeroblob({_RESERVED_PAGES * _PAGE_BYTES}) AS room"
+        for statements in ((_NO_RESERVE, room), (_NO_RESERVE,)):
+            with self.transaction() as session:
+                for statement in statements:
+                    session.execute(text(statement))
+        with _failing_clearly(self._engine), closing(self._engine.raw_connection()) as connection:
+            connection.cursor().execute("PRAGMA wal_checkpoint(RESTART)")
+
+    def _has_room(self, path: Path) -> bool:
+        with self.reading() as session:
+            free = int(session.scalar(text("PRAGMA freelist_count")) or 0)
+        log = Path(f"{path}-wal")
+        log_bytes = log.stat().st_size if log.exists() else 0
+        return min(free, log_bytes // _PAGE_BYTES) >= _WAL_PAGES
 
     def close(self) -> None:
         self._engine.dispose()
@@ -178,6 +239,7 @@ def _set_up_sqlite(connection: DBAPIConnection, _record: object) -> None:
     cursor = connection.cursor()
     cursor.execute(f"PRAGMA busy_timeout = {_BUSY_TIMEOUT_MS}")
     _use_wal(cursor)
+    cursor.execute(f"PRAGMA wal_autocheckpoint = {_WAL_PAGES}")
     cursor.execute("PRAGMA synchronous = FULL")
     cursor.execute("PRAGMA foreign_keys = ON")
     cursor.close()
@@ -190,8 +252,9 @@ def _use_wal(cursor: DBAPICursor) -> None:
         try:
             cursor.execute("PRAGMA journal_mode = WAL")
             return
-        except sqlite3.OperationalError:
-            if time.monotonic() > deadline:
+        except sqlite3.OperationalError as error:
+            busy = error.sqlite_errorcode & 0xFF in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
+            if not busy or time.monotonic() > deadline:
                 raise
             time.sleep(0.01)
 
@@ -201,15 +264,27 @@ def _begin_sqlite(connection: Connection) -> None:
     connection.exec_driver_sql(begin)
 
 
+def _path_of(engine: Engine) -> Path | None:
+    """Where SQLite's file is; None: it is another database."""
+    return Path(str(engine.url.database)) if engine.dialect.name == "sqlite" else None
+
+
 @contextmanager
 def _failing_clearly(engine: Engine) -> Iterator[None]:
+    path = _path_of(engine)
     try:
         yield
-    except (exc.OperationalError, exc.InterfaceError) as error:
-        raise Unavailable(f"the database {engine.url!r} failed: {error.orig}") from error
     except exc.TimeoutError as error:  # all connections wait for the same lock
         raise Unavailable(f"the database {engine.url!r} is too busy: {error}") from error
     except exc.DatabaseError as error:
-        if type(error) is not exc.DatabaseError:
+        if isinstance(error, exc.OperationalError) and path is None:
+            raise Unavailable(f"the database {engine.url!r} failed: {error.orig}") from error
+        if path is None or type(error) not in (exc.OperationalError, exc.DatabaseError):
             raise  # our own mistake
-        raise Unavailable(f"the database {engine.url!r} is damaged: {error.orig}") from error
+        raise failure(path, cast(Exception, error.orig)) from error
+    except exc.InterfaceError as error:
+        raise Unavailable(f"the database {engine.url!r} failed: {error.orig}") from error
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:  # a row or the driver's message
+        if path is None:
+            raise
+        raise damaged(path, str(error)) from error

@@ -82,6 +82,7 @@ class FileRow(OwnedRow):
     purpose: Mapped[str] = mapped_column(Name)
     bytes: Mapped[int] = mapped_column(BigInteger)
     sha256: Mapped[str] = mapped_column(String(64))
+    expires_at: Mapped[int | None] = mapped_column(BigInteger)
 
 
 class JobRow(OwnedRow):

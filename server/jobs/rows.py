@@ -7,7 +7,7 @@ from typing import Any, Generic, TypeVar
 from sqlalchemy import ColumnElement, Select, select
 from sqlalchemy.orm import Session
 
-from server.db.tables import OwnedRow
+from server.db.tables import FileRow, OwnedRow
 from server.errors import InvalidRequest
 
 T = TypeVar("T")
@@ -34,6 +34,15 @@ def find(
     query: Select[Any] = select(table).where(table.id == row_id, table.owner == owner)
     row: Row | None = session.scalar(query.with_for_update() if lock else query)
     return row
+
+
+def find_file(
+    session: Session, owner: str, file_id: str, now: float, *, lock: bool = False
+) -> FileRow | None:
+    """The owner's file of that id, unless it has expired."""
+    row = find(session, FileRow, owner, file_id, lock=lock)
+    expired = row is not None and row.expires_at is not None and row.expires_at <= now
+    return None if expired else row
 
 
 def page(

@@ -1,14 +1,17 @@
 """Files are kept whole, apart, and as long as they are needed."""
 
+import errno
 import hashlib
 import io
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from server.errors import Conflict, FileDamaged, InvalidRequest, NotFound, RequestTooLarge
+from server.jobs.files.file_store import Files
 from tests.jobs.conftest import Jobs
 from tests.writing import WRITING
 
@@ -169,3 +172,153 @@ def test_old_bytes_without_a_row_are_swept(jobs: Jobs, tmp_path: Path) -> None:
         os.utime(path, (past, past))
     assert jobs.files.sweep() == 2
     assert sorted(_kept(folder)) == sorted([kept.name, "file-new", "new"])
+
+
+def _age(*paths: Path) -> None:
+    past = time.time() - 2 * 24 * 3600
+    for path in paths:
+        os.utime(path, (past, past))
+
+
+class Watched(io.BytesIO):
+    """An upload during which something is done, after the first bytes."""
+
+    def __init__(self, act: Callable[[], object]) -> None:
+        super().__init__(b"x" * 10)
+        self._act = act
+
+    def read(self, size: int | None = -1) -> bytes:
+        if self.tell():
+            self._act()
+        return super().read(size)
+
+
+def test_an_upload_in_progress_is_no_leftover_whatever_the_clocks_say(
+    jobs: Jobs, tmp_path: Path
+) -> None:
+    other = Files(jobs.database, tmp_path / "files", 1000)
+    swept = []
+
+    def sweep() -> None:
+        _age(*(tmp_path / "files" / ".uploads").iterdir())
+        swept.append(other.sweep())
+
+    file = jobs.files.create("ann", "x", "fine-tune", Watched(sweep))
+    assert swept == [0]
+    _age(jobs.files.path("ann", file.id))
+    assert other.sweep() == 0
+    with jobs.files.verified("ann", file.id) as source:
+        assert source.read() == b"x" * 10
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_files_that_the_database_lost_are_kept_and_get_new_rows(
+    jobs: Jobs, tmp_path: Path, known: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    if known:
+        jobs.file()
+    folder = tmp_path / "files"
+    lost = [folder / f"file-{number:024x}" for number in range(11 if known else 1)]
+    for path in lost:
+        path.write_bytes(b"lines")
+    (folder / "file-of-others").write_bytes(b"x")
+    lost[0].write_bytes(b"step,train_loss,train_accuracy\n1,2,3\n")
+    _age(*lost)
+    assert jobs.files.sweep() == 0
+    assert f"{len(lost)} files in {folder}" in caplog.text
+    assert "verandah rebuild" in caplog.text
+    assert jobs.files.adopt("ann") == [path.name for path in lost]
+    assert jobs.files.adopt("ann") == []
+    results = jobs.files.get("ann", lost[0].name)
+    assert (results.purpose, results.filename) == ("fine-tune-results", f"{results.id}.csv")
+    for path in lost[1:]:
+        stored = jobs.files.get("ann", path.name)
+        assert (stored.purpose, stored.filename) == ("fine-tune", f"{path.name}.jsonl")
+        with jobs.files.verified("ann", path.name) as source:
+            assert source.read() == b"lines"
+
+
+def test_files_whose_bytes_are_gone_are_listed(jobs: Jobs) -> None:
+    assert jobs.files.missing() == []
+    jobs.files.path("ann", jobs.file()).unlink()
+    assert jobs.files.missing() == [jobs.file()]
+
+
+@pytest.mark.parametrize(
+    "error", [PermissionError(13, "no"), OSError(5, "no"), IsADirectoryError()]
+)
+def test_a_file_that_cannot_be_read_is_told(
+    jobs: Jobs, error: OSError, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = jobs.files.path("ann", jobs.file())
+
+    def refuse(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(hashlib, "file_digest", refuse)
+    with pytest.raises(FileDamaged, match=f"cannot be read .*restore {path}"):
+        jobs.files.verified("ann", jobs.file()).__enter__()
+
+
+def test_a_file_expires_and_is_not_there_from_that_moment(jobs: Jobs, tmp_path: Path) -> None:
+    file = jobs.files.create("ann", "x", "fine-tune", io.BytesIO(b"x"), expires_after_s=3600)
+    kept = jobs.file("ann")
+    assert (file.created_at, file.expires_at) == (1_000_000, 1_003_600)
+    jobs.clock.now += 3599
+    assert jobs.files.get("ann", file.id) == file
+    assert jobs.files.expire() == []
+    jobs.clock.now += 1
+    for act in (jobs.files.get, jobs.files.path, jobs.files.delete):
+        with pytest.raises(NotFound, match=file.id):
+            act("ann", file.id)
+    with pytest.raises(NotFound, match=file.id):
+        jobs.files.verified("ann", file.id).__enter__()
+    with pytest.raises(InvalidRequest, match=file.id):
+        jobs.queue.create("ann", "base", file.id)
+    assert [one.id for one in jobs.files.list("ann").items] == [kept]
+    assert _kept(tmp_path / "files") == sorted([file.id, kept])
+    assert jobs.files.expire() == [file]
+    assert jobs.files.expire() == []
+    assert _kept(tmp_path / "files") == [kept]
+
+
+def test_a_job_keeps_its_files_until_it_ends(jobs: Jobs, tmp_path: Path) -> None:
+    file, valid = (
+        jobs.files.create("ann", "x", "fine-tune", io.BytesIO(b"x"), expires_after_s=3600).id
+        for _ in range(2)
+    )
+    job = jobs.queue.create("ann", "base", file, validation_file=valid)
+    jobs.clock.now += 4000
+    assert jobs.files.expire() == []
+    with jobs.files.verified("ann", file, of_job=True) as source:
+        assert source.read() == b"x"
+    with pytest.raises(NotFound):
+        jobs.files.get("ann", file)
+    jobs.queue.cancel("ann", job.id)
+    assert {one.id for one in jobs.files.expire()} == {file, valid}
+    assert _kept(tmp_path / "files") == []
+
+
+@pytest.mark.parametrize("seconds", [-1, 0, 3599, 30 * 24 * 3600 + 1, 10**30])
+def test_a_life_out_of_bounds_is_refused(jobs: Jobs, tmp_path: Path, seconds: int) -> None:
+    with pytest.raises(InvalidRequest, match="not between 3600") as refused:
+        jobs.files.create("ann", "x", "fine-tune", io.BytesIO(b"x"), expires_after_s=seconds)
+    assert refused.value.param == "expires_after[seconds]"
+    assert _kept(tmp_path / "files") == []
+
+
+@pytest.mark.parametrize("number", [errno.EROFS, errno.EACCES, errno.EIO])
+def test_a_file_whose_bytes_cannot_go_keeps_its_row(
+    jobs: Jobs, number: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = jobs.file()
+
+    def refuse(path: Path, **_: object) -> None:
+        raise OSError(number, os.strerror(number), str(path))
+
+    with monkeypatch.context() as disk:
+        disk.setattr(Path, "unlink", refuse)
+        with pytest.raises(OSError, match=file):
+            jobs.files.delete("ann", file)
+    with jobs.files.verified("ann", file) as source:
+        assert source.read() == b"{}"

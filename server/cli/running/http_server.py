@@ -16,8 +16,9 @@ from server.config import Settings
 from server.jobs.queue.job_queue import JobQueue
 from server.metrics import Metrics
 from server.supervisor import Supervisor
-from server.wiring.building import open_records
 from server.wiring.front import check_base_and_devices, running_front, wire
+from server.wiring.homes import open_home
+from server.wiring.housekeeping import housekeeping
 from server.wiring.process import command, environment, say, worker_id
 from server.wiring.training import trains_in_thread
 
@@ -32,13 +33,15 @@ def run_server(settings: Settings, listener: socket.socket) -> None:
 
     Raises:
         BadOption, UnsupportedModel: a setting cannot be right. Nothing was made in the home.
+        Unavailable: the home has lost something, or cannot be written.
     """
     check_base_and_devices(settings)
     metrics = Metrics(settings.served_name)
     with (
-        open_records(settings) as records,
+        open_home(settings) as records,
         running_front(settings, records, metrics, say) as front,
         _worker(settings, records.jobs) as worker,
+        housekeeping(settings, records),
     ):
         app = create_app(wire(settings, records, front, metrics, worker))
         collect_garbage_rarely()

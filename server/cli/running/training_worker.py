@@ -16,6 +16,7 @@ from server.bases.tokenizer import ChatTokenizer
 from server.config import Settings
 from server.training.job.worker_loop import run_worker
 from server.wiring.building import device_of, load_model, open_records
+from server.wiring.homes import open_home
 from server.wiring.process import wait_for_servers_end
 from server.wiring.training import SAVE_JOBS_S, worker_parts
 
@@ -31,6 +32,7 @@ def run_until_stopped(settings: Settings, *, supervised: bool) -> int:
 
     Raises:
         BadOption, UnsupportedModel: a setting cannot be right. Nothing was made in the home.
+        Unavailable: the home has lost something, or cannot be written.
     """
     own = settings
     if settings.worker_device != "auto":
@@ -56,7 +58,8 @@ def run_until_stopped(settings: Settings, *, supervised: bool) -> int:
         return load_model(own, settings.worker_threads)
 
     # A server that started this worker has made the database, so do not make another if it is gone.
-    with open_records(settings, create=not supervised) as records:
+    opened = open_records(settings, create=False) if supervised else open_home(settings)
+    with opened as records:
         run_worker(replace(worker_parts(settings, records, load), tidy=_free_cached_memory), stop)
     return status
 

@@ -1,21 +1,23 @@
 """Store files: rows in the database, bytes in a folder. Knows nothing of their contents.
 
-A row exists only once its bytes are on the disk. Bytes without a row are left by a crash. A later
-start removes them, when they are too old to be an upload in progress.
+A row exists only once its bytes are on the disk. Bytes without a row are left by a crash, and
+`sweep` removes them. While a file is uploaded its bytes are locked (flock), so that no other
+process takes them for such leftovers.
 """
 
+import fcntl
 import hashlib
+import logging
 import os
 import secrets
-import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import BinaryIO, Literal
+from typing import Any, BinaryIO, Literal
 
-from sqlalchemy import or_, select
+from sqlalchemy import Select, or_, select
 from sqlalchemy.orm import Session
 
 from server.control_characters import has_control
@@ -23,14 +25,21 @@ from server.db.session import Database, ensure_owner
 from server.db.tables import FileRow, JobRow
 from server.errors import Conflict, FileDamaged, InvalidRequest, NotFound, RequestTooLarge
 from server.jobs import rows
+from server.jobs.files import leftovers
 from server.jobs.queue.job import UNFINISHED
 from server.jobs.rows import Page
+
+log = logging.getLogger(__name__)
 
 RESULTS = "fine-tune-results"
 """The purpose of files that jobs make; users cannot upload them."""
 
+SHORTEST_LIFE_S = 3600
+LONGEST_LIFE_S = 30 * 24 * 3600
+"""What the OpenAI API allows between a file's upload and its expiry."""
+
 _CHUNK_BYTES = 2**20
-_LEFTOVER_AGE_S = 24 * 3600
+_AT_ONCE = 1000
 _LONGEST_NAME = 255  # characters, which are at most 1,020 bytes
 _LONGEST_PURPOSE = 64
 
@@ -46,6 +55,7 @@ class StoredFile:
     bytes: int
     sha256: str
     created_at: int
+    expires_at: int | None
     status: Literal["processed"] = "processed"
 
     @classmethod
@@ -64,12 +74,23 @@ class Files:
         self._max_bytes = max_bytes
         self._uploads.mkdir(parents=True, exist_ok=True)
 
-    def create(self, owner: str, filename: str, purpose: str, source: BinaryIO) -> StoredFile:
+    def create(
+        self,
+        owner: str,
+        filename: str,
+        purpose: str,
+        source: BinaryIO,
+        *,
+        expires_after_s: int | None = None,
+    ) -> StoredFile:
         """Read `source` to its end and keep it; on the disk when this returns.
+
+        Args:
+            expires_after_s: when it is deleted again. None: never.
 
         Raises:
             RequestTooLarge: more than `max_bytes`.
-            InvalidRequest: `filename` or `purpose` cannot be kept.
+            InvalidRequest: `filename` or `purpose` cannot be kept, or it cannot expire then.
         """
         _check_text("filename", filename, _LONGEST_NAME)
         _check_text("purpose", purpose, _LONGEST_PURPOSE)
@@ -78,25 +99,31 @@ class Files:
                 f"filename={filename[:40]!r} names a folder: send the file's own name alone",
                 param="filename",
             )
+        if expires_after_s is not None:
+            _check_life(expires_after_s)
+        self._uploads.mkdir(exist_ok=True)
         upload = self._uploads / uuid.uuid4().hex
         try:
-            size, sha256 = self._receive(source, upload)
-            with self._database.transaction() as session:
-                now = self._database.now(session)
-                ensure_owner(session, owner, now)
-                row = FileRow(
-                    id=f"file-{secrets.token_hex(12)}",
-                    owner=owner,
-                    filename=filename,
-                    purpose=purpose,
-                    bytes=size,
-                    sha256=sha256,
-                    created_at=int(now),
-                )
-                session.add(row)
-                session.flush()
-                os.rename(upload, self._folder / row.id)
-                _sync(self._folder)
+            with upload.open("xb") as file:
+                fcntl.flock(file, fcntl.LOCK_SH)
+                size, sha256 = self._receive(source, file)
+                with self._database.transaction() as session:
+                    now = self._database.now(session)
+                    ensure_owner(session, owner, now)
+                    row = FileRow(
+                        id=f"file-{secrets.token_hex(12)}",
+                        owner=owner,
+                        filename=filename,
+                        purpose=purpose,
+                        bytes=size,
+                        sha256=sha256,
+                        created_at=int(now),
+                        expires_at=expires_after_s and int(now) + expires_after_s,
+                    )
+                    session.add(row)
+                    session.flush()
+                    os.rename(upload, self._folder / row.id)
+                    _sync(self._folder)
         finally:
             upload.unlink(missing_ok=True)
         return StoredFile.from_row(row)
@@ -115,13 +142,15 @@ class Files:
         if purpose is not None:
             where.append(FileRow.purpose == purpose)
         with self._database.reading() as session:
+            now = self._database.now(session)
+            where.append(or_(FileRow.expires_at.is_(None), FileRow.expires_at > now))
             read, newest_first = StoredFile.from_row, order == "desc"
             return rows.page(session, FileRow, read, where, after, limit, newest_first=newest_first)
 
     def get(self, owner: str, file_id: str) -> StoredFile:
-        """One file. Raises NotFound."""
+        """One file. Raises NotFound: there is none, or it has expired."""
         with self._database.reading() as session:
-            return StoredFile.from_row(_find(session, owner, file_id))
+            return StoredFile.from_row(self._find(session, owner, file_id))
 
     def named(self, owner: str, filename: str, purpose: str) -> StoredFile | None:
         """The newest file of that name and purpose, if there is one."""
@@ -140,24 +169,27 @@ class Files:
         return self._folder / self.get(owner, file_id).id
 
     @contextmanager
-    def verified(self, owner: str, file_id: str) -> Iterator[BinaryIO]:
+    def verified(self, owner: str, file_id: str, *, of_job: bool = False) -> Iterator[BinaryIO]:
         """The bytes of a file, checked to be those of the upload.
+
+        Args:
+            of_job: also if it has expired: a job that has not ended keeps its files.
 
         Raises:
             NotFound: there is none.
-            FileDamaged: they are gone, or others.
+            FileDamaged: they are gone, cannot be read, or are others.
         """
-        stored = self.get(owner, file_id)
-        remedy = f"file {file_id} on the server's disk %s: upload it again"
-        try:
-            source = (self._folder / stored.id).open("rb")
-        except FileNotFoundError as error:
-            raise FileDamaged(remedy % "is gone") from error
+        with self._database.reading() as session:
+            stored = StoredFile.from_row(self._find(session, owner, file_id, of_job=of_job))
+        path = self._folder / stored.id
+        with _readable(path):
+            source = path.open("rb")
         with source:
-            if hashlib.file_digest(source, "sha256").hexdigest() != stored.sha256:
+            with _readable(path):
+                sha256 = hashlib.file_digest(source, "sha256").hexdigest()
+            if sha256 != stored.sha256:
                 size = os.fstat(source.fileno()).st_size
-                damage = f"is damaged ({size} bytes, {stored.bytes} were uploaded)"
-                raise FileDamaged(remedy % damage)
+                raise _damage(path, f"is damaged ({size} bytes, {stored.bytes} were uploaded)")
             source.seek(0)
             yield source
 
@@ -169,47 +201,72 @@ class Files:
             Conflict: a job that has not ended needs it.
         """
         with self._database.transaction() as session:
-            row = _find(session, owner, file_id, lock=True)
-            needs = or_(JobRow.training_file == row.id, JobRow.validation_file == row.id)
-            job = session.scalar(
-                select(JobRow.id).where(JobRow.owner == owner, JobRow.status.in_(UNFINISHED), needs)
-            )
+            row = self._find(session, owner, file_id, lock=True)
+            job = session.scalar(_needing(row))
             if job is not None:
                 raise Conflict(f"job {job} still needs file {file_id!r}; cancel it first")
-            session.delete(row)
-        (self._folder / file_id).unlink(missing_ok=True)
+            self._remove(session, row)
+
+    def expire(self) -> Sequence[StoredFile]:
+        """Delete the files whose time is over, but those of jobs that have not ended."""
+        gone = []
+        with self._database.transaction() as session:
+            over = FileRow.expires_at <= self._database.now(session)
+            some = select(FileRow).where(over).limit(_AT_ONCE).with_for_update()
+            for row in session.scalars(some).all():
+                if session.scalar(_needing(row)) is None:
+                    gone.append(StoredFile.from_row(row))
+                    self._remove(session, row)
+        return gone
 
     def sweep(self) -> int:
-        """Remove files without a row that are older than a day; return how many.
+        """Remove what crashed uploads left; return how many. Call it at start and now and then."""
+        return leftovers.remove(self._database, self._folder, self._uploads)
 
-        Call it at start. The age is by the file system's clock and this machine's. If they jump
-        apart, an upload in progress may fail, with an error to its user.
-        """
-        oldest = time.time() - _LEFTOVER_AGE_S
-        paths = (*self._uploads.iterdir(), *self._folder.glob("file-*"))
-        stale = [path for path in paths if _older(path, oldest)]
-        with self._database.reading() as session:
-            known = set(session.scalars(select(FileRow.id))) if stale else set()
-        leftovers = [path for path in stale if path.name not in known]
-        for path in leftovers:
-            path.unlink(missing_ok=True)
-        return len(leftovers)
+    def adopt(self, owner: str) -> Sequence[str]:
+        """Give files that the database has lost new rows, as far as their bytes tell; their ids."""
+        return leftovers.adopt(self._database, self._folder, owner)
 
-    def _receive(self, source: BinaryIO, path: Path) -> tuple[int, str]:
-        """Copy to `path`, synced; return size and SHA-256."""
+    def missing(self) -> Sequence[str]:
+        """The ids of files whose bytes are gone."""
+        ids = leftovers.known_ids(self._database)
+        return sorted(id for id in ids if not (self._folder / id).exists())
+
+    def _remove(self, session: Session, row: FileRow) -> None:
+        """The bytes go first: on a full disk they make room for the change of the database."""
+        session.delete(row)
+        session.flush()
+        (self._folder / row.id).unlink(missing_ok=True)
+
+    def _find(
+        self,
+        session: Session,
+        owner: str,
+        file_id: str,
+        *,
+        lock: bool = False,
+        of_job: bool = False,
+    ) -> FileRow:
+        now = 0.0 if of_job else self._database.now(session)
+        row = rows.find_file(session, owner, file_id, now, lock=lock)
+        if row is None:
+            raise NotFound(f"there is no file {file_id!r}")
+        return row
+
+    def _receive(self, source: BinaryIO, file: BinaryIO) -> tuple[int, str]:
+        """Copy to `file`, synced; return size and SHA-256."""
         size, digest = 0, hashlib.sha256()
-        with path.open("xb") as file:
-            while chunk := source.read(_CHUNK_BYTES):
-                size += len(chunk)
-                if size > self._max_bytes:
-                    raise RequestTooLarge(
-                        f"the file is over the limit of {self._max_bytes} bytes; split it",
-                        param="file",
-                    )
-                digest.update(chunk)
-                file.write(chunk)
-            file.flush()
-            os.fsync(file.fileno())
+        while chunk := source.read(_CHUNK_BYTES):
+            size += len(chunk)
+            if size > self._max_bytes:
+                raise RequestTooLarge(
+                    f"the file is over the limit of {self._max_bytes} bytes; split it",
+                    param="file",
+                )
+            digest.update(chunk)
+            file.write(chunk)
+        file.flush()
+        os.fsync(file.fileno())
         return size, digest.hexdigest()
 
 
@@ -226,18 +283,37 @@ def _check_text(param: str, text: str, most: int) -> None:
         )
 
 
-def _find(session: Session, owner: str, file_id: str, *, lock: bool = False) -> FileRow:
-    row = rows.find(session, FileRow, owner, file_id, lock=lock)
-    if row is None:
-        raise NotFound(f"there is no file {file_id!r}")
-    return row
+def _needing(row: FileRow) -> Select[Any]:  # SQLAlchemy 2.0 and 2.1 differ in what it holds
+    """The job that has not ended and needs the file."""
+    needs = or_(JobRow.training_file == row.id, JobRow.validation_file == row.id)
+    return select(JobRow.id).where(JobRow.owner == row.owner, JobRow.status.in_(UNFINISHED), needs)
 
 
-def _older(path: Path, time_s: float) -> bool:
+def _check_life(seconds: int) -> None:
+    if not SHORTEST_LIFE_S <= seconds <= LONGEST_LIFE_S:
+        raise InvalidRequest(
+            f"expires_after[seconds]={seconds} is not between {SHORTEST_LIFE_S} (an hour) and "
+            f"{LONGEST_LIFE_S} (30 days)",
+            param="expires_after[seconds]",
+        )
+
+
+@contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    """Raises FileDamaged for what the system says of a file that cannot be read."""
     try:
-        return path.stat().st_mtime < time_s
-    except FileNotFoundError:
-        return False
+        yield
+    except FileNotFoundError as error:
+        raise _damage(path, "is gone") from error
+    except OSError as error:
+        raise _damage(path, f"cannot be read ({error.strerror})") from error
+
+
+def _damage(path: Path, what: str) -> FileDamaged:
+    log.error("file %s %s", path, what)
+    return FileDamaged(
+        f"file {path.name} {what}: restore {path} on the server, or upload the file again"
+    )
 
 
 def _sync(folder: Path) -> None:

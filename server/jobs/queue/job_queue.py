@@ -12,7 +12,7 @@ from adapters_store.manifest import check_name
 from adapters_store.store_errors import InvalidName
 from server.control_characters import has_control
 from server.db.session import ensure_owner
-from server.db.tables import CheckpointRow, EventRow, FileRow, JobRow, LabelRow
+from server.db.tables import CheckpointRow, EventRow, JobRow, LabelRow
 from server.errors import Conflict, InvalidRequest, NotFound
 from server.jobs import rows
 from server.jobs.queue.claims import Claims
@@ -49,17 +49,17 @@ class JobQueue(Claims):
         Raises:
             InvalidRequest: a value is invalid, or a file is not the owner's; `param` names it.
         """
-        labels = _checked_metadata(metadata or {})
+        labels = check_metadata(metadata or {})
         if suffix is not None:
-            _check_suffix(suffix)
+            check_suffix(suffix)
         options = hyperparameters or TrainOptions()
         seed = options.seed if seed is None else TrainOptions(seed=seed).seed
         with self._database.transaction() as session:
             now = self._database.now(session)
             ensure_owner(session, owner, now)
-            _require_file(session, owner, training_file, "training_file")
+            _require_file(session, owner, training_file, "training_file", now)
             if validation_file is not None:
-                _require_file(session, owner, validation_file, "validation_file")
+                _require_file(session, owner, validation_file, "validation_file", now)
             row = JobRow(
                 id=f"ftjob-{secrets.token_hex(12)}",
                 owner=owner,
@@ -260,10 +260,10 @@ def _labelled(metadata: Mapping[str, str] | None) -> list[ColumnElement[bool]]:
     ]
 
 
-def _require_file(session: Session, owner: str, file_id: str, param: str) -> None:
+def _require_file(session: Session, owner: str, file_id: str, param: str, now: float) -> None:
     """Raise InvalidRequest unless the owner has such a file, for training."""
     # Locked: it must not be deleted meanwhile.
-    row = rows.find(session, FileRow, owner, file_id, lock=True)
+    row = rows.find_file(session, owner, file_id, now, lock=True)
     if row is None:
         raise InvalidRequest(f"there is no file {file_id!r}; upload it first", param=param)
     if row.purpose != "fine-tune":
@@ -272,7 +272,7 @@ def _require_file(session: Session, owner: str, file_id: str, param: str) -> Non
         )
 
 
-def _check_suffix(suffix: str) -> None:
+def check_suffix(suffix: str) -> None:
     """Raise InvalidRequest unless an adapter may have this name."""
     try:
         check_name("suffix", suffix)
@@ -280,7 +280,7 @@ def _check_suffix(suffix: str) -> None:
         raise InvalidRequest(str(error), param="suffix") from error
 
 
-def _checked_metadata(metadata: Mapping[str, str]) -> dict[str, str]:
+def check_metadata(metadata: Mapping[str, str]) -> dict[str, str]:
     """The OpenAI API's limits: 16 pairs, keys of 64 characters, values of 512."""
     if len(metadata) > 16:
         raise InvalidRequest(f"{len(metadata)} pairs of metadata; at most 16", param="metadata")

@@ -12,7 +12,13 @@ from server.jobs.queue.evaluation import Evaluation
 from server.jobs.queue.training_metrics import TrainingMetrics
 from server.training.job.evaluate import refusal
 from server.training.job.job_output import JobOutput, TrainedState
-from server.training.job.job_phase import DISK_ERRORS, JobPhase, disk_reason
+from server.training.job.job_phase import (
+    DISK_ERRORS,
+    JobPhase,
+    disk_is_full,
+    disk_reason,
+    disk_remedy,
+)
 from server.training.job.training_setup import TrainingSetup
 from server.training.run.greedy_answers import GreedyRequest
 
@@ -99,8 +105,8 @@ class EvaluatedJob(JobPhase):
         elif now >= self._give_up_at:
             raise TrainingFailed(
                 f"the adapter could not be written for {retry_s:.0f} s ({disk_reason(error)}): "
-                "make room on the server's disk, and train again",
-                code="disk_full",
+                f"{disk_remedy(error)}, and train again",
+                code="disk_full" if disk_is_full(error) else "disk_failed",
             ) from error
         self._retry_at, self._pause_s = (
             now + self._pause_s,

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
+from adapters_store import disk
 from adapters_store.store import AdapterStore
 from server.errors import LeaseLost, RequestTooLarge, Unavailable
 from server.jobs.files.file_store import RESULTS, Files
@@ -97,7 +98,8 @@ class Claim:
 
     def warn_of_disk(self, failure: str, error: Exception, consequence: str) -> None:
         log.warning("job %s: %s: %s", self.job.id, failure, error)
-        remedy = "Make room on the server's disk"
+        remedy = disk_remedy(error)
+        remedy = remedy[0].upper() + remedy[1:]
         self.add_event("warn", f"{failure} ({disk_reason(error)}). {consequence} {remedy}")
 
     def store_metrics(self) -> None:
@@ -164,7 +166,7 @@ class JobPhase:
 
     def _fail(self, error: Exception) -> None:
         code, message, param = reason_of(error)
-        fault = error if code == "internal_error" else None
+        fault = error if code in ("internal_error", "disk_failed") else None
         log.warning("job %s failed: %s", self.claim.job.id, message, exc_info=fault)
         if self.claim.folder.metrics.has_steps():
             self.claim.store_metrics()
@@ -175,3 +177,19 @@ class JobPhase:
 def disk_reason(error: Exception) -> str:
     """What the disk said, without the path, which is no user's business."""
     return (isinstance(error, OSError) and error.strerror) or str(error)
+
+
+def disk_is_full(error: Exception) -> bool:
+    """Whether that is what the disk said."""
+    try:
+        with disk.system_errors():
+            raise error
+    except Exception as plain:
+        return disk.is_full(plain)
+
+
+def disk_remedy(error: Exception) -> str:
+    """What the server's operator must do."""
+    if disk_is_full(error):
+        return "make room on the server's disk"
+    return "let the server's operator look at its disk: the worker's log names the place"

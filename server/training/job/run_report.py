@@ -55,6 +55,9 @@ def reason_of(error: Exception) -> tuple[str, str, str | None]:
         return "out_of_memory", f"the accelerator ran out of memory: {advice}", None
     if isinstance(error, VerandahError | StoreError):
         return "training_failed", str(error), None
+    if isinstance(error, OSError) and error.filename is not None:
+        advice = "the server's operator must look at its disk: the worker's log names the place"
+        return "disk_failed", f"the server's disk failed ({error.strerror}): {advice}", None
     kind = type(error).__name__
     message = f"the worker failed with an internal error ({kind}): its log says more"
     return "internal_error", message, None

@@ -157,7 +157,7 @@ def _short(loss: float | None) -> str | None:
 
 
 def _lines(job: Job, file_id: str, param: str, files: Files, encoder: LineEncoder) -> list[_Line]:
-    with files.verified(job.owner, file_id) as lines:
+    with files.verified(job.owner, file_id, of_job=True) as lines:
         dataset = validate(lines, min_examples=1, param=param)
     records = [record for _, record in dataset.records]
     examples = build_examples(dataset.records, encoder, param=param)

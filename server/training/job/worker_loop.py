@@ -23,7 +23,7 @@ from server.training.job.evaluated_job import EvaluatedJob
 from server.training.job.job_phase import Claim, JobPhase, JobServices
 from server.training.job.running_job import RunningJob
 from server.training.job.samples import MAX_NEW
-from server.training.run.checkpoint import sweep
+from server.training.run.checkpoint import LEFTOVER_AGE_S, sweep
 from server.training.run.greedy_answers import answer_all
 from server.training.run.run_steps import take_step
 
@@ -31,7 +31,6 @@ log = logging.getLogger(__name__)
 
 STEP_TOKENS: Final = {"cpu": 4096, "cuda": 8192}
 """Positions of a forward pass of several jobs, by device; see decision 11."""
-_LEFTOVER_AGE_S = 3600  # files of ended jobs: a worker that lost its lease may still write to them
 
 _Phase = TypeVar("_Phase", bound=JobPhase)
 Load = Callable[[], tuple[BaseModel, ChatTokenizer]]
@@ -65,7 +64,7 @@ def run_worker(parts: WorkerParts, stop: threading.Event) -> None:
     Raises:
         DeviceLost: the accelerator cannot be used again. The jobs in hand are left to their leases.
     """
-    sweep(parts.services.folder, older_than_s=_LEFTOVER_AGE_S, keep=_unfinished(parts))
+    sweep(parts.services.folder, older_than_s=LEFTOVER_AGE_S, keep=_unfinished(parts))
     worker = _Worker(parts, stop)
     try:
         while not stop.is_set():

@@ -16,6 +16,7 @@ import uuid
 from collections.abc import Container, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
@@ -23,6 +24,8 @@ from torch import Tensor
 
 _NAME = re.compile(r"step-(\d{8})\.safetensors")
 _STATE = "state"
+LEFTOVER_AGE_S: Final = 3600
+"""Files of ended jobs: a worker that lost its lease may still write to them for so long."""
 
 
 @dataclass(frozen=True)
@@ -89,7 +92,7 @@ def sweep(folder: Path, *, older_than_s: float, keep: Container[str] = ()) -> No
     """
     oldest = time.time() - older_than_s
     for entry in folder.iterdir() if folder.is_dir() else ():
-        with contextlib.suppress(FileNotFoundError):
+        with contextlib.suppress(OSError):  # gone already, or not ours to remove
             if entry.stem not in keep and entry.stat().st_mtime < oldest:
                 shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
 
