@@ -1,6 +1,7 @@
 """The HTTP application: its routes and layers, and each error's status. Knows no settings."""
 
 import errno
+import logging
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp
 
-from adapters_store import store_errors
+from adapters_store import disk, store_errors
 from server import errors
 from server.api import ops
 from server.api.adapters import (
@@ -28,6 +29,8 @@ from server.api.error_body import ErrorBody
 from server.api.gate import BodyLimit, KeyCheck, RequestIds
 from server.api.jobs import file_endpoints, job_endpoints, job_event_endpoints
 
+log = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True)
 class _HttpError:
@@ -40,6 +43,7 @@ class _HttpError:
 # The nearest class among an error's bases counts.
 _HTTP_ERRORS: Mapping[type[Exception], _HttpError] = {
     errors.InvalidRequest: _HttpError(400, "invalid_value"),
+    errors.UnknownParameter: _HttpError(400, "unknown_parameter"),
     errors.ContextLengthExceeded: _HttpError(400, "context_length_exceeded"),
     errors.InvalidDataset: _HttpError(400, "invalid_training_file"),
     errors.RequestTooLarge: _HttpError(413, "request_too_large"),
@@ -61,14 +65,17 @@ _HTTP_ERRORS: Mapping[type[Exception], _HttpError] = {
     store_errors.AdapterCorrupt: _HttpError(500, "adapter_corrupt", "server_error", retry=False),
 }
 
-_DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
+_DISK_FAULTS = (
+    *(errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE, errno.ELOOP, errno.EEXIST),
+    *(errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ENOTEMPTY, errno.EXDEV),
+)
 _HTTP_CODES = {404: "unknown_url", 405: "method_not_allowed"}
 
 
 def describe(error: Exception) -> ErrorBody:
     """The HTTP answer for an error. An unknown error's text is not shown: it may hold internals."""
-    if isinstance(error, OSError) and error.errno in _DISK_FULL:
-        error = errors.Unavailable("the server's disk is full, so nothing was saved: try later")
+    if isinstance(error, OSError):
+        error = _disk_fault(error)
     known = next((_HTTP_ERRORS[base] for base in type(error).__mro__ if base in _HTTP_ERRORS), None)
     if known is None:
         message = "the server failed on this request: its log says why"
@@ -85,8 +92,32 @@ def describe(error: Exception) -> ErrorBody:
     return ErrorBody(known.status, known.type, known.code, str(error), param, headers, problems)
 
 
+def _disk_fault(error: OSError) -> Exception:
+    """What the system says of a file or folder, with the remedy; else the error itself."""
+    if disk.is_full(error):
+        return errors.DiskFull(
+            "the server's disk is full, so nothing was saved: delete files or adapters, or try "
+            "later"
+        )
+    if error.errno not in _DISK_FAULTS or error.filename is None:
+        return error
+    path = error.filename if error.filename2 is None else f"{error.filename} or {error.filename2}"
+    return errors.Unavailable(
+        f"the server cannot use {path} ({error.strerror}), so nothing was saved: restore it, and "
+        "make it writable for the server"
+    )
+
+
 def _known(_: Request, error: Exception) -> Response:
     return describe(error).response()
+
+
+def _of_system(_: Request, error: Exception) -> Response:
+    """A fault of a disk is the operator's to mend, and needs no traceback."""
+    answer = describe(error)
+    ours = answer.code == "internal_error"
+    log.error("a request failed: %s", error, exc_info=error if ours else None)
+    return answer.response()
 
 
 def _http(request: Request, error: Exception) -> Response:
@@ -148,6 +179,7 @@ def http_api() -> FastAPI:
     app.add_exception_handler(store_errors.StoreError, _known)
     app.add_exception_handler(HTTPException, _http)
     app.add_exception_handler(RequestValidationError, _invalid)
+    app.add_exception_handler(OSError, _of_system)
     app.add_exception_handler(Exception, _known)
     return app
 

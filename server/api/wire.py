@@ -1,14 +1,17 @@
-"""What all request bodies share: strict types, bounded work, encodable text. Knows no endpoint.
+"""What all requests share: strict types, known names, bounded work. Knows no endpoint.
 
 A body may be some megabytes, and pydantic, which holds the interpreter's lock, makes an error for
 each bad item: without bounds, one hostile body would stop every other request for many seconds.
 """
 
-from collections.abc import Sized
+from collections.abc import Awaitable, Callable, Sized
 from typing import Annotated
 
+from fastapi import Request
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, model_validator
 from pydantic_core import PydanticCustomError
+
+from server.errors import InvalidRequest, UnknownParameter
 
 _MAX_FIELDS = 64
 
@@ -49,3 +52,42 @@ def encodable(text: str) -> str:
 
 
 Text = Annotated[str, AfterValidator(encodable)]
+
+
+def only_fields(*names: str) -> Callable[[Request], Awaitable[None]]:
+    """A dependency: a form has no other fields than `names`, and none twice.
+
+    Raises:
+        InvalidRequest, UnknownParameter: naming the field.
+    """
+
+    async def check(request: Request) -> None:
+        fields = [name for name, _ in (await request.form()).multi_items()]
+        for name in fields:
+            if name not in names:
+                raise UnknownParameter(
+                    f"the form field {name[:80]!r} is unknown: send {', '.join(names)}",
+                    param=name[:80],
+                )
+            if fields.count(name) > 1:
+                raise InvalidRequest(f"the form has {name!r} twice: send it once", param=name)
+
+    return check
+
+
+async def only_known_query(request: Request) -> None:
+    """A dependency: the query has only parameters of the endpoint. An endpoint that has `metadata`
+    reads those that begin so itself.
+
+    Raises:
+        UnknownParameter: naming the other one.
+    """
+    known = [field.alias for field in request.scope["route"].dependant.query_params]
+    for name in request.query_params:
+        filters = name.startswith("metadata") and "metadata" in known
+        if name not in known and not filters:
+            raise UnknownParameter(
+                f"the query parameter {name[:80]!r} is unknown: this endpoint has "
+                f"{', '.join(known) or 'none'}",
+                param=name[:80],
+            )

@@ -2,15 +2,19 @@
 
 from typing import Annotated, Literal
 
-from fastapi import APIRouter, File, Form, Query, UploadFile
+from fastapi import APIRouter, Depends, File, Form, Query, UploadFile
 from fastapi.responses import FileResponse
 
 from server.api.app_services import CurrentOwner, CurrentServices
 from server.api.jobs.job_documents import Document, page_document
+from server.api.wire import only_fields, only_known_query
 from server.errors import InvalidRequest
 from server.jobs.files.file_store import StoredFile
 
-router = APIRouter(prefix="/v1/files", tags=["files"])
+router = APIRouter(prefix="/v1/files", tags=["files"], dependencies=[Depends(only_known_query)])
+
+_ANCHOR, _SECONDS = "expires_after[anchor]", "expires_after[seconds]"
+_FIELDS = ("file", "purpose", _ANCHOR, _SECONDS)
 
 
 def _document(file: StoredFile) -> Document:
@@ -22,24 +26,32 @@ def _document(file: StoredFile) -> Document:
         "filename": file.filename,
         "purpose": file.purpose,
         "status": file.status,
-        "expires_at": None,
+        "expires_at": file.expires_at,
         "status_details": None,
     }
 
 
-@router.post("")
+@router.post("", dependencies=[Depends(only_fields(*_FIELDS))])
 def upload(
     services: CurrentServices,
     owner: CurrentOwner,
     file: Annotated[UploadFile, File()],
     purpose: Annotated[str, Form()],
+    anchor: Annotated[Literal["created_at"] | None, Form(alias=_ANCHOR)] = None,
+    seconds: Annotated[int | None, Form(alias=_SECONDS)] = None,
 ) -> Document:
-    """Store a file. Creating a job checks its lines."""
+    """Store a file, for ever or for so many seconds. Creating a job checks its lines."""
     if purpose != "fine-tune":
         raise InvalidRequest(
-            f"purpose {purpose!r} is not supported: send 'fine-tune'", param="purpose"
+            f"purpose {purpose[:80]!r} is not supported: send 'fine-tune'", param="purpose"
         )
-    return _document(services.files.create(owner, file.filename or "upload", purpose, file.file))
+    if (anchor is None) != (seconds is None):
+        missing = _ANCHOR if anchor is None else _SECONDS
+        raise InvalidRequest(f"{missing} is missing: send both, or neither", param=missing)
+    name = file.filename or "upload"
+    return _document(
+        services.files.create(owner, name, purpose, file.file, expires_after_s=seconds)
+    )
 
 
 @router.get("")
@@ -64,8 +76,10 @@ def get_file(file_id: str, services: CurrentServices, owner: CurrentOwner) -> Do
 
 @router.get("/{file_id}/content")
 def get_content(file_id: str, services: CurrentServices, owner: CurrentOwner) -> FileResponse:
-    """The bytes of a file."""
+    """The bytes of a file, once they are checked to be those that were uploaded."""
     file = services.files.get(owner, file_id)
+    with services.files.verified(owner, file_id):
+        pass  # it is checked, and what is wrong has been raised
     return FileResponse(
         services.files.path(owner, file_id),
         media_type="application/octet-stream",

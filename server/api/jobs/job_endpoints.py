@@ -2,21 +2,27 @@
 
 from collections.abc import Mapping, Sequence
 
-from fastapi import APIRouter, Query, Request
+from fastapi import APIRouter, Depends, Query, Request
 
 from adapters_store.manifest import Manifest
 from server.api.app_services import CurrentOwner, CurrentServices, Services
 from server.api.jobs.job_documents import Document, checkpoint_document, job_document, page_document
 from server.api.jobs.job_request import JobRequest, read_options
 from server.api.model_lookup import check_new_name, find_model
+from server.api.wire import only_known_query
 from server.errors import InvalidDataset, InvalidRequest, LineProblem, NotFound
 from server.jobs.files.datasets import MIN_EXAMPLES, Dataset, validate
 from server.jobs.queue.continuing import check_continuable, inherited
 from server.jobs.queue.job import JobStatus
 from server.jobs.queue.job_estimate import JobEstimate
+from server.jobs.queue.job_queue import check_metadata
 from server.jobs.queue.train_options import TrainOptions
 
-router = APIRouter(prefix="/v1/fine_tuning/jobs", tags=["fine-tuning"])
+router = APIRouter(
+    prefix="/v1/fine_tuning/jobs",
+    tags=["fine-tuning"],
+    dependencies=[Depends(only_known_query)],
+)
 
 
 @router.post("")
@@ -35,6 +41,7 @@ def create_job(body: JobRequest, services: CurrentServices, owner: CurrentOwner)
     _check_rank(services, options)
     if body.suffix is not None:
         check_new_name(services, owner, body.suffix, "suffix")
+    check_metadata(body.metadata or {})
     if dry_run:
         return _dry_run(services, owner, body, options, start)
     train, valid = _train_lines(services, owner, body), _valid_lines(services, owner, body)
@@ -61,9 +68,9 @@ def list_jobs(
     after: str | None = None,
     limit: int = Query(20, ge=1, le=100),
     status: JobStatus | None = Query(None, description="only jobs of this status"),
+    metadata: str | None = Query(None, description="null: only jobs without metadata"),
 ) -> Document:
-    """The owner's jobs, the newest first. `metadata[KEY]=VALUE` selects jobs with that pair,
-    `metadata=null` jobs without metadata."""
+    """The owner's jobs, the newest first. `metadata[KEY]=VALUE` selects jobs with that pair."""
     pairs = _metadata(request.query_params.multi_items())
     page = services.jobs.list(owner, after=after, limit=limit, metadata=pairs, status=status)
     return page_document([job_document(job) for job in page.items], page.has_more)

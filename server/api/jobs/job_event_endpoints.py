@@ -9,17 +9,22 @@ import itertools
 from collections.abc import AsyncIterator
 from typing import Annotated
 
-from fastapi import APIRouter, Header, Query, Response
+from fastapi import APIRouter, Depends, Header, Query, Response
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import JSONResponse
 
 from server.api.app_services import CurrentOwner, CurrentServices, Services
 from server.api.jobs.job_documents import event_document, page_document
 from server.api.sse import DONE, EventStream, event
+from server.api.wire import only_known_query
 from server.errors import Unavailable
 from server.jobs.queue.job import Event, Job
 
-router = APIRouter(prefix="/v1/fine_tuning/jobs", tags=["fine-tuning"])
+router = APIRouter(
+    prefix="/v1/fine_tuning/jobs",
+    tags=["fine-tuning"],
+    dependencies=[Depends(only_known_query)],
+)
 
 _POLL_S = 0.25
 _PAGE = 100

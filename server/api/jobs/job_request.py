@@ -64,6 +64,12 @@ class JobRequest(WireModel):
                 "instead, so that little is padded",
                 param="packing",
             )
+        for inner in (hyperparameters.get("seed"), ours.get("seed")):
+            if self.seed is not None and inner not in (None, "auto", self.seed):
+                raise InvalidRequest(
+                    f"seed is {self.seed} and, among the options, {inner!r}: send one of them",
+                    param="seed",
+                )
         for key in hyperparameters.keys() & ours.keys():
             if hyperparameters[key] != ours[key]:
                 raise InvalidRequest(

@@ -51,7 +51,7 @@ class JobQueue(Claims):
         """
         labels = check_metadata(metadata or {})
         if suffix is not None:
-            check_suffix(suffix)
+            _check_suffix(suffix)
         options = hyperparameters or TrainOptions()
         seed = options.seed if seed is None else TrainOptions(seed=seed).seed
         with self._database.transaction() as session:
@@ -272,7 +272,7 @@ def _require_file(session: Session, owner: str, file_id: str, param: str, now: f
         )
 
 
-def check_suffix(suffix: str) -> None:
+def _check_suffix(suffix: str) -> None:
     """Raise InvalidRequest unless an adapter may have this name."""
     try:
         check_name("suffix", suffix)
