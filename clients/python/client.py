@@ -92,10 +92,13 @@ class Client:
         document = self._server.json("POST", "/v1/chat/completions", json=body)
         return str(document["choices"][0]["message"]["content"])
 
-    def upload(self, path: Path) -> UploadedFile:
-        """Upload a training file."""
+    def upload(self, path: Path, *, expires_after_s: int | None = None) -> UploadedFile:
+        """Upload a training file. The server deletes it after so many seconds; None: never."""
+        fields = {"purpose": "fine-tune"}
+        if expires_after_s is not None:
+            fields["expires_after[anchor]"] = "created_at"
+            fields["expires_after[seconds]"] = str(expires_after_s)
         with path.open("rb") as file:
-            fields = {"purpose": "fine-tune"}
             files = {"file": (path.name, file, "application/jsonl")}
             return UploadedFile.of(self._server.json("POST", "/v1/files", data=fields, files=files))
 

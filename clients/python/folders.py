@@ -7,6 +7,7 @@ import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import IO
 from zipfile import BadZipFile, ZipFile
 
 from clients.python.client_errors import BadFolder
@@ -56,21 +57,26 @@ def unpack(archive: Iterable[bytes], out: Path) -> list[Path]:
     out.parent.mkdir(parents=True, exist_ok=True)
     _sweep(out.parent)
     # Received into a file without a name, which vanishes with this process.
-    with tempfile.TemporaryFile(dir=out.parent) as file, _locked_part(out) as part:
+    with tempfile.TemporaryFile(dir=out.parent) as file:
         file.writelines(archive)
-        try:
-            with ZipFile(file) as opened:
-                for name in opened.namelist():
-                    opened.extract(name, part)
-        except BadZipFile as error:
-            raise BadFolder(
-                f"the archive from the server is incomplete ({error}): try again"
-            ) from error
-        part.chmod(0o777 & ~_umask())
-        if out.exists():
-            out.rmdir()
-        os.rename(part, out)
+        with _locked_part(out) as part:
+            _extract(file, part)
+            part.chmod(0o777 & ~_umask())
+            if out.exists():
+                out.rmdir()
+            os.rename(part, out)
     return sorted(out.iterdir())
+
+
+def _extract(file: IO[bytes], part: Path) -> None:
+    try:
+        with ZipFile(file) as opened:
+            for name in opened.namelist():
+                opened.extract(name, part)
+    except BadZipFile as error:
+        raise BadFolder(
+            f"the archive from the server is incomplete ({error}): try again"
+        ) from error
 
 
 @contextmanager

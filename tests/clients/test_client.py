@@ -269,3 +269,13 @@ def test_an_analysis_without_an_end() -> None:
     transport = httpx.MockTransport(lambda request: httpx.Response(200, text=text))
     with Client(transport=transport) as client, pytest.raises(ConnectionFailed, match="stopped"):
         client.analysis("pirate")
+
+
+def test_an_upload_may_expire(client: Client, server: Running, tmp_path: Path) -> None:
+    path = tmp_path / "x.jsonl"
+    path.write_bytes(b"a line")
+    file = client.upload(path, expires_after_s=3600)
+    stored = server.services.files.get("default", file.id)
+    assert stored.expires_at == stored.created_at + 3600
+    with pytest.raises(ApiError, match="not between 3600"):
+        client.upload(path, expires_after_s=1)

@@ -1,7 +1,11 @@
 """Checkpoint folders from and to this machine, by the client and by the commands."""
 
+import io
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
+from zipfile import ZipFile
 
 import pytest
 import torch
@@ -12,7 +16,9 @@ from clients.python.folders import unpack
 from clients.python.slim import without_copies
 from server.__main__ import main
 from tests.api.fakes import FakePorting
-from tests.api.running import Publish, Running
+from tests.api.running import Publish, Running, eventually
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
@@ -152,3 +158,45 @@ class TestCopies:
         self.slim(folder / "adapter_model.safetensors", base_model__x=ones, **copies)
         client.import_adapter(folder, "pirate")
         assert len(porting.received[0][1]) < len(whole) + 100
+
+
+def test_what_a_killed_export_left_is_removed_by_the_next(tmp_path: Path) -> None:
+    started = tmp_path / "started"
+    script = (
+        "import pathlib, sys, time\n"
+        "from clients.python import folders\n"
+        "out = pathlib.Path(sys.argv[1])\n"
+        "with folders._locked_part(out) as part:\n"
+        "    (part / 'half').write_text('x')\n"
+        "    (out.parent / 'started').write_text('x')\n"
+        "    time.sleep(60)\n"
+    )
+    process = subprocess.Popen([sys.executable, "-c", script, str(tmp_path / "first")], cwd=ROOT)
+    assert eventually(started.exists, 20)
+    archive = io.BytesIO()
+    with ZipFile(archive, "w") as file:
+        file.writestr("weights", "x")
+    unpack([archive.getvalue()], tmp_path / "second")
+    assert len(list(tmp_path.glob(".*"))) == 1, "the export that runs keeps its folder"
+    process.kill()
+    process.wait()
+    unpack([archive.getvalue()], tmp_path / "third")
+    assert list(tmp_path.glob(".*")) == []
+    assert (tmp_path / "third" / "weights").read_text() == "x"
+
+
+def test_an_archive_that_comes_leaves_no_name_on_the_disk(tmp_path: Path) -> None:
+    """Whoever is killed while it comes leaves nothing."""
+    archive = io.BytesIO()
+    with ZipFile(archive, "w") as file:
+        file.writestr("weights", "x" * 1000)
+    seen: list[list[str]] = []
+
+    def pieces() -> Iterator[bytes]:
+        for start in range(0, len(archive.getvalue()), 100):
+            seen.append([path.name for path in tmp_path.iterdir()])
+            yield archive.getvalue()[start : start + 100]
+
+    unpack(pieces(), tmp_path / "out")
+    assert (tmp_path / "out" / "weights").exists()
+    assert all(names == [] for names in seen)

@@ -1,9 +1,13 @@
 """A disk without room: training goes on, its result waits, and then the job says why it failed."""
 
 import errno
+import io
 import os
+import subprocess
 import threading
+import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,8 +19,9 @@ from safetensors.torch import save_file
 from server.jobs.queue.job import Job, JobStatus
 from server.training.job.worker_loop import run_worker
 from server.training.run import checkpoint
+from tests.adapters.made import make_adapter
 from tests.training.job.test_worker import OPTIONS, job_now, submit, until, work_off, working
-from tests.training.workplace import OWNER, Workplace
+from tests.training.workplace import OWNER, Workplace, load_tiny
 
 SHORT = replace(OPTIONS, n_epochs=2, publish="always")
 FULL = "No space left on device"
@@ -135,3 +140,75 @@ def test_a_worker_that_stops_while_the_disk_is_full_fails_no_job(
     with working(place):
         until(lambda: disk.refused > 3)
     assert job_now(place, job).status == JobStatus.QUEUED
+
+
+def test_a_disk_that_fails_otherwise_is_not_called_full(
+    place: Workplace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS), "/a/path")
+
+    monkeypatch.setattr(place.store, "publish", refuse)
+    job = submit(place, options=SHORT)
+    with working(place, disk_retry_s=0.5):
+        until(lambda: job_now(place, job).status.ended)
+    error = job_now(place, job).error
+    assert error is not None
+    assert error.code == "disk_failed"
+    assert "Read-only file system" in error.message
+    assert "look at its disk" in error.message
+    assert "/a/path" not in error.message
+
+
+def test_a_job_of_a_damaged_name_ends_at_once(place: Workplace) -> None:
+    work_off(place, submit(place, options=SHORT))
+    (place.home / "adapters" / OWNER / "pirate" / "latest").unlink()
+    began = time.monotonic()
+    ended = work_off(place, submit(place, options=SHORT))
+    assert ended.status == JobStatus.FAILED
+    assert ended.error is not None
+    assert ended.error.code == "training_failed"
+    assert "latest is missing: restore it, or delete the adapter 'pirate'" in ended.error.message
+    assert time.monotonic() - began < 60
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of its own, of few megabytes, where this user may mount one."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=12m", "none", folder], capture_output=True, check=False
+    )
+    if mounted.returncode:
+        pytest.skip("this user may not mount a file system")
+    yield folder
+    subprocess.run(["umount", "--lazy", folder], check=True)
+
+
+def test_a_disk_that_is_really_full_can_be_freed(small_disk: Path) -> None:
+    made = Workplace.at(small_disk)
+    made.database.reserve_room()
+
+    def upload() -> str:
+        return made.files.create(OWNER, "x", "fine-tune", io.BytesIO(b"x" * 5000)).id
+
+    files = [upload() for _ in range(30)]
+    adapter = make_adapter(load_tiny()[0])
+    for name in ("poet", "poet", "poet", "sage"):
+        made.store.publish(OWNER, name, adapter.manifest, adapter.tensors)
+    with (small_disk / "fill").open("wb", buffering=0) as fill, suppress(OSError):
+        while True:
+            fill.write(b"x" * 4096)
+    with pytest.raises(OSError, match=FULL):
+        upload()
+    assert made.store.delete(OWNER, "poet", 3) == [3]
+    assert made.store.resolve(OWNER, "poet").version == 2
+    assert made.store.delete(OWNER, "poet") == [1, 2]
+    for file in files:
+        made.files.delete(OWNER, file)
+    assert made.files.list(OWNER).items == ()
+    assert not [*(small_disk / "adapters" / ".staging").iterdir()]
+    (small_disk / "fill").unlink()
+    assert made.store.publish(OWNER, "poet", adapter.manifest, adapter.tensors).version == 4
+    made.database.close()

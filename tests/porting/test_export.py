@@ -249,3 +249,15 @@ def test_imported_matrices_are_read_once_for_all_layers(
     monkeypatch.setattr(ImportedBases, "read", counted)
     here.porting.export_adapter(ref, "peft")
     assert len(reads) == 1
+
+
+def test_another_server_on_the_same_home_keeps_an_export_that_runs(
+    place: MakePlace, tmp_path: Path
+) -> None:
+    here = place()
+    folder = here.porting.export_adapter(publish(here), "peft")
+    (here.root / "porting" / "left").mkdir()
+    files = sorted(path.name for path in folder.iterdir())
+    PortingService(here.served.base, here.served.store, "x", here.root / "porting", max_rank=32)
+    assert [*(here.root / "porting").iterdir()] == [folder]
+    assert sorted(path.name for path in folder.iterdir()) == files

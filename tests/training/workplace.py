@@ -12,7 +12,7 @@ import signal
 import sys
 import threading
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -72,7 +72,8 @@ class Workplace:
             "lease_s": 1.0,
             "checkpoint_every_s": 0.0,
         }
-        services |= {name: changes.pop(name) for name in tuple(changes) if name in services}
+        known = {field.name for field in fields(JobServices)}
+        services |= {name: changes.pop(name) for name in tuple(changes) if name in known}
         values = {"load": load_tiny, "worker_id": f"worker-{os.getpid()}", "poll_s": 0.02}
         return WorkerParts(**{"services": JobServices(**services), **values, **changes})
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Annotated, Literal, cast
 from zipfile import ZIP_STORED, ZipFile
 
-from fastapi import APIRouter, File, Form, Query, UploadFile
+from fastapi import APIRouter, Depends, File, Form, Query, UploadFile
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
@@ -15,6 +15,7 @@ from starlette.types import Receive, Scope, Send
 from server.api.adapters.adapter_endpoints import Entry, entry_of
 from server.api.app_services import CurrentOwner, CurrentServices
 from server.api.model_lookup import check_new_name, find_adapter
+from server.api.wire import only_fields
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
@@ -22,9 +23,10 @@ if TYPE_CHECKING:
 router = APIRouter(prefix="/v1/adapters", tags=["adapters"])
 
 _CHUNK_BYTES = 2**20
+_FIELDS = ("name", "config", "weights", "torch_era", "half_dtype", "base_dtype")
 
 
-@router.post("/import")
+@router.post("/import", dependencies=[Depends(only_fields(*_FIELDS))])
 def import_adapter(
     services: CurrentServices,
     owner: CurrentOwner,
