@@ -226,14 +226,6 @@ def test_an_adapter_of_another_base(place: MakePlace) -> None:
         here.porting.export_adapter(ref, "peft")
 
 
-def test_a_restart_clears_what_was_on_its_way(place: MakePlace) -> None:
-    here = place()
-    left = here.porting.export_adapter(publish(here), "peft")
-    assert left.exists()
-    PortingService(here.served.base, here.served.store, "x", here.root / "porting", max_rank=8)
-    assert not left.exists()
-
-
 def test_imported_matrices_are_read_once_for_all_layers(
     place: MakePlace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -251,7 +243,7 @@ def test_imported_matrices_are_read_once_for_all_layers(
     assert len(reads) == 1
 
 
-def test_another_server_on_the_same_home_keeps_an_export_that_runs(
+def test_a_start_clears_what_was_killed_and_keeps_what_another_server_exports(
     place: MakePlace, tmp_path: Path
 ) -> None:
     here = place()
