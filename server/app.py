@@ -12,6 +12,7 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp
 
 from adapters_store import store_errors
+from adapters_store.outside_values import shown
 from server import errors
 from server.api import ops
 from server.api.adapters import (
@@ -42,7 +43,13 @@ _HTTP_ERRORS: Mapping[type[Exception], _HttpError] = {
     errors.InvalidRequest: _HttpError(400, "invalid_value"),
     errors.ContextLengthExceeded: _HttpError(400, "context_length_exceeded"),
     errors.InvalidDataset: _HttpError(400, "invalid_training_file"),
+    errors.InvalidJson: _HttpError(400, "invalid_json"),
+    errors.InvalidHttp: _HttpError(400, "invalid_http"),
+    errors.RequestTooSlow: _HttpError(408, "request_too_slow"),
     errors.RequestTooLarge: _HttpError(413, "request_too_large"),
+    errors.AddressTooLong: _HttpError(414, "address_too_long"),
+    errors.UnsupportedEncoding: _HttpError(415, "unsupported_encoding"),
+    errors.HeadTooLarge: _HttpError(431, "headers_too_large"),
     errors.Unauthorized: _HttpError(401, "invalid_api_key"),
     errors.NotFound: _HttpError(404, "not_found"),
     errors.ModelNotFound: _HttpError(404, "model_not_found"),
@@ -62,6 +69,7 @@ _HTTP_ERRORS: Mapping[type[Exception], _HttpError] = {
 }
 
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
+_LONGEST_MESSAGE, _LONGEST_NAME = 10_000, 200
 _HTTP_CODES = {404: "unknown_url", 405: "method_not_allowed"}
 
 
@@ -82,7 +90,8 @@ def describe(error: Exception) -> ErrorBody:
     if known.code == "model_not_found":
         param = "model"
     problems = error.problems if isinstance(error, errors.InvalidDataset) else ()
-    return ErrorBody(known.status, known.type, known.code, str(error), param, headers, problems)
+    message, param = str(error)[:_LONGEST_MESSAGE], param and param[:_LONGEST_NAME]
+    return ErrorBody(known.status, known.type, known.code, message, param, headers, problems)
 
 
 def _known(_: Request, error: Exception) -> Response:
@@ -107,29 +116,26 @@ def _http(request: Request, error: Exception) -> Response:
 _VALIDATION_CODES = {
     "missing": "missing_required_parameter",
     "extra_forbidden": "unknown_parameter",
-    "json_invalid": "invalid_json",
 }
 
 
 def _invalid(_: Request, error: Exception) -> Response:
-    """Name the first wrong field and what it should be."""
+    """Name the first wrong field, its value and what it should be."""
     first = cast(RequestValidationError, error).errors()[0]
-    if first["type"] == "json_invalid":
-        message = f"the body is not JSON: {first['ctx']['error']} at character {first['loc'][-1]}"
-        return ErrorBody(400, "invalid_request_error", "invalid_json", message).response()
     if first["loc"] == ("body",) and first["type"] in ("model_attributes_type", "missing"):
         message = "the body is not a JSON object, or its content-type is not application/json"
         return ErrorBody(400, "invalid_request_error", "invalid_json", message).response()
     param = _field(first["loc"])
     code = _VALIDATION_CODES.get(first["type"], "invalid_value")
-    message = f"{param or 'the body'}: {first['msg']}"
+    value = "" if code in _VALIDATION_CODES.values() else f"={shown(first['input'])}"
+    message = f"{param or 'the body'}{value}: {first['msg']}"
     return ErrorBody(400, "invalid_request_error", code, message, param or None).response()
 
 
 def _field(location: Sequence[str | int]) -> str:
     """A pydantic location as users write it, without its "body": messages[0].role."""
     pieces = (f"[{part}]" if isinstance(part, int) else f".{part}" for part in location[1:])
-    return "".join(pieces)[1:]
+    return "".join(pieces)[1 : 1 + _LONGEST_NAME]
 
 
 def http_api() -> FastAPI:

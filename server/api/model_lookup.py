@@ -1,6 +1,7 @@
 """Finds the model that a request names. Knows no endpoint."""
 
 from adapters_store.manifest import AdapterRef, check_name, parse_adapter_id
+from adapters_store.outside_values import shown
 from adapters_store.store_errors import AdapterCorrupt, AdapterNotFound, InvalidName
 from server.api.app_services import Services
 from server.errors import InvalidRequest, ModelNotFound
@@ -18,8 +19,9 @@ def find_model(services: Services, owner: str, model_id: str) -> AdapterRef | No
         return services.adapters.resolve(owner, *parse_adapter_id(model_id))
     except (AdapterNotFound, InvalidName) as error:
         raise ModelNotFound(
-            f"the model {model_id!r} does not exist or is not yours: use {services.base.id!r}, an "
-            "adapter's NAME, or NAME@VERSION; GET /v1/models and `verandah adapters` list them"
+            f"the model {shown(model_id)} does not exist or is not yours: use "
+            f"{services.base.id!r}, an adapter's NAME, or NAME@VERSION; GET /v1/models and "
+            "`verandah adapters` list them"
         ) from error
 
 

@@ -49,3 +49,6 @@ def encodable(text: str) -> str:
 
 
 Text = Annotated[str, AfterValidator(encodable)]
+
+NoItems = Annotated[list[None] | None, at_most(0)]
+"""A list that must be empty."""

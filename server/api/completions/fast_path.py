@@ -1,23 +1,27 @@
-"""A fast path around FastAPI for valid completion requests. Knows neither kind of completion.
+"""Reads JSON bodies, and leads valid completion requests past FastAPI. Knows no kind of completion.
 
 FastAPI's routing, exit stacks and dependencies take longer than all the rest of a request. So the
-body of a valid POST goes straight to the endpoint's function. FastAPI answers everything else.
+body of a valid POST goes straight to the endpoint's function. FastAPI answers everything else; it
+reads a body again, which by then is known to be JSON with few values.
 """
 
-import json
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 
 from fastapi import Response
+from fastapi.concurrency import run_in_threadpool
 from pydantic import BaseModel
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from adapters_store.outside_values import BadJson, read_json
 from adapters_store.store_errors import StoreError
 from server.api.app_services import Services
 from server.api.completions.delivery import StreamWaker
-from server.errors import VerandahError
+from server.errors import InvalidJson, VerandahError
 
 _JSON = (b"content-type", b"application/json")
+_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+_LONG_BODY = 32 * 1024  # to read it takes longer than to change threads, and others wait meanwhile
 
 
 @dataclass(frozen=True)
@@ -42,22 +46,49 @@ class FastPath:
         self._routes = routes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        route = self._routes.get(scope["path"]) if scope["type"] == "http" else None
-        if route is None or scope["method"] != "POST" or _JSON not in scope["headers"]:
+        if scope["type"] != "http" or not _holds_json(scope):
             return await self._app(scope, receive, send)
         content = await _read(receive)
         if content is None:
             return None  # the client has disconnected
+        route = self._routes.get(scope["path"]) if scope["method"] == "POST" else None
         try:
-            body = route.body.model_validate(json.loads(content))
-        except (ValueError, RecursionError, VerandahError):  # pydantic's are ValueErrors
+            body = await self._checked(content, route)
+        except BadJson as error:
+            refusal = self._services.describe(InvalidJson(f"the body {error}")).response()
+            return await refusal(scope, receive, send)
+        if route is None or body is None:
             return await self._app(scope, _replayed(content, receive), send)
+        del content
         try:
             owner = scope["verandah.owner"]
             response = await route.answer(self._services, self._waker, owner, body, receive)
         except (VerandahError, StoreError) as error:
             response = self._services.describe(error).response()
         return await response(scope, receive, send)
+
+    async def _checked(self, content: bytes, route: FastRoute | None) -> BaseModel | None:
+        """The body of a route; None if FastAPI shall say what is wrong. Raises BadJson."""
+        if len(content) > _LONG_BODY:
+            return await run_in_threadpool(_validated, content, route)
+        return _validated(content, route)
+
+
+def _validated(content: bytes, route: FastRoute | None) -> BaseModel | None:
+    if not content:
+        return None
+    value = read_json(content.removeprefix(_BYTE_ORDER_MARK))
+    try:
+        return None if route is None else route.body.model_validate(value)
+    except (ValueError, RecursionError, VerandahError):  # pydantic's are ValueErrors
+        return None
+
+
+def _holds_json(scope: Scope) -> bool:
+    headers = scope["headers"]
+    return _JSON in headers or any(
+        name == b"content-type" and b"json" in value.lower() for name, value in headers
+    )
 
 
 async def _read(receive: Receive) -> bytes | None:

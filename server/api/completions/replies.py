@@ -21,7 +21,7 @@ from server.api.completions.delivery import Answers, ChoiceUpdate, ClientGone, S
 from server.api.completions.generation import CheckedRequest, usage
 from server.api.sse import DONE, AnswerStream, event
 from server.engine.sequence import FinishReason, TokenLogprob
-from server.errors import InvalidRequest, QueueFull, Unavailable, VerandahError
+from server.errors import QueueFull, Unavailable, VerandahError
 from server.scheduler.request import TextDelta, TokenPiece
 
 log = logging.getLogger(__name__)
@@ -114,14 +114,6 @@ async def reply(
 
 
 def _submit(services: Services, answers: Answers, request: CheckedRequest) -> None:
-    count = sum(generation.n for generation in request.generations)
-    most = services.engine.max_answers
-    if count > most:  # a 429 would have the client try again for ever
-        raise InvalidRequest(
-            f"the request asks for {count} answers, and at most {most} may run and wait at once: "
-            "ask for fewer, or start the server with a larger --max-waiting",
-            param="n",
-        )
     try:
         for generation in request.generations:
             answers.submit(generation)

@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 from fastapi import APIRouter, File, Form, Query, UploadFile
 from fastapi.responses import FileResponse
 
+from adapters_store.outside_values import shown
 from server.api.app_services import CurrentOwner, CurrentServices
 from server.api.jobs.job_documents import Document, page_document
 from server.errors import InvalidRequest
@@ -37,7 +38,7 @@ def upload(
     """Store a file. Creating a job checks its lines."""
     if purpose != "fine-tune":
         raise InvalidRequest(
-            f"purpose {purpose!r} is not supported: send 'fine-tune'", param="purpose"
+            f"purpose {shown(purpose)} is not supported: send 'fine-tune'", param="purpose"
         )
     return _document(services.files.create(owner, file.filename or "upload", purpose, file.file))
 
