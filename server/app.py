@@ -27,7 +27,7 @@ from server.api.completions.delivery import StreamWaker
 from server.api.completions.fast_path import FastPath, FastRoute
 from server.api.error_body import ErrorBody
 from server.api.gate import BodyLimit, KeyCheck, RequestIds
-from server.api.jobs import file_endpoints, job_endpoints, job_event_endpoints
+from server.api.jobs import file_endpoints, job_endpoints, job_event_endpoints, job_request
 
 
 @dataclass(frozen=True)
@@ -75,6 +75,8 @@ _HTTP_CODES = {404: "unknown_url", 405: "method_not_allowed"}
 
 def describe(error: Exception) -> ErrorBody:
     """The HTTP answer for an error. An unknown error's text is not shown: it may hold internals."""
+    if isinstance(error, RequestValidationError):
+        return _invalid(error)
     if isinstance(error, OSError) and error.errno in _DISK_FULL:
         error = errors.Unavailable("the server's disk is full, so nothing was saved: try later")
     known = next((_HTTP_ERRORS[base] for base in type(error).__mro__ if base in _HTTP_ERRORS), None)
@@ -113,23 +115,24 @@ def _http(request: Request, error: Exception) -> Response:
     ).response()
 
 
+_NO_OBJECT = ("missing", "model_type", "model_attributes_type")
 _VALIDATION_CODES = {
     "missing": "missing_required_parameter",
     "extra_forbidden": "unknown_parameter",
 }
 
 
-def _invalid(_: Request, error: Exception) -> Response:
+def _invalid(error: RequestValidationError) -> ErrorBody:
     """Name the first wrong field, its value and what it should be."""
-    first = cast(RequestValidationError, error).errors()[0]
-    if first["loc"] == ("body",) and first["type"] in ("model_attributes_type", "missing"):
+    first = error.errors()[0]
+    if first["loc"] == ("body",) and first["type"] in _NO_OBJECT:
         message = "the body is not a JSON object, or its content-type is not application/json"
-        return ErrorBody(400, "invalid_request_error", "invalid_json", message).response()
+        return ErrorBody(400, "invalid_request_error", "invalid_json", message)
     param = _field(first["loc"])
     code = _VALIDATION_CODES.get(first["type"], "invalid_value")
     value = "" if code in _VALIDATION_CODES.values() else f"={shown(first['input'])}"
     message = f"{param or 'the body'}{value}: {first['msg']}"
-    return ErrorBody(400, "invalid_request_error", code, message, param or None).response()
+    return ErrorBody(400, "invalid_request_error", code, message, param or None)
 
 
 def _field(location: Sequence[str | int]) -> str:
@@ -153,7 +156,7 @@ def http_api() -> FastAPI:
     app.add_exception_handler(errors.VerandahError, _known)
     app.add_exception_handler(store_errors.StoreError, _known)
     app.add_exception_handler(HTTPException, _http)
-    app.add_exception_handler(RequestValidationError, _invalid)
+    app.add_exception_handler(RequestValidationError, _known)
     app.add_exception_handler(Exception, _known)
     return app
 
@@ -168,6 +171,7 @@ def create_app(services: Services) -> ASGIApp:
     routes = {
         "/v1/chat/completions": FastRoute(chat_completion.ChatRequest, chat_completion.answer),
         "/v1/completions": FastRoute(text_completion.CompletionRequest, text_completion.answer),
+        "/v1/fine_tuning/jobs": FastRoute(job_request.JobRequest, job_endpoints.answer),
     }
     fast_path = FastPath(app, services, waker, routes)
     limited = BodyLimit(

@@ -1,8 +1,8 @@
-"""Reads JSON bodies, and leads valid completion requests past FastAPI. Knows no kind of completion.
+"""Reads JSON bodies, and leads requests past FastAPI. Knows no endpoint.
 
-FastAPI's routing, exit stacks and dependencies take longer than all the rest of a request. So the
-body of a valid POST goes straight to the endpoint's function. FastAPI answers everything else; it
-reads a body again, which by then is known to be JSON with few values.
+FastAPI's routing, exit stacks and dependencies take longer than all the rest of a request. So a
+body goes straight to the endpoint's function. FastAPI answers everything else; it reads a body
+again, which by then is known to be JSON with few values.
 """
 
 from collections.abc import Awaitable, Callable, Mapping
@@ -10,7 +10,8 @@ from dataclasses import dataclass
 
 from fastapi import Response
 from fastapi.concurrency import run_in_threadpool
-from pydantic import BaseModel
+from fastapi.exceptions import RequestValidationError
+from pydantic import BaseModel, ValidationError
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from adapters_store.outside_values import BadJson, read_json
@@ -35,7 +36,7 @@ class FastRoute:
 
 
 class FastPath:
-    """Answers valid requests to the paths in `routes`, and leaves all others to `app`."""
+    """Answers requests to the paths in `routes`, and leaves all others to `app`."""
 
     def __init__(
         self, app: ASGIApp, services: Services, waker: StreamWaker, routes: Mapping[str, FastRoute]
@@ -51,37 +52,39 @@ class FastPath:
         content = await _read(receive)
         if content is None:
             return None  # the client has disconnected
-        route = self._routes.get(scope["path"]) if scope["method"] == "POST" else None
+        fast = scope["method"] == "POST" and _JSON in scope["headers"] and content
+        route = self._routes.get(scope["path"]) if fast else None
         try:
-            body = await self._checked(content, route)
-        except BadJson as error:
-            refusal = self._services.describe(InvalidJson(f"the body {error}")).response()
-            return await refusal(scope, receive, send)
-        if route is None or body is None:
-            return await self._app(scope, _replayed(content, receive), send)
-        del content
-        try:
+            if len(content) > _LONG_BODY:
+                body = await run_in_threadpool(_checked, content, route)
+            else:
+                body = _checked(content, route)
+            if route is None or body is None:
+                return await self._app(scope, _replayed(content, receive), send)
+            del content
             owner = scope["verandah.owner"]
             response = await route.answer(self._services, self._waker, owner, body, receive)
-        except (VerandahError, StoreError) as error:
+        except (VerandahError, StoreError, RequestValidationError) as error:
             response = self._services.describe(error).response()
         return await response(scope, receive, send)
 
-    async def _checked(self, content: bytes, route: FastRoute | None) -> BaseModel | None:
-        """The body of a route; None if FastAPI shall say what is wrong. Raises BadJson."""
-        if len(content) > _LONG_BODY:
-            return await run_in_threadpool(_validated, content, route)
-        return _validated(content, route)
 
+def _checked(content: bytes, route: FastRoute | None) -> BaseModel | None:
+    """The body of a route. What is JSON for no route is None.
 
-def _validated(content: bytes, route: FastRoute | None) -> BaseModel | None:
-    if not content:
-        return None
-    value = read_json(content.removeprefix(_BYTE_ORDER_MARK))
+    Raises:
+        InvalidJson: it is no JSON.
+        RequestValidationError, VerandahError: it is not what the route takes.
+    """
+    try:
+        value = read_json(content.removeprefix(_BYTE_ORDER_MARK)) if content else None
+    except BadJson as error:
+        raise InvalidJson(f"the body {error}") from error
     try:
         return None if route is None else route.body.model_validate(value)
-    except (ValueError, RecursionError, VerandahError):  # pydantic's are ValueErrors
-        return None
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_context=False)[0]
+        raise RequestValidationError([{**first, "loc": ("body", *first["loc"])}]) from None
 
 
 def _holds_json(scope: Scope) -> bool:

@@ -4,7 +4,8 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 
 from anyio import to_thread
-from fastapi import APIRouter, Query, Request
+from fastapi import APIRouter, Query, Request, Response
+from fastapi.responses import JSONResponse
 
 from adapters_store.manifest import Manifest
 from adapters_store.outside_values import shown
@@ -31,6 +32,13 @@ async def create_job(body: JobRequest, services: CurrentServices, owner: Current
     """
     create = partial(_create, body, services, owner)
     return await to_thread.run_sync(create, limiter=services.file_checks)
+
+
+async def answer(
+    services: Services, _waker: object, owner: str, body: JobRequest, _receive: object
+) -> Response:
+    """The answer of `create_job`."""
+    return JSONResponse(await create_job(body, services, owner))
 
 
 def _create(body: JobRequest, services: Services, owner: str) -> Document:
