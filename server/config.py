@@ -54,7 +54,7 @@ class Settings(BaseSettings):
     )
     database_url: str = Field("", description="SQLAlchemy URL; empty: SQLite under the home")
     host: str = Field("127.0.0.1", description="address to listen on")
-    port: Whole = Field(8000, ge=0, le=65535, description="port to listen on; 0 takes a free one")
+    port: int = Field(8000, ge=0, le=65535, description="port to listen on; 0 takes a free one")
     api_key: SecretStr | None = Field(None, description="require this key as a bearer token")
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         "info", description="how much to log"
@@ -75,12 +75,12 @@ class Settings(BaseSettings):
     engine_process: Literal["auto", "yes", "no"] = Field(
         "auto", description="run the engine in a process of its own; auto: on CUDA"
     )
-    replicas: Whole = Field(
+    replicas: int = Field(
         1, ge=1, le=64, description="engines; each has its own process and, on CUDA, its own device"
     )
 
     max_context: Whole = Field(0, ge=0, description="tokens of context; 0: the model's own limit")
-    max_batch_rows: Whole = Field(
+    max_batch_rows: int = Field(
         0, ge=0, le=4096, description="sequences that run at once; 0: 64, on CUDA 256"
     )
     max_step_tokens: Whole = Field(
@@ -89,7 +89,7 @@ class Settings(BaseSettings):
     kv_memory_mb: Whole = Field(
         0, ge=0, description="MiB for keys and values; 0: 512, on CUDA 60 % of the free memory"
     )
-    kv_block_tokens: Whole = Field(16, ge=1, le=1024, description="tokens in one KV block")
+    kv_block_tokens: int = Field(16, ge=1, le=1024, description="tokens in one KV block")
     prefix_cache: bool = Field(
         True, description="reuse keys and values of prompts that begin alike"
     )
@@ -99,7 +99,7 @@ class Settings(BaseSettings):
         20, ge=0, description="seconds for running requests at shutdown"
     )
 
-    max_rank: Whole = Field(256, ge=1, le=1024, description="largest rank that can be served")
+    max_rank: int = Field(256, ge=1, le=1024, description="largest rank that can be served")
     adapter_slots: Whole = Field(1024, ge=1, description="most adapters in device memory at once")
     adapter_memory_mb: Whole = Field(
         0, ge=0, description="device memory for adapters, MiB; 0: 512, on CUDA 4096"
@@ -120,15 +120,15 @@ class Settings(BaseSettings):
         (), description="adapters that are never evicted: NAME or NAME@VERSION, with commas between"
     )
 
-    max_body_mb: Amount = Field(
+    max_body_mb: float = Field(
         0,
         ge=0,
         le=1024,
         description="largest JSON request body, MiB; 0: 16 bytes for each token of context, and 2 "
         "at least",
     )
-    max_file_mb: Amount = Field(100, gt=0, le=2**20, description="largest uploaded file, MiB")
-    max_connections: Whole = Field(
+    max_file_mb: float = Field(100, gt=0, le=2**20, description="largest uploaded file, MiB")
+    max_connections: int = Field(
         1024,
         ge=1,
         le=2**20,
@@ -154,7 +154,7 @@ class Settings(BaseSettings):
         0, ge=0, description="CPU threads of a worker; 0: torch's default"
     )
     worker_poll_s: Amount = Field(0.5, gt=0, description="seconds between checks for a waiting job")
-    worker_jobs: Whole = Field(8, ge=1, le=256, description="jobs that a worker trains at once")
+    worker_jobs: int = Field(8, ge=1, le=256, description="jobs that a worker trains at once")
     worker_step_tokens: Whole = Field(
         0, ge=0, description="tokens of one pass of jobs trained together; 0: 4096, on CUDA 8192"
     )
