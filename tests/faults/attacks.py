@@ -263,3 +263,25 @@ def _(target: Target) -> list[int]:
 def _(target: Target) -> list[int]:
     line = json.dumps({"prompt": "a", "completion": "word " * 100_000}).encode() + b"\n"
     return target.train(line * 12)
+
+
+@attack("forms that are slow to read")
+def _(target: Target) -> list[int]:
+    kind = "multipart/form-data; boundary=abcdefgh"
+    part = b'--abcdefgh\r\ncontent-disposition: form-data; name="a"\r\n'
+    bodies = (
+        b"\r\n--abcdefg" * 400_000,
+        part + b"\r\n" + b"\r\n--abcdefg" * 400_000,
+        (part + b"\r\nx\r\n") * 40_000,
+        part + b"a: " + b"x" * 4 * MIB,
+        part + b"a: b\r\n" * 500_000,
+        b"\r\n" * 2 * MIB,
+        b"-" * 4 * MIB,
+    )
+    return [target.post("/v1/files", body, kind) for body in bodies]
+
+
+@attack("answers with very many scores")
+def _(target: Target) -> list[int]:
+    fields = {"prompt": "a", "max_tokens": 300, "logprobs": 20, "ignore_eos": True, "n": 24}
+    return [target.ask("POST", TEXT, _ask(**fields))[0]]
