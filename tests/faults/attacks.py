@@ -187,7 +187,7 @@ def _(target: Target) -> list[int]:
         _list("[],", 3 * 31_000).decode(),
         "{" + keys + "}",
     ]
-    fields = ("messages", "stop", "stop_token_ids", "logit_bias", "user", "tools", "prompt", "x")
+    fields = ("messages", "stop", "logit_bias", "tools")
     bodies = [
         b'{"model":"base","%s":%s}' % (field.encode(), value.encode())
         for value in inner
@@ -196,7 +196,7 @@ def _(target: Target) -> list[int]:
     jobs = [
         b'{"model":"base","training_file":"x","%s":%s}' % (field, value.encode())
         for value in inner
-        for field in (b"hyperparameters", b"verandah", b"metadata", b"integrations")
+        for field in (b"verandah", b"metadata", b"integrations")
     ]
     return [target.post(CHAT, body) for body in bodies] + [target.post(JOBS, job) for job in jobs]
 
@@ -283,5 +283,5 @@ def _(target: Target) -> list[int]:
 
 @attack("answers with very many scores")
 def _(target: Target) -> list[int]:
-    fields = {"prompt": "a", "max_tokens": 300, "logprobs": 20, "ignore_eos": True, "n": 24}
+    fields = {"prompt": "a", "max_tokens": 300, "logprobs": 20, "ignore_eos": True, "n": 12}
     return [target.ask("POST", TEXT, _ask(**fields))[0]]
