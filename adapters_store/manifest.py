@@ -7,13 +7,13 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Final
 
+from adapters_store.outside_values import shown, whole_number
 from adapters_store.store_errors import AdapterCorrupt, InvalidName
 
 FORMAT_VERSION = 1
 STORED_BASIS: Final = "stored/v1"
 """The `basis_spec` of matrices that were imported, and are kept by their hash."""
 _NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9._-]{0,63}")
-_VERSION_DIGITS = 18  # more would be no version; Python refuses to read thousands of digits
 
 
 def is_name(value: str) -> bool:
@@ -25,7 +25,7 @@ def check_name(kind: str, value: str) -> str:
     """Return `value` if it is a name; raise InvalidName otherwise."""
     if not is_name(value):
         raise InvalidName(
-            f"{kind} {value[:80]!r} is not a name: use 1 to 64 letters, digits, '.', '_' or '-', "
+            f"{kind} {shown(value)} is not a name: use 1 to 64 letters, digits, '.', '_' or '-', "
             "beginning with a letter or digit"
         )
     return value
@@ -41,13 +41,13 @@ def parse_adapter_id(adapter_id: str) -> tuple[str, int | None]:
     check_name("adapter", name)
     if not at:
         return name, None
-    digits = version.isascii() and version.isdecimal() and len(version) <= _VERSION_DIGITS
-    if not digits or int(version) < 1:
+    number = whole_number(version)
+    if not number:
         raise InvalidName(
-            f"version {version[:80]!r} of adapter {name!r} is not a number of 1 or more: write "
+            f"version {shown(version)} of adapter {name!r} is not a number of 1 or more: write "
             "NAME for the latest version, or NAME@VERSION"
         )
-    return name, int(version)
+    return name, number
 
 
 @dataclass(frozen=True, order=True)

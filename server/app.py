@@ -13,6 +13,7 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp
 
 from adapters_store import disk, store_errors
+from adapters_store.outside_values import shown
 from server import errors
 from server.api import ops
 from server.api.adapters import (
@@ -27,7 +28,7 @@ from server.api.completions.delivery import StreamWaker
 from server.api.completions.fast_path import FastPath, FastRoute
 from server.api.error_body import ErrorBody
 from server.api.gate import BodyLimit, KeyCheck, RequestIds
-from server.api.jobs import file_endpoints, job_endpoints, job_event_endpoints
+from server.api.jobs import file_endpoints, job_endpoints, job_event_endpoints, job_request
 
 log = logging.getLogger(__name__)
 
@@ -46,7 +47,13 @@ _HTTP_ERRORS: Mapping[type[Exception], _HttpError] = {
     errors.UnknownParameter: _HttpError(400, "unknown_parameter"),
     errors.ContextLengthExceeded: _HttpError(400, "context_length_exceeded"),
     errors.InvalidDataset: _HttpError(400, "invalid_training_file"),
+    errors.InvalidJson: _HttpError(400, "invalid_json"),
+    errors.InvalidHttp: _HttpError(400, "invalid_http"),
+    errors.RequestTooSlow: _HttpError(408, "request_too_slow"),
     errors.RequestTooLarge: _HttpError(413, "request_too_large"),
+    errors.AddressTooLong: _HttpError(414, "address_too_long"),
+    errors.UnsupportedEncoding: _HttpError(415, "unsupported_encoding"),
+    errors.HeadTooLarge: _HttpError(431, "headers_too_large"),
     errors.Unauthorized: _HttpError(401, "invalid_api_key"),
     errors.NotFound: _HttpError(404, "not_found"),
     errors.ModelNotFound: _HttpError(404, "model_not_found"),
@@ -69,11 +76,14 @@ _DISK_FAULTS = (
     *(errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE, errno.ELOOP, errno.EEXIST),
     *(errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ENOTEMPTY, errno.EXDEV),
 )
+_LONGEST_MESSAGE, _LONGEST_NAME = 10_000, 200
 _HTTP_CODES = {404: "unknown_url", 405: "method_not_allowed"}
 
 
 def describe(error: Exception) -> ErrorBody:
     """The HTTP answer for an error. An unknown error's text is not shown: it may hold internals."""
+    if isinstance(error, RequestValidationError):
+        return _invalid(error)
     if isinstance(error, OSError):
         error = _disk_fault(error)
     known = next((_HTTP_ERRORS[base] for base in type(error).__mro__ if base in _HTTP_ERRORS), None)
@@ -89,7 +99,8 @@ def describe(error: Exception) -> ErrorBody:
     if known.code == "model_not_found":
         param = "model"
     problems = error.problems if isinstance(error, errors.InvalidDataset) else ()
-    return ErrorBody(known.status, known.type, known.code, str(error), param, headers, problems)
+    message, param = str(error)[:_LONGEST_MESSAGE], param and param[:_LONGEST_NAME]
+    return ErrorBody(known.status, known.type, known.code, message, param, headers, problems)
 
 
 def _disk_fault(error: OSError) -> Exception:
@@ -135,32 +146,30 @@ def _http(request: Request, error: Exception) -> Response:
     ).response()
 
 
+_NO_OBJECT = ("missing", "model_type", "model_attributes_type")
 _VALIDATION_CODES = {
     "missing": "missing_required_parameter",
     "extra_forbidden": "unknown_parameter",
-    "json_invalid": "invalid_json",
 }
 
 
-def _invalid(_: Request, error: Exception) -> Response:
-    """Name the first wrong field and what it should be."""
-    first = cast(RequestValidationError, error).errors()[0]
-    if first["type"] == "json_invalid":
-        message = f"the body is not JSON: {first['ctx']['error']} at character {first['loc'][-1]}"
-        return ErrorBody(400, "invalid_request_error", "invalid_json", message).response()
-    if first["loc"] == ("body",) and first["type"] in ("model_attributes_type", "missing"):
+def _invalid(error: RequestValidationError) -> ErrorBody:
+    """Name the first wrong field, its value and what it should be."""
+    first = error.errors()[0]
+    if first["loc"] == ("body",) and first["type"] in _NO_OBJECT:
         message = "the body is not a JSON object, or its content-type is not application/json"
-        return ErrorBody(400, "invalid_request_error", "invalid_json", message).response()
+        return ErrorBody(400, "invalid_request_error", "invalid_json", message)
     param = _field(first["loc"])
     code = _VALIDATION_CODES.get(first["type"], "invalid_value")
-    message = f"{param or 'the body'}: {first['msg']}"
-    return ErrorBody(400, "invalid_request_error", code, message, param or None).response()
+    value = "" if code in _VALIDATION_CODES.values() else f"={shown(first['input'])}"
+    message = f"{param or 'the body'}{value}: {first['msg']}"
+    return ErrorBody(400, "invalid_request_error", code, message, param or None)
 
 
 def _field(location: Sequence[str | int]) -> str:
     """A pydantic location as users write it, without its "body": messages[0].role."""
     pieces = (f"[{part}]" if isinstance(part, int) else f".{part}" for part in location[1:])
-    return "".join(pieces)[1:]
+    return "".join(pieces)[1 : 1 + _LONGEST_NAME]
 
 
 def http_api() -> FastAPI:
@@ -178,7 +187,7 @@ def http_api() -> FastAPI:
     app.add_exception_handler(errors.VerandahError, _known)
     app.add_exception_handler(store_errors.StoreError, _known)
     app.add_exception_handler(HTTPException, _http)
-    app.add_exception_handler(RequestValidationError, _invalid)
+    app.add_exception_handler(RequestValidationError, _known)
     app.add_exception_handler(OSError, _of_system)
     app.add_exception_handler(Exception, _known)
     return app
@@ -194,6 +203,7 @@ def create_app(services: Services) -> ASGIApp:
     routes = {
         "/v1/chat/completions": FastRoute(chat_completion.ChatRequest, chat_completion.answer),
         "/v1/completions": FastRoute(text_completion.CompletionRequest, text_completion.answer),
+        "/v1/fine_tuning/jobs": FastRoute(job_request.JobRequest, job_endpoints.answer),
     }
     fast_path = FastPath(app, services, waker, routes)
     limited = BodyLimit(

@@ -20,6 +20,9 @@ def _split(value: object) -> object:
 WITH_COMMAS: Final = (NoDecode, BeforeValidator(_split))
 """Marks a tuple that an option or variable writes with commas between its items."""
 
+Whole = Annotated[int, Field(le=2**31 - 1)]
+Amount = Annotated[float, Field(le=1e9)]  # as seconds 30 years; clocks and locks take no infinity
+
 
 def _pairs(value: object) -> object:
     """A mapping, of one text with commas or of several; each item is KEY=VALUE."""
@@ -68,7 +71,7 @@ class Settings(BaseSettings):
         description="on CUDA, use fused kernels and captured decode steps for models that "
         "they support; no: the model's own forward pass",
     )
-    threads: int = Field(0, ge=0, description="CPU threads for the engine; 0: all cores but one")
+    threads: Whole = Field(0, ge=0, description="CPU threads for the engine; 0: all cores but one")
     engine_process: Literal["auto", "yes", "no"] = Field(
         "auto", description="run the engine in a process of its own; auto: on CUDA"
     )
@@ -76,47 +79,61 @@ class Settings(BaseSettings):
         1, ge=1, le=64, description="engines; each has its own process and, on CUDA, its own device"
     )
 
-    max_context: int = Field(0, ge=0, description="tokens of context; 0: the model's own limit")
+    max_context: Whole = Field(0, ge=0, description="tokens of context; 0: the model's own limit")
     max_batch_rows: int = Field(
         0, ge=0, le=4096, description="sequences that run at once; 0: 64, on CUDA 256"
     )
-    max_step_tokens: int = Field(
+    max_step_tokens: Whole = Field(
         0, ge=0, description="tokens of one step; longer prompts take several; 0: 512, on CUDA 2048"
     )
-    kv_memory_mb: int = Field(
+    kv_memory_mb: Whole = Field(
         0, ge=0, description="MiB for keys and values; 0: 512, on CUDA 60 % of the free memory"
     )
     kv_block_tokens: int = Field(16, ge=1, le=1024, description="tokens in one KV block")
     prefix_cache: bool = Field(
         True, description="reuse keys and values of prompts that begin alike"
     )
-    max_waiting: int = Field(512, ge=1, description="answers that may wait; others get a 429")
-    request_timeout_s: float = Field(600, gt=0, description="seconds that an answer may take")
-    drain_timeout_s: float = Field(20, ge=0, description="seconds for running requests at shutdown")
+    max_waiting: Whole = Field(512, ge=1, description="answers that may wait; others get a 429")
+    request_timeout_s: Amount = Field(600, gt=0, description="seconds that an answer may take")
+    drain_timeout_s: Amount = Field(
+        20, ge=0, description="seconds for running requests at shutdown"
+    )
 
     max_rank: int = Field(256, ge=1, le=1024, description="largest rank that can be served")
-    adapter_slots: int = Field(1024, ge=1, description="most adapters in device memory at once")
-    adapter_memory_mb: int = Field(
+    adapter_slots: Whole = Field(1024, ge=1, description="most adapters in device memory at once")
+    adapter_memory_mb: Whole = Field(
         0, ge=0, description="device memory for adapters, MiB; 0: 512, on CUDA 4096"
     )
-    basis_memory_mb: int = Field(
+    basis_memory_mb: Whole = Field(
         1024, ge=1, description="device memory for adapters' random matrices, MiB; used as needed"
     )
-    dense_memory_mb: int = Field(
+    dense_memory_mb: Whole = Field(
         2048,
         ge=0,
         description="CUDA memory for dense updates of the busiest RandLoRA adapters, MiB; used as "
         "needed; each is as large as the weights that its adapter changes; 0: none",
     )
-    host_cache_mb: int = Field(
+    host_cache_mb: Whole = Field(
         512, ge=0, description="host memory for adapters that are not in device memory, MiB"
     )
     pinned: Annotated[tuple[str, ...], *WITH_COMMAS] = Field(
         (), description="adapters that are never evicted: NAME or NAME@VERSION, with commas between"
     )
 
-    max_body_mb: float = Field(8, gt=0, description="largest JSON request body, MiB")
-    max_file_mb: float = Field(100, gt=0, description="largest uploaded file, MiB")
+    max_body_mb: float = Field(
+        0,
+        ge=0,
+        le=1024,
+        description="largest JSON request body, MiB; 0: 16 bytes for each token of context, and 2 "
+        "at least",
+    )
+    max_file_mb: float = Field(100, gt=0, le=2**20, description="largest uploaded file, MiB")
+    max_connections: int = Field(
+        1024,
+        ge=1,
+        le=2**20,
+        description="open connections; the one that is idle longest makes room",
+    )
 
     worker: bool = Field(True, description="let serve start and supervise a training worker")
     worker_device: Literal["auto", "cpu", "cuda"] = Field(
@@ -133,16 +150,18 @@ class Settings(BaseSettings):
         description="factor by which training in the engine's process may lengthen the time from "
         "token to token (95th percentile) while requests run; inf: no limit",
     )
-    worker_threads: int = Field(0, ge=0, description="CPU threads of a worker; 0: torch's default")
-    worker_poll_s: float = Field(0.5, gt=0, description="seconds between checks for a waiting job")
+    worker_threads: Whole = Field(
+        0, ge=0, description="CPU threads of a worker; 0: torch's default"
+    )
+    worker_poll_s: Amount = Field(0.5, gt=0, description="seconds between checks for a waiting job")
     worker_jobs: int = Field(8, ge=1, le=256, description="jobs that a worker trains at once")
-    worker_step_tokens: int = Field(
+    worker_step_tokens: Whole = Field(
         0, ge=0, description="tokens of one pass of jobs trained together; 0: 4096, on CUDA 8192"
     )
-    lease_s: float = Field(
+    lease_s: Amount = Field(
         30, gt=0, description="seconds without a heartbeat after which a job goes to another worker"
     )
-    checkpoint_every_s: float = Field(20, gt=0, description="seconds between training checkpoints")
+    checkpoint_every_s: Amount = Field(20, gt=0, description="seconds between training checkpoints")
 
     @model_validator(mode="after")
     def _fit_together(self) -> "Settings":

@@ -58,8 +58,32 @@ class InvalidDataset(InvalidRequest):
         self.problems = tuple(problems)
 
 
+class InvalidJson(InvalidRequest):
+    """A body is not JSON, or has more values or larger numbers than are read."""
+
+
+class InvalidHttp(InvalidRequest):
+    """What came over a connection is not HTTP."""
+
+
+class UnsupportedEncoding(InvalidRequest):
+    """A body is compressed."""
+
+
 class RequestTooLarge(InvalidRequest):
     """A body or file is over its limit."""
+
+
+class AddressTooLong(RequestTooLarge):
+    """The path and query of a request are over their limit."""
+
+
+class HeadTooLarge(RequestTooLarge):
+    """The headers of a request are over their limit."""
+
+
+class RequestTooSlow(VerandahError):
+    """A client takes too long to send its request."""
 
 
 class Unauthorized(VerandahError):

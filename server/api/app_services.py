@@ -2,9 +2,10 @@
 
 from collections.abc import Callable
 from collections.abc import Sequence as Seq
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, cast
 
+from anyio import CapacityLimiter
 from fastapi import Depends, Request
 
 from server import interfaces
@@ -31,9 +32,17 @@ class BaseCard:
     turn_ends: frozenset[int] = frozenset()
 
 
+def _one_at_a_time() -> CapacityLimiter:
+    return CapacityLimiter(1)
+
+
 @dataclass(frozen=True)
 class Services:
-    """All that the handlers work with; `server.wiring.front` makes it."""
+    """All that the handlers work with; `server.wiring.front` makes it.
+
+    `long_prompts` and `file_checks` limit the threads that tokenize long prompts and read training
+    files: such work takes a whole core for seconds, and others need the cores too.
+    """
 
     base: BaseCard
     engine: interfaces.Engine
@@ -55,6 +64,8 @@ class Services:
     request_timeout_s: float
     max_body_bytes: int
     max_file_bytes: int
+    long_prompts: CapacityLimiter = field(default_factory=_one_at_a_time)
+    file_checks: CapacityLimiter = field(default_factory=_one_at_a_time)
 
 
 def _services(request: Request) -> Services:

@@ -1,17 +1,25 @@
-"""Gives each request an id, checks its key and limits its size. Plain ASGI; knows no endpoint."""
+"""Gives each request an id, checks its key and limits its body. Plain ASGI; knows no endpoint."""
 
+import asyncio
 import logging
 import re
 import secrets
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import cast
 
-from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from adapters_store.outside_values import shown, whole_number
 from server.api.error_body import ErrorBody
-from server.errors import RequestTooLarge, Unauthorized
+from server.errors import (
+    RequestTooLarge,
+    Unauthorized,
+    Unavailable,
+    UnsupportedEncoding,
+    VerandahError,
+)
 from server.tenancy.keys import Keys
 
 log = logging.getLogger(__name__)
@@ -20,6 +28,8 @@ _REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
 _DISCARD_FACTOR = 4  # times the limit: how much more of a body over it is read and dropped
 
 _LOGGED_PATH = 200  # characters
+_PIECE_BYTES = 8 * 1024  # of an upload
+_ALL_BODIES = 256 * 2**20
 _UPLOADS = ("/v1/files", "/v1/adapters/import")
 
 Describe = Callable[[Exception], ErrorBody]
@@ -90,7 +100,11 @@ class KeyCheck:
 
 
 class BodyLimit:
-    """Refuses bodies over a limit, of declared length or not. Uploads have their own limit."""
+    """Refuses bodies over a limit, of declared length or not, and compressed ones.
+
+    Uploads have a limit of their own, and go to the disk. All other bodies are in memory, and their
+    sum has a limit too.
+    """
 
     def __init__(
         self, app: ASGIApp, describe: Describe, *, body_bytes: int, file_bytes: int
@@ -100,52 +114,115 @@ class BodyLimit:
         self._body_bytes = body_bytes
         # Multipart framing and the other fields come on top of the file itself.
         self._upload_bytes = file_bytes + 64 * 1024
+        self._in_memory = _InMemory(max(_ALL_BODIES, body_bytes))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return await self._app(scope, receive, send)
         uploads = scope["path"] in _UPLOADS
         limit = self._upload_bytes if uploads else self._body_bytes
+        encoding = _header(scope, b"content-encoding") or "identity"
+        if encoding.lower() != "identity":
+            await _discard(receive, limit)
+            unread = UnsupportedEncoding(
+                f"content-encoding {shown(encoding)} is not read: send the body uncompressed"
+            )
+            return await self._refuse(unread, scope, receive, send)
         declared = _header(scope, b"content-length") or "0"
-        if declared.isdecimal() and int(declared) > limit:
-            await _discard(receive, _DISCARD_FACTOR * limit)
-            return await self._refusal(uploads, limit)(scope, receive, send)
-        counted = _Counted(receive, limit)
+        if (whole_number(declared) or 0) > limit:
+            if _header(scope, b"expect") is None:  # else the client waits for our word
+                await _discard(receive, _DISCARD_FACTOR * limit)
+            return await self._refuse(_too_large(uploads, limit), scope, receive, send)
+        counted = _Counted(receive, limit, None if uploads else self._in_memory)
         try:
             await self._app(scope, counted, send)
-        except _OverLimit:
+        except _OverLimit as over:
             if not counted.complete:
                 await _discard(receive, _DISCARD_FACTOR * limit)
-            await self._refusal(uploads, limit)(scope, receive, send)
+            error = _too_large(uploads, limit) if over.own else _memory_full()
+            await self._refuse(error, scope, receive, send)
+        finally:
+            self._in_memory.bytes -= counted.taken
 
-    def _refusal(self, uploads: bool, limit: int) -> Response:
-        kind = "file" if uploads else "request body"
-        error = RequestTooLarge(
-            f"the {kind} is over the limit of {limit} bytes: send a smaller one, or start the "
-            f"server with a larger {'--max-file-mb' if uploads else '--max-body-mb'}",
-            param="file" if uploads else None,
-        )
-        return self._describe(error).response()
+    async def _refuse(
+        self, error: VerandahError, scope: Scope, receive: Receive, send: Send
+    ) -> None:
+        answer = self._describe(error).response()
+        answer.headers["connection"] = "close"  # there may be more of the body
+        await answer(scope, receive, send)
+
+
+def _too_large(uploads: bool, limit: int) -> RequestTooLarge:
+    kind = "file" if uploads else "request body"
+    return RequestTooLarge(
+        f"the {kind} is over the limit of {limit} bytes: send a smaller one, or start the "
+        f"server with a larger {'--max-file-mb' if uploads else '--max-body-mb'}",
+        param="file" if uploads else None,
+    )
+
+
+def _memory_full() -> Unavailable:
+    return Unavailable("the server has too many large requests in hand: try again in a moment")
+
+
+@dataclass
+class _InMemory:
+    """The bytes of all bodies in memory, and the most that there may be."""
+
+    most: int
+    bytes: int = 0
 
 
 class _OverLimit(BaseException):
-    """A body is over the limit. A BaseException, so that no parser's `except` swallows it."""
+    """A body is over its own limit, or over what is left for all of them. A BaseException, so that
+    no parser's `except` swallows it."""
+
+    def __init__(self, own: bool) -> None:
+        self.own = own
 
 
 class _Counted:
-    def __init__(self, receive: Receive, limit: int) -> None:
+    """A body as it comes. An upload comes in small pieces: reading a form of nasty parts takes a
+    microsecond for each byte, and others have their turn in between."""
+
+    def __init__(self, receive: Receive, limit: int, in_memory: _InMemory | None) -> None:
         self._receive = receive
         self._left = limit
+        self._in_memory = in_memory
+        self.taken = 0
         self.complete = False
+        self._waiting: Message | None = None  # what was too long for one piece
 
     async def __call__(self) -> Message:
+        if self._waiting is not None:
+            await asyncio.sleep(0)
+            return self._piece(self._waiting)
         message = await self._receive()
         if message["type"] == "http.request":
             self.complete = not message.get("more_body", False)
-            self._left -= len(message.get("body", b""))
+            size = len(message.get("body", b""))
+            self._left -= size
             if self._left < 0:
-                raise _OverLimit
+                raise _OverLimit(own=True)
+            if self._in_memory is not None:
+                self._take(self._in_memory, size)
+            else:
+                return self._piece(message)
         return message
+
+    def _piece(self, message: Message) -> Message:
+        body: bytes = message.get("body", b"")
+        if len(body) <= _PIECE_BYTES:
+            self._waiting = None
+            return message
+        self._waiting = {**message, "body": body[_PIECE_BYTES:]}
+        return {**message, "body": body[:_PIECE_BYTES], "more_body": True}
+
+    def _take(self, memory: _InMemory, size: int) -> None:
+        if memory.bytes + size > memory.most:
+            raise _OverLimit(own=False)
+        memory.bytes += size
+        self.taken += size
 
 
 async def _discard(receive: Receive, most: int) -> None:

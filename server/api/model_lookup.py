@@ -1,6 +1,7 @@
 """Finds the model that a request names. Knows no endpoint."""
 
 from adapters_store.manifest import AdapterRef, check_name, parse_adapter_id
+from adapters_store.outside_values import shown
 from adapters_store.store_errors import AdapterNotFound, InvalidName
 from server.api.app_services import Services
 from server.errors import InvalidRequest, ModelNotFound
@@ -23,7 +24,7 @@ def find_model(services: Services, owner: str, model_id: str) -> AdapterRef | No
 def unknown_model(services: Services, model_id: str) -> ModelNotFound:
     """The error for an id that names nothing of the owner's."""
     return ModelNotFound(
-        f"the model {model_id!r} does not exist or is not yours: use {services.base.id!r}, an "
+        f"the model {shown(model_id)} does not exist or is not yours: use {services.base.id!r}, an "
         "adapter's NAME, or NAME@VERSION; GET /v1/models and `verandah adapters` list them"
     )
 

@@ -11,6 +11,7 @@ from fastapi import Request
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, model_validator
 from pydantic_core import PydanticCustomError
 
+from adapters_store.outside_values import shown
 from server.errors import InvalidRequest, UnknownParameter
 
 _MAX_FIELDS = 64
@@ -66,11 +67,11 @@ def only_fields(*names: str) -> Callable[[Request], Awaitable[None]]:
         for name in fields:
             if name not in names:
                 raise UnknownParameter(
-                    f"the form field {name[:80]!r} is unknown: send {', '.join(names)}",
+                    f"the form field {shown(name)} is unknown: send {', '.join(names)}",
                     param=name[:80],
                 )
             if fields.count(name) > 1:
-                raise InvalidRequest(f"the form has {name!r} twice: send it once", param=name)
+                raise InvalidRequest(f"the form has {shown(name)} twice: send it once", param=name)
 
     return check
 
@@ -87,7 +88,11 @@ async def only_known_query(request: Request) -> None:
         filters = name.startswith("metadata") and "metadata" in known
         if name not in known and not filters:
             raise UnknownParameter(
-                f"the query parameter {name[:80]!r} is unknown: this endpoint has "
+                f"the query parameter {shown(name)} is unknown: this endpoint has "
                 f"{', '.join(known) or 'none'}",
                 param=name[:80],
             )
+
+
+NoItems = Annotated[list[None] | None, at_most(0)]
+"""A list that must be empty."""

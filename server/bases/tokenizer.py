@@ -1,5 +1,6 @@
 """A base model's tokenizer with its chat template. Knows no tensors and no HTTP."""
 
+import copy
 import re
 import sys
 from collections.abc import Mapping, Sequence
@@ -11,7 +12,7 @@ from jinja2 import TemplateError
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from server.bases.detokenizer import IncrementalDecoder, Vocabulary
-from server.errors import InvalidRequest, UnsupportedModel
+from server.errors import ContextLengthExceeded, InvalidRequest, UnsupportedModel
 
 Message = Mapping[str, object]
 """One chat message as it came over the wire: `role`, `content`, and whatever the template reads."""
@@ -20,6 +21,9 @@ EMBEDDED = {"porch": Path(__file__).parent / "porch"}
 
 Tools = Sequence[Mapping[str, object]]
 """Functions that the model may call, as the OpenAI API describes them."""
+
+_PIECE_CHARACTERS = 32 * 1024
+_PIECE_SLACK = 64  # tokens that a cut through a text may add
 
 _TOOLS = re.compile(r"\btools\b")
 _TOOL_CALLS = re.compile(r"\btool_calls\b")
@@ -57,6 +61,7 @@ class ChatTokenizer:
         if isinstance(template, Mapping):
             template = template.get("default")
         self.has_chat_template = template is not None
+        self._most: int | None = None
         self._template: str = self._plain_template() if template is None else template
 
     def __len__(self) -> int:
@@ -67,8 +72,19 @@ class ChatTokenizer:
         """The ids below `vocab_size` that name no token: gaps, and what pads the embedding."""
         return self._vocabulary.nameless(vocab_size)
 
+    def capped(self, most: int) -> "ChatTokenizer":
+        """The same tokenizer, but texts that surely have more than `most` tokens are refused.
+
+        That is found before all of a text is tokenized, which takes a second for each megabyte. A
+        text with a few tokens more may pass. What makes tokens then raises ContextLengthExceeded.
+        """
+        capped = copy.copy(self)
+        capped._most = most
+        return capped
+
     def encode(self, text: str, add_special: bool = False) -> list[int]:
         """Token ids of a text; `add_special` adds what the tokenizer itself puts around one."""
+        self._check_length(text, "prompt")
         return list(self._tokenizer.encode(text, add_special_tokens=add_special))
 
     def pieces(self, text: str) -> list[str] | None:
@@ -110,6 +126,7 @@ class ChatTokenizer:
         """Token ids of a text, and the characters of each; none if the tokenizer cannot tell."""
         if not self._tokenizer.is_fast:
             return self.encode(text), []
+        self._check_length(text, "messages")
         encoded = self._tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
         return list(encoded["input_ids"]), list(encoded["offset_mapping"])
 
@@ -151,6 +168,22 @@ class ChatTokenizer:
         raw = self._vocabulary.raw(token_id)
         return self._text_inside(token_id).encode() if raw is None else raw
 
+    def _check_length(self, text: str, param: str) -> None:
+        """Tokenize a long text piece by piece, and raise once there are surely too many tokens."""
+        most = self._most
+        if most is None or len(text) <= max(most, _PIECE_CHARACTERS):
+            return
+        tokens = 0
+        for start in range(0, len(text), _PIECE_CHARACTERS):
+            piece = text[start : start + _PIECE_CHARACTERS]
+            tokens += len(self._tokenizer.encode(piece, add_special_tokens=False)) - _PIECE_SLACK
+            if tokens > most:
+                raise ContextLengthExceeded(
+                    f"this model's maximum context length is {most} tokens and the first "
+                    f"{start + len(piece)} of {len(text)} characters have more: shorten {param}",
+                    param=param,
+                )
+
     def _text_inside(self, token_id: int) -> str:
         """A token's text inside a longer one: decoders strip the space in front of a text, so it is
         what the token adds to a text of the same token."""
@@ -169,7 +202,9 @@ class ChatTokenizer:
             InvalidRequest: the template refuses the messages, or has no place for tools; the text
                 says why.
         """
-        return self.encode(self.render(messages, add_generation_prompt, tools))
+        text = self.render(messages, add_generation_prompt, tools)
+        self._check_length(text, "messages")
+        return self.encode(text)
 
     def render(
         self,

@@ -35,7 +35,9 @@ _COMMAND = re.compile(r"/[a-z]+")
 class ChatFields(BaseSettings):
     """The options of `verandah chat`."""
 
-    model_config = SettingsConfigDict(env_prefix="VERANDAH_CHAT_", frozen=True, extra="forbid")
+    model_config = SettingsConfigDict(
+        env_prefix="VERANDAH_CHAT_", frozen=True, extra="forbid", allow_inf_nan=False
+    )
 
     model: str | None = Field(
         None, description="the base model or an adapter; default: the base model"

@@ -26,7 +26,9 @@ RANKS: Final = (1, 16, 256)  # those of VeRA's Table 1
 class MethodsFields(BaseSettings):
     """The options of `verandah methods`."""
 
-    model_config = SettingsConfigDict(env_prefix="VERANDAH_METHODS_", frozen=True, extra="forbid")
+    model_config = SettingsConfigDict(
+        env_prefix="VERANDAH_METHODS_", frozen=True, extra="forbid", allow_inf_nan=False
+    )
 
     model: str = Field(PORCH, description="porch, a folder, a config.json, or a hub id")
     rank: Annotated[tuple[Rank, ...] | None, *WITH_COMMAS] = Field(

@@ -47,7 +47,9 @@ _NO_OPTIONS = {"name", "go_on_from", "validation_file", "metadata", "seed", "dry
 class TrainFields(BaseSettings):
     """The options of `verandah train`. None leaves a value to the server."""
 
-    model_config = SettingsConfigDict(env_prefix="VERANDAH_TRAIN_", frozen=True, extra="forbid")
+    model_config = SettingsConfigDict(
+        env_prefix="VERANDAH_TRAIN_", frozen=True, extra="forbid", allow_inf_nan=False
+    )
 
     name: str | None = Field(None, description="the adapter's name; default: the file's")
     go_on_from: str | None = Field(None, description="continue this adapter; default: the base")

@@ -7,6 +7,7 @@ from typing import Any, Generic, TypeVar
 from sqlalchemy import ColumnElement, Select, select
 from sqlalchemy.orm import Session
 
+from adapters_store.outside_values import shown
 from server.db.tables import FileRow, OwnedRow
 from server.errors import InvalidRequest
 
@@ -67,7 +68,7 @@ def page(
         last = select(table.number).where(table.id == after, *where)
         number = session.scalar(last) if after.isprintable() else None
         if number is None:
-            raise InvalidRequest(f"after={after!r} is not in this list", param="after")
+            raise InvalidRequest(f"after={shown(after)} is not in this list", param="after")
         query = query.where(table.number < number if newest_first else table.number > number)
     order = table.number.desc() if newest_first else table.number
     rows = session.scalars(query.order_by(order).limit(limit + 1)).all()

@@ -107,7 +107,7 @@ def wire(
         ),
         engine=front.engine,
         engines=front.processes,
-        tokenizer=front.tokenizer,
+        tokenizer=front.tokenizer.capped(front.engine.max_context),
         adapters=records.store,
         residency=front.residency,
         inspections=front.inspections,
@@ -124,7 +124,7 @@ def wire(
         describe=describe,
         max_rank=settings.max_rank,
         request_timeout_s=settings.request_timeout_s,
-        max_body_bytes=int(settings.max_body_mb * _MIB),
+        max_body_bytes=_max_body_bytes(settings, front.engine.max_context),
         max_file_bytes=int(settings.max_file_mb * _MIB),
     )
 
@@ -138,6 +138,12 @@ def _tell_of_shadowed(settings: Settings, records: Records, say: Say) -> None:
             f"model: ask the adapter as {name}@VERSION, delete it with `verandah adapters delete "
             f"{name}`, or choose another --served-name"
         )
+
+
+def _max_body_bytes(settings: Settings, max_context: int) -> int:
+    """The setting, or what a prompt of `max_context` tokens takes at most: a token is four letters
+    in most languages, and of text in JSON's escapes a letter may take six bytes."""
+    return int(settings.max_body_mb * _MIB) or max(2 * _MIB, 16 * max_context)
 
 
 def _in_own_processes(settings: Settings) -> bool:

@@ -13,7 +13,11 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from adapters_store.manifest import AdapterRef
 from server.api.app_services import Services
+from server.api.connections import ConnectionLimits, http_protocol
+from server.app import describe
 from tests.api.fakes import FakeLoop, FakeResidency
+
+LIMITS = ConnectionLimits()
 
 
 class Host:
@@ -45,7 +49,7 @@ Publish = Callable[..., AdapterRef]
 
 
 @contextmanager
-def hosting() -> Iterator[Host]:
+def hosting(limits: ConnectionLimits = LIMITS) -> Iterator[Host]:
     """A host on a free port."""
     host: Host | None = None
 
@@ -53,7 +57,11 @@ def hosting() -> Iterator[Host]:
         assert host is not None and host.app is not None
         await host.app(scope, receive, send)
 
-    web = uvicorn.Server(uvicorn.Config(app, port=0, log_level="critical", lifespan="off"))
+    protocol = http_protocol(describe, limits)
+    config = uvicorn.Config(
+        app, port=0, http=protocol, ws="none", log_level="critical", lifespan="off"
+    )
+    web = uvicorn.Server(config)
     thread = threading.Thread(target=web.run, daemon=True)
     thread.start()
     assert eventually(lambda: web.started)

@@ -178,3 +178,85 @@ def test_the_server_goes_on_after_bad_requests(server: Running) -> None:
         server.http.post("/v1/chat/completions", content=b"{")
     with httpx.Client(base_url=server.url) as other:
         assert other.get("/v1/models").status_code == 200
+
+
+NUMBERS = ["1e999", "-1e309", "9" * 5000, "NaN", "-Infinity", "1" + "0" * 400 + ".5"]
+
+
+@pytest.mark.parametrize("number", NUMBERS)
+@pytest.mark.parametrize(
+    ("path", "field"),
+    [
+        ("chat/completions", "temperature"),
+        ("chat/completions", "user"),
+        ("completions", "prompt"),
+        ("completions", "seed"),
+        ("fine_tuning/jobs", "seed"),
+        ("fine_tuning/jobs", "verandah"),
+    ],
+)
+def test_a_number_that_nothing_can_hold_is_named(
+    server: Running, path: str, field: str, number: str
+) -> None:
+    for kind in ("application/json", "application/json; charset=utf-8", "application/x+json"):
+        body = f'{{"model": "base", "{field}": {{"a": [{number}]}}}}'
+        answer = server.http.post(f"/v1/{path}", content=body, headers={"content-type": kind})
+        assert answer.status_code == 400
+        assert answer.json()["error"]["code"] == "invalid_json"
+        assert (
+            f"holds {'' if 'N' in number or 'I' in number else 'the number '}{number[:20]}"
+            in (answer.json()["error"]["message"])
+        )
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "param"),
+    [
+        ("completions", {"prompt": "a", "logit_bias": {"9" * 5000: 1}}, "logit_bias"),
+        ("completions", {"prompt": "a", "logit_bias": {"\u0663": 1}}, "logit_bias"),
+        ("completions", {"prompt": "a", "temperature": 10**300}, "temperature"),
+        ("completions", {"prompt": "a", "max_tokens": 10**300}, "max_tokens"),
+        ("completions", {"prompt": [10**300]}, "prompt"),
+        ("fine_tuning/jobs", {"training_file": "f", "verandah": {"rank": 10**300}}, "rank"),
+        ("fine_tuning/jobs", {"training_file": "f", "verandah": {"dropout": 10**300}}, "dropout"),
+        ("fine_tuning/jobs", {"training_file": "f", "verandah": {"k" * 9000: 1}}, "k" * 200),
+        ("fine_tuning/jobs", {"training_file": "f" * 9000, "suffix": 1}, "suffix"),
+    ],
+)
+def test_a_number_out_of_range_is_named(
+    server: Running, path: str, body: dict[str, object], param: str
+) -> None:
+    answer = server.http.post(f"/v1/{path}", json={"model": "base"} | body)
+    assert answer.status_code == 400, answer.text
+    assert answer.json()["error"]["param"] == param
+    assert len(answer.content) < 1500
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        ("files?limit=", "1e3"),
+        ("files?limit=", str(10**30)),
+        ("files?limit=", "9" * 5000),
+        ("fine_tuning/jobs?limit=", "0x10"),
+        ("fine_tuning/jobs?limit=", "-1"),
+        ("adapters?limit=", "NaN"),
+        ("models?limit=", "9" * 5000),
+        ("fine_tuning/jobs?metadata[a]=", "v" * 513),
+        ("fine_tuning/jobs?metadata[a]=", "%00"),
+        ("fine_tuning/jobs?metadata[%00]=", "a"),
+        ("fine_tuning/jobs?", "&".join(f"metadata[k{number}]=v" for number in range(1000))),
+    ],
+)
+def test_a_query_out_of_range_is_named(server: Running, path: str, value: str) -> None:
+    answer = server.http.get(f"/v1/{path}{value}")
+    assert answer.status_code == 400, answer.text
+    assert answer.json()["error"]["param"] in ("limit", "metadata")
+    assert len(answer.content) < 1000
+
+
+def test_a_compressed_body_is_refused(server: Running) -> None:
+    headers = JSON | {"content-encoding": "gzip"}
+    answer = server.http.post("/v1/completions", content=b"\x1f\x8b", headers=headers)
+    assert (answer.status_code, answer.json()["error"]["code"]) == (415, "unsupported_encoding")
+    assert "'gzip'" in answer.json()["error"]["message"]

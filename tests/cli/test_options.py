@@ -156,3 +156,22 @@ def test_a_bad_training_option_is_one_line(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setenv("VERANDAH_TRAIN_RANK", "x")
     with pytest.raises(BadOption, match=r"^VERANDAH_TRAIN_RANK 'x': "):
         parse_train()
+
+
+@pytest.mark.parametrize("value", ["inf", "nan", "1e400", "1e30", "9" * 5000, "-1", "1_0_", ""])
+def test_no_setting_takes_a_number_without_bound(value: str) -> None:
+    free = {"training_latency": ("inf", "1e400", "1e30", "9" * 5000)}  # "inf: no limit"
+    for name, field in Settings.model_fields.items():
+        if field.annotation in (int, float) and value not in free.get(name, ()):
+            with pytest.raises(BadOption) as raised:
+                parse(f"--{name.replace('_', '-')}={value}")
+            assert str(raised.value).startswith(f"--{name.replace('_', '-')} '{value[:9]}")
+            assert len(str(raised.value)) < 250
+
+
+@pytest.mark.parametrize("value", ["inf", "nan", "1e400"])
+def test_no_number_of_a_command_is_infinite(value: str) -> None:
+    parser = argparse.ArgumentParser()
+    add_fields(parser, TrainFields, "training", example="rank")
+    with pytest.raises(BadOption, match="--learning-rate"):
+        read_fields(parser.parse_args([f"--learning-rate={value}"]), TrainFields)

@@ -6,7 +6,6 @@ from collections.abc import Sequence as Seq
 from typing import Annotated, Literal
 
 from fastapi import APIRouter, Request, Response
-from fastapi.concurrency import run_in_threadpool
 from pydantic import FailFast, Field, field_validator
 from pydantic_core import PydanticCustomError
 from starlette.types import Receive
@@ -14,12 +13,17 @@ from starlette.types import Receive
 from server.api.app_services import CurrentOwner, CurrentServices, Services
 from server.api.completions import logprob_format
 from server.api.completions.delivery import StreamWaker
-from server.api.completions.generation import CheckedRequest, context_left
+from server.api.completions.generation import (
+    CheckedRequest,
+    check_count,
+    context_left,
+    in_thread,
+)
 from server.api.completions.generation_fields import GenerationFields
 from server.api.completions.logprob_format import ShownTokens
 from server.api.completions.replies import Transcript, reply
 from server.api.model_lookup import find_model
-from server.api.wire import Text, WireModel, at_most
+from server.api.wire import NoItems, Text, WireModel, at_most
 from server.engine.sequence import check_token_ids
 from server.errors import InvalidRequest
 from server.interfaces import Tokenizer
@@ -38,10 +42,10 @@ class ChatMessage(WireModel):
     name: Text | None = None
 
     refusal: None = None
-    annotations: list[None] | None = Field(None, max_length=0)
+    annotations: NoItems = None
     audio: None = None
     function_call: None = None
-    tool_calls: list[None] | None = Field(None, max_length=0)
+    tool_calls: NoItems = None
 
     def for_template(self) -> dict[str, object]:
         """The message as chat templates expect it."""
@@ -146,6 +150,7 @@ def check_request(services: Services, owner: str, body: ChatRequest) -> CheckedR
     Raises:
         ModelNotFound, InvalidRequest: naming the field at fault.
     """
+    check_count(services, body.choices)
     adapter = find_model(services, owner, body.model)
     prompt = services.tokenizer.chat([message.for_template() for message in body.messages])
     params = body.sampling(
@@ -180,6 +185,7 @@ async def answer(
     services: Services, waker: StreamWaker, owner: str, body: ChatRequest, receive: Receive
 ) -> Response:
     """The answer of `create_chat_completion`."""
-    checked = await run_in_threadpool(check_request, services, owner, body)
+    characters = sum([len(message.content or "") for message in body.messages])
+    checked = await in_thread(services, characters, check_request, services, owner, body)
     shape = ChatShape(services.tokenizer, logprobs=bool(body.logprobs))
     return await reply(services, waker, checked, shape, receive, usage_chunk=body.usage_chunk)

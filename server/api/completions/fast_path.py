@@ -1,23 +1,28 @@
-"""A fast path around FastAPI for valid completion requests. Knows neither kind of completion.
+"""Reads JSON bodies, and leads requests past FastAPI. Knows no endpoint.
 
-FastAPI's routing, exit stacks and dependencies take longer than all the rest of a request. So the
-body of a valid POST goes straight to the endpoint's function. FastAPI answers everything else.
+FastAPI's routing, exit stacks and dependencies take longer than all the rest of a request. So a
+body goes straight to the endpoint's function. FastAPI answers everything else; it reads a body
+again, which by then is known to be JSON with few values.
 """
 
-import json
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 
 from fastapi import Response
-from pydantic import BaseModel
+from fastapi.concurrency import run_in_threadpool
+from fastapi.exceptions import RequestValidationError
+from pydantic import BaseModel, ValidationError
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from adapters_store.outside_values import BadJson, read_json
 from adapters_store.store_errors import StoreError
 from server.api.app_services import Services
 from server.api.completions.delivery import StreamWaker
-from server.errors import VerandahError
+from server.errors import InvalidJson, VerandahError
 
 _JSON = (b"content-type", b"application/json")
+_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+_LONG_BODY = 32 * 1024  # to read it takes longer than to change threads, and others wait meanwhile
 
 
 @dataclass(frozen=True)
@@ -31,7 +36,7 @@ class FastRoute:
 
 
 class FastPath:
-    """Answers valid requests to the paths in `routes`, and leaves all others to `app`."""
+    """Answers requests to the paths in `routes`, and leaves all others to `app`."""
 
     def __init__(
         self, app: ASGIApp, services: Services, waker: StreamWaker, routes: Mapping[str, FastRoute]
@@ -42,22 +47,51 @@ class FastPath:
         self._routes = routes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        route = self._routes.get(scope["path"]) if scope["type"] == "http" else None
-        if route is None or scope["method"] != "POST" or _JSON not in scope["headers"]:
+        if scope["type"] != "http" or not _holds_json(scope):
             return await self._app(scope, receive, send)
         content = await _read(receive)
         if content is None:
             return None  # the client has disconnected
+        fast = scope["method"] == "POST" and _JSON in scope["headers"] and content
+        route = self._routes.get(scope["path"]) if fast else None
         try:
-            body = route.body.model_validate(json.loads(content))
-        except (ValueError, RecursionError, VerandahError):  # pydantic's are ValueErrors
-            return await self._app(scope, _replayed(content, receive), send)
-        try:
+            if len(content) > _LONG_BODY:
+                body = await run_in_threadpool(_checked, content, route)
+            else:
+                body = _checked(content, route)
+            if route is None or body is None:
+                return await self._app(scope, _replayed(content, receive), send)
+            del content
             owner = scope["verandah.owner"]
             response = await route.answer(self._services, self._waker, owner, body, receive)
-        except (VerandahError, StoreError) as error:
+        except (VerandahError, StoreError, RequestValidationError) as error:
             response = self._services.describe(error).response()
         return await response(scope, receive, send)
+
+
+def _checked(content: bytes, route: FastRoute | None) -> BaseModel | None:
+    """The body of a route. What is JSON for no route is None.
+
+    Raises:
+        InvalidJson: it is no JSON.
+        RequestValidationError, VerandahError: it is not what the route takes.
+    """
+    try:
+        value = read_json(content.removeprefix(_BYTE_ORDER_MARK)) if content else None
+    except BadJson as error:
+        raise InvalidJson(f"the body {error}") from error
+    try:
+        return None if route is None else route.body.model_validate(value)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_context=False)[0]
+        raise RequestValidationError([{**first, "loc": ("body", *first["loc"])}]) from None
+
+
+def _holds_json(scope: Scope) -> bool:
+    headers = scope["headers"]
+    return _JSON in headers or any(
+        name == b"content-type" and b"json" in value.lower() for name, value in headers
+    )
 
 
 async def _read(receive: Receive) -> bytes | None:

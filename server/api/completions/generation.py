@@ -1,11 +1,20 @@
 """A request once it is checked, and the counts that its answer ends with. Knows no HTTP."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
+from typing import TypeVar
+
+from anyio import to_thread
 
 from server.api.app_services import Services
+from server.errors import InvalidRequest
 from server.scheduler.request import Generation
+
+T = TypeVar("T")
+
+_LONG_TEXT = 64 * 1024  # characters; tokenizing them takes about 50 ms
 
 
 @dataclass(frozen=True)
@@ -31,6 +40,25 @@ class CheckedRequest:
     def labels(self, kind: str) -> dict[str, object]:
         """The first fields of every document and chunk of an answer."""
         return {"id": self.id, "object": kind, "created": self.created, "model": self.model}
+
+
+async def in_thread(
+    services: Services, characters: int, function: Callable[..., T], *arguments: object
+) -> T:
+    """What `function`, which tokenizes so many characters, returns. Long texts wait in line."""
+    limiter = services.long_prompts if characters > _LONG_TEXT else None
+    return await to_thread.run_sync(partial(function, *arguments), limiter=limiter)
+
+
+def check_count(services: Services, answers: int) -> None:
+    """Refuse more answers than may ever run and wait: a 429 would have the client try for ever."""
+    most = services.engine.max_answers
+    if answers > most:
+        raise InvalidRequest(
+            f"the request asks for {answers} answers, and at most {most} may run and wait at once: "
+            "ask for fewer, or start the server with a larger --max-waiting",
+            param="n",
+        )
 
 
 def context_left(services: Services, prompt: Sequence[int]) -> int:

@@ -10,6 +10,7 @@ from typing import Annotated
 from pydantic import Field, PlainValidator, model_validator
 from pydantic_core import PydanticCustomError
 
+from adapters_store.outside_values import shown, whole_number
 from server.api.wire import Text, WireModel, at_most, encodable
 from server.engine.sequence import SamplingParams
 from server.errors import InvalidRequest
@@ -49,6 +50,7 @@ _UNSUPPORTED: Mapping[str, tuple[object, ...]] = {
 _MAX_CHOICES = 128
 _MAX_STOPS = 64
 _LONGEST_STOP = 1024  # each token's text is held against all of them
+_ALL_STOPS = 2048  # characters of all together
 _MAX_BIASES = 1024
 
 
@@ -62,6 +64,10 @@ def _checked_stops(value: object) -> object:
                 {"length": _LONGEST_STOP, "count": _MAX_STOPS},
             )
         encodable(stop)
+    if sum(map(len, stops)) > _ALL_STOPS:
+        raise PydanticCustomError(
+            "stop", "more than {length} characters together", {"length": _ALL_STOPS}
+        )
     return value
 
 
@@ -153,7 +159,13 @@ def _or(value: float | None, default: float) -> float:
 
 
 def _biases(biases: Mapping[str, float]) -> tuple[tuple[int, float], ...]:
-    for key in biases:
-        if not (key.isascii() and key.isdecimal()):
-            raise InvalidRequest(f"logit_bias: {key!r} is not a token id", param="logit_bias")
-    return tuple((int(key), bias) for key, bias in biases.items())
+    return tuple((_token_id(key), bias) for key, bias in biases.items())
+
+
+def _token_id(key: str) -> int:
+    token_id = whole_number(key)
+    if token_id is None:
+        raise InvalidRequest(
+            f"logit_bias: {shown(key)} is not a token id: write its digits", param="logit_bias"
+        )
+    return token_id

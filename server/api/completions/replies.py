@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from fastapi import Response
+from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import JSONResponse
 from starlette.types import Receive
 
@@ -21,11 +22,12 @@ from server.api.completions.delivery import Answers, ChoiceUpdate, ClientGone, S
 from server.api.completions.generation import CheckedRequest, usage
 from server.api.sse import DONE, AnswerStream, event
 from server.engine.sequence import FinishReason, TokenLogprob
-from server.errors import InvalidRequest, QueueFull, Unavailable, VerandahError
+from server.errors import QueueFull, Unavailable, VerandahError
 from server.scheduler.request import TextDelta, TokenPiece
 
 log = logging.getLogger(__name__)
 
+_stepwise = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"))
 _CLIENT_CLOSED_REQUEST = 499  # nginx's status, for the log: nobody reads it
 
 
@@ -101,7 +103,7 @@ async def reply(
     try:
         _submit(services, answers, request)
         if usage_chunk is None:
-            return JSONResponse(await _document(answers, request, shape))
+            return await _document(answers, request, shape)
         first = await answers.next()
         events = _events(services, answers, first, request, shape, usage_chunk)
         handed_on = True
@@ -114,14 +116,6 @@ async def reply(
 
 
 def _submit(services: Services, answers: Answers, request: CheckedRequest) -> None:
-    count = sum(generation.n for generation in request.generations)
-    most = services.engine.max_answers
-    if count > most:  # a 429 would have the client try again for ever
-        raise InvalidRequest(
-            f"the request asks for {count} answers, and at most {most} may run and wait at once: "
-            "ask for fewer, or start the server with a larger --max-waiting",
-            param="n",
-        )
     try:
         for generation in request.generations:
             answers.submit(generation)
@@ -131,12 +125,16 @@ def _submit(services: Services, answers: Answers, request: CheckedRequest) -> No
         raise
 
 
+def _many_scores(batch: Seq[ChoiceUpdate]) -> bool:
+    return sum(len(it.delta.tokens) + len(it.delta.prompt_logprobs or ()) for it in batch) > 64
+
+
 def _cached_tokens(batch: Seq[ChoiceUpdate]) -> int:
     """Of each prompt's first answer alone: the others reuse what that one computed."""
     return sum([delta.cached_tokens for _, delta, _ in batch if delta.index == 0])
 
 
-async def _document(answers: Answers, request: CheckedRequest, shape: Shape) -> dict[str, object]:
+async def _document(answers: Answers, request: CheckedRequest, shape: Shape) -> Response:
     transcripts: dict[int, Transcript] = defaultdict(Transcript)
     cached = 0
     while not answers.complete:
@@ -145,11 +143,20 @@ async def _document(answers: Answers, request: CheckedRequest, shape: Shape) -> 
         for update in batch:
             transcripts[update.choice].add(update)
     num_tokens = sum(transcript.num_tokens for transcript in transcripts.values())
-    return {
-        **request.labels(shape.document_kind),
-        "choices": [shape.whole(choice, transcripts[choice]) for choice in sorted(transcripts)],
-        "usage": usage(request.prompt_tokens, num_tokens, cached),
-    }
+    counts = usage(request.prompt_tokens, num_tokens, cached)
+
+    def document() -> dict[str, object]:
+        return {
+            **request.labels(shape.document_kind),
+            "choices": [shape.whole(choice, transcripts[choice]) for choice in sorted(transcripts)],
+            "usage": counts,
+        }
+
+    if not shape.scores:
+        return JSONResponse(document())
+    # There may be a million scores, and C's encoder would hold the interpreter's lock for them all.
+    content = await run_in_threadpool(lambda: "".join(_stepwise.iterencode(document())))
+    return Response(content, media_type="application/json")
 
 
 async def _events(
@@ -170,7 +177,10 @@ async def _events(
         while True:
             num_tokens += sum([update.num_tokens for update in batch])
             cached += _cached_tokens(batch)
-            events = chunks.of(batch)
+            if shape.scores and _many_scores(batch):
+                events = await run_in_threadpool(chunks.of, batch)
+            else:
+                events = chunks.of(batch)
             if answers.complete:
                 break
             if events:
@@ -225,4 +235,7 @@ class Chunks:
         return before, behind
 
     def _event(self, choice: Mapping[str, object]) -> bytes:
-        return event({**self._labels, "choices": [choice]})
+        chunk = {**self._labels, "choices": [choice]}
+        if self._shape.scores:
+            return f"data: {''.join(_stepwise.iterencode(chunk))}\n\n".encode()
+        return event(chunk)

@@ -8,7 +8,6 @@ from itertools import accumulate
 from typing import Annotated, cast
 
 from fastapi import APIRouter, Request, Response
-from fastapi.concurrency import run_in_threadpool
 from pydantic import Field, PlainValidator
 from pydantic_core import PydanticCustomError
 from starlette.types import Receive
@@ -16,7 +15,12 @@ from starlette.types import Receive
 from server.api.app_services import CurrentOwner, CurrentServices, Services
 from server.api.completions import logprob_format
 from server.api.completions.delivery import StreamWaker
-from server.api.completions.generation import CheckedRequest, context_left
+from server.api.completions.generation import (
+    CheckedRequest,
+    check_count,
+    context_left,
+    in_thread,
+)
 from server.api.completions.generation_fields import GenerationFields
 from server.api.completions.logprob_format import ShownTokens
 from server.api.completions.replies import Transcript, reply
@@ -187,10 +191,12 @@ def _echo(tokenizer: Tokenizer, text: str | None, prompt: tuple[int, ...]) -> Ec
 
 def check_request(services: Services, owner: str, body: CompletionRequest) -> CheckedRequest:
     """Find the model, tokenise, check all. Reads the disk."""
+    prompts = body.prompts
+    check_count(services, len(prompts) * body.choices)
     adapter = find_model(services, owner, body.model)
     request_id = f"cmpl-{secrets.token_hex(12)}"
     generations = []
-    for item in body.prompts:
+    for item in prompts:
         prompt = services.tokenizer.prompt(item) if isinstance(item, str) else item
         default_length = min(_DEFAULT_MAX_TOKENS, context_left(services, prompt))
         params = body.sampling(
@@ -251,5 +257,8 @@ async def answer(
         # Neither disk nor tokenizer: a thread would cost more than this takes.
         checked, shape = _checked_and_shape(services, owner, body)
     else:
-        checked, shape = await run_in_threadpool(_checked_and_shape, services, owner, body)
+        characters = sum([len(item) for item in body.prompts])
+        checked, shape = await in_thread(
+            services, characters, _checked_and_shape, services, owner, body
+        )
     return await reply(services, waker, checked, shape, receive, usage_chunk=body.usage_chunk)

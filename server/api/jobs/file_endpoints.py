@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 from fastapi import APIRouter, Depends, File, Form, Query, UploadFile
 from fastapi.responses import FileResponse
 
+from adapters_store.outside_values import shown
 from server.api.app_services import CurrentOwner, CurrentServices
 from server.api.jobs.job_documents import Document, page_document
 from server.api.wire import only_fields, only_known_query
@@ -43,7 +44,7 @@ def upload(
     """Store a file, for ever or for so many seconds. Creating a job checks its lines."""
     if purpose != "fine-tune":
         raise InvalidRequest(
-            f"purpose {purpose[:80]!r} is not supported: send 'fine-tune'", param="purpose"
+            f"purpose {shown(purpose)} is not supported: send 'fine-tune'", param="purpose"
         )
     if (anchor is None) != (seconds is None):
         missing = _ANCHOR if anchor is None else _SECONDS

@@ -1,17 +1,21 @@
 """/v1/fine_tuning/jobs: creates, lists and controls training jobs. Knows no training."""
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 
-from fastapi import APIRouter, Depends, Query, Request
+from anyio import to_thread
+from fastapi import APIRouter, Depends, Query, Request, Response
+from fastapi.responses import JSONResponse
 
 from adapters_store.manifest import Manifest
+from adapters_store.outside_values import shown
 from server.api.app_services import CurrentOwner, CurrentServices, Services
 from server.api.jobs.job_documents import Document, checkpoint_document, job_document, page_document
 from server.api.jobs.job_request import JobRequest, read_options
 from server.api.model_lookup import check_new_name, find_model
 from server.api.wire import only_known_query
 from server.errors import InvalidDataset, InvalidRequest, LineProblem, NotFound
-from server.jobs.files.datasets import MIN_EXAMPLES, Dataset, validate
+from server.jobs.files.datasets import MIN_EXAMPLES, Dataset, lines_of, validate
 from server.jobs.queue.continuing import check_continuable, inherited
 from server.jobs.queue.job import JobStatus
 from server.jobs.queue.job_estimate import JobEstimate
@@ -26,12 +30,24 @@ router = APIRouter(
 
 
 @router.post("")
-def create_job(body: JobRequest, services: CurrentServices, owner: CurrentOwner) -> Document:
+async def create_job(body: JobRequest, services: CurrentServices, owner: CurrentOwner) -> Document:
     """Check every line of the files, estimate the cost, then queue the job.
 
     A wrong file is refused with its wrong lines. `verandah: {"dry_run": true}` queues nothing; the
     answer is the estimate, or the wrong lines.
     """
+    create = partial(_create, body, services, owner)
+    return await to_thread.run_sync(create, limiter=services.file_checks)
+
+
+async def answer(
+    services: Services, _waker: object, owner: str, body: JobRequest, _receive: object
+) -> Response:
+    """The answer of `create_job`."""
+    return JSONResponse(await create_job(body, services, owner))
+
+
+def _create(body: JobRequest, services: Services, owner: str) -> Document:
     dry_run = body.dry_run  # read first: a wrong one is refused before the disk is read
     start = _start(services, owner, body.model)
     requested = body.options()
@@ -159,8 +175,8 @@ def _lines(services: Services, owner: str, file_id: str, param: str, min_example
         return services.estimator.problems(good, param)
 
     try:
-        with services.files.verified(owner, file_id) as lines:
-            return validate(lines, min_examples=min_examples, param=param, also=also)
+        with services.files.verified(owner, file_id) as file:
+            return validate(lines_of(file), min_examples=min_examples, param=param, also=also)
     except NotFound as error:
         raise InvalidRequest(f"{param}: {error}", param=param) from error
 
@@ -211,7 +227,8 @@ def _metadata(query: list[tuple[str, str]]) -> Mapping[str, str] | None:
             return {}
         elif name.startswith("metadata"):
             raise InvalidRequest(
-                f"{name}={value!r} is not a filter: write metadata[KEY]=VALUE, or metadata=null",
+                f"{shown(name)}={shown(value)} is not a filter: write metadata[KEY]=VALUE, or "
+                "metadata=null",
                 param="metadata",
             )
     return pairs or None

@@ -6,16 +6,19 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from server.api.wire import Text, WireModel, at_most
+from adapters_store.outside_values import shown
+from server.api.wire import NoItems, Text, WireModel, at_most
 from server.errors import InvalidRequest
 from server.jobs.queue.method_spec import MethodSpecs
 from server.jobs.queue.train_options import TrainOptions, check_method
+
+Options = Annotated[dict[str, object], at_most(64)]
 
 
 class Supervised(WireModel):
     """The options of training: any of `TrainOptions`."""
 
-    hyperparameters: dict[str, object] | None = None
+    hyperparameters: Options | None = None
 
 
 class TrainingMethod(WireModel):
@@ -35,17 +38,17 @@ class JobRequest(WireModel):
     suffix: Text | None = Field(None, max_length=64)
     seed: int | None = Field(None, ge=0, lt=2**63)
     method: TrainingMethod | None = None
-    hyperparameters: dict[str, object] | None = None
-    verandah: dict[str, object] | None = None
+    hyperparameters: Options | None = None
+    verandah: Options | None = None
     metadata: Annotated[dict[Text, Text] | None, at_most(16)] = None
-    integrations: list[None] | None = Field(None, max_length=0)
+    integrations: NoItems = None
 
     @property
     def dry_run(self) -> bool:
         """Whether only to estimate the job. Raises InvalidRequest."""
         value = (self.verandah or {}).get("dry_run", False)
         if not isinstance(value, bool):
-            raise InvalidRequest(f"dry_run={value!r} is not true or false", param="dry_run")
+            raise InvalidRequest(f"dry_run={shown(value)} is not true or false", param="dry_run")
         return value
 
     def options(self) -> dict[str, object]:
@@ -73,8 +76,8 @@ class JobRequest(WireModel):
         for key in hyperparameters.keys() & ours.keys():
             if hyperparameters[key] != ours[key]:
                 raise InvalidRequest(
-                    f"{key} is {hyperparameters[key]!r} in the hyperparameters and {ours[key]!r} "
-                    "in verandah: send one of them",
+                    f"{key} is {shown(hyperparameters[key])} in the hyperparameters and "
+                    f"{shown(ours[key])} in verandah: send one of them",
                     param=key,
                 )
         return {**hyperparameters, **ours}

@@ -13,6 +13,7 @@ from pydantic import SecretStr, ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings
 
+from adapters_store.outside_values import shown
 from server.config import BadOption, Settings
 
 Fields = TypeVar("Fields", bound=BaseSettings)
@@ -106,6 +107,6 @@ def _one_line(error: ValidationError, values: dict[str, Any], kind: type[BaseSet
         return reason
     name = str(problem["loc"][0])
     secret = SecretStr in _types(kind.model_fields[name].annotation)
-    value = "" if secret else f" {problem['input']!r}"
+    value = "" if secret else f" {shown(problem['input'])}"
     source = _flag(name) if name in values else kind.model_config["env_prefix"] + name.upper()
     return f"{source}{value}: {reason[0].lower()}{reason[1:]}"

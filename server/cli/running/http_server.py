@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import gc
+import resource
 import socket
 import threading
 from collections.abc import Callable, Iterator
@@ -11,7 +12,8 @@ from functools import partial
 import uvicorn
 from starlette.types import ASGIApp
 
-from server.app import create_app
+from server.api.connections import ConnectionLimits, http_protocol
+from server.app import create_app, describe
 from server.config import Settings
 from server.jobs.queue.job_queue import JobQueue
 from server.metrics import Metrics
@@ -22,6 +24,7 @@ from server.wiring.housekeeping import housekeeping
 from server.wiring.process import command, environment, say, worker_id
 from server.wiring.training import trains_in_thread
 
+_OTHER_FILES = 256  # the database, adapters, uploads, pipes
 _CLOSING_S = 5.0  # to send the last bytes after the engine has stopped
 # How often a worker's threads spin before they sleep (GNU OpenMP). By default they spin for
 # milliseconds, which wastes the cores where another program needs one.
@@ -36,6 +39,7 @@ def run_server(settings: Settings, listener: socket.socket) -> None:
         Unavailable: the home has lost something, or cannot be written.
     """
     check_base_and_devices(settings)
+    limits = ConnectionLimits(_allow_connections(settings.max_connections))
     metrics = Metrics(settings.served_name)
     with (
         open_home(settings) as records,
@@ -45,7 +49,7 @@ def run_server(settings: Settings, listener: socket.socket) -> None:
     ):
         app = create_app(wire(settings, records, front, metrics, worker))
         collect_garbage_rarely()
-        _serve(settings, app, front.stop, listener)
+        _serve(settings, app, front.stop, listener, limits)
 
 
 def collect_garbage_rarely() -> None:
@@ -55,11 +59,17 @@ def collect_garbage_rarely() -> None:
 
 
 def _serve(
-    settings: Settings, app: ASGIApp, stop: Callable[[float], None], listener: socket.socket
+    settings: Settings,
+    app: ASGIApp,
+    stop: Callable[[float], None],
+    listener: socket.socket,
+    limits: ConnectionLimits,
 ) -> None:
     """Listen until a signal says to stop, then drain."""
     config = uvicorn.Config(
         app,
+        http=http_protocol(describe, limits),
+        ws="none",
         log_level="warning" if settings.log_level == "info" else settings.log_level,
         log_config=None,
         access_log=False,  # `RequestIds` logs requests
@@ -70,6 +80,22 @@ def _serve(
     shown = f"[{host}]" if ":" in host else host
     drain = partial(stop, settings.drain_timeout_s)
     _Server(config, drain, f"serving at http://{shown}:{port}").run(sockets=[listener])
+
+
+def _allow_connections(most: int) -> int:
+    """Let this process open so many connections beside its files; returns how many it may."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = most + _OTHER_FILES
+    if soft == resource.RLIM_INFINITY or soft >= wanted:
+        return most
+    allowed = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, hard))
+    if allowed < wanted:
+        say(
+            f"at most {allowed - _OTHER_FILES} connections and not {most}, because this process "
+            f"may have {hard} open files: raise `ulimit -Hn`, or lower --max-connections"
+        )
+    return max(allowed - _OTHER_FILES, 1)
 
 
 class _Server(uvicorn.Server):

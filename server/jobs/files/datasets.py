@@ -9,10 +9,11 @@ A file is JSONL in UTF-8, every line a chat or every line a completion:
 A chat may have `tools`, and an assistant may call them (`server.jobs.files.tool_calls`).
 """
 
-import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import BinaryIO
 
+from adapters_store.outside_values import BadJson, read_json
 from server.errors import InvalidDataset, LineProblem
 from server.jobs.files.line_values import BadLine, Record, kind_of, only, shown, text, written
 from server.jobs.files.tool_calls import check_answers, read_calls, read_tools
@@ -28,7 +29,9 @@ _KEYS: Mapping[str, tuple[str, ...]] = {
     "assistant": ("role", "content", "weight", "tool_calls"),
     "tool": ("role", "content", "tool_call_id", "name"),
 }
+MAX_PROBLEMS = 1000
 _SHOWN_PROBLEMS = 20
+_SKIPPED_BYTES = 2**16
 _BOM = b"\xef\xbb\xbf"
 _FOLLOWS: Mapping[str | None, tuple[str, ...]] = {
     None: ("system", "user"),
@@ -64,16 +67,17 @@ def validate(
     param: str = "training_file",
     also: Callable[[Dataset], Sequence[LineProblem]] = lambda _: (),
 ) -> Dataset:
-    """Check every line of a file opened in binary mode.
+    """Check every line of a file.
 
     Args:
+        lines: as `lines_of` reads them.
         param: the field of the request that named the file, for the error.
         also: finds more problems in the good lines of a file that has bad ones, so that the user
             sees all of them at once.
 
     Raises:
-        InvalidDataset: `problems` holds every bad line with its first fault; the message shows
-            some of them and counts all.
+        InvalidDataset: `problems` holds every bad line with its first fault, and the message shows
+            some of them. After `MAX_PROBLEMS` bad lines the rest of the file is not read.
     """
     records: list[tuple[int, Record]] = []
     problems: list[LineProblem] = []
@@ -83,15 +87,16 @@ def validate(
         if number == 1:
             marked, line = line.startswith(_BOM), line.removeprefix(_BOM)
         try:
+            if len(records) == max_examples:
+                raise BadLine(f"more than {max_examples} examples; split the file")
             record = _record(line)
             kind = _same_kind(kind, record)
         except BadLine as problem:
             problems.append(LineProblem(number, str(problem)))
+            if len(problems) == MAX_PROBLEMS or len(records) == max_examples:
+                break
             continue
-        if len(records) < max_examples:
-            records.append((number, record))
-        else:
-            problems.append(LineProblem(number, f"more than {max_examples} examples"))
+        records.append((number, record))
     good = Dataset(tuple(records), chat=kind == "messages", marked=marked)
     if problems:
         problems = sorted([*problems, *also(good)], key=lambda problem: problem.line)
@@ -110,8 +115,18 @@ def problem_summary(problems: Sequence[LineProblem]) -> str:
     shown = "; ".join(f"line {p.line}: {p.reason}" for p in problems[:_SHOWN_PROBLEMS])
     more = len(problems) - _SHOWN_PROBLEMS
     end = f"; and {more} more" if more > 0 else ""
-    lines = "1 line is" if len(problems) == 1 else f"{len(problems)} lines are"
+    count = f"{MAX_PROBLEMS} or more" if len(problems) >= MAX_PROBLEMS else len(problems)
+    lines = "1 line is" if count == 1 else f"{count} lines are"
     return f"{lines} invalid. {shown[:8000]}{end}"
+
+
+def lines_of(file: BinaryIO) -> Iterator[bytes]:
+    """The lines of a binary file; of one that is too long, one byte more than is allowed."""
+    while line := file.readline(MAX_LINE_BYTES + 1):
+        rest = line
+        while rest and not rest.endswith(b"\n"):
+            rest = file.readline(_SKIPPED_BYTES)
+        yield line
 
 
 def _same_kind(kind: str | None, record: Record) -> str:
@@ -138,17 +153,13 @@ def _record(line: bytes) -> Record:
 
 def _object(line: bytes) -> dict[str, object]:
     if len(line) > MAX_LINE_BYTES:
-        raise BadLine(f"{len(line)} bytes long; at most {MAX_LINE_BYTES} are allowed")
+        raise BadLine(f"longer than {MAX_LINE_BYTES} bytes; shorten or split it")
     if not line.strip():
         raise BadLine("empty line; remove it")
     try:
-        value = json.loads(line.decode())
-    except UnicodeDecodeError as error:
-        raise BadLine(f"not UTF-8 at byte {error.start + 1}; save the file as UTF-8") from error
-    except RecursionError as error:
-        raise BadLine("nested too deeply") from error
-    except ValueError as error:
-        raise BadLine(f"not JSON: {error}") from error
+        value = read_json(line)
+    except BadJson as error:
+        raise BadLine(str(error)) from error
     if not isinstance(value, dict):
         raise BadLine(f"a JSON {kind_of(value)} where an object is needed")
     return value

@@ -20,6 +20,7 @@ from typing import Any, BinaryIO, Literal
 from sqlalchemy import Select, or_, select
 from sqlalchemy.orm import Session
 
+from adapters_store.outside_values import shown
 from server.control_characters import has_control
 from server.db.session import Database, ensure_owner
 from server.db.tables import FileRow, JobRow
@@ -250,7 +251,7 @@ class Files:
         now = 0.0 if of_job else self._database.now(session)
         row = rows.find_file(session, owner, file_id, now, lock=lock)
         if row is None:
-            raise NotFound(f"there is no file {file_id!r}")
+            raise NotFound(f"there is no file {shown(file_id)}")
         return row
 
     def _receive(self, source: BinaryIO, file: BinaryIO) -> tuple[int, str]:
@@ -273,11 +274,11 @@ class Files:
 def _check_text(param: str, text: str, most: int) -> None:
     if not 0 < len(text) <= most:
         raise InvalidRequest(
-            f"{param}={text[:40]!r} has {len(text)} characters: send 1 to {most}", param=param
+            f"{param}={shown(text)} has {len(text)} characters: send 1 to {most}", param=param
         )
     if has_control(text):
         raise InvalidRequest(
-            f"{param}={text[:40]!r} holds a control character, or one that reorders the others: "
+            f"{param}={shown(text)} holds a control character, or one that reorders the others: "
             "leave it out",
             param=param,
         )

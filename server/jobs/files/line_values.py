@@ -3,6 +3,8 @@
 import json
 from collections.abc import Mapping, Sequence
 
+from adapters_store import outside_values
+
 Record = Mapping[str, object]
 
 
@@ -52,7 +54,7 @@ def only(value: Mapping[str, object], allowed: Sequence[str], where: str) -> Non
 
 
 def shown(value: object) -> str:
-    return "missing" if value is None else repr(value)[:40]
+    return "missing" if value is None else outside_values.shown(value)
 
 
 def kind_of(value: object) -> str:

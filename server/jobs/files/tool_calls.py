@@ -6,9 +6,9 @@
  "tools": [{"type": "function", "function": {"name": "weather", "parameters": {...}}}]}
 """
 
-import json
 from collections.abc import Mapping, Sequence
 
+from adapters_store.outside_values import read_json
 from server.jobs.files.line_values import BadLine, Record, encodable, kind_of, only, shown
 
 MAX_TOOLS = 128
@@ -62,9 +62,9 @@ def _call(value: object, where: str) -> Record:
     only(function, ("name", "arguments"), f"{where}.function")
     arguments = function.get("arguments", "{}")
     try:
-        read = json.loads(arguments) if isinstance(arguments, str) else arguments
-    except (ValueError, RecursionError) as error:
-        raise BadLine(f"{where}.function.arguments is not JSON: {error}") from error
+        read = read_json(arguments.encode()) if isinstance(arguments, str) else arguments
+    except ValueError as error:
+        raise BadLine(f"{where}.function.arguments {error}") from error
     if not isinstance(read, dict):
         raise BadLine(f"{where}.function.arguments is a JSON {kind_of(read)}, not an object")
     name = function["name"]

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 
 from adapters_store.manifest import STORED_BASIS, Manifest
+from adapters_store.outside_values import shown
 from server.errors import InvalidRequest
 from server.jobs.queue.method_spec import OPTIONS, MethodSpec, MethodSpecs, spec_named
 from server.jobs.queue.train_options import TrainOptions
@@ -42,8 +43,8 @@ def inherited(
         if name in ("method", "rank", *OPTIONS) and not _equal(value, own.get(name)):
             has = f"has {own[name]}" if name in own else f"is of method {manifest.method!r}"
             raise InvalidRequest(
-                f"{name}={value!r} contradicts {model}, which {has}: leave {name} out, or train "
-                "from the base",
+                f"{name}={shown(value)} contradicts {model}, which {has}: leave {name} out, or "
+                "train from the base",
                 param=name,
             )
     needed = {name: own[name] for name in ("method", "rank", "trained") if name in own}

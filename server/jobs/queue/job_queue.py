@@ -9,6 +9,7 @@ from sqlalchemy import ColumnElement, exists, func, select
 from sqlalchemy.orm import Session
 
 from adapters_store.manifest import check_name
+from adapters_store.outside_values import shown
 from adapters_store.store_errors import InvalidName
 from server.control_characters import has_control
 from server.db.session import ensure_owner
@@ -113,8 +114,9 @@ class JobQueue(Claims):
             metadata: only those that have all these pairs; none: those that have no pair at all.
             status: only those with this status.
         """
+        pairs = None if metadata is None else check_metadata(metadata)
         with self._database.reading() as session:
-            where = [JobRow.owner == owner, *_labelled(metadata)]
+            where = [JobRow.owner == owner, *_labelled(pairs)]
             if status is not None:
                 where.append(JobRow.status == status.value)
             return rows.page(session, JobRow, Job.from_row, where, after, limit)
@@ -239,7 +241,7 @@ class JobQueue(Claims):
 def _find(session: Session, owner: str, job_id: str, *, lock: bool = False) -> JobRow:
     row = rows.find(session, JobRow, owner, job_id, lock=lock)
     if row is None:
-        raise NotFound(f"there is no fine-tuning job {job_id!r}")
+        raise NotFound(f"there is no fine-tuning job {shown(job_id)}")
     return row
 
 
@@ -265,7 +267,7 @@ def _require_file(session: Session, owner: str, file_id: str, param: str, now: f
     # Locked: it must not be deleted meanwhile.
     row = rows.find_file(session, owner, file_id, now, lock=True)
     if row is None:
-        raise InvalidRequest(f"there is no file {file_id!r}; upload it first", param=param)
+        raise InvalidRequest(f"there is no file {shown(file_id)}; upload it first", param=param)
     if row.purpose != "fine-tune":
         raise InvalidRequest(
             f"file {file_id!r} is for {row.purpose!r} and not for 'fine-tune'", param=param
@@ -283,12 +285,15 @@ def _check_suffix(suffix: str) -> None:
 def check_metadata(metadata: Mapping[str, str]) -> dict[str, str]:
     """The OpenAI API's limits: 16 pairs, keys of 64 characters, values of 512."""
     if len(metadata) > 16:
-        raise InvalidRequest(f"{len(metadata)} pairs of metadata; at most 16", param="metadata")
+        raise InvalidRequest(
+            f"{len(metadata)} pairs of metadata: give at most 16", param="metadata"
+        )
     for key, value in metadata.items():
-        if len(key) > 64 or len(value) > 512 or has_control(key):
+        # PostgreSQL refuses NUL.
+        if len(key) > 64 or len(value) > 512 or has_control(key) or "\0" in value:
             raise InvalidRequest(
-                f"metadata {key[:64]!r} has more than 64 characters or a control character, or its "
-                "value has more than 512",
+                f"metadata {shown(key)} has more than 64 characters or a control character, or its "
+                "value has more than 512 or NUL: shorten it",
                 param="metadata",
             )
     return dict(metadata)

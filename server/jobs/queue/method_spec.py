@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
+from adapters_store.outside_values import shown
 from server.errors import InvalidRequest
 
 OPTIONS: Final = ("trained", "basis", "sparsity", "alpha", "d_initial")
@@ -68,5 +69,7 @@ MethodSpecs = Mapping[str, MethodSpec]
 def spec_named(specs: MethodSpecs, name: str) -> MethodSpec:
     """Raises InvalidRequest naming the methods that there are."""
     if name not in specs:
-        raise InvalidRequest(f"method={name!r} is not one of {', '.join(specs)}", param="method")
+        raise InvalidRequest(
+            f"method={shown(name)} is not one of {', '.join(specs)}", param="method"
+        )
     return specs[name]

@@ -4,11 +4,11 @@ Knows no method and no trainer. None leaves a value to its measured default.
 """
 
 import json
-import math
 import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 
+from adapters_store.outside_values import shown
 from server.errors import InvalidRequest
 from server.jobs.queue.method_spec import OPTIONS, MethodSpecs, spec_named
 
@@ -72,7 +72,8 @@ class TrainOptions:
     def __post_init__(self) -> None:
         if not isinstance(self.method, str):
             raise InvalidRequest(
-                f"method={self.method!r} is not a name, such as {DEFAULT_METHOD!r}", param="method"
+                f"method={shown(self.method)} is not a name, such as {DEFAULT_METHOD!r}",
+                param="method",
             )
         self._one_of("basis", BASES)
         self._one_of("schedule", SCHEDULES)
@@ -128,29 +129,31 @@ class TrainOptions:
         for key in values:
             if key not in known:
                 raise InvalidRequest(
-                    f"unknown hyperparameter {key!r}; known are {', '.join(known)}", param=key
+                    f"unknown hyperparameter {shown(key)}; known are {', '.join(known)}", param=key
                 )
         return cls(**{key: value for key, value in values.items() if value not in ("auto", None)})
 
     def _one_of(self, name: str, known: Sequence[str]) -> None:
         value = getattr(self, name)
         if value is not None and value not in known:
-            raise InvalidRequest(f"{name}={value!r} is not one of {', '.join(known)}", param=name)
+            raise InvalidRequest(
+                f"{name}={shown(value)} is not one of {', '.join(known)}", param=name
+            )
 
     def _whole(self, name: str, low: int, high: int) -> None:
         value = getattr(self, name)
         if value is not None and (type(value) is not int or not low <= value <= high):
             raise InvalidRequest(
-                f"{name}={value!r} is not a whole number between {low} and {high}", param=name
+                f"{name}={shown(value)} is not a whole number between {low} and {high}", param=name
             )
 
     def _number(self, name: str, low: float, high: float, otherwise: str = "") -> None:
         value = getattr(self, name)
         if value is None:
             return
-        if type(value) not in (int, float) or not math.isfinite(value) or not low <= value <= high:
+        if type(value) not in (int, float) or not low <= value <= high:  # NaN is not
             raise InvalidRequest(
-                f"{name}={value!r} is not a number between {low:g} and {high:g}{otherwise}",
+                f"{name}={shown(value)} is not a number between {low:g} and {high:g}{otherwise}",
                 param=name,
             )
 
@@ -162,7 +165,7 @@ class TrainOptions:
             isinstance(name, str) and _MODULE_NAME.fullmatch(name) for name in names
         ):
             raise InvalidRequest(
-                f"targets={str(self.targets)[:80]!r} is neither {' nor '.join(TARGET_SETS)}, "
+                f"targets={shown(self.targets)} is neither {' nor '.join(TARGET_SETS)}, "
                 "nor a list of 1 to 64 module names such as q_proj",
                 param="targets",
             )
@@ -186,15 +189,15 @@ def check_method(options: TrainOptions, specs: MethodSpecs) -> None:
             )
     if options.trained is not None and options.trained not in spec.trained:
         raise InvalidRequest(
-            f"trained={options.trained!r} is not one of {', '.join(spec.trained)}, which method "
-            f"{spec.name!r} can train",
+            f"trained={shown(options.trained)} is not one of {', '.join(spec.trained)}, which "
+            f"method {spec.name!r} can train",
             param="trained",
         )
     for name in named:
         if not spec.variant(options.trained).has(name):
             raise InvalidRequest(
-                f"{name} is no option of method {spec.name!r} with trained={options.trained!r}: "
-                "leave it out",
+                f"{name} is no option of method {spec.name!r} with "
+                f"trained={shown(options.trained)}: leave it out",
                 param=name,
             )
         if name in spec.nonzero and getattr(options, name) == 0:

@@ -15,7 +15,7 @@ from server.adapters.memory.matrices import SharedBases
 from server.adapters.methods.registry import kind_named
 from server.bases.model import BaseModel
 from server.bases.tokenizer import ChatTokenizer
-from server.jobs.files.datasets import validate
+from server.jobs.files.datasets import lines_of, validate
 from server.jobs.files.file_store import Files
 from server.jobs.queue import continuing
 from server.jobs.queue.job import Job
@@ -157,8 +157,8 @@ def _short(loss: float | None) -> str | None:
 
 
 def _lines(job: Job, file_id: str, param: str, files: Files, encoder: LineEncoder) -> list[_Line]:
-    with files.verified(job.owner, file_id, of_job=True) as lines:
-        dataset = validate(lines, min_examples=1, param=param)
+    with files.verified(job.owner, file_id, of_job=True) as file:
+        dataset = validate(lines_of(file), min_examples=1, param=param)
     records = [record for _, record in dataset.records]
     examples = build_examples(dataset.records, encoder, param=param)
     return list(zip(records, examples, strict=True))

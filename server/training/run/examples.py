@@ -64,7 +64,7 @@ class LineEncoder:
     @classmethod
     def of(cls, base: BaseModel, tokenizer: ChatTokenizer) -> "LineEncoder":
         ends = AnswerEnds.of(base, tokenizer)
-        return cls(tokenizer, ends, base.max_context, base.vocab_size)
+        return cls(tokenizer.capped(base.max_context), ends, base.max_context, base.vocab_size)
 
     def examples(self, record: Mapping[str, object]) -> list[Example]:
         """Those of a line: one, several, or none.
