@@ -16,6 +16,8 @@ import tempfile
 import time
 from pathlib import Path
 
+from transformers.utils.logging import disable_progress_bar
+
 from tests.fuzz.areas import AREAS, opened
 from tests.fuzz.trial import HEAD, Case, Fuzzer, Report, case_of, hunt
 
@@ -23,6 +25,7 @@ from tests.fuzz.trial import HEAD, Case, Fuzzer, Report, case_of, hunt
 def main() -> int:
     options = _options()
     logging.disable()  # training in this process tells of each job
+    disable_progress_bar()
     with tempfile.TemporaryDirectory(prefix="fuzz-") as folder:
         if options.only is not None or options.replay:
             return _one_case(options, Path(folder))

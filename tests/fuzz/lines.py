@@ -17,7 +17,7 @@ from server.bases.tokenizer import load_tokenizer
 from server.jobs.queue.job import JobStatus
 from server.jobs.queue.train_options import TrainOptions
 from server.training.job.worker_loop import run_worker
-from tests.fuzz.edits import edit, edited, written
+from tests.fuzz.edits import edit, edited, paths, written
 from tests.fuzz.target import BOUND_S, Target, wrong_error
 from tests.fuzz.trapped_base import BEYOND
 from tests.fuzz.trial import Case, Verdict
@@ -94,18 +94,23 @@ class Lines:
         self._target = target
         self._big = big
         base = load_base(str(target.base), device="cpu")
+        self._texts = {
+            kind: [at for at in paths(lines) if at[-1] in ("content", "prompt", "completion")]
+            for kind, lines in LINES.items()
+        }
         self._loaded = base, load_tokenizer(str(target.base))
 
     def make(self, chance: Random) -> Case:
         kind = chance.choice(sorted(LINES))
         edits = []
         for _ in range(chance.choice([1, 1, 2, 3, 8])):
-            change = edit(chance, LINES[kind], big=self._big)
-            if change["op"] == "put" and chance.random() < 0.7:
-                change["put"] = chance.choice(_TEXTS)
-            edits.append(change)
+            if chance.random() < 0.7:  # still a text where one belongs: often valid
+                at = chance.choice(self._texts[kind])
+                edits.append({"op": "put", "at": at, "put": chance.choice(_TEXTS)})
+            else:
+                edits.append(edit(chance, LINES[kind], big=self._big))
         case: Case = {"kind": kind, "edits": edits, "options": chance.choice(_OPTIONS)}
-        if chance.random() < 0.2:
+        if chance.random() < 0.1:
             case["bytes"] = [{"at": chance.randrange(1500), "put": chance.choice(_BYTES)}]
         return case
 
