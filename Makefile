@@ -8,12 +8,16 @@ export TORCH_INDEX ?=
 # What pytest runs: all, or for example TESTS=tests/engine.
 TESTS  ?=
 LATEST := .venv-latest
+# What `make fuzz` tries (empty: all areas), from which seed, and for how long altogether.
+AREAS   ?=
+SEED    ?= 1
+MINUTES ?= 20
 
 # Where Python may keep no bytecode, each of dozens of programs that the tests start would compile
 # torch anew: that alone takes minutes.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo serve test test-latest gpu-test lint format lock docs clean
+.PHONY: demo serve test test-latest fuzz gpu-test lint format lock docs clean
 
 demo: $(VENV)/.installed-run
 	$(BIN)/verandah demo
@@ -38,6 +42,10 @@ test-latest:
 	$(LATEST)/bin/pip install --no-compile -e '.[dev]'
 	OMP_NUM_THREADS=1 $(LATEST)/bin/pytest -m "not gpu" -n auto --dist worksteal $(TESTS) \
 	    -W default::DeprecationWarning -W default::PendingDeprecationWarning -W default::FutureWarning
+
+# The fuzzers, for longer than the tests run them: see docs/fuzzing.md.
+fuzz: $(VENV)/.installed-dev
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.fuzz $(AREAS) --seed $(SEED) --minutes $(MINUTES)
 
 gpu-test:
 	python3 -m pytest -m gpu
