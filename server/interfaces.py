@@ -162,3 +162,8 @@ class Worker(Protocol):
 
     @property
     def restarts(self) -> int: ...
+
+    @property
+    def problem(self) -> str:
+        """What is wrong, in words; empty if nothing is."""
+        ...

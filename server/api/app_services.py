@@ -55,6 +55,7 @@ class Services:
     request_timeout_s: float
     max_body_bytes: int
     max_file_bytes: int
+    problem: Callable[[], str] = lambda: ""  # why this process answers no more, in words
 
 
 def _services(request: Request) -> Services:

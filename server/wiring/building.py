@@ -30,6 +30,7 @@ from server.engine.kv_cache import KVCache
 from server.engine.runner import Runner
 from server.jobs.files.file_store import Files
 from server.jobs.queue.job_queue import JobQueue
+from server.loop_progress import StepProgress
 from server.metrics import Metrics
 from server.pulse import Pulse
 from server.scheduler.loop import Limits, ServingLoop
@@ -103,9 +104,17 @@ def hide_progress_bars() -> None:
 
 @contextmanager
 def running_engine(
-    settings: Settings, records: Records, metrics: Metrics, say: Say
+    settings: Settings,
+    records: Records,
+    metrics: Metrics,
+    say: Say,
+    progress: StepProgress | None = None,
 ) -> Iterator[RunningEngine]:
-    """Load the base model and run a serving loop over it, until the end of the context."""
+    """Load the base model and run a serving loop over it, until the end of the context.
+
+    Args:
+        progress: of the loading, and then of the loop.
+    """
     pins = [pinned_ref(records.store, name) for name in settings.pinned]
     say(f"loading the base model {settings.model}")
     started = time.monotonic()
@@ -114,7 +123,7 @@ def running_engine(
     pulse, within = Pulse(), high_priority_stream(base.device)
     with within():
         adapters = _adapters(settings, base, records.store)
-        loop = _loop(settings, base, tokenizer, adapters, metrics, pulse, within)
+        loop = _loop(settings, base, tokenizer, adapters, metrics, pulse, within, progress)
         adapters.on_loaded = loop.wake
         for ref in pins:
             adapters.pin(ref)
@@ -151,6 +160,7 @@ def _loop(
     metrics: Metrics,
     pulse: Pulse,
     within: Callable[[], AbstractContextManager[object]],
+    progress: StepProgress | None,
 ) -> ServingLoop:
     try:
         memory_mb = kv_memory_mb(settings, base.device)
@@ -176,6 +186,7 @@ def _loop(
         thread_context=within,
         device_works=partial(device_works, base.device),
         on_device_lost=end_soon,
+        progress=progress,
     )
 
 

@@ -65,6 +65,7 @@ class Training:
 
     alive = True
     restarts = 2
+    problem = ""
 
     def stop(self) -> None:
         self.alive = False
