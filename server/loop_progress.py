@@ -64,7 +64,7 @@ class Progress:
 
 
 class StepProgress(Progress):
-    """The progress of a loop that takes steps of tokens: how long one may take, those before say."""
+    """The progress of a loop that takes steps of tokens. Past ones say how long one may take."""
 
     def __init__(self, what: str = "starting") -> None:
         super().__init__(what)

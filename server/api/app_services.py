@@ -2,13 +2,14 @@
 
 from collections.abc import Callable
 from collections.abc import Sequence as Seq
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, cast
 
 from fastapi import Depends, Request
 
 from server import interfaces
 from server.api.error_body import ErrorBody
+from server.api.threads import Threads
 from server.jobs.files.file_store import Files
 from server.jobs.queue.job_queue import JobQueue
 from server.jobs.queue.method_spec import MethodSpecs
@@ -56,13 +57,15 @@ class Services:
     max_body_bytes: int
     max_file_bytes: int
     problem: Callable[[], str] = lambda: ""  # why this process answers no more, in words
+    threads: Threads = field(default_factory=Threads)
 
 
-def _services(request: Request) -> Services:
+# Both are coroutines: FastAPI would run functions in the threads that all requests share.
+async def _services(request: Request) -> Services:
     return cast(Services, request.app.state.services)
 
 
-def _owner(request: Request) -> str:
+async def _owner(request: Request) -> str:
     # `server.api.gate.KeyCheck` put it there before a byte of the body was read.
     return cast(str, request.scope["verandah.owner"])
 

@@ -4,7 +4,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, closing, contextmanager
 from dataclasses import dataclass
 from functools import partial
 
@@ -67,22 +67,25 @@ class RunningEngine:
 
 
 @contextmanager
-def open_records(settings: Settings, *, create: bool = True) -> Iterator[Records]:
+def open_records(
+    settings: Settings, *, create: bool = True, patience_s: float | None = None
+) -> Iterator[Records]:
     """Open the home. Makes and migrates what is missing, and closes the database at the end.
+
+    Args:
+        patience_s: see `Database`; the migration has more.
 
     Raises:
         Unavailable: the database is missing and `create` is False.
     """
     home = settings.home_path
     home.mkdir(parents=True, exist_ok=True)
-    database = Database(settings.database)
-    try:
-        database.migrate(create=create)
+    with closing(Database(settings.database)) as patient:
+        patient.migrate(create=create)
+    with closing(Database(settings.database, patience_s=patience_s)) as database:
         max_bytes = int(settings.max_file_mb * _MIB)
         files = Files(database, home / "files", max_bytes=max_bytes)
         yield Records(database, AdapterStore(home / "adapters"), files, JobQueue(database))
-    finally:
-        database.close()
 
 
 def load_model(settings: Settings, threads: int) -> tuple[BaseModel, ChatTokenizer]:

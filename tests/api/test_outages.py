@@ -11,8 +11,7 @@ from pathlib import Path
 import openai
 import pytest
 
-import server.api.jobs.job_event_endpoints
-import server.db.session
+import server.api.jobs.event_hub
 from server.jobs.files import file_store
 from tests.api.jobs.test_training import claim, upload
 from tests.api.running import Running, Serve, eventually
@@ -21,9 +20,8 @@ HELLO = [{"role": "user", "content": "Hello"}]
 
 
 @pytest.fixture
-def served(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> Running:
+def served(serve: Serve) -> Running:
     """A server that does not wait long for a lock."""
-    monkeypatch.setattr(server.db.session, "_BUSY_TIMEOUT_MS", 200)
     return serve()
 
 
@@ -81,7 +79,7 @@ def test_who_only_reads_does_not_notice_a_lock(served: Running, tmp_path: Path) 
 def test_a_stream_of_events_outlives_an_outage(
     served: Running, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(server.api.jobs.job_event_endpoints, "_POLL_S", 0.02)
+    monkeypatch.setattr(server.api.jobs.event_hub, "_POLL_S", 0.02)
     served.sdk.fine_tuning.jobs.create(model="base", training_file=upload(served))
     job = claim(served)
     seen: list[str] = []

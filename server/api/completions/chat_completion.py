@@ -6,7 +6,6 @@ from collections.abc import Sequence as Seq
 from typing import Annotated, Literal
 
 from fastapi import APIRouter, Request, Response
-from fastapi.concurrency import run_in_threadpool
 from pydantic import FailFast, Field, field_validator
 from pydantic_core import PydanticCustomError
 from starlette.types import Receive
@@ -180,6 +179,6 @@ async def answer(
     services: Services, waker: StreamWaker, owner: str, body: ChatRequest, receive: Receive
 ) -> Response:
     """The answer of `create_chat_completion`."""
-    checked = await run_in_threadpool(check_request, services, owner, body)
+    checked = await services.threads.answering.run(check_request, services, owner, body)
     shape = ChatShape(services.tokenizer, logprobs=bool(body.logprobs))
     return await reply(services, waker, checked, shape, receive, usage_chunk=body.usage_chunk)

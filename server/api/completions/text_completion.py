@@ -8,7 +8,6 @@ from itertools import accumulate
 from typing import Annotated, cast
 
 from fastapi import APIRouter, Request, Response
-from fastapi.concurrency import run_in_threadpool
 from pydantic import Field, PlainValidator
 from pydantic_core import PydanticCustomError
 from starlette.types import Receive
@@ -251,5 +250,7 @@ async def answer(
         # Neither disk nor tokenizer: a thread would cost more than this takes.
         checked, shape = _checked_and_shape(services, owner, body)
     else:
-        checked, shape = await run_in_threadpool(_checked_and_shape, services, owner, body)
+        checked, shape = await services.threads.answering.run(
+            _checked_and_shape, services, owner, body
+        )
     return await reply(services, waker, checked, shape, receive, usage_chunk=body.usage_chunk)

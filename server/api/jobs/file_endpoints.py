@@ -7,10 +7,11 @@ from fastapi.responses import FileResponse
 
 from server.api.app_services import CurrentOwner, CurrentServices
 from server.api.jobs.job_documents import Document, page_document
+from server.api.threads import DatabaseRoute
 from server.errors import InvalidRequest
 from server.jobs.files.file_store import StoredFile
 
-router = APIRouter(prefix="/v1/files", tags=["files"])
+router = APIRouter(prefix="/v1/files", tags=["files"], route_class=DatabaseRoute)
 
 
 def _document(file: StoredFile) -> Document:

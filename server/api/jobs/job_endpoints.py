@@ -9,6 +9,7 @@ from server.api.app_services import CurrentOwner, CurrentServices, Services
 from server.api.jobs.job_documents import Document, checkpoint_document, job_document, page_document
 from server.api.jobs.job_request import JobRequest, read_options
 from server.api.model_lookup import check_new_name, find_model
+from server.api.threads import DatabaseRoute
 from server.errors import InvalidDataset, InvalidRequest, LineProblem, NotFound
 from server.jobs.files.datasets import MIN_EXAMPLES, Dataset, validate
 from server.jobs.queue.continuing import check_continuable, inherited
@@ -16,7 +17,7 @@ from server.jobs.queue.job import JobStatus
 from server.jobs.queue.job_estimate import JobEstimate
 from server.jobs.queue.train_options import TrainOptions
 
-router = APIRouter(prefix="/v1/fine_tuning/jobs", tags=["fine-tuning"])
+router = APIRouter(prefix="/v1/fine_tuning/jobs", tags=["fine-tuning"], route_class=DatabaseRoute)
 
 
 @router.post("")
