@@ -87,8 +87,10 @@ class StepProgress(Progress):
         if not self._slowest:
             return _FIRST_S + _FIRST_TOKEN_S * tokens
         power = tokens.bit_length()
-        alike = (took * (1 << max(power - seen, 0)) for seen, took in self._slowest.items())
-        return STEP_S + _TIMES_SEEN * min(alike)
+        # The nearest that was no larger; else the smallest of all.
+        seen = max((one for one in self._slowest if one <= power), default=min(self._slowest))
+        larger = 1 << max(power - seen, 0)
+        return STEP_S + _TIMES_SEEN * larger * self._slowest[seen]
 
     def _learn(self, tokens: int, took: float) -> None:
         power = tokens.bit_length()

@@ -204,6 +204,6 @@ def _gone(number: int, stopping: bool) -> Unavailable:
     if stopping:
         return Unavailable("the engine has stopped; try again when the server is back")
     return Unavailable(
-        f"the process of engine {number} ended before it had answered; it is being started again: "
-        "try again in a moment"
+        f"the process of engine {number} hung or ended before it had answered, and is started "
+        "again: try again in a moment"
     )

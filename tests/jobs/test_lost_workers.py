@@ -20,6 +20,21 @@ def test_what_a_dead_worker_held_is_claimed_at_once(jobs: Jobs) -> None:
     assert jobs.queue.get("bob", other.id).worker == "alive"
 
 
+def test_a_job_tells_how_its_worker_was_lost(jobs: Jobs) -> None:
+    job = jobs.create()
+    jobs.claim("hung")
+    jobs.queue.abandon("hung", "hung: it made no progress for 20 s, and was killed")
+    jobs.claim("far")
+    jobs.clock.now += 31  # of a lease of 30 s: nobody knows more
+    jobs.claim("new")
+    warnings = [event.message for event in jobs.queue.events("ann", job.id).items[::-1]]
+    assert [line for line in warnings if line.startswith("The worker ")] == [
+        "The worker hung: it made no progress for 20 s, and was killed. "
+        "Another continues the job from its last checkpoint",
+        "The worker sent no heartbeat for 30 s. Another continues the job from its last checkpoint",
+    ]
+
+
 def test_to_be_called_dead_costs_a_worker_nothing_until_its_job_is_taken(jobs: Jobs) -> None:
     jobs.create()
     held = jobs.claim("alive")
