@@ -225,6 +225,7 @@ def test_who_does_not_read_events_is_dropped_and_holds_no_memory(
     served: Running, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sse, "STALLED_S", 0.5)
+    monkeypatch.setattr(event_hub, "_COMMENT_S", 0.1)
     monkeypatch.setattr(event_hub, "MAX_STREAMS_OF_OWNER", 1)
     served.sdk.fine_tuning.jobs.create(model="base", training_file=upload(served))
     job = claim(served)
