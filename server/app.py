@@ -77,6 +77,7 @@ _DISK_FAULTS = (
     *(errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ENOTEMPTY, errno.EXDEV),
 )
 _LONGEST_MESSAGE, _LONGEST_NAME = 10_000, 200
+_RETRY_AFTER_S = 3  # for what is being mended: an engine that starts again, a locked database
 _HTTP_CODES = {404: "unknown_url", 405: "method_not_allowed"}
 
 
@@ -93,6 +94,8 @@ def describe(error: Exception) -> ErrorBody:
     headers = {} if known.retry else {"x-should-retry": "false"}
     if isinstance(error, errors.QueueFull):
         headers["retry-after"] = str(math.ceil(error.retry_after_s))
+    if isinstance(error, errors.Unavailable):
+        headers["retry-after"] = str(_RETRY_AFTER_S)
     if isinstance(error, errors.Unauthorized):
         headers["www-authenticate"] = "Bearer"
     param = error.param if isinstance(error, errors.InvalidRequest) else None
@@ -198,7 +201,8 @@ def create_app(services: Services) -> ASGIApp:
     app = http_api()
     app.state.services = services
     app.state.waker = waker = StreamWaker()
-    services.metrics.registry.register(ops.ServerGauges(services))
+    app.state.event_hub = job_event_endpoints.event_hub(services)
+    app.state.operations = ops.Operations(services)
     # Around FastAPI and not its middleware, so that the fast path skips FastAPI's own layers.
     routes = {
         "/v1/chat/completions": FastRoute(chat_completion.ChatRequest, chat_completion.answer),

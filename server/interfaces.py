@@ -137,6 +137,8 @@ class Porting(Protocol):
 
     def export_adapter(self, ref: AdapterRef, form: str) -> Path: ...
 
+    def release(self, folder: Path) -> None: ...
+
 
 class JobEstimator(Protocol):
     """`server.training.job.job_estimator.JobEstimator`."""
@@ -162,3 +164,8 @@ class Worker(Protocol):
 
     @property
     def restarts(self) -> int: ...
+
+    @property
+    def problem(self) -> str:
+        """What is wrong, in words; empty if nothing is."""
+        ...

@@ -32,6 +32,7 @@ ROWS = [
         "server.control_characters",
         "server.errors",
         "server.kernels",
+        "server.loop_progress",
         "server.metrics",
         "server.pulse",
         "server.supervisor",

@@ -5,11 +5,11 @@ from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field
 from typing import Annotated, cast
 
-from anyio import CapacityLimiter
 from fastapi import Depends, Request
 
 from server import interfaces
 from server.api.error_body import ErrorBody
+from server.api.threads import Threads
 from server.jobs.files.file_store import Files
 from server.jobs.queue.job_queue import JobQueue
 from server.jobs.queue.method_spec import MethodSpecs
@@ -32,17 +32,9 @@ class BaseCard:
     turn_ends: frozenset[int] = frozenset()
 
 
-def _one_at_a_time() -> CapacityLimiter:
-    return CapacityLimiter(1)
-
-
 @dataclass(frozen=True)
 class Services:
-    """All that the handlers work with; `server.wiring.front` makes it.
-
-    `long_prompts` and `file_checks` limit the threads that tokenize long prompts and read training
-    files: such work takes a whole core for seconds, and others need the cores too.
-    """
+    """All that the handlers work with; `server.wiring.front` makes it."""
 
     base: BaseCard
     engine: interfaces.Engine
@@ -64,15 +56,16 @@ class Services:
     request_timeout_s: float
     max_body_bytes: int
     max_file_bytes: int
-    long_prompts: CapacityLimiter = field(default_factory=_one_at_a_time)
-    file_checks: CapacityLimiter = field(default_factory=_one_at_a_time)
+    problem: Callable[[], str] = lambda: ""  # why this process answers no more, in words
+    threads: Threads = field(default_factory=Threads)
 
 
-def _services(request: Request) -> Services:
+# Both are coroutines: FastAPI would run functions in the threads that all requests share.
+async def _services(request: Request) -> Services:
     return cast(Services, request.app.state.services)
 
 
-def _owner(request: Request) -> str:
+async def _owner(request: Request) -> str:
     # `server.api.gate.KeyCheck` put it there before a byte of the body was read.
     return cast(str, request.scope["verandah.owner"])
 

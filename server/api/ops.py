@@ -1,34 +1,82 @@
 """/health, /ready and /metrics, for operators. They need no API key."""
 
+import asyncio
+import threading
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future
+from contextlib import suppress
+from functools import partial
+from typing import Final, Generic, TypeVar, cast
 
-from fastapi import APIRouter, Response
+from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
-from server.api.app_services import CurrentServices, Services
+from server.api.app_services import Services
 from server.errors import Unavailable
+from server.interfaces import Worker
+from server.jobs.queue.job import JobStatus
 from server.metrics import PREFIX, UndescribedCollector
 
 router = APIRouter(tags=["operations"])
 
+_PATIENCE_S: Final = 0.6
+_METRICS_S: Final = 0.9
+_COUNTS_S: Final = 0.3  # of the database, as a part of the metrics
+_NO_ANSWER: Final[dict[str, object]] = {
+    "alive": False,
+    "problem": "the worker's state could not be read in time",
+}
+
+T = TypeVar("T")
+D = TypeVar("D")
+
+
+class Operations:
+    """What the endpoints ask. Each answers within a second, whatever hangs."""
+
+    def __init__(self, services: Services) -> None:
+        self.services = services
+        worker = services.worker
+        self.worker = None if worker is None else SharedCall(partial(_told, worker))
+        self.counts = SharedCall(services.jobs.counts)
+        self.metrics = SharedCall(partial(generate_latest, services.metrics.registry))
+        services.metrics.registry.register(ServerGauges(services, self.counts))
+
+
+def _operations(request: Request) -> Operations:
+    return cast(Operations, request.app.state.operations)
+
 
 @router.get("/health")
-async def health(services: CurrentServices) -> dict[str, object]:
-    """Whether this process and the engines' processes, if there are any, are alive."""
-    if not services.engines:
-        return {"status": "ok"}
-    engines = [{"alive": each.alive, "restarts": each.restarts} for each in services.engines]
-    good = all(each.alive for each in services.engines)
-    return {"status": "ok" if good else "degraded", "engines": engines}
+async def health(request: Request) -> JSONResponse:
+    """Whether this process, the engines' processes and the training worker are alive and make
+    progress. 503: this process does not, and is about to end."""
+    operations = _operations(request)
+    services = operations.services
+    if problem := services.problem():
+        return JSONResponse({"status": "failed", "problem": problem}, 503)
+    told: dict[str, object] = {}
+    states = [_told(each) for each in services.engines]
+    if states:
+        told["engines"] = [*states]
+    if operations.worker is not None:
+        worker = await operations.worker.within(_PATIENCE_S, _NO_ANSWER)
+        states.append(worker)
+        told["worker"] = worker
+    good = all(state["alive"] for state in states)
+    return JSONResponse({"status": "ok" if good else "degraded", **told})
 
 
 @router.get("/ready")
-def ready(services: CurrentServices) -> JSONResponse:
+async def ready(request: Request) -> JSONResponse:
     """Whether a request would be answered now: 200, or 503 with what is missing."""
-    checks = {"engine": services.engine.alive, "database": _database_answers(services)}
+    operations = _operations(request)
+    services = operations.services
+    counts = await operations.counts.within(_PATIENCE_S, None)
+    checks = {"engine": services.engine.alive, "database": counts is not None}
     good = all(checks.values())
     return JSONResponse(
         {"status": "ready" if good else "not ready", "checks": checks, "model": services.base.id},
@@ -37,16 +85,59 @@ def ready(services: CurrentServices) -> JSONResponse:
 
 
 @router.get("/metrics")
-def metrics(services: CurrentServices) -> Response:
+async def metrics(request: Request) -> Response:
     """Prometheus's text format."""
-    return Response(generate_latest(services.metrics.registry), media_type=CONTENT_TYPE_LATEST)
+    text = await _operations(request).metrics.within(_METRICS_S, None)
+    if text is None:
+        raise Unavailable("the metrics could not be read in time: try again")
+    return Response(text, media_type=CONTENT_TYPE_LATEST)
+
+
+def _told(one: Worker) -> dict[str, object]:
+    problem = one.problem
+    told: dict[str, object] = {"alive": one.alive, "restarts": one.restarts}
+    return told | {"problem": problem} if problem else told
+
+
+class SharedCall(Generic[T]):
+    """A call that may hang: one thread at most makes it, and all who ask meanwhile share it."""
+
+    def __init__(self, call: Callable[[], T]) -> None:
+        self._call = call
+        self._lock = threading.Lock()
+        self._running: Future[T] | None = None
+
+    def start(self) -> "Future[T]":
+        """Call, unless a call is under way; its result."""
+        with self._lock:
+            if self._running is None or self._running.done():
+                self._running = Future()
+                run = partial(self._run, self._running)
+                threading.Thread(target=run, name="operations", daemon=True).start()
+            return self._running
+
+    async def within(self, seconds: float, default: D) -> T | D:
+        """The result, or `default` if it comes too late, or the server could not give it."""
+        result = asyncio.wrap_future(self.start())
+        await asyncio.wait([result], timeout=seconds)
+        if not result.done():
+            return default
+        return default if isinstance(result.exception(), Unavailable) else result.result()
+
+    def _run(self, result: "Future[T]") -> None:
+        result.set_running_or_notify_cancel()
+        try:
+            result.set_result(self._call())
+        except Exception as error:
+            result.set_exception(error)
 
 
 class ServerGauges(UndescribedCollector):
     """Gauges that are read from their owners at each scrape: queues, memory, adapters, jobs."""
 
-    def __init__(self, services: Services) -> None:
+    def __init__(self, services: Services, counts: SharedCall[dict[JobStatus, int]]) -> None:
         self._services = services
+        self._counts = counts
 
     def collect(self) -> Iterator[Metric]:
         yield from self._engine()
@@ -93,19 +184,13 @@ class ServerGauges(UndescribedCollector):
         yield self._counter("adapter_hits", "Requests whose adapter had a slot.", residency.hits)
 
     def _training(self) -> Iterator[Metric]:
-        jobs = {str(status): count for status, count in self._services.jobs.counts().items()}
-        yield self._by("training_jobs", "Training jobs, by status.", "status", jobs)
+        with suppress(Unavailable, TimeoutError):  # without a database they are left out
+            counts = self._counts.start().result(_COUNTS_S)
+            jobs = {str(status): count for status, count in counts.items()}
+            yield self._by("training_jobs", "Training jobs, by status.", "status", jobs)
         worker = self._services.worker
         if worker is not None:
             yield self._gauge("training_worker_up", "1 while the worker runs.", worker.alive)
             yield self._counter(
                 "training_worker_restarts", "Restarts of the worker.", worker.restarts
             )
-
-
-def _database_answers(services: Services) -> bool:
-    try:
-        services.jobs.counts()
-    except Unavailable:
-        return False
-    return True

@@ -1,12 +1,16 @@
 """Server-sent events: their framing, and responses that stream them. Knows no endpoint."""
 
+import asyncio
 import json
 from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import suppress
+from typing import Final
 
 from fastapi import Response
 from fastapi.responses import StreamingResponse
-from starlette.types import Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 
+STALLED_S: Final = 60.0
 DONE = b"data: [DONE]\n\n"
 
 _encode = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode
@@ -55,9 +59,27 @@ class AnswerStream(Response):
             self._on_end()
 
 
+def in_time(send: Send) -> Send:
+    """`send` that raises ClientStalled for a client that does not read: it holds what is sent."""
+
+    async def send_in_time(message: Message) -> None:
+        try:
+            async with asyncio.timeout(STALLED_S):
+                await send(message)
+        except TimeoutError:
+            raise ClientStalled from None
+
+    return send_in_time
+
+
+class ClientStalled(Exception):
+    """A client has read nothing of a stream for too long."""
+
+
 class EventStream(StreamingResponse):
-    """Streams events. `on_end` runs however the stream ends: a client may disconnect before the
-    first event, and a generator that never started never reaches its `finally`.
+    """Streams events, to a client that reads them. `on_end` runs however the stream ends: a client
+    may disconnect before the first event, and a generator that never started never reaches its
+    `finally`.
     """
 
     def __init__(self, events: AsyncIterator[bytes], on_end: Callable[[], None]) -> None:
@@ -66,6 +88,7 @@ class EventStream(StreamingResponse):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
-            await super().__call__(scope, receive, send)
+            with suppress(ClientStalled):  # the server closes the connection
+                await super().__call__(scope, receive, in_time(send))
         finally:
             self._on_end()

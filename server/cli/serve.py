@@ -22,6 +22,9 @@ Then ask it with any OpenAI client: base_url is http://127.0.0.1:8000/v1.
 
 add_options = add_settings
 
+# Without reading, after which a client's connection is closed; before the responses give it up.
+_STALLED_S = 40.0
+
 
 def run(options: argparse.Namespace) -> int:
     settings = read_fields(options, Settings)
@@ -49,6 +52,9 @@ def _bound(settings: Settings) -> Iterator[socket.socket]:
         raise BadOption(f"--host {host} is not an address of this machine ({reason})") from error
     with listener:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if hasattr(socket, "TCP_USER_TIMEOUT"):  # connections inherit it; only Linux has it
+            stalled_ms = int(_STALLED_S * 1000)
+            listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, stalled_ms)
         try:
             listener.bind(address)
         except OSError as error:

@@ -11,6 +11,7 @@ import sqlite3
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 from urllib.parse import quote
@@ -38,8 +39,9 @@ from server.db.sqlite_file import damaged, failure, what_is_lost
 from server.db.tables import OwnerRow
 from server.errors import Unavailable
 
-_BUSY_TIMEOUT_MS = 15_000
-_POOL_TIMEOUT_S = 30.0
+_PATIENCE_S = 15.0
+_MAX_CONNECTIONS = 40  # more than the threads that ask, so that readers never wait for writers
+_HUNG_CLIENT_MS = 30_000  # in a transaction without a statement
 _WAL_PAGES = 256  # then SQLite begins its log again at the front
 _RESERVED_PAGES = 384  # for a whole log, and one change more
 _PAGE_BYTES = 4096
@@ -52,12 +54,20 @@ class Database:
 
     Args:
         url: SQLAlchemy URL.
+        patience_s: how long to wait for a lock that another holds, or for a free connection; None:
+            15 s, which suits who has nobody waiting.
         clock: Unix seconds. None: the database server's own clock, so that all machines agree;
             SQLite has none, so there it is this machine's.
     """
 
-    def __init__(self, url: str, *, clock: Callable[[], float] | None = None) -> None:
-        self._engine = _engine(url)
+    def __init__(
+        self,
+        url: str,
+        *,
+        patience_s: float | None = None,
+        clock: Callable[[], float] | None = None,
+    ) -> None:
+        self._engine = _engine(url, _PATIENCE_S if patience_s is None else patience_s)
         self._sqlite = self._engine.dialect.name == "sqlite"
         self._path = _path_of(self._engine)
         self._clock = time.time if clock is None and self._sqlite else clock
@@ -177,17 +187,24 @@ def migrations(connection: Connection) -> Config:
     return config
 
 
-def _engine(address: str) -> Engine:
+def _engine(address: str, patience_s: float) -> Engine:
     url = make_url(address)
     if url.drivername == "postgresql":
         url = url.set(drivername="postgresql+psycopg")
     if url.get_backend_name() != "sqlite":
         try:
-            return create_engine(url, pool_pre_ping=True)
+            engine = create_engine(
+                url,
+                pool_pre_ping=True,
+                pool_timeout=patience_s,
+                max_overflow=_MAX_CONNECTIONS,
+            )
         except ModuleNotFoundError as error:
             raise Unavailable(
                 f"{url!r} needs the package {error.name}: install verandah[postgres] for PostgreSQL"
             ) from error
+        event.listen(engine, "connect", partial(_set_up_postgres, patience_s))
+        return engine
     if url.database is None or url.database in ("", ":memory:"):
         raise Unavailable(
             f"{address!r} is a database in memory, which the worker's process cannot share; "
@@ -195,9 +212,9 @@ def _engine(address: str) -> Engine:
         )
     path = Path(url.database)
     path.parent.mkdir(parents=True, exist_ok=True)
-    engine = create_engine(url, pool_timeout=_POOL_TIMEOUT_S)
+    engine = create_engine(url, pool_timeout=patience_s, max_overflow=_MAX_CONNECTIONS)
     _follow_file(engine, path)
-    event.listen(engine, "connect", _set_up_sqlite)
+    event.listen(engine, "connect", partial(_set_up_sqlite, patience_s))
     event.listen(engine, "begin", _begin_sqlite)
     return engine
 
@@ -232,22 +249,31 @@ def _identity(path: Path) -> tuple[int, int] | None:
     return stat.st_dev, stat.st_ino
 
 
-def _set_up_sqlite(connection: DBAPIConnection, _record: object) -> None:
+def _set_up_postgres(patience_s: float, connection: DBAPIConnection, _record: object) -> None:
+    """Wait for no lock for ever, and free the locks of a client that hangs in a transaction."""
+    cursor = connection.cursor()
+    cursor.execute(f"SET lock_timeout = {int(patience_s * 1000)}")
+    cursor.execute(f"SET idle_in_transaction_session_timeout = {_HUNG_CLIENT_MS}")
+    cursor.close()
+    connection.commit()
+
+
+def _set_up_sqlite(patience_s: float, connection: DBAPIConnection, _record: object) -> None:
     # The driver would begin transactions late and deferred: a reader that becomes a writer then
     # fails at once, whatever the timeout is.
     connection.isolation_level = None
     cursor = connection.cursor()
-    cursor.execute(f"PRAGMA busy_timeout = {_BUSY_TIMEOUT_MS}")
-    _use_wal(cursor)
+    cursor.execute(f"PRAGMA busy_timeout = {int(patience_s * 1000)}")
+    _use_wal(cursor, patience_s)
     cursor.execute(f"PRAGMA wal_autocheckpoint = {_WAL_PAGES}")
     cursor.execute("PRAGMA synchronous = FULL")
     cursor.execute("PRAGMA foreign_keys = ON")
     cursor.close()
 
 
-def _use_wal(cursor: DBAPICursor) -> None:
+def _use_wal(cursor: DBAPICursor, patience_s: float) -> None:
     """Switch to WAL. It fails at once while another has a new file open, so try again."""
-    deadline = time.monotonic() + _BUSY_TIMEOUT_MS / 1000
+    deadline = time.monotonic() + patience_s
     while True:
         try:
             cursor.execute("PRAGMA journal_mode = WAL")

@@ -5,8 +5,10 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
+from dataclasses import dataclass
 from functools import partial
 from multiprocessing.connection import Connection
+from typing import Final
 
 from server.engine.sequence import FinishReason
 from server.errors import Unavailable
@@ -17,7 +19,9 @@ from server.scheduler.request import Generation, Listener, TextDelta, TokenPiece
 
 log = logging.getLogger(__name__)
 
-_CALL_TIMEOUT_S = 10.0
+PATIENCE_S: Final = 0.4
+"""Seconds to wait for what is only to be shown. /metrics must answer within a second."""
+_CALL_TIMEOUT_S: Final = 5.0
 
 
 class EngineConnection:
@@ -44,6 +48,9 @@ class EngineConnection:
         self._token_sinks: dict[int, TokenSink] = {}
         self._flushes: frozenset[Callable[[], None]] = frozenset()
         self._calls: dict[int, Future[object]] = {}
+        self._asked: dict[str, Future[object]] = {}  # the last of each name
+        self._known: dict[str, object] = {}  # what it gave
+        self._late: Future[object] | None = None  # a call that was waited for in vain
 
     def submit(self, request: Generation, listener: Listener) -> int:
         """Send a request. Returns the key of its first answer, for `cancel`.
@@ -83,13 +90,34 @@ class EngineConnection:
 
     def call(self, name: str, *arguments: object) -> object:
         """`start_call`, and wait for the result. Never on the thread that reads the connection."""
+        result = self.start_call(name, *arguments)
         try:
-            return self.start_call(name, *arguments).result(_CALL_TIMEOUT_S)
+            return result.result(0 if self._is_late() else _CALL_TIMEOUT_S)
         except TimeoutError:
+            self._late = result
             raise Unavailable(
                 f"the engine did not answer the call {name!r} within {_CALL_TIMEOUT_S:g} s; try "
                 "again, and see /health"
             ) from None
+
+    def ask(self, name: str) -> "Question":
+        """Start a call whose result is only to be shown, unless such a call is under way."""
+        asked = self._asked.get(name)
+        if asked is None or asked.done():
+            asked = self._asked[name] = self.start_call(name)
+        return Question(self, name, asked)
+
+    def answer(self, name: str, result: "Future[object]", timeout_s: float) -> object:
+        """See `Question.answer`."""
+        try:
+            self._known[name] = result.result(0 if self._is_late() else max(timeout_s, 0))
+        except TimeoutError:
+            self._late = result
+        return self._known.get(name)
+
+    def _is_late(self) -> bool:
+        """Whether the engine owes the result of a call that somebody has given up."""
+        return self._late is not None and not self._late.done()
 
     def stop(self, drain_timeout_s: float) -> None:
         """Let no new request in, and have the engine end the others; `stopped` tells when."""
@@ -165,3 +193,17 @@ class EngineConnection:
     def _flush(self) -> None:
         for flush in self._flushes:
             flush()
+
+
+@dataclass(frozen=True)
+class Question:
+    """A call whose result is only to be shown."""
+
+    connection: EngineConnection
+    name: str
+    result: "Future[object]"
+
+    def answer(self, timeout_s: float) -> object:
+        """The result. If it does not come in time: the last one of that name, or None. An engine
+        that was late is not waited for again until it answers. Raises Unavailable."""
+        return self.connection.answer(self.name, self.result, timeout_s)

@@ -1,6 +1,8 @@
 """Several engines as one: chooses the replica for each request. Knows no processes and no HTTP."""
 
+import contextlib
 import threading
+import time
 from collections import Counter, OrderedDict
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -9,7 +11,7 @@ from typing import cast
 
 from adapters_store.manifest import AdapterRef
 from server.errors import QueueFull, Unavailable
-from server.replicas.connection import EngineConnection
+from server.replicas.connection import PATIENCE_S, EngineConnection, Question
 from server.replicas.messages import EngineFacts
 from server.replicas.replica import OnReady, Replica
 from server.scheduler.intake import Handle
@@ -103,7 +105,7 @@ class Fleet:
                 self._remember(request.adapter, connection)
             return FleetHandle((), connection, first)
         raise refusal or Unavailable(
-            "the engine is being started again; try again in a moment, and see /health"
+            "the engine hangs or is being started again; try again in a moment, and see /health"
         )
 
     def cancel(self, handle: Handle) -> None:
@@ -124,16 +126,23 @@ class Fleet:
         )
 
     def call_each(self, name: str) -> Iterator[object]:
-        """The results of calling `name` in each replica that answers."""
+        """The results of calling `name` in each replica that runs; one that does not answer in time
+        gives what it gave last."""
+        questions: list[Question] = []
         for connection in self.connections:
-            try:
-                yield connection.call(name)
-            except Unavailable:  # it ended just now
-                continue
+            with contextlib.suppress(Unavailable):  # it ended just now
+                questions.append(connection.ask(name))
+        end = time.monotonic() + PATIENCE_S
+        for question in questions:
+            with contextlib.suppress(Unavailable):
+                answer = question.answer(end - time.monotonic())
+                if answer is not None:
+                    yield answer
 
     def _in_order(self, adapter: AdapterRef | None) -> list[EngineConnection]:
-        """Connections, the preferred one first."""
-        connections = sorted(self.connections, key=lambda it: it.capacity.queued)
+        """Connections to replicas that make progress, the preferred one first."""
+        every = [replica.connection for replica in self.replicas if replica.alive]
+        connections = sorted(filter(None, every), key=lambda it: it.capacity.queued)
         if adapter is None or len(connections) < 2:
             return connections
         with self._lock:

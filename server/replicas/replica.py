@@ -16,7 +16,7 @@ from typing import cast
 
 from adapters_store.work_folders import WorkFolders
 from server.errors import Unavailable
-from server.replicas.connection import EngineConnection
+from server.replicas.connection import PATIENCE_S, EngineConnection
 from server.replicas.messages import FromEngine, Ready, StartFailed
 from server.supervisor import Supervisor
 
@@ -30,12 +30,13 @@ OnReady = Callable[[EngineConnection], None]
 class Replica:
     """Runs `command` with `--connect ADDRESS` behind it as a child process until stopped.
 
-    The child connects to that address, sends Ready, and then answers requests. When it ends, its
-    open answers fail, and another child is started. It never outlives this process: see Supervisor.
+    The child connects to that address, sends Ready, and then answers requests. When it ends or
+    hangs, its open answers fail, and another child is started. It never outlives this process: see
+    Supervisor.
 
     Args:
         environment: the whole environment of the child.
-        on_end: called with the process id of each child that has ended, before the next one starts.
+        on_end: as in `Supervisor`.
 
     Attributes:
         on_ready: called with the connection of each child that is ready, before it is used.
@@ -47,7 +48,7 @@ class Replica:
         number: int,
         command: Sequence[str],
         environment: Mapping[str, str],
-        on_end: Callable[[int], None] = lambda _pid: None,
+        on_end: Callable[[int, str], None] = lambda _pid, _how: None,
     ) -> None:
         self.number = number
         self._on_end = on_end
@@ -68,8 +69,15 @@ class Replica:
 
     @property
     def alive(self) -> bool:
-        """True while the engine takes requests."""
-        return self.connection is not None and not self._stopping
+        """True while the engine takes requests and makes progress."""
+        return not self.problem and not self._stopping
+
+    @property
+    def problem(self) -> str:
+        """What is wrong with the engine, in words; empty if nothing is."""
+        if self.connection is None and self._supervisor.alive:
+            return f"engine {self.number} is starting"
+        return self._supervisor.problem
 
     @property
     def queued(self) -> int:
@@ -153,9 +161,9 @@ class Replica:
         self._started.set()
         return connection
 
-    def _ended(self, pid: int) -> None:
+    def _ended(self, pid: int, how: str) -> None:
         self._start_failed(None)
-        self._on_end(pid)
+        self._on_end(pid, how)
 
     def _start_failed(self, error: Exception | None) -> None:
         """A child reported an error, or ended (None). Matters only until one was ready."""
@@ -170,7 +178,7 @@ class Replica:
 
 
 class WorkerProxy:
-    """The training worker in a replica's process, as the API sees it."""
+    """The training worker in a replica's process, as the API sees it. Waits only shortly for it."""
 
     def __init__(self, replica: Replica) -> None:
         self._replica = replica
@@ -178,7 +186,14 @@ class WorkerProxy:
     @property
     def alive(self) -> bool:
         """True while it runs; False while its engine is being started again."""
-        return self._state()[0]
+        return not self.problem
+
+    @property
+    def problem(self) -> str:
+        """What is wrong with it or with its engine, in words; empty if nothing is."""
+        if problem := self._replica.problem:
+            return problem
+        return "" if self._state()[0] else "training in the engine's process has ended"
 
     @property
     def restarts(self) -> int:
@@ -189,7 +204,7 @@ class WorkerProxy:
         state: object = None
         if (connection := self._replica.connection) is not None:
             with contextlib.suppress(Unavailable):  # it ended just now
-                state = connection.call("worker")
+                state = connection.ask("worker").answer(PATIENCE_S)
         return cast("tuple[bool, int] | None", state) or (False, 0)
 
 
@@ -212,6 +227,6 @@ def _gone(number: int, stopping: bool) -> Unavailable:
     if stopping:
         return Unavailable("the engine has stopped; try again when the server is back")
     return Unavailable(
-        f"the process of engine {number} ended before it had answered; it is being started again: "
-        "try again in a moment"
+        f"the process of engine {number} hung or ended before it had answered, and is started "
+        "again: try again in a moment"
     )

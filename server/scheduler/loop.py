@@ -20,6 +20,7 @@ from adapters_store.store_errors import StoreError
 from server.engine.blocks import BlockPool
 from server.engine.sequence import Chunk, FinishReason, StepOutput
 from server.errors import Unavailable, VerandahError
+from server.loop_progress import StepProgress
 from server.metrics import Metrics
 from server.pulse import Pulse
 from server.scheduler.admission import Admission, Slots
@@ -75,6 +76,10 @@ class ServingLoop:
         thread_context: entered by the loop's thread before it works.
         device_works: whether the engine can continue; asked after a step that failed.
         on_device_lost: called when it cannot, after the loop has ended and all listeners know.
+
+    Attributes:
+        progress: what the loop's thread does, and how long that may take.
+        problem: why the loop answers no more, in words; empty while it does.
     """
 
     def __init__(
@@ -92,6 +97,7 @@ class ServingLoop:
         device_works: Callable[[], bool] = lambda: True,
         on_device_lost: Callable[[], None] = lambda: None,
         clock: Callable[[], float] = time.monotonic,
+        progress: StepProgress | None = None,
     ) -> None:
         self._engine = engine
         self._blocks = blocks
@@ -114,6 +120,8 @@ class ServingLoop:
         self._thread_context = thread_context
         self._device_works, self._on_device_lost = device_works, on_device_lost
         self._working = True
+        self.progress = progress or StepProgress("the start of the engine")
+        self.problem = ""
         self._unfreed: tuple[object, ...] = ()
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
 
@@ -138,6 +146,16 @@ class ServingLoop:
     def alive(self) -> bool:
         """True while requests are accepted and the thread runs."""
         return self._intake.open and self._thread.is_alive()
+
+    def give_up(self, problem: str) -> None:
+        """The loop's thread hangs: refuse all that comes, and end the answers that are open. Only
+        for a process that ends soon, since the thread may wake and work on."""
+        self.problem = problem
+        self._intake.close()
+        self._take_inbox()
+        error = "the engine hangs and is started again; try again in a moment"
+        self._answers.end_all(Unavailable(error))
+        self._answers.flush()
 
     def wake(self) -> None:
         """Try to admit again now, because an adapter was loaded, say."""
@@ -182,6 +200,7 @@ class ServingLoop:
             try:
                 self._end_all()
             finally:
+                self.progress.end()
                 if not self._working:
                     self._on_device_lost()
 
@@ -194,6 +213,7 @@ class ServingLoop:
         self._answers.flush()
 
     def _iterate(self) -> None:
+        self.progress.begin("the engine's work between two steps")
         self._take_inbox()
         self._answers.end_late()
         self._admit()
@@ -206,6 +226,7 @@ class ServingLoop:
             self._collect()
         self._answers.flush()
         if not due and not self._answers.running:
+            self.progress.begin("the engine's wait for requests")
             self._wake.wait(_IDLE_WAIT_S)
             self._wake.clear()
 
@@ -237,6 +258,7 @@ class ServingLoop:
             self._metrics.num_preemptions.inc()
         if not plan.chunks:
             return False
+        self.progress.begin_step(_tokens(plan.chunks))
         try:
             step = self._engine.launch(plan.chunks)
         except Exception as error:  # whatever a kernel may raise: the loop must outlive it
@@ -248,13 +270,15 @@ class ServingLoop:
     def _collect(self) -> None:
         """Wait for the oldest step in flight and deliver its outputs."""
         step, chunks = self._in_flight.popleft()
+        self.progress.begin_step(_tokens(chunks))
         try:
             outputs = step.outputs()
         except Exception as error:
             self._fail_steps(error, chunks, step)
             return
+        self.progress.begin("the engine's work after a step")
         self._answers.deliver(outputs)
-        self._metrics.iteration_tokens.observe(sum(length for _, length in chunks))
+        self._metrics.iteration_tokens.observe(_tokens(chunks))
 
     def _fail_steps(
         self, error: Exception, chunks: Seq[Chunk], step: StepFuture | None = None
@@ -276,3 +300,7 @@ class ServingLoop:
         self._in_flight.clear()
         self._answers.fail(touched, error)
         self._blocks.forget()
+
+
+def _tokens(chunks: Seq[Chunk]) -> int:
+    return sum(length for _, length in chunks)

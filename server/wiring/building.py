@@ -4,7 +4,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, closing, contextmanager
 from dataclasses import dataclass
 from functools import partial
 
@@ -30,6 +30,7 @@ from server.engine.kv_cache import KVCache
 from server.engine.runner import Runner
 from server.jobs.files.file_store import Files
 from server.jobs.queue.job_queue import JobQueue
+from server.loop_progress import StepProgress
 from server.metrics import Metrics
 from server.pulse import Pulse
 from server.scheduler.loop import Limits, ServingLoop
@@ -66,22 +67,25 @@ class RunningEngine:
 
 
 @contextmanager
-def open_records(settings: Settings, *, create: bool = True) -> Iterator[Records]:
+def open_records(
+    settings: Settings, *, create: bool = True, patience_s: float | None = None
+) -> Iterator[Records]:
     """Open the home. Makes and migrates what is missing, and closes the database at the end.
+
+    Args:
+        patience_s: see `Database`; the migration has more.
 
     Raises:
         Unavailable: the database is missing and `create` is False.
     """
     home = settings.home_path
     home.mkdir(parents=True, exist_ok=True)
-    database = Database(settings.database)
-    try:
-        database.migrate(create=create)
+    with closing(Database(settings.database)) as patient:
+        patient.migrate(create=create)
+    with closing(Database(settings.database, patience_s=patience_s)) as database:
         max_bytes = int(settings.max_file_mb * _MIB)
         files = Files(database, home / "files", max_bytes=max_bytes)
         yield Records(database, AdapterStore(home / "adapters"), files, JobQueue(database))
-    finally:
-        database.close()
 
 
 def load_model(settings: Settings, threads: int) -> tuple[BaseModel, ChatTokenizer]:
@@ -103,9 +107,17 @@ def hide_progress_bars() -> None:
 
 @contextmanager
 def running_engine(
-    settings: Settings, records: Records, metrics: Metrics, say: Say
+    settings: Settings,
+    records: Records,
+    metrics: Metrics,
+    say: Say,
+    progress: StepProgress | None = None,
 ) -> Iterator[RunningEngine]:
-    """Load the base model and run a serving loop over it, until the end of the context."""
+    """Load the base model and run a serving loop over it, until the end of the context.
+
+    Args:
+        progress: of the loading, and then of the loop.
+    """
     pins = [pinned_ref(records.store, name) for name in settings.pinned]
     say(f"loading the base model {settings.model}")
     started = time.monotonic()
@@ -114,7 +126,7 @@ def running_engine(
     pulse, within = Pulse(), high_priority_stream(base.device)
     with within():
         adapters = _adapters(settings, base, records.store)
-        loop = _loop(settings, base, tokenizer, adapters, metrics, pulse, within)
+        loop = _loop(settings, base, tokenizer, adapters, metrics, pulse, within, progress)
         adapters.on_loaded = loop.wake
         for ref in pins:
             adapters.pin(ref)
@@ -151,6 +163,7 @@ def _loop(
     metrics: Metrics,
     pulse: Pulse,
     within: Callable[[], AbstractContextManager[object]],
+    progress: StepProgress | None,
 ) -> ServingLoop:
     try:
         memory_mb = kv_memory_mb(settings, base.device)
@@ -176,6 +189,7 @@ def _loop(
         thread_context=within,
         device_works=partial(device_works, base.device),
         on_device_lost=end_soon,
+        progress=progress,
     )
 
 

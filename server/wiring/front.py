@@ -1,5 +1,6 @@
 """Starts the engine, in this process or in others, and the services over it. Knows no endpoint."""
 
+import logging
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -22,6 +23,7 @@ from server.bases.model import BaseModel, fingerprint_of
 from server.bases.tokenizer import ChatTokenizer, load_tokenizer
 from server.config import BadOption, Settings
 from server.errors import UnsupportedModel
+from server.loop_progress import Progress, StepProgress
 from server.metrics import Metrics
 from server.replicas.fleet import Fleet
 from server.replicas.fleet_metrics import add_fleet_metrics
@@ -39,10 +41,13 @@ from server.wiring.building import (
     pinned_ref,
     running_engine,
 )
-from server.wiring.process import command, environment, worker_id
+from server.wiring.process import command, end_soon, environment, worker_id
 from server.wiring.training import training_in_thread, trains_in_thread
 
+log = logging.getLogger(__name__)
+
 _MIB = 2**20
+_HUNG_GRACE_S = 3.0  # in which /health tells what hangs
 
 
 @dataclass(frozen=True)
@@ -51,7 +56,8 @@ class Front:
 
     `base` is the model, or its outline on torch's meta device if engines have their own processes.
     `processes` are those engines; empty if the engine is in this process. `worker` trains in an
-    engine's process; None if none does.
+    engine's process; None if none does. `loops` run in this process. `give_up` ends this
+    process because one of them hangs, and from then on `problem` says so.
     """
 
     base: BaseModel
@@ -63,6 +69,9 @@ class Front:
     stop: Callable[[float], None]
     processes: Sequence[interfaces.Worker] = ()
     worker: interfaces.Worker | None = None
+    loops: Sequence[Progress] = ()
+    give_up: Callable[[str], None] = lambda _problem: None
+    problem: Callable[[], str] = lambda: ""
 
 
 @contextmanager
@@ -121,6 +130,7 @@ def wire(
         keys=Keys(settings.key),
         metrics=metrics,
         worker=front.worker if worker is None else worker,
+        problem=front.problem,
         describe=describe,
         max_rank=settings.max_rank,
         request_timeout_s=settings.request_timeout_s,
@@ -157,15 +167,22 @@ def _in_own_processes(settings: Settings) -> bool:
 def _in_this_process(
     settings: Settings, records: Records, metrics: Metrics, say: Say
 ) -> Iterator[Front]:
+    serving = StepProgress("the start of the engine")
+    training = StepProgress("the start of training")
     with (
-        running_engine(settings, records, metrics, say) as engine,
-        training_in_thread(settings, records, engine) as worker,
+        running_engine(settings, records, metrics, say, serving) as engine,
+        training_in_thread(settings, records, engine, training) as worker,
     ):
 
         def stop(drain_timeout_s: float) -> None:
             if worker is not None:  # it returns its jobs to the queue while answers end
                 worker.stop()
             engine.loop.stop(drain_timeout_s)
+
+        def give_up(problem: str) -> None:
+            log.critical("this process hangs and ends: %s", problem)
+            end_soon(_HUNG_GRACE_S)
+            engine.loop.give_up(problem)
 
         with closing(Inspections(engine.base, records.store, settings.max_rank)) as inspections:
             yield Front(
@@ -177,6 +194,9 @@ def _in_this_process(
                 porting=_porting(settings, records, engine.base),
                 stop=stop,
                 worker=worker,
+                loops=(serving, training),
+                give_up=give_up,
+                problem=lambda: engine.loop.problem,
             )
 
 
@@ -187,8 +207,8 @@ def _in_processes(
     pins = [pinned_ref(records.store, name) for name in settings.pinned]
     hide_progress_bars()
 
-    def abandon(pid: int) -> None:
-        records.jobs.abandon(worker_id(pid))
+    def abandon(pid: int, how: str) -> None:
+        records.jobs.abandon(worker_id(pid), how)
 
     numbers, run = range(settings.replicas), command("engine")
     fleet = Fleet([Replica(n, run, _environment_of(settings, n), abandon) for n in numbers])

@@ -25,8 +25,11 @@ _SHOWN = 3
 
 
 @contextmanager
-def open_home(settings: Settings) -> Iterator[Records]:
+def open_home(settings: Settings, *, patience_s: float | None = None) -> Iterator[Records]:
     """`open_records`, for what writes to the home.
+
+    Args:
+        patience_s: see `Database`.
 
     Raises:
         Unavailable: the database is missing, empty or damaged where the folders are not, or a
@@ -35,7 +38,7 @@ def open_home(settings: Settings) -> Iterator[Records]:
     with closing(Database(settings.database)) as database:
         _check_folders(settings.home_path)
         _refuse_lost_database(settings.home_path, database)
-    with open_records(settings) as records:
+    with open_records(settings, patience_s=patience_s) as records:
         _mark_as_used(records.database)
         _report_missing(records, settings.home_path)
         yield records

@@ -1,5 +1,8 @@
 """How this program starts its own commands as processes, and how it ends to be restarted."""
 
+import contextlib
+import logging
+import math
 import os
 import signal
 import socket
@@ -10,6 +13,9 @@ from types import FrameType
 from typing import Final
 
 from server.config import PREFIX, Settings
+from server.loop_progress import Progress, watch
+
+log = logging.getLogger(__name__)
 
 _ROOT = Path(__file__).parents[2]
 _GRACE_S: Final = 1.0
@@ -50,8 +56,28 @@ def exit_on_sigterm(status: int = 0) -> None:
 def wait_for_servers_end() -> None:
     """Return when the server that started this process has ended, which closes our input."""
     # os.read, because Python's own reader would hold a lock that the interpreter needs at exit.
-    while os.read(sys.stdin.fileno(), 4096):
-        pass
+    with contextlib.suppress(ConnectionError):  # it ended without having read our last beats
+        while os.read(sys.stdin.fileno(), 4096):
+            pass
+
+
+def end_when_hung(*loops: Progress, supervised: bool = True) -> None:
+    """From now on end this process as soon as one of its loops hangs, so that what started it
+    starts it again. Returns at once.
+
+    Args:
+        supervised: by a `Supervisor`, whom a beat tells of the progress.
+    """
+
+    def beat(silent_s: float) -> None:
+        with contextlib.suppress(OSError):  # it has ended; another thread notices
+            os.write(sys.stdin.fileno(), bytes([math.ceil(silent_s)]))
+
+    def end(problem: str) -> None:
+        log.critical("this process hangs and ends: %s", problem)
+        os._exit(os.EX_TEMPFAIL)
+
+    watch(loops, end, beat=beat if supervised else lambda _silent_s: None)
 
 
 def worker_id(pid: int) -> str:
@@ -59,9 +85,9 @@ def worker_id(pid: int) -> str:
     return f"{socket.gethostname()}-{pid}"
 
 
-def end_soon() -> None:
-    """End this process in a second, because its device has failed for good. Until then clients get
-    their errors; what started the process starts it again. Returns at once."""
-    end = threading.Timer(_GRACE_S, os._exit, (os.EX_TEMPFAIL,))
+def end_soon(grace_s: float = _GRACE_S) -> None:
+    """End this process in a second, because its device has failed for good, or it hangs. Until then
+    clients get their errors; what started the process starts it again. Returns at once."""
+    end = threading.Timer(grace_s, os._exit, (os.EX_TEMPFAIL,))
     end.daemon = True
     end.start()

@@ -10,6 +10,7 @@ from typing import Final
 from server.bases.model import BaseModel
 from server.bases.tokenizer import ChatTokenizer, load_tokenizer
 from server.config import BadOption, Settings
+from server.loop_progress import StepProgress
 from server.training.colocated.memory_headroom import keep_memory_headroom
 from server.training.colocated.training_thread import TrainingThread, fast_thread_switching
 from server.training.job.job_phase import JobServices
@@ -40,18 +41,28 @@ def trains_in_thread(settings: Settings) -> bool:
 
 @contextmanager
 def training_in_thread(
-    settings: Settings, records: Records, engine: RunningEngine
+    settings: Settings, records: Records, engine: RunningEngine, progress: StepProgress
 ) -> Iterator[TrainingThread | None]:
-    """Train in a thread of this process until the end, if the settings ask for it."""
+    """Train in a thread of this process until the end, if the settings ask for it.
+
+    Args:
+        progress: of the training.
+    """
     if not trains_in_thread(settings):
+        progress.end()
         yield None
         return
-    thread = TrainingThread(engine.base, engine.pulse, settings.training_latency, lost=end_soon)
+    thread = TrainingThread(
+        engine.base, engine.pulse, settings.training_latency, lost=end_soon, progress=progress
+    )
     if engine.base.device.type == "cuda":
         keep_memory_headroom(thread.base)
     tokenizer = load_tokenizer(settings.model)  # two threads must not share one
-    parts = worker_parts(settings, records, lambda: (thread.base, tokenizer))
-    thread.start(partial(run_worker, parts), on_end=lambda: records.jobs.abandon(parts.worker_id))
+    parts = worker_parts(settings, records, lambda: (thread.base, tokenizer), progress)
+    thread.start(
+        partial(run_worker, parts),
+        on_end=lambda: records.jobs.abandon(parts.worker_id, "failed; its log says why"),
+    )
     log.info("this process trains jobs, on %s", engine.base.device)
     try:
         with fast_thread_switching():
@@ -68,6 +79,7 @@ def worker_parts(
     settings: Settings,
     records: Records,
     load: Callable[[], tuple[BaseModel, ChatTokenizer]],
+    progress: StepProgress,
 ) -> WorkerParts:
     """The services and settings of a worker, in any process."""
     return WorkerParts(
@@ -80,6 +92,7 @@ def worker_parts(
             max_rank=settings.max_rank,
             lease_s=settings.lease_s,
             checkpoint_every_s=settings.checkpoint_every_s,
+            progress=progress,
         ),
         load=load,
         worker_id=worker_id(os.getpid()),

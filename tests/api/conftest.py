@@ -75,7 +75,7 @@ def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def services(tmp_path: Path, store: AdapterStore, empty_database: Path) -> Iterator[Services]:
     """Fakes where the engine would be; everything else is real."""
     shutil.copy(empty_database, tmp_path / "verandah.db")
-    database = Database(f"sqlite:///{tmp_path / 'verandah.db'}")
+    database = Database(f"sqlite:///{tmp_path / 'verandah.db'}", patience_s=1)
     yield Services(
         base=BaseCard("base", "tiny", "f" * 64, VOCAB, 1_600_000_000),
         engine=FakeLoop(),

@@ -1,6 +1,7 @@
 """Fakes of the services behind HTTP: no model, no tensors, and every answer is known before."""
 
 import codecs
+import shutil
 import threading
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Future
@@ -369,6 +370,9 @@ class FakePorting:
         for name, content in self.files.items():
             (folder / name).write_bytes(content)
         return folder
+
+    def release(self, folder: Path) -> None:
+        shutil.rmtree(folder)
 
     def left(self) -> list[Path]:
         """Folders that nobody removed."""

@@ -1,6 +1,8 @@
 """Health, readiness and metrics."""
 
 import re
+import threading
+import time
 
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -76,3 +78,71 @@ def test_not_ready_without_a_database(serve: Serve) -> None:
     answer = serve(jobs=jobs).http.get("/ready")
     assert answer.status_code == 503
     assert answer.json()["checks"] == {"engine": True, "database": False}
+
+
+class Child:
+    """`server.supervisor.Supervisor`, of a child that hangs."""
+
+    alive, restarts, problem = False, 2, "the worker has made no progress for 7 s"
+
+
+def test_a_worker_that_hangs_is_told(serve: Serve) -> None:
+    server = serve(worker=Child())
+    answer = server.http.get("/health")
+    told = {"alive": False, "restarts": 2, "problem": Child.problem}
+    assert (answer.status_code, answer.json()) == (200, {"status": "degraded", "worker": told})
+    assert 'training_worker_up{model_name="base"} 0.0' in server.http.get("/metrics").text
+
+
+def test_an_engine_that_hangs_is_told(serve: Serve) -> None:
+    answer = serve(engines=(Child(),)).http.get("/health").json()
+    assert (answer["status"], answer["engines"][0]["problem"]) == ("degraded", Child.problem)
+
+
+def test_a_process_that_hangs_itself_is_to_be_started_again(serve: Serve) -> None:
+    answer = serve(problem=lambda: "a step has taken over 20 s").http.get("/health")
+    assert answer.status_code == 503
+    assert answer.json() == {"status": "failed", "problem": "a step has taken over 20 s"}
+
+
+class Stuck(JobQueue):
+    """A database that never answers."""
+
+    def counts(self) -> dict[JobStatus, int]:
+        never.wait(20)
+        raise Unavailable("the test is over")
+
+
+class StuckWorker:
+    restarts = 0
+
+    @property
+    def alive(self) -> bool:
+        return not self.problem
+
+    @property
+    def problem(self) -> str:
+        never.wait(20)
+        return "the test is over"
+
+
+never = threading.Event()
+
+
+def test_all_answer_within_a_second_whatever_hangs(serve: Serve) -> None:
+    never.clear()
+    server = serve(jobs=Stuck(Database.__new__(Database)), worker=StuckWorker())
+    before = threading.active_count()
+    try:
+        for _ in range(3):
+            took, answers = {}, {}
+            for path in ("/health", "/ready", "/metrics"):
+                began = time.monotonic()
+                answers[path] = server.http.get(path)
+                took[path] = time.monotonic() - began
+            assert max(took.values()) < 2, f"a second, on a loaded machine: {took}"
+            assert answers["/health"].json()["status"] == "degraded"
+            assert answers["/ready"].json()["checks"] == {"engine": True, "database": False}
+        assert threading.active_count() <= before + 4, "who asks again takes no other thread"
+    finally:
+        never.set()

@@ -1,19 +1,24 @@
 """The database locked or gone, the disk full: 503 as the OpenAI API has it, and answers go on."""
 
 import errno
+import json
 import os
+import socket
 import sqlite3
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
 import openai
 import pytest
 
-import server.api.jobs.job_event_endpoints
-import server.db.session
+from server.api import sse
+from server.api.jobs import event_hub
 from server.jobs.files import file_store
+from server.jobs.queue.job_queue import JobQueue, News
 from tests.api.jobs.test_training import claim, upload
 from tests.api.running import Running, Serve, eventually
 
@@ -21,9 +26,8 @@ HELLO = [{"role": "user", "content": "Hello"}]
 
 
 @pytest.fixture
-def served(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> Running:
+def served(serve: Serve) -> Running:
     """A server that does not wait long for a lock."""
-    monkeypatch.setattr(server.db.session, "_BUSY_TIMEOUT_MS", 200)
     return serve()
 
 
@@ -81,7 +85,7 @@ def test_who_only_reads_does_not_notice_a_lock(served: Running, tmp_path: Path) 
 def test_a_stream_of_events_outlives_an_outage(
     served: Running, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(server.api.jobs.job_event_endpoints, "_POLL_S", 0.02)
+    monkeypatch.setattr(event_hub, "_POLL_S", 0.02)
     served.sdk.fine_tuning.jobs.create(model="base", training_file=upload(served))
     job = claim(served)
     seen: list[str] = []
@@ -120,3 +124,115 @@ def test_a_full_disk_keeps_nothing_of_an_upload_and_says_so(
     assert "/a/path" not in failed.value.message
     assert sorted((tmp_path / "files").rglob("*")) == kept
     upload(served)
+
+
+def test_answers_and_reading_do_not_wait_for_a_locked_database(
+    served: Running, tmp_path: Path
+) -> None:
+    file = upload(served)
+    refused: list[openai.APIStatusError] = []
+
+    def create() -> None:
+        try:
+            served.sdk.fine_tuning.jobs.create(model="base", training_file=file)
+        except openai.APIStatusError as error:
+            refused.append(error)
+
+    with locked(tmp_path / "verandah.db"), ThreadPoolExecutor(64) as writers:
+        began = time.monotonic()
+        waiting = [writers.submit(create) for _ in range(64)]
+        time.sleep(0.2)
+        slowest = 0.0
+        while not all(one.done() for one in waiting):
+            asked = time.monotonic()
+            assert says(served) == "length"
+            assert served.http.get("/ready").json()["checks"]["database"] is True
+            assert served.http.get("/health").status_code == 200
+            assert served.sdk.files.retrieve(file).id == file
+            slowest = max(slowest, time.monotonic() - asked)
+        took = time.monotonic() - began
+    assert slowest < 2, "four requests while 64 wait for the lock"
+    assert len(refused) == 64 and took < 12
+    assert {error.status_code for error in refused} == {503}
+    assert {error.response.headers["retry-after"] for error in refused} == {"3"}
+
+
+STREAM = "/v1/fine_tuning/jobs/{}/events?stream=true"
+
+
+def test_streams_of_events_are_bounded_and_their_places_come_back(
+    served: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(event_hub, "MAX_STREAMS_OF_OWNER", 2)
+    path = STREAM.format(
+        served.sdk.fine_tuning.jobs.create(model="base", training_file=upload(served)).id
+    )
+    with served.http.stream("GET", path), served.http.stream("GET", path):
+        refused = served.http.get(path)
+        assert (refused.status_code, refused.headers["retry-after"]) == (429, "10")
+        assert "close one" in refused.json()["error"]["message"]
+        assert served.http.get(path.removesuffix("?stream=true")).status_code == 200
+
+    def opens() -> bool:
+        with served.http.stream("GET", path) as response:
+            return response.status_code == 200
+
+    assert eventually(opens)
+    assert served.http.get(STREAM.format("ftjob-none")).status_code == 404
+    assert eventually(opens), "a refused stream takes no place"
+
+
+def test_streams_of_one_job_hear_the_same_with_one_poll_for_all(
+    served: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(event_hub, "_POLL_S", 0.05)
+    polls: list[int] = []
+    news = JobQueue.news
+
+    def counted(self: JobQueue, jobs: Iterable[str]) -> dict[str, News]:
+        asked = [*jobs]
+        polls.append(len(asked))
+        return news(self, asked)
+
+    monkeypatch.setattr(JobQueue, "news", counted)
+    served.sdk.fine_tuning.jobs.create(model="base", training_file=upload(served))
+    job = claim(served)
+    for number in range(230):  # more than two pages before anybody listens
+        served.services.jobs.append_event(job, "info", f"early {number}")
+
+    def heard(_: int) -> list[str]:
+        with served.http.stream("GET", STREAM.format(job.id)) as response:
+            return [line for line in response.iter_lines() if line.startswith("data: ")]
+
+    with ThreadPoolExecutor(12) as listeners:
+        streams = [listeners.submit(heard, number) for number in range(12)]
+        time.sleep(0.3)
+        for number in range(40):
+            served.services.jobs.append_event(job, "info", f"late {number}")
+        served.services.jobs.finish(job, "pirate@1", 1)
+        told = [stream.result(20) for stream in streams]
+    assert set(polls) == {1}, "one job, however many streams"
+    assert all(lines == told[0] for lines in told)
+    messages = [json.loads(line[6:])["message"] for line in told[0][:-1]]
+    assert told[0][-1] == "data: [DONE]"
+    assert [line for line in messages if line[:5] in ("early", "late ")] == [
+        *(f"early {number}" for number in range(230)),
+        *(f"late {number}" for number in range(40)),
+    ]
+
+
+def test_who_does_not_read_events_is_dropped_and_holds_no_memory(
+    served: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sse, "STALLED_S", 0.5)
+    monkeypatch.setattr(event_hub, "_COMMENT_S", 0.1)
+    monkeypatch.setattr(event_hub, "MAX_STREAMS_OF_OWNER", 1)
+    served.sdk.fine_tuning.jobs.create(model="base", training_file=upload(served))
+    job = claim(served)
+    for _ in range(30):
+        served.services.jobs.append_event(job, "info", "x" * 500_000)
+    address = served.http.base_url
+    with socket.create_connection((address.host, address.port or 80)) as mute:
+        mute.sendall(f"GET {STREAM.format(job.id)} HTTP/1.1\r\nhost: here\r\n\r\n".encode())
+        assert mute.recv(12) == b"HTTP/1.1 200"
+        assert eventually(lambda: served.http.get(STREAM.format("ftjob-none")).status_code == 404)

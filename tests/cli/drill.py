@@ -2,8 +2,9 @@
 
     python -m tests.cli.drill --device cuda
 
-It trains while it answers, loses its engine, starts another that goes on, and ends when it is told.
-A line for each thing looked at; the status is 1 if one was wrong. About 50 s, mostly starts.
+It trains while it answers, loses its engine, starts another that goes on, replaces one that hangs,
+and ends when it is told. A line for each thing looked at; the status is 1 if one was wrong. About
+100 s, mostly starts.
 """
 
 import argparse
@@ -116,6 +117,25 @@ def when_it_dies(drill: Drill, client: Client, url: str, job: str, engine: int) 
     drill.see("and answers", True, gaps(client))
 
 
+def when_it_hangs(drill: Drill, client: Client, url: str, job: str, engine: int) -> None:
+    """The engine, and training in it, is stopped as by a debugger."""
+
+    def answers(path: str) -> httpx.Response:
+        return httpx.get(f"{url}{path}", timeout=2)
+
+    os.kill(engine, signal.SIGSTOP)
+    told = eventually(lambda: "no progress" in answers("/health").text, 15)
+    drill.see("/health tells of the hang", told, answers("/health").text)
+    drill.see("/ready says no", answers("/ready").status_code == 503)
+    down = 'training_worker_up{model_name="base"} 0.0'
+    drill.see("the worker is down", down in answers("/metrics").text)
+    drill.see("it is killed", eventually(lambda: not alive(engine), 30))
+    drill.see("another is there", eventually(lambda: answers("/ready").status_code == 200, 90))
+    drill.see("it goes on with the job", eventually(lambda: told_of(client, job, "attempt 3"), 20))
+    drill.see("the job tells why", told_of(client, job, "The worker hung"))
+    drill.see("and answers", True, gaps(client))
+
+
 def at_the_end(drill: Drill, process: "subprocess.Popen[str]", home: Path) -> None:
     before = children(process.pid)
     process.terminate()
@@ -138,6 +158,7 @@ def main() -> int:
             drill.see("it listens, with one child: the engine", len(engines) == 1)
             job = while_all_is_well(drill, client, url, folder)
             when_it_dies(drill, client, url, job, engines[0])
+            when_it_hangs(drill, client, url, job, children(process.pid)[0])
             at_the_end(drill, process, home)
         if not drill.good or "Traceback" in log.read_text():
             print(log.read_text(), file=sys.stderr)

@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 
+from server.loop_progress import Progress
 from server.supervisor import Supervisor
-from server.wiring.process import end_soon
+from server.wiring.process import end_soon, end_when_hung
 
 SLEEP = "import time; time.sleep(60)"
 STUBBORN = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(60)"
@@ -76,10 +77,10 @@ time.sleep(60)
 
 
 def test_who_cares_is_told_of_each_end_before_the_next_start(supervise: Supervise) -> None:
-    told: list[int] = []
+    told: list[tuple[int, str]] = []
 
-    def on_end(pid: int) -> None:
-        told.append(pid)
+    def on_end(pid: int, how: str) -> None:
+        told.append((pid, how))
         raise RuntimeError("the next one is started all the same")
 
     supervisor = supervise(SLEEP, on_end=on_end)
@@ -87,10 +88,82 @@ def test_who_cares_is_told_of_each_end_before_the_next_start(supervise: Supervis
     assert first is not None
     os.kill(first, signal.SIGKILL)
     assert eventually(lambda: supervisor.restarts == 1 and supervisor.alive)
-    assert told == [first]
+    assert told == [(first, "ended with status -9")]
     second = supervisor.pid
+    assert second is not None
     supervisor.stop()
-    assert told == [first, second]
+    assert told[1:] == [(second, "was stopped")]
+
+
+BEATS = "import os, time\nwhile True: os.write(0, bytes([2])); time.sleep(0.1)"
+
+
+def test_a_child_that_hangs_is_told_killed_and_replaced(supervise: Supervise) -> None:
+    told: list[str] = []
+    supervisor = supervise(BEATS, on_end=lambda _pid, how: told.append(how))
+    first = supervisor.pid
+    assert first is not None
+    assert eventually(lambda: supervisor._allowed_s == 2)
+    assert (supervisor.alive, supervisor.problem) == (True, "")
+    os.kill(first, signal.SIGSTOP)
+    assert eventually(lambda: not supervisor.alive)
+    assert "no progress" in supervisor.problem
+    assert eventually(lambda: supervisor.restarts == 1 and supervisor.alive)
+    assert gone(first), "it may not wake and go on"
+    assert [how.split(":")[0] for how in told] == ["hung"]
+
+
+def test_a_child_that_makes_progress_is_left_alone(supervise: Supervise) -> None:
+    supervisor = supervise(BEATS)
+    first = supervisor.pid
+    time.sleep(3)
+    assert (supervisor.pid, supervisor.problem) == (first, "")
+
+
+def test_a_supervisor_that_was_stopped_itself_kills_nobody() -> None:
+    parent = (
+        "import os, sys, time\n"
+        "from server.supervisor import Supervisor\n"
+        f"s = Supervisor([sys.executable, '-c', {BEATS!r}], os.environ)\n"
+        "s.start()\n"
+        "print(s.pid, flush=True)\n"
+        "while True:\n"
+        "    input()\n"
+        "    print(s.pid, s.restarts, flush=True)\n"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", parent], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdin is not None and process.stdout is not None
+    child = int(process.stdout.readline())
+    time.sleep(1)
+    for one in (process.pid, child):
+        os.kill(one, signal.SIGSTOP)
+    time.sleep(3)
+    for one in (process.pid, child):
+        os.kill(one, signal.SIGCONT)
+    time.sleep(1)
+    process.stdin.write("\n")
+    process.stdin.flush()
+    assert process.stdout.readline().split() == [str(child), "0"]
+    process.kill()
+    process.communicate()
+    assert eventually(lambda: gone(child)), "it cannot write its beats any more"
+
+
+def test_a_process_whose_loop_hangs_ends_itself() -> None:
+    program = f"""
+import time
+from {Progress.__module__} import Progress
+from {end_when_hung.__module__} import end_when_hung
+progress = Progress()
+progress.begin("a step", 0.2)
+end_when_hung(progress, supervised=False)
+time.sleep(60)
+"""
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, timeout=30)
+    assert ended.returncode == os.EX_TEMPFAIL
+    assert b"a step has taken over" in ended.stderr
 
 
 def test_a_child_that_cannot_live_is_not_started_in_a_tight_loop(supervise: Supervise) -> None:

@@ -74,7 +74,7 @@ class Injuries:
     def suffer(self, clock: Clock, busy_timeout_ms: int) -> None:
         """From now on, in this process."""
         time.time = clock
-        session._BUSY_TIMEOUT_MS = busy_timeout_ms
+        session._PATIENCE_S = busy_timeout_ms / 1000
         count = _Count(self)
         for name in CHANGES:
             setattr(os, name, count.around(getattr(os, name), refusable=name in WRITES))

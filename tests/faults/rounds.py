@@ -117,7 +117,7 @@ class Round:
         assert code in (0, 3, -signal.SIGKILL), f"a worker ended with {code}"
         if self.supervised:
             with contextlib.suppress(Unavailable), self.place() as place:
-                place.queue.abandon(f"worker-{pid}")
+                place.queue.abandon(f"worker-{pid}", "died")
 
     def finish(self, expected: Mapping[Kind, Mapping[str, Tensor]]) -> Counter[str]:
         """Let a last worker work in peace, and check."""

@@ -14,19 +14,34 @@ def test_what_a_dead_worker_held_is_claimed_at_once(jobs: Jobs) -> None:
     mine, other = jobs.create(), jobs.create("bob")
     jobs.claim("dead")
     jobs.claim("alive")
-    jobs.queue.abandon("dead")
+    jobs.queue.abandon("dead", "died")
     assert jobs.claim("new").id == mine.id
     assert jobs.queue.claim("new", 30) is None
     assert jobs.queue.get("bob", other.id).worker == "alive"
 
 
+def test_a_job_tells_how_its_worker_was_lost(jobs: Jobs) -> None:
+    job = jobs.create()
+    jobs.claim("hung")
+    jobs.queue.abandon("hung", "hung: it made no progress for 20 s, and was killed")
+    jobs.claim("far")
+    jobs.clock.now += 31  # of a lease of 30 s: nobody knows more
+    jobs.claim("new")
+    warnings = [event.message for event in jobs.queue.events("ann", job.id).items[::-1]]
+    assert [line for line in warnings if line.startswith("The worker ")] == [
+        "The worker hung: it made no progress for 20 s, and was killed. "
+        "Another continues the job from its last checkpoint",
+        "The worker sent no heartbeat for 30 s. Another continues the job from its last checkpoint",
+    ]
+
+
 def test_to_be_called_dead_costs_a_worker_nothing_until_its_job_is_taken(jobs: Jobs) -> None:
     jobs.create()
     held = jobs.claim("alive")
-    jobs.queue.abandon("alive")
+    jobs.queue.abandon("alive", "died")
     jobs.queue.heartbeat(held)
     assert jobs.queue.claim("new", 30) is None
-    jobs.queue.abandon("alive")
+    jobs.queue.abandon("alive", "died")
     jobs.claim("new")
     with pytest.raises(LeaseLost):
         jobs.queue.finish(held, "poet@1", 1)
@@ -36,7 +51,7 @@ def test_a_job_that_kills_at_once_fails_without_waiting_for_leases(jobs: Jobs) -
     created = jobs.create()
     for attempt in range(MAX_LOST_LEASES + 1):
         jobs.claim(f"w{attempt}")
-        jobs.queue.abandon(f"w{attempt}")
+        jobs.queue.abandon(f"w{attempt}", "died")
     assert jobs.queue.claim("last", 30) is None
     job = jobs.queue.get("ann", created.id)
     assert job.error is not None
@@ -47,7 +62,7 @@ def test_a_job_that_may_kill_its_worker_is_for_one_that_has_no_other(jobs: Jobs)
     suspect, waiting = jobs.create(), jobs.create("bob")
     for attempt in range(SUSPECT_LOST_LEASES + 1):
         assert jobs.claim(f"w{attempt}").id == suspect.id
-        jobs.queue.abandon(f"w{attempt}")
+        jobs.queue.abandon(f"w{attempt}", "died")
     assert jobs.queue.claim("busy", 30, busy=True) is None
     assert jobs.claim("idle").id == suspect.id
     assert jobs.claim("busy").id == waiting.id

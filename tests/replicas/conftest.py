@@ -24,7 +24,7 @@ def make_fleet() -> Iterator[MakeFleet]:
     """Starts replicas; a token of theirs takes `pace_s`."""
     made: list[Fleet] = []
 
-    def make(count: int = 1, pace_s: float = 0.0) -> Fleet:
+    def make(count: int = 1, pace_s: float | str = 0.0) -> Fleet:
         fleet = Fleet([replica(number, str(pace_s)) for number in range(count)])
         made.append(fleet)
         fleet.start()

@@ -1,7 +1,8 @@
 """A program: an engine's process whose engine counts, without torch.
 
 `python -m tests.replicas.drill PACE_S --connect ADDRESS`. A token takes PACE_S. Adapters named
-"broken" cannot be served, and "full" cannot be pinned. PACE_S may be "unfit" or "mute".
+"broken" cannot be served, and "full" cannot be pinned. PACE_S may be "unfit" or "mute", or "stuck":
+then a step that follows a few others never ends. It may be silent for 4 s.
 """
 
 import contextlib
@@ -11,11 +12,13 @@ import threading
 import time
 from multiprocessing.connection import Client
 from pickle import dumps
+from typing import cast
 
 from adapters_store.manifest import AdapterRef
 from server.adapters.adapter_status import AdapterState, AdapterStatus
 from server.engine.blocks import BlockPool
 from server.errors import Conflict, InvalidAdapter, UnsupportedModel
+from server.loop_progress import watch
 from server.metrics import Metrics
 from server.replicas.engine_process import EngineProcess
 from server.replicas.messages import EngineFacts, StartFailed
@@ -65,6 +68,7 @@ class Training:
 
     alive = True
     restarts = 2
+    problem = ""
 
     def stop(self) -> None:
         self.alive = False
@@ -85,9 +89,20 @@ def counting_loop(memory: Memory, metrics: Metrics, pace_s: float) -> ServingLoo
 
 
 def outlive_nobody() -> None:
-    while os.read(0, 4096):
-        pass
+    with contextlib.suppress(ConnectionError):
+        while os.read(0, 4096):
+            pass
     os._exit(1)
+
+
+def get_stuck(loop: ServingLoop) -> None:
+    engine, progress = cast(CountingEngine, loop._engine), loop.progress
+    engine.before_step = lambda: time.sleep(999 if len(engine.steps) > 3 else 0)
+    progress.allowed = lambda tokens: 1.0  # type: ignore[method-assign]
+
+
+def beat(_silent_s: float) -> None:
+    os.write(0, bytes([4]))
 
 
 def main(how: str, address: str) -> None:
@@ -99,8 +114,11 @@ def main(how: str, address: str) -> None:
             connection.send_bytes(dumps([StartFailed(UnsupportedModel("there is no such model"))]))
             return
         memory, metrics = Memory(), Metrics("base")
-        loop = counting_loop(memory, metrics, float(how))
+        loop = counting_loop(memory, metrics, 0.02 if how == "stuck" else float(how))
+        if how == "stuck":
+            get_stuck(loop)
         loop.start()
+        watch([loop.progress], lambda _: os._exit(os.EX_TEMPFAIL), beat=beat)
         facts = EngineFacts(
             "counter", "f" * 32, "cpu", "float32", loop.max_context, loop.max_answers, 8
         )

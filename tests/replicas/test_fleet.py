@@ -4,9 +4,11 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from dataclasses import replace
 
 import pytest
+from prometheus_client import generate_latest
 
 from adapters_store.manifest import AdapterRef
 from server.engine.sequence import FinishReason
@@ -109,6 +111,54 @@ def test_a_killed_engine_fails_its_answers_and_is_started_again(make_fleet: Make
     assert only.restarts == 1
     assert ask(fleet)[0].wait().last.finish is FinishReason.LENGTH
     assert [resident.pinned for resident in residency.snapshot()] == [True]
+
+
+def test_an_engine_that_is_stopped_is_passed_over_told_and_replaced(make_fleet: MakeFleet) -> None:
+    fleet = make_fleet(2, pace_s=0.05)
+    metrics = Metrics("base")
+    add_fleet_metrics(metrics, fleet)
+    generate_latest(metrics.registry)
+    held, handle = ask(fleet, max_tokens=200)
+    assert eventually(lambda: len(held.deltas) > 2)
+    stopped = next(one for one in fleet.replicas if one.connection is handle.connection)
+    pid = stopped.pid
+    assert pid is not None
+    os.kill(pid, signal.SIGSTOP)
+    began = time.monotonic()
+    assert b"replica_up" in generate_latest(metrics.registry)
+    fleet.stats(), FleetResidency(fleet).snapshot()
+    assert time.monotonic() - began < 1, "what is only shown is not waited for"
+    assert eventually(lambda: "no progress" in stopped.problem, 10)
+    assert fleet.alive, "the other answers"
+    for _ in range(CAPACITY):
+        _, elsewhere = ask(fleet, max_tokens=10)
+        assert elsewhere.connection is not handle.connection
+    assert isinstance(held.wait().last.error, Unavailable)
+    assert eventually(lambda: stopped.alive, 20)
+    assert stopped.restarts == 1
+    assert gone(pid), "it may not wake and go on"
+
+
+def test_who_asks_the_only_engine_while_it_is_stopped_does_not_wait(make_fleet: MakeFleet) -> None:
+    fleet = make_fleet()
+    (only,) = fleet.replicas
+    assert only.pid is not None
+    os.kill(only.pid, signal.SIGSTOP)
+    assert eventually(lambda: not fleet.alive, 10)
+    with pytest.raises(Unavailable, match="hangs or is being started"):
+        ask(fleet)
+    assert eventually(lambda: fleet.alive, 20)
+
+
+def test_an_engine_whose_loop_hangs_while_its_process_lives_is_replaced(
+    make_fleet: MakeFleet,
+) -> None:
+    fleet = make_fleet(pace_s="stuck")
+    (only,) = fleet.replicas
+    heard, _ = ask(fleet, max_tokens=100)
+    assert isinstance(heard.wait().last.error, Unavailable)
+    assert eventually(lambda: fleet.alive, 20)
+    assert only.restarts == 1
 
 
 def test_a_killed_server_leaves_no_engine() -> None:

@@ -404,3 +404,23 @@ def test_one_owner_cannot_starve_another(make_rig: Callable[..., Rig]) -> None:
     for heard in asked:
         heard.wait()
     assert ended.index("modest") <= 4
+
+
+def test_answers_of_a_loop_that_hangs_end_and_no_more_are_taken(rig: Rig) -> None:
+    hangs, go = threading.Event(), threading.Event()
+
+    def hang() -> None:
+        hangs.set()
+        go.wait(10)
+
+    rig.engine.before_step = hang
+    heard, _ = rig.ask()
+    assert hangs.wait(10)
+    assert rig.loop.progress.now.what == "a step of 3 tokens"
+    rig.loop.give_up("a step of 3 tokens has taken over 20 s")
+    assert isinstance(heard.wait().last.error, Unavailable)
+    assert "a step of 3 tokens" in rig.loop.problem
+    assert not rig.loop.alive
+    with pytest.raises(Unavailable):
+        rig.ask()
+    go.set()

@@ -39,6 +39,7 @@ from server.adapters.methods.peft.incoming import (
 )
 from server.adapters.methods.peft.outgoing import PeftCheckpoint, as_lora
 from server.adapters.methods.registry import kind_named, methods_by_name
+from server.adapters.porting.held_exports import HeldExports
 from server.adapters.porting.merged import write_merged
 from server.bases.model import BaseModel
 from server.control_characters import visible
@@ -46,6 +47,7 @@ from server.errors import InvalidRequest, QueueFull
 
 FORMATS: Final = ("peft", "peft-lora", "merged")
 
+_LEAST_BYTES = 2**28  # for exports on the disk; or twice the base model, if that is more
 _MAX_AT_ONCE = 4  # the one that runs, and those that wait
 _MAX_WAIT_S = 60.0
 _RETRY_AFTER_S = 30.0
@@ -68,6 +70,7 @@ class PortingService:
         self._source = source
         self._folders = WorkFolders(folder)
         self._max_rank = max_rank
+        self._exports = HeldExports(max(_LEAST_BYTES, 2 * _bytes_of(base)))
         self._turn = threading.Lock()
         self._places = threading.BoundedSemaphore(_MAX_AT_ONCE)
 
@@ -113,30 +116,39 @@ class PortingService:
             return self._store.publish(owner, name, manifest, imported.tensors, imported.basis)
 
     def export_adapter(self, ref: AdapterRef, form: str) -> Path:
-        """A new folder that holds an adapter as one of `FORMATS`; the caller removes it.
+        """A new folder that holds an adapter as one of `FORMATS`. The caller must `release` it.
 
         Raises:
             InvalidRequest: there is no such format, or it cannot express the adapter.
             InvalidAdapter: the adapter is of another base.
             AdapterNotFound, AdapterCorrupt: it cannot be read.
             UnsupportedModel: the base's files cannot be read again.
-            QueueFull: too many imports and exports wait.
+            QueueFull: too many imports and exports wait, or too many exports were not released.
         """
         if form not in FORMATS:
             raise InvalidRequest(f"format {form!r} is none of {', '.join(FORMATS)}", param="format")
-        with self._one_at_a_time(), disk.system_errors():
-            adapter = self._open(ref)
+        size = _bytes_of(self._base) if form == "merged" else 0
+        with disk.system_errors():
             folder = self._folders.make()
-            try:
+        try:
+            self._exports.enter(folder, ref.owner, size)
+            with self._one_at_a_time(), disk.system_errors():
+                adapter = self._open(ref)
                 if form == "merged":
                     write_merged(adapter, self._source, folder)
                 else:
                     checkpoint = _peft_checkpoint(adapter, form)
                     write_folder(folder, checkpoint.config, checkpoint.tensors)
-            except BaseException:
-                shutil.rmtree(folder, ignore_errors=True)
-                raise
-            return folder
+        except BaseException:
+            self.release(folder)
+            raise
+        self._exports.resize(folder, sum(path.stat().st_size for path in folder.iterdir()))
+        return folder
+
+    def release(self, folder: Path) -> None:
+        """Remove an export, and make room for another."""
+        shutil.rmtree(folder, ignore_errors=True)
+        self._exports.leave(folder)
 
     def _check_update(self, imported: Imported, targets: tuple[str, ...]) -> None:
         basis = imported.basis or {"a": torch.ones(1, 1), "b": torch.ones(1, 1)}
@@ -223,3 +235,7 @@ def _peft_checkpoint(adapter: CheckedAdapter, form: str) -> PeftCheckpoint:
         f"export it as {others}",
         param="format",
     )
+
+
+def _bytes_of(base: BaseModel) -> int:
+    return sum(weight.numel() * weight.element_size() for weight in base.model.parameters())

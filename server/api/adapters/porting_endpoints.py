@@ -1,12 +1,14 @@
 """/v1/adapters/import and /v1/adapters/{id}/export: PEFT's files in and out. Knows no formats."""
 
-import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from functools import partial
 from io import RawIOBase
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Annotated, Literal, cast
 from zipfile import ZIP_STORED, ZipFile
 
+from anyio import CancelScope
 from fastapi import APIRouter, Depends, File, Form, Query, UploadFile
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import StreamingResponse
@@ -15,6 +17,7 @@ from starlette.types import Receive, Scope, Send
 from server.api.adapters.adapter_endpoints import Entry, entry_of
 from server.api.app_services import CurrentOwner, CurrentServices
 from server.api.model_lookup import check_new_name, find_adapter
+from server.api.sse import ClientStalled, in_time
 from server.api.wire import only_fields
 
 if TYPE_CHECKING:
@@ -68,22 +71,29 @@ def export_adapter(
     """An adapter (NAME or NAME@VERSION) as a zip of files for PEFT, vLLM or transformers."""
     ref = find_adapter(services, owner, adapter_id)
     folder = services.porting.export_adapter(ref, form)
-    return _FolderResponse(folder, f"{ref.name}-{ref.version}-{form}.zip")
+    release = partial(services.porting.release, folder)
+    return _FolderResponse(folder, f"{ref.name}-{ref.version}-{form}.zip", release)
 
 
 class _FolderResponse(StreamingResponse):
-    """A folder's files as one zip, packed while it is sent; removes the folder at the end."""
+    """A folder's files as one zip, packed while it is sent to a client that reads it.
 
-    def __init__(self, folder: Path, filename: str) -> None:
-        self._folder = folder
+    Args:
+        release: called at the end, however that comes.
+    """
+
+    def __init__(self, folder: Path, filename: str, release: Callable[[], None]) -> None:
+        self._release = release
         headers = {"content-disposition": f'attachment; filename="{filename}"'}
         super().__init__(_zipped(folder), headers=headers, media_type="application/zip")
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
-            await super().__call__(scope, receive, send)
+            with suppress(ClientStalled):  # the server closes the connection
+                await super().__call__(scope, receive, in_time(send))
         finally:
-            await run_in_threadpool(shutil.rmtree, self._folder, ignore_errors=True)
+            with CancelScope(shield=True):
+                await run_in_threadpool(self._release)
 
 
 class _Pipe(RawIOBase):

@@ -3,10 +3,7 @@
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from typing import TypeVar
-
-from anyio import to_thread
 
 from server.api.app_services import Services
 from server.errors import InvalidRequest
@@ -46,8 +43,9 @@ async def in_thread(
     services: Services, characters: int, function: Callable[..., T], *arguments: object
 ) -> T:
     """What `function`, which tokenizes so many characters, returns. Long texts wait in line."""
-    limiter = services.long_prompts if characters > _LONG_TEXT else None
-    return await to_thread.run_sync(partial(function, *arguments), limiter=limiter)
+    threads = services.threads
+    group = threads.long_prompts if characters > _LONG_TEXT else threads.answering
+    return await group.run(function, *arguments)
 
 
 def check_count(services: Services, answers: int) -> None:

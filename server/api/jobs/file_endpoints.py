@@ -8,11 +8,17 @@ from fastapi.responses import FileResponse
 from adapters_store.outside_values import shown
 from server.api.app_services import CurrentOwner, CurrentServices
 from server.api.jobs.job_documents import Document, page_document
+from server.api.threads import DatabaseRoute
 from server.api.wire import only_fields, only_known_query
 from server.errors import InvalidRequest
 from server.jobs.files.file_store import StoredFile
 
-router = APIRouter(prefix="/v1/files", tags=["files"], dependencies=[Depends(only_known_query)])
+router = APIRouter(
+    prefix="/v1/files",
+    tags=["files"],
+    dependencies=[Depends(only_known_query)],
+    route_class=DatabaseRoute,
+)
 
 _ANCHOR, _SECONDS = "expires_after[anchor]", "expires_after[seconds]"
 _FIELDS = ("file", "purpose", _ANCHOR, _SECONDS)

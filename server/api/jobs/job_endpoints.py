@@ -1,9 +1,7 @@
 """/v1/fine_tuning/jobs: creates, lists and controls training jobs. Knows no training."""
 
 from collections.abc import Mapping, Sequence
-from functools import partial
 
-from anyio import to_thread
 from fastapi import APIRouter, Depends, Query, Request, Response
 from fastapi.responses import JSONResponse
 
@@ -13,6 +11,7 @@ from server.api.app_services import CurrentOwner, CurrentServices, Services
 from server.api.jobs.job_documents import Document, checkpoint_document, job_document, page_document
 from server.api.jobs.job_request import JobRequest, read_options
 from server.api.model_lookup import check_new_name, find_model
+from server.api.threads import DatabaseRoute
 from server.api.wire import only_known_query
 from server.errors import InvalidDataset, InvalidRequest, LineProblem, NotFound
 from server.jobs.files.datasets import MIN_EXAMPLES, Dataset, lines_of, validate
@@ -26,6 +25,7 @@ router = APIRouter(
     prefix="/v1/fine_tuning/jobs",
     tags=["fine-tuning"],
     dependencies=[Depends(only_known_query)],
+    route_class=DatabaseRoute,
 )
 
 
@@ -36,8 +36,7 @@ async def create_job(body: JobRequest, services: CurrentServices, owner: Current
     A wrong file is refused with its wrong lines. `verandah: {"dry_run": true}` queues nothing; the
     answer is the estimate, or the wrong lines.
     """
-    create = partial(_create, body, services, owner)
-    return await to_thread.run_sync(create, limiter=services.file_checks)
+    return await services.threads.file_checks.run(_create, body, services, owner)
 
 
 async def answer(

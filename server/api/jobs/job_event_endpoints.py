@@ -4,21 +4,19 @@ Events have the same ids in the stream and in the list, so that a client that wa
 with `Last-Event-ID`. A comment now and then keeps proxies from closing the stream.
 """
 
-import asyncio
-import itertools
 from collections.abc import AsyncIterator
-from typing import Annotated
+from functools import partial
+from typing import Annotated, cast
 
-from fastapi import APIRouter, Depends, Header, Query, Response
-from fastapi.concurrency import run_in_threadpool
+from fastapi import APIRouter, Depends, Header, Query, Request, Response
 from fastapi.responses import JSONResponse
 
 from server.api.app_services import CurrentOwner, CurrentServices, Services
+from server.api.jobs.event_hub import PAGE, EventHub
 from server.api.jobs.job_documents import event_document, page_document
 from server.api.sse import DONE, EventStream, event
 from server.api.wire import only_known_query
-from server.errors import Unavailable
-from server.jobs.queue.job import Event, Job
+from server.jobs.queue.job import Event
 
 router = APIRouter(
     prefix="/v1/fine_tuning/jobs",
@@ -26,14 +24,18 @@ router = APIRouter(
     dependencies=[Depends(only_known_query)],
 )
 
-_POLL_S = 0.25
-_PAGE = 100
-_POLLS_PER_HEARTBEAT = 60
+
+def event_hub(services: Services) -> EventHub:
+    """What the streams of a server share."""
+    return EventHub(
+        services.jobs, services.threads.reading, _encoded, lambda: services.engine.alive
+    )
 
 
 @router.get("/{job_id}/events")
 async def list_events(
     job_id: str,
+    request: Request,
     services: CurrentServices,
     owner: CurrentOwner,
     after: str | None = None,
@@ -46,49 +48,31 @@ async def list_events(
     A stream begins after `last_event_id`, else after `after`, else with the first event. It ends
     with `[DONE]` once the job has ended and all its events are sent.
     """
+    threads, events_of = services.threads.reading, partial(services.jobs.events, owner, job_id)
     if not stream:
-        page = await run_in_threadpool(
-            services.jobs.events, owner, job_id, after=after, limit=limit
-        )
+        page = await threads.run(events_of, after=after, limit=limit)
         events = [event_document(item) for item in page.items]
         return JSONResponse(page_document(events, page.has_more))
-    job = await run_in_threadpool(services.jobs.get, owner, job_id)
-    seen = last_event_id or after
-    # Read before the stream starts, so that a wrong id is refused with a status.
-    first = await run_in_threadpool(_unseen, services, job, seen)
-    return EventStream(_follow(services, job, seen, first), on_end=lambda: None)
+    hub = cast(EventHub, request.app.state.event_hub)
+    hub.enter(owner)
+    try:
+        # Read before the stream starts, so that a wrong id is refused with a status.
+        newest = await threads.run(events_of, limit=1)
+        seen_id = last_event_id or after
+        first = await threads.run(events_of, after=seen_id, limit=PAGE, newest_first=False)
+    except BaseException:
+        hub.leave(owner)
+        raise
+    seen = newest.items[0].number if newest.items else 0  # counts only if `first` is empty
+    batches = _until_done(hub.follow(job_id, seen, first.items))
+    return EventStream(batches, on_end=partial(hub.leave, owner))
 
 
-async def _follow(
-    services: Services, job: Job, seen: str | None, events: list[Event]
-) -> AsyncIterator[bytes]:
-    for polls in itertools.count(1):
-        # The job was read before its events: if it had ended, these are the last.
-        for item in events:
-            seen = item.id
-            yield event(event_document(item), id=item.id)
-        if job.status.ended:
-            break
-        if not services.engine.alive:
-            return  # the server stops; a client without [DONE] knows that more may come
-        if polls % _POLLS_PER_HEARTBEAT == 0:
-            yield b": still running\n\n"
-        await asyncio.sleep(_POLL_S)
-        try:
-            now = await run_in_threadpool(services.jobs.get, job.owner, job.id)
-            events = await run_in_threadpool(_unseen, services, job, seen)
-            job = now
-        except Unavailable:  # the database may come back while the client listens
-            events = []
-    yield DONE
+async def _until_done(batches: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    """The hub's batches; a client without [DONE] knows that more may come."""
+    async for batch in batches:
+        yield batch or DONE
 
 
-def _unseen(services: Services, job: Job, seen: str | None) -> list[Event]:
-    """The events after `seen`, oldest first."""
-    events: list[Event] = []
-    while True:
-        page = services.jobs.events(job.owner, job.id, after=seen, limit=_PAGE, newest_first=False)
-        events.extend(page.items)
-        if not page.has_more:
-            return events
-        seen = page.items[-1].id
+def _encoded(item: Event) -> bytes:
+    return event(event_document(item), id=item.id)

@@ -16,6 +16,7 @@ from server.api.connections import ConnectionLimits, http_protocol
 from server.app import create_app, describe
 from server.config import Settings
 from server.jobs.queue.job_queue import JobQueue
+from server.loop_progress import watch
 from server.metrics import Metrics
 from server.supervisor import Supervisor
 from server.wiring.front import check_base_and_devices, running_front, wire
@@ -25,6 +26,7 @@ from server.wiring.process import command, environment, say, worker_id
 from server.wiring.training import trains_in_thread
 
 _OTHER_FILES = 256  # the database, adapters, uploads, pipes
+_DATABASE_S = 3.0  # a client that waits for a locked database is told so
 _CLOSING_S = 5.0  # to send the last bytes after the engine has stopped
 # How often a worker's threads spin before they sleep (GNU OpenMP). By default they spin for
 # milliseconds, which wastes the cores where another program needs one.
@@ -42,13 +44,15 @@ def run_server(settings: Settings, listener: socket.socket) -> None:
     limits = ConnectionLimits(_allow_connections(settings.max_connections))
     metrics = Metrics(settings.served_name)
     with (
-        open_home(settings) as records,
+        open_home(settings, patience_s=_DATABASE_S) as records,
         running_front(settings, records, metrics, say) as front,
         _worker(settings, records.jobs) as worker,
         housekeeping(settings, records),
     ):
         app = create_app(wire(settings, records, front, metrics, worker))
         collect_garbage_rarely()
+        if front.loops:
+            watch(front.loops, front.give_up)
         _serve(settings, app, front.stop, listener, limits)
 
 
@@ -128,7 +132,7 @@ def _worker(settings: Settings, jobs: JobQueue) -> Iterator[Supervisor | None]:
     supervisor = Supervisor(
         command("worker", "--supervised"),
         {"GOMP_SPINCOUNT": _SPINS} | environment(settings),
-        on_end=lambda pid: jobs.abandon(worker_id(pid)),
+        on_end=lambda pid, how: jobs.abandon(worker_id(pid), how),
     )
     supervisor.start()
     try:

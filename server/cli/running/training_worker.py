@@ -14,10 +14,11 @@ from server.bases.base_files import check_config
 from server.bases.model import BaseModel
 from server.bases.tokenizer import ChatTokenizer
 from server.config import Settings
+from server.loop_progress import StepProgress
 from server.training.job.worker_loop import run_worker
 from server.wiring.building import device_of, load_model, open_records
 from server.wiring.homes import open_home
-from server.wiring.process import wait_for_servers_end
+from server.wiring.process import end_when_hung, wait_for_servers_end
 from server.wiring.training import SAVE_JOBS_S, worker_parts
 
 _NICENESS = 5  # where both need the same cores, answers come before training
@@ -49,6 +50,8 @@ def run_until_stopped(settings: Settings, *, supervised: bool) -> int:
 
     signal.signal(signal.SIGTERM, on_signal)
     signal.signal(signal.SIGINT, on_signal)
+    progress = StepProgress("the start of the worker")
+    end_when_hung(progress, supervised=supervised)
     if supervised:
         threading.Thread(target=_end_with_server, args=(stop,), daemon=True).start()
     with contextlib.suppress(OSError):
@@ -60,7 +63,8 @@ def run_until_stopped(settings: Settings, *, supervised: bool) -> int:
     # A server that started this worker has made the database, so do not make another if it is gone.
     opened = open_records(settings, create=False) if supervised else open_home(settings)
     with opened as records:
-        run_worker(replace(worker_parts(settings, records, load), tidy=_free_cached_memory), stop)
+        parts = worker_parts(settings, records, load, progress)
+        run_worker(replace(parts, tidy=_free_cached_memory), stop)
     return status
 
 

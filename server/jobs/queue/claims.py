@@ -13,7 +13,7 @@ import secrets
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
-from sqlalchemy import select, update
+from sqlalchemy import select
 
 from server.db.session import Database
 from server.db.tables import CheckpointRow, JobRow
@@ -50,14 +50,17 @@ class Claims:
             JobChange(session, row, now).add_event("info", f"Fine-tuning job started{attempt}")
             return Job.from_row(row)
 
-    def abandon(self, worker: str) -> None:
-        """End the leases of a worker that is known to be dead, so that no job waits for them."""
+    def abandon(self, worker: str, how: str) -> None:
+        """End the leases of a worker that is known to be dead, so that no job waits for them.
+
+        Args:
+            how: it died, for the jobs' events.
+        """
         with self._database.transaction() as session:
-            session.execute(
-                update(JobRow)
-                .where(JobRow.status == JobStatus.RUNNING.value, JobRow.worker == worker)
-                .values(lease_until=0.0)
-            )
+            now = self._database.now(session)
+            held = (JobRow.status == JobStatus.RUNNING.value) & (JobRow.worker == worker)
+            for row in session.scalars(select(JobRow).where(held).with_for_update()).all():
+                JobChange(session, row, now).lose_worker(how)
 
     def heartbeat(
         self,

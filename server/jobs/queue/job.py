@@ -125,11 +125,13 @@ class Event:
     type: EventType
     message: str
     data: Mapping[str, object] | None
+    number: int
+    """Counts up, over all jobs."""
 
     @classmethod
     def from_row(cls, row: EventRow) -> "Event":
         level, kind = cast(Level, row.level), cast(EventType, row.type)
-        return cls(row.id, row.job, row.created_at, level, kind, row.message, row.data)
+        return cls(row.id, row.job, row.created_at, level, kind, row.message, row.data, row.number)
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,9 @@
 """The durable queue of jobs: create, list, cancel, pause and resume them. Knows no trainer."""
 
 import secrets
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from statistics import median
 
 from sqlalchemy import ColumnElement, exists, func, select
@@ -24,6 +25,14 @@ from server.jobs.queue.transitions import JobChange
 from server.jobs.rows import Page
 
 _TIMED_JOBS = 20
+
+
+@dataclass(frozen=True)
+class News:
+    """Whether a job has ended, and the number of its last event."""
+
+    ended: bool
+    last_event: int
 
 
 class JobQueue(Claims):
@@ -136,6 +145,29 @@ class JobQueue(Claims):
             return rows.page(
                 session, EventRow, Event.from_row, where, after, limit, newest_first=newest_first
             )
+
+    def news(self, jobs: Iterable[str]) -> dict[str, News]:
+        """What is new of jobs of any owner, in two queries for all of them; without those that do
+        not exist. If a job has ended, its last event is among its events."""
+        ids = [*jobs]
+        ended = [status.value for status in JobStatus if status.ended]
+        of_jobs = select(JobRow.id, JobRow.status.in_(ended)).where(JobRow.id.in_(ids))
+        last = select(EventRow.job, func.max(EventRow.number)).where(EventRow.job.in_(ids))
+        with self._database.reading() as session:
+            states = session.execute(of_jobs).all()  # first: then the events are as new, or newer
+            numbers = {job: number for job, number in session.execute(last.group_by(EventRow.job))}
+        return {job: News(bool(ended), numbers.get(job, 0)) for job, ended in states}
+
+    def events_after(self, job_id: str, number: int, limit: int) -> Sequence[Event]:
+        """Events of a job of any owner, oldest first, that follow the event `number`."""
+        query = (
+            select(EventRow)
+            .where(EventRow.job == job_id, EventRow.number > number)
+            .order_by(EventRow.number)
+            .limit(limit)
+        )
+        with self._database.reading() as session:
+            return tuple(map(Event.from_row, session.scalars(query)))
 
     def checkpoints(
         self, owner: str, job_id: str, after: str | None = None, limit: int = 10

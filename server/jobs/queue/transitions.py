@@ -38,6 +38,9 @@ _LOST_FOR_GOOD = (
     )
     .with_for_update(skip_locked=True)  # SQLite's transaction locks everything anyway
 )
+_LOST_IN_SILENCE = (
+    select(JobRow).where(_LOST, JobRow.lease_until > 0).with_for_update(skip_locked=True)
+)
 _other = aliased(JobRow)
 _OWNERS_RUNNING = (
     select(func.count())
@@ -132,6 +135,12 @@ class JobChange:
         self.add_event("info", "The job is paused; resume it to continue" if paused else requeued)
         return Job.from_row(self.row)
 
+    def lose_worker(self, how: str) -> None:
+        """End the lease of a worker that is lost: the next claim takes the job over."""
+        self.row.lease_until = 0.0
+        message = f"The worker {how}. Another continues the job from its last checkpoint"
+        self.add_event("warn", message)
+
     def _leave_worker(self, status: JobStatus) -> None:
         row = self.row
         row.status = status
@@ -141,11 +150,14 @@ class JobChange:
 
 def settle_lost_jobs(session: Session, worker: str, now: float, busy: bool) -> None:
     """Before a claim: end or pause lost jobs that must not be taken over, and shorten long leases.
+    Jobs that were lost in silence get an event.
 
     A clock that was set back has made the leases before it longer than they were meant.
     """
     options = {"synchronize_session": False}
     session.execute(_SHORTEN_LEASES, {"at": now}, execution_options=options)
+    for row in session.scalars(_LOST_IN_SILENCE, {"at": now, "by": worker, "busy": busy}).all():
+        JobChange(session, row, now).lose_worker(f"sent no heartbeat for {row.lease_s:g} s")
     for row in session.scalars(_LOST_FOR_GOOD, {"at": now, "by": worker, "busy": busy}).all():
         change = JobChange(session, row, now)
         if row.cancel_requested or row.pause_requested:

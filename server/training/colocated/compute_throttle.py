@@ -12,12 +12,14 @@ from typing import Any, Final
 from torch import Tensor, nn
 
 from server.bases.model import BaseModel
+from server.loop_progress import Progress
 from server.pulse import Pulse
 from server.training.colocated.share_controller import ShareController
 
 _READ_EVERY_S: Final = 0.01  # the pulse
 _PAUSE_S: Final = 0.002  # the same, while training pauses
 _SHORTEST_REST_S: Final = 3e-4  # a shorter one would mostly be the system's own delay
+_AFTER_REST_S: Final = 120.0  # until the next, or the next pass
 _LONGEST_REST_S: Final = 0.5  # not all that took long was work on the device
 
 
@@ -28,6 +30,7 @@ class ComputeThrottle:
 
     Args:
         finish: waits until everything that the calling thread has launched has run.
+        progress: the training loop's: a rest is no hang.
     """
 
     def __init__(
@@ -38,12 +41,14 @@ class ComputeThrottle:
         finish: Callable[[], None] = lambda: None,
         clock: Callable[[], float] = time.perf_counter,
         sleep: Callable[[float], None] = time.sleep,
+        progress: Progress | None = None,
     ) -> None:
         self._controller = controller
         self._pulse = pulse
         self._finish = finish
         self._clock = clock
         self._sleep = sleep
+        self._progress = progress or Progress()
         self._read_at = self._charged_until = clock()
         self._owed_s = 0.0  # rest, for work done before
 
@@ -74,6 +79,7 @@ class ComputeThrottle:
         self._charged_until = now
 
     def _rest(self) -> None:
+        self._say_resting()
         self._sleep(min(self._owed_s, _LONGEST_REST_S))
         now = self._clock()
         self._owed_s = max(self._owed_s - (now - self._charged_until), -_SHORTEST_REST_S)
@@ -83,8 +89,12 @@ class ComputeThrottle:
         self._finish()
         self._controller.paused(self._pulse.read(), self._clock())
         while self._controller.share == 0:
+            self._say_resting()
             self._sleep(_PAUSE_S)
             self._controller.look(self._pulse.read(), self._clock())
+
+    def _say_resting(self) -> None:
+        self._progress.begin("training beside answers", _AFTER_REST_S)
 
     def _look(self) -> None:
         now, was_busy = self._clock(), self._controller.busy

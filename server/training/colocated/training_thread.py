@@ -19,6 +19,7 @@ import torch
 
 from server.bases.model import BaseModel
 from server.bases.shared_weights import twin_of
+from server.loop_progress import Progress
 from server.pulse import Pulse
 from server.training.colocated.compute_throttle import ComputeThrottle
 from server.training.colocated.share_controller import ShareController
@@ -44,6 +45,7 @@ class TrainingThread:
         pulse: the engine's.
         target: see `ShareController`; infinite: only the device's priorities slow training down.
         lost: called when the device has failed, and this process cannot use it again.
+        progress: the work's; the throttle's rests are noted in it.
 
     Attributes:
         base: to train on; the same weights.
@@ -51,16 +53,29 @@ class TrainingThread:
     """
 
     def __init__(
-        self, base: BaseModel, pulse: Pulse, target: float, lost: Callable[[], None]
+        self,
+        base: BaseModel,
+        pulse: Pulse,
+        target: float,
+        lost: Callable[[], None],
+        progress: Progress | None = None,
     ) -> None:
         self.base = twin_of(base)
         if math.isfinite(target):
             finish = partial(_finish, base.device)
-            ComputeThrottle(ShareController(target), pulse, finish=finish).slow_down(self.base)
+            throttle = ComputeThrottle(
+                ShareController(target), pulse, finish=finish, progress=progress
+            )
+            throttle.slow_down(self.base)
         self.restarts = 0
         self._lost = lost
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
+
+    @property
+    def problem(self) -> str:
+        """What is wrong, in words; empty if nothing is."""
+        return "" if self.alive else "training in the engine's process has ended"
 
     @property
     def alive(self) -> bool:

@@ -16,6 +16,7 @@ from server.training.job.running_job import RunningJob, StepReporter
 from server.training.job.start import start_of
 from server.training.job.training_setup import TrainingSetup, prepare
 
+_READ_S, _READ_SPEED = 60.0, 50_000  # bytes in a second, on a slow machine
 _EVENTS_READ = 50  # from the newest; metrics are among them unless many attempts were lost
 
 
@@ -32,6 +33,7 @@ class ClaimedJob(JobPhase):
         """
         services, job = self.claim.services, self.claim.job
         self.claim.heartbeat.check()
+        self._say_how_long()
         start = start_of(job, services.store, services.served_name)
         sources = services.files, base, tokenizer
         setup = prepare(job, *sources, max_rank=services.max_rank, shared=shared, start=start)
@@ -53,6 +55,13 @@ class ClaimedJob(JobPhase):
         running.save_if_due()
         self.claim.heartbeat.check()
         return running
+
+    def _say_how_long(self) -> None:
+        """Reading and tokenising take a time that grows with the files."""
+        services, job = self.claim.services, self.claim.job
+        names = filter(None, (job.training_file, job.validation_file))
+        size = sum(services.files.get(job.owner, name).bytes for name in names)
+        services.progress.begin(f"reading the files of job {job.id}", _READ_S + size / _READ_SPEED)
 
     def _resume(self, setup: TrainingSetup) -> tuple[TrainingMetrics, int]:
         """Set the trainer to the newest checkpoint that fits.

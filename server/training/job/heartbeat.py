@@ -8,6 +8,7 @@ from server.errors import LeaseLost, Unavailable
 from server.jobs.queue.job import Job
 from server.jobs.queue.job_queue import JobQueue
 from server.jobs.queue.training_metrics import TrainingMetrics
+from server.loop_progress import Progress, ProgressWatch
 
 log = logging.getLogger(__name__)
 
@@ -23,12 +24,18 @@ class JobPaused(Exception):
 
 
 class Heartbeat:
-    """Renews the lease from a thread of its own, between `start` and `stop`."""
+    """Renews the lease from a thread of its own, between `start` and `stop`.
 
-    def __init__(self, queue: JobQueue, job: Job, lease_s: float) -> None:
+    It does so only while the worker's loop makes `progress`: a worker that hangs loses its jobs.
+    """
+
+    def __init__(self, queue: JobQueue, job: Job, lease_s: float, progress: Progress) -> None:
         self._queue = queue
         self._job = job
+        self._lease_s = lease_s
         self._pause_s = min(_LONGEST_PAUSE_S, lease_s / 4)
+        self._watch = ProgressWatch(progress)
+        self._renewed_at = time.monotonic()
         self._end = threading.Event()
         self._lost: LeaseLost | None = None
         self._stop_request = job.stop_request
@@ -54,7 +61,13 @@ class Heartbeat:
 
     def check(self) -> None:
         """Raise LeaseLost if the job is another worker's, or JobCancelled or JobPaused if its owner
-        asked for that."""
+        asked for that.
+
+        A worker that slept longer than its lease asks the queue first, so that it writes nothing
+        over the work of another.
+        """
+        if self._lost is None and time.monotonic() - self._renewed_at > self._lease_s:
+            self._renew()
         if self._lost is not None:
             raise self._lost
         if self._stop_request == "cancel":
@@ -64,14 +77,21 @@ class Heartbeat:
 
     def beat(self) -> None:
         """Beat now, and `check`."""
+        self._renew()
+        self.check()
+
+    def _renew(self) -> None:
         try:
             self._stop_request = self._queue.heartbeat(self._job, **self._progress)
+            self._renewed_at = time.monotonic()
         except LeaseLost as lost:
             self._lost = lost
-        self.check()
 
     def _run(self) -> None:
         while not self._end.wait(self._pause_s):
+            if problem := self._watch.overdue():
+                log.error("no heartbeat for job %s: %s", self._job.id, problem)
+                continue
             try:
                 self.beat()
             except (LeaseLost, JobCancelled):

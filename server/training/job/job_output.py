@@ -133,12 +133,13 @@ class JobOutput:
         self, tensors: Mapping[str, Tensor], metrics: TrainingMetrics, step: int | None = None
     ) -> AdapterRef:
         job = self._job
-        return publish_once(
-            self._claim.services.store,
-            job.owner,
-            job.suffix or f"ft-{job.id[-8:]}",
-            self._setup.manifest(metrics, step),
-            tensors,
-            lock=self._claim.folder.lock,
-            check_lease=self._claim.heartbeat.beat,
-        )
+        with self._claim.services.saving():
+            return publish_once(
+                self._claim.services.store,
+                job.owner,
+                job.suffix or f"ft-{job.id[-8:]}",
+                self._setup.manifest(metrics, step),
+                tensors,
+                lock=self._claim.folder.lock,
+                check_lease=self._claim.heartbeat.beat,
+            )

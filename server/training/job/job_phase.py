@@ -8,7 +8,8 @@ what it published.
 
 import io
 import logging
-from dataclasses import dataclass
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from safetensors import SafetensorError
@@ -19,12 +20,15 @@ from server.errors import LeaseLost, RequestTooLarge, Unavailable
 from server.jobs.files.file_store import RESULTS, Files
 from server.jobs.queue.job import Job, Level
 from server.jobs.queue.job_queue import JobQueue
+from server.loop_progress import LONG_SILENCE_S, StepProgress
 from server.training.job.heartbeat import Heartbeat, JobCancelled, JobPaused
 from server.training.job.metrics_file import MetricsFile
 from server.training.job.run_report import reason_of
 from server.training.run.checkpoint import CheckpointFolder
 
 log = logging.getLogger(__name__)
+
+_SAVE_S = 600.0
 
 DISK_ERRORS = (OSError, SafetensorError)
 """What writing raises: safetensors' own writer wraps what the system says."""
@@ -37,7 +41,7 @@ class JobServices:
     `served_name` is the id under which users ask for the base. `folder` holds one folder of
     checkpoints per job. `max_rank` is the largest that the server serves. A job goes to another
     worker after `lease_s` seconds without a heartbeat. While the disk has no space for an adapter,
-    the worker tries to write it again for `disk_retry_s` seconds.
+    the worker tries to write it again for `disk_retry_s` seconds. `progress` is the worker's.
     """
 
     queue: JobQueue
@@ -49,6 +53,11 @@ class JobServices:
     lease_s: float = 30
     checkpoint_every_s: float = 20
     disk_retry_s: float = 600
+    progress: StepProgress = field(default_factory=StepProgress)
+
+    def saving(self) -> AbstractContextManager[None]:
+        """Around writing tensors, during which no other thread may run for a while."""
+        return self.progress.during("saving", _SAVE_S, LONG_SILENCE_S)
 
 
 class JobFolder:
@@ -74,7 +83,7 @@ class Claim:
         self.services = services
         self.job = job
         self.folder = JobFolder(services.folder, job.id)
-        self.heartbeat = Heartbeat(services.queue, job, services.lease_s)
+        self.heartbeat = Heartbeat(services.queue, job, services.lease_s, services.progress)
         self.heartbeat.start()
 
     def close(self) -> None:

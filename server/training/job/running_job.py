@@ -82,6 +82,7 @@ class RunningJob(JobPhase):
         """Report a step, and save it when it is time. Raises what the step failed of."""
         if isinstance(result, Exception):
             raise result
+        self.claim.heartbeat.check()  # before anything is written
         self.metrics = updated(self.metrics, result)
         self.reporter.report(result, last=self.done)
         if self.metrics.best_step == result.step:
@@ -115,8 +116,9 @@ class RunningJob(JobPhase):
         state = {**checkpoint.state, "figures": self.metrics.to_document()}
         self._saved_at, self._saved_step = time.monotonic(), self.metrics.step
         try:
-            self.claim.folder.metrics.sync()
-            self.claim.folder.checkpoints.save(replace(checkpoint, state=state))
+            with self.claim.services.saving():
+                self.claim.folder.metrics.sync()
+                self.claim.folder.checkpoints.save(replace(checkpoint, state=state))
         except DISK_ERRORS as error:
             if not self._save_failed:  # once, until it works again
                 failure = f"Step {self.trainer.step} could not be saved"
@@ -135,8 +137,10 @@ class RunningJob(JobPhase):
     def _save_best(self, step: int) -> None:
         """Save the state to publish, unless a later score is better."""
         tensors = self.setup.adapter.tensors()
+        best = RunCheckpoint(step, tensors, self.metrics.to_document())
         try:
-            self.claim.folder.best.save(RunCheckpoint(step, tensors, self.metrics.to_document()))
+            with self.claim.services.saving():
+                self.claim.folder.best.save(best)
         except DISK_ERRORS as error:  # a later state may be saved
             job_id = self.claim.job.id
             log.warning("job %s: step %d scored best and was not saved: %s", job_id, step, error)

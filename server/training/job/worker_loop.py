@@ -8,16 +8,20 @@ checkpoints.
 import logging
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Final, TypeVar
+from typing import Any, Final, TypeVar
+
+from torch import nn
+from torch.utils.hooks import RemovableHandle
 
 from server.adapters.memory.matrices import SharedBases
 from server.bases.model import BaseModel, device_works
 from server.bases.tokenizer import ChatTokenizer
 from server.errors import Unavailable
 from server.jobs.queue.job import Job
+from server.loop_progress import LOAD_S, LONG_SILENCE_S, STEP_S
 from server.training.job.claimed_job import ClaimedJob
 from server.training.job.evaluated_job import EvaluatedJob
 from server.training.job.job_phase import Claim, JobPhase, JobServices
@@ -31,6 +35,8 @@ log = logging.getLogger(__name__)
 
 STEP_TOKENS: Final = {"cpu": 4096, "cuda": 8192}
 """Positions of a forward pass of several jobs, by device; see decision 11."""
+_JOB_S = 120.0
+"""Seconds for what happens to one job between two steps: the database may keep it waiting."""
 
 _Phase = TypeVar("_Phase", bound=JobPhase)
 Load = Callable[[], tuple[BaseModel, ChatTokenizer]]
@@ -64,19 +70,25 @@ def run_worker(parts: WorkerParts, stop: threading.Event) -> None:
     Raises:
         DeviceLost: the accelerator cannot be used again. The jobs in hand are left to their leases.
     """
+    progress = parts.services.progress
+    progress.begin("tidying the folder of checkpoints", LOAD_S)
     sweep(parts.services.folder, older_than_s=LEFTOVER_AGE_S, keep=_unfinished(parts))
     worker = _Worker(parts, stop)
     try:
         while not stop.is_set():
             worker.claim_jobs()
             if not worker.step():
+                progress.begin("waiting for a job", parts.poll_s + STEP_S)
                 stop.wait(parts.poll_s)
     except DeviceLost:  # any of its jobs may be the cause: each counts a lost worker
         raise
     except BaseException:
         worker.give_back()
         raise
-    worker.give_back()
+    else:
+        worker.give_back()
+    finally:
+        worker.close()
 
 
 def _unfinished(parts: WorkerParts) -> set[str]:
@@ -94,9 +106,11 @@ class _Worker:
     def __init__(self, parts: WorkerParts, stop: threading.Event) -> None:
         self._parts = parts
         self._stop = stop
+        self._progress = parts.services.progress
         self._loaded: tuple[BaseModel, ChatTokenizer, SharedBases] | None = None
         self._jobs: dict[str, JobPhase] = {}
         self._next_claim = 0.0
+        self._hook: RemovableHandle | None = None
 
     def claim_jobs(self) -> None:
         """Claim waiting jobs while there is room; between steps, no oftener than the poll.
@@ -106,6 +120,7 @@ class _Worker:
         if time.monotonic() < self._next_claim:
             return
         while len(self._jobs) < self._parts.jobs and not self._stop.is_set():
+            self._progress.begin("claiming a job", _JOB_S)
             job = self._claim()
             if job is None:
                 break
@@ -140,6 +155,12 @@ class _Worker:
         for job in list(self._jobs.values()):
             self._move(job, job.give_back)
 
+    def close(self) -> None:
+        """Watch the base model no more: another worker may use it."""
+        self._progress.end()
+        if self._hook is not None:
+            self._hook.remove()
+
     def _finish(self, jobs: Sequence[RunningJob]) -> None:
         """Evaluate and publish jobs that are done; their questions are asked in one batch."""
         moved = [self._move(job, job.finish) for job in jobs]
@@ -169,7 +190,9 @@ class _Worker:
     def _load_for(self, job: Job) -> tuple[BaseModel, ChatTokenizer, SharedBases]:
         if self._loaded is None:
             try:
+                self._progress.begin("loading the base model", LOAD_S, LONG_SILENCE_S)
                 base, tokenizer = self._parts.load()
+                self._hook = base.model.register_forward_pre_hook(self._passes, with_kwargs=True)
                 self._loaded = base, tokenizer, SharedBases(base)
             except Exception as error:
                 message = f"The base model cannot be loaded: {error}"
@@ -182,6 +205,7 @@ class _Worker:
 
         None: the job has left this worker. If `action` raises, it ends, and no other is touched.
         """
+        self._progress.begin(f"work on job {job.claim.job.id}", _JOB_S)
         try:
             phase = action()
         except Exception as error:
@@ -195,6 +219,10 @@ class _Worker:
         else:
             self._jobs[job.claim.job.id] = phase
         return phase
+
+    def _passes(self, _model: nn.Module, _inputs: object, named: Mapping[str, Any]) -> None:
+        """A pass through the base begins, in training or in scoring: that is progress."""
+        self._progress.begin_step(named["input_ids"].numel())
 
     def _check_device(self, error: Exception) -> None:
         """Raise DeviceLost unless the device works after a failure: it would fail every job."""

@@ -2,12 +2,14 @@
 
 import io
 import json
+import socket
 import zipfile
 
 import httpx
 import pytest
 
 from adapters_store.store_errors import InvalidCheckpoint
+from server.api import sse
 from server.errors import QueueFull, UnsupportedModel
 from server.tenancy.keys import Keys
 from tests.api.conftest import MAX_FILE
@@ -147,3 +149,16 @@ def test_a_base_whose_files_are_gone(
     answer = server.http.get("/v1/adapters/pirate/export?format=merged")
     assert (answer.status_code, answer.json()["error"]["code"]) == (500, "unsupported_model")
     assert json.loads(answer.text)["error"]["message"] == "the files are gone"
+
+
+def test_an_export_that_nobody_reads_is_removed_in_time(
+    server: Running, publish: Publish, porting: FakePorting, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sse, "STALLED_S", 0.5)
+    publish("pirate")
+    porting.files = {"model.safetensors": b"w" * 30_000_000}
+    address = server.http.base_url
+    with socket.create_connection((address.host, address.port or 80)) as mute:
+        mute.sendall(b"GET /v1/adapters/pirate/export HTTP/1.1\r\nhost: here\r\n\r\n")
+        assert eventually(lambda: len(porting.left()) == 1)
+        assert eventually(lambda: porting.left() == [])

@@ -331,8 +331,8 @@ class TestStream:
     def test_it_beats_while_nothing_happens(
         self, serve: Serve, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr("server.api.jobs.job_event_endpoints._POLLS_PER_HEARTBEAT", 1)
-        monkeypatch.setattr("server.api.jobs.job_event_endpoints._POLL_S", 0.01)
+        monkeypatch.setattr("server.api.jobs.event_hub._COMMENT_S", 0.05)
+        monkeypatch.setattr("server.api.jobs.event_hub._POLL_S", 0.01)
         server = serve()
         url = f"/v1/fine_tuning/jobs/{create(server).id}/events?stream=true"
         with server.http.stream("GET", url) as response:

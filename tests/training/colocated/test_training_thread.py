@@ -156,7 +156,7 @@ def test_a_device_that_fails_fails_no_job(tmp_path: Path, monkeypatch: pytest.Mo
     with pytest.raises(DeviceLost, match="the device has failed"):
         run_worker(parts, threading.Event())
     assert job_now(place, job).status == JobStatus.RUNNING
-    place.queue.abandon(parts.worker_id)
+    place.queue.abandon(parts.worker_id, "died")
     done = work_off(place, job)
     assert (done.status, done.attempt) == (JobStatus.SUCCEEDED, 2)
 
