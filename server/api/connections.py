@@ -92,6 +92,7 @@ class Connection(HttpToolsProtocol):
         self._pieces = 0
         self._refusal: VerandahError | None = None  # of what the parser is just reading
         self._closing = False
+        self._lost = False
         self._late: asyncio.TimerHandle | None = None
         self._unread: asyncio.TimerHandle | None = None
 
@@ -103,6 +104,7 @@ class Connection(HttpToolsProtocol):
         self._late = self.loop.call_later(self._limits.head_s, self._check_head)
 
     def connection_lost(self, exc: Exception | None) -> None:
+        self._lost = True
         self._listened_to.pop(self, None)
         self._stop_waiting()
         super().connection_lost(exc)
@@ -175,6 +177,8 @@ class Connection(HttpToolsProtocol):
         super().on_message_complete()
 
     def on_response_complete(self) -> None:
+        if self._lost:  # the client went with requests in line, which nobody waits for
+            return
         if not self.pipeline:
             self._listened_to.setdefault(self)
         super().on_response_complete()
