@@ -124,7 +124,7 @@ class FakeEstimator:
 
     def problems(self, dataset: Dataset, param: str) -> list[LineProblem]:
         long = [line for line, record in dataset.records if "TOO LONG" in str(record)]
-        return [LineProblem(line, "300 tokens are more than the 256") for line in long]
+        return [LineProblem(line, "300 tokens are more than the 256", param) for line in long]
 
 
 class FakeHandle(Handle):
