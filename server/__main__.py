@@ -130,8 +130,10 @@ def _report(error: Exception) -> int:
         from server.cli.display.output import problem_lines
 
         kind = "validation file" if error.param == "validation_file" else "training file"
-        count = message.partition(".")[0]
-        message = f"the {kind} was refused: {count}\n{problem_lines(error.problems)}"
+        what = f"the {kind} was refused: {message.partition('.')[0]}"
+        if len({problem.get("param") for problem in error.problems}) > 1:
+            what = "both files were refused"
+        message = f"{what}\n{problem_lines(error.problems)}"
     if isinstance(error, ApiError) and error.status == 401:
         message = (
             "the server asks for its API key: give it with --api-key, or in the variable "

@@ -42,10 +42,12 @@ class ContextLengthExceeded(InvalidRequest):
 
 @dataclass(frozen=True)
 class LineProblem:
-    """What is wrong with one line (counted from 1) of an uploaded file."""
+    """What is wrong with one line (counted from 1) of an uploaded file, or, without a line, with
+    all of it. `param` is the field of the request that names the file."""
 
-    line: int
+    line: int | None
     reason: str
+    param: str = "training_file"
 
 
 class InvalidDataset(InvalidRequest):

@@ -140,14 +140,19 @@ class Client:
         model: str | None = None,
         validation_file: str | None = None,
         suffix: str | None = None,
+        seed: int | None = None,
+        metadata: Mapping[str, str] | None = None,
         hyperparameters: Hyperparameters | None = None,
     ) -> Mapping[str, Any]:
-        """The estimate of a job (`appraisal`), or the wrong lines of its files (`problems`)."""
+        """The estimate of the job that `train` would create (`appraisal`), or the wrong lines of its
+        files (`problems`). Whatever else is wrong is the error that `train` would raise."""
         body = {
             "model": model or self.models()[0],
             "training_file": training_file,
             "validation_file": validation_file,
             "suffix": suffix,
+            "seed": seed,
+            "metadata": None if metadata is None else dict(metadata),
             "verandah": {**(hyperparameters or {}), "dry_run": True},
         }
         document: Mapping[str, Any] = self._server.json("POST", _JOBS, json=body)

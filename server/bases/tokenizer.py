@@ -25,8 +25,6 @@ Tools = Sequence[Mapping[str, object]]
 _PIECE_CHARACTERS = 32 * 1024
 _PIECE_SLACK = 64  # tokens that a cut through a text may add
 
-_TOOLS = re.compile(r"\btools\b")
-_TOOL_CALLS = re.compile(r"\btool_calls\b")
 _LEADS = ("\n", "\0")  # hardly ever one token with the letter behind them
 
 # For tokenizers that bring no chat template. A line break closes each header, because tokenizers
@@ -228,20 +226,25 @@ class ChatTokenizer:
             )
         except (TemplateError, TypeError, ValueError, KeyError) as error:
             raise InvalidRequest(
-                f"the chat template of {self.name} refuses these messages: {error}",
+                f"the chat template of {self.name} refuses these messages: {error}. Change them as "
+                "it asks, or use a base model with another template",
                 param="messages",
             ) from error
         return str(text)
 
+    def reads(self, field: str) -> bool:
+        """Whether the chat template speaks of a field of messages or requests."""
+        return re.search(rf"\b{field}\b", self._template) is not None
+
     def _check_tools(self, messages: Sequence[Message], tools: Tools | None) -> None:
         """Raise InvalidRequest for fields that the template would silently leave out."""
         remedy = "leave them out, or use a base model whose template reads them"
-        if tools and not _TOOLS.search(self._template):
+        if tools and not self.reads("tools"):
             raise InvalidRequest(
                 f"the chat template of {self.name} has no place for tools: {remedy}", param="tools"
             )
         calls = any(message.get("tool_calls") for message in messages)
-        if calls and not _TOOL_CALLS.search(self._template):
+        if calls and not self.reads("tool_calls"):
             raise InvalidRequest(
                 f"the chat template of {self.name} has no place for tool_calls: {remedy}",
                 param="messages",

@@ -204,6 +204,8 @@ def _check(
             model=fields.go_on_from,
             validation_file=ids[1],
             suffix=name,
+            seed=fields.seed,
+            metadata=fields.metadata,
             hyperparameters=fields.hyperparameters(),
         )
     _discard(client, [file_id for file_id in ids if file_id])

@@ -104,8 +104,9 @@ class FakeEstimator:
         options: TrainOptions,
         start: tuple[str, Manifest] | None = None,
     ) -> JobEstimate:
-        if problems := self.problems(train, "training_file"):
-            raise InvalidDataset("lines are too long", problems, param="training_file")
+        for file, param in ((train, "training_file"), (valid, "validation_file")):
+            if file is not None and (problems := self.problems(file, param)):
+                raise InvalidDataset("lines are too long", problems, param=param)
         return JobEstimate(
             examples=len(train),
             counted=len(train),
@@ -124,7 +125,7 @@ class FakeEstimator:
 
     def problems(self, dataset: Dataset, param: str) -> list[LineProblem]:
         long = [line for line, record in dataset.records if "TOO LONG" in str(record)]
-        return [LineProblem(line, "300 tokens are more than the 256") for line in long]
+        return [LineProblem(line, "300 tokens are more than the 256", param) for line in long]
 
 
 class FakeHandle(Handle):

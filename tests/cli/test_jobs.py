@@ -239,7 +239,13 @@ class TestTrain:
             assert said[0] == "verandah: the training file was refused: 2 lines are invalid"
         assert main(["train", str(lines), "--validation-file", str(bad), "--url", server.url]) == 1
         refused = capsys.readouterr().err
-        assert "the validation file was refused: 2 lines are invalid\n  line 1: " in refused
+        assert (
+            "the validation file was refused: 2 lines are invalid\n  validation file, line 1"
+            in refused
+        )
+        assert main(["train", str(bad), "--validation-file", str(bad), "--url", server.url]) == 1
+        both = capsys.readouterr().err.splitlines()
+        assert both[0] == "verandah: both files were refused" and len(both) == 5
         assert files(server) == []
 
     @pytest.mark.parametrize(
@@ -248,17 +254,22 @@ class TestTrain:
             (["--name", "base"], "suffix 'base'"),
             (["--rank", "5000"], "rank=5000"),
             (["--go-on-from", "nobody"], "'nobody' does not exist"),
+            (["--metadata", "k=" + "v" * 513], "metadata 'k'"),
+            (["--seed", "-1"], "seed"),
         ],
     )
+    @pytest.mark.parametrize("dry", [True, False])
     def test_files_of_a_refused_job_do_not_stay(
         self,
         server: Running,
         lines: Path,
         options: list[str],
         said: str,
+        dry: bool,
         capsys: pytest.CaptureFixture[str],
     ) -> None:
-        assert main(["train", str(lines), *options, "--url", server.url]) == 1
+        more = ["--dry-run"] if dry else []
+        assert main(["train", str(lines), *options, *more, "--url", server.url]) == 1
         assert said in capsys.readouterr().err
         assert files(server) == []
 

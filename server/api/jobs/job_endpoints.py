@@ -1,6 +1,7 @@
 """/v1/fine_tuning/jobs: creates, lists and controls training jobs. Knows no training."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 
 from fastapi import APIRouter, Depends, Query, Request, Response
 from fastapi.responses import JSONResponse
@@ -13,12 +14,11 @@ from server.api.jobs.job_request import JobRequest, read_options
 from server.api.model_lookup import check_new_name, find_model
 from server.api.threads import DatabaseRoute
 from server.api.wire import only_known_query
-from server.errors import InvalidDataset, InvalidRequest, LineProblem, NotFound
+from server.errors import InvalidDataset, InvalidRequest, LineProblem
 from server.jobs.files.datasets import MIN_EXAMPLES, Dataset, lines_of, validate
 from server.jobs.queue.continuing import check_continuable, inherited
 from server.jobs.queue.job import JobStatus
 from server.jobs.queue.job_estimate import JobEstimate
-from server.jobs.queue.job_queue import check_metadata
 from server.jobs.queue.train_options import TrainOptions
 
 router = APIRouter(
@@ -56,20 +56,27 @@ def _create(body: JobRequest, services: Services, owner: str) -> Document:
     _check_rank(services, options)
     if body.suffix is not None:
         check_new_name(services, owner, body.suffix, "suffix")
-    check_metadata(body.metadata or {})
+    files = body.training_file, body.validation_file
+    services.jobs.check(owner, *files, suffix=body.suffix, metadata=body.metadata)
+    model = start[0] if start else body.model
+    try:
+        train, valid = _read_files(services, owner, body)
+        estimate = services.estimator.estimate(train, valid, options, start)
+    except InvalidDataset as error:
+        if dry_run:
+            return _dry_run(model, error.problems)
+        raise
     if dry_run:
-        return _dry_run(services, owner, body, options, start)
-    train, valid = _train_lines(services, owner, body), _valid_lines(services, owner, body)
+        return _dry_run(model, (), estimate)
     job = services.jobs.create(
         owner,
-        start[0] if start else body.model,
-        body.training_file,
-        validation_file=body.validation_file,
+        model,
+        *files,
         suffix=body.suffix,
         seed=body.seed,
         hyperparameters=options,
         metadata=body.metadata,
-        estimate=services.estimator.estimate(train, valid, options, start),
+        estimate=estimate,
         notice=_worker_notice(services),
     )
     return job_document(job)
@@ -159,61 +166,43 @@ def _worker_notice(services: Services) -> str:
     return ""
 
 
-def _train_lines(services: Services, owner: str, body: JobRequest) -> Dataset:
-    return _lines(services, owner, body.training_file, "training_file", MIN_EXAMPLES)
+def _read_files(services: Services, owner: str, body: JobRequest) -> tuple[Dataset, Dataset | None]:
+    """The lines of both files. Raises InvalidDataset with the wrong lines of both."""
+    wrong: list[InvalidDataset] = []
 
+    def lines(file_id: str, param: str, min_examples: int) -> Dataset | None:
+        def also(good: Dataset) -> Sequence[LineProblem]:
+            return services.estimator.problems(good, param)
 
-def _valid_lines(services: Services, owner: str, body: JobRequest) -> Dataset | None:
-    if body.validation_file is None:
-        return None
-    return _lines(services, owner, body.validation_file, "validation_file", 1)
+        try:
+            with services.files.verified(owner, file_id) as file:
+                return validate(lines_of(file), min_examples=min_examples, param=param, also=also)
+        except InvalidDataset as error:
+            wrong.append(error)
+            return None
 
-
-def _lines(services: Services, owner: str, file_id: str, param: str, min_examples: int) -> Dataset:
-    def also(good: Dataset) -> Sequence[LineProblem]:
-        return services.estimator.problems(good, param)
-
-    try:
-        with services.files.verified(owner, file_id) as file:
-            return validate(lines_of(file), min_examples=min_examples, param=param, also=also)
-    except NotFound as error:
-        raise InvalidRequest(f"{param}: {error}", param=param) from error
+    train = lines(body.training_file, "training_file", MIN_EXAMPLES)
+    named = body.validation_file
+    valid = None if named is None else lines(named, "validation_file", 1)
+    if len(wrong) > 1:
+        message = "; ".join(f"{error.param}: {error}" for error in wrong)
+        raise InvalidDataset(message, [it for error in wrong for it in error.problems])
+    if train is None or wrong:
+        raise wrong[0]
+    return train, valid
 
 
 def _dry_run(
-    services: Services,
-    owner: str,
-    body: JobRequest,
-    options: TrainOptions,
-    start: tuple[str, Manifest] | None,
+    model: str, problems: Sequence[LineProblem], estimate: JobEstimate | None = None
 ) -> Document:
     """The appraisal of the job, or everything that is wrong with its files."""
-    problems: list[Document] = []
-    estimate: JobEstimate | None = None
-    for read in (_train_lines, _valid_lines):
-        try:
-            read(services, owner, body)
-        except InvalidDataset as error:
-            problems.extend(_problems(error))
-    if not problems:
-        try:
-            train, valid = _train_lines(services, owner, body), _valid_lines(services, owner, body)
-            estimate = services.estimator.estimate(train, valid, options, start)
-        except InvalidDataset as error:
-            problems = _problems(error)
     return {
         "object": "fine_tuning.job.dry_run",
-        "model": start[0] if start else body.model,
+        "model": model,
         "valid": not problems,
-        "problems": problems,
+        "problems": [asdict(problem) for problem in problems],
         "appraisal": estimate and estimate.to_document(),
     }
-
-
-def _problems(error: InvalidDataset) -> list[Document]:
-    lines = [{"line": problem.line, "reason": problem.reason} for problem in error.problems]
-    whole = [{"line": None, "reason": str(error)}]
-    return [{"param": error.param, **problem} for problem in lines or whole]
 
 
 def _metadata(query: list[tuple[str, str]]) -> Mapping[str, str] | None:

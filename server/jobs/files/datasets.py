@@ -6,40 +6,36 @@ A file is JSONL in UTF-8, every line a chat or every line a completion:
                   {"role": "assistant", "content": "...", "weight": 1}]}
     {"prompt": "...", "completion": "..."}
 
-A chat may have `tools`, and an assistant may call them (`server.jobs.files.tool_calls`).
+A chat may have `tools`, and an assistant may call them (`server.jobs.files.tool_calls`). What else
+a message may have is in `server.jobs.files.chat_lines`. Blank lines are skipped.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import BinaryIO
 
 from adapters_store.outside_values import BadJson, read_json
 from server.errors import InvalidDataset, LineProblem
-from server.jobs.files.line_values import BadLine, Record, kind_of, only, shown, text, written
-from server.jobs.files.tool_calls import check_answers, read_calls, read_tools
+from server.jobs.files.chat_lines import read_messages, unknown_in_messages
+from server.jobs.files.line_values import (
+    BadLine,
+    Record,
+    kind_of,
+    text,
+    unknown,
+    written,
+)
+from server.jobs.files.tool_calls import tools_of
 
 MIN_EXAMPLES = 10
 MAX_EXAMPLES = 500_000
 MAX_LINE_BYTES = 2**20
-MAX_MESSAGES = 512
-ROLES = ("system", "user", "assistant", "tool")
-_KEYS: Mapping[str, tuple[str, ...]] = {
-    "system": ("role", "content"),
-    "user": ("role", "content"),
-    "assistant": ("role", "content", "weight", "tool_calls"),
-    "tool": ("role", "content", "tool_call_id", "name"),
-}
 MAX_PROBLEMS = 1000
+_LINE = ("messages", "tools", "parallel_tool_calls", "functions")
 _SHOWN_PROBLEMS = 20
+_SHOWN_FIELDS = 20
 _SKIPPED_BYTES = 2**16
 _BOM = b"\xef\xbb\xbf"
-_FOLLOWS: Mapping[str | None, tuple[str, ...]] = {
-    None: ("system", "user"),
-    "system": ("user",),
-    "user": ("assistant",),
-    "assistant": ("user", "tool"),
-    "tool": ("assistant", "tool"),
-}
 
 
 @dataclass(frozen=True)
@@ -86,27 +82,26 @@ def validate(
     for number, line in enumerate(lines, start=1):
         if number == 1:
             marked, line = line.startswith(_BOM), line.removeprefix(_BOM)
+        if not line.strip() and number <= 2 * max_examples:
+            continue
         try:
             if len(records) == max_examples:
                 raise BadLine(f"more than {max_examples} examples; split the file")
             record = _record(line)
             kind = _same_kind(kind, record)
         except BadLine as problem:
-            problems.append(LineProblem(number, str(problem)))
+            problems.append(LineProblem(number, str(problem), param))
             if len(problems) == MAX_PROBLEMS or len(records) == max_examples:
                 break
             continue
         records.append((number, record))
     good = Dataset(tuple(records), chat=kind == "messages", marked=marked)
     if problems:
-        problems = sorted([*problems, *also(good)], key=lambda problem: problem.line)
+        problems = sorted([*problems, *also(good)], key=lambda problem: problem.line or 0)
         raise InvalidDataset(problem_summary(problems), problems, param=param)
     if len(records) < min_examples:
-        raise InvalidDataset(
-            f"the file has {len(records)} examples; at least {min_examples} are needed",
-            (),
-            param=param,
-        )
+        few = f"the file has {len(records)} examples; at least {min_examples} are needed"
+        raise InvalidDataset(few, [LineProblem(None, few, param)], param=param)
     return good
 
 
@@ -138,12 +133,14 @@ def _same_kind(kind: str | None, record: Record) -> str:
 
 def _record(line: bytes) -> Record:
     value = _object(line)
-    if "messages" in value:
-        only(value, ("messages", "tools", "parallel_tool_calls"), "the line")
-        chat: dict[str, object] = {"messages": _messages(value["messages"])}
-        return chat | ({"tools": read_tools(value["tools"])} if "tools" in value else {})
-    if "prompt" in value or "completion" in value:
-        only(value, ("prompt", "completion"), "the line")
+    messages = value.get("messages")
+    if messages is not None:
+        _refuse([*unknown(value, _LINE), *unknown_in_messages(messages)])
+        chat: dict[str, object] = {"messages": read_messages(messages)}
+        tools = tools_of(value)
+        return chat | ({"tools": tools} if tools else {})
+    if value.get("prompt") is not None or value.get("completion") is not None:
+        _refuse([*unknown(value, ("prompt", "completion"))])
         return {
             "prompt": text(value.get("prompt"), "prompt"),
             "completion": written(value.get("completion"), "completion"),
@@ -151,67 +148,25 @@ def _record(line: bytes) -> Record:
     raise BadLine("has neither 'messages' nor 'prompt' and 'completion'")
 
 
+def _refuse(fields: Sequence[str]) -> None:
+    """Refuse a line with unknown fields, all of them at once."""
+    if fields:
+        more = len(fields) - _SHOWN_FIELDS
+        end = f" and {more} more" if more > 0 else ""
+        names = ", ".join(map(repr, fields[:_SHOWN_FIELDS]))
+        kind = "an unknown field" if len(fields) == 1 else "unknown fields"
+        raise BadLine(f"has {kind}: {names}{end}; leave out what cannot be trained on")
+
+
 def _object(line: bytes) -> dict[str, object]:
     if len(line) > MAX_LINE_BYTES:
         raise BadLine(f"longer than {MAX_LINE_BYTES} bytes; shorten or split it")
     if not line.strip():
-        raise BadLine("empty line; remove it")
+        raise BadLine("blank, as are too many lines before it; remove them")
     try:
-        value = read_json(line)
+        value = read_json(line, unique_keys=True)
     except BadJson as error:
         raise BadLine(str(error)) from error
     if not isinstance(value, dict):
         raise BadLine(f"a JSON {kind_of(value)} where an object is needed")
     return value
-
-
-def _messages(value: object) -> list[Record]:
-    if not isinstance(value, list) or not value:
-        raise BadLine("'messages' is not a list with something in it")
-    if len(value) > MAX_MESSAGES:
-        raise BadLine(f"{len(value)} messages; at most {MAX_MESSAGES} are allowed")
-    messages: list[Record] = []
-    previous: str | None = None
-    for index, item in enumerate(value):
-        message = _message(item, f"messages[{index}]")
-        previous = _follow(previous, str(message["role"]), f"messages[{index}]")
-        messages.append(message)
-    if previous != "assistant":
-        raise BadLine(f"the last message is the {previous}'s; it must be the assistant's")
-    if all(m.get("weight") == 0 for m in messages if m["role"] == "assistant"):
-        raise BadLine("every assistant message has weight 0: there is nothing to learn")
-    check_answers(messages)
-    return messages
-
-
-def _message(value: object, where: str) -> Record:
-    if not isinstance(value, dict):
-        raise BadLine(f"{where} is a JSON {kind_of(value)} where an object is needed")
-    role = value.get("role")
-    if role not in ROLES:
-        raise BadLine(f"{where}.role is {shown(role)}; known are {', '.join(ROLES)}")
-    only(value, _KEYS[role], where)
-    message: dict[str, object] = {"role": role}
-    calls = value.get("tool_calls")
-    if value.get("content") is not None or calls is None:  # a call needs no text
-        read = text if role in ("system", "tool") else written
-        message["content"] = read(value.get("content"), where)
-    if calls is not None:
-        message["tool_calls"] = read_calls(calls, where)
-    for key in ("tool_call_id", "name"):
-        if key in value:
-            message[key] = text(value[key], f"{where}.{key}")
-    if "weight" in value:
-        weight = value["weight"]
-        if type(weight) is not int or weight not in (0, 1):
-            raise BadLine(f"{where}.weight is {shown(weight)}; it must be 0 or 1")
-        message["weight"] = weight
-    return message
-
-
-def _follow(previous: str | None, role: str, where: str) -> str:
-    allowed = _FOLLOWS[previous]
-    if role not in allowed:
-        place = f"after {previous}" if previous else "at the start"
-        raise BadLine(f"{where} is {role} {place}; expected {' or '.join(allowed)}")
-    return role

@@ -1,15 +1,21 @@
 """Read the values of a training line, and say what is wrong with them. Knows no roles."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from adapters_store import outside_values
 
 Record = Mapping[str, object]
+_SHOWN_KEY = 40
 
 
 class BadLine(Exception):
     """Why a line cannot be used."""
+
+
+def empty(value: object) -> bool:
+    """Whether a field of this value asks for nothing: SDKs write such fields when they dump."""
+    return value is None or value in ("", [], {})
 
 
 def text(value: object, where: str) -> str:
@@ -46,11 +52,11 @@ def _part(value: object, where: str) -> str:
     raise BadLine(f"{where} is not a text part; only text can be trained on")
 
 
-def only(value: Mapping[str, object], allowed: Sequence[str], where: str) -> None:
-    """Refuse an object with other keys."""
-    for key in value:
-        if key not in allowed:
-            raise BadLine(f"{where} has an unknown key {key[:40]!r}; known: {', '.join(allowed)}")
+def unknown(value: Mapping[str, object], known: Sequence[str], where: str = "") -> Iterator[str]:
+    """The other keys of an object, as far as they ask for something, with where they are."""
+    for key, inner in value.items():
+        if key not in known and not empty(inner):
+            yield where + key[:_SHOWN_KEY]
 
 
 def shown(value: object) -> str:

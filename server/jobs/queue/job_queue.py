@@ -38,6 +38,23 @@ class News:
 class JobQueue(Claims):
     """The jobs of all owners. Owners' actions are here, workers' in `Claims`."""
 
+    def check(
+        self,
+        owner: str,
+        training_file: str,
+        validation_file: str | None = None,
+        *,
+        suffix: str | None = None,
+        metadata: Mapping[str, str] | None = None,
+    ) -> None:
+        """Raise what `create` would raise of these, for a dry run and before files are read."""
+        _checked_metadata(metadata or {})
+        if suffix is not None:
+            _check_suffix(suffix)
+        with self._database.reading() as session:
+            now = self._database.now(session)
+            _require_files(session, owner, training_file, validation_file, now)
+
     def create(
         self,
         owner: str,
@@ -59,7 +76,7 @@ class JobQueue(Claims):
         Raises:
             InvalidRequest: a value is invalid, or a file is not the owner's; `param` names it.
         """
-        labels = check_metadata(metadata or {})
+        labels = _checked_metadata(metadata or {})
         if suffix is not None:
             _check_suffix(suffix)
         options = hyperparameters or TrainOptions()
@@ -67,9 +84,8 @@ class JobQueue(Claims):
         with self._database.transaction() as session:
             now = self._database.now(session)
             ensure_owner(session, owner, now)
-            _require_file(session, owner, training_file, "training_file", now)
-            if validation_file is not None:
-                _require_file(session, owner, validation_file, "validation_file", now)
+            # Locked: they must not be deleted meanwhile.
+            _require_files(session, owner, training_file, validation_file, now, lock=True)
             row = JobRow(
                 id=f"ftjob-{secrets.token_hex(12)}",
                 owner=owner,
@@ -123,7 +139,7 @@ class JobQueue(Claims):
             metadata: only those that have all these pairs; none: those that have no pair at all.
             status: only those with this status.
         """
-        pairs = None if metadata is None else check_metadata(metadata)
+        pairs = None if metadata is None else _checked_metadata(metadata)
         with self._database.reading() as session:
             where = [JobRow.owner == owner, *_labelled(pairs)]
             if status is not None:
@@ -294,16 +310,27 @@ def _labelled(metadata: Mapping[str, str] | None) -> list[ColumnElement[bool]]:
     ]
 
 
-def _require_file(session: Session, owner: str, file_id: str, param: str, now: float) -> None:
-    """Raise InvalidRequest unless the owner has such a file, for training."""
-    # Locked: it must not be deleted meanwhile.
-    row = rows.find_file(session, owner, file_id, now, lock=True)
-    if row is None:
-        raise InvalidRequest(f"there is no file {shown(file_id)}; upload it first", param=param)
-    if row.purpose != "fine-tune":
-        raise InvalidRequest(
-            f"file {file_id!r} is for {row.purpose!r} and not for 'fine-tune'", param=param
-        )
+def _require_files(
+    session: Session,
+    owner: str,
+    training_file: str,
+    validation_file: str | None,
+    now: float,
+    *,
+    lock: bool = False,
+) -> None:
+    """Raise InvalidRequest unless the owner has these files, for training."""
+    files = ("training_file", training_file), ("validation_file", validation_file)
+    for param, file_id in files:
+        if file_id is None:
+            continue
+        row = rows.find_file(session, owner, file_id, now, lock=lock)
+        if row is None:
+            raise InvalidRequest(f"there is no file {shown(file_id)}; upload it first", param=param)
+        if row.purpose != "fine-tune":
+            raise InvalidRequest(
+                f"file {file_id!r} is for {row.purpose!r} and not for 'fine-tune'", param=param
+            )
 
 
 def _check_suffix(suffix: str) -> None:
@@ -314,7 +341,7 @@ def _check_suffix(suffix: str) -> None:
         raise InvalidRequest(str(error), param="suffix") from error
 
 
-def check_metadata(metadata: Mapping[str, str]) -> dict[str, str]:
+def _checked_metadata(metadata: Mapping[str, str]) -> dict[str, str]:
     """The OpenAI API's limits: 16 pairs, keys of 64 characters, values of 512."""
     if len(metadata) > 16:
         raise InvalidRequest(

@@ -3,8 +3,9 @@
 import json
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from adapters_store.manifest import Manifest
 from server.adapters.inspecting.counts import BYTES_AT_REST, count
@@ -65,7 +66,8 @@ class JobEstimator:
         """
         plan = plan_for(options, seed=0, max_rank=self.max_rank, lines=len(train))
         parameters, tensors = self._size(plan, options, start)
-        ends = AnswerEnds.of(self.base, self.tokenizer)
+        tokenizer = self.tokenizer
+        ends = AnswerEnds.of(self.base, tokenizer)
         lengths, counted = self._lengths(train, "training_file")
         if valid is not None:
             self._lengths(valid, "validation_file")
@@ -90,7 +92,10 @@ class JobEstimator:
             adapter_bytes=parameters * BYTES_AT_REST
             + tensors * _HEADER_BYTES_PER_TENSOR
             + _HEADER_BYTES,
-            warnings=(*dataset_warnings(train, valid), *ends.warnings(chat=train.chat)),
+            warnings=(
+                *dataset_warnings(train, valid, reasoning=tokenizer.reads("reasoning_content")),
+                *ends.warnings(chat=train.chat),
+            ),
         )
 
     def problems(self, dataset: Dataset, param: str) -> Sequence[LineProblem]:
@@ -146,7 +151,8 @@ def _tokenized_lines(
     dataset: Dataset, max_context: int, unknown: Sequence[str]
 ) -> tuple[range, list[int]]:
     """Indices of lines spread over the file, and of others that may be bad: too long, for a token
-    is at least a byte; or with an `unknown` text, whose token the base lacks."""
+    is at least a byte; with an `unknown` text, whose token the base lacks; or the first of a kind
+    of chat, which the template may refuse."""
     if len(dataset) <= _TOKENIZED_LINES:
         return range(len(dataset)), []
     some = range(0, len(dataset), math.ceil(len(dataset) / _TOKENIZED_LINES))
@@ -154,10 +160,25 @@ def _tokenized_lines(
     pattern = re.compile("|".join(spelled) or "(?!)")  # nothing matches the latter
     sizes: dict[int, int] = {}
     odd: list[int] = []
+    kinds: dict[object, int] = {}
     for index, (_, record) in enumerate(dataset.records):
         text = json.dumps(record, ensure_ascii=False)
         sizes[index] = len(text.encode())
         if len(odd) < _TOKENIZED_LINES and pattern.search(text):
             odd.append(index)
+        if len(kinds) < _TOKENIZED_LINES:
+            kinds.setdefault(_kind(record), index)
     long = [index for index, size in sizes.items() if size > max_context and index not in some]
-    return some, [*sorted(long, key=lambda index: sizes[index])[-_TOKENIZED_LINES:], *odd]
+    return some, [
+        *sorted(long, key=lambda index: sizes[index])[-_TOKENIZED_LINES:],
+        *odd,
+        *kinds.values(),
+    ]
+
+
+def _kind(record: Mapping[str, object]) -> object:
+    """What chat templates look at: who follows whom, and the fields of messages."""
+    messages = record.get("messages")
+    chat = messages if isinstance(messages, Sequence) else ()
+    roles = ["", *(message["role"] for message in chat)]
+    return frozenset(pairwise(roles)), frozenset(map(frozenset, chat)), "tools" in record

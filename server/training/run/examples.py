@@ -187,7 +187,7 @@ def build_examples(
         try:
             encoded.append(encoder.examples(record))
         except InvalidRequest as error:
-            problems.append(LineProblem(line, str(error)))
+            problems.append(LineProblem(line, str(error), param))
     if problems:
         raise InvalidDataset(problem_summary(problems), problems, param=param)
     return encoded

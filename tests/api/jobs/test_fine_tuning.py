@@ -298,6 +298,61 @@ class TestChecks:
         assert list(server.sdk.fine_tuning.jobs.list()) == []
 
 
+OURS = {"rank": 65}
+BAD_BODIES: list[dict[str, object]] = [
+    *({"suffix": suffix} for suffix in ("", "a" * 65, "no/slashes", "base", "BASE", "a.", "-a")),
+    *({"suffix": suffix} for suffix in ("é", "pirate@1", "a b", ".a", "\0", 7)),
+    *({"metadata": pairs} for pairs in ({"a" * 65: "b"}, {"a": "b" * 513}, {"a": 1}, {"\n": ""})),
+    {"metadata": {str(n): "" for n in range(17)}},
+    {"metadata": {"a": "\0"}},
+    *({"seed": seed} for seed in (-1, 2**63, 1.5, "x")),
+    *({"model": model} for model in ("gpt-4o", "pirate@1", "", "no/slashes")),
+    *({"training_file": name} for name in ("file-none", "RESULTS", "SHORT", "BROKEN", "LONG", "")),
+    *({"validation_file": name} for name in ("file-none", "RESULTS", "BROKEN", "EMPTY", "LONG")),
+    {"training_file": "BROKEN", "validation_file": "BROKEN"},
+    {"training_file": "SHORT", "validation_file": "EMPTY"},
+    {"training_file": "RESULTS", "validation_file": "file-none"},
+    *({"hyperparameters": options} for options in (OURS, {"rnak": 5}, {"method": "dora"})),
+    *({"hyperparameters": options} for options in ({"n_epochs": 0}, {"targets": []})),
+    *({"verandah": options} for options in (OURS, {"rnak": 5}, {"packing": True})),
+    {"verandah": {"learning_rate": 0.1, "learning_rate_multiplier": 2}},
+    {"verandah": {"rank": 4}, "hyperparameters": {"rank": 8}},
+    {"verandah": {"seed": 1}, "seed": 2},
+    {"method": {"type": "dpo"}},
+    {"integrations": [{"type": "wandb"}]},
+    {"what": 1},
+]
+
+
+@pytest.mark.parametrize("fields", BAD_BODIES, ids=lambda fields: json.dumps(fields)[:40])
+def test_a_dry_run_says_what_the_job_would(server: Running, fields: dict[str, object]) -> None:
+    stored = server.services.files.create("default", "m.csv", RESULTS, io.BytesIO(b"step\n"))
+    named = {"RESULTS": stored.id}
+    for name, content in (
+        ("SHORT", b"\n".join(JSONL.splitlines()[:9])),
+        ("BROKEN", b"x\n" + JSONL),
+        ("EMPTY", b"\n"),
+        ("LONG", JSONL.replace(b"q3", b"TOO LONG")),
+    ):
+        named[name] = upload(server, content)
+    body = {"model": "base", "training_file": upload(server)} | fields
+    body |= {key: named.get(str(body.get(key)), body[key]) for key in body if "_file" in key}
+    job = server.http.post("/v1/fine_tuning/jobs", json=body)
+    ours = body.get("verandah") or {}
+    assert isinstance(ours, dict)
+    dry = server.http.post(
+        "/v1/fine_tuning/jobs", json=body | {"verandah": {**ours, "dry_run": True}}
+    )
+    assert job.status_code in (400, 404), job.text
+    error = job.json()["error"]
+    if error["code"] == "invalid_training_file":
+        assert (dry.status_code, dry.json()["valid"]) == (200, False)
+        assert dry.json()["problems"] == error["problems"] != []
+    else:
+        assert (dry.status_code, dry.json()) == (job.status_code, job.json())
+    assert list(server.sdk.fine_tuning.jobs.list()) == []
+
+
 class TestStream:
     def test_it_goes_on_after_the_last_event_that_was_seen(self, server: Running) -> None:
         job_id = create(server).id
