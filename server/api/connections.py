@@ -11,7 +11,12 @@ from functools import partial
 from typing import Any, cast
 
 from uvicorn import Config
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+from uvicorn._types import ASGI3Application
+from uvicorn.protocols.http.httptools_impl import (
+    STATUS_LINE,
+    HttpToolsProtocol,
+    RequestResponseCycle,
+)
 from uvicorn.server import ServerState
 
 from server.api.error_body import ErrorBody
@@ -93,6 +98,7 @@ class Connection(HttpToolsProtocol):
         self._refusal: VerandahError | None = None  # of what the parser is just reading
         self._closing = False
         self._lost = False
+        self._running: RequestResponseCycle | None = None
         self._late: asyncio.TimerHandle | None = None
         self._unread: asyncio.TimerHandle | None = None
 
@@ -105,6 +111,9 @@ class Connection(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._lost = True
+        if self._running is not None:  # uvicorn tells the last request alone, not the one before it
+            self._running.disconnected = True
+            self._running.message_event.set()
         self._listened_to.pop(self, None)
         self._stop_waiting()
         super().connection_lost(exc)
@@ -175,6 +184,10 @@ class Connection(HttpToolsProtocol):
         self._stop_waiting()
         self._listened_to.pop(self, None)
         super().on_message_complete()
+
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
+        self._running = cycle
+        super()._start_asgi_task(cycle, app)
 
     def on_response_complete(self) -> None:
         if self._lost:  # the client went with requests in line, which nobody waits for

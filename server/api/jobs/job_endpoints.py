@@ -1,6 +1,6 @@
 """/v1/fine_tuning/jobs: creates, lists and controls training jobs. Knows no training."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 
 from fastapi import APIRouter, Depends, Query, Request, Response
@@ -36,7 +36,8 @@ async def create_job(body: JobRequest, services: CurrentServices, owner: Current
     A wrong file is refused with its wrong lines. `verandah: {"dry_run": true}` queues nothing; the
     answer is the estimate, or the wrong lines.
     """
-    return await services.threads.file_checks.run(_create, body, services, owner)
+    checked = await services.threads.file_checks.run(_checked, body, services, owner)
+    return await services.threads.writing.run(checked) if callable(checked) else checked
 
 
 async def answer(
@@ -46,7 +47,8 @@ async def answer(
     return JSONResponse(await create_job(body, services, owner))
 
 
-def _create(body: JobRequest, services: Services, owner: str) -> Document:
+def _checked(body: JobRequest, services: Services, owner: str) -> Document | Callable[[], Document]:
+    """The answer of a dry run, or else what queues the job."""
     dry_run = body.dry_run  # read first: a wrong one is refused before the disk is read
     start = _start(services, owner, body.model)
     requested = body.options()
@@ -68,18 +70,22 @@ def _create(body: JobRequest, services: Services, owner: str) -> Document:
         raise
     if dry_run:
         return _dry_run(model, (), estimate)
-    job = services.jobs.create(
-        owner,
-        model,
-        *files,
-        suffix=body.suffix,
-        seed=body.seed,
-        hyperparameters=options,
-        metadata=body.metadata,
-        estimate=estimate,
-        notice=_worker_notice(services),
-    )
-    return job_document(job)
+
+    def queue() -> Document:
+        job = services.jobs.create(
+            owner,
+            model,
+            *files,
+            suffix=body.suffix,
+            seed=body.seed,
+            hyperparameters=options,
+            metadata=body.metadata,
+            estimate=estimate,
+            notice=_worker_notice(services),
+        )
+        return job_document(job)
+
+    return queue
 
 
 @router.get("")

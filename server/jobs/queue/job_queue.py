@@ -48,7 +48,7 @@ class JobQueue(Claims):
         metadata: Mapping[str, str] | None = None,
     ) -> None:
         """Raise what `create` would raise of these, for a dry run and before files are read."""
-        _checked_metadata(metadata or {})
+        check_metadata(metadata or {})
         if suffix is not None:
             _check_suffix(suffix)
         with self._database.reading() as session:
@@ -76,7 +76,7 @@ class JobQueue(Claims):
         Raises:
             InvalidRequest: a value is invalid, or a file is not the owner's; `param` names it.
         """
-        labels = _checked_metadata(metadata or {})
+        labels = check_metadata(metadata or {})
         if suffix is not None:
             _check_suffix(suffix)
         options = hyperparameters or TrainOptions()
@@ -139,7 +139,7 @@ class JobQueue(Claims):
             metadata: only those that have all these pairs; none: those that have no pair at all.
             status: only those with this status.
         """
-        pairs = None if metadata is None else _checked_metadata(metadata)
+        pairs = None if metadata is None else check_metadata(metadata)
         with self._database.reading() as session:
             where = [JobRow.owner == owner, *_labelled(pairs)]
             if status is not None:
@@ -341,7 +341,7 @@ def _check_suffix(suffix: str) -> None:
         raise InvalidRequest(str(error), param="suffix") from error
 
 
-def _checked_metadata(metadata: Mapping[str, str]) -> dict[str, str]:
+def check_metadata(metadata: Mapping[str, str]) -> dict[str, str]:
     """The OpenAI API's limits: 16 pairs, keys of 64 characters, values of 512."""
     if len(metadata) > 16:
         raise InvalidRequest(
