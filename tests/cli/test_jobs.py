@@ -1,7 +1,7 @@
 """`verandah jobs`, and `verandah train` where it does not run to the end."""
 
-import io
 import gzip
+import io
 import json
 from collections.abc import Callable
 from pathlib import Path
