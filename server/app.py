@@ -26,6 +26,7 @@ from server.api.app_services import Services
 from server.api.completions import chat_completion, text_completion
 from server.api.completions.delivery import StreamWaker
 from server.api.completions.fast_path import FastPath, FastRoute
+from server.api.cross_origin import CrossOrigin
 from server.api.error_body import ErrorBody
 from server.api.gate import BodyLimit, KeyCheck, RequestIds
 from server.api.jobs import file_endpoints, job_endpoints, job_event_endpoints, job_request
@@ -216,4 +217,7 @@ def create_app(services: Services) -> ASGIApp:
         body_bytes=services.max_body_bytes,
         file_bytes=services.max_file_bytes,
     )
-    return RequestIds(KeyCheck(limited, services.keys, services.describe), services.describe)
+    checked: ASGIApp = KeyCheck(limited, services.keys, services.describe)
+    if services.allowed_origins:
+        checked = CrossOrigin(checked, services.describe, services.allowed_origins)
+    return RequestIds(checked, services.describe)

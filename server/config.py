@@ -1,12 +1,15 @@
 """The settings, read once. Only `server.wiring` and `server.cli` import them."""
 
+import re
 from pathlib import Path
 from typing import Annotated, Final, Literal
+from urllib.parse import urlsplit
 
-from pydantic import BeforeValidator, Field, SecretStr, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 PREFIX: Final = "VERANDAH_"
+_HOST: Final = re.compile(r"[a-z0-9._:-]+")
 
 
 class BadOption(Exception):
@@ -14,7 +17,9 @@ class BadOption(Exception):
 
 
 def _split(value: object) -> object:
-    return tuple(filter(None, value.split(","))) if isinstance(value, str) else value
+    if not isinstance(value, str):
+        return value
+    return tuple(filter(None, (item.strip() for item in value.split(","))))
 
 
 WITH_COMMAS: Final = (NoDecode, BeforeValidator(_split))
@@ -44,6 +49,30 @@ PAIRS: Final = (NoDecode, BeforeValidator(_pairs))
 """Marks a mapping that an option repeated, or a variable with commas, writes as KEY=VALUE."""
 
 
+def _origins(values: tuple[str, ...]) -> tuple[str, ...]:
+    if "*" in values and len(values) > 1:
+        raise ValueError("* allows every origin: give it alone, or leave it out")
+    for value in values:
+        right = value if value in ("*", "null") else _origin(value)
+        if value != right:
+            raise ValueError(f"{value!r} is not an origin as browsers send it: write {right}")
+    return values
+
+
+def _origin(text: str) -> str:
+    """The origin that a text means: SCHEME://HOST, and :PORT unless it is the scheme's own."""
+    try:
+        parts = urlsplit(text if "://" in text else f"https://{text}")
+        host, port = (parts.hostname or "").encode("idna").decode(), parts.port
+    except ValueError:
+        host, port = "", None
+    if not host or not _HOST.fullmatch(host):
+        raise ValueError(f"{text!r} is not an origin: write SCHEME://HOST or SCHEME://HOST:PORT")
+    own = {"http": 80, "https": 443}.get(parts.scheme)
+    shown_host = f"[{host}]" if ":" in host else host
+    return f"{parts.scheme}://{shown_host}" + ("" if port in (None, own) else f":{port}")
+
+
 class Settings(BaseSettings):
     """Every option of serve, worker and demo; each is also the variable `VERANDAH_<NAME>`."""
 
@@ -56,6 +85,11 @@ class Settings(BaseSettings):
     host: str = Field("127.0.0.1", description="address to listen on")
     port: int = Field(8000, ge=0, le=65535, description="port to listen on; 0 takes a free one")
     api_key: SecretStr | None = Field(None, description="require this key as a bearer token")
+    allowed_origins: Annotated[tuple[str, ...], *WITH_COMMAS, AfterValidator(_origins)] = Field(
+        (),
+        description="origins whose pages may use the API in a browser (CORS), with commas between; "
+        "*: all",
+    )
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         "info", description="how much to log"
     )

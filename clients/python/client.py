@@ -144,8 +144,8 @@ class Client:
         metadata: Mapping[str, str] | None = None,
         hyperparameters: Hyperparameters | None = None,
     ) -> Mapping[str, Any]:
-        """The estimate of the job that `train` would create (`appraisal`), or the wrong lines of its
-        files (`problems`). Whatever else is wrong is the error that `train` would raise."""
+        """The estimate of the job that `train` would create (`appraisal`), or the wrong lines of
+        its files (`problems`). Whatever else is wrong is the error that `train` would raise."""
         body = {
             "model": model or self.models()[0],
             "training_file": training_file,

@@ -56,6 +56,7 @@ class Services:
     request_timeout_s: float
     max_body_bytes: int
     max_file_bytes: int
+    allowed_origins: Seq[str] = ()
     problem: Callable[[], str] = lambda: ""  # why this process answers no more, in words
     threads: Threads = field(default_factory=Threads)
 

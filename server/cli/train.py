@@ -151,7 +151,7 @@ def run(options: argparse.Namespace) -> int:
     for path in paths:
         if not path.is_file():
             raise BadOption(f"{path} does not exist: name a JSONL file of training lines")
-    name = fields.name or options.file.stem
+    name = fields.name or Path(options.file.name.removesuffix(".gz")).stem
     with connect(options) as client:
         if fields.dry_run:
             return _check(client, paths, name, fields, as_json=options.json)

@@ -136,6 +136,7 @@ def wire(
         request_timeout_s=settings.request_timeout_s,
         max_body_bytes=_max_body_bytes(settings, front.engine.max_context),
         max_file_bytes=int(settings.max_file_mb * _MIB),
+        allowed_origins=settings.allowed_origins,
     )
 
 

@@ -33,7 +33,9 @@ def environment(settings: Settings) -> dict[str, str]:
     if settings.key is not None:
         values["api_key"] = settings.key
     values["home"] = str(settings.home_path)
-    values["pinned"] = ",".join(settings.pinned)
+    for name, value in settings:
+        if isinstance(value, tuple):
+            values[name] = ",".join(value)
     path = os.pathsep.join(filter(None, (str(_ROOT), os.environ.get("PYTHONPATH"))))
     variables = {PREFIX + name.upper(): str(value) for name, value in values.items()}
     return dict(os.environ) | variables | {"PYTHONPATH": path}

@@ -1,5 +1,6 @@
 """`verandah jobs`, and `verandah train` where it does not run to the end."""
 
+import gzip
 import io
 import json
 from collections.abc import Callable
@@ -209,6 +210,17 @@ class TestTrain:
         assert main([*arguments, "--url", server.url]) == 0
         job = server.services.jobs.get("default", json.loads(capsys.readouterr().out)["id"])
         assert job.hyperparameters.validation_split == 0.2
+
+    def test_a_packed_file_names_its_adapter_without_its_endings(
+        self, server: Running, lines: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        packed = lines.with_name("pirate.jsonl.gz")
+        packed.write_bytes(gzip.compress(lines.read_bytes()))
+        assert main(["train", str(packed), "--no-wait", "--url", server.url]) == 0
+        job = server.services.jobs.get("default", capsys.readouterr().out.strip())
+        assert job.suffix == "pirate"
+        stored = server.services.files.get("default", job.training_file)
+        assert (stored.filename, stored.bytes) == ("pirate.jsonl", lines.stat().st_size)
 
     def test_a_dry_run_leaves_nothing(
         self, server: Running, lines: Path, capsys: pytest.CaptureFixture[str]

@@ -65,6 +65,7 @@ def test_an_option_wins_over_a_variable(monkeypatch: pytest.MonkeyPatch) -> None
         (["--max-rank=5000"], "--max-rank '5000': "),
         (["--device=tpu"], "--device 'tpu': "),
         (["--max-batch-rows=600", "--max-step-tokens=512"], "max_step_tokens=512 is below"),
+        (["--allowed-origins=https://a.example/"], "--allowed-origins 'https://a.example/': "),
         (["--served-name=pirate@3"], "served_name='pirate@3' is no id of a base model"),
     ],
 )
@@ -73,6 +74,43 @@ def test_a_bad_option_is_one_line(arguments: list[str], said: str) -> None:
         parse(*arguments)
     assert str(caught.value).startswith(said)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [
+        ("https://a.example/", "write https://a.example"),
+        ("https://a.example/chat?x=1#y", "write https://a.example"),
+        ("a.example", "write https://a.example"),
+        ("//a.example", "'//a.example' is not an origin: write SCHEME://HOST"),
+        ("HTTPS://A.Example:443", "write https://a.example"),
+        ("http://a.example:80", "write http://a.example"),
+        ("https://ann:secret@a.example", "write https://a.example"),
+        ("https://bücher.example", "write https://xn--bcher-kva.example"),
+        ("https://*.example", "'https://*.example' is not an origin"),
+        ("https://", "'https://' is not an origin"),
+        ("https://a b", "'https://a b' is not an origin"),
+        ("http://a.example:99999", "'http://a.example:99999' is not an origin"),
+        ("http://[::1", "'http://[::1' is not an origin"),
+        ("https://ok.example,https://a.example/", "write https://a.example"),
+        ("*,https://a.example", "* allows every origin: give it alone"),
+    ],
+)
+def test_what_is_no_origin_is_told_its_right_form(value: str, said: str) -> None:
+    with pytest.raises(BadOption) as caught:
+        parse(f"--allowed-origins={value}")
+    assert said in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "value",
+    ["*", "null", "http://localhost:3000", "http://[::1]:8080", "chrome-extension://abcd",
+     "https://a.example,http://127.0.0.1:5173", "https://xn--bcher-kva.example"],
+)  # fmt: skip
+def test_origins_as_browsers_send_them(value: str) -> None:
+    assert parse(f"--allowed-origins={value}").allowed_origins == tuple(value.split(","))
+    assert parse("--allowed-origins= https://a.example, null").allowed_origins[1] == "null"
+    assert parse().allowed_origins == ()
 
 
 def test_a_bad_variable_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -88,7 +126,13 @@ def test_a_list_in_a_variable(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_child_reads_the_same_settings(monkeypatch: pytest.MonkeyPatch) -> None:
     settings = parse(
-        "--api-key=k", "--pinned=a,b", "--no-worker", "--port=9", "--home=/data", "--kv-memory-mb=3"
+        "--api-key=k",
+        "--pinned=a,b",
+        "--allowed-origins=null,http://a",
+        "--no-worker",
+        "--port=9",
+        "--home=/data",
+        "--kv-memory-mb=3",
     )
     for name, value in environment(settings).items():
         monkeypatch.setenv(name, value)

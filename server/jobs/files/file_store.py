@@ -27,6 +27,7 @@ from server.db.tables import FileRow, JobRow
 from server.errors import Conflict, FileDamaged, InvalidRequest, NotFound, RequestTooLarge
 from server.jobs import rows
 from server.jobs.files import leftovers
+from server.jobs.files.unpacking import unpacked
 from server.jobs.queue.job import UNFINISHED
 from server.jobs.rows import Page
 
@@ -39,7 +40,6 @@ SHORTEST_LIFE_S = 3600
 LONGEST_LIFE_S = 30 * 24 * 3600
 """What the OpenAI API allows between a file's upload and its expiry."""
 
-_CHUNK_BYTES = 2**20
 _AT_ONCE = 1000
 _LONGEST_NAME = 255  # characters, which are at most 1,020 bytes
 _LONGEST_PURPOSE = 64
@@ -84,15 +84,20 @@ class Files:
         *,
         expires_after_s: int | None = None,
     ) -> StoredFile:
-        """Read `source` to its end and keep it; on the disk when this returns.
+        """Read `source` to its end and keep it; on the disk when this returns. What is compressed
+        with gzip is kept unpacked, and its name loses `.gz`.
 
         Args:
             expires_after_s: when it is deleted again. None: never.
 
         Raises:
-            RequestTooLarge: more than `max_bytes`.
-            InvalidRequest: `filename` or `purpose` cannot be kept, or it cannot expire then.
+            RequestTooLarge: more than `max_bytes`, unpacked.
+            InvalidRequest: `filename` or `purpose` cannot be kept, it cannot expire then, or it is
+                compressed in another way or wrongly.
         """
+        packed, chunks = unpacked(source)
+        if packed and len(filename) > len(".gz") and filename.lower().endswith(".gz"):
+            filename = filename[: -len(".gz")]
         _check_text("filename", filename, _LONGEST_NAME)
         _check_text("purpose", purpose, _LONGEST_PURPOSE)
         if filename in (".", "..") or "/" in filename or "\\" in filename:
@@ -107,7 +112,7 @@ class Files:
         try:
             with upload.open("xb") as file:
                 fcntl.flock(file, fcntl.LOCK_SH)
-                size, sha256 = self._receive(source, file)
+                size, sha256 = self._receive(chunks, file)
                 with self._database.transaction() as session:
                     now = self._database.now(session)
                     ensure_owner(session, owner, now)
@@ -254,14 +259,14 @@ class Files:
             raise NotFound(f"there is no file {shown(file_id)}")
         return row
 
-    def _receive(self, source: BinaryIO, file: BinaryIO) -> tuple[int, str]:
-        """Copy to `file`, synced; return size and SHA-256."""
+    def _receive(self, chunks: Iterator[bytes], file: BinaryIO) -> tuple[int, str]:
+        """Write to `file`, synced; return size and SHA-256."""
         size, digest = 0, hashlib.sha256()
-        while chunk := source.read(_CHUNK_BYTES):
+        for chunk in chunks:
             size += len(chunk)
             if size > self._max_bytes:
                 raise RequestTooLarge(
-                    f"the file is over the limit of {self._max_bytes} bytes; split it",
+                    f"the file's content is over the limit of {self._max_bytes} bytes; split it",
                     param="file",
                 )
             digest.update(chunk)

@@ -298,29 +298,30 @@ class TestChecks:
         assert list(server.sdk.fine_tuning.jobs.list()) == []
 
 
-OURS = {"rank": 65}
+def each(field: str, *values: object) -> list[dict[str, object]]:
+    return [{field: value} for value in values]
+
+
 BAD_BODIES: list[dict[str, object]] = [
-    *({"suffix": suffix} for suffix in ("", "a" * 65, "no/slashes", "base", "BASE", "a.", "-a")),
-    *({"suffix": suffix} for suffix in ("é", "pirate@1", "a b", ".a", "\0", 7)),
-    *({"metadata": pairs} for pairs in ({"a" * 65: "b"}, {"a": "b" * 513}, {"a": 1}, {"\n": ""})),
-    {"metadata": {str(n): "" for n in range(17)}},
-    {"metadata": {"a": "\0"}},
-    *({"seed": seed} for seed in (-1, 2**63, 1.5, "x")),
-    *({"model": model} for model in ("gpt-4o", "pirate@1", "", "no/slashes")),
-    *({"training_file": name} for name in ("file-none", "RESULTS", "SHORT", "BROKEN", "LONG", "")),
-    *({"validation_file": name} for name in ("file-none", "RESULTS", "BROKEN", "EMPTY", "LONG")),
+    *each("suffix", "", "a" * 65, "no/slashes", "base", "BASE", "a.", "-a", ".a"),
+    *each("suffix", "é", "pirate@1", "a b", "\0", 7),
+    *each("metadata", {"a" * 65: "b"}, {"a": "b" * 513}, {"a": 1}, {"\n": ""}, {"a": "\0"}),
+    *each("metadata", {str(n): "" for n in range(17)}),
+    *each("seed", -1, 2**63, 1.5, "x"),
+    *each("model", "gpt-4o", "pirate@1", "", "no/slashes"),
+    *each("training_file", "file-none", "RESULTS", "SHORT", "BROKEN", "LONG", ""),
+    *each("validation_file", "file-none", "RESULTS", "BROKEN", "EMPTY", "LONG"),
     {"training_file": "BROKEN", "validation_file": "BROKEN"},
     {"training_file": "SHORT", "validation_file": "EMPTY"},
     {"training_file": "RESULTS", "validation_file": "file-none"},
-    *({"hyperparameters": options} for options in (OURS, {"rnak": 5}, {"method": "dora"})),
-    *({"hyperparameters": options} for options in ({"n_epochs": 0}, {"targets": []})),
-    *({"verandah": options} for options in (OURS, {"rnak": 5}, {"packing": True})),
-    {"verandah": {"learning_rate": 0.1, "learning_rate_multiplier": 2}},
+    *each("hyperparameters", {"rank": 65}, {"rnak": 5}, {"method": "dora"}, {"n_epochs": 0}),
+    *each("verandah", {"rank": 65}, {"rnak": 5}, {"packing": True}, {"targets": []}),
+    *each("verandah", {"learning_rate": 0.1, "learning_rate_multiplier": 2}),
     {"verandah": {"rank": 4}, "hyperparameters": {"rank": 8}},
     {"verandah": {"seed": 1}, "seed": 2},
-    {"method": {"type": "dpo"}},
-    {"integrations": [{"type": "wandb"}]},
-    {"what": 1},
+    *each("method", {"type": "dpo"}),
+    *each("integrations", [{"type": "wandb"}]),
+    *each("what", 1),
 ]
 
 
