@@ -30,7 +30,7 @@ def test_a_base_request_equals_generate(kind: Kind, chunk: int, block_tokens: in
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("seed", range(3))
 def test_answers_do_not_depend_on_neighbours(kind: Kind, seed: int) -> None:
-    rng = random.Random(f"{kind} {seed}")
+    rng = random.Random(f"{kind}, {seed}")
     model = tiny_model(kind, seed=seed)
     prompts = [random_prompt(rng, rng.randint(1, 90), VOCAB) for _ in range(9)]
     expected = [generate(model, prompt, 12) for prompt in prompts]
