@@ -67,3 +67,24 @@ def tiny_model(
 def tiny_base(kind: Kind, **overrides: Any) -> BaseModel:
     """`tiny_model` as the server holds a base model."""
     return BaseModel.of(tiny_model(kind, **overrides), f"tiny-{kind}")
+
+
+def tiny_gemma_with_images() -> PreTrainedModel:
+    """`tiny_model("gemma3_text")` as the decoder of a model that reads images too."""
+    text = tiny_model("gemma3_text")
+    config = AutoConfig.for_model(
+        "gemma3",
+        text_config=text.config.to_dict(),
+        vision_config={
+            "hidden_size": 32,
+            "intermediate_size": 32,
+            "num_hidden_layers": 1,
+            "num_attention_heads": 2,
+            "image_size": 28,
+            "patch_size": 14,
+        },
+        mm_tokens_per_image=4,
+    )
+    model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    model.get_decoder().load_state_dict(text.get_decoder().state_dict())
+    return model.eval()

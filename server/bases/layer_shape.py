@@ -76,7 +76,7 @@ def layer_shape(base: BaseModel) -> LayerShape | None:
     `down_proj` under `mlp`, with or without biases; RMS norms; a gate; rotary embeddings over whole
     heads. The kernels take heads of 16, 32, 64, ... entries.
     """
-    config = base.model.config
+    config = base.config
     shape = _FAMILIES.get(config.model_type)
     if shape is None or base.head_dim < 16 or base.head_dim & (base.head_dim - 1):
         return None

@@ -85,6 +85,12 @@ class BaseModel:
             or _figure(config, name, "hidden_size") // heads,
         )
 
+    @property
+    def config(self) -> PretrainedConfig:
+        """The decoder's own, also of a model that has an image tower as well."""
+        config: PretrainedConfig = self.model.config.get_text_config(decoder=True)
+        return config
+
     def without(self, nameless: Iterable[int]) -> "BaseModel":
         """This model, which generates none of these ids; those that end an answer stay."""
         ids = sorted(set(nameless) - self.eos_token_ids)

@@ -13,7 +13,7 @@ from transformers.pytorch_utils import Conv1D
 from server.bases.base_files import load_base
 from server.bases.model import BaseModel, device_works, fingerprint_of
 from server.errors import UnsupportedModel
-from tests.models import EOS, KINDS, VOCAB, Kind, tiny_base, tiny_model
+from tests.models import EOS, KINDS, VOCAB, Kind, tiny_base, tiny_gemma_with_images, tiny_model
 
 LINEARS: dict[Kind, int] = {
     "llama": 7,
@@ -53,6 +53,14 @@ def test_names_every_linear_of_the_decoder_and_no_other(kind: Kind) -> None:
         assert base.model.get_submodule(path) is target.module
         probe = torch.zeros(1, target.in_features)
         assert target.module(probe).shape == (1, target.out_features)
+
+
+def test_a_model_with_an_image_tower_is_its_decoder(tmp_path: Path) -> None:
+    tiny_gemma_with_images().save_pretrained(tmp_path)
+    base = load_base(tmp_path, device="cpu")
+    assert (base.config.model_type, base.num_layers, base.vocab_size) == ("gemma3_text", 2, VOCAB)
+    assert len(base.targets) == 14
+    assert not any("vision" in path for path in base.targets)
 
 
 def test_gpt2_targets_are_conv1d() -> None:

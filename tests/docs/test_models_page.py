@@ -9,7 +9,8 @@ from typing import Any, Final
 
 import pytest
 
-from server.bases.base_files import PORCH, outline_base
+from server.bases.base_files import outline_base
+from server.bases.base_place import PORCH
 from server.bases.layer_shape import layer_shape
 from server.bases.model import BaseModel
 

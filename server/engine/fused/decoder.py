@@ -82,7 +82,7 @@ class FusedDecoder:
 
     def __init__(self, base: BaseModel, riding: Riding | None = None) -> None:
         model: Any = base.model  # transformers' classes do not say which modules they have
-        config = model.config
+        config = base.config
         shape = layer_shape(base)
         if shape is None:
             raise ValueError(f"{config.model_type} layers do not run in the fused decoder")
@@ -171,7 +171,7 @@ def _layer(
     def joined(*names: str) -> Site:
         return join([base.targets[f"{path}.{name}"] for name in names], riding)
 
-    config, norms = base.model.config, shape.norms(layer)
+    config, norms = base.config, shape.norms(layer)
     return _Layer(
         qkv=joined("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
         out=joined("self_attn.o_proj"),

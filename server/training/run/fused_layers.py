@@ -31,7 +31,7 @@ def fused_layers(base: BaseModel, tokens: int) -> Iterator[None]:
     than the kernels of torch that it replaces.
     """
     fusable = base.device.type == "cuda" and layer_shape(base) is not None
-    if not fusable or tokens * base.model.config.hidden_size < KERNELS_FROM:
+    if not fusable or tokens * base.config.hidden_size < KERNELS_FROM:
         yield
         return
     from server.training.kernels.trainable_mlp_gate import gate_mul  # a CPU has no triton
@@ -67,7 +67,7 @@ class _Layer:
         self._ops = ops
         self._norms = shape.norms(layer)
         self._is_gelu = shape.gelu
-        self._eps: float = base.model.config.rms_norm_eps
+        self._eps: float = base.config.rms_norm_eps
         self._head_dim = base.head_dim
         self._window: int | None = getattr(layer.self_attn, "sliding_window", None)
 

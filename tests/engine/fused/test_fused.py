@@ -15,7 +15,7 @@ from server.engine.fused.fused_forward import FusedForward
 from server.engine.kv_cache import KVCache
 from server.engine.runner import Runner
 from tests.engine.driving import Engine, generate, make_sequence, random_prompt
-from tests.models import VOCAB, Kind, tiny_model
+from tests.models import VOCAB, Kind, tiny_gemma_with_images, tiny_model
 
 WIDE: dict[str, Any] = {"hidden_size": 64, "head_dim": 16, "num_hidden_layers": 1}
 TWO_TYPES: dict[str, Any] = {"num_hidden_layers": 2, "sliding_window": 5}
@@ -40,6 +40,15 @@ def test_answers_equal_generate_in_any_company(kind: Kind) -> None:
     sequences = [make_sequence(i, prompt, max_tokens=2) for i, prompt in enumerate(prompts)]
     engine.finish_mixed(sequences, rng)
     assert [it.output for it in sequences] == expected
+
+
+def test_a_decoder_beside_an_image_tower_runs_too() -> None:
+    prompt = [5, 6, 7]
+    expected = generate(tiny_model("gemma3_text"), prompt, 2)
+    model = tiny_gemma_with_images()
+    torch.nn.Module.to(model, DEVICE)
+    engine = fused_engine(BaseModel.of(model, "tiny"))
+    assert engine.finish(make_sequence(0, prompt, max_tokens=2)) == expected
 
 
 def test_ids_without_a_token_are_never_generated() -> None:
