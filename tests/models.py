@@ -87,4 +87,5 @@ def tiny_gemma_with_images() -> PreTrainedModel:
     )
     model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     model.get_decoder().load_state_dict(text.get_decoder().state_dict())
-    return model.eval()
+    model.eval()
+    return model

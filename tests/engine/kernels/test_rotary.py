@@ -1,5 +1,7 @@
 """Rotation and storing, against the plain formula and transformers' own rotation."""
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import Tensor
@@ -55,10 +57,11 @@ def test_it_equals_the_reference(
             noise(head_dim, dtype=kind, seed=7), noise(head_dim, dtype=kind, seed=8), 1e-6
         )
     expected, expected_memory = qkv.clone(), memory.clone()
-    for rotate, x, kv in (
+    turns: list[tuple[Callable[..., None], Tensor, Tensor]] = [
         (reference_rotate_and_store, expected, expected_memory),
         (rotate_and_store, qkv, memory),
-    ):
+    ]
+    for rotate, x, kv in turns:
         q, k, v = x.split(widths, dim=1)
         rotate(q, k, v, cos, sin, kv[0], kv[1], places(tokens), of_heads)
     assert_near(qkv, expected)

@@ -85,7 +85,8 @@ def _model(kind: str, fields: dict[str, Any]) -> PreTrainedModel:
             for parameter in model.parameters():
                 if parameter.ndim > 1:  # else positions and masks hardly show
                     parameter.normal_(std=0.2)
-    return model.eval()
+    model.eval()
+    return model
 
 
 @pytest.mark.parametrize("kind", SERVED)
