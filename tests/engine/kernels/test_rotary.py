@@ -90,7 +90,8 @@ def test_it_rounds_as_transformers_does(dtype: torch.dtype) -> None:
 def test_it_takes_no_tokens(dtype: torch.dtype) -> None:
     nothing = torch.zeros(0, 32, dtype=dtype, device=DEVICE)
     memory = torch.ones(2, 1, BLOCKS, BLOCK_TOKENS, 32, dtype=dtype, device=DEVICE)
-    rotate_and_store(nothing, nothing, nothing, *angles(0, 32, dtype), *memory, places(0))
+    cos, sin = angles(0, 32, dtype)
+    rotate_and_store(nothing, nothing, nothing, cos, sin, memory[0], memory[1], places(0))
     assert torch.equal(memory, torch.ones_like(memory))
 
 
