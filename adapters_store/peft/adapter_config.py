@@ -42,7 +42,8 @@ _REFUSED: Final[Mapping[str, tuple[tuple[object, ...], str]]] = {
 }
 # VeRA and RandLoRA: other trained parts are tensors of the checkpoint, and refused by their names.
 _BY_TENSOR: Final = ("bias", "modules_to_save")
-_INITS: Final = (True, False, "gaussian", "eva", "orthogonal", "mica")  # leave the base as it is
+# These leave the base as it is.
+_INITS: Final = (True, False, None, "gaussian", "eva", "orthogonal", "mica")
 
 
 def _is_integer(value: object) -> bool:
@@ -54,7 +55,7 @@ def _is_number(value: object) -> bool:
 
 
 def _is_flag(value: object) -> bool:
-    return isinstance(value, bool)
+    return value is None or isinstance(value, bool)
 
 
 def _is_text(value: object) -> bool:
@@ -102,6 +103,11 @@ _KNOWN: Final[Mapping[str, tuple[Callable[[object], bool], str]]] = {
         (_is_object, "an object", "auto_mapping runtime_config"),
         (_is_object, "an object", "eva_config corda_config lora_ga_config loftq_config"),
         (_is_anything, "", "init_weights init_lora_weights qalora_group_size"),
+        # How others than PEFT trained it, and with what: ms-swift, LLaMA-Factory, Unsloth.
+        (_is_anything, "", "lora_dtype lorap_lr_ratio lorap_emb_lr group_size"),
+        (_is_anything, "", "loraplus_lr_ratio loraplus_lr_embedding loraplus_emb_lr"),
+        (_is_anything, "", "model_type model_id_or_path dtype torch_dtype"),
+        (_is_anything, "", "swift_version unsloth_version transformers_version unsloth_fixed"),
     )
     for name in names.split()
 }
@@ -124,7 +130,7 @@ class PeftConfig:
         return float(cast(float, self.fields.get(name, default)))
 
     def flag(self, name: str) -> bool:
-        return cast(bool, self.fields.get(name, False))
+        return bool(self.fields.get(name))
 
     def text(self, name: str) -> str:
         """A string; "" if it is left out."""

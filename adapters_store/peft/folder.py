@@ -5,6 +5,7 @@ Knows names and dtypes, but not what the tensors mean and no base model.
 """
 
 import json
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -31,6 +32,12 @@ MAX_NAME: Final = 256
 
 _MAX_PARTS: Final = 3 * MAX_TENSORS + 2  # a tensor is an object with two lists
 _FLOATS: Final = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+# Segments of names that say how a model was wrapped when it was saved: PEFT's own name of an
+# adapter, torch.compile, FSDP, checkpointing of activations.
+_WRAPPERS: Final = frozenset(
+    {"default", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
+)
+_OF_ADAPTER: Final = re.compile(r"\.(?:lora|vera|randlora)_")
 _PICKLES: Final = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")
 
 
@@ -50,17 +57,30 @@ def check_file_name(name: str) -> None:
 
 
 class PeftTensors:
-    """The tensors of an open file, read one at a time."""
+    """The tensors of an open file, read one at a time, under the names that PEFT gives them.
+
+    Raises:
+        InvalidCheckpoint: two tensors have one name, as with two adapters in a file.
+    """
 
     def __init__(self, file: Any) -> None:
         self._file = file
-        self.names: frozenset[str] = frozenset(file.keys())
+        self._stored: dict[str, str] = {}
+        for stored in sorted(file.keys()):
+            name = _peft_name(stored)
+            if name in self._stored:
+                raise InvalidCheckpoint(
+                    f"tensors {self._stored[name]!r} and {stored!r} are one and the same in PEFT: "
+                    "save one adapter alone"
+                )
+            self._stored[name] = stored
+        self.names: frozenset[str] = frozenset(self._stored)
 
     def shape(self, name: str) -> tuple[int, ...]:
         """The shape of a tensor, without reading it. Raises InvalidCheckpoint: it is missing."""
         if name not in self.names:
             raise InvalidCheckpoint(f"tensor {name!r} is missing")
-        return tuple(self._file.get_slice(name).get_shape())
+        return tuple(self._file.get_slice(self._stored[name]).get_shape())
 
     def read(self, name: str, shape: tuple[int, ...] | None = None) -> Tensor:
         """A tensor as float32.
@@ -71,16 +91,25 @@ class PeftTensors:
         stored = self.shape(name)
         if shape is not None and stored != shape:
             raise InvalidCheckpoint(f"tensor {name!r} has shape {list(stored)}, not {list(shape)}")
-        dtype = self._file.get_slice(name).get_dtype()
+        dtype = self._file.get_slice(self._stored[name]).get_dtype()
         if dtype not in _FLOATS:
             raise InvalidCheckpoint(
                 f"tensor {name!r} is {dtype}, not one of {', '.join(_FLOATS)}: save the adapter in "
                 "float32"
             )
-        tensor: Tensor = self._file.get_tensor(name).to(torch.float32)
+        tensor: Tensor = self._file.get_tensor(self._stored[name]).to(torch.float32)
         if not torch.isfinite(tensor).all():
             raise InvalidCheckpoint(f"tensor {name!r} holds a value that is not finite")
         return tensor
+
+
+def _peft_name(stored: str) -> str:
+    """The name that PEFT's `save_pretrained` gives a tensor which other programs named alike."""
+    if not _OF_ADAPTER.search(stored):
+        return stored
+    parts = [part for part in stored.split(".") if part not in _WRAPPERS]
+    name = ".".join(parts[1:] if parts[0] == "module" else parts)
+    return name if name.startswith(SHARED_PREFIX) else LAYER_PREFIX + name
 
 
 @contextmanager

@@ -4,7 +4,7 @@ By default it prints a short table of the 8b shape at 64 rows, in some 20 second
 every shape and number of rows, in a minute. As in `benchmarks.kernels.model_kernels`, every launch
 has its own inputs, and the cache is empty beforehand. Only VeRA's random matrix is shared by all,
 as by the layers of a model. `gate_vera` and the expansion of gate and up include the work of
-`silu_mul`, whose own cost is in the table too. `--tiles` times other sizes of VeRA's programs at so
+`gate_mul`, whose own cost is in the table too. `--tiles` times other sizes of VeRA's programs at so
 many rows of up to 64 adapters, in microseconds a launch.
 """
 
@@ -33,15 +33,15 @@ from server.adapters.kernels.segments import Segments, capacity_for
 from server.adapters.kernels.vera_gate import gate_vera
 from server.adapters.kernels.vera_product_kernel import Tiles, VeraPart, add_vera, tiles_for
 from server.adapters.memory.layouts import PAGE
-from server.engine.kernels.mlp_gate import silu_mul
+from server.engine.kernels.mlp_gate import gate_mul
 
 ROWS = (1, 8, 64, 256)
 VERA_RANK, LORA_RANK = 256, 16
 _BYTES = 2
 # What a layer is longer by than the base's own: kernels, and which of them stand in for another.
 SUMS = {
-    "VeRA, in all": {"add_vera, 3 sites": 1, "gate_vera": 1, "silu_mul": -1},
-    "LoRA, in all": {"shrink, 4 sites": 1, "expand, 4 sites": 1, "silu_mul": -1},
+    "VeRA, in all": {"add_vera, 3 sites": 1, "gate_vera": 1, "gate_mul": -1},
+    "LoRA, in all": {"shrink, 4 sites": 1, "expand, 4 sites": 1, "gate_mul": -1},
 }
 _OTHER_TILES = [
     Tiles(64, 64, 64, warps=4, stages=3),
@@ -213,7 +213,7 @@ def cases(shape: Shape, crowd: Crowd) -> Iterator[Case]:
     gate = Vera(gate_up, crowd)
     yield Case("gate_vera", crowd, gate.bytes, gate.launch)
     plain = 3 * crowd.rows * shape.width * _BYTES
-    yield Case("silu_mul", crowd, plain, lambda i: silu_mul(gate.y[i], shape.width))
+    yield Case("gate_mul", crowd, plain, lambda i: gate_mul(gate.y[i], shape.width))
     loras = [Lora(site, crowd) for site in (qkv, o, gate_up, down)]
     shrunk = sum(it.shrink_bytes for it in loras)
     yield Case("shrink, 4 sites", crowd, shrunk, in_turn([it.shrink for it in loras]))

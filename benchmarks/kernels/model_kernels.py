@@ -16,7 +16,7 @@ from torch import Tensor
 from benchmarks.support.base_shapes import SHAPES
 from benchmarks.support.report import origin, table
 from server.engine.kernels.decode_attention import decode_attention
-from server.engine.kernels.mlp_gate import silu_mul
+from server.engine.kernels.mlp_gate import gate_mul
 from server.engine.kernels.norm import add_rms_norm
 from server.engine.kernels.rotary import rotate_and_store
 
@@ -98,9 +98,9 @@ def gate_case(shape: Shape, rows: int) -> Case:
     gate_up = inputs(rows, 2 * shape.width)
 
     def launch(i: int) -> object:
-        return silu_mul(pick(gate_up, i), shape.width)
+        return gate_mul(pick(gate_up, i), shape.width)
 
-    return Case("silu_mul", rows, None, 3 * rows * shape.width * 2, launch)
+    return Case("gate_mul", rows, None, 3 * rows * shape.width * 2, launch)
 
 
 def rotary_case(shape: Shape, rows: int, memory: Tensor) -> Case:

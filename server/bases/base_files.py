@@ -178,7 +178,8 @@ def _cast(model: PreTrainedModel, dtype: torch.dtype) -> None:
 @torch.inference_mode()
 def _check_behaviour(model: PreTrainedModel, label: str) -> None:
     """Refuse a model whose logits are not finite, or change when a later token does."""
-    prompt = torch.arange(1, 9, device=model.device).unsqueeze(0) % model.config.vocab_size
+    vocab_size = model.config.get_text_config(decoder=True).vocab_size
+    prompt = torch.arange(1, 9, device=model.device).unsqueeze(0) % vocab_size
     changed = prompt.clone()
     changed[0, -1] = 0
     try:

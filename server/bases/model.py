@@ -7,7 +7,6 @@ import hashlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from types import MappingProxyType
-from typing import Final
 
 import torch
 from torch import Tensor, nn
@@ -18,9 +17,6 @@ from server.errors import UnsupportedModel
 
 _SAMPLES = 4096  # weights of one tensor that the fingerprint reads
 _GOLDEN = 2654435761  # 2**32 / golden ratio: its multiples spread evenly over any length
-
-# Their layers differ in biases and sliding windows alone.
-_LLAMA_FAMILY: Final = frozenset({"llama", "mistral", "qwen2"})
 
 
 @dataclass(frozen=True)
@@ -89,27 +85,17 @@ class BaseModel:
             or _figure(config, name, "hidden_size") // heads,
         )
 
+    @property
+    def config(self) -> PretrainedConfig:
+        """The decoder's own, also of a model that has an image tower as well."""
+        config: PretrainedConfig = self.model.config.get_text_config(decoder=True)
+        return config
+
     def without(self, nameless: Iterable[int]) -> "BaseModel":
         """This model, which generates none of these ids; those that end an answer stay."""
         ids = sorted(set(nameless) - self.eos_token_ids)
         kept = torch.tensor(ids, dtype=torch.int64, device=self.device) if ids else None
         return replace(self, nameless=kept)
-
-
-def is_llama_shaped(base: BaseModel) -> bool:
-    """Whether the layers of `base` are those that the fused decoder and lean training run.
-
-    A layer is `q_proj`, `k_proj`, `v_proj`, `o_proj` under `self_attn`, and `gate_proj`, `up_proj`,
-    `down_proj` under `mlp`, with or without biases; two RMS norms; a SiLU gate; rotary embeddings
-    over whole heads. The kernels take heads of 16, 32, 64, ... entries.
-    """
-    config = base.model.config
-    return (
-        config.model_type in _LLAMA_FAMILY
-        and getattr(config, "hidden_act", None) == "silu"
-        and base.head_dim >= 16
-        and base.head_dim & (base.head_dim - 1) == 0
-    )
 
 
 def device_works(device: torch.device) -> bool:

@@ -17,6 +17,9 @@ EXAMPLES = """examples:
   verandah serve --model /models/mine --port 9000 --api-key secret
   VERANDAH_HOME=/data VERANDAH_HOST=0.0.0.0 verandah serve
 
+Llama, Mistral, Qwen2, Qwen3 and Gemma 3 are the fastest on CUDA; docs/models.md has the memory that
+each needs, and the others that run.
+
 Then ask it with any OpenAI client: base_url is http://127.0.0.1:8000/v1.
 """
 

@@ -23,6 +23,8 @@ def parse(kind: str = "LORA", **fields: Any) -> PeftConfig:
         {"init_lora_weights": False, "fan_in_fan_out": True, "lora_dropout": 0.5},
         {"something_new": None, "another": [], "third": False},
         {"eva_config": {"rho": 2.0}, "init_lora_weights": "eva"},
+        {"lora_dtype": "bf16", "lorap_lr_ratio": 16.0, "lorap_emb_lr": 1e-6, "model_type": "qwen3"},
+        {"use_rslora": None, "init_lora_weights": None, "modules_to_save": []},
     ],
 )
 def test_harmless_fields_pass(fields: dict[str, Any]) -> None:
@@ -109,7 +111,7 @@ WRONG = {
     "lora_alpha": ODD_NUMBERS,
     "randlora_alpha": ODD_NUMBERS,
     "lora_dropout": ODD_NUMBERS,
-    "use_rslora": ("1", "0", "null", '"true"'),
+    "use_rslora": ("1", "0", '"true"'),
     "sparse": ("1", '"yes"'),
     "fan_in_fan_out": ("1",),
     "rank_pattern": ("[1]", '"q"', "8", "true", *(f'{{"q": {odd}}}' for odd in ODD_NUMBERS)),

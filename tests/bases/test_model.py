@@ -11,15 +11,16 @@ from transformers import AutoModelForCausalLM, BertConfig, PreTrainedModel, T5Co
 from transformers.pytorch_utils import Conv1D
 
 from server.bases.base_files import load_base
-from server.bases.model import BaseModel, device_works, fingerprint_of, is_llama_shaped
+from server.bases.model import BaseModel, device_works, fingerprint_of
 from server.errors import UnsupportedModel
-from tests.models import EOS, KINDS, VOCAB, Kind, tiny_base, tiny_model
+from tests.models import EOS, KINDS, VOCAB, Kind, tiny_base, tiny_gemma_with_images, tiny_model
 
 LINEARS: dict[Kind, int] = {
     "llama": 7,
     "qwen2": 7,
     "qwen3": 7,
     "mistral": 7,
+    "gemma3_text": 7,
     "gpt2": 4,
     "phi": 6,
 }
@@ -52,6 +53,14 @@ def test_names_every_linear_of_the_decoder_and_no_other(kind: Kind) -> None:
         assert base.model.get_submodule(path) is target.module
         probe = torch.zeros(1, target.in_features)
         assert target.module(probe).shape == (1, target.out_features)
+
+
+def test_a_model_with_an_image_tower_is_its_decoder(tmp_path: Path) -> None:
+    tiny_gemma_with_images().save_pretrained(tmp_path)
+    base = load_base(tmp_path, device="cpu")
+    assert (base.config.model_type, base.num_layers, base.vocab_size) == ("gemma3_text", 2, VOCAB)
+    assert len(base.targets) == 14
+    assert not any("vision" in path for path in base.targets)
 
 
 def test_gpt2_targets_are_conv1d() -> None:
@@ -244,25 +253,6 @@ def test_weights_that_overflow_are_refused(saved: Path) -> None:
     save_file(weights, saved / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(UnsupportedModel, match="not finite"):
         load_base(saved, device="cpu", dtype=torch.float16)
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_the_llama_shape_is_that_of_three_kinds(kind: Kind) -> None:
-    """The norms of qwen3's heads, phi's one norm and gpt2's learnt positions are other layers."""
-    shape: dict[str, Any] = {} if kind == "gpt2" else {"hidden_size": 64}
-    assert is_llama_shaped(tiny_base(kind, **shape)) == (kind in ("llama", "mistral", "qwen2"))
-
-
-@pytest.mark.parametrize(
-    "shape",
-    [
-        {"hidden_size": 48},  # heads of 12 entries
-        {"hidden_size": 64, "head_dim": 8},
-        {"hidden_size": 64, "hidden_act": "gelu"},
-    ],
-)
-def test_a_head_or_gate_that_kernels_lack_is_not_the_llama_shape(shape: dict[str, Any]) -> None:
-    assert not is_llama_shaped(tiny_base("llama", **shape))
 
 
 @pytest.mark.parametrize("broken", [False, True])

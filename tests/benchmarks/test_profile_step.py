@@ -36,7 +36,7 @@ def test_gaps_are_what_kernels_leave() -> None:
         ("_join", "attention"),
         ("_add_rms_norm", "norm"),
         ("_rotate_and_store", "rotary and storing"),
-        ("_silu_mul", "gate"),
+        ("_gate_mul", "gate"),
         ("nvjet_tst_64x8_64x16_4x2_h_bz_TNT", "products"),
         ("void at::native::reduce_kernel<512, 1, at::native::ArgMaxOps<float>>", "sampling"),
         ("Memcpy HtoD (Pinned -> Device)", "copies"),

@@ -11,7 +11,7 @@ from server.adapters.kernels.lora_shrink import shrink
 from server.adapters.kernels.segments import Segments, capacity_for
 from server.adapters.kernels.vera_gate import gate_vera
 from server.adapters.kernels.vera_product_kernel import VeraPart, add_vera
-from server.engine.kernels.mlp_gate import silu_mul
+from server.engine.kernels.mlp_gate import gate_mul
 from server.engine.kernels.norm import add_rms_norm
 from server.kernels import dependent_launch
 from tests.adapters.kernels.bank import Rows, asked
@@ -83,7 +83,7 @@ class Layers:
                 WIDTH,
                 LORA_RANK,
             )
-            act += silu_mul(y, WIDTH)
+            act += gate_mul(y, WIDTH)
             delta = act @ self.down.t()
         return h
 

@@ -1,5 +1,8 @@
 """PEFT trains and saves, we import and serve: the same logits."""
 
+import json
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +23,7 @@ from tests.porting.peft_side import (
     assert_same,
     change,
     configure,
+    loaded_logits,
     logits,
     lora,
     quiet,
@@ -62,6 +66,12 @@ CHECKPOINTS = [
         "llama",
         lora(use_rslora=True, rank_pattern={"^model.layers.0.*o_proj": 3}),
         id="rs-patterns",
+    ),
+    pytest.param("llama", lora(alpha_pattern={"q_proj": 0, "up_proj": 3}), id="lora-inert-linear"),
+    pytest.param(
+        "llama",
+        lora(use_rslora=True, alpha_pattern={r"(self_attn\.)?(q|k)_proj": 9, "x" * 200: 1}),
+        id="lora-repeated-patterns",
     ),
     pytest.param("llama", lora(target_modules=r".*\.1\..*(q|up)_proj"), id="lora-regex-targets"),
 ]
@@ -118,6 +128,77 @@ def test_matrices_are_rounded_as_on_a_base_of_that_dtype(
     a, b = (getattr(peft.base_model, matrix)["default"].float() for matrix in matrices)
     assert torch.equal(kept["a"], a.reshape(kept["a"].shape))
     assert torch.equal(kept["b"], b.reshape(kept["b"].shape))
+
+
+# What the configs and files of other trainers have beyond PEFT's own.
+MS_SWIFT: dict[str, object] = {
+    "lora_dtype": None,
+    "lorap_lr_ratio": 16.0,
+    "lorap_emb_lr": 1e-06,
+    "model_type": "llama",
+    "modules_to_save": [],
+    "use_rslora": False,
+    "task_type": "CAUSAL_LM",
+    "init_lora_weights": None,
+}
+UNSLOTH: dict[str, object] = {
+    "auto_mapping": {"base_model_class": "LlamaForCausalLM", "unsloth_fixed": True},
+    "target_modules": "(?:.*?(?:self_attn|mlp).*?(?:q_proj|up_proj).*?)",
+    "use_rslora": None,
+    "fan_in_fan_out": None,
+    "alora_invocation_tokens": None,
+    "ensure_weight_tying": False,
+    "peft_version": "0.18.0",
+    "qalora_group_size": 16,
+}
+TORCHTUNE: dict[str, object] = {
+    "r": 5,
+    "lora_alpha": 12.0,
+    "target_modules": ["q_proj"],
+    "peft_type": "LORA",
+}
+RENAMED: dict[str, Callable[[str], str]] = {
+    "as it is": lambda name: name,
+    "adapter's name": lambda name: name.replace(".weight", ".default.weight"),
+    "no prefix": lambda name: name.removeprefix("base_model.model."),
+    "compiled": lambda name: name.replace("base_model.model.", "base_model.model._orig_mod."),
+    "parallel": lambda name: f"module.{name}",
+    "sharded": lambda name: name.replace("self_attn", "_fsdp_wrapped_module.self_attn"),
+}
+
+
+@pytest.mark.parametrize("fields", [MS_SWIFT, UNSLOTH, TORCHTUNE])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_what_other_trainers_save(
+    fields: dict[str, Any], dtype: torch.dtype, place: MakePlace, tmp_path: Path
+) -> None:
+    here, peft = place(), adapted("llama", lora())
+    folder = save(peft, tmp_path / "out")
+    change(folder, lambda it: it.update({name: tensor.to(dtype) for name, tensor in it.items()}))
+    if fields is TORCHTUNE:  # it writes no others
+        (folder / "adapter_config.json").write_text(json.dumps(TORCHTUNE))
+    else:
+        configure(folder, **fields)
+    # PEFT reads the same tensors with its own config.
+    theirs = save(peft, tmp_path / "theirs")
+    shutil.copy(folder / "adapter_model.safetensors", theirs)
+    want = loaded_logits("llama", theirs)
+    assert_same(here.logits(here.import_adapter(folder)), want)
+
+
+@pytest.mark.parametrize("how", RENAMED)
+def test_tensors_that_other_programs_name(how: str, place: MakePlace, tmp_path: Path) -> None:
+    here, peft = place(), adapted("llama", lora())
+    want, folder = logits(peft), save(peft, tmp_path / "out")
+    change(folder, lambda it: it.update({RENAMED[how](name): it.pop(name) for name in list(it)}))
+    assert_same(here.logits(here.import_adapter(folder)), want)
+
+
+def test_an_alpha_of_zero_changes_nothing(place: MakePlace, tmp_path: Path) -> None:
+    here, peft = place(), adapted("llama", lora(lora_alpha=0))
+    ref = here.import_adapter(save(peft, tmp_path / "out"))
+    with peft.disable_adapter():
+        assert_same(here.logits(ref), logits(peft))
 
 
 def test_half_precision_tensors_are_widened(place: MakePlace, tmp_path: Path) -> None:

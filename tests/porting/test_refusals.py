@@ -107,6 +107,19 @@ def renamed(old: str, new: str) -> Edit:
             also("base_model.model.model.embed_tokens.lora_embedding_A", 5, 300),
             "embed_tokens.lora_embedding_A' cannot be served",
         ),
+        (
+            lora(),
+            lambda it: it.update(
+                {Q_LORA_A.replace(".weight", ".default.weight"): it[Q_LORA_A] + 0}
+            ),
+            "are one and the same in PEFT: save one adapter alone",
+        ),
+        (lora(), also("base_model.model.lm_head.weight", 300, 48), "lm_head.weight' cannot be"),
+        (
+            lora(),
+            also("base_model.model.model.embed_tokens.weight", 300, 48),
+            "embed_tokens.weight' cannot be served: .*without biases, embeddings and",
+        ),
         (lora(), lambda tensors: tensors.clear(), "the adapter is empty"),
     ],
 )
@@ -126,7 +139,6 @@ def test_tensors(
         (lora(), {"r": 33}, "r=33 is not a whole number between 1 and 32.*max-rank"),
         (lora(), {"r": 0}, "r=0 is not a whole number between"),
         (lora(), {"rank_pattern": {"q_proj": 2.5}}, r"r=2\.5 is not"),
-        (lora(), {"lora_alpha": 0}, "lora_alpha=0"),
         (lora(), {"peft_type": "IA3"}, "'IA3' cannot be imported"),
         (vera(), {"r": 2**40}, "r=1099511627776 is not a whole number between 1 and 32"),
         (vera(), {"r": "6"}, "r=6 is not an integer"),

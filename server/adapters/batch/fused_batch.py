@@ -25,8 +25,8 @@ from server.adapters.kernels.vera_product_kernel import add_vera
 from server.adapters.memory.banks import BankRows
 from server.adapters.methods.method import BasisPair, Delta, KernelFamily, Run
 
-Gate = Callable[[Tensor, int], Tensor]
-"""`silu(gate) * up` of [tokens, at least 2 * width] and width."""
+Gate = Callable[[Tensor, int, bool], Tensor]
+"""`silu(gate) * up` of [tokens, at least 2 * width] and width; True: with GELU in silu's place."""
 
 
 class FusedAdapters:
@@ -56,14 +56,16 @@ class FusedAdapters:
             group.add(site, x, y)
         self._add_rest(site, x, y)
 
-    def gate(self, site: Site, x: Tensor, y: Tensor) -> Tensor:
+    def gate(self, site: Site, x: Tensor, y: Tensor, is_gelu: bool) -> Tensor:
         gating = (g for g in self._running if isinstance(g, _Kernels) and g.gates(site))
         last = next(gating, None)
         for group in self._running:
             if group is not last:
                 group.add(site, x, y)
         self._add_rest(site, x, y)
-        return self._gate(y, site.width // 2) if last is None else last.gate(site, x, y)
+        if last is None:
+            return self._gate(y, site.width // 2, is_gelu)
+        return last.gate(site, x, y, is_gelu)
 
     def _add_rest(self, site: Site, x: Tensor, y: Tensor) -> None:
         if not self._rest:
@@ -102,7 +104,7 @@ class _Kernels(ABC):
     def add(self, site: Site, x: Tensor, y: Tensor) -> None: ...
 
     @abstractmethod
-    def gate(self, site: Site, x: Tensor, y: Tensor) -> Tensor: ...
+    def gate(self, site: Site, x: Tensor, y: Tensor, is_gelu: bool) -> Tensor: ...
 
     def rides(self, site: Site) -> bool:
         """Whether the random A of the group rides in the site's product."""
@@ -133,12 +135,13 @@ class _ScaledPair(_Kernels):
             rank = self._group.rank
             add_vera(y, z, pair.bt, self._memory, self._inputs.pages, present, rank)
 
-    def gate(self, site: Site, x: Tensor, y: Tensor) -> Tensor:
+    def gate(self, site: Site, x: Tensor, y: Tensor, is_gelu: bool) -> Tensor:
         [(pair, (gate_part, up_part))] = self._offsets.vera(self._group, site)
         z = self._project(site, pair, x, y)
         rows = (self._memory, self._inputs.pages)
         width, rank = site.width // 2, self._group.rank
-        return gate_vera(y, z, pair.bt, *rows, gate_part, up_part, width, rank)
+        parts = (gate_part, up_part)
+        return gate_vera(y, z, pair.bt, *rows, *parts, width, rank, is_gelu=is_gelu)
 
 
 class _WithoutKernels:
@@ -197,12 +200,12 @@ class _LowRank(_Kernels):
     def gates(self, site: Site) -> bool:
         return "B" in self._trained and len(self._offsets.lora(self._group, site)) > 0
 
-    def gate(self, site: Site, x: Tensor, y: Tensor) -> Tensor:
+    def gate(self, site: Site, x: Tensor, y: Tensor, is_gelu: bool) -> Tensor:
         parts = self._offsets.lora(self._group, site)
         s, by_column = self._down(site, x, y, parts), {part.column: part for part in parts}
         gate, up = (by_column.get(columns.start) for columns in site.columns.values())
         rows = (self._memory, self._segments, self._inputs.pages)
-        return expand_gate(y, s, *rows, gate, up, site.width // 2, self._group.rank)
+        return expand_gate(y, s, *rows, gate, up, site.width // 2, self._group.rank, is_gelu)
 
     def _down(self, site: Site, x: Tensor, y: Tensor, parts: Sequence[LoraPart]) -> Tensor:
         """`A x` as `expand` takes it."""

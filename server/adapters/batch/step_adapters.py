@@ -113,7 +113,7 @@ class StepAdapters:
         """What the adapters of a plan add to each product of the fused decoder (CUDA).
 
         Args:
-            gate: `silu(gate) * up` where no adapter of the step changes it.
+            gate: the MLP's gate where no adapter of the step changes it.
             inputs: tensors that the kernels read and that are filled before each replay; None: they
                 are made of the plan's pages.
         """

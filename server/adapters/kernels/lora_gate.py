@@ -2,15 +2,16 @@
 
     act[t] = silu(gate[t] + B_gate s_gate[t]) * (up[t] + B_up s_up[t])
 
-Segments bring their adapters' tokens, as in `server.adapters.kernels.lora_expand`; programs behind
-them take the tokens that have none. Knows no bank, no layout and no model.
+or with GELU in silu's place. Segments bring their adapters' tokens, as in
+`server.adapters.kernels.lora_expand`; programs behind them take the tokens that have none. Knows no
+bank, no layout and no model.
 """
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
-from torch.nn.functional import silu
+from torch.nn.functional import gelu, silu
 
 from server.adapters.kernels.lora_expand import (
     EXPAND_ENTRIES,
@@ -26,6 +27,7 @@ from server.adapters.kernels.lora_expand import (
 from server.adapters.kernels.segments import TOKENS_EACH, Segments
 from server.adapters.memory.layouts import PAGE
 from server.kernels.dependent_launch import early, let_next_begin, wait
+from server.kernels.gating import gated
 from server.kernels.launch_parts import cdiv
 
 _SEVEN_EACH = 72  # registers: seven programs run on a multiprocessor, and none are spilt
@@ -41,6 +43,7 @@ def expand_gate(
     up_part: LoraPart | None,
     width: int,
     rank: int,
+    is_gelu: bool = False,
 ) -> Tensor:
     """silu(gate + its delta) * (up + its delta), the deltas being `expand`'s.
 
@@ -51,6 +54,7 @@ def expand_gate(
         s: as for `expand`; its parts are those of the two that are not None, in this order.
         pages: [tokens], int64, contiguous: 0 for the tokens that are in no segment.
         gate_part, up_part: where their matrices lie; None: not adapted. Columns go by `width`.
+        is_gelu: the activation is GELU in its tanh form, not SiLU.
 
     Returns: [tokens, width], contiguous.
     """
@@ -67,8 +71,8 @@ def expand_gate(
         gate_part.b_at if gate_part else 0, up_part.b_at if up_part else 0,
         tokens, width, segments.capacity,
         gate_up.stride(0), s.stride(0), s.stride(1), s.stride(2),
-        GATE=gate_part is not None, UP=up_part is not None, PAGE_ENTRIES=PAGE, SLOTS=TOKENS_EACH,
-        SPLITS=len(s), BLOCK_N=block_n, RANK=rank, BLOCK_R=block_r, EARLY=begun,
+        GATE=gate_part is not None, UP=up_part is not None, GELU=is_gelu, PAGE_ENTRIES=PAGE,
+        SLOTS=TOKENS_EACH, SPLITS=len(s), BLOCK_N=block_n, RANK=rank, BLOCK_R=block_r, EARLY=begun,
         num_warps=4, num_stages=2, launch_pdl=begun,
         maxnreg=_SEVEN_EACH if rank * act.itemsize <= 128 else None,
     )  # fmt: skip
@@ -84,20 +88,14 @@ def reference_expand_gate(
     up_part: LoraPart | None,
     width: int,
     rank: int,
+    is_gelu: bool = False,
 ) -> Tensor:
     """What `expand_gate` does, with `reference_expand`."""
     y = gate_up[:, : 2 * width].clone()
     parts = [part for part in (gate_part, up_part) if part is not None]
     reference_expand(y, s, memory, segments, parts, rank)
-    return silu(y[:, :width]) * y[:, width:]
-
-
-@triton.jit
-def _gated(gate, up, dtype):
-    """silu(gate) * up of float32 sums, rounded where separate kernels would store them."""
-    gate = gate.to(dtype).to(tl.float32)
-    gate = (gate / (1.0 + tl.exp(-gate))).to(dtype).to(tl.float32)
-    return (gate * up.to(dtype).to(tl.float32)).to(dtype)
+    gate, up = y[:, :width], y[:, width:]
+    return (gelu(gate, approximate="tanh") if is_gelu else silu(gate)) * up
 
 
 @triton.jit
@@ -120,6 +118,7 @@ def _expand_gate(
     EARLY: tl.constexpr,
     GATE: tl.constexpr,
     UP: tl.constexpr,
+    GELU: tl.constexpr,
     PAGE_ENTRIES: tl.constexpr,
     SLOTS: tl.constexpr,
     SPLITS: tl.constexpr,
@@ -142,7 +141,7 @@ def _expand_gate(
         at = gate_up + m * gate_up_stride + n[None, :]
         gates = tl.load(at, mask=here, other=0.0).to(tl.float32)
         ups = tl.load(at + width, mask=here, other=0.0).to(tl.float32)
-        tl.store(act + m * width + n[None, :], _gated(gates, ups, dtype), mask=here)
+        tl.store(act + m * width + n[None, :], gated(gates, ups, dtype, GELU), mask=here)
         return
     page, alone, first, token = segment_of(table, number, SLOTS)
     if page == 0:
@@ -172,8 +171,8 @@ def _expand_gate(
         if UP:
             one = up_s + own
             up_delta = expand_one(up_wide, one, s_split, b + up_b_at, inside, SPLITS, RANK, BLOCK_R)
-        made = _gated(gate.to(tl.float32) + gate_delta, up.to(tl.float32) + up_delta, dtype)
-        tl.store(act + first * width + n, made, mask=inside)
+        gate, up = gate.to(tl.float32) + gate_delta, up.to(tl.float32) + up_delta
+        tl.store(act + first * width + n, gated(gate, up, dtype, GELU), mask=inside)
     else:
         wait(EARLY)
         filled = token >= 0
@@ -202,4 +201,4 @@ def _expand_gate(
                     SPLITS, RANK, BLOCK_R,
                 )  # fmt: skip
             into = act + token * width + some[None, :]
-            tl.store(into, _gated(gates, ups, dtype), mask=all_here)
+            tl.store(into, gated(gates, ups, dtype, GELU), mask=all_here)

@@ -2,15 +2,15 @@
 
     act[t] = silu(gate[t] + its delta) * (up[t] + its delta)
 
-The deltas are those of `server.adapters.kernels.vera_product_kernel`. Knows no bank, no layout and
-no model.
+or with GELU in silu's place. The deltas are those of
+`server.adapters.kernels.vera_product_kernel`. Knows no bank, no layout and no model.
 """
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
-from torch.nn.functional import silu
+from torch.nn.functional import gelu, silu
 
 from server.adapters.kernels.vera_product_kernel import (
     Tiles,
@@ -24,6 +24,7 @@ from server.adapters.kernels.vera_product_kernel import (
 )
 from server.adapters.memory.layouts import PAGE
 from server.kernels.dependent_launch import early, let_next_begin, wait
+from server.kernels.gating import gated
 from server.kernels.launch_parts import cdiv
 
 
@@ -38,6 +39,7 @@ def gate_vera(
     width: int,
     rank: int,
     tiles: Tiles | None = None,
+    is_gelu: bool = False,
 ) -> Tensor:
     """silu(gate + its delta) * (up + its delta), the deltas being `add_vera`'s.
 
@@ -46,6 +48,7 @@ def gate_vera(
     Args:
         gate_up: [tokens, at least 2 * width], gate first, inner stride 1; it is not written.
         gate_part, up_part: where their vectors lie; None: not adapted. Columns go by `width`.
+        is_gelu: the activation is GELU in its tanh form, not SiLU.
 
     Returns: [tokens, width], contiguous.
     """
@@ -60,8 +63,8 @@ def gate_vera(
     _gate_vera[grid](
         act, gate_up, z, bt, memory, pages, gate.d_at, gate.b_at, up.d_at, up.b_at,
         tokens, width, rank, gate_up.stride(0), z.stride(0), bt.stride(0),
-        EARLY=begun, GATE=gate_part is not None, UP=up_part is not None, PAGE_ENTRIES=PAGE,
-        BLOCK_M=tiles.tokens, BLOCK_N=tiles.columns, BLOCK_K=tiles.ranks,
+        EARLY=begun, GATE=gate_part is not None, UP=up_part is not None, GELU=is_gelu,
+        PAGE_ENTRIES=PAGE, BLOCK_M=tiles.tokens, BLOCK_N=tiles.columns, BLOCK_K=tiles.ranks,
         RANK_STEPS=cdiv(rank, tiles.ranks),
         num_warps=tiles.warps, num_stages=tiles.stages_at(rank), launch_pdl=begun,
     )  # fmt: skip
@@ -78,12 +81,14 @@ def reference_gate_vera(
     up_part: VeraPart | None,
     width: int,
     rank: int,
+    is_gelu: bool = False,
 ) -> Tensor:
     """What `gate_vera` does, with `reference_add_vera`."""
     y = gate_up[:, : 2 * width].clone()
     parts = [part for part in (gate_part, up_part) if part is not None]
     reference_add_vera(y, z, bt, memory, pages, parts, rank)
-    return silu(y[:, :width]) * y[:, width:]
+    gate, up = y[:, :width], y[:, width:]
+    return (gelu(gate, approximate="tanh") if is_gelu else silu(gate)) * up
 
 
 @triton.jit
@@ -107,6 +112,7 @@ def _gate_vera(
     EARLY: tl.constexpr,
     GATE: tl.constexpr,
     UP: tl.constexpr,
+    GELU: tl.constexpr,
     PAGE_ENTRIES: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
@@ -163,6 +169,5 @@ def _gate_vera(
         gate = (gate.to(tl.float32) + gate_b.to(tl.float32) * gate_wide).to(dtype)
     if UP:
         up = (up.to(tl.float32) + up_b.to(tl.float32) * up_wide).to(dtype)
-    gate = gate.to(tl.float32)
-    gate = (gate / (1.0 + tl.exp(-gate))).to(dtype).to(tl.float32)
-    tl.store(act + m * width + n[None, :], gate * up.to(tl.float32), mask=inside)
+    made = gated(gate, up, dtype, GELU)
+    tl.store(act + m * width + n[None, :], made, mask=inside)

@@ -10,7 +10,8 @@ import torch
 from server.adapters.memory.matrices import need_of
 from server.adapters.methods.vera.vera import Vera
 from server.adapters.residency import ResidentAdapters
-from server.bases.model import BaseModel, is_llama_shaped
+from server.bases.layer_shape import layer_shape
+from server.bases.model import BaseModel
 from server.engine.kv_cache import KVCache
 from server.engine.plain.forward import Forward
 
@@ -54,7 +55,7 @@ def build_fused_forward(
     """
     if base.device.type != "cuda" or base.dtype not in (torch.bfloat16, torch.float16):
         return None
-    if not is_llama_shaped(base):
+    if layer_shape(base) is None:
         return None
     # Imported here because they need triton.
     from server.adapters.batch.sites import Riding

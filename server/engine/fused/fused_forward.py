@@ -18,7 +18,7 @@ from server.engine.fused.decode_graphs import DecodeGraphs, attend_decodes
 from server.engine.fused.decoder import Attend, FusedDecoder, NoAdapters, SiteAdapters
 from server.engine.fused.prefill_attention import PackedPrompts
 from server.engine.fused.prompt_graphs import PromptGraphs
-from server.engine.kernels.mlp_gate import silu_mul
+from server.engine.kernels.mlp_gate import gate_mul
 from server.engine.kv_cache import KVCache
 from server.engine.launched_step import LogitRows
 from server.engine.plain.forward import refuse_slots, run_flat
@@ -122,7 +122,7 @@ class FusedForward:
     def _site_adapters(self, plan: FusedPlan) -> SiteAdapters:
         if self._adapters is None or not (plan.groups or plan.rest):
             return NoAdapters()
-        return self._adapters.steps.site_adapters(plan, silu_mul)
+        return self._adapters.steps.site_adapters(plan, gate_mul)
 
     def _attend(self, layout: Layout) -> Attend:
         """Single tokens stand first in a layout, then longer chunks."""

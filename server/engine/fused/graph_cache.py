@@ -20,7 +20,7 @@ from server.adapters.batch.group_inputs import GroupInputs
 from server.adapters.residency import ResidentAdapters
 from server.engine.device import HIGHEST_STREAM_PRIORITY
 from server.engine.fused.decoder import NoAdapters, SiteAdapters
-from server.engine.kernels.mlp_gate import silu_mul
+from server.engine.kernels.mlp_gate import gate_mul
 
 MAX_GRAPHS: Final = 256
 """Each holds some hundred kB of launches."""
@@ -82,7 +82,7 @@ class GraphCache:
             return NoAdapters()
         assert self._adapters is not None
         return self._adapters.steps.site_adapters(
-            FusedPlan(tuple(groups), (), {}), silu_mul, inputs
+            FusedPlan(tuple(groups), (), {}), gate_mul, inputs
         )
 
     @torch.inference_mode()

@@ -1,23 +1,25 @@
-"""Computes the gate of Llama's MLP, `silu(gate) * up`, in one pass. Knows no weights."""
+"""Computes the gate of an MLP, `silu(gate) * up` or with GELU, in one pass. Knows no weights."""
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
-from torch.nn.functional import silu
+from torch.nn.functional import gelu, silu
 
 from server.kernels.dependent_launch import early, let_next_begin, wait
+from server.kernels.gating import gated
 
 _BLOCK = 1024
 
 
-def silu_mul(gate_up: Tensor, width: int) -> Tensor:
+def gate_mul(gate_up: Tensor, width: int, is_gelu: bool = False) -> Tensor:
     """silu(gate) * up, where gate is gate_up[:, :width] and up is gate_up[:, width : 2 * width].
 
     silu is computed in float32 and rounded before it meets `up`, as in torch.
 
     Args:
         gate_up: [tokens, at least 2 * width], any row stride; further columns are not read.
+        is_gelu: the activation is GELU in its tanh form, not SiLU.
 
     Returns: [tokens, width], contiguous.
     """
@@ -25,25 +27,27 @@ def silu_mul(gate_up: Tensor, width: int) -> Tensor:
     act = torch.empty((tokens, width), dtype=gate_up.dtype, device=gate_up.device)
     grid = (tokens, triton.cdiv(width, _BLOCK))
     begun = early(act.device)
-    _silu_mul[grid](
-        gate_up, act, gate_up.stride(0), WIDTH=width, BLOCK=_BLOCK, EARLY=begun,
+    _gate_mul[grid](
+        gate_up, act, gate_up.stride(0), WIDTH=width, BLOCK=_BLOCK, GELU=is_gelu, EARLY=begun,
         num_warps=4, launch_pdl=begun,
     )  # fmt: skip
     return act
 
 
-def reference_silu_mul(gate_up: Tensor, width: int) -> Tensor:
-    """What `silu_mul` does, written plainly."""
-    return silu(gate_up[:, :width]) * gate_up[:, width : 2 * width]
+def reference_gate_mul(gate_up: Tensor, width: int, is_gelu: bool = False) -> Tensor:
+    """What `gate_mul` does, written plainly."""
+    gate, up = gate_up[:, :width], gate_up[:, width : 2 * width]
+    return (gelu(gate, approximate="tanh") if is_gelu else silu(gate)) * up
 
 
 @triton.jit
-def _silu_mul(
+def _gate_mul(
     gate_up_ptr,
     act_ptr,
     stride,
     WIDTH: tl.constexpr,
     BLOCK: tl.constexpr,
+    GELU: tl.constexpr,
     EARLY: tl.constexpr,
 ):
     let_next_begin(EARLY)
@@ -54,6 +58,5 @@ def _silu_mul(
     row = gate_up_ptr + token * stride + column
     gate = tl.load(row, mask=inside, other=0.0).to(tl.float32)
     up = tl.load(row + WIDTH, mask=inside, other=0.0).to(tl.float32)
-    gate = (gate / (1.0 + tl.exp(-gate))).to(act_ptr.dtype.element_ty).to(tl.float32)
-    act = (gate * up).to(act_ptr.dtype.element_ty)
+    act = gated(gate, up, act_ptr.dtype.element_ty, GELU)
     tl.store(act_ptr + token * WIDTH + column, act, mask=inside)

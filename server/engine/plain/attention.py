@@ -4,6 +4,11 @@ The model runs on one flat batch of all the tokens of a step; only attention sep
 sequences. Knows no weights and no sampling.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Final
+
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
@@ -15,12 +20,28 @@ from server.errors import UnsupportedModel
 NAME = "verandah_paged"
 
 # Arguments of models that do not change the scores, or were applied before.
-_HARMLESS = frozenset({"position_ids", "use_cache", "output_attentions", "cache_position"})
+_HARMLESS = frozenset(
+    {"position_ids", "use_cache", "output_attentions", "cache_position", "output_router_logits"}
+)
+_STEP: Final[ContextVar[Layout | None]] = ContextVar("step", default=None)
 
 
 def register() -> None:
     """Make `NAME` known to transformers, for `model.set_attn_implementation`."""
     AttentionInterface.register(NAME, paged_attention)
+
+
+@contextmanager
+def attending(layout: Layout) -> Iterator[None]:
+    """Within, calls of the model on this thread are a step that is laid out so.
+
+    An argument of the call would not do: the layers of some models drop arguments they do not know.
+    """
+    token = _STEP.set(layout)
+    try:
+        yield
+    finally:
+        _STEP.reset(token)
 
 
 def paged_attention(
@@ -33,7 +54,6 @@ def paged_attention(
     scaling: float | None = None,
     dropout: float = 0.0,
     sliding_window: int | None = None,
-    paged: Layout | None = None,
     **others: object,
 ) -> tuple[Tensor, None]:
     """Store this step's keys and values, then let each token attend to its own sequence.
@@ -42,19 +62,26 @@ def paged_attention(
         query: [1, heads, tokens, head_dim].
         key, value: [1, kv_heads, tokens, head_dim].
         sliding_window: how many tokens back a token sees, itself included; None: all.
-        paged: `PlainForward` passes it to the model, and models pass it on as it is.
 
     Returns: [1, tokens, heads, head_dim], and None for the weights.
 
     Raises:
-        UnsupportedModel: the model asks for something that would change the scores.
+        UnsupportedModel: the model asks for something that would change the scores, or runs outside
+            of `attending`.
     """
-    unknown = sorted(k for k, v in others.items() if v is not None and k not in _HARMLESS)
-    if paged is None or attention_mask is not None or dropout or unknown:
+    needs = sorted(k for k, v in others.items() if v is not None and k not in _HARMLESS)
+    if attention_mask is not None:
+        needs.append("a mask of its own")
+    if dropout:
+        needs.append("dropout")
+    if needs:
         raise UnsupportedModel(
-            f"{type(module).__name__} needs attention that this engine does not have"
-            + (f": {', '.join(unknown)}" if unknown else "")
+            f"{type(module).__name__} needs attention that this engine does not have: "
+            f"{', '.join(needs)}"
         )
+    paged = _STEP.get()
+    if paged is None:
+        raise UnsupportedModel(f"{type(module).__name__} runs outside of a step of the engine")
     layer = module.layer_idx
     assert isinstance(layer, int)
     paged.cache.write(layer, key, value, paged.write_at)

@@ -17,8 +17,10 @@ from server.bases.model import BaseModel
 from server.engine.device import to_device
 from server.engine.kv_cache import KVCache
 from server.engine.launched_step import LogitRows
+from server.engine.plain.attention import attending
 from server.engine.plain.token_layout import Layout
 from server.engine.sequence import Chunk
+from server.errors import UnsupportedModel
 
 
 class Forward(Protocol):
@@ -42,6 +44,7 @@ class PlainForward:
 
     def __init__(self, base: BaseModel, adapters: ResidentAdapters | None, kv: KVCache) -> None:
         self._model = base.model
+        self._name = base.name
         self._adapters = adapters
         self._kv = kv
 
@@ -49,13 +52,18 @@ class PlainForward:
         return run_flat(self, chunks, last, self._kv)
 
     def logits(self, layout: Layout, rows: Seq[int]) -> Tensor:
-        with self._adapted(layout.slots):
+        with self._adapted(layout.slots), attending(layout):
             output = self._model(
                 input_ids=layout.token_ids[None],
                 position_ids=layout.positions[None],
                 use_cache=False,
                 logits_to_keep=to_device(rows, torch.int64, self._kv.device),
-                paged=layout,
+            )
+        if not layout.windows:
+            raise UnsupportedModel(
+                f"base model {self._name!r} ({self._model.config.model_type}) computes attention "
+                "in code of its own, which would mix the answers of a step: give one that uses "
+                "transformers' attention interface, as Llama, Qwen and Gemma do"
             )
         logits: Tensor = output.logits[0]
         return logits

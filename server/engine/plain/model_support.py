@@ -32,7 +32,7 @@ def check_config(base: BaseModel) -> None:
     Raises:
         UnsupportedModel: the config asks for something that the engine lacks.
     """
-    config = base.model.config.get_text_config(decoder=True)
+    config = base.config
     foreign = sorted(set(getattr(config, "layer_types", None) or ()) - _LAYER_TYPES)
     if foreign:
         raise UnsupportedModel(
@@ -82,7 +82,7 @@ class Trial:
         return 37 if window is None else min(window + 21, _LONGEST_TRIAL)
 
     def _window(self) -> int | None:
-        config = self._base.model.config.get_text_config(decoder=True)
+        config = self._base.config
         types = getattr(config, "layer_types", None)
         window: int | None = getattr(config, "sliding_window", None)
         return window if types is None or "sliding_attention" in types else None

@@ -79,7 +79,7 @@ def _forward(
     column = tl.arange(0, BLOCK)
     inside = column < HIDDEN
     at = token * HIDDEN + column
-    weight = tl.load(weight_ptr + column, mask=inside, other=0.0).to(tl.float32)
+    weight = tl.load(weight_ptr + column, mask=inside, other=0.0)
     h = tl.load(h_ptr + at, mask=inside, other=0.0).to(tl.float32)
     if ADD:
         h += tl.load(delta_ptr + at, mask=inside, other=0.0).to(tl.float32)
@@ -88,7 +88,7 @@ def _forward(
         h = rounded.to(tl.float32)
     r = tl.rsqrt(tl.sum(h * h, axis=0) / HIDDEN + eps)
     tl.store(r_ptr + token, r)
-    x = (h * r).to(x_ptr.dtype.element_ty).to(tl.float32) * weight
+    x = (h * r).to(weight.dtype).to(tl.float32) * weight.to(tl.float32)
     tl.store(x_ptr + at, x.to(x_ptr.dtype.element_ty), mask=inside)
 
 

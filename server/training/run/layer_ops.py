@@ -9,7 +9,7 @@ from typing import Final
 
 import torch
 from torch import Tensor
-from torch.nn.functional import silu
+from torch.nn.functional import gelu, silu
 
 
 @dataclass(frozen=True)
@@ -18,7 +18,7 @@ class LayerOps:
 
     add_rms_norm: Callable[[Tensor, Tensor | None, Tensor, float], tuple[Tensor, Tensor]]
     rotate: Callable[[Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
-    silu_mul: Callable[[Tensor, Tensor], Tensor]
+    gate_mul: Callable[[Tensor, Tensor, bool], Tensor]
 
 
 def add_rms_norm(
@@ -26,17 +26,17 @@ def add_rms_norm(
 ) -> tuple[Tensor, Tensor]:
     """Add, then normalise: h + delta, and that over its root mean square, times `weight`: h', x.
 
-    Statistics are float32; the quotient is rounded to h's dtype before it meets `weight`, as in
-    transformers' LlamaRMSNorm.
+    Statistics are float32; the quotient is rounded to `weight`'s dtype before it meets `weight`: as
+    in transformers' LlamaRMSNorm, or as in its Gemma3RMSNorm if `weight` is float32.
 
     Args:
         h, delta: [tokens, hidden]; None: nothing is added.
-        weight: [hidden], frozen.
+        weight: [hidden] of h's dtype or float32, frozen.
     """
     h = h if delta is None else h + delta
     wide = h.float()
     wide = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + eps)
-    return h, weight * wide.to(h.dtype)
+    return h, (weight * wide.to(weight.dtype)).to(h.dtype)
 
 
 def rotate(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
@@ -55,9 +55,9 @@ def rotate(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tens
     return turned[0], turned[1]
 
 
-def silu_mul(gate: Tensor, up: Tensor) -> Tensor:
-    """silu(gate) * up."""
-    return silu(gate) * up
+def gate_mul(gate: Tensor, up: Tensor, is_gelu: bool) -> Tensor:
+    """silu(gate) * up, or with GELU in its tanh form."""
+    return (gelu(gate, approximate="tanh") if is_gelu else silu(gate)) * up
 
 
-PLAIN: Final = LayerOps(add_rms_norm, rotate, silu_mul)
+PLAIN: Final = LayerOps(add_rms_norm, rotate, gate_mul)

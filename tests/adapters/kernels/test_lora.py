@@ -96,7 +96,7 @@ def test_parts_may_share_one_projection_and_one_may_be_absent(dtype: torch.dtype
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("which", ["both", "gate", "up"])
+@pytest.mark.parametrize("which", ["both", "gate", "up", "both, gelu"])
 @pytest.mark.parametrize(
     "popularity, tokens, width, rank",
     [("mixed", 21, 75, 16), ("distinct", 1, 300, 8), ("skewed", 40, 33, 70), ("base", 5, 40, 4)],
@@ -107,16 +107,18 @@ def test_the_gate_equals_the_reference(
     rows = Rows()
     gate, up = placed(rows, 16, (width, width), rank)
     found = (gate if which != "up" else None, up if which != "gate" else None)
+    is_gelu = "gelu" in which
     memory, first_pages = rows.memory(5, dtype)
     pages = asked(popularity, tokens, first_pages)
     segments = Segments.of(pages.tolist(), tokens, DEVICE)
     y = wide_view(noise(tokens, 2 * width, dtype=dtype, seed=1), 40)
-    parts = 2 if which == "both" else 1
+    parts = sum(part is not None for part in found)
     s = noise(3, tokens, parts, rank, dtype=torch.float32, seed=2) / rank**0.5
     before = y.clone()
-    act = expand_gate(y, s, memory, segments, pages, *found, width, rank)
+    act = expand_gate(y, s, memory, segments, pages, *found, width, rank, is_gelu)
     assert act.is_contiguous()
-    assert_near(act, reference_expand_gate(y, s, memory, segments, *found, width, rank))
+    expected = reference_expand_gate(y, s, memory, segments, *found, width, rank, is_gelu)
+    assert_near(act, expected)
     assert torch.equal(y, before)
 
 

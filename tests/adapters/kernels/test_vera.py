@@ -124,7 +124,8 @@ def test_the_gate_equals_the_reference(
 
 
 @pytest.mark.parametrize("which", ["gate", "up", "neither"])
-def test_half_of_a_gate_may_be_plain(which: str) -> None:
+@pytest.mark.parametrize("is_gelu", [False, True])
+def test_half_of_a_gate_may_be_plain(which: str, is_gelu: bool) -> None:
     dtype = DTYPES[-1]
     rows = Rows()
     both = dict(zip(("gate", "up"), placed(rows, (48, 48), 8), strict=True))
@@ -133,8 +134,9 @@ def test_half_of_a_gate_may_be_plain(which: str) -> None:
     y, z = product(12, 96, 8, dtype)
     bt = noise(8, 48, dtype=dtype, seed=2)
     gate, up = (both[name] if which == name else None for name in ("gate", "up"))
-    act = gate_vera(y, z, bt, memory, pages, gate, up, 48, 8)
-    assert_near(act, reference_gate_vera(y, z, bt, memory, pages, gate, up, 48, 8))
+    given = (y, z, bt, memory, pages, gate, up, 48, 8)
+    act = gate_vera(*given, is_gelu=is_gelu)
+    assert_near(act, reference_gate_vera(*given, is_gelu=is_gelu))
 
 
 LARGE = [tiles_for(tokens, 28672, 256, products) for tokens in (128, 2048) for products in (1, 2)]

@@ -32,7 +32,7 @@ from server.engine.sequence import Chunk, Sequence
 from tests.adapters.made import one_of_each
 from tests.adapters.served import Served
 from tests.engine.driving import make_sequence, random_prompt
-from tests.models import VOCAB, tiny_model
+from tests.models import VOCAB, Kind, tiny_model
 
 CUDA = torch.cuda.is_available()
 DEVICE = "cuda" if CUDA else "cpu"
@@ -64,11 +64,12 @@ class Recomputed(GraphCache):
 class Side:
     """One way to run the base, with adapters, cache and sequences of its own."""
 
-    def __init__(self, folder: Path, *, fused: bool, graphs: str = "", rides: bool) -> None:
-        layers = 2 if CUDA else 1  # the interpreter is slow
-        model = tiny_model(
-            "llama", dtype=DTYPE, hidden_size=64, head_dim=16, num_hidden_layers=layers
-        )
+    def __init__(
+        self, kind: Kind, folder: Path, *, fused: bool, graphs: str = "", rides: bool
+    ) -> None:
+        # The interpreter is slow; Gemma's layers are of two types.
+        layers = 2 if CUDA or kind == "gemma3_text" else 1
+        model = tiny_model(kind, dtype=DTYPE, hidden_size=64, head_dim=16, num_hidden_layers=layers)
         torch.nn.Module.to(model, DEVICE)
         base = BaseModel.of(model, "tiny", fingerprint="tiny")
         served = Served(base, folder, slots=16, max_rank=16)
@@ -132,16 +133,20 @@ class Side:
 
 
 HOW = ["riding", "replayed at once", "replayed in turn"]
+ON_CUDA = [(kind, how) for kind in ("llama", "qwen3", "gemma3_text") for how in ("flat", *HOW)]
+ON_CPU = [*(("llama", how) for how in HOW), ("gemma3_text", "riding")]
 
 
-@pytest.fixture(params=["flat", *HOW] if CUDA else HOW)
+@pytest.fixture(params=ON_CUDA if CUDA else ON_CPU, ids=", ".join)
 def sides(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[Side, Side]]:
-    plain = Side(tmp_path / "plain", fused=False, rides=False)
+    kind, how = request.param
+    plain = Side(kind, tmp_path / "plain", fused=False, rides=False)
     fused = Side(
+        kind,
         tmp_path / "fused",
         fused=True,
-        graphs=request.param.partition("replayed ")[2],
-        rides=request.param != "flat",
+        graphs=how.partition("replayed ")[2],
+        rides=how != "flat",
     )
     yield plain, fused
     plain.adapters.close()
@@ -217,7 +222,7 @@ def test_prompts_ride_with_decodes(
     single = make_sequence(0, [5], slot=side.slots[1])
     prompt = make_sequence(1, [6, 7, 8], slot=side.slots[1])
     side.step([prompt, single], [3, 1])
-    how = request.node.callspec.params["sides"]
+    _, how = request.node.callspec.params["sides"]
     expected = {"replayed at once": ["decodes"], "replayed in turn": ["decodes", "prompts"]}
     assert side.captured == expected.get(how, [])
 

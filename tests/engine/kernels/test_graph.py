@@ -6,7 +6,7 @@ import torch
 pytest.importorskip("triton", reason="triton is not installed")
 
 from server.engine.kernels.decode_attention import decode_attention, reference_decode_attention
-from server.engine.kernels.mlp_gate import reference_silu_mul, silu_mul
+from server.engine.kernels.mlp_gate import gate_mul, reference_gate_mul
 from server.engine.kernels.norm import add_rms_norm, reference_add_rms_norm
 from server.engine.kernels.rotary import reference_rotate_and_store, rotate_and_store
 from tests.engine.kernels.near import assert_near, noise
@@ -44,9 +44,9 @@ class Step:
         """The layer's results; `plain` leaves the inputs as they are."""
         norm, rotate, attend, gate = (
             (reference_add_rms_norm, reference_rotate_and_store, reference_decode_attention,
-             reference_silu_mul)
+             reference_gate_mul)
             if plain
-            else (add_rms_norm, rotate_and_store, decode_attention, silu_mul)
+            else (add_rms_norm, rotate_and_store, decode_attention, gate_mul)
         )  # fmt: skip
         h, qkv, memory = self.h.clone(), self.qkv.clone(), self.memory.clone()
         x = norm(h, h, self.weight, 1e-5)

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch.testing import assert_close
+from transformers.models.gemma3.modeling_gemma3 import Gemma3RMSNorm
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 pytest.importorskip("triton", reason="triton is not installed")
@@ -39,6 +40,22 @@ def test_without_a_delta_the_stream_stays(dtype: torch.dtype) -> None:
     module.weight.copy_(noise(384, dtype=dtype, seed=1))
     assert_near(add_rms_norm(h, None, module.weight, EPS), module(before))
     assert torch.equal(h, before)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("hidden", [384, 1000])
+def test_what_is_added_may_be_normalised_first(dtype: torch.dtype, hidden: int) -> None:
+    h, delta = (noise(5, hidden, dtype=dtype, seed=seed) for seed in (1, 2))
+    first, second = (Gemma3RMSNorm(hidden, EPS).to(device=DEVICE, dtype=dtype) for _ in range(2))
+    with torch.no_grad():
+        first.weight.copy_(noise(hidden, dtype=dtype, seed=3))
+        second.weight.copy_(noise(hidden, dtype=dtype, seed=4))
+        expected_h = h + first(delta)
+        expected = second(expected_h)
+    gains = [1.0 + norm.weight.detach().float() for norm in (second, first)]
+    x = add_rms_norm(h, wide_view(delta, 24), gains[0], EPS, gains[1])
+    assert_near(h, expected_h)
+    assert_near(x, expected)
 
 
 def test_a_row_of_zeros_stays_finite() -> None:

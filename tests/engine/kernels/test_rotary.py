@@ -1,5 +1,7 @@
 """Rotation and storing, against the plain formula and transformers' own rotation."""
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import Tensor
@@ -8,7 +10,11 @@ from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
 pytest.importorskip("triton", reason="triton is not installed")
 
-from server.engine.kernels.rotary import reference_rotate_and_store, rotate_and_store
+from server.engine.kernels.rotary import (
+    HeadNorms,
+    reference_rotate_and_store,
+    rotate_and_store,
+)
 from tests.engine.kernels.near import DEVICE, DTYPES, MARKS, assert_near, noise, wide_view
 
 pytestmark = MARKS
@@ -29,22 +35,35 @@ def places(tokens: int) -> Tensor:
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("heads, kv_heads, head_dim", HEADS)
-@pytest.mark.parametrize("tokens, extra", [(1, 0), (7, 24), (0, 0)])
+@pytest.mark.parametrize("tokens, extra, norms", [(1, 0, ""), (7, 24, "own"), (3, 0, "wide")])
 def test_it_equals_the_reference(
-    dtype: torch.dtype, heads: int, kv_heads: int, head_dim: int, tokens: int, extra: int
+    dtype: torch.dtype,
+    heads: int,
+    kv_heads: int,
+    head_dim: int,
+    tokens: int,
+    extra: int,
+    norms: str,
 ) -> None:
     widths = [heads * head_dim, kv_heads * head_dim, kv_heads * head_dim]
     # q, k and v are neighbours in one tensor, as the product of a site leaves them.
     qkv = wide_view(noise(tokens, sum(widths), dtype=dtype), extra)
     memory = noise(2, kv_heads, BLOCKS, BLOCK_TOKENS, head_dim, dtype=dtype, seed=5)
     cos, sin = angles(tokens, head_dim, dtype)
+    of_heads = None
+    if norms:
+        kind = torch.float32 if norms == "wide" else dtype
+        of_heads = HeadNorms(
+            noise(head_dim, dtype=kind, seed=7), noise(head_dim, dtype=kind, seed=8), 1e-6
+        )
     expected, expected_memory = qkv.clone(), memory.clone()
-    for rotate, x, kv in (
+    turns: list[tuple[Callable[..., None], Tensor, Tensor]] = [
         (reference_rotate_and_store, expected, expected_memory),
         (rotate_and_store, qkv, memory),
-    ):
+    ]
+    for rotate, x, kv in turns:
         q, k, v = x.split(widths, dim=1)
-        rotate(q, k, v, cos, sin, kv[0], kv[1], places(tokens))
+        rotate(q, k, v, cos, sin, kv[0], kv[1], places(tokens), of_heads)
     assert_near(qkv, expected)
     assert_near(memory, expected_memory)
 
@@ -65,6 +84,15 @@ def test_it_rounds_as_transformers_does(dtype: torch.dtype) -> None:
         assert_close(found, expected.flatten(1), rtol=tolerance, atol=tolerance)
     stored = memory.flatten(2, 3)[:, :, places(tokens)].transpose(1, 2).flatten(2)
     assert torch.equal(stored, torch.stack((k, v)))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_it_takes_no_tokens(dtype: torch.dtype) -> None:
+    nothing = torch.zeros(0, 32, dtype=dtype, device=DEVICE)
+    memory = torch.ones(2, 1, BLOCKS, BLOCK_TOKENS, 32, dtype=dtype, device=DEVICE)
+    cos, sin = angles(0, 32, dtype)
+    rotate_and_store(nothing, nothing, nothing, cos, sin, memory[0], memory[1], places(0))
+    assert torch.equal(memory, torch.ones_like(memory))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

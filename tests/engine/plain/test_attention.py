@@ -11,7 +11,7 @@ from torch import Tensor
 from server.bases.model import BaseModel
 from server.engine.blocks import BlockPool
 from server.engine.kv_cache import KVCache
-from server.engine.plain.attention import paged_attention, reference_attention
+from server.engine.plain.attention import attending, paged_attention, reference_attention
 from server.engine.plain.token_layout import Layout
 from server.engine.sequence import Chunk, Sequence
 from server.errors import UnsupportedModel
@@ -49,9 +49,10 @@ class Rig:
             tensors = self.tensors[chunk.sequence.seq_id]
             parts.append([tensor[:, start : start + chunk.length] for tensor in tensors])
         query, key, value = (torch.cat(it, dim=1)[None] for it in zip(*parts, strict=True))
-        output, _ = paged_attention(
-            self.layer, query, key, value, None, scaling=0.3, sliding_window=window, paged=layout
-        )
+        with attending(layout):
+            output, _ = paged_attention(
+                self.layer, query, key, value, None, scaling=0.3, sliding_window=window
+            )
         rows = zip(layout.chunks, layout.starts, strict=True)
         return {chunk.sequence: output[0, at : at + chunk.length] for chunk, at in rows}
 
@@ -95,10 +96,16 @@ def test_what_would_change_the_scores_is_refused(asks: dict[str, Any]) -> None:
     chunk = Chunk(rig.sequences[0], 3)
     assert rig.pool.grow(chunk.sequence, 3)
     query, key, value = (it[None] for it in rig.tensors[0])
-    with pytest.raises(UnsupportedModel, match="does not have"):
-        paged_attention(
-            rig.layer, query, key, value, None, paged=Layout([chunk], rig.cache), **asks
-        )
+    layout, names = Layout([chunk], rig.cache), "|".join(asks)
+    with attending(layout), pytest.raises(UnsupportedModel, match=f"does not have: ({names})"):
+        paged_attention(rig.layer, query, key, value, None, **asks)
+
+
+def test_a_call_outside_of_a_step_is_refused() -> None:
+    rig = Rig(random.Random(0), 4, 4, [3])
+    query, key, value = (it[None] for it in rig.tensors[0])
+    with pytest.raises(UnsupportedModel, match="outside of a step"):
+        paged_attention(rig.layer, query, key, value, None)
 
 
 def test_layers_of_another_shape_are_refused() -> None:
@@ -106,7 +113,6 @@ def test_layers_of_another_shape_are_refused() -> None:
     chunk = Chunk(rig.sequences[0], 3)
     assert rig.pool.grow(chunk.sequence, 3)
     query, key, value = (it[None] for it in rig.tensors[0])
-    with pytest.raises(UnsupportedModel, match="in every layer"):
-        paged_attention(
-            rig.layer, query, key, value[..., :4], None, paged=Layout([chunk], rig.cache)
-        )
+    layout = Layout([chunk], rig.cache)
+    with attending(layout), pytest.raises(UnsupportedModel, match="in every layer"):
+        paged_attention(rig.layer, query, key, value[..., :4], None)

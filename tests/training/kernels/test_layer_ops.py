@@ -10,7 +10,7 @@ from torch import Tensor
 pytest.importorskip("triton", reason="triton is not installed")
 
 from server.training.kernels.cross_entropy import cross_entropy
-from server.training.kernels.trainable_mlp_gate import silu_mul
+from server.training.kernels.trainable_mlp_gate import gate_mul
 from server.training.kernels.trainable_norm import add_rms_norm
 from server.training.kernels.trainable_rotary import rotate
 from server.training.run.layer_ops import PLAIN
@@ -37,10 +37,10 @@ def assert_all_near(found: Outputs, expected: Outputs) -> None:
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("tokens, hidden", [(1, 16), (5, 384), (3, 1000)])
-@pytest.mark.parametrize("adds", [True, False])
-def test_norm(dtype: torch.dtype, tokens: int, hidden: int, adds: bool) -> None:
+@pytest.mark.parametrize("adds, wide", [(True, False), (False, False), (True, True)])
+def test_norm(dtype: torch.dtype, tokens: int, hidden: int, adds: bool, wide: bool) -> None:
     made = [noise(tokens, hidden, dtype=dtype, seed=seed) for seed in range(4)]
-    weight = noise(hidden, dtype=dtype, seed=9)
+    weight = noise(hidden, dtype=torch.float32 if wide else dtype, seed=9)
 
     def kernel(h: Tensor, delta: Tensor | None = None) -> Outputs:
         return add_rms_norm(h, delta, weight, 1e-5)
@@ -54,10 +54,14 @@ def test_norm(dtype: torch.dtype, tokens: int, hidden: int, adds: bool) -> None:
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("shape", [(1, 8), (7, 300), (3, 2048)])
-def test_gate(dtype: torch.dtype, shape: tuple[int, int]) -> None:
+@pytest.mark.parametrize("is_gelu", [False, True])
+def test_gate(dtype: torch.dtype, shape: tuple[int, int], is_gelu: bool) -> None:
     gate, up, given = (noise(*shape, dtype=dtype, seed=seed) for seed in range(3))
-    found = both_ways(lambda *it: [silu_mul(*it)], [gate, up], [given])
-    assert_all_near(found, both_ways(lambda *it: [PLAIN.silu_mul(*it)], [gate, up], [given]))
+    found, plain = (
+        both_ways(lambda *it, f=function: [f(*it, is_gelu)], [gate, up], [given])
+        for function in (gate_mul, PLAIN.gate_mul)
+    )
+    assert_all_near(found, plain)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

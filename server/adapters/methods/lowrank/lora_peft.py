@@ -30,30 +30,27 @@ def read_lora(method: Method, checkpoint: IncomingCheckpoint) -> Imported:
     patterns = config.by_module("rank_pattern", layers, config.integer("r", 8))
     ranks = {path: checkpoint.rank(rank) for path, rank in patterns.items()}
     scales = _scales(config, ranks)
-    common = Counter(scales.values()).most_common(1)[0][0]
+    # PEFT serves an alpha of 0 as an update of 0: B is 0 there, under any common scale.
+    scale, _ = next(iter(Counter(filter(None, scales.values())).most_common(1)), (1.0, 0))
     rank = max(ranks.values())
     vectors: dict[str, Tensor] = {}
     for path, linear in layers.items():
         a = checkpoint.vector(path, _A, (ranks[path], linear.in_features))
         b = checkpoint.vector(path, _B, (linear.out_features, ranks[path]))
-        if scales[path] != common:
-            b = _times(f"{LAYER_PREFIX}{path}.{_B}", b, scales[path] / common)
+        if scales[path] != scale:
+            b = _times(f"{LAYER_PREFIX}{path}.{_B}", b, scales[path] / scale)
         empty = rank - ranks[path]
         vectors[f"{path}.A"] = functional.pad(a, (0, 0, 0, empty))
         vectors[f"{path}.B"] = functional.pad(b, (0, empty))
-    return Imported(method, rank, common, vectors)
+    return Imported(method, rank, scale, vectors)
 
 
 def _scales(config: PeftConfig, ranks: Mapping[str, int]) -> dict[str, float]:
     alphas = config.by_module("alpha_pattern", ranks, config.number("lora_alpha", 8))
     rslora = config.flag("use_rslora")
-    scales = {}
-    for path, rank in ranks.items():
-        alpha = alphas[path]
-        if alpha == 0:
-            raise InvalidCheckpoint(f"adapter_config.json: {path!r} has lora_alpha=0, no effect")
-        scales[path] = alpha / (math.sqrt(rank) if rslora else rank)
-    return scales
+    return {
+        path: alphas[path] / (math.sqrt(rank) if rslora else rank) for path, rank in ranks.items()
+    }
 
 
 def _times(name: str, b: Tensor, factor: float) -> Tensor:
