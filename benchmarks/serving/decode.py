@@ -134,7 +134,7 @@ def bar_text(shape: str, side: Side, ms: float, over: float) -> str:
         bar = BARS_MS.get((shape, side.rows))
         return "" if bar is None else f"{bar:g} ms: {verdict(ms <= bar)}"
     first = side.adapters[0]
-    if shape == "tiny" or side.rows != 64 or side.load != "distinct" or first is None:
+    if shape not in ("1b", "8b") or side.rows != 64 or side.load != "distinct" or first is None:
         return ""
     bar = BARS.get(first[0])
     return "" if bar is None else f"{bar:g}: {verdict(over <= bar)}"

@@ -26,7 +26,7 @@ import psutil
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoConfig, PreTrainedTokenizerFast
 
-from benchmarks.support.base_shapes import SHAPES, random_llama
+from benchmarks.support.base_shapes import SHAPES, random_model
 from benchmarks.support.load import Load, LoadResult, ask
 from benchmarks.support.report import origin, table
 from benchmarks.support.stack import running_stack, settings_for
@@ -44,7 +44,7 @@ def model_folder(name: str, device: str, folder: Path) -> str:
     """The folder of `--model`: a known model's, or one of `SHAPES`, saved with random weights."""
     if name not in SHAPES:
         return name
-    random_llama(name, device).cpu().save_pretrained(folder)
+    random_model(name, device).cpu().save_pretrained(folder)
     _tokenizer(int(SHAPES[name]["vocab_size"])).save_pretrained(folder)
     return str(folder)
 

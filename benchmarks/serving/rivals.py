@@ -29,7 +29,7 @@ from transformers.generation.continuous_batching.utils import WorkloadHints
 from adapters_store.manifest import AdapterRef
 from adapters_store.store import AdapterStore
 from benchmarks.support import crowd
-from benchmarks.support.base_shapes import SHAPES, base_of, random_llama
+from benchmarks.support.base_shapes import SHAPES, base_of, random_model
 from benchmarks.support.crowd import VERA
 from benchmarks.support.live import serving
 from benchmarks.support.report import origin, table, verdict
@@ -77,7 +77,7 @@ def ours(options: argparse.Namespace, folder: Path) -> Iterator[Row]:
 
 def batching(options: argparse.Namespace) -> Iterator[Row]:
     """transformers' continuous batching as it configures itself."""
-    model = random_llama(options.shape, options.device)
+    model = random_model(options.shape, options.device)
     tokens = options.answer_tokens
     config = GenerationConfig(
         max_new_tokens=tokens, do_sample=False, eos_token_id=-1, pad_token_id=0
