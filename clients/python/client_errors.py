@@ -21,7 +21,8 @@ class BadAddress(ClientError):
 class ApiError(ClientError):
     """The server refused; `status` and `code` say how. Fields are as in the OpenAI API's errors.
 
-    `problems` are the wrong lines of a file, each with its `line` and `reason`.
+    `problems` are the wrong lines of a file, each with its `line`, its `reason`, and the
+    field of the request that names the file (`param`).
     """
 
     def __init__(

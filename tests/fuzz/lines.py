@@ -41,10 +41,30 @@ def _chat(number: int) -> dict[str, Any]:
     return {"messages": [asked, answer]}
 
 
+def _odd_chat(number: int) -> dict[str, Any]:
+    """As SDKs dump chats, and in other orders of roles."""
+    ruled = {"role": ("system", "developer")[number % 2], "content": "Be brief."}
+    asked = {"role": "user", "content": [{"type": "text", "text": f"Say {number}"}], "name": "Al"}
+    answer = {"role": "assistant", "content": f"{number}, matey", "weight": 1.0, "refusal": None}
+    called = {"role": "assistant", "content": None, "function_call": _CALL["function"]}
+    told = {"role": "function", "name": "sun", "content": "sun"}
+    orders = [
+        [ruled, answer],
+        [answer, asked, answer],
+        [asked, asked, answer, ruled, {**answer, "tool_calls": []}],
+        [asked, {**answer, "reasoning_content": "Hm."}, asked, {**answer, "weight": None}],
+        [asked, called, told, answer],
+    ]
+    functions = [_TOOL["function"]] if number % 5 == 4 else None
+    return {"messages": orders[number % 5], "functions": functions, "tools": []}
+
+
 LINES: Mapping[str, list[dict[str, Any]]] = {
+    "odd chat": [_odd_chat(number) for number in range(12)],
     "chat": [_chat(number) for number in range(12)],
     "completion": [{"prompt": f"Say {n}", "completion": f"{n}, matey"} for n in range(12)],
 }
+_TEXT_FIELDS = ("content", "prompt", "completion", "text", "name", "reasoning_content")
 # What is legal in a text, and may trip a tokenizer, a template or a trainer.
 _TEXTS: list[Any] = [
     *("", " ", "\n", "\x00", "</s>", "<s>", "<|end|>", "<|end|><s>user\n", "<été>", "<pad>", "the"),
@@ -95,7 +115,7 @@ class Lines:
         self._big = big
         base = load_base(str(target.base), device="cpu")
         self._texts = {
-            kind: [at for at in paths(lines) if at[-1] in ("content", "prompt", "completion")]
+            kind: [at for at in paths(lines) if at[-1] in _TEXT_FIELDS]
             for kind, lines in LINES.items()
         }
         self._loaded = base, load_tokenizer(str(target.base))

@@ -76,7 +76,12 @@ def test_tools_and_their_calls_are_read() -> None:
 
 DUMPED: dict[str, object] = {  # as `model_dump()` of the SDK's messages gives them
     **{"refusal": None, "annotations": [], "audio": None, "function_call": None},
-    **{"tool_calls": None, "reasoning_content": None, "provider_fields": {}, "weight": None},
+    **{
+        "tool_calls": None,
+        "reasoning_content": None,
+        "provider_fields": {"refusal": None},
+        "weight": None,
+    },
 }
 NO_TEXT = {**DUMPED, **CALL, "content": ""}
 OLD_CALL = {"role": "assistant", "content": None, "function_call": {"name": "f", "arguments": ""}}

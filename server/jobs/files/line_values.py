@@ -15,7 +15,9 @@ class BadLine(Exception):
 
 def empty(value: object) -> bool:
     """Whether a field of this value asks for nothing: SDKs write such fields when they dump."""
-    return value is None or value in ("", [], {})
+    if isinstance(value, dict):
+        return all(map(empty, value.values()))
+    return value is None or value in ("", [])
 
 
 def text(value: object, where: str) -> str:
