@@ -94,6 +94,12 @@ check "holds no tests" inside sh -c '! ls -d /tests /build /opt/venv/lib/python3
 check "imports torch and transformers" inside python3 -c '
 import torch, transformers
 print("        torch", torch.__version__, " CUDA", torch.version.cuda, " transformers", transformers.__version__)'
+check "imports compiled code only" inside python3 -c '
+import importlib.util, os, sys, server.cli.running.http_server, transformers.models.llama.modeling_llama
+files = [str(getattr(module, "__file__", "")) for module in list(sys.modules.values())]
+bare = [file for file in files if file.endswith(".py") and os.path.isabs(file)
+        and not os.path.exists(importlib.util.cache_from_source(file))]
+sys.exit(f"        not compiled: {bare[:3]}" if bare else 0)'
 
 echo "== the server"
 check "health check fails before it is there" unhealthy

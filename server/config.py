@@ -121,7 +121,10 @@ class Settings(BaseSettings):
         0, ge=0, description="tokens of one step; longer prompts take several; 0: 512, on CUDA 2048"
     )
     kv_memory_mb: Whole = Field(
-        0, ge=0, description="MiB for keys and values; 0: 512, on CUDA 60 % of the free memory"
+        0,
+        ge=0,
+        description="MiB for keys and values; 0: 16 full contexts of the base, at most 512 MiB; "
+        "on CUDA 60 % of the free memory",
     )
     kv_block_tokens: int = Field(16, ge=1, le=1024, description="tokens in one KV block")
     prefix_cache: bool = Field(
@@ -188,6 +191,11 @@ class Settings(BaseSettings):
         0, ge=0, description="CPU threads of a worker; 0: torch's default"
     )
     worker_poll_s: Amount = Field(0.5, gt=0, description="seconds between checks for a waiting job")
+    worker_idle_s: Amount = Field(
+        300,
+        gt=0,
+        description="seconds without a job after which serve's worker process frees its memory",
+    )
     worker_jobs: int = Field(8, ge=1, le=256, description="jobs that a worker trains at once")
     worker_step_tokens: Whole = Field(
         0, ge=0, description="tokens of one pass of jobs trained together; 0: 4096, on CUDA 8192"

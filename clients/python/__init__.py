@@ -1,8 +1,8 @@
 """A small typed client over httpx for what the OpenAI SDK lacks, and for our own command line."""
 
-from clients.python.analysis_result import Analysis
-from clients.python.client import Client
-from clients.python.client_errors import (
+from .analysis_result import Analysis
+from .client import Client
+from .client_errors import (
     ApiError,
     BadAddress,
     BadFolder,
@@ -10,8 +10,8 @@ from clients.python.client_errors import (
     ConnectionFailed,
     JobFailed,
 )
-from clients.python.hyperparameters import Hyperparameters
-from clients.python.shapes import Adapter, Checkpoint, Event, Job, Judgement, Sample, UploadedFile
+from .hyperparameters import Hyperparameters
+from .shapes import Adapter, Checkpoint, Event, Job, Judgement, Sample, UploadedFile
 
 __all__ = [
     "Adapter",

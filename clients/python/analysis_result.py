@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Self
 
-from clients.python.record import Record
+from .record import Record
 
 
 @dataclass(frozen=True)

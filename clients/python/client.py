@@ -8,13 +8,13 @@ from urllib.parse import quote
 
 import httpx
 
-from clients.python.analysis_result import Analysis
-from clients.python.client_errors import ApiError, ConnectionFailed, JobFailed
-from clients.python.folders import check_free, checkpoint_files, unpack
-from clients.python.http_connection import HttpConnection
-from clients.python.hyperparameters import Hyperparameters
-from clients.python.shapes import Adapter, Checkpoint, Event, Job, UploadedFile
-from clients.python.slim import without_copies
+from .analysis_result import Analysis
+from .client_errors import ApiError, ConnectionFailed, JobFailed
+from .folders import check_free, checkpoint_files, unpack
+from .http_connection import HttpConnection
+from .hyperparameters import Hyperparameters
+from .shapes import Adapter, Checkpoint, Event, Job, UploadedFile
+from .slim import without_copies
 
 DEFAULT_URL = "http://127.0.0.1:8000"
 DEFAULT_TIMEOUT = httpx.Timeout(600.0, connect=10.0)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import IO
 from zipfile import BadZipFile, ZipFile
 
-from clients.python.client_errors import BadFolder
+from .client_errors import BadFolder
 
 if sys.platform != "win32":
     import fcntl

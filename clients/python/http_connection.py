@@ -8,7 +8,7 @@ from urllib.request import getproxies, proxy_bypass
 
 import httpx
 
-from clients.python.client_errors import ApiError, BadAddress, ConnectionFailed
+from .client_errors import ApiError, BadAddress, ConnectionFailed
 
 _REMEDY = "write http://HOST:PORT"
 

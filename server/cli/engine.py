@@ -4,7 +4,7 @@ import argparse
 
 from server.cli.arguments.options import add_settings, read_fields, set_log_level
 from server.config import Settings
-from server.wiring.process import exit_on_sigterm
+from server.wiring.process import exit_on_sigterm, slow_imports
 
 EXAMPLES = ""
 
@@ -18,7 +18,8 @@ def run(options: argparse.Namespace) -> int:
     exit_on_sigterm()
     settings = read_fields(options, Settings)
     set_log_level(settings)
-    from server.cli.running.engine_child import run_engine  # torch takes seconds
+    with slow_imports():
+        from server.cli.running.engine_child import run_engine
 
     run_engine(settings, options.connect)
     return 0

@@ -10,6 +10,7 @@ from server.bases.base_place import PORCH
 from server.cli.arguments.options import add_fields, read_fields
 from server.config import WITH_COMMAS
 from server.jobs.queue.train_options import MAX_RANK, TARGET_SETS
+from server.wiring.process import slow_imports
 
 EXAMPLES = """examples:
   verandah methods                                    of Porch, the embedded model
@@ -49,7 +50,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     fields = read_fields(options, MethodsFields)
-    from server.cli.running.method_table import show_methods  # torch takes seconds
+    with slow_imports():
+        from server.cli.running.method_table import show_methods
 
     only = fields.targets[0] if len(fields.targets) == 1 else fields.targets
     usual = fields.rank is None

@@ -5,7 +5,7 @@ import argparse
 from server.cli.arguments.options import add_settings, read_fields, set_log_level
 from server.config import Settings
 from server.tenancy.keys import DEFAULT_OWNER
-from server.wiring.process import say
+from server.wiring.process import say, slow_imports
 
 EXAMPLES = """examples:
   verandah rebuild --home /data
@@ -21,7 +21,8 @@ add_options = add_settings
 def run(options: argparse.Namespace) -> int:
     settings = read_fields(options, Settings)
     set_log_level(settings)
-    from server.wiring.homes import rebuilt_home  # torch takes seconds
+    with slow_imports():
+        from server.wiring.homes import rebuilt_home
 
     with rebuilt_home(settings) as records:
         adopted = records.files.adopt(DEFAULT_OWNER)

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 from server.cli.arguments.options import add_settings, read_fields, set_log_level
 from server.config import BadOption, Settings
-from server.wiring.process import exit_on_sigterm, say
+from server.wiring.process import exit_on_sigterm, say, slow_imports
 from server.wiring.start_checks import check_settings
 
 EXAMPLES = """examples:
@@ -36,7 +36,8 @@ def run(options: argparse.Namespace) -> int:
     check_settings(settings)
     with _bound(settings) as listener:
         say(f"starting a server of {settings.model}, with its home in {settings.home_path}")
-        from server.cli.running.http_server import run_server  # torch takes seconds
+        with slow_imports():
+            from server.cli.running.http_server import run_server
 
         run_server(settings, listener)
     return 0

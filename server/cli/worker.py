@@ -4,7 +4,8 @@ import argparse
 
 from server.cli.arguments.options import add_settings, read_fields, set_log_level
 from server.config import Settings
-from server.wiring.process import say
+from server.loop_progress import StepProgress
+from server.wiring.process import end_when_hung, say, slow_imports
 from server.wiring.start_checks import check_settings
 
 EXAMPLES = """examples:
@@ -22,9 +23,16 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     settings = read_fields(options, Settings)
     set_log_level(settings)
-    if not options.supervised:  # a server has checked them, and spoken
+    progress = StepProgress("the start of the worker")
+    end_when_hung(progress, supervised=options.supervised)
+    if options.supervised:  # a server has checked them, and spoken
+        from server.cli.running.idle_worker import wait_for_job
+
+        wait_for_job(settings, progress)
+    else:
         check_settings(settings)
         say(f"starting a training worker of {settings.model}, for the home {settings.home_path}")
-    from server.cli.running.training_worker import run_until_stopped  # torch takes seconds
+    with slow_imports():
+        from server.cli.running.training_worker import run_until_stopped
 
-    return run_until_stopped(settings, supervised=options.supervised)
+    return run_until_stopped(settings, progress, supervised=options.supervised)

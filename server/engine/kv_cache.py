@@ -9,13 +9,17 @@ from server.errors import UnsupportedModel
 _MIB = 1 << 20
 
 
+def token_bytes(base: BaseModel) -> int:
+    """The bytes that keys and values of one token take, in all layers."""
+    return 2 * base.num_layers * base.num_kv_heads * base.head_dim * base.dtype.itemsize
+
+
 class KVCache:
     """Per layer a tensor of keys and one of values, [kv_heads, blocks, block_tokens, head_dim].
 
     The keys of one head and one sequence lie in runs of whole blocks: a gather copies long pieces,
     and attention's products read memory in order. On a CPU that halves their time against heads
-    side by side. All memory is allocated at construction and never grows (on a CPU the system still
-    provides its pages as they are first written).
+    side by side. All memory is taken at construction and never grows.
 
     Raises:
         ValueError: `memory_mb` holds less than two blocks, or more than the device has.
@@ -27,8 +31,7 @@ class KVCache:
         self.head_dim = base.head_dim
         self.dtype = base.dtype
         self.device = base.device
-        token_numbers = 2 * base.num_layers * base.num_kv_heads * base.head_dim
-        block_bytes = token_numbers * block_tokens * base.dtype.itemsize
+        block_bytes = token_bytes(base) * block_tokens
         self.num_blocks = memory_mb * _MIB // block_bytes
         if self.num_blocks < 2:
             raise ValueError(

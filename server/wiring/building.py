@@ -37,7 +37,7 @@ from server.scheduler.loop import Limits, ServingLoop
 from server.tenancy.keys import DEFAULT_OWNER
 from server.training.run.defaults import BASIS_SEED
 from server.wiring.process import end_soon
-from server.wiring.sizes import Sizes, kv_memory_mb
+from server.wiring.sizes import Sizes, context_of, kv_memory_mb
 from server.wiring.start_checks import no_such_pin
 
 _MIB = 2**20
@@ -166,12 +166,12 @@ def _loop(
     progress: StepProgress | None,
 ) -> ServingLoop:
     try:
-        memory_mb = kv_memory_mb(settings, base.device)
+        memory_mb = kv_memory_mb(settings, base)
         kv = KVCache(base, memory_mb=memory_mb, block_tokens=settings.kv_block_tokens)
     except ValueError as error:
         raise BadOption(str(error)) from error
     sizes = Sizes.of(settings, base.device)
-    max_context = min(settings.max_context or base.max_context, base.max_context)
+    max_context = context_of(settings, base)
     return ServingLoop(
         _runner(settings, base, adapters, kv, sizes, max_context),
         adapters,

@@ -1,6 +1,7 @@
-"""How this program starts its own commands as processes, and how it ends to be restarted."""
+"""How this program imports what is slow, starts its own commands, and ends to be restarted."""
 
 import contextlib
+import gc
 import logging
 import math
 import os
@@ -8,6 +9,8 @@ import signal
 import socket
 import sys
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import Final
@@ -44,6 +47,17 @@ def environment(settings: Settings) -> dict[str, str]:
 def say(message: str) -> None:
     """Print a line for the user, on the error stream."""
     print(f"verandah: {message}", file=sys.stderr, flush=True)
+
+
+@contextmanager
+def slow_imports() -> Iterator[None]:
+    """Import torch and what needs it. Python's collector would look through the growing modules
+    again and again, for a quarter of the time, so it rests meanwhile."""
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
 
 
 def exit_on_sigterm(status: int = 0) -> None:

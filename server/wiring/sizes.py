@@ -5,11 +5,17 @@ from typing import Final
 
 import torch
 
+from server.bases.model import BaseModel
 from server.config import Settings
+from server.engine.kv_cache import token_bytes
 
 _MIB = 2**20
 # Of the memory that weights and adapters leave free; the worker trains in the rest.
 _SHARE_OF_FREE: Final = 0.6
+# On a CPU: this many full contexts, or four times as many of the usual quarter, are more than its
+# cores answer well at once. Memory beyond that would lie idle.
+_CPU_CONTEXTS: Final = 16
+_CPU_MOST_MIB: Final = 512
 
 
 @dataclass(frozen=True)
@@ -32,11 +38,21 @@ class Sizes:
         )
 
 
-def kv_memory_mb(settings: Settings, device: torch.device) -> int:
-    """MiB for keys and values: the setting, or on a GPU a share of the free memory."""
+def context_of(settings: Settings, base: BaseModel) -> int:
+    """Tokens of context: the base's, or fewer if the settings say so."""
+    return min(settings.max_context or base.max_context, base.max_context)
+
+
+def kv_memory_mb(settings: Settings, base: BaseModel) -> int:
+    """MiB for keys and values: the setting, or a share of a GPU's free memory.
+
+    On a CPU it is what 16 full contexts of the base take, but at most 512.
+    """
     if settings.kv_memory_mb:
         return settings.kv_memory_mb
-    if device.type != "cuda":
-        return 512
-    free, _ = torch.cuda.mem_get_info(device)
-    return max(int(free * _SHARE_OF_FREE) // _MIB, 1)
+    if base.device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(base.device)
+        return max(int(free * _SHARE_OF_FREE) // _MIB, 1)
+    block = settings.kv_block_tokens
+    tokens = _CPU_CONTEXTS * -(-context_of(settings, base) // block) * block
+    return min(-(-tokens * token_bytes(base) // _MIB), _CPU_MOST_MIB)

@@ -148,6 +148,32 @@ def test_a_killed_worker_is_replaced_and_a_killed_server_leaves_none(
     assert queue.counts()[JobStatus.QUEUED] == 1, "the worker gives the job back"
 
 
+def has_torch(pid: int) -> bool:
+    return "libtorch" in Path(f"/proc/{pid}/maps").read_text()
+
+
+def test_a_worker_takes_memory_for_torch_and_a_base_only_while_it_has_jobs(
+    start: Start, tmp_path: Path
+) -> None:
+    served = start("--worker-idle-s", "0.5", "--worker-poll-s", "0.1")
+    served.wait_until_it_listens()
+    (worker,) = children(served.process.pid)
+    assert not has_torch(worker)
+    lines = tmp_path / "lines.jsonl"
+    lines.write_bytes(training_lines(12))
+    with Client(served.url) as client:
+        short = {"n_epochs": 1, "rank": 4, "publish": "always"}
+        job = client.train(client.upload(lines).id, hyperparameters=short)  # type: ignore[arg-type]
+        assert eventually(lambda: has_torch(worker), 60), served.log
+        assert client.wait(job.id).status == "succeeded"
+        assert eventually(lambda: not has_torch(worker), 60), served.log
+    assert children(served.process.pid) == [worker]
+    assert "it starts again" not in served.log
+    served.process.kill()
+    assert eventually(lambda: not alive(worker), 30), "an idle worker ends with its server too"
+    assert "Traceback" not in served.log
+
+
 def test_no_worker_and_a_key(start: Start) -> None:
     served = start("--no-worker", VERANDAH_API_KEY="secret")
     served.wait_until_it_listens()

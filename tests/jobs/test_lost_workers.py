@@ -138,3 +138,24 @@ def _copy(jobs: Jobs, job: Job, times: int) -> None:
         values = {c.key: getattr(row, c.key) for c in inspect(JobRow).column_attrs}
         del values["number"]
         session.add_all(JobRow(**{**values, "id": f"{job.id}-{i}"}) for i in range(times))
+
+
+def test_a_worker_that_only_looks_sees_what_a_claim_would_take(jobs: Jobs) -> None:
+    assert not jobs.queue.has_claimable()
+    job = jobs.create()
+    assert jobs.queue.has_claimable()
+    jobs.claim(lease_s=30)
+    assert not jobs.queue.has_claimable()
+    jobs.clock.now += 31
+    assert jobs.queue.has_claimable(), "the lease is over"
+    jobs.clock.now -= 1000
+    assert jobs.queue.has_claimable(), "the clock was set back: a claim shortens such a lease"
+    jobs.clock.now += 1000
+    again = jobs.claim(lease_s=30)
+    jobs.queue.pause(job.owner, job.id)
+    jobs.queue.park(again)
+    assert not jobs.queue.has_claimable(), "a paused job waits for its owner"
+    jobs.queue.resume(job.owner, job.id)
+    assert jobs.queue.has_claimable()
+    jobs.queue.cancel(job.owner, job.id)
+    assert not jobs.queue.has_claimable()

@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import math
 import os
 import signal
 import threading
@@ -14,11 +15,11 @@ from server.bases.base_files import check_config
 from server.bases.model import BaseModel
 from server.bases.tokenizer import ChatTokenizer
 from server.config import Settings
-from server.loop_progress import StepProgress
+from server.loop_progress import LOAD_S, LONG_SILENCE_S, StepProgress
 from server.training.job.worker_loop import run_worker
 from server.wiring.building import device_of, load_model, open_records
 from server.wiring.homes import open_home
-from server.wiring.process import end_when_hung, wait_for_servers_end
+from server.wiring.process import command, wait_for_servers_end
 from server.wiring.training import SAVE_JOBS_S, worker_parts
 
 _NICENESS = 5  # where both need the same cores, answers come before training
@@ -26,8 +27,11 @@ _NICENESS = 5  # where both need the same cores, answers come before training
 log = logging.getLogger(__name__)
 
 
-def run_until_stopped(settings: Settings, *, supervised: bool) -> int:
+def run_until_stopped(settings: Settings, progress: StepProgress, *, supervised: bool) -> int:
     """Train jobs until a signal, or until the server ends that started this process.
+
+    A supervised worker that has had no job for long starts this program anew, in this process, to
+    free what torch and the base take.
 
     Returns: the process's status; Ctrl-C is 130, as of every command.
 
@@ -50,12 +54,12 @@ def run_until_stopped(settings: Settings, *, supervised: bool) -> int:
 
     signal.signal(signal.SIGTERM, on_signal)
     signal.signal(signal.SIGINT, on_signal)
-    progress = StepProgress("the start of the worker")
-    end_when_hung(progress, supervised=supervised)
     if supervised:
         threading.Thread(target=_end_with_server, args=(stop,), daemon=True).start()
     with contextlib.suppress(OSError):
-        os.nice(_NICENESS)
+        # From the parent's, because this process may have been through here before.
+        niceness = os.getpriority(os.PRIO_PROCESS, os.getppid()) + _NICENESS
+        os.setpriority(os.PRIO_PROCESS, 0, niceness)
 
     def load() -> tuple[BaseModel, ChatTokenizer]:
         return load_model(own, settings.worker_threads)
@@ -64,8 +68,19 @@ def run_until_stopped(settings: Settings, *, supervised: bool) -> int:
     opened = open_records(settings, create=False) if supervised else open_home(settings)
     with opened as records:
         parts = worker_parts(settings, records, load, progress)
-        run_worker(replace(parts, tidy=_free_cached_memory), stop)
+        idle_s = settings.worker_idle_s if supervised else math.inf
+        run_worker(replace(parts, tidy=_free_cached_memory, idle_s=idle_s), stop)
+    if supervised:
+        progress.begin("the start of the worker", LOAD_S, LONG_SILENCE_S)
+        _start_anew_unless(stop)
     return status
+
+
+def _start_anew_unless(stop: threading.Event) -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # from here on it ends this process at once
+    if not stop.is_set():
+        program, *options = command("worker", "--supervised")
+        os.execv(program, [program, *options])
 
 
 def _free_cached_memory() -> None:

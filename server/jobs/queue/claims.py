@@ -21,7 +21,7 @@ from server.errors import LeaseLost
 from server.jobs.queue.evaluation import Evaluation, Sample
 from server.jobs.queue.job import Checkpoint, Job, JobStatus, Level, StopRequest
 from server.jobs.queue.training_metrics import TrainingMetrics
-from server.jobs.queue.transitions import JobChange, settle_lost_jobs, take_next
+from server.jobs.queue.transitions import JobChange, has_claimable, settle_lost_jobs, take_next
 
 
 class Claims:
@@ -49,6 +49,11 @@ class Claims:
             attempt = f", attempt {row.attempt}" if row.attempt > 1 else ""
             JobChange(session, row, now).add_event("info", f"Fine-tuning job started{attempt}")
             return Job.from_row(row)
+
+    def has_claimable(self) -> bool:
+        """Whether it is worth to `claim`. Only reads, so that it can be asked often."""
+        with self._database.reading() as session:
+            return has_claimable(session, self._database.now(session))
 
     def abandon(self, worker: str, how: str) -> None:
         """End the leases of a worker that is known to be dead, so that no job waits for them.

@@ -4,7 +4,19 @@ import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from sqlalchemy import Boolean, Double, Text, bindparam, case, func, not_, or_, select, update
+from sqlalchemy import (
+    Boolean,
+    Double,
+    Text,
+    bindparam,
+    case,
+    exists,
+    func,
+    not_,
+    or_,
+    select,
+    update,
+)
 from sqlalchemy.orm import Session, aliased
 
 from server.db.tables import EventRow, JobRow
@@ -79,6 +91,21 @@ _TAKE_NEXT = (
     )
     .returning(JobRow)
 )
+# True for jobs with a lease that is over, or longer than it can be: a claim settles both.
+_CLAIMABLE = select(
+    exists().where(
+        or_(
+            _WAITS,
+            _RUNNING
+            & not_(JobRow.lease_until.between(_NOW, _NOW + JobRow.lease_s + _CLOCK_SLACK_S)),
+        )
+    )
+)
+
+
+def has_claimable(session: Session, now: float) -> bool:
+    """Whether `settle_lost_jobs` or `take_next` would find a job to change."""
+    return bool(session.scalar(_CLAIMABLE, {"at": now}))
 
 
 @dataclass(frozen=True, eq=False)

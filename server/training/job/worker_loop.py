@@ -6,6 +6,7 @@ checkpoints.
 """
 
 import logging
+import math
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -49,6 +50,7 @@ class WorkerParts:
     `load` makes the base model; it is called at the first job. At most `jobs` are trained at once.
     A forward pass of theirs takes `step_tokens` positions (0: what suits the device), unless one
     job's own limit is higher. `tidy` is called whenever a job has left and its memory is free.
+    After `idle_s` without a job the worker ends.
     """
 
     services: JobServices
@@ -58,6 +60,7 @@ class WorkerParts:
     jobs: int = 8
     step_tokens: int = 0
     tidy: Callable[[], None] = lambda: None
+    idle_s: float = math.inf
 
 
 class DeviceLost(Exception):
@@ -67,6 +70,8 @@ class DeviceLost(Exception):
 def run_worker(parts: WorkerParts, stop: threading.Event) -> None:
     """Work through the queue until `stop` is set; then give back the jobs in hand, and return.
 
+    Returns also if the worker has had no job for as long as `parts` says.
+
     Raises:
         DeviceLost: the accelerator cannot be used again. The jobs in hand are left to their leases.
     """
@@ -75,7 +80,7 @@ def run_worker(parts: WorkerParts, stop: threading.Event) -> None:
     sweep(parts.services.folder, older_than_s=LEFTOVER_AGE_S, keep=_unfinished(parts))
     worker = _Worker(parts, stop)
     try:
-        while not stop.is_set():
+        while not stop.is_set() and worker.idle_for() < parts.idle_s:
             worker.claim_jobs()
             if not worker.step():
                 progress.begin("waiting for a job", parts.poll_s + STEP_S)
@@ -111,6 +116,13 @@ class _Worker:
         self._jobs: dict[str, JobPhase] = {}
         self._next_claim = 0.0
         self._hook: RemovableHandle | None = None
+        self._last_job = time.monotonic()
+
+    def idle_for(self) -> float:
+        """Seconds since it had a job in hand."""
+        if self._jobs:
+            self._last_job = time.monotonic()
+        return time.monotonic() - self._last_job
 
     def claim_jobs(self) -> None:
         """Claim waiting jobs while there is room; between steps, no oftener than the poll.
