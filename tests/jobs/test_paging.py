@@ -62,14 +62,28 @@ def test_a_cursor_of_another_job_is_refused(jobs: Jobs) -> None:
 def test_checkpoints_page_from_the_newest(jobs: Jobs) -> None:
     jobs.create()
     job = jobs.claim()
-    made = [
+    recorded = [
         jobs.queue.add_checkpoint(
             job, step, f"poet@{step}", TrainingMetrics(step, valid_loss=math.inf)
-        ).id
+        )
         for step in (1, 2, 3)
     ]
+    made = [checkpoint.id for checkpoint in recorded if checkpoint is not None]
     page = jobs.queue.checkpoints("ann", job.id, limit=2)
     assert ([item.id for item in page.items], page.has_more) == ([made[2], made[1]], True)
     assert page.items[0].metrics.to_document() == {"step": 3, "valid_loss": None}
     (oldest,) = jobs.queue.checkpoints("ann", job.id, after=made[1]).items
     assert oldest.id == made[0]
+
+
+def test_a_version_is_recorded_once_also_behind_later_ones(jobs: Jobs) -> None:
+    jobs.create()
+    job = jobs.claim()
+    steps = (1, 2, 1, 2, 3)  # resumed from before its first checkpoint
+    recorded = [
+        jobs.queue.add_checkpoint(job, step, f"poet@{step}", TrainingMetrics(step))
+        for step in steps
+    ]
+    assert [checkpoint is not None for checkpoint in recorded] == [True, True, False, False, True]
+    page = jobs.queue.checkpoints("ann", job.id)
+    assert [item.model for item in page.items] == ["poet@3", "poet@2", "poet@1"]

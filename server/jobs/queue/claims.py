@@ -103,9 +103,16 @@ class Claims:
 
     def add_checkpoint(
         self, job: Job, step: int, model: str, metrics: TrainingMetrics
-    ) -> Checkpoint:
-        """Record an adapter that the job published under the id `model`. Raises LeaseLost."""
+    ) -> Checkpoint | None:
+        """Record an adapter that the job published under the id `model`. Raises LeaseLost.
+
+        None: it is recorded already. A job that resumes from before several of its checkpoints
+        comes past each of them again.
+        """
         with self._change(job) as change:
+            same = CheckpointRow.job == job.id, CheckpointRow.model == model
+            if change.session.scalar(select(CheckpointRow.id).where(*same)) is not None:
+                return None
             checkpoint = CheckpointRow(
                 id=f"ftckpt_{secrets.token_hex(12)}",
                 owner=job.owner,

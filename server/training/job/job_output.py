@@ -12,7 +12,7 @@ from torch import Tensor
 from adapters_store.manifest import AdapterRef
 from adapters_store.store_errors import StoreError
 from server.jobs.queue.evaluation import Evaluation
-from server.jobs.queue.job import Level
+from server.jobs.queue.job import Checkpoint, Level
 from server.jobs.queue.training_metrics import TrainingMetrics
 from server.training.job import evaluate
 from server.training.job.job_phase import Claim
@@ -103,7 +103,7 @@ class JobOutput:
 
     def publish(self, state: TrainedState) -> AdapterRef:
         ref = self._publish(state.tensors, state.metrics)
-        self._record_version(ref, state.step, state.metrics)
+        self._record(ref, state.step, state.metrics)
         return ref
 
     def publish_checkpoint(self, step: int, metrics: TrainingMetrics) -> None:
@@ -118,16 +118,11 @@ class JobOutput:
                 "it. Training continues",
             )
             return
-        if self._record_version(ref, step, metrics):
+        if self._record(ref, step, metrics) is not None:
             self._claim.add_event("info", f"Checkpoint created at step {step}: {ref}")
 
-    def _record_version(self, ref: AdapterRef, step: int, metrics: TrainingMetrics) -> bool:
-        """List a version among the job's checkpoints; False if it is there already."""
-        newest = self._queue.checkpoints(self._job.owner, self._job.id, limit=1).items
-        if newest and newest[0].model == str(ref):
-            return False
-        self._queue.add_checkpoint(self._job, step, str(ref), metrics.at_checkpoint())
-        return True
+    def _record(self, ref: AdapterRef, step: int, metrics: TrainingMetrics) -> Checkpoint | None:
+        return self._queue.add_checkpoint(self._job, step, str(ref), metrics.at_checkpoint())
 
     def _publish(
         self, tensors: Mapping[str, Tensor], metrics: TrainingMetrics, step: int | None = None
