@@ -119,7 +119,7 @@ class TokenLogprob:
 class SeededDraws:
     """The uniform numbers in [0, 1) that draw an answer's tokens, one for each place of the answer.
 
-    A number depends on the seed and the place alone. So a seed gives the same answer whatever else
+    A number depends on the seed and the place alone. So a seed gives the same numbers whatever else
     is in the batch, and however often the sequence is computed again.
     """
 
