@@ -9,7 +9,6 @@ import argparse
 import statistics
 import threading
 import time
-from collections.abc import Callable
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field
 
@@ -26,7 +25,7 @@ from server.metrics import Metrics
 from server.scheduler.admission import Slots
 from server.scheduler.loop import Limits, ServingLoop
 from server.scheduler.request import CallbackListener, Generation, TextDelta
-from server.scheduler.stop_strings import Decoder
+from server.scheduler.stop_strings import NewDecoder
 
 BLOCK_TOKENS = 16
 _WARM_STEPS = 20
@@ -109,7 +108,7 @@ class Clock:
                 self.done.set()
 
 
-def host_cost(rows: int, steps: int, ahead: int, new_decoder: Callable[[], Decoder]) -> float:
+def host_cost(rows: int, steps: int, ahead: int, new_decoder: NewDecoder) -> float:
     """Microseconds of the loop's thread per row and step, once all rows decode."""
     slots: Slots = NoSlots()  # type: ignore[assignment]
     blocks = -(-(steps + 8) // BLOCK_TOKENS) * rows
@@ -154,7 +153,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     arguments = parser.parse_args()
     porch = ChatTokenizer(AutoTokenizer.from_pretrained(EMBEDDED["porch"]))
-    decoders_by_name: dict[str, Callable[[], Decoder]] = {
+    decoders_by_name: dict[str, NewDecoder] = {
         "no text": NoText,
         "byte-level tokens (Porch)": porch.stream,
         "word pieces (as Llama 2)": pieces().stream,

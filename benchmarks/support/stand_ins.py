@@ -13,6 +13,9 @@ from server.replicas.messages import EngineFacts
 class NoText:
     """`server.scheduler.stop_strings.Decoder` of a model that has no tokenizer."""
 
+    def __init__(self, *, skip_special: bool = True) -> None:
+        self.skips = skip_special
+
     def push(self, token_id: int) -> str:
         return ""
 

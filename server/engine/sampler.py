@@ -1,10 +1,11 @@
 """From logits to tokens, all rows of a step at once. Knows nothing of models or caches.
 
 A row's logits are changed in this order: repetition penalty (tokens of prompt and answer), presence
-and frequency penalties (tokens of the answer), logit_bias; then temperature; then the row keeps the
-tokens that are among the `top_k` best, in the smallest set of those that holds `top_p` of their
-mass, and at least `min_p` times as probable as the best. Each of the three is a least probability,
-so equal tokens are kept or dropped together and no row needs an order among equals.
+and frequency penalties (tokens of the answer), logit_bias; a row that is below its `min_tokens`
+loses its end tokens; then temperature; then the row keeps the tokens that are among the `top_k`
+best, in the smallest set of those that holds `top_p` of their mass, and at least `min_p` times as
+probable as the best. Each of the three is a least probability, so equal tokens are kept or dropped
+together and no row needs an order among equals.
 
 On CUDA nothing here waits for the device: the host decides by the parameters alone.
 """
@@ -39,7 +40,7 @@ def sample(
         last: the tokens that the step before sampled: those of sequences with a pending token.
         nameless: int64, ids without a token, whose columns are never drawn. None: there are none.
     """
-    logits = _adjust(logits, sequences, last)
+    logits = _without_early_ends(_adjust(logits, sequences, last), sequences)
     if nameless is not None:
         logits.index_fill_(1, nameless, -torch.inf)  # behind the biases, which may be any number
     best, token_ids = logits.max(dim=-1)  # the first of equals; nan if the row holds one
@@ -169,6 +170,17 @@ def _adjust(logits: Tensor, sequences: Seq[Sequence], last: Tensor | None) -> Te
     chosen = [sequences[row] for row in rows]
     logits[index] = _with_bias(_with_penalties(logits[index], chosen, last), chosen)
     return logits
+
+
+def _without_early_ends(logits: Tensor, sequences: Seq[Sequence]) -> Tensor:
+    """No end token in the rows of answers that must go on. Ids that the model lacks are no ends."""
+    early = [(row, it.ends) for row, it in enumerate(sequences) if not it.may_end]
+    known = range(logits.shape[1])
+    places = [(row, token) for row, ends in early for token in ends if token in known]
+    if not places:
+        return logits
+    index = to_device(places, torch.int64, logits.device).unbind(dim=1)
+    return logits.index_put_(index, logits.new_tensor(-torch.inf))
 
 
 def _with_penalties(logits: Tensor, sequences: Seq[Sequence], last: Tensor | None) -> Tensor:

@@ -25,20 +25,41 @@ class FinishReason(StrEnum):
     ERROR = "error"
 
 
-def _within(name: str, value: float, low: float, high: float) -> None:
+RANGES: abc.Mapping[str, tuple[float, float]] = {
+    "max_tokens": (0, 2**31),
+    "min_tokens": (0, 2**31),
+    "temperature": (0.0, 2.0),
+    "top_p": (0.0, 1.0),
+    "top_k": (0, 2**31),
+    "min_p": (0.0, 1.0),
+    "presence_penalty": (-2.0, 2.0),
+    "frequency_penalty": (-2.0, 2.0),
+    "repetition_penalty": (0.01, 100.0),
+    "logit_bias": (-100.0, 100.0),
+    "top_logprobs": (0, 20),
+}
+"""The least and the largest value of each. Most are the OpenAI API's; the rest are vLLM's."""
+
+
+def _within(name: str, value: float) -> None:
+    low, high = RANGES[name]
     if not low <= value <= high:
         raise InvalidRequest(f"{name}={value} is not between {low} and {high}", param=name)
 
 
 @dataclass(frozen=True)
 class SamplingParams:
-    """How a request samples its tokens. Ranges are the OpenAI API's; for the rest, vLLM's.
+    """How a request samples its tokens.
+
+    No end token and no stop ends an answer that has fewer than `min_tokens`. With `include_stop`,
+    the text holds the stop string, or the token, that ended the answer.
 
     Raises:
         InvalidRequest: a value is out of range; `param` names it.
     """
 
     max_tokens: int = 16
+    min_tokens: int = 0
     temperature: float = 1.0
     top_p: float = 1.0
     top_k: int = 0  # 0: all
@@ -51,21 +72,17 @@ class SamplingParams:
     stop: tuple[str, ...] = ()
     stop_token_ids: frozenset[int] = frozenset()
     ignore_eos: bool = False
+    include_stop: bool = False
+    skip_special_tokens: bool = True
     top_logprobs: int | None = None  # None: no logprobs; k: the sampled token's and the k best
     prompt_logprobs: bool = False
 
     def __post_init__(self) -> None:
-        _within("max_tokens", self.max_tokens, 0, 2**31)
-        _within("temperature", self.temperature, 0.0, 2.0)
-        _within("top_p", self.top_p, 0.0, 1.0)
-        _within("top_k", self.top_k, 0, 2**31)
-        _within("min_p", self.min_p, 0.0, 1.0)
-        _within("presence_penalty", self.presence_penalty, -2.0, 2.0)
-        _within("frequency_penalty", self.frequency_penalty, -2.0, 2.0)
-        _within("repetition_penalty", self.repetition_penalty, 0.01, 100.0)
-        _within("top_logprobs", self.top_logprobs or 0, 0, 20)
+        for name in RANGES.keys() - {"logit_bias", "top_logprobs"}:
+            _within(name, getattr(self, name))
+        _within("top_logprobs", self.top_logprobs or 0)
         for _, bias in self.logit_bias:
-            _within("logit_bias", bias, -100.0, 100.0)
+            _within("logit_bias", bias)
         if any(not text for text in self.stop):
             raise InvalidRequest("stop holds an empty string; leave it out", param="stop")
 
@@ -150,7 +167,8 @@ class Sequence:
     computed again. `num_scored` counts the prompt positions whose logprobs were handed out;
     pre-emption keeps it, so none comes twice. `slot` is the adapter's place in the banks (0: the
     base model), held from admission until the sequence ends. `content` is the content hash of that
-    adapter ("": the base); equal tokens under an equal hash have equal keys and values.
+    adapter ("": the base); equal tokens under an equal hash have equal keys and values. `ends` are
+    the tokens that end the answer.
 
     `pending` counts the answer's last tokens that launched steps sample and whose ids the host has
     not read yet. While there is one, `source` is its place among the tokens that the last launched
@@ -165,6 +183,7 @@ class Sequence:
     prompt: tuple[int, ...]
     params: SamplingParams
     seed: int
+    ends: frozenset[int] = frozenset()
     slot: int = 0
     content: str = ""
     output: list[int] = field(default_factory=list)
@@ -192,6 +211,11 @@ class Sequence:
     def num_known(self) -> int:
         """Tokens whose ids the host knows."""
         return len(self.prompt) + len(self.output)
+
+    @property
+    def may_end(self) -> bool:
+        """Whether the next token that is sampled may be one of `ends`."""
+        return len(self.output) + self.pending >= self.params.min_tokens
 
     @property
     def remaining(self) -> int:

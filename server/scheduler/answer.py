@@ -42,7 +42,7 @@ class Answer:
     def adapter(self) -> AdapterRef | None:
         return self.request.adapter
 
-    def take(self, output: StepOutput, eos: frozenset[int]) -> TextDelta | PlainToken | None:
+    def take(self, output: StepOutput) -> TextDelta | PlainToken | None:
         """Add a step's output to the answer; returns the update for the listener, if there is one.
 
         Sets `sequence.finish` when the answer is complete.
@@ -55,32 +55,30 @@ class Answer:
         if self.request.params.max_tokens == 0:
             self.sequence.finish = FinishReason.LENGTH
             return self._delta()
-        return self._append(token_id, output.logprob, eos)
+        return self._append(token_id, output.logprob)
 
-    def _append(
-        self, token_id: int, logprob: TokenLogprob | None, eos: frozenset[int]
-    ) -> TextDelta | PlainToken:
+    def _append(self, token_id: int, logprob: TokenLogprob | None) -> TextDelta | PlainToken:
         """Most tokens are plain: those take as few calls as possible."""
         params, sequence = self.request.params, self.sequence
         output = sequence.output
         output.append(token_id)
-        stops_here = token_id in params.stop_token_ids
-        ends_here = token_id in eos or token_id in self.request.turn_ends
-        if stops_here or (ends_here and not params.ignore_eos):
+        may_end = len(output) > params.min_tokens
+        if may_end and token_id in sequence.ends:
             sequence.finish = FinishReason.STOP
-            token = TokenPiece(token_id, "", logprob)
-            last = self.text.finish(token_id)
-            reason = token_id if stops_here else last.stop
+            piece = self.text.decode(token_id) if params.include_stop else ""
+            last = self.text.finish(piece, token_id)
+            reason = token_id if token_id in params.stop_token_ids else last.stop
+            token = TokenPiece(token_id, piece, logprob)
             return self._delta(last.text, (token,), stop_reason=reason)
         piece = text = self.text.decode(token_id)
         stop: str | None = None
         if self.text.stops:
-            text, stop = self.text.show(piece, token_id)
+            text, stop = self.text.show(piece, token_id, may_end=may_end)
         if stop is not None:
             sequence.finish = FinishReason.STOP
         elif len(output) >= params.max_tokens:
             sequence.finish = FinishReason.LENGTH
-            last = self.text.finish()
+            last = self.text.finish(may_end=may_end)
             text, stop = text + last.text, last.stop
         elif (
             logprob is None and text == piece and not params.prompt_logprobs and len(output) > 1

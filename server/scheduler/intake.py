@@ -12,7 +12,7 @@ from server.errors import Unavailable
 from server.scheduler.answer import Answer
 from server.scheduler.capacity import Capacity
 from server.scheduler.request import Generation, Listener
-from server.scheduler.stop_strings import AnswerText, Decoder
+from server.scheduler.stop_strings import AnswerText, NewDecoder
 from server.scheduler.timing import AnswerTimes
 
 _MASK_64 = (1 << 64) - 1
@@ -30,18 +30,21 @@ class Intake:
 
     Args:
         wake: called when something has come in.
+        eos: the base's end tokens.
     """
 
     def __init__(
         self,
-        new_decoder: Callable[[], Decoder],
+        new_decoder: NewDecoder,
         wake: Callable[[], None],
         capacity: Capacity,
+        eos: frozenset[int],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._new_decoder = new_decoder
         self._wake = wake
         self._capacity = capacity
+        self._eos = eos
         self._clock = clock
         self._lock = threading.Lock()
         self._submitted: deque[Answer] = deque()
@@ -82,13 +85,17 @@ class Intake:
     def _answer(self, request: Generation, index: int, listener: Listener, now: float) -> Answer:
         params = request.params
         self._arrivals += 1
+        ends = frozenset() if params.ignore_eos else self._eos | request.turn_ends
+        decoder = self._new_decoder(skip_special=params.skip_special_tokens)
         seed = secrets.randbits(64) if params.seed is None else (params.seed + index) & _MASK_64
         return Answer(
             request=request,
             index=index,
             arrival=self._arrivals,
-            sequence=Sequence(self._arrivals, request.prompt, params, seed),
-            text=AnswerText(self._new_decoder(), params.stop),
+            sequence=Sequence(
+                self._arrivals, request.prompt, params, seed, ends | params.stop_token_ids
+            ),
+            text=AnswerText(decoder, params.stop, include_stop=params.include_stop),
             listener=listener,
             token_sink=listener.token_sink(index),
             times=AnswerTimes(submitted=now, deadline=now + request.timeout_s),

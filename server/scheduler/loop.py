@@ -30,7 +30,7 @@ from server.scheduler.intake import Handle, Intake
 from server.scheduler.open_answers import OpenAnswers
 from server.scheduler.policy import plan_step
 from server.scheduler.request import Generation, Listener, LoopStats
-from server.scheduler.stop_strings import Decoder
+from server.scheduler.stop_strings import NewDecoder
 
 log = logging.getLogger(__name__)
 
@@ -87,7 +87,7 @@ class ServingLoop:
         engine: StepRunner,
         slots: Slots,
         blocks: BlockPool,
-        new_decoder: Callable[[], Decoder],
+        new_decoder: NewDecoder,
         *,
         eos: frozenset[int],
         limits: Limits,
@@ -108,12 +108,12 @@ class ServingLoop:
         self._wake = threading.Event()
         self._stop = threading.Event()
         self._capacity = Capacity(max_answers=self.max_answers, max_context=self.max_context)
-        self._intake = Intake(new_decoder, self._wake.set, self._capacity, clock)
+        self._intake = Intake(new_decoder, self._wake.set, self._capacity, eos, clock)
         self._admission = Admission(
             slots, blocks, max_rows=limits.max_rows, metrics=metrics, clock=clock
         )
         self._answers = OpenAnswers(
-            self._intake, self._capacity, self._admission, eos, metrics, pulse, clock
+            self._intake, self._capacity, self._admission, metrics, pulse, clock
         )
         self._in_flight: deque[tuple[StepFuture, Seq[Chunk]]] = deque()
         self._pulse = pulse

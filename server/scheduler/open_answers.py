@@ -37,7 +37,6 @@ class OpenAnswers:
         intake: Intake,
         capacity: Capacity,
         admission: Admission,
-        eos: frozenset[int],
         metrics: Metrics,
         pulse: Pulse | None,
         clock: Callable[[], float],
@@ -47,7 +46,6 @@ class OpenAnswers:
         self._intake = intake
         self._capacity = capacity
         self._admission = admission
-        self._eos = eos
         self._metrics = metrics
         self._step_metrics = StepMetrics(metrics, pulse)
         self._clock = clock
@@ -128,7 +126,7 @@ class OpenAnswers:
             self.end(answer, FinishReason.ERROR, _not_finite(answer, output.failure))
             return
         try:
-            update = answer.take(output, self._eos)
+            update = answer.take(output)
         except Exception as error:  # a tokenizer's fault must not stop the others' answers
             log.exception("request %s: its tokens could not be decoded", answer.request.request_id)
             self.fail([answer.sequence], error)

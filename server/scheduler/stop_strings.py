@@ -18,6 +18,12 @@ class Decoder(Protocol):
     def flush(self) -> str: ...
 
 
+class NewDecoder(Protocol):
+    """Makes the decoder of one answer: `server.bases.tokenizer.ChatTokenizer.stream`."""
+
+    def __call__(self, *, skip_special: bool) -> Decoder: ...
+
+
 class VisibleText(NamedTuple):
     """`text` may be sent now; `stop` is the stop string that ended the answer."""
 
@@ -29,15 +35,17 @@ class AnswerText:
     """The text of one answer as it grows.
 
     Text that may be the beginning of a stop string is held back until it is known not to be; the
-    stop string itself is never shown. When two stop strings match, the one that begins first wins.
+    stop string itself is not shown, unless `include_stop`. When two stop strings match, the one
+    that begins first wins.
 
     Special tokens are not in the text, but a stop string may spell them. So there are two forms of
     the text. In the second, a mark stands for each special token that a stop string spells, and the
     stop strings have marks too. A match in either form ends the answer.
     """
 
-    def __init__(self, decoder: Decoder, stops: Seq[str]) -> None:
+    def __init__(self, decoder: Decoder, stops: Seq[str], *, include_stop: bool = False) -> None:
         self._decoder = decoder
+        self._include_stop = include_stop
         self.stops = tuple(stops)
         self.decode = decoder.push  # once a token: as an attribute it takes one call, not two
         self._withheld = ""
@@ -45,8 +53,11 @@ class AnswerText:
         self._marked_stops = {stop: stop for stop in self.stops}
         self._marked = ""  # what is withheld of the second form, once it has marks
 
-    def show(self, piece: str, token_id: int | None = None) -> VisibleText:
-        """Add what a token decoded to. Not needed where there are no stop strings."""
+    def show(self, piece: str, token_id: int | None = None, *, may_end: bool = True) -> VisibleText:
+        """Add what a token decoded to. Not needed where there are no stop strings.
+
+        Where the answer may not end yet, a stop string that is whole is text like any other.
+        """
         unshown = "" if token_id is None else self._decoder.unshown(token_id)
         mark = self._mark(unshown) if unshown else ""
         text = self._withheld + piece
@@ -54,11 +65,12 @@ class AnswerText:
         if self._marks:
             self._marked += piece + mark
             found += self._found_marked()
-        if found:
+        if found and may_end:
             length, stop = min(found, key=lambda match: (-match[0], match[1]))
             self._withheld = self._marked = ""
             # A character that is not whole comes before a special token.
             rest = self._decoder.flush() if mark and not length else ""
+            rest += stop if self._include_stop else ""
             return VisibleText(text[: len(text) - length] + rest, stop)
         withheld = _possible_start(text, self.stops)
         if self._marks:
@@ -68,9 +80,11 @@ class AnswerText:
         self._withheld = text[len(text) - withheld :]
         return VisibleText(text[: len(text) - withheld])
 
-    def finish(self, token_id: int | None = None) -> VisibleText:
+    def finish(
+        self, piece: str = "", token_id: int | None = None, *, may_end: bool = True
+    ) -> VisibleText:
         """The answer ended for another reason, a token perhaps: show what was held back."""
-        shown = self.show(self._decoder.flush(), token_id)
+        shown = self.show(piece + self._decoder.flush(), token_id, may_end=may_end)
         rest, self._withheld = self._withheld, ""
         return shown if shown.stop else VisibleText(shown.text + rest)
 

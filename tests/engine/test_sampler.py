@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from server.engine import sampler
 from server.engine.sampler import uniform
 from server.engine.sequence import Sequence
-from tests.engine.driving import make_sequence
+from tests.engine.driving import generate, make_engine, make_sequence
+from tests.models import tiny_model
 
 
 def sample(logits: torch.Tensor, sequences: list[Sequence]) -> list[int | None]:
@@ -230,3 +231,36 @@ def test_the_ends_of_the_unit_interval_draw_the_outermost_tokens(vocab: int) -> 
     weights[:, :vocab] = torch.rand(vocab, generator=torch.Generator().manual_seed(vocab)) + 0.1
     drawn = sampler._invert(weights, torch.tensor([0.0, 1 - 2.0**-52], dtype=torch.float64))
     assert drawn.tolist() == [0, vocab - 1]
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_no_answer_ends_below_its_min_tokens(temperature: float, dtype: torch.dtype) -> None:
+    """Tokens 0 and 2 are the best by far, whatever bias or penalty there is; both are ends."""
+    logits = torch.tensor([[30.0, 1.0, 20.0, 0.0]] * 6, dtype=dtype)
+    sequences = [
+        make_sequence(row, [1], temperature=temperature, min_tokens=least, logit_bias=bias)
+        for row, (least, bias) in enumerate(
+            [(0, ()), (1, ()), (2, ((0, 100.0),)), (1, ()), (9, ())]
+        )
+    ]
+    for sequence in sequences:
+        sequence.ends = frozenset({0, 2, 4, 10**9, -1})  # some are no tokens of this model
+    sequences[3].output = [1]
+    sequences[4].ends = frozenset()
+    sequences.append(make_sequence(5, [1], temperature=temperature, min_tokens=1))
+    sequences[5].ends, sequences[5].pending = frozenset({0}), 1
+    drawn = sampler.sample(logits, sequences, torch.tensor([1])).tolist()
+    assert [token in (1, 3) for token in drawn] == [False, True, True, False, False, False]
+
+
+def test_min_tokens_hold_for_the_answer_of_the_whole_engine() -> None:
+    model = tiny_model("llama")
+    plain = generate(model, [5, 6, 7], 12)
+    engine = make_engine(model)
+    sequences = [make_sequence(0, [5, 6, 7]), make_sequence(1, [5, 6, 7], min_tokens=12)]
+    for sequence in sequences:
+        sequence.ends = frozenset(plain[:1])
+    engine.finish_mixed(sequences, random.Random(0))
+    assert sequences[0].output == plain
+    assert plain[0] not in sequences[1].output and len(sequences[1].output) == 12

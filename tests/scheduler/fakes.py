@@ -63,6 +63,9 @@ class CountingEngine:
 class NumberDecoder:
     """Token 7 reads " 7"."""
 
+    def __init__(self, *, skip_special: bool = True) -> None:
+        self.skips = skip_special
+
     def push(self, token_id: int) -> str:
         return f" {token_id}"
 

@@ -4,7 +4,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 
 import pytest
 
@@ -93,9 +93,8 @@ class Rig:
 
 def request(prompt: int = 3, **changes: object) -> Generation:
     params = SamplingParams(max_tokens=4)
-    for name in ("max_tokens", "stop", "stop_token_ids", "ignore_eos", "prompt_logprobs"):
-        if name in changes:
-            params = replace(params, **{name: changes.pop(name)})  # type: ignore[arg-type]
+    for name in changes.keys() & {it.name for it in fields(params)}:
+        params = replace(params, **{name: changes.pop(name)})  # type: ignore[arg-type]
     made = Generation("r", "owner", tuple(range(1, prompt + 1)), params)
     return replace(made, **changes)  # type: ignore[arg-type]
 
@@ -424,3 +423,37 @@ def test_answers_of_a_loop_that_hangs_end_and_no_more_are_taken(rig: Rig) -> Non
     with pytest.raises(Unavailable):
         rig.ask()
     go.set()
+
+
+def test_no_end_token_ends_an_answer_below_its_min_tokens(make_rig: Callable[..., Rig]) -> None:
+    rig = make_rig(eos=5)  # the third token of an answer to three
+    for least, reason in [(0, FinishReason.STOP), (2, FinishReason.STOP), (3, FinishReason.LENGTH)]:
+        heard, _ = rig.ask(min_tokens=least)
+        assert heard.wait().last.finish is reason
+    heard, _ = rig.ask(min_tokens=3, stop_token_ids=frozenset({4, 6}))
+    assert heard.wait().last.stop_reason == 6
+
+
+def test_no_stop_string_ends_an_answer_below_its_min_tokens(rig: Rig) -> None:
+    for least, text in [(0, " 3"), (1, " 3"), (2, " 3 4 5 6")]:
+        heard, _ = rig.ask(stop=(" 4",), min_tokens=least)
+        heard.wait()
+        assert heard.text == text
+    heard, _ = rig.ask(stop=("4 5",), min_tokens=2)  # begins before, ends after
+    heard.wait()
+    assert heard.text == " 3 "
+    heard, _ = rig.ask(stop=(" 6",), min_tokens=4)  # completes with the last token
+    assert (heard.wait().last.stop_reason, heard.text) == (None, " 3 4 5 6")
+
+
+def test_an_answer_may_show_what_ended_it(make_rig: Callable[..., Rig]) -> None:
+    rig = make_rig(eos=5)
+    cases: list[tuple[dict[str, object], str | int | None, str]] = [
+        ({"stop": ("4",)}, "4", " 3 4"),
+        ({"stop_token_ids": frozenset({4})}, 4, " 3 4"),
+        ({}, None, " 3 4 5"),
+        ({"stop": ("4 5",)}, "4 5", " 3 4 5"),
+    ]
+    for stops, reason, text in cases:
+        heard, _ = rig.ask(3, **stops | {"include_stop": True})
+        assert (heard.wait().last.stop_reason, heard.text) == (reason, text)

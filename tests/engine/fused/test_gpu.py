@@ -64,9 +64,14 @@ def test_the_sampler_draws_as_on_the_cpu() -> None:
             min_p=rng.choice([0.0, 0.05]),
             repetition_penalty=rng.choice([1.0, 1.3]),
             logit_bias=((3, 2.0),),
+            min_tokens=rng.choice([0, 1]),
         )
         for row in range(64)
     ]
+    for row, sequence in enumerate(
+        sequences
+    ):  # the best of every other row, which may be struck out
+        sequence.ends = frozenset({int(logits[row].argmax()), 900}) if row % 2 else frozenset()
     for nameless in (None, torch.arange(850, 900), torch.tensor([0, 3, 17, *range(300, 600)])):
         expected = sample(logits.clone(), sequences, nameless=nameless).tolist()
         on_device = None if nameless is None else nameless.cuda()
