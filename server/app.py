@@ -3,17 +3,17 @@
 import errno
 import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import cast
 
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
+from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp
 
 from adapters_store import disk, store_errors
-from adapters_store.outside_values import shown
 from server import errors
 from server.api import ops
 from server.api.adapters import (
@@ -30,6 +30,7 @@ from server.api.cross_origin import CrossOrigin
 from server.api.error_body import ErrorBody
 from server.api.gate import BodyLimit, KeyCheck, RequestIds
 from server.api.jobs import file_endpoints, job_endpoints, job_event_endpoints, job_request
+from server.refused_fields import refusal
 
 log = logging.getLogger(__name__)
 
@@ -45,6 +46,7 @@ class _HttpError:
 # The nearest class among an error's bases counts.
 _HTTP_ERRORS: Mapping[type[Exception], _HttpError] = {
     errors.InvalidRequest: _HttpError(400, "invalid_value"),
+    errors.MissingParameter: _HttpError(400, "missing_required_parameter"),
     errors.UnknownParameter: _HttpError(400, "unknown_parameter"),
     errors.ContextLengthExceeded: _HttpError(400, "context_length_exceeded"),
     errors.InvalidDataset: _HttpError(400, "invalid_training_file"),
@@ -84,8 +86,6 @@ _HTTP_CODES = {404: "unknown_url", 405: "method_not_allowed"}
 
 def describe(error: Exception) -> ErrorBody:
     """The HTTP answer for an error. An unknown error's text is not shown: it may hold internals."""
-    if isinstance(error, RequestValidationError):
-        return _invalid(error)
     if isinstance(error, OSError):
         error = _disk_fault(error)
     known = next((_HTTP_ERRORS[base] for base in type(error).__mro__ if base in _HTTP_ERRORS), None)
@@ -150,30 +150,12 @@ def _http(request: Request, error: Exception) -> Response:
     ).response()
 
 
-_NO_OBJECT = ("missing", "model_type", "model_attributes_type")
-_VALIDATION_CODES = {
-    "missing": "missing_required_parameter",
-    "extra_forbidden": "unknown_parameter",
-}
-
-
-def _invalid(error: RequestValidationError) -> ErrorBody:
-    """Name the first wrong field, its value and what it should be."""
-    first = error.errors()[0]
-    if first["loc"] == ("body",) and first["type"] in _NO_OBJECT:
-        message = "the body is not a JSON object, or its content-type is not application/json"
-        return ErrorBody(400, "invalid_request_error", "invalid_json", message)
-    param = _field(first["loc"])
-    code = _VALIDATION_CODES.get(first["type"], "invalid_value")
-    value = "" if code in _VALIDATION_CODES.values() else f"={shown(first['input'])}"
-    message = f"{param or 'the body'}{value}: {first['msg']}"
-    return ErrorBody(400, "invalid_request_error", code, message, param or None)
-
-
-def _field(location: Sequence[str | int]) -> str:
-    """A pydantic location as users write it, without its "body": messages[0].role."""
-    pieces = (f"[{part}]" if isinstance(part, int) else f".{part}" for part in location[1:])
-    return "".join(pieces)[1 : 1 + _LONGEST_NAME]
+def _invalid(request: Request, error: Exception) -> Response:
+    """FastAPI's own check of a body, a form or a query has failed."""
+    problems = cast(RequestValidationError, error).errors()
+    parts = [it.field_info.annotation for it in request.scope["route"].dependant.body_params]
+    models = [it for it in parts if isinstance(it, type) and issubclass(it, BaseModel)]
+    return describe(refusal(problems, next(iter(models), None))).response()
 
 
 def http_api() -> FastAPI:
@@ -191,7 +173,7 @@ def http_api() -> FastAPI:
     app.add_exception_handler(errors.VerandahError, _known)
     app.add_exception_handler(store_errors.StoreError, _known)
     app.add_exception_handler(HTTPException, _http)
-    app.add_exception_handler(RequestValidationError, _known)
+    app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(OSError, _of_system)
     app.add_exception_handler(Exception, _known)
     return app

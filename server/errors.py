@@ -36,6 +36,10 @@ class UnknownParameter(InvalidRequest):
     """The request has a field that this server does not know, and would have to ignore."""
 
 
+class MissingParameter(InvalidRequest):
+    """The request lacks a field that it needs."""
+
+
 class ContextLengthExceeded(InvalidRequest):
     """Prompt plus answer do not fit the model's context."""
 

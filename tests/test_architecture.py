@@ -28,6 +28,7 @@ ROWS = [
     {"server.bases"},
     {"server.jobs"},
     {"server.db"},
+    {"server.refused_fields"},
     {
         "server.config",
         "server.control_characters",

@@ -4,17 +4,27 @@ A body may be some megabytes, and pydantic, which holds the interpreter's lock, 
 each bad item: without bounds, one hostile body would stop every other request for many seconds.
 """
 
-from collections.abc import Awaitable, Callable, Sized
+from collections.abc import Awaitable, Callable, Iterable, Sequence, Sized
+from itertools import islice
 from typing import Annotated
 
 from fastapi import Request
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    WithJsonSchema,
+    model_validator,
+)
 from pydantic_core import PydanticCustomError
 
 from adapters_store.outside_values import shown
 from server.errors import InvalidRequest, UnknownParameter
+from server.refused_fields import nearest
 
-_MAX_FIELDS = 64
+_MAX_FIELDS = 128
+_MOST_NAMED = 8
 
 
 class WireModel(BaseModel):
@@ -26,7 +36,11 @@ class WireModel(BaseModel):
     @classmethod
     def _few_fields(cls, data: object) -> object:
         if isinstance(data, dict) and len(data) > _MAX_FIELDS:
-            raise PydanticCustomError("too_many_fields", "an object with too many fields")
+            raise PydanticCustomError(
+                "too_many_fields",
+                "has more than {count} fields: leave some out",
+                {"count": _MAX_FIELDS},
+            )
         return data
 
 
@@ -35,7 +49,33 @@ def at_most(count: int) -> BeforeValidator:
 
     def check(value: object) -> object:
         if isinstance(value, Sized) and not isinstance(value, str) and len(value) > count:
-            raise PydanticCustomError("too_long", "more than {count} items", {"count": count})
+            raise PydanticCustomError(
+                "too_many", "has more than {count} items: give fewer", {"count": count}
+            )
+        return value
+
+    return BeforeValidator(check)
+
+
+def compact(characters: int) -> BeforeValidator:
+    """Refuse a value that has more text, keys and numbers than so many characters hold."""
+
+    def check(value: object) -> object:
+        left, values = characters, [value]
+        while values and left >= 0:
+            it = values.pop()
+            if isinstance(it, dict):
+                values.extend(it.keys())
+                values.extend(it.values())
+            elif isinstance(it, list):
+                values.extend(it)
+            left -= len(it) if isinstance(it, str) else 1
+        if left < 0:
+            raise PydanticCustomError(
+                "too_long",
+                "holds more than {count} characters: give fewer",
+                {"count": characters},
+            )
         return value
 
     return BeforeValidator(check)
@@ -47,12 +87,36 @@ def encodable(text: str) -> str:
         text.encode()
     except UnicodeEncodeError:
         raise PydanticCustomError(
-            "not_text", "holds half of a surrogate pair, which is no character"
+            "not_text", "holds half of a surrogate pair, which is no character: leave it out"
         ) from None
     return text
 
 
 Text = Annotated[str, AfterValidator(encodable)]
+
+
+def only(*harmless: object) -> tuple[BeforeValidator, WithJsonSchema]:
+    """Marks a field that is not supported: null and these values ask for nothing, and are taken."""
+    values = (None, *harmless)
+
+    def check(value: object) -> object:
+        if not any(type(value) is type(it) and value == it for it in values):
+            raise unsupported()
+        return value
+
+    return BeforeValidator(check), WithJsonSchema({"enum": list(values)})
+
+
+def unsupported(remedy: str = "leave it out") -> PydanticCustomError:
+    """The refusal of a field that would change the answer."""
+    return PydanticCustomError("unsupported", f"is not supported: {remedy}")
+
+
+Ignored = Annotated[object, WithJsonSchema({"description": "Changes nothing."})]
+Null = Annotated[object, *only()]
+NullOrFalse = Annotated[object, *only(False)]
+NullOrTrue = Annotated[object, *only(True)]
+NullOrEmpty = Annotated[object, *only([], {}, "")]
 
 
 def only_fields(*names: str) -> Callable[[Request], Awaitable[None]]:
@@ -64,12 +128,8 @@ def only_fields(*names: str) -> Callable[[Request], Awaitable[None]]:
 
     async def check(request: Request) -> None:
         fields = [name for name, _ in (await request.form()).multi_items()]
+        _refuse_unknown("form field", dict.fromkeys(fields), names, f"send {', '.join(names)}")
         for name in fields:
-            if name not in names:
-                raise UnknownParameter(
-                    f"the form field {shown(name)} is unknown: send {', '.join(names)}",
-                    param=name[:80],
-                )
             if fields.count(name) > 1:
                 raise InvalidRequest(f"the form has {shown(name)} twice: send it once", param=name)
 
@@ -84,15 +144,17 @@ async def only_known_query(request: Request) -> None:
         UnknownParameter: naming the other one.
     """
     known = [field.alias for field in request.scope["route"].dependant.query_params]
-    for name in request.query_params:
-        filters = name.startswith("metadata") and "metadata" in known
-        if name not in known and not filters:
-            raise UnknownParameter(
-                f"the query parameter {shown(name)} is unknown: this endpoint has "
-                f"{', '.join(known) or 'none'}",
-                param=name[:80],
-            )
+    filters = "metadata" in known
+    sent = [it for it in request.query_params if not (filters and it.startswith("metadata"))]
+    _refuse_unknown(
+        "query parameter", sent, known, f"this endpoint has {', '.join(known) or 'none'}"
+    )
 
 
-NoItems = Annotated[list[None] | None, at_most(0)]
-"""A list that must be empty."""
+def _refuse_unknown(kind: str, sent: Iterable[str], known: Sequence[str], remedy: str) -> None:
+    """Raise UnknownParameter if any name that was sent is not known; it names the first few."""
+    unknown = list(islice((name for name in sent if name not in known), _MOST_NAMED))
+    if unknown:
+        named = ", ".join(shown(name) + nearest(name, known) for name in unknown)
+        is_or_are = f" {named} is" if len(unknown) == 1 else f"s {named} are"
+        raise UnknownParameter(f"the {kind}{is_or_are} unknown: {remedy}", param=unknown[0][:80])

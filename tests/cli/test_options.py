@@ -113,6 +113,18 @@ def test_origins_as_browsers_send_them(value: str) -> None:
     assert parse().allowed_origins == ()
 
 
+def test_all_bad_options_are_named_in_plain_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VERANDAH_MAX_WAITING", "0")
+    with pytest.raises(BadOption) as caught:
+        parse("--port=abc", "--max-rank=5000", "--device=tpu", "--api-key=k")
+    assert str(caught.value).split("; ") == [
+        "--port 'abc': not a whole number: give one",
+        "--device 'tpu': not one of 'auto', 'cpu' or 'cuda': give one of them",
+        "VERANDAH_MAX_WAITING '0': below 1: give at least 1",
+        "--max-rank '5000': above 1024: give at most 1024",
+    ]
+
+
 def test_a_bad_variable_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("VERANDAH_PORT", "x")
     with pytest.raises(BadOption, match="VERANDAH_PORT 'x'"):

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 
 from fastapi import Response
 from fastapi.concurrency import run_in_threadpool
-from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, ValidationError
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -19,6 +18,7 @@ from adapters_store.store_errors import StoreError
 from server.api.app_services import Services
 from server.api.completions.delivery import StreamWaker
 from server.errors import InvalidJson, VerandahError
+from server.refused_fields import refusal
 
 _JSON = (b"content-type", b"application/json")
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
@@ -64,7 +64,7 @@ class FastPath:
             del content
             owner = scope["verandah.owner"]
             response = await route.answer(self._services, self._waker, owner, body, receive)
-        except (VerandahError, StoreError, RequestValidationError) as error:
+        except (VerandahError, StoreError) as error:
             response = self._services.describe(error).response()
         return await response(scope, receive, send)
 
@@ -74,7 +74,7 @@ def _checked(content: bytes, route: FastRoute | None) -> BaseModel | None:
 
     Raises:
         InvalidJson: it is no JSON.
-        RequestValidationError, VerandahError: it is not what the route takes.
+        VerandahError: it is not what the route takes.
     """
     try:
         value = read_json(content.removeprefix(_BYTE_ORDER_MARK)) if content else None
@@ -83,8 +83,10 @@ def _checked(content: bytes, route: FastRoute | None) -> BaseModel | None:
     try:
         return None if route is None else route.body.model_validate(value)
     except ValidationError as error:
-        first = error.errors(include_url=False, include_context=False)[0]
-        raise RequestValidationError([{**first, "loc": ("body", *first["loc"])}]) from None
+        problems = error.errors(include_url=False)
+        for problem in problems:
+            problem["loc"] = ("body", *problem["loc"])
+        raise refusal(problems, None if route is None else route.body) from None
 
 
 def _holds_json(scope: Scope) -> bool:

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from adapters_store.outside_values import shown
-from server.api.wire import NoItems, Text, WireModel, at_most
+from server.api.wire import NullOrEmpty, Text, WireModel, at_most
 from server.errors import InvalidRequest
 from server.jobs.queue.method_spec import MethodSpecs
 from server.jobs.queue.train_options import TrainOptions, check_method
@@ -41,7 +41,7 @@ class JobRequest(WireModel):
     hyperparameters: Options | None = None
     verandah: Options | None = None
     metadata: Annotated[dict[Text, Text] | None, at_most(16)] = None
-    integrations: NoItems = None
+    integrations: NullOrEmpty = None
 
     @property
     def dry_run(self) -> bool:

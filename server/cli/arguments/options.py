@@ -11,10 +11,12 @@ from typing import Any, TypeVar, Union, get_args, get_origin
 
 from pydantic import SecretStr, ValidationError
 from pydantic.fields import FieldInfo
+from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings
 
 from adapters_store.outside_values import shown
 from server.config import BadOption, Settings
+from server.refused_fields import predicate
 
 Fields = TypeVar("Fields", bound=BaseSettings)
 
@@ -101,12 +103,15 @@ def _shown_default(field: FieldInfo) -> str:
 
 
 def _one_line(error: ValidationError, values: dict[str, Any], kind: type[BaseSettings]) -> str:
-    problem = error.errors(include_url=False)[0]
-    reason = problem["msg"].removeprefix("Value error, ")
+    return "; ".join(_told(it, values, kind) for it in error.errors(include_url=False))
+
+
+def _told(problem: ErrorDetails, values: dict[str, Any], kind: type[BaseSettings]) -> str:
+    reason = predicate(problem).removeprefix("Value error, ").removeprefix("is ")
     if not problem["loc"]:
         return reason
     name = str(problem["loc"][0])
     secret = SecretStr in _types(kind.model_fields[name].annotation)
     value = "" if secret else f" {shown(problem['input'])}"
     source = _flag(name) if name in values else kind.model_config["env_prefix"] + name.upper()
-    return f"{source}{value}: {reason[0].lower()}{reason[1:]}"
+    return f"{source}{value}: {reason}"

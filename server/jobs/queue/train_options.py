@@ -5,12 +5,13 @@ Knows no method and no trainer. None leaves a value to its measured default.
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, fields
 
 from adapters_store.outside_values import shown
 from server.errors import InvalidRequest
 from server.jobs.queue.method_spec import OPTIONS, MethodSpecs, spec_named
+from server.refused_fields import nearest
 
 DEFAULT_METHOD = "vera"
 BASES = ("shared", "per-layer")
@@ -20,7 +21,11 @@ SCHEDULES = ("cosine", "linear", "constant")
 PUBLISH = ("if_better", "always")
 MAX_RANK = 1024
 MAX_SEED = 2**63 - 1  # what both databases hold
+_MOST_NAMED = 8
 _MODULE_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.]{0,127}")
+
+_Problem = tuple[str, str]
+"""An option, and what is wrong with it."""
 
 
 @dataclass(frozen=True)
@@ -70,40 +75,43 @@ class TrainOptions:
     publish: str | None = None
 
     def __post_init__(self) -> None:
-        if not isinstance(self.method, str):
-            raise InvalidRequest(
-                f"method={shown(self.method)} is not a name, such as {DEFAULT_METHOD!r}",
-                param="method",
-            )
-        self._one_of("basis", BASES)
-        self._one_of("schedule", SCHEDULES)
-        self._one_of("publish", PUBLISH)
-        self._whole("rank", 1, MAX_RANK)
-        self._whole("n_epochs", 1, 1000)
-        self._whole("batch_size", 1, 1024)
-        self._whole("seed", 0, MAX_SEED)
-        self._whole("max_tokens_per_batch", 1, 2**24)
-        self._whole("early_stopping", 1, 1000)
-        self._whole("checkpoints", 0, 10)
-        self._number("learning_rate", 1e-8, 1.0)
-        self._number("learning_rate_multiplier", 1e-3, 1e3)
-        self._number("warmup_ratio", 0.0, 1.0)
-        self._number("max_grad_norm", 1e-6, 1e6)
-        self._number("weight_decay", 0.0, 1.0)
-        if self.sparsity not in SPARSITIES:
-            self._number("sparsity", 1.01, 128.0, f", nor one of {', '.join(SPARSITIES)}")
-        self._number("alpha", 1e-3, 1e6)
-        self._number("d_initial", -10.0, 10.0)
-        self._number("dropout", 0.0, 0.9)
-        self._number("validation_split", 0.0, 0.5)
-        if self.learning_rate is not None and self.learning_rate_multiplier is not None:
-            raise InvalidRequest(
-                "learning_rate and learning_rate_multiplier exclude each other; give one",
-                param="learning_rate_multiplier",
-            )
         if not isinstance(self.targets, str) and isinstance(self.targets, Sequence):
             object.__setattr__(self, "targets", tuple(self.targets))
-        self._check_targets()
+        if problems := [*self._problems()]:
+            raise _refusal(problems)
+
+    def _problems(self) -> Iterator[_Problem]:
+        if not isinstance(self.method, str):
+            yield "method", f"method={shown(self.method)} is not a name, such as {DEFAULT_METHOD!r}"
+        yield from self._one_of("basis", BASES)
+        yield from self._one_of("schedule", SCHEDULES)
+        yield from self._one_of("publish", PUBLISH)
+        yield from self._whole("rank", 1, MAX_RANK)
+        yield from self._whole("n_epochs", 1, 1000)
+        yield from self._whole("batch_size", 1, 1024)
+        yield from self._whole("seed", 0, MAX_SEED)
+        yield from self._whole("max_tokens_per_batch", 1, 2**24)
+        yield from self._whole("early_stopping", 1, 1000)
+        yield from self._whole("checkpoints", 0, 10)
+        yield from self._number("learning_rate", 1e-8, 1.0)
+        yield from self._number("learning_rate_multiplier", 1e-3, 1e3)
+        yield from self._number("warmup_ratio", 0.0, 1.0)
+        yield from self._number("max_grad_norm", 1e-6, 1e6)
+        yield from self._number("weight_decay", 0.0, 1.0)
+        if self.sparsity not in SPARSITIES:
+            yield from self._number(
+                "sparsity", 1.01, 128.0, f", nor one of {', '.join(SPARSITIES)}"
+            )
+        yield from self._number("alpha", 1e-3, 1e6)
+        yield from self._number("d_initial", -10.0, 10.0)
+        yield from self._number("dropout", 0.0, 0.9)
+        yield from self._number("validation_split", 0.0, 0.5)
+        if self.learning_rate is not None and self.learning_rate_multiplier is not None:
+            yield (
+                "learning_rate_multiplier",
+                "learning_rate and learning_rate_multiplier exclude each other; give one",
+            )
+        yield from self._check_targets()
 
     def to_json(self) -> str:
         """As a JSON object, without the options that were left open."""
@@ -126,49 +134,61 @@ class TrainOptions:
             message = "the hyperparameters are not a JSON object"
             raise InvalidRequest(message, param="hyperparameters")
         known = [field.name for field in fields(cls)]
-        for key in values:
-            if key not in known:
-                raise InvalidRequest(
-                    f"unknown hyperparameter {shown(key)}; known are {', '.join(known)}", param=key
-                )
-        return cls(**{key: value for key, value in values.items() if value not in ("auto", None)})
+        given = {key: value for key, value in values.items() if value not in ("auto", None)}
+        unknown = [
+            (key, f"unknown hyperparameter {shown(key)}{nearest(key, known)}")
+            for key in values
+            if key not in known
+        ]
+        if not unknown:
+            return cls(**given)
+        found = unknown[:_MOST_NAMED]
+        found[-1] = (found[-1][0], f"{found[-1][1]}; known are {', '.join(known)}")
+        try:
+            cls(**{key: value for key, value in given.items() if key in known})
+        except InvalidRequest as error:
+            found.append((str(error.param), str(error)))
+        raise _refusal(found)
 
-    def _one_of(self, name: str, known: Sequence[str]) -> None:
+    def _one_of(self, name: str, known: Sequence[str]) -> Iterator[_Problem]:
         value = getattr(self, name)
         if value is not None and value not in known:
-            raise InvalidRequest(
-                f"{name}={shown(value)} is not one of {', '.join(known)}", param=name
-            )
+            yield name, f"{name}={shown(value)} is not one of {', '.join(known)}"
 
-    def _whole(self, name: str, low: int, high: int) -> None:
+    def _whole(self, name: str, low: int, high: int) -> Iterator[_Problem]:
         value = getattr(self, name)
         if value is not None and (type(value) is not int or not low <= value <= high):
-            raise InvalidRequest(
-                f"{name}={shown(value)} is not a whole number between {low} and {high}", param=name
-            )
+            yield name, f"{name}={shown(value)} is not a whole number between {low} and {high}"
 
-    def _number(self, name: str, low: float, high: float, otherwise: str = "") -> None:
+    def _number(
+        self, name: str, low: float, high: float, otherwise: str = ""
+    ) -> Iterator[_Problem]:
         value = getattr(self, name)
         if value is None:
             return
         if type(value) not in (int, float) or not low <= value <= high:  # NaN is not
-            raise InvalidRequest(
+            yield (
+                name,
                 f"{name}={shown(value)} is not a number between {low:g} and {high:g}{otherwise}",
-                param=name,
             )
 
-    def _check_targets(self) -> None:
+    def _check_targets(self) -> Iterator[_Problem]:
         if self.targets is None or self.targets in TARGET_SETS:
             return
         names = self.targets if isinstance(self.targets, tuple) else ()
         if not 0 < len(names) <= 64 or not all(
             isinstance(name, str) and _MODULE_NAME.fullmatch(name) for name in names
         ):
-            raise InvalidRequest(
+            yield (
+                "targets",
                 f"targets={shown(self.targets)} is neither {' nor '.join(TARGET_SETS)}, "
                 "nor a list of 1 to 64 module names such as q_proj",
-                param="targets",
             )
+
+
+def _refusal(problems: Sequence[_Problem]) -> InvalidRequest:
+    """The error that names all of them; `param` is the first."""
+    return InvalidRequest("; ".join(text for _, text in problems), param=problems[0][0])
 
 
 def check_method(options: TrainOptions, specs: MethodSpecs) -> None:
