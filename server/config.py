@@ -131,6 +131,11 @@ class Settings(BaseSettings):
         True, description="reuse keys and values of prompts that begin alike"
     )
     max_waiting: Whole = Field(512, ge=1, description="answers that may wait; others get a 429")
+    refuse_long_answers: bool = Field(
+        False,
+        description="refuse a request whose max_tokens do not fit the context behind its prompt; "
+        "no: the answer has as many as fit",
+    )
     request_timeout_s: Amount = Field(600, gt=0, description="seconds that an answer may take")
     drain_timeout_s: Amount = Field(
         20, ge=0, description="seconds for running requests at shutdown"

@@ -45,7 +45,17 @@ class Tokenizer(Protocol):
 
     def prompt(self, text: str) -> list[int]: ...
 
-    def chat(self, messages: Seq[Mapping[str, object]]) -> list[int]: ...
+    def chat(
+        self,
+        messages: Seq[Mapping[str, object]],
+        add_generation_prompt: bool = True,
+        tools: Seq[Mapping[str, object]] | None = None,
+        *,
+        continues: bool = False,
+        settings: Mapping[str, object] | None = None,
+    ) -> list[int]: ...
+
+    def reads(self, name: str) -> bool: ...
 
     def pieces(self, text: str) -> list[str] | None: ...
 

@@ -57,6 +57,7 @@ class Services:
     max_body_bytes: int
     max_file_bytes: int
     allowed_origins: Seq[str] = ()
+    refuse_long_answers: bool = False
     problem: Callable[[], str] = lambda: ""  # why this process answers no more, in words
     threads: Threads = field(default_factory=Threads)
 

@@ -4,6 +4,7 @@ import copy
 import re
 import sys
 from collections.abc import Mapping, Sequence
+from inspect import signature
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,10 @@ Tools = Sequence[Mapping[str, object]]
 _PIECE_CHARACTERS = 32 * 1024
 _PIECE_SLACK = 64  # tokens that a cut through a text may add
 
+_TEMPLATE_FAULTS = (
+    *(TemplateError, TypeError, ValueError, LookupError),
+    *(AttributeError, ArithmeticError),  # a setting of another kind than the template expects
+)
 _LEADS = ("\n", "\0")  # hardly ever one token with the letter behind them
 
 # For tokenizers that bring no chat template. A line break closes each header, because tokenizers
@@ -60,6 +65,11 @@ class ChatTokenizer:
             template = template.get("default")
         self.has_chat_template = template is not None
         self._most: int | None = None
+        self._taken = (
+            {"self", "messages", "conversations", "eos", "raise_exception", "strftime_now"}
+            | signature(tokenizer.apply_chat_template).parameters.keys()
+            | tokenizer.special_tokens_map.keys()
+        )
         self._template: str = self._plain_template() if template is None else template
 
     def __len__(self) -> int:
@@ -193,14 +203,22 @@ class ChatTokenizer:
         messages: Sequence[Message],
         add_generation_prompt: bool = True,
         tools: Tools | None = None,
+        *,
+        continues: bool = False,
+        settings: Mapping[str, Any] | None = None,
     ) -> list[int]:
         """Token ids of a chat; with `add_generation_prompt`, up to where the answer begins.
 
+        Args:
+            continues: the answer goes on with the last message, which is left open.
+            settings: what the template reads besides the chat. Names that it lacks do nothing.
+
         Raises:
-            InvalidRequest: the template refuses the messages, or has no place for tools; the text
-                says why.
+            InvalidRequest: the template refuses the messages, or has no place for tools; or a
+                setting has a name that has a meaning of its own. The text says why.
         """
-        text = self.render(messages, add_generation_prompt, tools)
+        begins = add_generation_prompt and not continues
+        text = self.render(messages, begins, tools, continues=continues, settings=settings)
         self._check_length(text, "messages")
         return self.encode(text)
 
@@ -209,10 +227,15 @@ class ChatTokenizer:
         messages: Sequence[Message],
         add_generation_prompt: bool = True,
         tools: Tools | None = None,
+        *,
+        continues: bool = False,
+        settings: Mapping[str, Any] | None = None,
     ) -> str:
         """The text of which `chat` gives the tokens."""
         if not messages:
             raise InvalidRequest("messages is empty: send at least one", param="messages")
+        settings = settings or {}
+        self._check_settings(settings)
         self._check_tools(messages, tools)
         plain = [_plain_message(index, message) for index, message in enumerate(messages)]
         try:
@@ -223,11 +246,14 @@ class ChatTokenizer:
                 eos=self._tokenizer.eos_token or "",
                 tokenize=False,
                 add_generation_prompt=add_generation_prompt,
+                continue_final_message=continues,
+                **settings,
             )
-        except (TemplateError, TypeError, ValueError, KeyError) as error:
+        except _TEMPLATE_FAULTS as error:
+            also = " with these chat_template_kwargs" if settings else ""
             raise InvalidRequest(
-                f"the chat template of {self.name} refuses these messages: {error}. Change them as "
-                "it asks, or use a base model with another template",
+                f"the chat template of {self.name} refuses these messages{also}: {error}. Change "
+                "them as it asks, or use a base model with another template",
                 param="messages",
             ) from error
         return str(text)
@@ -236,6 +262,17 @@ class ChatTokenizer:
         """Whether the chat template speaks of a field of messages or requests."""
         return re.search(rf"\b{field}\b", self._template) is not None
 
+    def _check_settings(self, settings: Mapping[str, object]) -> None:
+        """Raise InvalidRequest for names that mean something else in a template, or to what renders
+        it."""
+        taken = [name for name in settings if name in self._taken]
+        if taken:
+            raise InvalidRequest(
+                f"chat_template_kwargs has {', '.join(taken)}, which the server itself gives to "
+                "the chat template: leave that out",
+                param="chat_template_kwargs",
+            )
+
     def _check_tools(self, messages: Sequence[Message], tools: Tools | None) -> None:
         """Raise InvalidRequest for fields that the template would silently leave out."""
         remedy = "leave them out, or use a base model whose template reads them"
@@ -243,12 +280,12 @@ class ChatTokenizer:
             raise InvalidRequest(
                 f"the chat template of {self.name} has no place for tools: {remedy}", param="tools"
             )
-        calls = any(message.get("tool_calls") for message in messages)
-        if calls and not self.reads("tool_calls"):
-            raise InvalidRequest(
-                f"the chat template of {self.name} has no place for tool_calls: {remedy}",
-                param="messages",
-            )
+        for name in ("tool_calls", "reasoning_content"):
+            if any(message.get(name) for message in messages) and not self.reads(name):
+                raise InvalidRequest(
+                    f"the chat template of {self.name} has no place for {name}: {remedy}",
+                    param="messages",
+                )
 
     def _plain_template(self) -> str:
         """PLAIN_TEMPLATE after the token with which this tokenizer begins a text, if it has one."""

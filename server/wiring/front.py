@@ -137,6 +137,7 @@ def wire(
         max_body_bytes=_max_body_bytes(settings, front.engine.max_context),
         max_file_bytes=int(settings.max_file_mb * _MIB),
         allowed_origins=settings.allowed_origins,
+        refuse_long_answers=settings.refuse_long_answers,
     )
 
 

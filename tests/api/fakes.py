@@ -74,11 +74,23 @@ class ByteTokenizer:
     def prompt(self, text: str) -> list[int]:
         return list(text.encode()) or [EOS]
 
-    def chat(self, messages: Sequence[Mapping[str, object]]) -> list[int]:
+    def chat(
+        self,
+        messages: Sequence[Mapping[str, object]],
+        add_generation_prompt: bool = True,
+        tools: Sequence[Mapping[str, object]] | None = None,
+        *,
+        continues: bool = False,
+        settings: Mapping[str, object] | None = None,
+    ) -> list[int]:
+        assert not tools
         if any(message["content"] == "refuse me" for message in messages):
             raise InvalidRequest("the chat template refuses these messages", param="messages")
         text = "".join(f"{m['role']}: {m['content']}\n" for m in messages)
         return [VOCAB] if "beyond" in text else list(text.encode())
+
+    def reads(self, name: str) -> bool:
+        return False
 
     def pieces(self, text: str) -> list[str]:
         pieces = [piece for char in text for piece in [*[""] * (len(char.encode()) - 1), char]]

@@ -326,3 +326,57 @@ def test_no_tokenizer_is_one_sentence(tmp_path: Path) -> None:
     with pytest.raises(UnsupportedModel, match="no tokenizer can be loaded from") as caught:
         load_tokenizer(tmp_path)
     assert "\n" not in str(caught.value)
+
+
+SETTINGS = (
+    "{{- 'think' if enable_thinking else 'answer' -}}{{- reasoning_effort | default('') -}}"
+    "{%- for m in messages -%}{{- m['content'] + '|' -}}{%- endfor -%}"
+    "{%- for t in things or [] -%}{{- t['name'] + 1 -}}{%- endfor -%}"
+)
+
+
+def test_a_template_reads_its_settings() -> None:
+    tokenizer = byte_level(SETTINGS)
+    cases: list[tuple[dict[str, object], str]] = [
+        ({}, "answerHi|"),
+        ({"enable_thinking": True}, "thinkHi|"),
+        ({"enable_thinking": False, "reasoning_effort": "low"}, "answerlowHi|"),
+        ({"nothing reads it": [1]}, "answerHi|"),
+    ]
+    for settings, text in cases:
+        assert tokenizer.render(CHAT[-1:], settings=settings) == text.replace(
+            "Hi", str(CHAT[-1]["content"])
+        )
+    with pytest.raises(InvalidRequest, match="refuses these messages with these chat_template_kw"):
+        tokenizer.render(CHAT, settings={"things": [{"name": "x"}]})
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("messages", "tools", "add_generation_prompt", "continue_final_message", "chat_template"),
+        *("conversation", "tokenize", "return_tensors", "documents", "eos", "eos_token"),
+        *("raise_exception", "self"),
+    ],
+)
+def test_a_setting_shadows_nothing(name: str) -> None:
+    with pytest.raises(InvalidRequest, match=f"chat_template_kwargs has {name}, ") as caught:
+        byte_level(SETTINGS).chat(CHAT, settings={"enable_thinking": True, name: "x"})
+    assert caught.value.param == "chat_template_kwargs"
+
+
+def test_an_answer_may_go_on_with_the_last_message() -> None:
+    tokenizer = byte_level()
+    begun = [*CHAT[:1], {"role": "assistant", "content": "I think"}]
+    assert tokenizer.render(begun, continues=True, add_generation_prompt=False).endswith(
+        "<|im_start|>assistant\nI think"
+    )
+    assert tokenizer.decode(tokenizer.chat(begun, continues=True)).endswith("I think")
+
+
+def test_earlier_reasoning_is_for_templates_that_read_it() -> None:
+    chat = [{"role": "assistant", "content": "b", "reasoning_content": "why"}]
+    with pytest.raises(InvalidRequest, match="has no place for reasoning_content: leave them out"):
+        byte_level().chat(chat)
+    reads = "{%- for m in messages -%}{{- m['reasoning_content'] + m['content'] -}}{%- endfor -%}"
+    assert byte_level(reads).render(chat) == "whyb"

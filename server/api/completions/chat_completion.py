@@ -6,7 +6,7 @@ from collections.abc import Sequence as Seq
 from typing import Annotated, Literal
 
 from fastapi import APIRouter, Request, Response
-from pydantic import FailFast, Field, field_validator
+from pydantic import FailFast, Field, ValidationInfo, field_validator
 from pydantic_core import PydanticCustomError
 from starlette.types import Receive
 
@@ -14,17 +14,28 @@ from server.api.app_services import CurrentOwner, CurrentServices, Services
 from server.api.completions import logprob_format
 from server.api.completions.delivery import StreamWaker
 from server.api.completions.generation import (
+    AnswerLength,
     CheckedRequest,
     check_count,
-    context_left,
     in_thread,
 )
-from server.api.completions.generation_fields import GenerationFields
+from server.api.completions.generation_fields import GenerationFields, ranged
 from server.api.completions.logprob_format import ShownTokens
 from server.api.completions.replies import Transcript, reply
 from server.api.model_lookup import find_model
-from server.api.wire import NoItems, Text, WireModel, at_most
-from server.engine.sequence import check_token_ids
+from server.api.wire import (
+    Ignored,
+    Null,
+    NullOrEmpty,
+    NullOrFalse,
+    Text,
+    WireModel,
+    at_most,
+    compact,
+    only,
+    unsupported,
+)
+from server.engine.sequence import RANGES, check_token_ids
 from server.errors import InvalidRequest
 from server.interfaces import Tokenizer
 from server.scheduler.request import Generation, TextDelta, TokenPiece
@@ -32,26 +43,40 @@ from server.scheduler.request import Generation, TextDelta, TokenPiece
 router = APIRouter(tags=["completions"])
 
 _MAX_MESSAGES = 4096
+_MAX_TOOLS, _LONGEST_TOOLS = 128, 64 * 1024
+_MAX_TEMPLATE_FIELDS, _LONGEST_TEMPLATE_FIELDS = 32, 8 * 1024
 
 
 class ChatMessage(WireModel):
-    """One message. A client may send an answer back; its last five fields must be empty then."""
+    """One message. A client may send an answer back; its last fields must be empty then.
+
+    `reasoning_content` is for templates that show earlier reasoning. An `id` changes nothing.
+    """
 
     role: Literal["system", "developer", "user", "assistant"]
     content: Text | None = None
     name: Text | None = None
+    reasoning_content: Text | None = None
+    id: Ignored = None
 
-    refusal: None = None
-    annotations: NoItems = None
-    audio: None = None
-    function_call: None = None
-    tool_calls: NoItems = None
+    refusal: NullOrEmpty = None
+    annotations: NullOrEmpty = None
+    audio: Null = None
+    function_call: Null = None
+    provider_specific_fields: NullOrEmpty = None
+    reasoning: NullOrEmpty = None
+    tool_call_id: NullOrEmpty = None
+    tool_calls: NullOrEmpty = None
 
     def for_template(self) -> dict[str, object]:
         """The message as chat templates expect it."""
         role = "system" if self.role == "developer" else self.role
         message: dict[str, object] = {"role": role, "content": self.content or ""}
-        return message if self.name is None else message | {"name": self.name}
+        if self.name is not None:
+            message["name"] = self.name
+        if self.reasoning_content:
+            message["reasoning_content"] = self.reasoning_content
+        return message
 
     @field_validator("content", mode="before")
     @classmethod
@@ -65,7 +90,9 @@ class ChatMessage(WireModel):
 def _text(part: object) -> str:
     text = part.get("text") if isinstance(part, dict) and part.get("type") == "text" else None
     if not isinstance(text, str):
-        raise PydanticCustomError("only_text", "only parts of type 'text' are supported")
+        raise PydanticCustomError(
+            "only_text", "has a part that is no text, and only text is supported: leave it out"
+        )
     return text
 
 
@@ -73,27 +100,86 @@ class ChatRequest(GenerationFields):
     """The body. `max_tokens` is the older name of `max_completion_tokens`."""
 
     messages: Annotated[list[ChatMessage], FailFast(), Field(min_length=1), at_most(_MAX_MESSAGES)]
-    max_completion_tokens: int | None = Field(None, ge=1)
-    max_tokens: int | None = Field(None, ge=1)
+    max_completion_tokens: int | None = Field(None, ge=1, le=RANGES["max_tokens"][1])
+    max_tokens: int | None = Field(None, ge=1, le=RANGES["max_tokens"][1])
     logprobs: bool | None = None
-    top_logprobs: int | None = Field(None, ge=0, le=20)
+    top_logprobs: int | None = ranged("top_logprobs")
+    tool_choice: Annotated[object, *only("none", "auto")] = None
+    tools: Annotated[
+        list[dict[str, object]] | None, at_most(_MAX_TOOLS), compact(_LONGEST_TOOLS)
+    ] = None
+    reasoning_effort: Text | None = Field(None, max_length=64)
+    chat_template_kwargs: Annotated[
+        dict[Text, object] | None, at_most(_MAX_TEMPLATE_FIELDS), compact(_LONGEST_TEMPLATE_FIELDS)
+    ] = None
+    add_generation_prompt: bool | None = None
+    continue_final_message: bool | None = None
+
+    # Fields of plain completions, and what a chat has without them.
+    add_special_tokens: NullOrFalse = None
+    chat_template: Null = None
+    echo: NullOrFalse = None
+
+    @field_validator("max_tokens")
+    @classmethod
+    def _one_length(cls, value: int | None, info: ValidationInfo) -> int | None:
+        if value is not None and info.data.get("max_completion_tokens") not in (None, value):
+            raise PydanticCustomError(
+                "two_lengths", "is not max_completion_tokens: send one of them"
+            )
+        return value
+
+    @field_validator("top_logprobs")
+    @classmethod
+    def _needs_logprobs(cls, value: int | None, info: ValidationInfo) -> int | None:
+        if value and not info.data.get("logprobs", True):
+            raise PydanticCustomError("no_logprobs", "needs logprobs=true: send both")
+        return value
+
+    @field_validator("tools")
+    @classmethod
+    def _not_to_be_called(cls, value: list[object] | None, info: ValidationInfo) -> object:
+        if value and info.data.get("tool_choice") != "none":
+            raise unsupported('leave it out, or send tool_choice="none"')
+        return value
+
+    @field_validator("continue_final_message")
+    @classmethod
+    def _begins_no_message(cls, value: bool | None, info: ValidationInfo) -> bool | None:
+        if value and info.data.get("add_generation_prompt"):
+            raise PydanticCustomError(
+                "two_ways", "excludes add_generation_prompt=true: send one of them"
+            )
+        return value
 
     @property
     def token_limit(self) -> int | None:
         """The answer's largest length, if the request gives one."""
-        limits = {self.max_completion_tokens, self.max_tokens} - {None}
-        if len(limits) > 1:
-            message = "max_tokens and max_completion_tokens differ: send one of them"
-            raise InvalidRequest(message, param="max_tokens")
-        return limits.pop() if limits else None
+        return self.max_completion_tokens or self.max_tokens
 
     @property
     def alternatives(self) -> int | None:
         """How many alternatives to report per token; None: no log-probabilities at all."""
-        if self.top_logprobs and not self.logprobs:
-            message = "top_logprobs needs logprobs=true: send both"
-            raise InvalidRequest(message, param="top_logprobs")
         return self.top_logprobs or 0 if self.logprobs else None
+
+    def prompt(self, tokenizer: Tokenizer) -> list[int]:
+        """The conversation as tokens. Raises InvalidRequest."""
+        settings = dict(self.chat_template_kwargs or {})
+        if self.reasoning_effort not in (None, "none"):
+            if not tokenizer.reads("reasoning_effort"):
+                raise InvalidRequest(
+                    f"reasoning_effort={self.reasoning_effort!r} is not supported, since the chat "
+                    'template does not read it: leave it out, or send "none"',
+                    param="reasoning_effort",
+                )
+            settings.setdefault("reasoning_effort", self.reasoning_effort)
+        return tokenizer.chat(
+            [message.for_template() for message in self.messages],
+            add_generation_prompt=self.add_generation_prompt is not False,
+            continues=bool(self.continue_final_message),
+            tools=self.tools if tokenizer.reads("tools") else None,
+            settings=settings,
+        )
 
 
 class ChatShape:
@@ -152,9 +238,9 @@ def check_request(services: Services, owner: str, body: ChatRequest) -> CheckedR
     """
     check_count(services, body.choices)
     adapter = find_model(services, owner, body.model)
-    prompt = services.tokenizer.chat([message.for_template() for message in body.messages])
+    prompt = body.prompt(services.tokenizer)
     params = body.sampling(
-        max_tokens=body.token_limit or context_left(services, prompt),
+        AnswerLength.of(services, prompt, body.token_limit, None),
         top_logprobs=body.alternatives,
     )
     check_token_ids(prompt, params, services.base.vocab_size, param="messages")
@@ -188,4 +274,4 @@ async def answer(
     characters = sum([len(message.content or "") for message in body.messages])
     checked = await in_thread(services, characters, check_request, services, owner, body)
     shape = ChatShape(services.tokenizer, logprobs=bool(body.logprobs))
-    return await reply(services, waker, checked, shape, receive, usage_chunk=body.usage_chunk)
+    return await reply(services, waker, checked, shape, receive, stream_usage=body.stream_usage)

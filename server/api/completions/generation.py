@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from enum import Enum
 from typing import TypeVar
 
 from server.api.app_services import Services
@@ -34,6 +35,11 @@ class CheckedRequest:
     def prompt_tokens(self) -> int:
         return sum(len(generation.prompt) for generation in self.generations)
 
+    def usage_so_far(self, choice: int, num_tokens: int) -> dict[str, object]:
+        """The counts of one answer, which goes on."""
+        generation = self.generations[choice // self.generations[0].n]
+        return usage(len(generation.prompt), num_tokens)
+
     def labels(self, kind: str) -> dict[str, object]:
         """The first fields of every document and chunk of an answer."""
         return {"id": self.id, "object": kind, "created": self.created, "model": self.model}
@@ -59,18 +65,47 @@ def check_count(services: Services, answers: int) -> None:
         )
 
 
-def context_left(services: Services, prompt: Sequence[int]) -> int:
-    """How long an answer may be for which the request names no length. 1 at least: the engine
-    refuses what does not fit.
-    """
-    return max(services.engine.max_context - len(prompt), 1)
+class StreamUsage(Enum):
+    """Which chunks of a stream have token counts."""
+
+    NONE = "none"
+    LAST = "last"
+    EVERY = "every"
 
 
-def usage(prompt_tokens: int, completion_tokens: int, cached_tokens: int) -> dict[str, object]:
-    """The counts of tokens in the OpenAI API's shape."""
-    return {
+@dataclass(frozen=True)
+class AnswerLength:
+    """The largest length of an answer: what was `asked` for, and the `most` that it may have."""
+
+    asked: int
+    most: int
+
+    @classmethod
+    def of(
+        cls, services: Services, prompt: Sequence[int], asked: int | None, default: int | None
+    ) -> "AnswerLength":
+        """What fits behind the prompt, if more is asked for; 1 at least, as the engine refuses a
+        prompt that leaves no room. With `refuse_long_answers`, it refuses every length that does
+        not fit.
+
+        Args:
+            asked: None stands for `default`, which is clamped always; None: as much as fits.
+        """
+        left = max(services.engine.max_context - len(prompt), 1)
+        length = left if default is None else min(default, left)
+        wanted = length if asked is None else asked
+        return cls(wanted, wanted if services.refuse_long_answers else min(wanted, left))
+
+
+def usage(
+    prompt_tokens: int, completion_tokens: int, cached_tokens: int | None = None
+) -> dict[str, object]:
+    """The counts of tokens in the OpenAI API's shape. None: the cached are not known yet."""
+    counts: dict[str, object] = {
         "prompt_tokens": prompt_tokens,
         "completion_tokens": completion_tokens,
         "total_tokens": prompt_tokens + completion_tokens,
-        "prompt_tokens_details": {"cached_tokens": cached_tokens},
     }
+    if cached_tokens is None:
+        return counts
+    return counts | {"prompt_tokens_details": {"cached_tokens": cached_tokens}}

@@ -6,7 +6,7 @@ The two kinds of completion differ only in their `Shape`.
 import json
 import logging
 from collections import defaultdict
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -19,7 +19,7 @@ from starlette.types import Receive
 from adapters_store.store_errors import StoreError
 from server.api.app_services import Services
 from server.api.completions.delivery import Answers, ChoiceUpdate, ClientGone, StreamWaker
-from server.api.completions.generation import CheckedRequest, usage
+from server.api.completions.generation import CheckedRequest, StreamUsage, usage
 from server.api.sse import DONE, AnswerStream, event
 from server.engine.sequence import FinishReason, TokenLogprob
 from server.errors import QueueFull, Unavailable, VerandahError
@@ -80,13 +80,13 @@ async def reply(
     shape: Shape,
     receive: Receive,
     *,
-    usage_chunk: bool | None,
+    stream_usage: StreamUsage | None,
 ) -> Response:
     """Run a checked request and answer it.
 
     Args:
         receive: the request's, whose body was read; it now tells when the client goes away.
-        usage_chunk: None: one document. Else a stream, with or without a last chunk of usage.
+        stream_usage: None: one document. Else a stream. With usage, it has a last chunk for that.
 
     Raises:
         Exception: the engine refused the request, or failed before the first token: the response
@@ -96,16 +96,16 @@ async def reply(
         services.engine,
         waker,
         receive,
-        ends_only=usage_chunk is None,
+        ends_only=stream_usage is None,
         timeout_s=services.request_timeout_s,
     )
     handed_on = False
     try:
         _submit(services, answers, request)
-        if usage_chunk is None:
+        if stream_usage is None:
             return await _document(answers, request, shape)
         first = await answers.next()
-        events = _events(services, answers, first, request, shape, usage_chunk)
+        events = _events(services, answers, first, request, shape, stream_usage)
         handed_on = True
         return AnswerStream(events, on_end=answers.close)
     except ClientGone:
@@ -165,13 +165,14 @@ async def _events(
     batch: Seq[ChoiceUpdate],
     request: CheckedRequest,
     shape: Shape,
-    usage_chunk: bool,
+    stream_usage: StreamUsage,
 ) -> AsyncIterator[tuple[bytes, bool]]:
     """See `AnswerStream`."""
     labels = request.labels(shape.chunk_kind)
-    if usage_chunk:
+    if stream_usage is StreamUsage.LAST:
         labels["usage"] = None
-    chunks = Chunks(labels, shape)
+    counted = request.usage_so_far if stream_usage is StreamUsage.EVERY else None
+    chunks = Chunks(labels, shape, counted)
     num_tokens = cached = 0
     try:
         while True:
@@ -194,7 +195,7 @@ async def _events(
             log.exception("answer %s failed", request.id)
         yield event(services.describe(error).body(), name="error"), False
         return
-    if usage_chunk:
+    if stream_usage is not StreamUsage.NONE:
         counts = usage(request.prompt_tokens, num_tokens, cached)
         events += event({**labels, "choices": [], "usage": counts})
     yield events + DONE, False
@@ -209,16 +210,35 @@ class Chunks:
     """The chunks of one stream, as events.
 
     Nearly all hold text and nothing else: of those, all but the text is made once for each choice.
+
+    Args:
+        counted: makes the `usage` in each chunk, of a choice and how many tokens it has. None:
+            chunks have none.
     """
 
-    def __init__(self, labels: Mapping[str, object], shape: Shape) -> None:
-        self._labels = labels
+    def __init__(
+        self,
+        labels: Mapping[str, object],
+        shape: Shape,
+        counted: Callable[[int, int], Mapping[str, object]] | None = None,
+    ) -> None:
+        self._labels = dict(labels)
         self._shape = shape
+        self._counted = counted
+        self._num_tokens: dict[int, int] = defaultdict(int)  # of each choice
         self._frames: dict[int, tuple[bytes, bytes]] = {}
 
     def of(self, batch: Seq[ChoiceUpdate]) -> bytes:
         """The events of these updates; empty if there is nothing to show yet."""
-        return b"".join([self._events(choice, delta) for choice, delta, _ in batch])
+        if self._counted is None:
+            return b"".join([self._events(choice, delta) for choice, delta, _ in batch])
+        return b"".join([self._counted_events(*update) for update in batch])
+
+    def _counted_events(self, choice: int, delta: TextDelta, num_tokens: int) -> bytes:
+        assert self._counted is not None
+        self._num_tokens[choice] += num_tokens
+        self._labels["usage"] = self._counted(choice, self._num_tokens[choice])
+        return b"".join(map(self._event, self._shape.chunks(choice, delta)))
 
     def _events(self, choice: int, delta: TextDelta) -> bytes:
         frame = self._frames.get(choice)

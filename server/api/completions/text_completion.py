@@ -8,7 +8,7 @@ from itertools import accumulate
 from typing import Annotated, cast
 
 from fastapi import APIRouter, Request, Response
-from pydantic import Field, PlainValidator
+from pydantic import BeforeValidator, PlainValidator
 from pydantic_core import PydanticCustomError
 from starlette.types import Receive
 
@@ -16,16 +16,16 @@ from server.api.app_services import CurrentOwner, CurrentServices, Services
 from server.api.completions import logprob_format
 from server.api.completions.delivery import StreamWaker
 from server.api.completions.generation import (
+    AnswerLength,
     CheckedRequest,
     check_count,
-    context_left,
     in_thread,
 )
-from server.api.completions.generation_fields import GenerationFields
+from server.api.completions.generation_fields import GenerationFields, ranged
 from server.api.completions.logprob_format import ShownTokens
 from server.api.completions.replies import Transcript, reply
 from server.api.model_lookup import find_model
-from server.api.wire import encodable
+from server.api.wire import Null, NullOrEmpty, NullOrTrue, encodable, only
 from server.engine.sequence import TokenLogprob, check_token_ids
 from server.errors import InvalidRequest
 from server.interfaces import Tokenizer
@@ -46,11 +46,15 @@ def _checked_prompt(value: object) -> object:
     if isinstance(value, list) and all(type(item) is int for item in value):
         return value
     if len(items) > _MAX_PROMPTS:
-        raise PydanticCustomError("too_long", "more than {count} prompts", {"count": _MAX_PROMPTS})
+        raise PydanticCustomError(
+            "too_many", "has more than {count} prompts: give fewer", {"count": _MAX_PROMPTS}
+        )
     kind = type(items[0])
     if kind in (str, list) and all(type(item) is kind and _is_prompt(item) for item in items):
         return value
-    raise PydanticCustomError("prompt", "not text, a list of token ids, or a list of either")
+    raise PydanticCustomError(
+        "prompt", "is not text, a list of token ids, or a list of either: give one of them"
+    )
 
 
 def _is_prompt(item: str | list[object]) -> bool:
@@ -60,15 +64,27 @@ def _is_prompt(item: str | list[object]) -> bool:
     return all(type(token_id) is int for token_id in item)
 
 
+def _false_is_none(value: object) -> object:
+    return None if value is False else value
+
+
 class CompletionRequest(GenerationFields):
     """The body. A prompt is text or token ids; `prompt` holds one of them or a list."""
 
     prompt: Annotated[
         str | list[str] | list[int] | list[list[int]], PlainValidator(_checked_prompt)
     ]
-    max_tokens: int | None = Field(None, ge=0)
+    max_tokens: int | None = ranged("max_tokens")
     echo: bool | None = None
-    logprobs: int | None = Field(None, ge=0, le=20)
+    logprobs: Annotated[int | None, BeforeValidator(_false_is_none)] = ranged("top_logprobs")
+
+    # Fields of chats, and what a text has without them.
+    add_special_tokens: NullOrTrue = None
+    chat_template_kwargs: NullOrEmpty = None
+    reasoning_effort: Annotated[object, *only("none")] = None
+    tool_choice: Annotated[object, *only("none", "auto")] = None
+    tools: NullOrEmpty = None
+    top_logprobs: Null = None
 
     @property
     def holds_token_ids(self) -> bool:
@@ -198,9 +214,8 @@ def check_request(services: Services, owner: str, body: CompletionRequest) -> Ch
     generations = []
     for item in prompts:
         prompt = services.tokenizer.prompt(item) if isinstance(item, str) else item
-        default_length = min(_DEFAULT_MAX_TOKENS, context_left(services, prompt))
         params = body.sampling(
-            max_tokens=default_length if body.max_tokens is None else body.max_tokens,
+            AnswerLength.of(services, prompt, body.max_tokens, _DEFAULT_MAX_TOKENS),
             top_logprobs=body.logprobs,
             prompt_logprobs=bool(body.echo) and body.logprobs is not None,
         )
@@ -261,4 +276,4 @@ async def answer(
         checked, shape = await in_thread(
             services, characters, _checked_and_shape, services, owner, body
         )
-    return await reply(services, waker, checked, shape, receive, usage_chunk=body.usage_chunk)
+    return await reply(services, waker, checked, shape, receive, stream_usage=body.stream_usage)

@@ -46,15 +46,19 @@ def heard(
         request,
         0,
         0,
-        engine.Sequence(0, request.prompt, chosen, seed=1),
-        AnswerText(tokenizer.stream(), chosen.stop),
+        engine.Sequence(0, request.prompt, chosen, seed=1, ends=eos | chosen.stop_token_ids),
+        AnswerText(
+            tokenizer.stream(skip_special=chosen.skip_special_tokens),
+            chosen.stop,
+            include_stop=chosen.include_stop,
+        ),
         listener,
         listener.token_sink(0),
         AnswerTimes(0.0, 1.0),
     )
     deltas = []
     for token_id in ids:
-        update = answer.take(StepOutput(answer.sequence, token_id, score(token_id)), eos)
+        update = answer.take(StepOutput(answer.sequence, token_id, score(token_id)))
         assert isinstance(update, TextDelta)
         deltas.append(update)
         if update.finish is not None:
@@ -184,6 +188,51 @@ def test_scores_end_where_the_text_does_streamed_or_not(
         pieces: list[Any] = [it for delta in deltas for it in streaming.chunks(0, delta)]
         streamed = [chunk["logprobs"] for chunk in pieces if chunk["logprobs"]]
         assert [entry for each in streamed for entry in each["content"]] == entries
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_a_stop_string_may_be_shown_with_its_scores(tokenizer: ChatTokenizer, seed: int) -> None:
+    draw = random.Random(seed)
+    ended = 0
+    for _ in range(60):
+        ids, stops = random_case(draw, tokenizer)
+        plain, deltas = Transcript(), heard(tokenizer, ids, stops, include_stop=True)
+        for delta in heard(tokenizer, ids, stops):
+            plain.add(merged(0, [delta]))
+        transcript = Transcript()
+        for delta in deltas:
+            transcript.add(merged(0, [delta]))
+        stop = plain.stop_reason
+        assert transcript.stop_reason == stop
+        assert transcript.text == plain.text + str(stop or "")
+        ended += stop is not None
+
+        whole: Any = CompletionShape(tokenizer, logprobs=True).whole(0, transcript)
+        shown = whole["logprobs"]["tokens"]
+        assert shown == [tokenizer.token_text(it) for it in ids[: len(shown)]]
+        assert len(shown) == len(deltas), "a token of the stop string has no score"
+        shape = CompletionShape(tokenizer, logprobs=True)
+        chunks: list[Any] = [chunk for delta in deltas for chunk in shape.chunks(0, delta)]
+        assert "".join(chunk["text"] for chunk in chunks) == transcript.text
+        assert [it for chunk in chunks for it in chunk["logprobs"]["tokens"]] == shown
+    assert ended > 10
+
+
+def test_special_tokens_may_be_shown() -> None:
+    tokenizer = grown("byte-level")
+    start, end = special(tokenizer, "<|im_start|>"), special(tokenizer, "<|im_end|>")
+    ids = [*tokenizer.encode("a"), start, *tokenizer.encode("b"), end]
+    for fields, text in [
+        ({}, "ab"),
+        ({"skip_special_tokens": False}, "a<|im_start|>b"),
+        ({"include_stop": True}, "ab"),
+        ({"skip_special_tokens": False, "include_stop": True}, "a<|im_start|>b<|im_end|>"),
+    ]:
+        deltas = heard(tokenizer, ids, [], frozenset({end}), **fields)
+        assert "".join(delta.text for delta in deltas) == text
+        assert deltas[-1].finish == "stop"
+    shown = heard(tokenizer, ids, ["t|>b"], skip_special_tokens=False)
+    assert "".join(delta.text for delta in shown) == "a<|im_star"
 
 
 def test_a_prompt_is_echoed_as_it_was_sent() -> None:
