@@ -135,6 +135,18 @@ def test_every_wrong_option_of_training_is_named(
     assert all(text.startswith(begin) for text, begin in zip(told, expected, strict=True)), told
 
 
+def test_every_wrong_message_of_a_short_chat_is_named(server: Running) -> None:
+    wrong = [{"role": "user", "content": "a", "x": 1}, *ASK, {"role": "user", "audio": {}}]
+    error = refused(server, CHAT, {"model": "base", "messages": wrong, "n": 0})
+    assert error["message"].split("; ") == [
+        "n=0 is below 1: give at least 1",
+        "messages[0].x=1 is unknown: leave it out",
+        "messages[2].audio={} is not supported: leave it out",
+    ]
+    error = refused(server, CHAT, {"model": "base", "messages": wrong * 20})
+    assert error["message"] == "messages[0].x=1 is unknown: leave it out"
+
+
 def test_a_refusal_is_bounded(server: Running) -> None:
     many = {f"{'x' * 90}{n}": "y" * 100 for n in range(60)}
     error = refused(server, CHAT, {"model": "base", "messages": ASK} | many)

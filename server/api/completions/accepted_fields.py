@@ -49,6 +49,12 @@ class AcceptedFields(WireModel):
     verbosity: Annotated[object, *only("medium")] = None
     web_search_options: Null = None
 
+    # Of libraries that speak to many systems.
+    extra_body: NullOrEmpty = None
+    extra_headers: NullOrEmpty = None
+    reasoning: NullOrEmpty = None
+    thinking: Null = None
+
     # vLLM's.
     allowed_token_ids: NullOrEmpty = None
     bad_words: NullOrEmpty = None

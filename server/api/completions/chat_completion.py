@@ -6,7 +6,16 @@ from collections.abc import Sequence as Seq
 from typing import Annotated, Literal
 
 from fastapi import APIRouter, Request, Response
-from pydantic import FailFast, Field, ValidationInfo, field_validator
+from pydantic import (
+    FailFast,
+    Field,
+    TypeAdapter,
+    ValidationError,
+    ValidationInfo,
+    ValidatorFunctionWrapHandler,
+    WrapValidator,
+    field_validator,
+)
 from pydantic_core import PydanticCustomError
 from starlette.types import Receive
 
@@ -42,7 +51,7 @@ from server.scheduler.request import Generation, TextDelta, TokenPiece
 
 router = APIRouter(tags=["completions"])
 
-_MAX_MESSAGES = 4096
+_MAX_MESSAGES, _MESSAGES_NAMED = 4096, 32
 _MAX_TOOLS, _LONGEST_TOOLS = 128, 64 * 1024
 _MAX_TEMPLATE_FIELDS, _LONGEST_TEMPLATE_FIELDS = 32, 8 * 1024
 
@@ -96,10 +105,29 @@ def _text(part: object) -> str:
     return text
 
 
+_EVERY_MESSAGE = TypeAdapter(list[ChatMessage])
+
+
+def _name_every(messages: object, check: ValidatorFunctionWrapHandler) -> object:
+    """Name all wrong messages of a short chat. Of a long one the first: there may be thousands."""
+    try:
+        return check(messages)
+    except ValidationError:
+        if isinstance(messages, list) and len(messages) <= _MESSAGES_NAMED:
+            _EVERY_MESSAGE.validate_python(messages)
+        raise
+
+
 class ChatRequest(GenerationFields):
     """The body. `max_tokens` is the older name of `max_completion_tokens`."""
 
-    messages: Annotated[list[ChatMessage], FailFast(), Field(min_length=1), at_most(_MAX_MESSAGES)]
+    messages: Annotated[
+        list[ChatMessage],
+        FailFast(),
+        Field(min_length=1),
+        at_most(_MAX_MESSAGES),
+        WrapValidator(_name_every),
+    ]
     max_completion_tokens: int | None = Field(None, ge=1, le=RANGES["max_tokens"][1])
     max_tokens: int | None = Field(None, ge=1, le=RANGES["max_tokens"][1])
     logprobs: bool | None = None
