@@ -69,7 +69,10 @@ def compact(characters: int) -> BeforeValidator:
                 values.extend(it.values())
             elif isinstance(it, list):
                 values.extend(it)
-            left -= len(it) if isinstance(it, str) else 1
+            elif isinstance(it, str):
+                encodable(it)
+                left -= len(it)
+            left -= 1
         if left < 0:
             raise PydanticCustomError(
                 "too_long",

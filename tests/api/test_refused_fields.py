@@ -172,3 +172,12 @@ def test_unknown_parameters_of_queries_and_forms_are_all_named(server: Running) 
     )
     error = server.http.get("/v1/fine_tuning/jobs?limit=x").json()["error"]
     assert error["message"] == "limit='x' is not a whole number: give one"
+
+
+@pytest.mark.parametrize("field", ["chat_template_kwargs", "tools"])
+def test_half_a_character_is_refused_wherever_it_is(server: Running, field: str) -> None:
+    half: dict[str, object] = {"a": [{"\ud800": 1}]}
+    value = half if field == "chat_template_kwargs" else [half]
+    body = {"model": "base", "messages": ASK, "tool_choice": "none", field: value}
+    error = refused(server, CHAT, body)
+    assert (error["param"], "surrogate pair" in error["message"]) == (field, True)

@@ -23,6 +23,9 @@ _SAMPLING: dict[str, Any] = {
     "repetition_penalty": 1.1,
     "ignore_eos": True,
     "stop_token_ids": [3],
+    "min_tokens": 2,
+    "include_stop_str_in_output": True,
+    "skip_special_tokens": False,
     "user": "me",
 }
 _MESSAGES = [
@@ -37,6 +40,9 @@ _CHAT = _SAMPLING | {
     "top_logprobs": 2,
     "metadata": {"a": "b"},
     "response_format": {"type": "text"},
+    "tools": [{"type": "function", "function": {"name": "f"}}],
+    "tool_choice": "none",
+    "chat_template_kwargs": {"enable_thinking": False},
 }
 _TEXT = _SAMPLING | {"prompt": "Once upon", "echo": True, "logprobs": 2}
 _STREAM = {"stream": True, "stream_options": {"include_usage": True}}
