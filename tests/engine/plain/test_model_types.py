@@ -20,6 +20,7 @@ _SHAPE: Final = {
     "num_attention_heads": 4,
     "max_position_embeddings": 256,
     "pad_token_id": 0,
+    "eos_token_id": 2,  # the default of some types is above this vocabulary
 }
 _GROUPED: Final = {"num_key_value_heads": 2}
 _WIDE: Final = {**_GROUPED, "head_dim": 16}
