@@ -140,6 +140,7 @@ def _http(request: Request, error: Exception) -> Response:
     messages = {
         404: f"there is no {request.method} {request.url.path}: GET /docs lists the endpoints",
         405: f"{request.method} is not allowed on {request.url.path}",
+        400: f"the form cannot be read ({failed.detail}): send the endpoint's fields, each once",
     }
     return ErrorBody(
         failed.status_code,

@@ -26,6 +26,7 @@ _WORDS: Mapping[str, str] = {
     "missing": "is missing: give it",
     "extra_forbidden": "is unknown: leave it out",
     "string_type": "is not text: give a string",
+    "string_unicode": "holds half of a surrogate pair, which is no character: leave it out",
     "int_type": _NO_WHOLE_NUMBER,
     "int_from_float": _NO_WHOLE_NUMBER,
     "int_parsing": _NO_WHOLE_NUMBER,

@@ -77,9 +77,10 @@ class Answer:
         if stop is not None:
             sequence.finish = FinishReason.STOP
         elif len(output) >= params.max_tokens:
-            sequence.finish = FinishReason.LENGTH
             last = self.text.finish(may_end=may_end)
             text, stop = text + last.text, last.stop
+            # What was held back may be the end of a stop string, which counts as ever.
+            sequence.finish = FinishReason.LENGTH if stop is None else FinishReason.STOP
         elif (
             logprob is None and text == piece and not params.prompt_logprobs and len(output) > 1
         ):  # the first token is not plain: see `Listener.hear`

@@ -161,7 +161,9 @@ def _unnamed(request: Request, case: Case, status: int, body: bytes) -> str | No
     if change["op"] == "path" or len(change["at"]) < 2:
         return None
     part, *inside = change["at"]
-    fields = [key[:40] for key in inside if isinstance(key, str) and key.strip()]
+    # Of a filter such as metadata[team], the word before the bracket says enough.
+    keys = [key.partition("[")[0][:40] for key in inside if isinstance(key, str) and key.strip()]
+    fields = [key.encode("ascii", "backslashreplace").decode() for key in keys]
     # One change may make another field wrong, which is named then; so is what was put there.
     others = request[part] if isinstance(request[part], dict) else {}
     named = error["param"] in others or (
@@ -170,7 +172,8 @@ def _unnamed(request: Request, case: Case, status: int, body: bytes) -> str | No
     )
     if named or not fields or any(field in told for field in fields):
         return None
-    return None if "too many fields" in told else f"a 400 that names none of {fields}: {told[:200]}"
+    many = "than 128 fields" in told or "the form cannot be read" in told or "\ufffd" in told
+    return None if many else f"a 400 that names none of {fields}: {told[:200]}"
 
 
 def _not_finite(name: str, body: bytes) -> str | None:

@@ -4,6 +4,7 @@ What was answered must hold: every accepted file is there, byte for byte; every 
 succeeds, and ends and publishes once; what hangs is replaced; and a server's end leaves nothing.
 """
 
+import contextlib
 import hashlib
 import os
 import shutil
@@ -143,8 +144,9 @@ class _Round:
     def _child(self, who: str) -> int | None:
         """The process id of the engine or the worker."""
         for child in psutil.Process(self._target.pid).children():
-            if who in child.cmdline() and child.status() != psutil.STATUS_ZOMBIE:
-                return int(child.pid)
+            with contextlib.suppress(psutil.NoSuchProcess):  # it has just ended
+                if who in child.cmdline():
+                    return int(child.pid)
         return None
 
     def _at_peace(self) -> bool:

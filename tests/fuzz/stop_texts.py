@@ -139,26 +139,29 @@ def reference(pieces: Sequence[bytes], stops: Sequence[str]) -> Wanted:
     of those that begin together, the first in the alphabet.
     """
     visible = b""
-    for count, piece in enumerate(pieces, 1):
+    for piece in pieces:
         if piece.decode(errors="replace") in SPECIAL:
             if (spelt := piece.decode()) in stops:
                 return Wanted(visible.decode(errors="replace"), spelt)
             continue
         visible += piece
-        text = _certain(visible, last=count == len(pieces))
-        found = min(((at, stop) for stop in stops if (at := text.find(stop)) >= 0), default=None)
-        if found is not None:
-            return Wanted(text[: found[0]], found[1])
-    return Wanted(visible.decode(errors="replace"), None)
+        if (found := _match(_certain(visible), stops)) is not None:
+            return found
+    text = visible.decode(errors="replace")
+    return _match(text, stops) or Wanted(text, None)
 
 
-def _certain(shown: bytes, *, last: bool) -> str:
+def _match(text: str, stops: Sequence[str]) -> Wanted | None:
+    found = min(((at, stop) for stop in stops if (at := text.find(stop)) >= 0), default=None)
+    return None if found is None else Wanted(text[: found[0]], found[1])
+
+
+def _certain(shown: bytes) -> str:
     """The text so far, without a character that may still become whole."""
-    if not last:
-        for length in (1, 2, 3):
-            end = shown[-length:]
-            if len(end) == length and _begins_character(end):
-                return shown[:-length].decode(errors="replace")
+    for length in (1, 2, 3):
+        end = shown[-length:]
+        if len(end) == length and _begins_character(end):
+            return shown[:-length].decode(errors="replace")
     return shown.decode(errors="replace")
 
 

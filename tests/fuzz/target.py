@@ -208,7 +208,7 @@ def lora() -> tuple[bytes, bytes]:
 
 def wrong_error(status: int, body: bytes) -> str | None:
     """What an error's body lacks of the OpenAI API's form."""
-    if len(body) > 64 * 1024:
+    if len(body) > 256 * 1024:  # a thousand wrong lines of a file
         return f"an error of {len(body)} bytes"
     try:
         error = json.loads(body)["error"]
