@@ -23,7 +23,6 @@ GENERATION_TEXTS: Final = {
     "min_tokens": "The answer has at least so many tokens. As in vLLM.",
     "include_stop_str_in_output": "Show the stop string that ended the answer. As in vLLM.",
     "skip_special_tokens": "Leave special tokens out of the text. As in vLLM.",
-    "priority": "Taken, and without effect.",
 }
 REQUEST_TEXTS: Final[Mapping[str, Mapping[str, str]]] = {
     "StreamOptions": {
@@ -38,6 +37,11 @@ REQUEST_TEXTS: Final[Mapping[str, Mapping[str, str]]] = {
         "max_tokens": "The older name of `max_completion_tokens`.",
         "logprobs": "Give the log-probability of each token.",
         "top_logprobs": "With `logprobs`: so many of the likeliest tokens at each place.",
+        "tools": "Shown to the chat template if it reads them; only with `tool_choice: none`.",
+        "tool_choice": "`none`, or `auto` without tools: no answer calls one.",
+        "reasoning_effort": "For chat templates that read it. `none` asks for nothing.",
+        "add_generation_prompt": "False: do not begin the assistant's turn. As in vLLM.",
+        "continue_final_message": "Go on with the last message, not after it. As in vLLM.",
         "chat_template_kwargs": "Variables for the base's chat template. As in vLLM.",
     },
     "ChatMessage": {
@@ -49,7 +53,7 @@ REQUEST_TEXTS: Final[Mapping[str, Mapping[str, str]]] = {
             "Empty, as in an answer that is sent back.",
         ),
         "id": "Taken, and without effect.",
-        "reasoning_content": "Empty, as in an answer that is sent back.",
+        "reasoning_content": "Earlier reasoning, for chat templates that show it.",
     },
     "CompletionRequest": {
         **GENERATION_TEXTS,
@@ -84,6 +88,9 @@ REQUEST_SCHEMAS: Final[Mapping[str, Mapping[str, Any]]] = {
     "ChatMessage": {"content": {"anyOf": [_TEXT, {"type": "array", "items": _PART}, _NULL]}},
     "CompletionRequest": {
         **_GENERATION_SCHEMAS,
+        "logprobs": {
+            "anyOf": [{"type": "integer", "minimum": 0, "maximum": 20}, {"const": False}, _NULL]
+        },
         "prompt": {
             "anyOf": [
                 _TEXT,
