@@ -5,10 +5,14 @@ import logging
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import cast
+from functools import cache
+from typing import Any, cast
 
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
+from fastapi.responses import RedirectResponse
+from fastapi.routing import APIRoute
+from fastapi_offline import FastAPIOffline
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp
@@ -29,7 +33,10 @@ from server.api.completions.fast_path import FastPath, FastRoute
 from server.api.cross_origin import CrossOrigin
 from server.api.error_body import ErrorBody
 from server.api.gate import BodyLimit, KeyCheck, RequestIds
+from server.api.head_requests import HeadRequests
 from server.api.jobs import file_endpoints, job_endpoints, job_event_endpoints, job_request
+from server.api.reference.answer_model import EVERYWHERE, failures
+from server.api.reference.openapi_document import openapi_document
 from server.refused_fields import refusal
 
 log = logging.getLogger(__name__)
@@ -137,6 +144,9 @@ def _of_system(_: Request, error: Exception) -> Response:
 
 def _http(request: Request, error: Exception) -> Response:
     failed = cast(HTTPException, error)
+    headers = dict(failed.headers or {})
+    if failed.status_code == 405:
+        headers = {"allow": _allowed(request.url.path) or "GET, HEAD"}
     messages = {
         404: f"there is no {request.method} {request.url.path}: GET /docs lists the endpoints",
         405: f"{request.method} is not allowed on {request.url.path}",
@@ -147,8 +157,18 @@ def _http(request: Request, error: Exception) -> Response:
         "invalid_request_error",
         _HTTP_CODES.get(failed.status_code, "invalid_request"),
         messages.get(failed.status_code, str(failed.detail)),
-        headers=failed.headers or {},
+        headers=headers,
     ).response()
+
+
+def _allowed(path: str) -> str:
+    """The methods of a path, for an `Allow` header. Starlette names those of one route alone."""
+    routes = [route for module in _ENDPOINTS for route in module.router.routes]
+    found = [route for route in cast(list[APIRoute], routes) if route.path_regex.match(path)]
+    # A path without parameters is a thing of its own, as in the OpenAPI document.
+    found = [route for route in found if route.path == path] or found
+    methods = {method for route in found for method in route.methods or ()}
+    return ", ".join(sorted(methods | ({"HEAD"} if "GET" in methods else set())))
 
 
 def _invalid(request: Request, error: Exception) -> Response:
@@ -159,18 +179,42 @@ def _invalid(request: Request, error: Exception) -> Response:
     return describe(refusal(problems, next(iter(models), None))).response()
 
 
-def http_api() -> FastAPI:
-    """All routes and how errors are answered. It needs `app.state.services` to answer requests."""
-    app = FastAPI(
-        title="Verandah",
-        description="One base model, thousands of personal adapters. Speaks the OpenAI API.",
-        redirect_slashes=False,
+_ENDPOINTS = (
+    *(chat_completion, text_completion, model_endpoints),
+    *(adapter_endpoints, analysis_endpoints, porting_endpoints),
+    *(file_endpoints, job_endpoints, job_event_endpoints),
+    ops,
+)
+_DESCRIPTION = (
+    "One base model, thousands of personal adapters. Speaks the OpenAI API.\n\n"
+    "Every answer has an `x-request-id`: the request's own, or a new one. Every GET has its HEAD. "
+    "An error has the form of `ErrorAnswer`, also a 404 of an unknown path and a 405, which names "
+    "the path's methods in `Allow`."
+)
+
+
+def http_api(*, keyed: bool = True) -> FastAPI:
+    """All routes and how errors are answered. It needs `app.state.services` to answer requests.
+
+    Args:
+        keyed: whether the OpenAPI document asks for an API key.
+    """
+    # Its page has all that a browser needs; FastAPI's own would load it from the internet.
+    app: FastAPI = FastAPIOffline(
+        title="Verandah", description=_DESCRIPTION, redirect_slashes=False, redoc_url=None
     )
-    answering = (chat_completion, text_completion, model_endpoints)
-    adapters = (adapter_endpoints, analysis_endpoints, porting_endpoints)
-    training = (file_endpoints, job_endpoints, job_event_endpoints)
-    for module in (*answering, *adapters, *training, ops):
-        app.include_router(module.router)
+    for module in _ENDPOINTS:
+        app.include_router(module.router, responses=failures(*EVERYWHERE))
+
+    @app.get("/", include_in_schema=False)
+    async def root() -> RedirectResponse:
+        return RedirectResponse("docs")
+
+    @cache
+    def document() -> dict[str, Any]:
+        return openapi_document(app, keyed=keyed)
+
+    app.openapi = document  # type: ignore[method-assign]
     app.add_exception_handler(errors.VerandahError, _known)
     app.add_exception_handler(store_errors.StoreError, _known)
     app.add_exception_handler(HTTPException, _http)
@@ -182,7 +226,7 @@ def http_api() -> FastAPI:
 
 def create_app(services: Services) -> ASGIApp:
     """Build the application around services that the caller starts and stops."""
-    app = http_api()
+    app = http_api(keyed=services.keys.needed)
     app.state.services = services
     app.state.waker = waker = StreamWaker()
     app.state.event_hub = job_event_endpoints.event_hub(services)
@@ -203,4 +247,4 @@ def create_app(services: Services) -> ASGIApp:
     checked: ASGIApp = KeyCheck(limited, services.keys, services.describe)
     if services.allowed_origins:
         checked = CrossOrigin(checked, services.describe, services.allowed_origins)
-    return RequestIds(checked, services.describe)
+    return RequestIds(HeadRequests(checked), services.describe)

@@ -10,11 +10,13 @@ from functools import partial
 from typing import Final, Generic, TypeVar, cast
 
 from fastapi import APIRouter, Request, Response
-from fastapi.responses import JSONResponse
+from fastapi.responses import JSONResponse, PlainTextResponse
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
 from server.api.app_services import Services
+from server.api.reference.answer_model import AnswerModel, Responses, answers, raw
+from server.api.reference.operation_answers import Health, Ready
 from server.errors import Unavailable
 from server.interfaces import Worker
 from server.jobs.queue.job import JobStatus
@@ -46,11 +48,17 @@ class Operations:
         services.metrics.registry.register(ServerGauges(services, self.counts))
 
 
+def _also_503(model: type[AnswerModel]) -> Responses:
+    """The same document is the answer when all is well and when it is not."""
+    told = answers(model)
+    return told | {503: {**told[200], "description": "The same, when it is not."}}
+
+
 def _operations(request: Request) -> Operations:
     return cast(Operations, request.app.state.operations)
 
 
-@router.get("/health")
+@router.get("/health", responses=_also_503(Health))
 async def health(request: Request) -> JSONResponse:
     """Whether this process, the engines' processes and the training worker are alive and make
     progress. 503: this process does not, and is about to end."""
@@ -70,7 +78,7 @@ async def health(request: Request) -> JSONResponse:
     return JSONResponse({"status": "ok" if good else "degraded", **told})
 
 
-@router.get("/ready")
+@router.get("/ready", responses=_also_503(Ready))
 async def ready(request: Request) -> JSONResponse:
     """Whether a request would be answered now: 200, or 503 with what is missing."""
     operations = _operations(request)
@@ -84,7 +92,11 @@ async def ready(request: Request) -> JSONResponse:
     )
 
 
-@router.get("/metrics")
+@router.get(
+    "/metrics",
+    response_class=PlainTextResponse,
+    responses=raw(CONTENT_TYPE_LATEST.partition(";")[0], "The figures.", text=True),
+)
 async def metrics(request: Request) -> Response:
     """Prometheus's text format."""
     text = await _operations(request).metrics.within(_METRICS_S, None)

@@ -17,6 +17,11 @@ class Keys:
     def __init__(self, api_key: str | None = None) -> None:
         self._key = None if api_key is None else api_key.encode()
 
+    @property
+    def needed(self) -> bool:
+        """Whether requests need a key."""
+        return self._key is not None
+
     def owner(self, authorization: str | None) -> str:
         """The owner of the key in an `Authorization` header.
 

@@ -13,7 +13,7 @@ from tests.fuzz.target import Target
 from tests.fuzz.trial import Fuzzer, hunt
 
 SEED = 1
-CASES = {"bodies": 120, "lines": 12, "checkpoints": 60, "raw": 25, "stops": 20}
+CASES = {"bodies": 120, "lines": 12, "checkpoints": 60, "raw": 25, "stops": 20, "schema": 1}
 
 
 @pytest.fixture(scope="module")

@@ -10,6 +10,14 @@ from server.adapters.adapter_status import AdapterStatus
 from server.api.adapters.model_endpoints import delete_adapter
 from server.api.app_services import CurrentOwner, CurrentServices, Services
 from server.api.model_lookup import find_adapter, listed_id, names_after
+from server.api.reference.adapter_answers import (
+    Adapter,
+    AdapterPage,
+    DamagedAdapter,
+    DeletedAdapter,
+)
+from server.api.reference.answer_model import answers
+from server.api.reference.parameters import AdapterId, After
 
 log = logging.getLogger(__name__)
 
@@ -68,12 +76,12 @@ def entry_of(services: Services, adapter_id: str, ref: AdapterRef) -> Entry:
     return _entry(services, adapter_id, ref, _statuses(services).get(ref))
 
 
-@router.get("")
+@router.get("", responses=answers(AdapterPage))
 def list_adapters(
     services: CurrentServices,
     owner: CurrentOwner,
-    limit: int = Query(100, ge=1, le=1000),
-    after: str | None = Query(None, description="the last id of the previous page"),
+    limit: int = Query(100, ge=1, le=1000, description="How many at most."),
+    after: After = None,
 ) -> Entry:
     """The latest version of each adapter, by name, a page at a time."""
     names = names_after(services, owner, after)
@@ -96,14 +104,14 @@ def list_adapters(
     }
 
 
-@router.get("/{adapter_id}")
-def get_adapter(adapter_id: str, services: CurrentServices, owner: CurrentOwner) -> Entry:
+@router.get("/{adapter_id}", responses=answers(Adapter, DamagedAdapter, fails=(404,)))
+def get_adapter(adapter_id: AdapterId, services: CurrentServices, owner: CurrentOwner) -> Entry:
     """An adapter's latest version (NAME) or one version (NAME@VERSION)."""
     return entry_of(services, adapter_id, find_adapter(services, owner, adapter_id))
 
 
-@router.delete("/{adapter_id}")
-def delete(adapter_id: str, services: CurrentServices, owner: CurrentOwner) -> Entry:
+@router.delete("/{adapter_id}", responses=answers(DeletedAdapter, fails=(404,)))
+def delete(adapter_id: AdapterId, services: CurrentServices, owner: CurrentOwner) -> Entry:
     """Delete an adapter (NAME) or one version of it (NAME@VERSION). Running requests finish.
 
     Also an adapter that is named as the base model, from before the base had that name.
@@ -112,16 +120,16 @@ def delete(adapter_id: str, services: CurrentServices, owner: CurrentOwner) -> E
     return {"id": adapter_id, "object": "adapter", "deleted": True}
 
 
-@router.post("/{adapter_id}/pin")
-def pin(adapter_id: str, services: CurrentServices, owner: CurrentOwner) -> Entry:
+@router.post("/{adapter_id}/pin", responses=answers(Adapter, DamagedAdapter, fails=(404, 409)))
+def pin(adapter_id: AdapterId, services: CurrentServices, owner: CurrentOwner) -> Entry:
     """Load a version now. It keeps the slot of its first request until unpinned or deleted."""
     ref = find_adapter(services, owner, adapter_id)
     services.residency.pin(ref)
     return entry_of(services, adapter_id, ref)
 
 
-@router.post("/{adapter_id}/unpin")
-def unpin(adapter_id: str, services: CurrentServices, owner: CurrentOwner) -> Entry:
+@router.post("/{adapter_id}/unpin", responses=answers(Adapter, DamagedAdapter, fails=(404, 409)))
+def unpin(adapter_id: AdapterId, services: CurrentServices, owner: CurrentOwner) -> Entry:
     """Allow a version to be evicted again."""
     ref = find_adapter(services, owner, adapter_id)
     services.residency.unpin(ref)

@@ -17,6 +17,9 @@ from adapters_store.manifest import AdapterRef
 from adapters_store.store_errors import StoreError
 from server.api.app_services import CurrentOwner, CurrentServices, Services
 from server.api.model_lookup import find_adapter
+from server.api.reference.adapter_answers import AdapterAnalysis, AnalysisProgress
+from server.api.reference.answer_model import answers, streamed
+from server.api.reference.parameters import AdapterId
 from server.api.sse import DONE, EventStream, event
 from server.errors import VerandahError
 from server.interfaces import Inspection
@@ -31,15 +34,24 @@ _POLL_S = 0.05
 _PATIENCE_POLLS = 20  # a second
 _KEEP_ALIVE_POLLS = 200  # ten seconds
 _PROGRESS = "adapter.analysis.progress"
+_STREAM = 'data: {"object": "adapter.analysis.progress", "done": 1, "total": 7}\n\n'
 
 
-@router.get("/v1/adapters/{adapter_id}/analysis")
+@router.get(
+    "/v1/adapters/{adapter_id}/analysis",
+    responses=streamed(
+        answers(AdapterAnalysis, fails=(404, 409, 429)),
+        AnalysisProgress,
+        AdapterAnalysis,
+        example=_STREAM,
+    ),
+)
 async def analyse(
-    adapter_id: str,
+    adapter_id: AdapterId,
     services: CurrentServices,
     owner: CurrentOwner,
-    compare: str | None = Query(None, description="another adapter: NAME or NAME@VERSION"),
-    stream: bool = Query(False, description="send events: progress, then the analysis"),
+    compare: str | None = Query(None, description="Another adapter: NAME or NAME@VERSION."),
+    stream: bool = Query(False, description="Send events: progress, then the analysis."),
 ) -> Response:
     """What an adapter (NAME or NAME@VERSION) changed, linear by linear, and how similar the changes
     of `compare` are. Updates of full rank take long to analyse; the result is cached.

@@ -15,6 +15,9 @@ from server.api.model_lookup import (
     names_after,
     unknown_model,
 )
+from server.api.reference.adapter_answers import DeletedModel, ModelCard, ModelList
+from server.api.reference.answer_model import answers
+from server.api.reference.parameters import After, ModelId
 from server.errors import InvalidRequest
 
 log = logging.getLogger(__name__)
@@ -50,12 +53,14 @@ def _adapter_card(services: Services, model_id: str, ref: AdapterRef) -> Card:
     return _card(services, model_id, created, str(ref), services.base.id)
 
 
-@router.get("/v1/models")
+@router.get("/v1/models", responses=answers(ModelList))
 def list_models(
     services: CurrentServices,
     owner: CurrentOwner,
-    limit: int | None = Query(None, ge=1, description="how many adapters at most; default: all"),
-    after: str | None = Query(None, description="the last id of the previous page"),
+    limit: int | None = Query(
+        None, ge=1, description="How many adapters at most. All if left out."
+    ),
+    after: After = None,
 ) -> Card:
     """The base model and the latest version of each adapter.
 
@@ -75,15 +80,15 @@ def list_models(
     return {"object": "list", "data": data, "has_more": len(page) < len(names)}
 
 
-@router.get("/v1/models/{model_id:path}")
-def get_model(model_id: str, services: CurrentServices, owner: CurrentOwner) -> Card:
+@router.get("/v1/models/{model_id:path}", responses=answers(ModelCard, fails=(404,)))
+def get_model(model_id: ModelId, services: CurrentServices, owner: CurrentOwner) -> Card:
     """The base model, an adapter's latest version, or one version of it."""
     ref = find_model(services, owner, model_id)
     return _base_card(services) if ref is None else _adapter_card(services, model_id, ref)
 
 
-@router.delete("/v1/models/{model_id:path}")
-def delete_model(model_id: str, services: CurrentServices, owner: CurrentOwner) -> Card:
+@router.delete("/v1/models/{model_id:path}", responses=answers(DeletedModel, fails=(404,)))
+def delete_model(model_id: ModelId, services: CurrentServices, owner: CurrentOwner) -> Card:
     """Delete an adapter (NAME) or one version of it (NAME@VERSION). Running requests finish."""
     if model_id == services.base.id:
         raise InvalidRequest("the base model cannot be deleted", param="model")

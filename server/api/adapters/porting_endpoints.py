@@ -17,6 +17,9 @@ from starlette.types import Receive, Scope, Send
 from server.api.adapters.adapter_endpoints import Entry, entry_of
 from server.api.app_services import CurrentOwner, CurrentServices
 from server.api.model_lookup import check_new_name, find_adapter
+from server.api.reference.adapter_answers import Adapter
+from server.api.reference.answer_model import answers, raw
+from server.api.reference.parameters import AdapterId
 from server.api.sse import ClientStalled, in_time
 from server.api.wire import only_fields
 
@@ -29,21 +32,25 @@ _CHUNK_BYTES = 2**20
 _FIELDS = ("name", "config", "weights", "torch_era", "half_dtype", "base_dtype")
 
 
-@router.post("/import", dependencies=[Depends(only_fields(*_FIELDS))])
+@router.post(
+    "/import",
+    dependencies=[Depends(only_fields(*_FIELDS))],
+    responses=answers(Adapter, fails=(409,)),
+)
 def import_adapter(
     services: CurrentServices,
     owner: CurrentOwner,
-    name: Annotated[str, Form(description="the adapter's name; this makes a new version of it")],
-    config: Annotated[UploadFile, File(description="adapter_config.json")],
-    weights: Annotated[UploadFile, File(description="adapter_model.safetensors")],
+    name: Annotated[str, Form(description="The adapter's name: this makes a new version of it.")],
+    config: Annotated[UploadFile, File(description="PEFT's file adapter_config.json.")],
+    weights: Annotated[UploadFile, File(description="PEFT's file adapter_model.safetensors.")],
     torch_era: Annotated[
-        str, Form(description="torch release that drew matrices that were not saved: 2.11 or 2.12")
+        str, Form(description="Torch release that drew matrices that were not saved: 2.11 or 2.12.")
     ] = "",
     half_dtype: Annotated[
-        str, Form(description="half precision in which it drew them: bfloat16 or float16")
+        str, Form(description="Half precision in which it drew them: bfloat16 or float16.")
     ] = "",
     base_dtype: Annotated[
-        str, Form(description="number format of the base model in that training")
+        str, Form(description="Number format of the base model in that training.")
     ] = "float32",
 ) -> Entry:
     """Publish a PEFT checkpoint (VeRA, RandLoRA or LoRA) as the next version of an adapter."""
@@ -61,12 +68,18 @@ def import_adapter(
     return entry_of(services, str(ref), ref)
 
 
-@router.get("/{adapter_id}/export", response_class=StreamingResponse)
+@router.get(
+    "/{adapter_id}/export",
+    response_class=StreamingResponse,
+    responses=raw("application/zip", "The files as a zip.", fails=(404, 429)),
+)
 def export_adapter(
-    adapter_id: str,
+    adapter_id: AdapterId,
     services: CurrentServices,
     owner: CurrentOwner,
-    form: Literal["peft", "peft-lora", "merged"] = Query("peft", alias="format"),
+    form: Literal["peft", "peft-lora", "merged"] = Query(
+        "peft", alias="format", description="For PEFT; as LoRA for vLLM; or merged into the base."
+    ),
 ) -> StreamingResponse:
     """An adapter (NAME or NAME@VERSION) as a zip of files for PEFT, vLLM or transformers."""
     ref = find_adapter(services, owner, adapter_id)

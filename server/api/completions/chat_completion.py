@@ -32,6 +32,8 @@ from server.api.completions.generation_fields import GenerationFields, ranged
 from server.api.completions.logprob_format import ShownTokens
 from server.api.completions.replies import Transcript, reply
 from server.api.model_lookup import find_model
+from server.api.reference.answer_model import answers, streamed
+from server.api.reference.completion_answers import ChatCompletion, ChatCompletionChunk
 from server.api.wire import (
     Ignored,
     Null,
@@ -54,6 +56,7 @@ router = APIRouter(tags=["completions"])
 _MAX_MESSAGES, _MESSAGES_NAMED = 4096, 32
 _MAX_TOOLS, _LONGEST_TOOLS = 128, 64 * 1024
 _MAX_TEMPLATE_FIELDS, _LONGEST_TEMPLATE_FIELDS = 32, 8 * 1024
+_STREAM = 'data: {"choices": [{"index": 0, "delta": {"content": "Arr"}}], ...}\n\ndata: [DONE]\n\n'
 
 
 class ChatMessage(WireModel):
@@ -287,7 +290,12 @@ def check_request(services: Services, owner: str, body: ChatRequest) -> CheckedR
     return CheckedRequest.of(services, (generation,))
 
 
-@router.post("/v1/chat/completions")
+@router.post(
+    "/v1/chat/completions",
+    responses=streamed(
+        answers(ChatCompletion, fails=(404, 429, 504)), ChatCompletionChunk, example=_STREAM
+    ),
+)
 async def create_chat_completion(
     body: ChatRequest, request: Request, services: CurrentServices, owner: CurrentOwner
 ) -> Response:

@@ -25,6 +25,8 @@ from server.api.completions.generation_fields import GenerationFields, ranged
 from server.api.completions.logprob_format import ShownTokens
 from server.api.completions.replies import Transcript, reply
 from server.api.model_lookup import find_model
+from server.api.reference.answer_model import answers, streamed
+from server.api.reference.completion_answers import Completion
 from server.api.wire import Null, NullOrEmpty, NullOrTrue, encodable, only
 from server.engine.sequence import TokenLogprob, check_token_ids
 from server.errors import InvalidRequest
@@ -35,6 +37,7 @@ router = APIRouter(tags=["completions"])
 
 _DEFAULT_MAX_TOKENS = 16  # the OpenAI API's
 _MAX_PROMPTS = 1024
+_STREAM = 'data: {"choices": [{"index": 0, "text": "Arr"}], ...}\n\ndata: [DONE]\n\n'
 
 Scored = tuple[int, int, TokenLogprob | None]
 """Where a token begins in a choice's text, its id and its score."""
@@ -256,7 +259,10 @@ def _echoes(services: Services, body: CompletionRequest, checked: CheckedRequest
     ]
 
 
-@router.post("/v1/completions")
+@router.post(
+    "/v1/completions",
+    responses=streamed(answers(Completion, fails=(404, 429, 504)), Completion, example=_STREAM),
+)
 async def create_completion(
     body: CompletionRequest, request: Request, services: CurrentServices, owner: CurrentOwner
 ) -> Response:

@@ -2,16 +2,21 @@
 
 from typing import Annotated, Literal
 
-from fastapi import APIRouter, Depends, File, Form, Query, UploadFile
+from fastapi import APIRouter, Depends, Form, Query, UploadFile
+from fastapi import File as FormFile
 from fastapi.responses import FileResponse
+from pydantic import WithJsonSchema
 
 from adapters_store.outside_values import shown
 from server.api.app_services import CurrentOwner, CurrentServices
 from server.api.jobs.job_documents import Document, page_document
+from server.api.reference.answer_model import answers, raw
+from server.api.reference.job_answers import DeletedFile, File, FilePage
+from server.api.reference.parameters import After, FileId
 from server.api.threads import DatabaseRoute
 from server.api.wire import only_fields, only_known_query
 from server.errors import InvalidRequest
-from server.jobs.files.file_store import StoredFile
+from server.jobs.files.file_store import LONGEST_LIFE_S, SHORTEST_LIFE_S, StoredFile
 
 router = APIRouter(
     prefix="/v1/files",
@@ -21,6 +26,15 @@ router = APIRouter(
 )
 
 _ANCHOR, _SECONDS = "expires_after[anchor]", "expires_after[seconds]"
+_BOTH = {
+    "requestBody": {
+        "content": {
+            "multipart/form-data": {
+                "schema": {"dependentRequired": {_ANCHOR: [_SECONDS], _SECONDS: [_ANCHOR]}}
+            }
+        }
+    }
+}
 _FIELDS = ("file", "purpose", _ANCHOR, _SECONDS)
 
 
@@ -38,14 +52,26 @@ def _document(file: StoredFile) -> Document:
     }
 
 
-@router.post("", dependencies=[Depends(only_fields(*_FIELDS))])
+@router.post(
+    "", dependencies=[Depends(only_fields(*_FIELDS))], responses=answers(File), openapi_extra=_BOTH
+)
 def upload(
     services: CurrentServices,
     owner: CurrentOwner,
-    file: Annotated[UploadFile, File()],
-    purpose: Annotated[str, Form()],
-    anchor: Annotated[Literal["created_at"] | None, Form(alias=_ANCHOR)] = None,
-    seconds: Annotated[int | None, Form(alias=_SECONDS)] = None,
+    file: Annotated[UploadFile, FormFile(description="The lines, as JSONL.")],
+    purpose: Annotated[
+        str, Form(description="What it is for.", json_schema_extra={"enum": ["fine-tune"]})
+    ],
+    anchor: Annotated[
+        Literal["created_at"] | None,
+        WithJsonSchema({"enum": ["created_at"]}),
+        Form(alias=_ANCHOR, description="From when the seconds count; send both or neither."),
+    ] = None,
+    seconds: Annotated[
+        int | None,
+        WithJsonSchema({"type": "integer", "minimum": SHORTEST_LIFE_S, "maximum": LONGEST_LIFE_S}),
+        Form(alias=_SECONDS, description="Delete the file after so long."),
+    ] = None,
 ) -> Document:
     """Store a file, for ever or for so many seconds. Creating a job checks its lines."""
     if purpose != "fine-tune":
@@ -61,28 +87,32 @@ def upload(
     )
 
 
-@router.get("")
+@router.get("", responses=answers(FilePage))
 def list_files(
     services: CurrentServices,
     owner: CurrentOwner,
-    purpose: str | None = None,
-    limit: int = Query(10_000, ge=1, le=10_000),
-    order: Literal["asc", "desc"] = "desc",
-    after: str | None = None,
+    purpose: str | None = Query(None, description="Only files with this purpose."),
+    limit: int = Query(10_000, ge=1, le=10_000, description="How many at most."),
+    order: Literal["asc", "desc"] = Query("desc", description="By age: `desc` is newest first."),
+    after: After = None,
 ) -> Document:
     """The owner's files, by default the newest first."""
     page = services.files.list(owner, purpose=purpose, after=after, limit=limit, order=order)
     return page_document([_document(file) for file in page.items], page.has_more)
 
 
-@router.get("/{file_id}")
-def get_file(file_id: str, services: CurrentServices, owner: CurrentOwner) -> Document:
+@router.get("/{file_id}", responses=answers(File, fails=(404,)))
+def get_file(file_id: FileId, services: CurrentServices, owner: CurrentOwner) -> Document:
     """One file's name, size and purpose."""
     return _document(services.files.get(owner, file_id))
 
 
-@router.get("/{file_id}/content")
-def get_content(file_id: str, services: CurrentServices, owner: CurrentOwner) -> FileResponse:
+@router.get(
+    "/{file_id}/content",
+    response_class=FileResponse,
+    responses=raw("application/octet-stream", "The bytes of the file.", fails=(404,)),
+)
+def get_content(file_id: FileId, services: CurrentServices, owner: CurrentOwner) -> FileResponse:
     """The bytes of a file, once they are checked to be those that were uploaded."""
     file = services.files.get(owner, file_id)
     with services.files.verified(owner, file_id):
@@ -94,8 +124,8 @@ def get_content(file_id: str, services: CurrentServices, owner: CurrentOwner) ->
     )
 
 
-@router.delete("/{file_id}")
-def delete_file(file_id: str, services: CurrentServices, owner: CurrentOwner) -> Document:
+@router.delete("/{file_id}", responses=answers(DeletedFile, fails=(404, 409)))
+def delete_file(file_id: FileId, services: CurrentServices, owner: CurrentOwner) -> Document:
     """Delete a file. Jobs that run already are not affected."""
     services.files.delete(owner, file_id)
     return {"id": file_id, "object": "file", "deleted": True}

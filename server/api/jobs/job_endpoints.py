@@ -12,6 +12,9 @@ from server.api.app_services import CurrentOwner, CurrentServices, Services
 from server.api.jobs.job_documents import Document, checkpoint_document, job_document, page_document
 from server.api.jobs.job_request import JobRequest, read_options
 from server.api.model_lookup import check_new_name, find_model
+from server.api.reference.answer_model import answers
+from server.api.reference.job_answers import CheckpointPage, DryRun, Job, JobPage
+from server.api.reference.parameters import After, JobId
 from server.api.threads import DatabaseRoute
 from server.api.wire import only_known_query
 from server.errors import InvalidDataset, InvalidRequest, LineProblem
@@ -29,7 +32,7 @@ router = APIRouter(
 )
 
 
-@router.post("")
+@router.post("", responses=answers(Job, DryRun, fails=(404, 409)))
 async def create_job(body: JobRequest, services: CurrentServices, owner: CurrentOwner) -> Document:
     """Check every line of the files, estimate the cost, then queue the job.
 
@@ -88,15 +91,19 @@ def _checked(body: JobRequest, services: Services, owner: str) -> Document | Cal
     return queue
 
 
-@router.get("")
+@router.get("", responses=answers(JobPage))
 def list_jobs(
     request: Request,
     services: CurrentServices,
     owner: CurrentOwner,
-    after: str | None = None,
-    limit: int = Query(20, ge=1, le=100),
-    status: JobStatus | None = Query(None, description="only jobs of this status"),
-    metadata: str | None = Query(None, description="null: only jobs without metadata"),
+    after: After = None,
+    limit: int = Query(20, ge=1, le=100, description="How many at most."),
+    status: JobStatus | None = Query(None, description="Only jobs of this status."),
+    metadata: str | None = Query(
+        None,
+        description="Only jobs without metadata. `metadata[KEY]=VALUE`: with that pair.",
+        json_schema_extra={"enum": ["null", None]},
+    ),
 ) -> Document:
     """The owner's jobs, the newest first. `metadata[KEY]=VALUE` selects jobs with that pair."""
     pairs = _metadata(request.query_params.multi_items())
@@ -104,37 +111,37 @@ def list_jobs(
     return page_document([job_document(job) for job in page.items], page.has_more)
 
 
-@router.get("/{job_id}")
-def get_job(job_id: str, services: CurrentServices, owner: CurrentOwner) -> Document:
+@router.get("/{job_id}", responses=answers(Job, fails=(404,)))
+def get_job(job_id: JobId, services: CurrentServices, owner: CurrentOwner) -> Document:
     """The state of a job."""
     return job_document(services.jobs.get(owner, job_id))
 
 
-@router.post("/{job_id}/cancel")
-def cancel_job(job_id: str, services: CurrentServices, owner: CurrentOwner) -> Document:
+@router.post("/{job_id}/cancel", responses=answers(Job, fails=(404, 409)))
+def cancel_job(job_id: JobId, services: CurrentServices, owner: CurrentOwner) -> Document:
     """Stop a job. A running job stays `running` until its worker has stopped it."""
     return job_document(services.jobs.cancel(owner, job_id))
 
 
-@router.post("/{job_id}/pause")
-def pause_job(job_id: str, services: CurrentServices, owner: CurrentOwner) -> Document:
+@router.post("/{job_id}/pause", responses=answers(Job, fails=(404, 409)))
+def pause_job(job_id: JobId, services: CurrentServices, owner: CurrentOwner) -> Document:
     """Pause a job. A running job stays `running` until its worker has saved it."""
     return job_document(services.jobs.pause(owner, job_id))
 
 
-@router.post("/{job_id}/resume")
-def resume_job(job_id: str, services: CurrentServices, owner: CurrentOwner) -> Document:
+@router.post("/{job_id}/resume", responses=answers(Job, fails=(404, 409)))
+def resume_job(job_id: JobId, services: CurrentServices, owner: CurrentOwner) -> Document:
     """Queue a paused job again. It continues where it stopped."""
     return job_document(services.jobs.resume(owner, job_id))
 
 
-@router.get("/{job_id}/checkpoints")
+@router.get("/{job_id}/checkpoints", responses=answers(CheckpointPage, fails=(404,)))
 def list_checkpoints(
-    job_id: str,
+    job_id: JobId,
     services: CurrentServices,
     owner: CurrentOwner,
-    after: str | None = None,
-    limit: int = Query(10, ge=1, le=100),
+    after: After = None,
+    limit: int = Query(10, ge=1, le=100, description="How many at most."),
 ) -> Document:
     """The versions that a job published during training, the newest first."""
     page = services.jobs.checkpoints(owner, job_id, after=after, limit=limit)

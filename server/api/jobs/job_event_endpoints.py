@@ -14,6 +14,9 @@ from fastapi.responses import JSONResponse
 from server.api.app_services import CurrentOwner, CurrentServices, Services
 from server.api.jobs.event_hub import PAGE, EventHub
 from server.api.jobs.job_documents import event_document, page_document
+from server.api.reference.answer_model import answers, streamed
+from server.api.reference.job_answers import EventPage, JobEvent
+from server.api.reference.parameters import After, JobId
 from server.api.sse import DONE, EventStream, event
 from server.api.wire import only_known_query
 from server.jobs.queue.job import Event
@@ -24,6 +27,8 @@ router = APIRouter(
     dependencies=[Depends(only_known_query)],
 )
 
+_STREAM = 'id: ftevent-1\ndata: {"object": "fine_tuning.job.event", ...}\n\ndata: [DONE]\n\n'
+
 
 def event_hub(services: Services) -> EventHub:
     """What the streams of a server share."""
@@ -32,16 +37,21 @@ def event_hub(services: Services) -> EventHub:
     )
 
 
-@router.get("/{job_id}/events")
+@router.get(
+    "/{job_id}/events",
+    responses=streamed(answers(EventPage, fails=(404, 429)), JobEvent, example=_STREAM),
+)
 async def list_events(
-    job_id: str,
+    job_id: JobId,
     request: Request,
     services: CurrentServices,
     owner: CurrentOwner,
-    after: str | None = None,
-    limit: int = Query(20, ge=1, le=100),
-    stream: bool = Query(False, description="all events, oldest first, as they happen"),
-    last_event_id: Annotated[str | None, Header(description="with stream: start after it")] = None,
+    after: After = None,
+    limit: int = Query(20, ge=1, le=100, description="How many at most, in a page."),
+    stream: bool = Query(False, description="Send all events, oldest first, as they happen."),
+    last_event_id: Annotated[
+        str | None, Header(description="With `stream`: start after it.")
+    ] = None,
 ) -> Response:
     """A job's events, the newest first; or, with `stream`, as they happen.
 

@@ -4,44 +4,65 @@ import json
 from collections.abc import Mapping
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, WithJsonSchema
 
 from adapters_store.outside_values import shown
+from server.api.reference.option_fields import HYPERPARAMETERS, VERANDAH
 from server.api.wire import NullOrEmpty, Text, WireModel, at_most
 from server.errors import InvalidRequest
 from server.jobs.queue.method_spec import MethodSpecs
 from server.jobs.queue.train_options import TrainOptions, check_method
 
-Options = Annotated[dict[str, object], at_most(64)]
+Options = Annotated[
+    dict[str, object],
+    at_most(64),
+    WithJsonSchema(HYPERPARAMETERS),
+]
+OurOptions = Annotated[dict[str, object], at_most(64), WithJsonSchema(VERANDAH)]
 
 
 class Supervised(WireModel):
     """The options of training: any of `TrainOptions`."""
 
-    hyperparameters: Options | None = None
+    hyperparameters: Options | None = Field(None, description="The options.")
 
 
 class TrainingMethod(WireModel):
     """The kind of training; there is one."""
 
-    type: Literal["supervised"]
-    supervised: Supervised | None = None
+    type: Literal["supervised"] = Field(description="Always `supervised`.")
+    supervised: Supervised | None = Field(None, description="Its options.")
 
 
 class JobRequest(WireModel):
     """The body. `hyperparameters` is the older place of the options in `method`. `verandah` takes
     any of `TrainOptions`, and `dry_run`, which the OpenAI API lacks."""
 
-    model: Text
-    training_file: Text
-    validation_file: Text | None = None
-    suffix: Text | None = Field(None, max_length=64)
-    seed: int | None = Field(None, ge=0, lt=2**63)
-    method: TrainingMethod | None = None
-    hyperparameters: Options | None = None
-    verandah: Options | None = None
-    metadata: Annotated[dict[Text, Text] | None, at_most(16)] = None
-    integrations: NullOrEmpty = None
+    model: Text = Field(description="The base, or an adapter to continue from.", examples=["base"])
+    training_file: Text = Field(
+        description="The id of the uploaded file to train on.",
+        examples=["file-c82e70060c3146a0c51f9d95"],
+    )
+    validation_file: Text | None = Field(
+        None, description="The id of a file to score on. If left out, some lines are held out."
+    )
+    suffix: Text | None = Field(
+        None, max_length=64, description="The adapter's name.", examples=["pirate"]
+    )
+    seed: int | None = Field(
+        None, ge=0, lt=2**63, description="What makes the training repeatable."
+    )
+    method: TrainingMethod | None = Field(None, description="The kind of training.")
+    hyperparameters: Options | None = Field(
+        None, description="The older place of the options in `method`."
+    )
+    verandah: OurOptions | None = Field(
+        None, description="Options that the OpenAI API lacks; the others may be here too."
+    )
+    metadata: Annotated[dict[Text, Text] | None, at_most(16)] = Field(
+        None, description="Your own pairs, to find the job again.", examples=[{"team": "a"}]
+    )
+    integrations: NullOrEmpty = Field(None, description="Must be empty.")
 
     @property
     def dry_run(self) -> bool:

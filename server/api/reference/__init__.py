@@ -1,0 +1,1 @@
+"""What the OpenAPI page tells of the endpoints: answers, errors and fields. Answers nothing."""
