@@ -13,6 +13,7 @@ from server.errors import DiskFull, Unavailable
 
 _TIMEOUT_S = 15.0
 _REMEDIES: Final = {
+    sqlite3.SQLITE_ERROR: "if it is another file than before, put the old one back",
     sqlite3.SQLITE_FULL: "make room on its disk",
     sqlite3.SQLITE_READONLY: "make the file and its folder writable for the server",
     sqlite3.SQLITE_CANTOPEN: "restore the file, or make it and its folder writable for the server",

@@ -20,7 +20,8 @@ from server.wiring.building import Records, open_records
 
 log = logging.getLogger(__name__)
 
-_FOLDERS = ("", "adapters", "files", "training", "porting")
+_KEPT = ("adapters", "files")
+_WORK = ("adapters/.staging", "adapters/.trash", "files/.uploads", "training", "porting")
 _SHOWN = 3
 
 
@@ -33,9 +34,10 @@ def open_home(settings: Settings, *, patience_s: float | None = None) -> Iterato
 
     Raises:
         Unavailable: the database is missing, empty or damaged where the folders are not, or a
-            folder cannot be written; the message names it and the remedy.
+            folder is gone or cannot be written; the message names it and the remedy.
     """
     with closing(Database(settings.database)) as database:
+        _refuse_lost_folders(settings.home_path, database)
         _check_folders(settings.home_path)
         _refuse_lost_database(settings.home_path, database)
     with open_records(settings, patience_s=patience_s) as records:
@@ -70,7 +72,7 @@ def _check_folders(home: Path) -> None:
     Raises:
         Unavailable: naming the one that cannot be used.
     """
-    for folder in (home / name for name in _FOLDERS):
+    for folder in (home / name for name in ("", *_KEPT, *_WORK)):
         try:
             with disk.unless_full():
                 folder.mkdir(parents=True, exist_ok=True)
@@ -81,6 +83,25 @@ def _check_folders(home: Path) -> None:
                 f"the folder {folder} cannot be written ({error.strerror}): make it a folder that "
                 "the server's user may read and write, or name another --home"
             ) from error
+
+
+def _refuse_lost_folders(home: Path, database: Database) -> None:
+    """What a used database knows may be on a disk that is not mounted now."""
+    gone = next((home / name for name in _KEPT if _is_gone(home / name)), None)
+    if gone is not None and database.what_is_lost() is None:
+        raise Unavailable(
+            f"the folder {gone} is gone, but the database {database.address} has been used with "
+            "it: mount its disk, or restore it from a backup. To go on without what it held, make "
+            "an empty folder there"
+        )
+
+
+def _is_gone(folder: Path) -> bool:
+    try:
+        folder.stat()
+    except OSError as error:
+        return isinstance(error, FileNotFoundError)
+    return False
 
 
 def _refuse_lost_database(home: Path, database: Database) -> None:

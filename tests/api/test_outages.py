@@ -75,6 +75,18 @@ def test_a_database_that_fails_is_503_and_answers_go_on(
     assert [one.id for one in served.sdk.fine_tuning.jobs.list()] == [job.id]
 
 
+def test_an_empty_file_in_the_database_s_place_is_told_with_the_remedy(
+    served: Running, tmp_path: Path
+) -> None:
+    with gone(tmp_path / "verandah.db"):
+        (tmp_path / "verandah.db").touch()
+        answer = served.http.get("/v1/files")
+        (tmp_path / "verandah.db").unlink()
+    assert answer.status_code == 503
+    assert "another file than before, put the old one back" in answer.json()["error"]["message"]
+    assert served.http.get("/v1/files").status_code == 200
+
+
 def test_who_only_reads_does_not_notice_a_lock(served: Running, tmp_path: Path) -> None:
     file = upload(served)
     with locked(tmp_path / "verandah.db"):

@@ -14,7 +14,6 @@ from server.__main__ import main
 from server.config import Settings
 from server.db.session import Database
 from server.errors import Unavailable
-from server.jobs.files.file_store import Files
 from server.tenancy.keys import DEFAULT_OWNER
 from server.wiring import homes
 from tests.adapters_store.conftest import MakeManifest, MakeTensors, make_manifest, make_tensors
@@ -149,15 +148,32 @@ def test_a_new_home_and_a_used_one_are_opened(tmp_path: Path) -> None:
     for _ in range(2):
         with homes.open_home(Settings(home=tmp_path / "new")) as records:
             assert records.files.list(DEFAULT_OWNER).items == ()
-    shutil.rmtree(tmp_path / "new" / "files")
-    with homes.open_home(Settings(home=tmp_path / "new")) as records:
-        assert isinstance(records.files, Files)
+
+
+@pytest.mark.parametrize("folder", ["adapters", "files"])
+def test_a_folder_that_is_gone_is_refused_until_it_is_made(home: Path, folder: str) -> None:
+    shutil.rmtree(home / folder)
+    for _ in range(2):
+        with pytest.raises(Unavailable, match=f"the folder {home / folder} is gone, .*mount its"):
+            homes.open_home(Settings(home=home)).__enter__()
+        assert not (home / folder).exists()
+    (home / folder).mkdir()
+    with homes.open_home(Settings(home=home)) as records:
+        assert len(records.files.list(DEFAULT_OWNER).items) == 1
+
+
+@pytest.mark.parametrize("folder", ["porting", "training"])
+def test_a_folder_for_unfinished_work_is_made_anew(home: Path, folder: str) -> None:
+    shutil.rmtree(home / folder)
+    with homes.open_home(Settings(home=home)):
+        assert (home / folder).is_dir()
 
 
 def test_files_that_are_gone_are_told_at_start(
     home: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     shutil.rmtree(home / "files")
+    (home / "files").mkdir()
     with homes.open_home(Settings(home=home)):
         assert f"1 files are in the database and not in {home / 'files'}" in caplog.text
 
@@ -185,10 +201,11 @@ def test_a_folder_that_cannot_be_written_is_told_at_start(
     assert "read and write" in told
 
 
-def test_a_file_in_place_of_a_folder_is_told_at_start(home: Path) -> None:
-    shutil.rmtree(home / "files")
-    (home / "files").write_text("x")
-    with pytest.raises(Unavailable, match=f"the folder {home / 'files'} cannot be written"):
+@pytest.mark.parametrize("folder", ["files", "files/.uploads", "adapters/.staging", "porting"])
+def test_a_file_in_place_of_a_folder_is_told_at_start(home: Path, folder: str) -> None:
+    shutil.rmtree(home / folder, ignore_errors=True)
+    (home / folder).write_text("x")
+    with pytest.raises(Unavailable, match=f"the folder {home / folder} cannot be written"):
         homes.open_home(Settings(home=home)).__enter__()
 
 
