@@ -88,7 +88,11 @@ _DISK_FAULTS = (
 )
 _LONGEST_MESSAGE, _LONGEST_NAME = 10_000, 200
 _RETRY_AFTER_S = 3  # for what is being mended: an engine that starts again, a locked database
-_HTTP_CODES = {404: "unknown_url", 405: "method_not_allowed"}
+_HTTP_CODES = {400: "invalid_value", 404: "unknown_url", 405: "method_not_allowed"}
+_FORM_REMEDY = (
+    "send multipart/form-data with its boundary: files with a filename, and at most 1000 other "
+    "fields of 1 MiB each, with names of under 4 KiB"
+)
 
 
 def describe(error: Exception) -> ErrorBody:
@@ -150,7 +154,7 @@ def _http(request: Request, error: Exception) -> Response:
     messages = {
         404: f"there is no {request.method} {request.url.path}: GET /docs lists the endpoints",
         405: f"{request.method} is not allowed on {request.url.path}",
-        400: f"the form cannot be read ({failed.detail}): send the endpoint's fields, each once",
+        400: f"the form cannot be read ({str(failed.detail).rstrip('.')}); {_FORM_REMEDY}",
     }
     return ErrorBody(
         failed.status_code,

@@ -30,6 +30,7 @@ half of it: 126 layers of 7 linears, with four tensors each of 160 bytes."""
 MAX_TENSORS: Final = 8192
 MAX_NAME: Final = 256
 
+_MAX_REASON: Final = 200  # characters: a reason may quote the header
 _MAX_PARTS: Final = 3 * MAX_TENSORS + 2  # a tensor is an object with two lists
 _FLOATS: Final = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 # Segments of names that say how a model was wrapped when it was saved: PEFT's own name of an
@@ -124,7 +125,7 @@ def open_tensors(path: Path) -> Iterator[PeftTensors]:
         with safe_open(path, framework="pt") as file:
             yield PeftTensors(file)
     except SafetensorError as error:
-        raise _no_safetensors(str(error)) from error
+        raise _no_safetensors(str(error)[:_MAX_REASON]) from error
 
 
 def _check_header(path: Path) -> None:

@@ -102,8 +102,9 @@ def _behind_answer(tokenizer: ChatTokenizer, *, following: bool = True) -> str:
 
 def _end_in(text: str, tokenizer: ChatTokenizer, eos: frozenset[int]) -> int | None:
     """The token in a closing text that ends the answer: a known end, else the first that was added
-    to the vocabulary for such a purpose. Plain text is none, because answers may contain it.
+    to the vocabulary for such a purpose. Plain text is none, because answers may contain it. Some
+    vocabularies were given line breaks and runs of spaces: these are plain text too.
     """
     ids = tokenizer.encode(text)
-    marks = [*(i for i in ids if i in eos), *(i for i in ids if i in tokenizer.added_ids)]
-    return next(iter(marks), None)
+    added = [i for i in ids if i in tokenizer.added_ids and tokenizer.token_text(i).strip()]
+    return next(iter([*(i for i in ids if i in eos), *added]), None)

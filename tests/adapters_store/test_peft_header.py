@@ -32,6 +32,13 @@ def deep(levels: int) -> bytes:
     return b'{"x":' + b"[" * levels + b"]" * levels + b"}"
 
 
+def test_a_refusal_quotes_little_of_the_header(tmp_path: Path) -> None:
+    path = written(tmp_path / "weights.safetensors", {"x": F32 | {"dtype": "F" * 10**5}})
+    with pytest.raises(InvalidCheckpoint, match="pickles are not read") as refused:
+        read_all(path)
+    assert len(str(refused.value)) < 400
+
+
 MANY = {f"t{n}": {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]} for n in range(8193)}
 LARGE = 10**18
 REFUSED: dict[str, tuple[object, str]] = {

@@ -155,6 +155,12 @@ FAMILIES = {
         "</s>",
         warned=True,
     ),
+    "headings, and line breaks are an added token": Family(
+        turns("### Instruction:\nCONTENT\n\n", f"{_PLAIN_ASK}CONTENT\n\n\n", _PLAIN_ASK),
+        "</s>",
+        added=("\n\n\n",),
+        warned=True,
+    ),
     "nothing behind an answer": Family(
         turns("\nUser: CONTENT\n", "Bot: CONTENT", "Bot: "), "</s>", warned=True
     ),

@@ -166,3 +166,23 @@ def test_bytes_that_changed_are_never_served_and_never_trained_on(
         assert answer.headers["x-should-retry"] == "false"
         assert what in error["message"]
         assert f"restore {path} on the server, or upload the file again" in error["message"]
+
+
+@pytest.mark.parametrize(
+    ("fields", "reason"),
+    [
+        ({"n" * 5000: "x"}, "Invalid multipart data"),
+        ({f"x{n}": "y" for n in range(1100)}, "Too many fields. Maximum number of fields is 1000"),
+    ],
+)
+def test_a_form_over_a_bound_is_refused_with_all_bounds(
+    server: Running, fields: dict[str, str], reason: str
+) -> None:
+    response = post(server, **fields)
+    assert response.status_code == 400
+    error = response.json()["error"]
+    assert error["code"] == "invalid_value"
+    assert error["message"] == (
+        f"the form cannot be read ({reason}); send multipart/form-data with its boundary: files "
+        "with a filename, and at most 1000 other fields of 1 MiB each, with names of under 4 KiB"
+    )

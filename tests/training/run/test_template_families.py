@@ -122,6 +122,7 @@ def test_a_server_stops_where_any_of_them_ends() -> None:
         ("chatml, the base ends with another", ["<|im_end|>"], ["</s>"]),
         ("chatml, the end is no special token", ["<|im_end|>"], ["</s>"]),
         ("chatml as plain text", [], ["</s>"]),
+        ("headings, and line breaks are an added token", [], ["</s>"]),
         ("roles as tokens", ["<|end|>"], ["<|endoftext|>", "<|end|>"]),
         ("turns, no system", ["</turn>"], ["</s>", "</turn>"]),
         ("the next role's token, behind all but the last", ["<|user|>"], ["</s>"]),
