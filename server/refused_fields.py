@@ -57,7 +57,10 @@ _WORDS: Mapping[str, str] = {
 
 def predicate(problem: ErrorDetails) -> str:
     """What is wrong with a value, and the remedy: "is above 2: give at most 2"."""
-    own = _WORDS.get(problem["type"])
+    kind = problem["type"]
+    if kind in ("too_short", "too_long") and isinstance(problem["input"], str):
+        kind = f"string_{kind}"  # behind a check of its own, pydantic counts a text's "items"
+    own = _WORDS.get(kind)
     context = problem.get("ctx", {})
     try:
         return problem["msg"] if own is None else own.format_map(context)

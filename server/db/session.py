@@ -36,7 +36,7 @@ from sqlalchemy.orm import Session
 from sqlalchemy.pool import ConnectionPoolEntry
 
 from server.db.sqlite_file import damaged, failure, what_is_lost
-from server.db.tables import OwnerRow
+from server.db.tables import OwnerRow, TableBase
 from server.errors import Unavailable
 
 _PATIENCE_S = 15.0
@@ -109,7 +109,7 @@ class Database:
             create: make SQLite's file if it is missing.
 
         Raises:
-            Unavailable: the database cannot be reached, or a newer Verandah made it.
+            Unavailable: the database cannot be reached, lacks a table, or a newer Verandah made it.
         """
         if self._sqlite and create:
             with suppress(OSError):  # connecting says why
@@ -124,6 +124,12 @@ class Database:
                     f"a newer Verandah made the schema of {self._engine.url!r} ({error}): "
                     "upgrade, or name another database"
                 ) from error
+            missing = TableBase.metadata.tables.keys() - inspect(connection).get_table_names()
+        if missing:
+            raise Unavailable(
+                f"the database {self.address} has lost the table {min(missing)!r}: restore a "
+                "backup, or move the database away and run `verandah rebuild`"
+            )
 
     def what_is_lost(self) -> str | None:
         """How the database shows that it was not used before: it "is missing", "has no rows", or

@@ -181,3 +181,10 @@ def test_half_a_character_is_refused_wherever_it_is(server: Running, field: str)
     body = {"model": "base", "messages": ASK, "tool_choice": "none", field: value}
     error = refused(server, CHAT, body)
     assert (error["param"], "surrogate pair" in error["message"]) == (field, True)
+
+
+def test_a_long_text_is_told_in_characters(server: Running) -> None:
+    body = {"model": "base", "training_file": "file-1", "suffix": "a" * 65}
+    error = refused(server, JOBS, body)
+    assert "has more than 64 characters: give fewer" in error["message"]
+    assert error["param"] == "suffix"

@@ -4,6 +4,7 @@ import random
 import shutil
 import sqlite3
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -95,6 +96,18 @@ def test_flipped_bytes_are_told_with_path_and_remedy(used: Path, tmp_path: Path,
         _opened(path).what_is_lost()
     assert f"{path} 'PRAGMA integrity_check'" in str(told.value)
     assert "restore the file from a backup" in str(told.value)
+
+
+@pytest.mark.parametrize("table", ["jobs", "files", "checkpoints", "owners"])
+def test_a_table_that_is_gone_is_told_with_the_remedy(
+    used: Path, tmp_path: Path, table: str
+) -> None:
+    path = Path(shutil.copy(used, tmp_path))
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute(f"DROP TABLE {table}")
+        connection.commit()
+    with pytest.raises(Unavailable, match=rf"{path} has lost the table '{table}'.*rebuild"):
+        _opened(path).migrate()
 
 
 @pytest.mark.parametrize("size", [100, 4096, 40_000])
