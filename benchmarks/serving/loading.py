@@ -38,7 +38,7 @@ Row = tuple[object, ...]
 
 def outline(shape: str) -> BaseModel:
     """A Llama of one of `SHAPES` on torch's meta device, served in bfloat16."""
-    config = AutoConfig.for_model("llama", **SHAPES[shape])
+    config = AutoConfig.for_model(**SHAPES[shape])
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
     return BaseModel.of(model, shape, fingerprint=shape)

@@ -138,8 +138,8 @@ def test_a_quantised_models_linears_are_counted_though_it_is_not_served(tmp_path
     [
         (["--model", "/no/such/model"], 1, "is not there"),
         (["--targets", "no_proj"], 1, "no linear of base 'porch' is named 'no_proj'"),
-        (["--rank", "0"], 2, "--rank '0': input should be greater than or equal to 1"),
-        (["--rank", "8,x"], 2, "--rank 'x': input should be a valid integer"),
+        (["--rank", "0"], 2, "--rank '0': below 1: give at least 1"),
+        (["--rank", "8,x"], 2, "--rank 'x': not a whole number: give one"),
     ],
 )
 def test_what_goes_wrong_is_one_line(

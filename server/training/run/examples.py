@@ -92,7 +92,10 @@ class LineEncoder:
         """One example if each answer stands behind its prompt in the last turn too. Else each is an
         example of its own: some templates show an answer otherwise once more turns follow.
         """
-        chat = [{k: v for k, v in message.items() if k != "weight"} for message in messages]
+        unread = {"weight"}
+        if not self.tokenizer.reads("reasoning_content"):  # a warning has said so
+            unread.add("reasoning_content")
+        chat = [{k: v for k, v in message.items() if k not in unread} for message in messages]
         counted = [
             index
             for index, message in enumerate(messages)
