@@ -8,10 +8,14 @@ nobody else may wait for it, and no answer may be a 500: `test_attacks.py` tries
 import http.client
 import json
 import socket
+import sqlite3
 import threading
+import time
 import uuid
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
+from pathlib import Path
 
 CHAT, TEXT, JOBS = "/v1/chat/completions", "/v1/completions", "/v1/fine_tuning/jobs"
 MIB = 2**20
@@ -20,10 +24,11 @@ _NO_ANSWER = (ConnectionResetError, BrokenPipeError, TimeoutError)
 
 @dataclass(frozen=True)
 class Target:
-    """A server."""
+    """A server, and the folder that holds its database."""
 
     host: str
     port: int
+    home: Path
 
     def raw(self, pieces: Iterable[bytes], *, wait_s: float = 10) -> int:
         """Send bytes as they are. Returns the status of the first answer; 0 if there was none."""
@@ -285,3 +290,58 @@ def _(target: Target) -> list[int]:
 def _(target: Target) -> list[int]:
     fields = {"prompt": "a", "max_tokens": 300, "logprobs": 20, "ignore_eos": True, "n": 12}
     return [target.ask("POST", TEXT, _ask(**fields))[0]]
+
+
+def _queued(target: Target) -> str:
+    """The body of a job that may be queued."""
+    lines = b'{"prompt": "a", "completion": "b"}\n' * 10
+    return json.dumps({"model": "base", "training_file": target.upload(lines)})
+
+
+@attack("event streams of one job")
+def _(target: Target) -> list[int]:
+    _, answer = target.ask("POST", JOBS, _queued(target).encode())
+    path = f"{JOBS}/{json.loads(answer)['id']}/events?stream=true"
+    request = f"GET {path} HTTP/1.1\r\nhost: a\r\n\r\n".encode()
+    with ExitStack() as stack:
+        streams = []
+        for _ in range(200):
+            stream = socket.create_connection((target.host, target.port), timeout=10)
+            streams.append(stack.enter_context(stream))
+            stream.sendall(request)
+        statuses = [int(stream.recv(4096).split(b" ", 2)[1]) for stream in streams]
+        time.sleep(1)  # some polls
+    return statuses
+
+
+@attack("a locked database, and many who would write")
+def _(target: Target) -> list[int]:
+    body = _queued(target).encode()
+    with closing(sqlite3.connect(target.home / "verandah.db", isolation_level=None)) as locker:
+        locker.execute("BEGIN IMMEDIATE")
+        statuses: list[int] = []
+        writers = threading.Thread(target=lambda: statuses.extend(at_once(target, JOBS, body, 40)))
+        writers.start()
+        time.sleep(2)
+        locker.execute("ROLLBACK")
+        writers.join(60)
+    return [status for status in statuses if status != 503] or [200]
+
+
+@attack("an import whose header is huge")
+def _(target: Target) -> list[int]:
+    entry = '"t%d":{"dtype":"F32","shape":[1],"data_offsets":[0,4]},'
+    header = ("{" + "".join(entry % number for number in range(300_000)))[:-1].encode() + b"}"
+    statuses = []
+    for weights in (len(header).to_bytes(8, "little") + header + b"1234", b"\xff" * 64):
+        parts = [("config", b'{"peft_type": "LORA", "r": 1}'), ("weights", weights)]
+        files = b"".join(
+            b'--edge\r\ncontent-disposition: form-data; name="%s"; filename="f"\r\n\r\n%s\r\n'
+            % (name.encode(), content)
+            for name, content in parts
+        )
+        name = b'--edge\r\ncontent-disposition: form-data; name="name"\r\n\r\npet\r\n'
+        kind = "multipart/form-data; boundary=edge"
+        body = name + files + b"--edge--\r\n"
+        statuses.append(target.post("/v1/adapters/import", body, kind))
+    return statuses

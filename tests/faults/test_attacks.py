@@ -62,7 +62,7 @@ def watched(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Ite
         with subprocess.Popen(
             probe, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         ) as watching:
-            yield Watched(Target(found[1], int(found[2])), watching)
+            yield Watched(Target(found[1], int(found[2]), home), watching)
             watching.kill()
         server.kill()
 
