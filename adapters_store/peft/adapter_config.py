@@ -10,13 +10,13 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Final, cast
 
-from adapters_store import foreign_json
+from adapters_store.outside_values import BadJson, JsonBounds, read_json
 from adapters_store.peft.patterns import numbers_by_module
 from adapters_store.store_errors import InvalidCheckpoint
 
 CONFIG_NAME: Final = "adapter_config.json"
 MAX_CONFIG_BYTES: Final = 2**20
-_MAX_PARTS: Final = 16_384  # objects and lists, and brackets in patterns
+_BOUNDS: Final = JsonBounds(objects=16_384, depth=32)
 
 _MERGE = "merge it into its base with PEFT (merge_and_unload) and serve the result as a base model"
 _NOT_LINEAR = "it trains more than linears: train it again without, or " + _MERGE
@@ -47,7 +47,7 @@ _INITS: Final = (True, False, None, "gaussian", "eva", "orthogonal", "mica")
 
 
 def _is_integer(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
+    return isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**63
 
 
 def _is_number(value: object) -> bool:
@@ -90,14 +90,14 @@ def _is_anything(value: object) -> bool:
 _KNOWN: Final[Mapping[str, tuple[Callable[[object], bool], str]]] = {
     name: (fits, kind)
     for fits, kind, names in (
-        (_is_integer, "an integer", "r projection_prng_key"),
+        (_is_integer, "an integer of 64 bits", "r projection_prng_key"),
         (_is_number, "a finite number", "lora_alpha randlora_alpha d_initial"),
         (_is_number, "a finite number", "lora_dropout vera_dropout randlora_dropout"),
         (_is_flag, "true or false", "use_rslora sparse very_sparse fan_in_fan_out"),
         (_is_flag, "true or false", "inference_mode save_projection ensure_weight_tying"),
         (_are_numbers_by_module, "finite numbers by module", "rank_pattern alpha_pattern"),
         (_are_texts, "a text or a list of them", "target_modules exclude_modules layers_pattern"),
-        (_are_integers, "an integer or a list of them", "layers_to_transform"),
+        (_are_integers, "an integer of 64 bits or a list of them", "layers_to_transform"),
         (_is_text, "a text", "peft_type task_type base_model_name_or_path revision"),
         (_is_text, "a text", "peft_version megatron_core"),
         (_is_object, "an object", "auto_mapping runtime_config"),
@@ -157,11 +157,11 @@ def parse_config(text: bytes, kinds: Collection[str]) -> PeftConfig:
             f"{CONFIG_NAME} is over {MAX_CONFIG_BYTES} bytes: send the file that PEFT saved"
         )
     try:
-        fields = foreign_json.read_object(text, max_parts=_MAX_PARTS)
-    except ValueError as error:
-        raise InvalidCheckpoint(
-            f"{CONFIG_NAME} cannot be read: {error}; send the file that PEFT saved"
-        ) from error
+        fields = read_json(text, unique_keys=True, finite=False, bounds=_BOUNDS)
+    except BadJson as error:
+        raise InvalidCheckpoint(f"{CONFIG_NAME} {error}; send the file that PEFT saved") from error
+    if not isinstance(fields, dict):
+        raise InvalidCheckpoint(f"{CONFIG_NAME} is no JSON object: send the file that PEFT saved")
     if "peft_type" not in fields:
         raise InvalidCheckpoint(f"{CONFIG_NAME} has no peft_type: send the file that PEFT saved")
     kind = fields["peft_type"]

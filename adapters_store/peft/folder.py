@@ -16,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from adapters_store import foreign_json
+from adapters_store.outside_values import BadJson, JsonBounds, read_json
 from adapters_store.peft.adapter_config import CONFIG_NAME
 from adapters_store.store_errors import InvalidCheckpoint
 
@@ -31,7 +31,8 @@ MAX_TENSORS: Final = 8192
 MAX_NAME: Final = 256
 
 _MAX_REASON: Final = 200  # characters: a reason may quote the header
-_MAX_PARTS: Final = 3 * MAX_TENSORS + 2  # a tensor is an object with two lists
+# A tensor is an object with two lists, under its name, and with three keys.
+_BOUNDS: Final = JsonBounds(objects=7 * MAX_TENSORS + 256, depth=32)
 _FLOATS: Final = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 # Segments of names that say how a model was wrapped when it was saved: PEFT's own name of an
 # adapter, torch.compile, FSDP, checkpointing of activations.
@@ -142,9 +143,11 @@ def _check_header(path: Path) -> None:
             )
         text = file.read(length)
     try:
-        entries = foreign_json.read_object(text, max_parts=_MAX_PARTS)
-    except ValueError as error:
-        raise _no_safetensors(f"its header cannot be read: {error}") from error
+        entries = read_json(text, unique_keys=True, finite=False, bounds=_BOUNDS)
+    except BadJson as error:
+        raise _no_safetensors(f"its header {error}") from error
+    if not isinstance(entries, dict):
+        raise _no_safetensors("its header is no JSON object")
     if len(entries) > MAX_TENSORS:
         raise InvalidCheckpoint(
             f"{WEIGHTS_NAME} has {len(entries)} tensors, over the {MAX_TENSORS} that are read: "

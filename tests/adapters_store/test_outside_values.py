@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from adapters_store import outside_values
-from adapters_store.outside_values import BadJson, read_json, shown, whole_number
+from adapters_store.outside_values import BadJson, JsonBounds, read_json, shown, whole_number
 
 values = st.recursive(
     st.none()
@@ -111,3 +111,16 @@ def test_a_quote_is_short(value: object) -> None:
     assert len(shown(value)) <= 120
     assert len(shown([value] * 1000)) <= 120
     assert outside_values.shown("x" * 10**6).startswith("'xxx")
+
+
+def test_numbers_that_are_not_finite_may_be_left_to_who_knows_the_field() -> None:
+    text = b'{"a": 1e999, "b": [-Infinity], "c": ' + b"9" * 5000 + b', "d": 7, "e": 1.5}'
+    inf = float("inf")
+    assert read_json(text, finite=False) == {"a": inf, "b": [-inf], "c": inf, "d": 7, "e": 1.5}
+
+
+@pytest.mark.parametrize("text", [b"[[[[1]]]]", b"[[],[],[],[]]", b"[1,2,3,4,5,6,7,8]"])
+def test_bounds_may_be_narrower(text: bytes) -> None:
+    assert read_json(text) is not None
+    with pytest.raises(BadJson, match="nested more than 3 deep|more than 7 values, or 4 lists"):
+        read_json(text, bounds=JsonBounds(values=7, objects=4, depth=3))

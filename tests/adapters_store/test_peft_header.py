@@ -42,14 +42,17 @@ def test_a_refusal_quotes_little_of_the_header(tmp_path: Path) -> None:
 MANY = {f"t{n}": {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]} for n in range(8193)}
 LARGE = 10**18
 REFUSED: dict[str, tuple[object, str]] = {
-    "too many": (MANY, f"objects and lists|has 8193 tensors, over the {MAX_TENSORS}"),
-    "brackets": (b'{"x":[' + b"[]," * 100_000 + b"[]]}", "more than 24578 objects and lists"),
-    "deep": (deep(100), "at most 32 levels"),
-    "deeper": (deep(12_000), "at most 32 levels"),
+    "too many": (MANY, f"has 8193 tensors, over the {MAX_TENSORS}"),
+    "brackets": (
+        b'{"x":[' + b"[]," * 100_000 + b"[]]}",
+        "more than .* 57600 lists, objects and keys",
+    ),
+    "deep": (deep(100), "nested more than 32 deep"),
+    "deeper": (deep(12_000), "nested more than 32 deep"),
     "name": ({"n" * 300: F32}, f"name of 300 characters, over the {MAX_NAME}"),
-    "twice": (b'{"x":{},"x":{}}', "'x' stands in it twice"),
-    "list": ([F32], "not a JSON object"),
-    "text": (b"\xff\xff", "not JSON"),
+    "twice": (b'{"x":{},"x":{}}', "has the key 'x' twice"),
+    "list": ([F32], "header is no JSON object"),
+    "text": (b"\xff\xff", "not UTF-8 at byte 1"),
     "nothing": (b"", "not JSON"),
     "digits": (b'{"x":{"dtype":"F32","shape":[' + b"9" * 5000 + b'],"data_offsets":[0,8]}}', "x|f"),
     "dtype": ({"x": F32 | {"dtype": "F31"}}, "F31"),
