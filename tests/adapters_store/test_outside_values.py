@@ -122,5 +122,5 @@ def test_numbers_that_are_not_finite_may_be_left_to_who_knows_the_field() -> Non
 @pytest.mark.parametrize("text", [b"[[[[1]]]]", b"[[],[],[],[]]", b"[1,2,3,4,5,6,7,8]"])
 def test_bounds_may_be_narrower(text: bytes) -> None:
     assert read_json(text) is not None
-    with pytest.raises(BadJson, match="nested more than 3 deep|more than 7 values, or 4 lists"):
+    with pytest.raises(BadJson, match=r"nested more than 3 deep|more than 7 values, or 4 lists"):
         read_json(text, bounds=JsonBounds(values=7, objects=4, depth=3))
