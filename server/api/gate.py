@@ -30,6 +30,7 @@ _DISCARD_FACTOR = 4  # times the limit: how much more of a body over it is read 
 _LOGGED_PATH = 200  # characters
 _PIECE_BYTES = 8 * 1024  # of an upload
 _ALL_BODIES = 256 * 2**20
+_SMALL_BODY = 64 * 1024
 _UPLOADS = ("/v1/files", "/v1/adapters/import")
 
 Describe = Callable[[Exception], ErrorBody]
@@ -103,7 +104,8 @@ class BodyLimit:
     """Refuses bodies over a limit, of declared length or not, and compressed ones.
 
     Uploads have a limit of their own, and go to the disk. All other bodies are in memory, and their
-    sum has a limit too.
+    sum has a limit too. Small ones pass all the same: whoever holds many large ones must not keep
+    others from a short question, and the number of connections bounds what small ones take.
     """
 
     def __init__(
@@ -219,10 +221,10 @@ class _Counted:
         return {**message, "body": body[:_PIECE_BYTES], "more_body": True}
 
     def _take(self, memory: _InMemory, size: int) -> None:
-        if memory.bytes + size > memory.most:
-            raise _OverLimit(own=False)
-        memory.bytes += size
         self.taken += size
+        memory.bytes += size
+        if self.taken > _SMALL_BODY and memory.bytes > memory.most:
+            raise _OverLimit(own=False)
 
 
 async def _discard(receive: Receive, most: int) -> None:
