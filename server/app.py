@@ -138,22 +138,14 @@ def _known(_: Request, error: Exception) -> Response:
     return describe(error).response()
 
 
-def _of_system(_: Request, error: Exception) -> Response:
-    """A fault of a disk is the operator's to mend, and needs no traceback."""
-    answer = describe(error)
-    ours = answer.code == "internal_error"
-    log.error("a request failed: %s", error, exc_info=error if ours else None)
-    return answer.response()
-
-
 def _http(request: Request, error: Exception) -> Response:
-    failed = cast(HTTPException, error)
+    failed, path = cast(HTTPException, error), request.url.path[:_LONGEST_NAME]
     headers = dict(failed.headers or {})
     if failed.status_code == 405:
         headers = {"allow": _allowed(request.url.path) or "GET, HEAD"}
     messages = {
-        404: f"there is no {request.method} {request.url.path}: GET /docs lists the endpoints",
-        405: f"{request.method} is not allowed on {request.url.path}",
+        404: f"there is no {request.method} {path}: GET /docs lists the endpoints",
+        405: f"{request.method} is not allowed on {path}",
         400: f"the form cannot be read ({str(failed.detail).rstrip('.')}); {_FORM_REMEDY}",
     }
     return ErrorBody(
@@ -223,7 +215,6 @@ def http_api(*, keyed: bool = True) -> FastAPI:
     app.add_exception_handler(store_errors.StoreError, _known)
     app.add_exception_handler(HTTPException, _http)
     app.add_exception_handler(RequestValidationError, _invalid)
-    app.add_exception_handler(OSError, _of_system)
     app.add_exception_handler(Exception, _known)
     return app
 

@@ -116,6 +116,8 @@ class Connection(HttpToolsProtocol):
             self._running.message_event.set()
         self._listened_to.pop(self, None)
         self._stop_waiting()
+        if self._unread is not None:
+            self._unread.cancel()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:

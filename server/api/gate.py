@@ -66,9 +66,12 @@ class RequestIds:
         try:
             await self._app(scope, receive, send_named)
         except Exception as error:
-            log.exception("request %s failed", request_id)
+            answer = self._describe(error)
+            # A disk's fault is the operator's to mend. Its message says how, and a trace does not.
+            ours = answer.code == "internal_error"
+            log.error("request %s failed: %s", request_id, error, exc_info=error if ours else None)
             if not started:
-                await self._describe(error).response()(scope, receive, send_named)
+                await answer.response()(scope, receive, send_named)
             elif not ended:  # Starlette raises after a whole answer too
                 raise  # the server closes the connection: half an answer must not look whole
         finally:

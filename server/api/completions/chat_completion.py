@@ -307,7 +307,8 @@ async def answer(
     services: Services, waker: StreamWaker, owner: str, body: ChatRequest, receive: Receive
 ) -> Response:
     """The answer of `create_chat_completion`."""
-    characters = sum([len(message.content or "") for message in body.messages])
+    said = [(it.content, it.reasoning_content, it.name) for it in body.messages]
+    characters = sum([len(text or "") for texts in said for text in texts])
     checked = await in_thread(services, characters, check_request, services, owner, body)
     shape = ChatShape(services.tokenizer, logprobs=bool(body.logprobs))
     return await reply(services, waker, checked, shape, receive, stream_usage=body.stream_usage)

@@ -52,7 +52,12 @@ class FastPath:
         content = await _read(receive)
         if content is None:
             return None  # the client has disconnected
-        fast = scope["method"] == "POST" and _JSON in scope["headers"] and content
+        fast = (
+            scope["method"] == "POST"
+            and _JSON in scope["headers"]
+            and content
+            and not scope.get("query_string")  # the endpoint refuses what it does not know
+        )
         route = self._routes.get(scope["path"]) if fast else None
         try:
             if len(content) > _LONG_BODY:

@@ -4,6 +4,7 @@ import secrets
 from collections.abc import Iterator
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import accumulate
 from typing import Annotated, cast
 
@@ -113,7 +114,7 @@ class Echo:
     token_ids: tuple[int, ...]
     pieces: tuple[str, ...]
 
-    @property
+    @cached_property
     def text(self) -> str:
         return "".join(self.pieces)
 

@@ -91,7 +91,7 @@ class JobRequest(WireModel):
         for inner in (hyperparameters.get("seed"), ours.get("seed")):
             if self.seed is not None and inner not in (None, "auto", self.seed):
                 raise InvalidRequest(
-                    f"seed is {self.seed} and, among the options, {inner!r}: send one of them",
+                    f"seed is {self.seed} and, among the options, {shown(inner)}: send one of them",
                     param="seed",
                 )
         for key in hyperparameters.keys() & ours.keys():

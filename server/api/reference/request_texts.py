@@ -9,7 +9,7 @@ GENERATION_TEXTS: Final = {
     "stream": "Send the answer as server-sent events while it grows.",
     "stream_options": "Options of a stream; only with `stream`.",
     "stop": "A text or up to 64: the answer ends before the first that it would contain.",
-    "seed": "The same seed gives the same tokens again, whatever else is in the batch.",
+    "seed": "The same seed draws the same random numbers again, and but rarely other tokens.",
     "temperature": "0 always takes the likeliest token; higher values choose more freely. Else 1.",
     "top_p": "Choose among the likeliest tokens that have this probability together. Else 1.",
     "presence_penalty": "Above 0: tokens that were used before become less likely.",

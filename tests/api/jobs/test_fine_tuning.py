@@ -393,3 +393,10 @@ class TestStream:
         url = f"/v1/fine_tuning/jobs/{create(server).id}/events?stream=true"
         with server.http.stream("GET", url) as response:
             assert any(line.startswith(": still running") for line in response.iter_lines())
+
+
+def test_a_dry_run_in_the_query_queues_nothing(server: Running) -> None:
+    body = {"model": "base", "training_file": upload(server)}
+    answer = server.http.post("/v1/fine_tuning/jobs?dry_run=true", json=body)
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, "dry_run")
+    assert not server.sdk.fine_tuning.jobs.list().data
