@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from server.errors import Conflict, FileDamaged, InvalidRequest, NotFound, RequestTooLarge
+from server.jobs.files import file_store
 from server.jobs.files.file_store import Files
 from tests.jobs.conftest import Jobs
 from tests.writing import WRITING
@@ -322,3 +323,16 @@ def test_a_file_whose_bytes_cannot_go_keeps_its_row(
             jobs.files.delete("ann", file)
     with jobs.files.verified("ann", file) as source:
         assert source.read() == b"{}"
+
+
+def test_files_that_jobs_keep_do_not_keep_others(
+    jobs: Jobs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(file_store, "_AT_ONCE", 1)
+    kept, free = (
+        jobs.files.create("ann", "x", "fine-tune", io.BytesIO(b"x"), expires_after_s=3600).id
+        for _ in range(2)
+    )
+    jobs.queue.create("ann", "base", kept)
+    jobs.clock.now += 4000
+    assert [one.id for one in jobs.files.expire()] == [free]

@@ -6,6 +6,7 @@ ends, and its client may continue where it was cut off.
 """
 
 import asyncio
+import logging
 from collections import Counter, deque
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -15,6 +16,8 @@ from server.api.threads import ThreadGroup
 from server.errors import QueueFull, Unavailable
 from server.jobs.queue.job import Event
 from server.jobs.queue.job_queue import JobQueue, News
+
+log = logging.getLogger(__name__)
 
 MAX_STREAMS: Final = 512
 MAX_STREAMS_OF_OWNER: Final = 256
@@ -125,10 +128,15 @@ class EventHub:
                 yield COMMENT
 
     async def _page(self, job_id: str, seen: int) -> Sequence[Event]:
-        try:
-            return await self._threads.run(self._jobs.events_after, job_id, seen, PAGE)
-        except Unavailable:  # the poll asks again
-            return ()
+        """The events after `seen`, at most so many. It waits for a database that is away: the topic
+        may be ahead already, and would not bring what was missed here.
+        """
+        while self._serving():
+            try:
+                return await self._threads.run(self._jobs.events_after, job_id, seen, PAGE)
+            except Unavailable:
+                await asyncio.sleep(_POLL_S)
+        return ()
 
     @contextmanager
     def _following(self, job_id: str, seen: int) -> Iterator[_Follower]:
@@ -153,6 +161,8 @@ class EventHub:
                     await self._take(job_id, new)
             except Unavailable:  # the database may come back while the clients listen
                 pass
+            except Exception:  # one job's fault must not end the streams of all
+                log.exception("the news of jobs could not be read")
             if not self._serving():
                 self._wake_all()
             await asyncio.sleep(_POLL_S)

@@ -218,9 +218,10 @@ class Files:
         gone = []
         with self._database.transaction() as session:
             over = FileRow.expires_at <= self._database.now(session)
-            some = select(FileRow).where(over).limit(_AT_ONCE).with_for_update()
+            free = ~_needing(FileRow).exists()
+            some = select(FileRow).where(over, free).limit(_AT_ONCE).with_for_update()
             for row in session.scalars(some).all():
-                if session.scalar(_needing(row)) is None:
+                if session.scalar(_needing(row)) is None:  # a job may have come before the lock
                     gone.append(StoredFile.from_row(row))
                     self._remove(session, row)
         return gone
@@ -289,7 +290,9 @@ def _check_text(param: str, text: str, most: int) -> None:
         )
 
 
-def _needing(row: FileRow) -> Select[Any]:  # SQLAlchemy 2.0 and 2.1 differ in what it holds
+def _needing(
+    row: FileRow | type[FileRow],
+) -> Select[Any]:  # SQLAlchemy 2.0 and 2.1 differ in what it holds
     """The job that has not ended and needs the file."""
     needs = or_(JobRow.training_file == row.id, JobRow.validation_file == row.id)
     return select(JobRow.id).where(JobRow.owner == row.owner, JobRow.status.in_(UNFINISHED), needs)
