@@ -31,6 +31,13 @@ def check_name(kind: str, value: str) -> str:
     return value
 
 
+def split_owner(adapter_id: str) -> tuple[str | None, str]:
+    """Split OWNER/NAME or OWNER/NAME@VERSION into the owner and the rest; the owner is None where
+    the id names none. Raises InvalidName."""
+    owner, slash, rest = adapter_id.partition("/")
+    return (check_name("owner", owner), rest) if slash else (None, adapter_id)
+
+
 def parse_adapter_id(adapter_id: str) -> tuple[str, int | None]:
     """Split an id that users write: NAME, whose version is None (the latest), or NAME@VERSION.
 

@@ -40,6 +40,7 @@ config() { buildah inspect --type image --format "$1" "$image"; }
 inside() { "$run" --data "$data" "$image" "$@" 2>"$work/stderr"; }
 health() { inside python3 /usr/local/bin/verandah-healthcheck "$port" >/dev/null; }
 unhealthy() { ! health; }
+refuses_without_key() { ! inside verandah serve --host 0.0.0.0 && grep -q VERANDAH_API_KEY "$work/stderr"; }
 same() { [ "$1" = "$2" ] || { echo "        got: $1" >&2; false; }; }
 absent() { ! inside sh -c "command -v $1" >/dev/null; }
 start() {
@@ -102,6 +103,9 @@ bare = [file for file in files if file.endswith(".py") and os.path.isabs(file)
 sys.exit(f"        not compiled: {bare[:3]}" if bare else 0)'
 
 echo "== the server"
+unset VERANDAH_API_KEY
+check "does not start without a key" refuses_without_key
+export VERANDAH_API_KEY=check-image
 check "health check fails before it is there" unhealthy
 check "health check succeeds once it is up" start
 if [ -n "$server" ]; then
@@ -110,8 +114,7 @@ if [ -n "$server" ]; then
     check "SIGTERM stops it in good order" stop
     check "health check fails after it has gone" unhealthy
     kept_files >"$work/before"
-    export VERANDAH_API_KEY=check-image
-    check "starts again on the same data, with an API key" start
+    check "starts again on the same data" start
     check "still has what was there" nothing_lost
     [ -z "$server" ] || check "and stops again" stop
 fi

@@ -35,6 +35,15 @@ from server.api.error_body import ErrorBody
 from server.api.gate import BodyLimit, KeyCheck, RequestIds
 from server.api.head_requests import HeadRequests
 from server.api.jobs import file_endpoints, job_endpoints, job_event_endpoints, job_request
+from server.api.operation_scopes import OperationScopes
+from server.api.organization import (
+    admin_key_endpoints,
+    key_endpoints,
+    member_endpoints,
+    project_endpoints,
+    service_account_endpoints,
+    user_endpoints,
+)
 from server.api.reference.answer_model import EVERYWHERE, failures
 from server.api.reference.openapi_document import openapi_document
 from server.refused_fields import refusal
@@ -65,6 +74,8 @@ _HTTP_ERRORS: Mapping[type[Exception], _HttpError] = {
     errors.UnsupportedEncoding: _HttpError(415, "unsupported_encoding"),
     errors.HeadTooLarge: _HttpError(431, "headers_too_large"),
     errors.Unauthorized: _HttpError(401, "invalid_api_key"),
+    errors.Forbidden: _HttpError(403, "insufficient_permissions"),
+    errors.MissingScope: _HttpError(403, "missing_scope"),
     errors.NotFound: _HttpError(404, "not_found"),
     errors.ModelNotFound: _HttpError(404, "model_not_found"),
     errors.Conflict: _HttpError(409, "conflict", retry=False),
@@ -177,8 +188,11 @@ def _invalid(request: Request, error: Exception) -> Response:
 
 _ENDPOINTS = (
     *(chat_completion, text_completion, model_endpoints),
-    *(adapter_endpoints, analysis_endpoints, porting_endpoints),
+    # Last the one whose ids may hold a slash, as OWNER/NAME: it would take the others' paths.
+    *(analysis_endpoints, porting_endpoints, adapter_endpoints),
     *(file_endpoints, job_endpoints, job_event_endpoints),
+    *(project_endpoints, member_endpoints, service_account_endpoints, key_endpoints),
+    *(user_endpoints, admin_key_endpoints),
     ops,
 )
 _DESCRIPTION = (
@@ -239,7 +253,9 @@ def create_app(services: Services) -> ASGIApp:
         body_bytes=services.max_body_bytes,
         file_bytes=services.max_file_bytes,
     )
-    checked: ASGIApp = KeyCheck(limited, services.keys, services.describe)
+    needed = OperationScopes(route for module in _ENDPOINTS for route in module.router.routes)
+    run = services.threads.keys.run
+    checked: ASGIApp = KeyCheck(limited, services.keys, run, needed, services.describe)
     if services.allowed_origins:
         checked = CrossOrigin(checked, services.describe, services.allowed_origins)
     return RequestIds(HeadRequests(checked), services.describe)

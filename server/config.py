@@ -84,7 +84,14 @@ class Settings(BaseSettings):
     database_url: str = Field("", description="SQLAlchemy URL; empty: SQLite under the home")
     host: str = Field("127.0.0.1", description="address to listen on")
     port: int = Field(8000, ge=0, le=65535, description="port to listen on; 0 takes a free one")
-    api_key: SecretStr | None = Field(None, description="require this key as a bearer token")
+    api_key: SecretStr | None = Field(
+        None,
+        min_length=1,
+        description="the key of the server's admin; without it, requests need no key",
+    )
+    insecure: bool = Field(
+        False, description="listen on any address without a key: whoever reaches it may do anything"
+    )
     allowed_origins: Annotated[tuple[str, ...], *WITH_COMMAS, AfterValidator(_origins)] = Field(
         (),
         description="origins whose pages may use the API in a browser (CORS), with commas between; "

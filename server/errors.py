@@ -96,6 +96,14 @@ class Unauthorized(VerandahError):
     """No API key, or an unknown one."""
 
 
+class Forbidden(VerandahError):
+    """The API key is right, and does not allow this."""
+
+
+class MissingScope(Forbidden):
+    """The API key lacks the scope of an operation."""
+
+
 class NotFound(VerandahError):
     """The thing named does not exist, or is not the caller's."""
 

@@ -10,11 +10,16 @@ from fastapi import Depends, Request
 from server import interfaces
 from server.api.error_body import ErrorBody
 from server.api.threads import Threads
+from server.db.session import Database
 from server.jobs.files.file_store import Files
 from server.jobs.queue.job_queue import JobQueue
 from server.jobs.queue.method_spec import MethodSpecs
 from server.metrics import Metrics
+from server.tenancy.key_book import KeyBook
 from server.tenancy.keys import Keys
+from server.tenancy.owners import Owners
+from server.tenancy.people import People
+from server.tenancy.principal import Principal
 
 
 @dataclass(frozen=True)
@@ -30,6 +35,19 @@ class BaseCard:
     vocab_size: int
     created_at: int
     turn_ends: frozenset[int] = frozenset()
+
+
+@dataclass(frozen=True)
+class Tenants:
+    """The owners, users and keys in the database."""
+
+    owners: Owners
+    people: People
+    keys: KeyBook
+
+    @classmethod
+    def of(cls, database: Database) -> "Tenants":
+        return cls(Owners(database), People(database), KeyBook(database))
 
 
 @dataclass(frozen=True)
@@ -49,6 +67,7 @@ class Services:
     jobs: JobQueue
     methods: MethodSpecs
     keys: Keys
+    tenants: Tenants
     metrics: Metrics
     worker: interfaces.Worker | None
     describe: Callable[[Exception], ErrorBody]
@@ -62,15 +81,20 @@ class Services:
     threads: Threads = field(default_factory=Threads)
 
 
-# Both are coroutines: FastAPI would run functions in the threads that all requests share.
+# All are coroutines: FastAPI would run functions in the threads that all requests share.
 async def _services(request: Request) -> Services:
     return cast(Services, request.app.state.services)
 
 
-async def _owner(request: Request) -> str:
+async def _principal(request: Request) -> Principal:
     # `server.api.gate.KeyCheck` put it there before a byte of the body was read.
-    return cast(str, request.scope["verandah.owner"])
+    return cast(Principal, request.scope["verandah.principal"])
+
+
+async def _owner(request: Request) -> str:
+    return cast(Principal, request.scope["verandah.principal"]).owner
 
 
 CurrentServices = Annotated[Services, Depends(_services)]
+CurrentPrincipal = Annotated[Principal, Depends(_principal)]
 CurrentOwner = Annotated[str, Depends(_owner)]

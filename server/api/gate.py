@@ -14,13 +14,15 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from adapters_store.outside_values import shown, whole_number
 from server.api.error_body import ErrorBody
 from server.errors import (
+    MissingScope,
     RequestTooLarge,
-    Unauthorized,
     Unavailable,
     UnsupportedEncoding,
     VerandahError,
 )
-from server.tenancy.keys import Keys
+from server.tenancy.keys import Keys, Run
+from server.tenancy.principal import Principal
+from server.tenancy.principal import Scope as NamedScope
 
 log = logging.getLogger(__name__)
 
@@ -34,6 +36,7 @@ _SMALL_BODY = 64 * 1024
 _UPLOADS = ("/v1/files", "/v1/adapters/import")
 
 Describe = Callable[[Exception], ErrorBody]
+NeededScope = Callable[[str, str], tuple[NamedScope, ...]]  # by method and path
 
 
 class RequestIds:
@@ -87,20 +90,36 @@ def _log_request(scope: Scope, status: int, seconds: float, request_id: str) -> 
 
 
 class KeyCheck:
-    """Refuses requests to /v1 without a known key, before the body is read."""
+    """Refuses requests to /v1 without a known key or its scope, before the body is read."""
 
-    def __init__(self, app: ASGIApp, keys: Keys, describe: Describe) -> None:
+    def __init__(
+        self, app: ASGIApp, keys: Keys, run: Run, needed: NeededScope, describe: Describe
+    ) -> None:
         self._app = app
         self._keys = keys
+        self._run = run
+        self._needed = needed
         self._describe = describe
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and scope["path"].startswith("/v1/"):
             try:
-                scope["verandah.owner"] = self._keys.owner(_header(scope, b"authorization"))
-            except Unauthorized as error:
+                header = _header(scope, b"authorization")
+                principal = await self._keys.principal(header, self._run)
+                _check_scope(principal, self._needed(scope["method"], scope["path"]))
+            except VerandahError as error:
                 return await self._describe(error).response()(scope, receive, send)
+            scope["verandah.principal"] = principal
         await self._app(scope, receive, send)
+
+
+def _check_scope(principal: Principal, needed: tuple[NamedScope, ...]) -> None:
+    """Raise MissingScope unless the key has one of these scopes, or none is needed."""
+    if needed and not any(map(principal.may, needed)):
+        raise MissingScope(
+            "You have insufficient permissions for this operation. Missing scopes: "
+            f"{' or '.join(needed)}. Use a key that has it: `verandah keys list` shows the scopes"
+        )
 
 
 class BodyLimit:

@@ -1,10 +1,11 @@
 """Finds the model that a request names. Knows no endpoint."""
 
-from adapters_store.manifest import AdapterRef, check_name, parse_adapter_id
+from adapters_store.manifest import AdapterRef, check_name, parse_adapter_id, split_owner
 from adapters_store.outside_values import shown
 from adapters_store.store_errors import AdapterNotFound, InvalidName
 from server.api.app_services import Services
 from server.errors import InvalidRequest, ModelNotFound
+from server.tenancy.visibility import visible
 
 
 def find_model(services: Services, owner: str, model_id: str) -> AdapterRef | None:
@@ -16,9 +17,24 @@ def find_model(services: Services, owner: str, model_id: str) -> AdapterRef | No
     if model_id == services.base.id:
         return None
     try:
-        return services.adapters.resolve(owner, *parse_adapter_id(model_id))
+        return services.adapters.resolve(*parse_owned_id(owner, model_id))
     except (AdapterNotFound, InvalidName) as error:
         raise unknown_model(services, model_id) from error
+
+
+def parse_owned_id(owner: str, model_id: str) -> tuple[str, str, int | None]:
+    """The owner, name and version that an id means for `owner`: NAME is one's own adapter,
+    OWNER/NAME any that one may see.
+
+    Raises:
+        AdapterNotFound: `owner` may not see it, whether it exists or not.
+        InvalidName: no adapter can have that id.
+    """
+    of, rest = split_owner(model_id)
+    name, version = parse_adapter_id(rest)
+    if of is not None and not visible(owner, of):
+        raise AdapterNotFound(f"{owner!r} may not use adapters of {of!r}")
+    return of or owner, name, version
 
 
 def unknown_model(services: Services, model_id: str) -> ModelNotFound:
@@ -38,6 +54,7 @@ def check_new_name(services: Services, owner: str, name: str, param: str) -> Non
     """
     try:
         check_name(param, name)
+        names = services.adapters.names(owner)
         taken = services.adapters.versions(owner, name)
     except InvalidName as error:
         raise InvalidRequest(str(error), param=param) from error
@@ -47,10 +64,12 @@ def check_new_name(services: Services, owner: str, name: str, param: str) -> Non
             f"choose another {param}",
             param=param,
         )
-    if taken and name not in services.adapters.names(owner):
+    same = name.casefold()
+    like = next((one for one in names if one.casefold() == same), None)
+    if name not in names and (like or taken):
         raise InvalidRequest(
-            f"{param} {name!r} differs from an adapter's name only in capital letters, which this "
-            f"server's file system ignores: choose another {param}",
+            f"{param} {name!r} differs from the name of the adapter {like or name.lower()!r} only "
+            f"in capital letters: use that name, or choose another {param}",
             param=param,
         )
 

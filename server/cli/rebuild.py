@@ -4,7 +4,7 @@ import argparse
 
 from server.cli.arguments.options import add_settings, read_fields, set_log_level
 from server.config import Settings
-from server.tenancy.keys import DEFAULT_OWNER
+from server.tenancy.principal import DEFAULT_OWNER
 from server.wiring.process import say, slow_imports
 
 EXAMPLES = """examples:

@@ -179,7 +179,9 @@ def ensure_owner(session: Session, owner: str, now: float) -> None:
         return
     try:
         with session.begin_nested():
-            session.add(OwnerRow(id=owner, created_at=int(now)))
+            session.add(
+                OwnerRow(id=owner, name=owner, folded=owner.casefold(), created_at=int(now))
+            )
     except exc.IntegrityError:  # another process has made it meanwhile
         return
 

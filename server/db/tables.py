@@ -24,6 +24,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 # SQLite counts up only in a column of exactly this type.
 Counter = BigInteger().with_variant(Integer(), "sqlite")
 Name = String(64)
+Label = String(256)  # what people call something
 
 
 class TableBase(DeclarativeBase):
@@ -40,25 +41,84 @@ class TableBase(DeclarativeBase):
 
 
 class OwnerRow(TableBase):
-    """Whoever rows and adapters belong to."""
+    """Whoever rows and adapters belong to; the API calls it a project.
+
+    No two have the same `folded` name: see `server.tenancy.owners.folded`.
+    """
 
     __tablename__ = "owners"
+    __table_args__ = (Index("ix_owners_folded", "folded", unique=True),)
 
     id: Mapped[str] = mapped_column(Name, primary_key=True)
+    name: Mapped[str] = mapped_column(Label, server_default="")
+    folded: Mapped[str] = mapped_column(Text, server_default="")
+    status: Mapped[str] = mapped_column(Name, server_default="active")
     created_at: Mapped[int] = mapped_column(BigInteger)
+    archived_at: Mapped[int | None] = mapped_column(BigInteger)
+
+
+class UserRow(TableBase):
+    """A person, or a service account: a program that belongs to the owner `service_of`."""
+
+    __tablename__ = "users"
+
+    number: Mapped[int] = mapped_column(Counter, primary_key=True)
+    id: Mapped[str] = mapped_column(Name, unique=True)
+    email: Mapped[str | None] = mapped_column(Label, unique=True)
+    name: Mapped[str] = mapped_column(Label)
+    role: Mapped[str] = mapped_column(Name)
+    service_of: Mapped[str | None] = mapped_column(ForeignKey("owners.id"), index=True)
+    added_at: Mapped[int] = mapped_column(BigInteger)
+
+
+class MembershipRow(TableBase):
+    """What a user may do for an owner."""
+
+    __tablename__ = "memberships"
+    __table_args__ = (Index("ix_memberships_owner", "owner", "user", unique=True),)
+
+    number: Mapped[int] = mapped_column(Counter, primary_key=True)
+    owner: Mapped[str] = mapped_column(ForeignKey("owners.id"))
+    user: Mapped[str] = mapped_column(ForeignKey("users.id"), index=True)
+    role: Mapped[str] = mapped_column(Name)
+    added_at: Mapped[int] = mapped_column(BigInteger)
 
 
 class KeyRow(TableBase):
-    """An API key: only the SHA-256 of its text, and a `prefix` by which people know it."""
+    """An API key: only the SHA-256 of its text, and a `prefix` by which people know it.
+
+    `revision` is that of the last change that touched it, or its user's or owner's rights.
+    """
 
     __tablename__ = "keys"
+    __table_args__ = (Index("ix_keys_owner", "owner", "number"),)
 
     number: Mapped[int] = mapped_column(Counter, primary_key=True)
-    owner: Mapped[str] = mapped_column(ForeignKey("owners.id"), index=True)
+    id: Mapped[str] = mapped_column(Name, unique=True)
+    kind: Mapped[str] = mapped_column(Name)
+    owner: Mapped[str] = mapped_column(ForeignKey("owners.id"))
+    user: Mapped[str | None] = mapped_column(ForeignKey("users.id"), index=True)
+    name: Mapped[str] = mapped_column(Label)
+    scopes: Mapped[list[str]] = mapped_column(JSON)
     sha256: Mapped[str] = mapped_column(String(64), unique=True)
     prefix: Mapped[str] = mapped_column(String(16))
     created_at: Mapped[int] = mapped_column(BigInteger)
+    created_by: Mapped[str] = mapped_column(Name)
+    expires_at: Mapped[int | None] = mapped_column(BigInteger)
+    last_used_at: Mapped[int | None] = mapped_column(BigInteger)
     revoked_at: Mapped[int | None] = mapped_column(BigInteger)
+    revision: Mapped[int] = mapped_column(BigInteger, index=True)
+
+
+class TenancyRow(TableBase):
+    """One row: `revision` counts the changes of keys and of what they allow, and `seal` tells keys
+    of this database from made-up ones."""
+
+    __tablename__ = "tenancy"
+
+    number: Mapped[int] = mapped_column(Counter, primary_key=True)
+    revision: Mapped[int] = mapped_column(BigInteger)
+    seal: Mapped[str] = mapped_column(String(64))
 
 
 class OwnedRow(TableBase):

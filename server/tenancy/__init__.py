@@ -1,1 +1,1 @@
-"""API keys and the owners that they stand for."""
+"""Owners, their users and their keys, and what a key may do."""

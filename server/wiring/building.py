@@ -13,7 +13,7 @@ import transformers
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
-from adapters_store.manifest import AdapterRef, parse_adapter_id
+from adapters_store.manifest import AdapterRef, parse_adapter_id, split_owner
 from adapters_store.store import AdapterStore
 from adapters_store.store_errors import AdapterNotFound, StoreError
 from server.adapters.residency import ResidentAdapters
@@ -34,7 +34,7 @@ from server.loop_progress import StepProgress
 from server.metrics import Metrics
 from server.pulse import Pulse
 from server.scheduler.loop import Limits, ServingLoop
-from server.tenancy.keys import DEFAULT_OWNER
+from server.tenancy.principal import DEFAULT_OWNER
 from server.training.run.defaults import BASIS_SEED
 from server.wiring.process import end_soon
 from server.wiring.sizes import Sizes, context_of, kv_memory_mb
@@ -232,9 +232,11 @@ def _capture_bar() -> Iterator[Callable[[int, int], None]]:
 
 
 def pinned_ref(store: AdapterStore, name: str) -> AdapterRef:
-    """The version that an id in `--pinned` names. Raises BadOption."""
+    """The version that an id in `--pinned` names: NAME of the default owner, or OWNER/NAME. Raises
+    BadOption."""
     try:
-        return store.resolve(DEFAULT_OWNER, *parse_adapter_id(name))
+        owner, rest = split_owner(name)
+        return store.resolve(owner or DEFAULT_OWNER, *parse_adapter_id(rest))
     except AdapterNotFound as error:
         raise no_such_pin(name) from error
     except StoreError as error:

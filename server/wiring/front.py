@@ -15,7 +15,7 @@ from server import interfaces
 from server.adapters.inspecting.inspections import Inspections
 from server.adapters.methods.registry import method_specs
 from server.adapters.porting.service import PortingService
-from server.api.app_services import BaseCard, Services
+from server.api.app_services import BaseCard, Services, Tenants
 from server.app import describe
 from server.bases.answer_ends import AnswerEnds
 from server.bases.base_files import check_config, load_stored, outline_base
@@ -30,7 +30,8 @@ from server.replicas.fleet_metrics import add_fleet_metrics
 from server.replicas.fleet_residency import FleetResidency
 from server.replicas.messages import EngineFacts
 from server.replicas.replica import Replica, WorkerProxy
-from server.tenancy.keys import DEFAULT_OWNER, Keys
+from server.tenancy.keys import Keys
+from server.tenancy.principal import DEFAULT_OWNER
 from server.training.job.job_estimator import JobEstimator
 from server.wiring.building import (
     Records,
@@ -105,6 +106,7 @@ def wire(
     worker: interfaces.Worker | None,
 ) -> Services:
     """The services of the HTTP application. `worker` trains in a process of its own."""
+    tenants = Tenants.of(records.database)
     return Services(
         base=BaseCard(
             id=settings.served_name,
@@ -127,7 +129,8 @@ def wire(
         files=records.files,
         jobs=records.jobs,
         methods=method_specs(),
-        keys=Keys(settings.key),
+        keys=Keys(settings.key, tenants.keys),
+        tenants=tenants,
         metrics=metrics,
         worker=front.worker if worker is None else worker,
         problem=front.problem,

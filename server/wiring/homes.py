@@ -14,7 +14,7 @@ from server.config import Settings
 from server.db.session import Database, ensure_owner
 from server.db.tables import OwnerRow
 from server.errors import Unavailable
-from server.tenancy.keys import DEFAULT_OWNER
+from server.tenancy.principal import DEFAULT_OWNER
 from server.training.job.publish import JOB
 from server.wiring.building import Records, open_records
 

@@ -14,7 +14,7 @@ from server.config import Settings
 from server.errors import InvalidRequest
 from server.metrics import Metrics
 from server.scheduler.request import CallbackListener, TextDelta
-from server.tenancy.keys import DEFAULT_OWNER
+from server.tenancy.principal import DEFAULT_OWNER
 from server.wiring.building import open_records
 from server.wiring.front import running_front, wire
 

@@ -1,9 +1,11 @@
 """Checks settings before anything is made of them. Imports no torch."""
 
 import os
+import socket
+from ipaddress import ip_address
 from pathlib import Path
 
-from adapters_store.manifest import parse_adapter_id
+from adapters_store.manifest import parse_adapter_id, split_owner
 from adapters_store.store_errors import InvalidName
 from server.bases.base_place import locate
 from server.config import BadOption, Settings
@@ -16,15 +18,36 @@ def check_settings(settings: Settings) -> None:
         BadOption, UnsupportedModel: a setting cannot be right.
     """
     locate(settings.model)
+    _check_reach(settings)
     home = settings.home_path
     _check_home(home)
     for name in settings.pinned:
         try:
-            parse_adapter_id(name)
+            parse_adapter_id(split_owner(name)[1])
         except InvalidName as error:
             raise BadOption(f"--pinned {name}: {error}") from error
         if not home.exists():
             raise no_such_pin(name)
+
+
+def _check_reach(settings: Settings) -> None:
+    """Raise BadOption if others than this machine could use the server without a key."""
+    if settings.key is None and not settings.insecure and not _is_loopback(settings.host):
+        raise BadOption(
+            f"--host {settings.host}: others than this machine may reach that address, and the "
+            "server has no key: give --api-key or VERANDAH_API_KEY, or --insecure to let everybody "
+            "who reaches it do anything"
+        )
+
+
+def _is_loopback(host: str) -> bool:
+    """Whether all addresses of a name are this machine's own. What cannot be found is told later,
+    when the server listens."""
+    try:
+        found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    except (OSError, UnicodeError):
+        return True
+    return all(ip_address(str(item[4][0]).partition("%")[0]).is_loopback for item in found)
 
 
 def no_such_pin(name: str) -> BadOption:

@@ -10,13 +10,14 @@ import torch
 
 from adapters_store.manifest import AdapterRef, Manifest
 from adapters_store.store import AdapterStore
-from server.api.app_services import BaseCard, Services
+from server.api.app_services import BaseCard, Services, Tenants
 from server.app import create_app, describe
 from server.db.session import Database
 from server.jobs.files.file_store import Files
 from server.jobs.queue.job_queue import JobQueue
 from server.metrics import Metrics
-from server.tenancy.keys import DEFAULT_OWNER, Keys
+from server.tenancy.keys import Keys
+from server.tenancy.principal import DEFAULT_OWNER
 from tests.api.fakes import (
     METHODS,
     VOCAB,
@@ -76,6 +77,7 @@ def services(tmp_path: Path, store: AdapterStore, empty_database: Path) -> Itera
     """Fakes where the engine would be; everything else is real."""
     shutil.copy(empty_database, tmp_path / "verandah.db")
     database = Database(f"sqlite:///{tmp_path / 'verandah.db'}", patience_s=1)
+    tenants = Tenants.of(database)
     yield Services(
         base=BaseCard("base", "tiny", "f" * 64, VOCAB, 1_600_000_000),
         engine=FakeLoop(),
@@ -89,7 +91,8 @@ def services(tmp_path: Path, store: AdapterStore, empty_database: Path) -> Itera
         files=Files(database, tmp_path / "files", max_bytes=MAX_FILE),
         jobs=JobQueue(database),
         methods=METHODS,
-        keys=Keys(),
+        keys=Keys(None, tenants.keys),
+        tenants=tenants,
         metrics=Metrics("base"),
         worker=None,
         describe=describe,

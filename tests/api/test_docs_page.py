@@ -68,7 +68,7 @@ def test_an_unknown_path_is_a_404_in_the_form_of_errors(server: Running, path: s
         ("/v1/models/pirate@1", "DELETE, GET, HEAD"),
         ("/v1/adapters/import", "POST"),
         ("/v1/adapters/pirate", "DELETE, GET, HEAD"),
-        ("/v1/adapters/pirate/pin", "POST"),
+        ("/v1/adapters/pirate/pin", "DELETE, GET, HEAD, POST"),  # or the adapter pin of pirate
         ("/v1/fine_tuning/jobs", "GET, HEAD, POST"),
         ("/v1/chat/completions", "POST"),
         ("/health", "GET, HEAD"),

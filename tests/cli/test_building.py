@@ -13,7 +13,7 @@ from server.bases.model import BaseModel
 from server.bases.shared_weights import twin_of
 from server.bases.tokenizer import EMBEDDED
 from server.config import Settings
-from server.tenancy.keys import DEFAULT_OWNER
+from server.tenancy.principal import DEFAULT_OWNER
 from server.wiring import building, front
 from tests.models import tiny_base, tiny_model
 

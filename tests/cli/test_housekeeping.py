@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from server.config import Settings
-from server.tenancy.keys import DEFAULT_OWNER
+from server.tenancy.principal import DEFAULT_OWNER
 from server.wiring.building import Records
 from server.wiring.homes import open_home
 from server.wiring.housekeeping import housekeeping

@@ -23,7 +23,7 @@ from server.bases.model import BaseModel
 from server.engine.sequence import FinishReason
 from server.errors import ContextLengthExceeded, InvalidRequest, ModelNotFound, Unavailable
 from server.scheduler.request import CallbackListener, TextDelta
-from server.tenancy.keys import DEFAULT_OWNER
+from server.tenancy.principal import DEFAULT_OWNER
 from server.wiring.llm import LLM
 from tests.adapters.made import make_adapter
 from tests.api.running import eventually

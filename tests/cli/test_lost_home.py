@@ -14,7 +14,7 @@ from server.__main__ import main
 from server.config import Settings
 from server.db.session import Database
 from server.errors import Unavailable
-from server.tenancy.keys import DEFAULT_OWNER
+from server.tenancy.principal import DEFAULT_OWNER
 from server.wiring import homes
 from tests.adapters_store.conftest import MakeManifest, MakeTensors, make_manifest, make_tensors
 from tests.db.conftest import postgres_schema

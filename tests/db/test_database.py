@@ -36,7 +36,7 @@ def test_the_migrations_make_the_tables_as_typed(database: Database, url: str) -
 
 def test_migrating_again_changes_nothing(database: Database) -> None:
     with database.transaction() as session:
-        session.add(OwnerRow(id="ann", created_at=1))
+        session.add(OwnerRow(id="ann", folded="ann", created_at=1))
     database.migrate()
     assert _owners(database) == ["ann"]
 
@@ -93,7 +93,7 @@ def test_a_newer_schema_is_refused(database: Database) -> None:
 
 def test_a_failed_transaction_leaves_nothing(database: Database) -> None:
     with pytest.raises(RuntimeError, match="power cut"), database.transaction() as session:
-        session.add(OwnerRow(id="ann", created_at=1))
+        session.add(OwnerRow(id="ann", folded="ann", created_at=1))
         session.flush()
         raise RuntimeError("power cut")
     assert _owners(database) == []
@@ -119,7 +119,7 @@ def test_an_owner_is_made_once(database: Database) -> None:
 
 def test_writers_do_not_lose_each_others_changes(database: Database) -> None:
     with database.transaction() as session:
-        session.add(OwnerRow(id="ann", created_at=0))
+        session.add(OwnerRow(id="ann", folded="ann", created_at=0))
 
     def count(_: int) -> None:
         with database.transaction() as session:
@@ -137,7 +137,7 @@ def test_readers_do_not_wait_for_a_writer(database: Database) -> None:
 
     def write() -> None:
         with database.transaction() as session:
-            session.add(OwnerRow(id="ann", created_at=0))
+            session.add(OwnerRow(id="ann", folded="ann", created_at=0))
             session.flush()
             writing.set()
             assert written.wait(30)
@@ -189,7 +189,7 @@ def _sqlite(tmp_path: Path) -> tuple[Database, Path]:
     database = Database(url)
     database.migrate()
     with database.transaction() as session:
-        session.add(OwnerRow(id="ann", created_at=1))
+        session.add(OwnerRow(id="ann", folded="ann", created_at=1))
     return database, path
 
 
@@ -214,7 +214,7 @@ def test_a_file_that_was_exchanged_is_opened_again(tmp_path: Path) -> None:
     source.close()
     backup.close()
     with database.transaction() as session:
-        session.add(OwnerRow(id="bob", created_at=1))
+        session.add(OwnerRow(id="bob", folded="bob", created_at=1))
     os.replace(tmp_path / "backup", path)
     for suffix in ("-wal", "-shm"):
         Path(f"{path}{suffix}").unlink(missing_ok=True)
@@ -242,7 +242,7 @@ def test_more_who_wait_for_a_lock_than_there_are_connections(
     def write(number: int) -> str:
         try:
             with database.transaction() as session:
-                session.add(OwnerRow(id=str(number), created_at=1))
+                session.add(OwnerRow(id=str(number), folded=str(number), created_at=1))
         except Unavailable as error:
             return str(error)
         return "written"

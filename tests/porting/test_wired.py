@@ -17,7 +17,7 @@ from server.__main__ import main
 from server.app import create_app
 from server.config import Settings
 from server.metrics import Metrics
-from server.tenancy.keys import DEFAULT_OWNER
+from server.tenancy.principal import DEFAULT_OWNER
 from server.wiring.building import open_records
 from server.wiring.front import running_front, wire
 from tests.api.running import eventually, hosting

@@ -104,13 +104,13 @@ def list_adapters(
     }
 
 
-@router.get("/{adapter_id}", responses=answers(Adapter, DamagedAdapter, fails=(404,)))
+@router.get("/{adapter_id:path}", responses=answers(Adapter, DamagedAdapter, fails=(404,)))
 def get_adapter(adapter_id: AdapterId, services: CurrentServices, owner: CurrentOwner) -> Entry:
     """An adapter's latest version (NAME) or one version (NAME@VERSION)."""
     return entry_of(services, adapter_id, find_adapter(services, owner, adapter_id))
 
 
-@router.delete("/{adapter_id}", responses=answers(DeletedAdapter, fails=(404,)))
+@router.delete("/{adapter_id:path}", responses=answers(DeletedAdapter, fails=(404,)))
 def delete(adapter_id: AdapterId, services: CurrentServices, owner: CurrentOwner) -> Entry:
     """Delete an adapter (NAME) or one version of it (NAME@VERSION). Running requests finish.
 
@@ -120,7 +120,7 @@ def delete(adapter_id: AdapterId, services: CurrentServices, owner: CurrentOwner
     return {"id": adapter_id, "object": "adapter", "deleted": True}
 
 
-@router.post("/{adapter_id}/pin", responses=answers(Adapter, DamagedAdapter, fails=(404, 409)))
+@router.post("/{adapter_id:path}/pin", responses=answers(Adapter, DamagedAdapter, fails=(404, 409)))
 def pin(adapter_id: AdapterId, services: CurrentServices, owner: CurrentOwner) -> Entry:
     """Load a version now. It keeps the slot of its first request until unpinned or deleted."""
     ref = find_adapter(services, owner, adapter_id)
@@ -128,7 +128,9 @@ def pin(adapter_id: AdapterId, services: CurrentServices, owner: CurrentOwner) -
     return entry_of(services, adapter_id, ref)
 
 
-@router.post("/{adapter_id}/unpin", responses=answers(Adapter, DamagedAdapter, fails=(404, 409)))
+@router.post(
+    "/{adapter_id:path}/unpin", responses=answers(Adapter, DamagedAdapter, fails=(404, 409))
+)
 def unpin(adapter_id: AdapterId, services: CurrentServices, owner: CurrentOwner) -> Entry:
     """Allow a version to be evicted again."""
     ref = find_adapter(services, owner, adapter_id)

@@ -38,7 +38,7 @@ _STREAM = 'data: {"object": "adapter.analysis.progress", "done": 1, "total": 7}\
 
 
 @router.get(
-    "/v1/adapters/{adapter_id}/analysis",
+    "/v1/adapters/{adapter_id:path}/analysis",
     responses=streamed(
         answers(AdapterAnalysis, fails=(404, 409, 429)),
         AnalysisProgress,

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from fastapi import APIRouter, Query
 
-from adapters_store.manifest import AdapterRef, parse_adapter_id
+from adapters_store.manifest import AdapterRef
 from adapters_store.store_errors import AdapterCorrupt, AdapterNotFound, InvalidName, StoreError
 from server.api.app_services import CurrentOwner, CurrentServices, Services
 from server.api.model_lookup import (
@@ -13,6 +13,7 @@ from server.api.model_lookup import (
     find_model,
     listed_id,
     names_after,
+    parse_owned_id,
     unknown_model,
 )
 from server.api.reference.adapter_answers import DeletedModel, ModelCard, ModelList
@@ -106,25 +107,26 @@ def delete_adapter(services: Services, owner: str, adapter_id: str) -> None:
         InvalidRequest: the id is the base model's, and no adapter has that name.
         AdapterCorrupt: the pointer of the adapter is damaged; deleting the bare name still works.
     """
-    name, versions = _delete_stored(services, owner, adapter_id)
-    for version in versions:
-        services.residency.forget(AdapterRef(owner, name, version))
+    for ref in _delete_stored(services, owner, adapter_id):
+        services.residency.forget(ref)
 
 
-def _delete_stored(services: Services, owner: str, adapter_id: str) -> tuple[str, Sequence[int]]:
-    """Delete from the store. Returns the name and the deleted versions."""
+def _delete_stored(services: Services, owner: str, adapter_id: str) -> Sequence[AdapterRef]:
+    """Delete from the store. Returns the deleted versions."""
     store = services.adapters
     try:
-        name, version = parse_adapter_id(adapter_id)
+        of, name, version = parse_owned_id(owner, adapter_id)
+        if of != owner:  # others' may be used at most
+            raise AdapterNotFound(f"{owner!r} does not own {adapter_id!r}")
         if version is None:
-            return name, store.delete(owner, name)
+            return [AdapterRef(owner, name, each) for each in store.delete(owner, name)]
         checkpoints = _checkpoints_of(services, AdapterRef(owner, name, version))
         # The result goes last: after a failure between them, the same request deletes the rest.
         deleted = [store.delete(owner, name, each) for each in (*checkpoints, version)]
     except (AdapterNotFound, InvalidName) as error:
         find_adapter(services, owner, adapter_id, "model")  # raises if it is the base's id
         raise unknown_model(services, adapter_id) from error
-    return name, [version for versions in deleted for version in versions]
+    return [AdapterRef(owner, name, each) for versions in deleted for each in versions]
 
 
 def _checkpoints_of(services: Services, ref: AdapterRef) -> list[int]:

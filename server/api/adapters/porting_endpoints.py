@@ -69,7 +69,7 @@ def import_adapter(
 
 
 @router.get(
-    "/{adapter_id}/export",
+    "/{adapter_id:path}/export",
     response_class=StreamingResponse,
     responses=raw("application/zip", "The files as a zip.", fails=(404, 429)),
 )

@@ -67,7 +67,7 @@ class FastPath:
             if route is None or body is None:
                 return await self._app(scope, _replayed(content, receive), send)
             del content
-            owner = scope["verandah.owner"]
+            owner = scope["verandah.principal"].owner
             response = await route.answer(self._services, self._waker, owner, body, receive)
         except (VerandahError, StoreError) as error:
             response = self._services.describe(error).response()

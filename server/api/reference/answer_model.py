@@ -61,6 +61,11 @@ _FAILURES: Final[Mapping[int, tuple[str, str, str]]] = {
         "the query parameter 'limits' is unknown",
     ),
     401: ("The API key is missing or wrong.", "invalid_api_key", "the API key is wrong"),
+    403: (
+        "The API key is right, and does not allow this.",
+        "missing_scope",
+        "You have insufficient permissions for this operation. Missing scopes: files.",
+    ),
     404: (
         "There is no such thing, or it is not yours.",
         "model_not_found",

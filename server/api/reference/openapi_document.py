@@ -13,6 +13,7 @@ from server.api.reference import (
     completion_answers,
     job_answers,
     operation_answers,
+    organization_answers,
 )
 from server.api.reference.request_texts import (
     ASKS_FOR_NOTHING,
@@ -33,6 +34,7 @@ _ANSWERS: Final = (
     *(job_answers.File, job_answers.FilePage, job_answers.DeletedFile, job_answers.Job),
     *(job_answers.DryRun, job_answers.JobPage, job_answers.JobEvent, job_answers.EventPage),
     job_answers.CheckpointPage,
+    *organization_answers.ORGANIZATION_ANSWERS,
 )
 _TAGS: Final = {
     "completions": "Answers of the base and of its adapters.",
@@ -40,12 +42,14 @@ _TAGS: Final = {
     "adapters": "Adapters: where they are, what they changed, and their way in and out.",
     "files": "Files that jobs train on, and files of their results.",
     "fine-tuning": "Training jobs.",
+    "organization": "Projects, which own everything, with their users and keys.",
     "operations": "For operators and monitors. They need no API key.",
 }
 _KEY: Final = {
     "type": "http",
     "scheme": "bearer",
-    "description": "The key that the server was started with: `Authorization: Bearer KEY`.",
+    "description": "A project's key, an admin key, or the key that the server was started with: "
+    "`Authorization: Bearer KEY`.",
 }
 
 
@@ -79,9 +83,11 @@ def openapi_document(app: FastAPI, *, keyed: bool) -> Json:
         components["securitySchemes"] = {"key": _KEY}
     for path, operation in _operations(document):
         _complete(operation)
-        if keyed and path.startswith("/v1/"):
-            operation["security"] = [{"key": []}]
-            operation["responses"]["401"] = answer_model.failures(401)[401]
+        if path.startswith("/v1/"):
+            for status, failure in answer_model.failures(401, 403).items():
+                operation["responses"][str(status)] = failure
+            if keyed:
+                operation["security"] = [{"key": []}]
         operation["responses"] = dict(sorted(operation["responses"].items()))
     return document
 

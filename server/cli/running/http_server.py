@@ -19,6 +19,7 @@ from server.jobs.queue.job_queue import JobQueue
 from server.loop_progress import watch
 from server.metrics import Metrics
 from server.supervisor import Supervisor
+from server.tenancy.key_watch import watching_keys
 from server.wiring.front import check_base_and_devices, running_front, wire
 from server.wiring.homes import open_home
 from server.wiring.housekeeping import housekeeping
@@ -49,11 +50,13 @@ def run_server(settings: Settings, listener: socket.socket) -> None:
         _worker(settings, records.jobs) as worker,
         housekeeping(settings, records),
     ):
-        app = create_app(wire(settings, records, front, metrics, worker))
+        services = wire(settings, records, front, metrics, worker)
+        app = create_app(services)
         collect_garbage_rarely()
         if front.loops:
             watch(front.loops, front.give_up)
-        _serve(settings, app, front.stop, listener, limits)
+        with watching_keys(services.keys):
+            _serve(settings, app, front.stop, listener, limits)
 
 
 def collect_garbage_rarely() -> None:

@@ -7,7 +7,7 @@ import openai
 import pytest
 
 from adapters_store.store import FILE_NAME, AdapterStore
-from server.tenancy.keys import DEFAULT_OWNER
+from server.tenancy.principal import DEFAULT_OWNER
 from tests.api.fakes import resident_status
 from tests.api.running import Publish, Running
 

@@ -1,0 +1,1 @@
+"""/v1/organization: owners, users and keys, in the shapes of OpenAI's admin API."""

@@ -1,0 +1,55 @@
+"""Who may manage what: the server's admin everything, an owner's admin that owner."""
+
+from typing import Annotated, Literal
+
+from fastapi import Depends, Path, Query
+
+from server.api.app_services import CurrentPrincipal
+from server.errors import Forbidden
+from server.tenancy.owners import no_such_project
+from server.tenancy.principal import Principal, Role
+
+ProjectRole = Literal["owner", "member"]
+ServerRole = Literal["owner", "reader"]
+
+_ProjectId = Annotated[str, Path(description="The project's id.", examples=["team-a"])]
+UserId = Annotated[
+    str, Path(description="The user's id.", examples=["user-5d41402abc4b2a76b9719d91"])
+]
+KeyId = Annotated[str, Path(description="The key's id.", examples=["key_7d793037a0760186574b0282"])]
+Limit = Annotated[int, Query(ge=1, le=100, description="How many at most.")]
+
+
+async def _server_admin(principal: CurrentPrincipal) -> Principal:
+    if not principal.server_admin:
+        raise Forbidden(
+            "You have insufficient permissions for this operation: only the server's admin may do "
+            "this. Use the key that the server was started with, or an admin key"
+        )
+    return principal
+
+
+async def _managed(project_id: _ProjectId, principal: CurrentPrincipal) -> str:
+    if not principal.manages(project_id):
+        raise no_such_project(project_id)
+    return project_id
+
+
+ServerAdmin = Annotated[Principal, Depends(_server_admin)]
+ManagedProject = Annotated[str, Depends(_managed)]
+"""The project in the path, which the caller manages."""
+
+
+def project_role(role: str) -> ProjectRole:
+    """OpenAI's word for a role in a project."""
+    return "owner" if role == "admin" else "member"
+
+
+def server_role(role: str) -> ServerRole:
+    """OpenAI's word for a role in the server."""
+    return "owner" if role == "admin" else "reader"
+
+
+def role_of(word: ProjectRole | ServerRole) -> Role:
+    """The role that OpenAI's word means."""
+    return "admin" if word == "owner" else "member"

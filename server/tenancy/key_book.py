@@ -1,0 +1,396 @@
+"""The keys in the database: makes, finds, lists, changes and revokes them. Remembers none."""
+
+import secrets
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import Select, and_, select, update
+from sqlalchemy.orm import Session
+
+from adapters_store.outside_values import shown
+from server.db.session import Database
+from server.db.tables import KeyRow, MembershipRow, OwnerRow, TenancyRow, UserRow
+from server.errors import Conflict, InvalidRequest, NotFound
+from server.tenancy.key_text import digest_of, new_key, shown_part
+from server.tenancy.owners import ACTIVE, clean, find_owner
+from server.tenancy.principal import SCOPES, USUAL_SCOPES, Principal
+from server.tenancy.revisions import changing, hold_changes, page_of, printable
+
+ADMIN = "admin"
+OWNED = "owner"
+LONGEST_LIFE_S = 100 * 365 * 86_400
+_USED_S = 60
+
+
+@dataclass(frozen=True)
+class ApiKey:
+    """A key without its text. `kind`: "owner", or "admin" for one of the server's admin.
+
+    `user` is whose it is, with `service` if that is a service account; None: of nobody.
+    """
+
+    id: str
+    kind: str
+    owner: str
+    user: str | None
+    user_name: str | None
+    user_email: str | None
+    service: bool
+    role: str
+    name: str
+    scopes: tuple[str, ...]
+    prefix: str
+    created_at: int
+    created_by: str
+    expires_at: int | None
+    last_used_at: int | None
+    revoked_at: int | None
+    active: bool
+
+
+@dataclass(frozen=True)
+class FoundKey:
+    """What the database says of a key's text, as of `revision`. `problem` says why it opens
+    nothing, and is empty if it does."""
+
+    revision: int
+    number: int = 0
+    principal: Principal | None = None
+    expires_at: float | None = None
+    problem: str = "the API key is unknown: check it, or ask who runs the server for another"
+
+
+class KeyBook:
+    """All keys. Raises Unavailable where the database cannot be reached."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def seal(self) -> str:
+        """What marks the keys of this database."""
+        with self._database.reading() as session:
+            return session.scalars(select(TenancyRow.seal)).one()
+
+    def find(self, digest: str) -> FoundKey:
+        """The key with that SHA-256. One query."""
+        # The one statement sees the key and the revision at the same moment.
+        revision = select(TenancyRow.revision).scalar_subquery()
+        query = _joined().add_columns(revision).where(KeyRow.sha256 == digest)
+        with self._database.reading() as session:
+            row = session.execute(query).one_or_none()
+            if row is None:
+                return FoundKey(0)
+            now = self._database.now(session)
+        return _found(row[0], row[1], row[2], row[3], row[4], now)
+
+    def changes(self, since: int) -> tuple[int, Sequence[str]]:
+        """The revision, and the SHA-256 of each key that has changed after `since`."""
+        with self._database.reading() as session:
+            revision = session.scalar(select(TenancyRow.revision)) or 0
+            if revision == since:
+                return revision, ()
+            changed = select(KeyRow.sha256).where(KeyRow.revision > since)
+            return revision, session.scalars(changed).all()
+
+    def create(
+        self,
+        owner: str,
+        name: str,
+        *,
+        by: Principal,
+        user: str | None = None,
+        scopes: Sequence[str] | None = None,
+        life_s: int | None = None,
+        kind: str = OWNED,
+    ) -> tuple[ApiKey, str]:
+        """Make a key. Returns it and its text, which is kept nowhere.
+
+        Raises:
+            InvalidRequest: the name, a scope or the life is wrong.
+            NotFound: there is no such owner, or the user is no member.
+            Conflict: the owner is archived.
+        """
+        name = printable(name, "name")
+        allowed = SCOPES if kind == ADMIN else _checked_scopes(scopes)
+        with changing(self._database) as (session, revision):
+            now = int(self._database.now(session))
+            _check_place(session, owner, user)
+            text = new_key(session.scalars(select(TenancyRow.seal)).one())
+            row = KeyRow(
+                id=f"key_{secrets.token_hex(12)}",
+                kind=kind,
+                owner=owner,
+                user=user,
+                name=name,
+                scopes=list(allowed),
+                sha256=digest_of(text),
+                prefix=shown_part(text),
+                created_at=now,
+                created_by=by.name,
+                expires_at=None if life_s is None else now + _checked_life(life_s),
+                revision=revision,
+            )
+            session.add(row)
+            session.flush()
+            return _one(session, row.owner, row.id, kind), text
+
+    def list(
+        self,
+        owner: str,
+        *,
+        kind: str = OWNED,
+        after: str | None = None,
+        limit: int = 20,
+        newest_first: bool = False,
+    ) -> tuple[Sequence[ApiKey], bool]:
+        """A page of an owner's keys that were not revoked. Raises InvalidRequest, NotFound."""
+        query = _listed(owner, kind)
+        behind = None if after is None else KeyRow.id == clean(after)
+        with self._database.reading() as session:
+            find_owner(session, owner)
+            rows, more = page_of(
+                session, query, KeyRow.number, behind, limit, newest_first=newest_first
+            )
+            return [_api_key(*row) for row in rows], more
+
+    def get(self, owner: str, key_id: str, *, kind: str = OWNED) -> ApiKey:
+        """Raises NotFound."""
+        with self._database.reading() as session:
+            find_owner(session, owner)
+            return _one(session, owner, key_id, kind)
+
+    def change(
+        self,
+        owner: str,
+        key_id: str,
+        *,
+        scopes: Sequence[str] | None = None,
+        life_s: int | None = None,
+    ) -> ApiKey:
+        """Replace the scopes, or let it expire so long after now. Raises InvalidRequest, NotFound,
+        and Conflict if it has expired."""
+        with changing(self._database) as (session, revision):
+            row, now = _row(session, owner, key_id, OWNED), int(self._database.now(session))
+            if row.expires_at is not None and row.expires_at <= now:
+                raise Conflict(f"key {row.id!r} has expired: make a new one")
+            if scopes is not None:
+                row.scopes = list(_checked_scopes(scopes))
+            if life_s is not None:
+                row.expires_at = now + _checked_life(life_s)
+            row.revision = revision
+            session.flush()
+            return _one(session, owner, row.id, OWNED)
+
+    def rotate(
+        self, owner: str, key_id: str, *, by: Principal, grace_s: int
+    ) -> tuple[ApiKey, str, ApiKey]:
+        """Make a key with the rights of another, which then expires after `grace_s`.
+
+        Returns the new one, its text, and the old one. Raises InvalidRequest, NotFound, Conflict.
+        """
+        if not 0 <= grace_s <= LONGEST_LIFE_S:
+            raise InvalidRequest(
+                f"grace_seconds={grace_s} is not between 0 and {LONGEST_LIFE_S}: give fewer",
+                param="grace_seconds",
+            )
+        with changing(self._database) as (session, revision):
+            old, now = _row(session, owner, key_id, OWNED), int(self._database.now(session))
+            if old.expires_at is not None and old.expires_at <= now:
+                raise Conflict(f"key {old.id!r} has expired: make a new one")
+            text = new_key(session.scalars(select(TenancyRow.seal)).one())
+            new = KeyRow(
+                id=f"key_{secrets.token_hex(12)}",
+                kind=old.kind,
+                owner=old.owner,
+                user=old.user,
+                name=old.name,
+                scopes=list(old.scopes),
+                sha256=digest_of(text),
+                prefix=shown_part(text),
+                created_at=now,
+                created_by=by.name,
+                expires_at=_same_life(old, now),
+                revision=revision,
+            )
+            session.add(new)
+            old.expires_at = min(now + grace_s, old.expires_at or now + grace_s)
+            old.revision = revision
+            session.flush()
+            return (
+                _one(session, owner, new.id, OWNED),
+                text,
+                _one(session, owner, old.id, OWNED),
+            )
+
+    def revoke(self, owner: str, key_id: str, *, kind: str = OWNED) -> None:
+        """Refuse a key from now on, and list it no longer. Raises NotFound."""
+        with changing(self._database) as (session, revision):
+            row = _row(session, owner, key_id, kind)
+            row.revoked_at, row.revision = int(self._database.now(session)), revision
+
+    def note_use(self, used: Mapping[int, float]) -> None:
+        """Write when keys, by number, were last used; for each at most once a minute."""
+        with self._database.transaction() as session:
+            hold_changes(session)
+            for number, at in used.items():
+                old = KeyRow.last_used_at.is_(None) | (KeyRow.last_used_at <= int(at) - _USED_S)
+                noted = update(KeyRow).where(KeyRow.number == number, old)
+                session.execute(noted.values(last_used_at=int(at)))
+
+
+def _joined() -> Select[Any]:
+    """Keys with their owner, and with their user and membership, which may be None."""
+    member = and_(MembershipRow.owner == KeyRow.owner, MembershipRow.user == KeyRow.user)
+    # SQLAlchemy 2.0 and 2.1 differ in what the type holds, hence Any.
+    keys: Any = select(KeyRow, OwnerRow, UserRow, MembershipRow)
+    query: Select[Any] = (
+        keys.join(OwnerRow, OwnerRow.id == KeyRow.owner)
+        .outerjoin(UserRow, UserRow.id == KeyRow.user)
+        .outerjoin(MembershipRow, member)
+    )
+    return query
+
+
+def _listed(owner: str, kind: str) -> Select[Any]:
+    mine = KeyRow.owner == clean(owner), KeyRow.kind == kind, KeyRow.revoked_at.is_(None)
+    return _joined().where(*mine)
+
+
+def _one(session: Session, owner: str, key_id: str, kind: str) -> ApiKey:
+    row = session.execute(_listed(owner, kind).where(KeyRow.id == clean(key_id))).one_or_none()
+    if row is None:
+        raise _no_such_key(key_id, kind)
+    return _api_key(*row)
+
+
+def _row(session: Session, owner: str, key_id: str, kind: str) -> KeyRow:
+    find_owner(session, owner)
+    found = select(KeyRow).where(
+        KeyRow.owner == owner,
+        KeyRow.id == clean(key_id),
+        KeyRow.kind == kind,
+        KeyRow.revoked_at.is_(None),
+    )
+    row = session.scalar(found)
+    if row is None:
+        raise _no_such_key(key_id, kind)
+    return row
+
+
+def _no_such_key(key_id: str, kind: str) -> NotFound:
+    if kind == ADMIN:
+        listed = "GET /v1/organization/admin_api_keys lists them"
+    else:
+        listed = "`verandah keys list --owner OWNER` lists an owner's"
+    return NotFound(f"key {shown(key_id)} does not exist or is not yours: {listed}")
+
+
+def _api_key(
+    key: KeyRow, owner: OwnerRow, user: UserRow | None, membership: MembershipRow | None
+) -> ApiKey:
+    return ApiKey(
+        id=key.id,
+        kind=key.kind,
+        owner=key.owner,
+        user=key.user,
+        user_name=None if user is None else user.name,
+        user_email=None if user is None else user.email,
+        service=user is not None and user.service_of is not None,
+        role="member" if membership is None else membership.role,
+        name=key.name,
+        scopes=tuple(key.scopes),
+        prefix=key.prefix,
+        created_at=key.created_at,
+        created_by=key.created_by,
+        expires_at=key.expires_at,
+        last_used_at=key.last_used_at,
+        revoked_at=key.revoked_at,
+        active=owner.status == ACTIVE and (user is None or membership is not None),
+    )
+
+
+def _found(
+    key: KeyRow,
+    owner: OwnerRow,
+    user: UserRow | None,
+    membership: MembershipRow | None,
+    revision: int,
+    now: float,
+) -> FoundKey:
+    problem = _problem(key, owner, user, membership, now)
+    if problem:
+        return FoundKey(revision, key.number, problem=problem)
+    # A key of nobody has what its maker gave it; a user's key never more than the user's role.
+    manages = key.user is None or (membership is not None and membership.role == "admin")
+    scopes = frozenset(scope for scope in key.scopes if manages or scope != "admin")
+    principal = Principal(
+        owner=key.owner,
+        key=key.id,
+        user=key.user,
+        role="admin" if manages and "admin" in scopes else "member",
+        scopes=scopes,
+        # Never by a user's role in the server: an owner's admin may make keys for any member.
+        server_admin=key.kind == ADMIN,
+    )
+    return FoundKey(revision, key.number, principal, key.expires_at, problem="")
+
+
+def _problem(
+    key: KeyRow,
+    owner: OwnerRow,
+    user: UserRow | None,
+    membership: MembershipRow | None,
+    now: float,
+) -> str:
+    if key.revoked_at is not None:
+        return "the API key was revoked: ask who runs the server for another"
+    if key.expires_at is not None and key.expires_at <= now:
+        return EXPIRED
+    if owner.status != ACTIVE:
+        return f"the project {owner.id!r} of this API key is {owner.status}: use another's key"
+    if user is not None and membership is None:
+        return f"the user of this API key left the project {owner.id!r}: use another key"
+    return ""
+
+
+EXPIRED = "the API key has expired: ask who runs the server for another"
+
+
+def _check_place(session: Session, owner: str, user: str | None) -> None:
+    row = find_owner(session, owner)
+    if row.status != ACTIVE:
+        raise Conflict(f"project {owner!r} is {row.status}, so its keys would open nothing")
+    if user is not None:
+        member = MembershipRow.owner == owner, MembershipRow.user == clean(user)
+        if session.scalar(select(MembershipRow).where(*member)) is None:
+            raise NotFound(
+                f"user {shown(user)} is not in project {shown(owner)}: add the user first"
+            )
+
+
+def _checked_scopes(scopes: Sequence[str] | None) -> Sequence[str]:
+    """The scopes in their usual order. None given: all but `admin`."""
+    if not scopes:
+        return USUAL_SCOPES
+    wrong = next((scope for scope in scopes if scope not in SCOPES), None)
+    if wrong is not None:
+        raise InvalidRequest(
+            f"scope {shown(wrong)} does not exist: use {', '.join(SCOPES)}", param="scopes"
+        )
+    return [scope for scope in SCOPES if scope in scopes]
+
+
+def _checked_life(life_s: int) -> int:
+    if not 1 <= life_s <= LONGEST_LIFE_S:
+        raise InvalidRequest(
+            f"expires_in_seconds={life_s} is not between 1 and {LONGEST_LIFE_S}: leave it out for "
+            "a key that does not expire",
+            param="expires_in_seconds",
+        )
+    return life_s
+
+
+def _same_life(old: KeyRow, now: int) -> int | None:
+    """A new key lives as long from now as the old one did from its making."""
+    return None if old.expires_at is None else now + old.expires_at - old.created_at
