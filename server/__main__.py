@@ -23,6 +23,8 @@ _COMMANDS = {
     "import": "send an adapter that PEFT saved to a running server",
     "export": "save an adapter of a running server for PEFT, vLLM or transformers",
     "rebuild": "make a new database for a home that has lost its own",
+    "owners": "list, make and archive the owners of a running server",
+    "keys": "make, list, replace and revoke the API keys of a running server",
     "adapters": "list, show, pin and delete the adapters of a running server",
 }
 

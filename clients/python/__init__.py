@@ -1,5 +1,6 @@
 """A small typed client over httpx for what the OpenAI SDK lacks, and for our own command line."""
 
+from .admin import Admin
 from .analysis_result import Analysis
 from .client import Client
 from .client_errors import (
@@ -15,6 +16,7 @@ from .shapes import Adapter, Checkpoint, Event, Job, Judgement, Sample, Uploaded
 
 __all__ = [
     "Adapter",
+    "Admin",
     "Analysis",
     "ApiError",
     "BadAddress",

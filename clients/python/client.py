@@ -4,21 +4,20 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
 import httpx
 
+from .admin import Admin
 from .analysis_result import Analysis
 from .client_errors import ApiError, ConnectionFailed, JobFailed
 from .folders import check_free, checkpoint_files, unpack
-from .http_connection import HttpConnection
+from .http_connection import HttpConnection, path_of
 from .hyperparameters import Hyperparameters
 from .shapes import Adapter, Checkpoint, Event, Job, UploadedFile
 from .slim import without_copies
 
 DEFAULT_URL = "http://127.0.0.1:8000"
 DEFAULT_TIMEOUT = httpx.Timeout(600.0, connect=10.0)
-_PAGE = 100
 _JOBS = "/v1/fine_tuning/jobs"
 _ADAPTERS = "/v1/adapters"
 
@@ -46,6 +45,7 @@ class Client:
         transport: httpx.BaseTransport | None = None,
     ) -> None:
         self._server = HttpConnection(base_url, api_key, timeout, transport)
+        self.admin = Admin(self._server)
 
     @property
     def base_url(self) -> str:
@@ -76,7 +76,7 @@ class Client:
 
     def model(self, model_id: str) -> Mapping[str, Any]:
         """The card of one model: the base, an adapter or one version of it."""
-        card: Mapping[str, Any] = self._server.json("GET", _path("/v1/models", model_id))
+        card: Mapping[str, Any] = self._server.json("GET", path_of("/v1/models", model_id))
         return card
 
     def chat(self, model: str, messages: Sequence[Message], **options: object) -> Iterator[str]:
@@ -104,7 +104,7 @@ class Client:
 
     def delete_file(self, file_id: str) -> None:
         """Delete a file."""
-        self._server.json("DELETE", _path("/v1/files", file_id))
+        self._server.json("DELETE", path_of("/v1/files", file_id))
 
     def train(
         self,
@@ -163,43 +163,45 @@ class Client:
     ) -> Iterator[Job]:
         """The jobs of that `status` and with all pairs of `metadata`, the newest first."""
         query = {f"metadata[{key}]": value for key, value in (metadata or {}).items()}
-        return map(Job.of, self._pages(_JOBS, query | ({"status": status} if status else {})))
+        return map(
+            Job.of, self._server.pages(_JOBS, query | ({"status": status} if status else {}))
+        )
 
     def job(self, job_id: str) -> Job:
         """The state of a job."""
-        return Job.of(self._server.json("GET", _path(_JOBS, job_id)))
+        return Job.of(self._server.json("GET", path_of(_JOBS, job_id)))
 
     def cancel(self, job_id: str) -> Job:
         """Ask a job to stop."""
-        return Job.of(self._server.json("POST", _path(_JOBS, job_id, "cancel")))
+        return Job.of(self._server.json("POST", path_of(_JOBS, job_id, "cancel")))
 
     def pause(self, job_id: str) -> Job:
         """Pause a job; its worker saves it first."""
-        return Job.of(self._server.json("POST", _path(_JOBS, job_id, "pause")))
+        return Job.of(self._server.json("POST", path_of(_JOBS, job_id, "pause")))
 
     def resume(self, job_id: str) -> Job:
         """Queue a paused job again; it continues where it stopped."""
-        return Job.of(self._server.json("POST", _path(_JOBS, job_id, "resume")))
+        return Job.of(self._server.json("POST", path_of(_JOBS, job_id, "resume")))
 
     def checkpoints(self, job_id: str) -> list[Checkpoint]:
         """The versions that a job published, oldest first."""
-        pages = self._pages(_path(_JOBS, job_id, "checkpoints"))
+        pages = self._server.pages(path_of(_JOBS, job_id, "checkpoints"))
         return [Checkpoint.of(raw) for raw in pages][::-1]
 
     def content(self, file_id: str) -> bytes:
         """A file's bytes. A job's `result_files` are CSV with the figures of every step."""
-        return self._server.request("GET", _path("/v1/files", file_id, "content")).content
+        return self._server.request("GET", path_of("/v1/files", file_id, "content")).content
 
     def events(self, job_id: str) -> list[Event]:
         """All events of a job, oldest first."""
-        return [Event.of(raw) for raw in self._pages(_path(_JOBS, job_id, "events"))][::-1]
+        return [Event.of(raw) for raw in self._server.pages(path_of(_JOBS, job_id, "events"))][::-1]
 
     def follow(self, job_id: str) -> Iterator[Event]:
         """Yield a job's events, oldest first, as they happen, until it has ended.
 
         They end early if the server stops; `wait` waits for the job all the same.
         """
-        path = _path(_JOBS, job_id, "events")
+        path = path_of(_JOBS, job_id, "events")
         return map(Event.of, self._server.documents(f"{path}?stream=true"))
 
     def wait(self, job_id: str, *, poll_s: float = 1.0) -> Job:
@@ -217,11 +219,11 @@ class Client:
 
     def adapters(self) -> Iterator[Adapter]:
         """Every adapter, by name, fetched page by page."""
-        return map(Adapter.of, self._pages(_ADAPTERS))
+        return map(Adapter.of, self._server.pages(_ADAPTERS))
 
     def adapter(self, adapter_id: str) -> Adapter:
         """One adapter: NAME, or NAME@VERSION."""
-        return Adapter.of(self._server.json("GET", _path(_ADAPTERS, adapter_id)))
+        return Adapter.of(self._server.json("GET", path_of(_ADAPTERS, adapter_id)))
 
     def analysis(
         self,
@@ -235,7 +237,7 @@ class Client:
         While the server works, `on_progress` gets the number of linears done, and of all.
         """
         query = {"stream": "true"} | ({} if compare is None else {"compare": compare})
-        path = f"{_path(_ADAPTERS, adapter_id, 'analysis')}?{httpx.QueryParams(query)}"
+        path = f"{path_of(_ADAPTERS, adapter_id, 'analysis')}?{httpx.QueryParams(query)}"
         for document in self._server.documents(path):
             if document["object"] == "adapter.analysis":
                 return Analysis.of(document)
@@ -274,33 +276,18 @@ class Client:
         Raises BadFolder where `out` exists and is not empty.
         """
         check_free(out)
-        path = _path(_ADAPTERS, adapter_id, "export")
+        path = path_of(_ADAPTERS, adapter_id, "export")
         with self._server.stream(f"{path}?format={form}") as response:
             return unpack(response.iter_bytes(), out)
 
     def pin(self, adapter_id: str) -> Adapter:
         """Keep an adapter resident."""
-        return Adapter.of(self._server.json("POST", _path(_ADAPTERS, adapter_id, "pin")))
+        return Adapter.of(self._server.json("POST", path_of(_ADAPTERS, adapter_id, "pin")))
 
     def unpin(self, adapter_id: str) -> Adapter:
         """Allow an adapter to be evicted again."""
-        return Adapter.of(self._server.json("POST", _path(_ADAPTERS, adapter_id, "unpin")))
+        return Adapter.of(self._server.json("POST", path_of(_ADAPTERS, adapter_id, "unpin")))
 
     def delete(self, adapter_id: str) -> None:
         """Delete an adapter (NAME), or one version of it (NAME@VERSION)."""
-        self._server.json("DELETE", _path(_ADAPTERS, adapter_id))
-
-    def _pages(self, path: str, query: Mapping[str, str] | None = None) -> Iterator[Any]:
-        """The documents of a list, fetched page by page."""
-        params: dict[str, str | int] = {"limit": _PAGE, **(query or {})}
-        while True:
-            page = self._server.json("GET", path, params=params)
-            yield from page["data"]
-            if not page["has_more"]:
-                return
-            params["after"] = page["last_id"]
-
-
-def _path(*parts: str) -> str:
-    """A path in which an id is one part, whatever it holds."""
-    return "/".join([parts[0], *(quote(part, safe="@") for part in parts[1:])])
+        self._server.json("DELETE", path_of(_ADAPTERS, adapter_id))

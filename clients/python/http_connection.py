@@ -4,6 +4,7 @@ import json
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
+from urllib.parse import quote
 from urllib.request import getproxies, proxy_bypass
 
 import httpx
@@ -11,6 +12,7 @@ import httpx
 from .client_errors import ApiError, BadAddress, ConnectionFailed
 
 _REMEDY = "write http://HOST:PORT"
+_PAGE = 100
 
 
 class HttpConnection:
@@ -68,6 +70,16 @@ class HttpConnection:
             return _document(response.text)
         except ValueError as error:
             raise ConnectionFailed(self._is_another(response)) from error
+
+    def pages(self, path: str, query: Mapping[str, str] | None = None) -> Iterator[Any]:
+        """The documents of a list, fetched page by page."""
+        params: dict[str, str | int] = {"limit": _PAGE, **(query or {})}
+        while True:
+            page = self.json("GET", path, params=params)
+            yield from page["data"]
+            if not page["has_more"]:
+                return
+            params["after"] = page["last_id"]
 
     @contextmanager
     def stream(
@@ -149,6 +161,11 @@ class HttpConnection:
         if not proxy or _on_this_machine(host) or proxy_bypass(host):
             return ""
         return f". The environment's proxy was asked; NO_PROXY={host} leaves it out"
+
+
+def path_of(*parts: str) -> str:
+    """A path in which an id is one part, whatever it holds."""
+    return "/".join([parts[0], *(quote(part, safe="@") for part in parts[1:])])
 
 
 def _address(text: str) -> httpx.URL:

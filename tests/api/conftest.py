@@ -12,7 +12,7 @@ from adapters_store.manifest import AdapterRef, Manifest
 from adapters_store.store import AdapterStore
 from server.api.app_services import BaseCard, Services, Tenants
 from server.app import create_app, describe
-from server.db.session import Database
+from server.db.session import Database, ensure_owner
 from server.jobs.files.file_store import Files
 from server.jobs.queue.job_queue import JobQueue
 from server.metrics import Metrics
@@ -64,10 +64,12 @@ def publish(store: AdapterStore) -> Publish:
 
 @pytest.fixture(scope="session")
 def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A migrated database, to copy: migrating takes longer than most tests."""
+    """A new home's database, to copy: migrating takes longer than most tests."""
     path = tmp_path_factory.mktemp("database") / "empty.db"
     database = Database(f"sqlite:///{path}")
     database.migrate()
+    with database.transaction() as session:
+        ensure_owner(session, DEFAULT_OWNER, database.now(session))
     database.close()
     return path
 

@@ -1,0 +1,67 @@
+"""Owners and API keys, for whoever manages them. Knows nothing of how requests travel."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from .http_connection import HttpConnection, path_of
+
+_OWNERS = "/v1/organization/projects"
+
+Document = Mapping[str, Any]
+
+
+class Admin:
+    """What the server's admin may do, and for one owner its admin. `Client.admin` makes it.
+
+    Every method raises ConnectionFailed when no server answers, and ApiError when it refuses.
+    """
+
+    def __init__(self, server: HttpConnection) -> None:
+        self._server = server
+
+    def owners(self) -> list[Document]:
+        """The owners that are not archived, by id."""
+        return [*self._server.pages(_OWNERS)]
+
+    def create_owner(self, name: str) -> Document:
+        """Make an owner. Its id is the name in small letters, or random for other names."""
+        return self._post(_OWNERS, name=name)
+
+    def archive_owner(self, owner: str) -> Document:
+        """Refuse an owner's keys from now on. Nothing is deleted."""
+        return self._post(path_of(_OWNERS, owner, "archive"))
+
+    def keys(self, owner: str) -> list[Document]:
+        """An owner's keys that were not revoked, without their values."""
+        return [*self._server.pages(path_of(_OWNERS, owner, "api_keys"))]
+
+    def create_key(
+        self,
+        owner: str,
+        name: str,
+        *,
+        user: str | None = None,
+        scopes: Sequence[str] | None = None,
+        expires_in_s: int | None = None,
+    ) -> Document:
+        """Make a key; its `value` is in this answer alone. `scopes` None: all but `admin`."""
+        return self._post(
+            path_of(_OWNERS, owner, "api_keys"),
+            name=name,
+            user_id=user,
+            scopes=None if scopes is None else list(scopes),
+            expires_in_seconds=expires_in_s,
+        )
+
+    def rotate_key(self, owner: str, key_id: str, *, grace_s: int = 86_400) -> Document:
+        """Make a key with the rights of another, which expires after `grace_s` seconds."""
+        path = path_of(_OWNERS, owner, "api_keys", key_id, "rotate")
+        return self._post(path, grace_seconds=grace_s)
+
+    def revoke_key(self, owner: str, key_id: str) -> None:
+        """Refuse a key from now on."""
+        self._server.json("DELETE", path_of(_OWNERS, owner, "api_keys", key_id))
+
+    def _post(self, path: str, **body: object) -> Document:
+        document: Document = self._server.json("POST", path, json=body)
+        return document
