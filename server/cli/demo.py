@@ -23,7 +23,7 @@ from server.cli.display.progress import TrainingBars
 from server.config import BadOption, Settings
 from server.control_characters import visible_lines
 from server.wiring.process import command, environment, exit_on_sigterm
-from server.wiring.start_checks import check_settings
+from server.wiring.start_checks import check_reach, check_settings
 
 EXAMPLES = """examples:
   verandah demo                          uses a temporary home and removes it at the end
@@ -73,6 +73,7 @@ def run(options: argparse.Namespace) -> int:
         raise BadOption("--no-worker: the demo trains adapters, so leave this option out")
     free = {} if "port" in asked.model_fields_set else {"port": 0}
     check_settings(asked)
+    check_reach(asked)
     with _home(asked) as home:
         settings = asked.model_copy(update={"home": home, **free})
         with _server(settings, console) as url, Client(url, settings.key) as client:

@@ -18,7 +18,6 @@ def check_settings(settings: Settings) -> None:
         BadOption, UnsupportedModel: a setting cannot be right.
     """
     locate(settings.model)
-    _check_reach(settings)
     home = settings.home_path
     _check_home(home)
     for name in settings.pinned:
@@ -30,7 +29,7 @@ def check_settings(settings: Settings) -> None:
             raise no_such_pin(name)
 
 
-def _check_reach(settings: Settings) -> None:
+def check_reach(settings: Settings) -> None:
     """Raise BadOption if others than this machine could use the server without a key."""
     if settings.key is None and not settings.insecure and not _is_loopback(settings.host):
         raise BadOption(

@@ -53,7 +53,8 @@ def test_the_demo_serves_where_it_is_asked_to(
     monkeypatch.setattr(demo, "_server", server)
     monkeypatch.setattr(demo, "exit_on_sigterm", lambda _status: None)
     monkeypatch.delenv("VERANDAH_PORT", raising=False)
-    assert main(["demo", "--port", "9123", "--host", "0.0.0.0", "--home", str(tmp_path / "a")]) == 1
+    reached = ["--host", "0.0.0.0", "--insecure", "--home", str(tmp_path / "a")]
+    assert main(["demo", "--port", "9123", *reached]) == 1
     assert main(["demo"]) == 1
     monkeypatch.setenv("VERANDAH_PORT", "9124")
     assert main(["demo"]) == 1

@@ -209,6 +209,11 @@ def as_it_was(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]
         (["--model", "/no/such/folder"], 1, "is not there"),
         (["--pinned", "nobody"], 2, "--pinned nobody: the home has no such adapter"),
         (["--pinned", "pirate@"], 2, "--pinned pirate@: version"),
+        (["--pinned", "team-a/nobody"], 2, "--pinned team-a/nobody: the home has no such"),
+        (["--host", "0.0.0.0"], 2, "give --api-key or VERANDAH_API_KEY, or --insecure"),
+        (["--host", "::"], 2, "the server has no key"),
+        (["--host", "192.0.2.1"], 2, "the server has no key"),
+        (["--api-key", ""], 2, "api-key"),
         (["--device", "cuda"], 2, "no CUDA device"),
         (["--database-url", "sqlite://"], 1, "database in memory"),
     ],
@@ -241,6 +246,6 @@ def test_a_port_that_is_taken_is_one_sentence(capsys: pytest.CaptureFixture[str]
 
 @pytest.mark.usefixtures("as_it_was")
 def test_an_address_of_another_machine_is_one_sentence(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["serve", "--host", "192.0.2.1"]) == 2
+    assert main(["serve", "--host", "192.0.2.1", "--insecure"]) == 2
     said = "cannot listen at 192.0.2.1:0: it is not an address of this machine: choose another"
     assert said in capsys.readouterr().err
