@@ -30,7 +30,8 @@ _COMMANDS = {
 
 _ENGINE = "engine"  # started by servers, not by users, so it is not listed
 
-_MODULES = {"import": "import_"}  # a module may not be named by a keyword
+# A module may not be named by a keyword, and no two modules have the same name.
+_MODULES = {"import": "import_", "keys": "key_command", "owners": "owner_command"}
 
 _EXAMPLES = """examples:
   verandah demo                          see it train two adapters and answer

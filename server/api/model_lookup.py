@@ -32,7 +32,7 @@ def parse_owned_id(owner: str, model_id: str) -> tuple[str, str, int | None]:
     """
     of, rest = split_owner(model_id)
     name, version = parse_adapter_id(rest)
-    if of is not None and not visible(owner, of):
+    if of is not None and not visible(owner, of, name):
         raise AdapterNotFound(f"{owner!r} may not use adapters of {of!r}")
     return of or owner, name, version
 

@@ -1,6 +1,7 @@
 """Models and adapters."""
 
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import openai
@@ -9,7 +10,7 @@ import pytest
 from adapters_store.store import FILE_NAME, AdapterStore
 from server.tenancy.principal import DEFAULT_OWNER
 from tests.api.fakes import resident_status
-from tests.api.running import Publish, Running
+from tests.api.running import Publish, Running, Serve
 
 
 def test_the_base_alone(server: Running) -> None:
@@ -252,3 +253,24 @@ def test_names_that_the_file_system_holds_to_be_one(
         files={"config": b"{}", "weights": ("adapter_model.safetensors", b"")},
     )
     assert answer.status_code == 400 and "only in capital letters" in answer.text
+
+
+def test_a_name_that_differs_only_in_capital_letters_is_taken(
+    server: Running, publish: Publish
+) -> None:
+    publish("pirate")
+    file = server.sdk.files.create(file=("a.jsonl", b"{}"), purpose="fine-tune").id
+    with pytest.raises(openai.BadRequestError, match="of the adapter 'pirate' only in capital"):
+        server.sdk.fine_tuning.jobs.create(model="base", training_file=file, suffix="Pirate")
+
+
+def test_a_base_with_a_slash_is_never_an_owners_adapter(serve: Serve, publish: Publish) -> None:
+    publish("Qwen3")
+    base = replace(serve().services.base, id="default/Qwen3")
+    server = serve(base=base)
+    assert server.sdk.models.retrieve("default/Qwen3").model_dump()["parent"] is None
+    for adapter in ("Qwen3", "default/Qwen3@1"):
+        card = server.sdk.models.retrieve(adapter)
+        assert card.model_dump()["parent"] == "default/Qwen3"
+    with pytest.raises(openai.BadRequestError):
+        server.sdk.models.delete("default/Qwen3")

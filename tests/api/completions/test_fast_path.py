@@ -11,6 +11,7 @@ from starlette.types import Message, Receive, Scope, Send
 from server.api.completions.delivery import StreamWaker
 from server.api.completions.fast_path import FastPath, FastRoute
 from server.api.completions.text_completion import CompletionRequest, answer
+from server.tenancy.principal import SERVER_ADMIN
 from tests.api.running import Running
 
 HELLO = [{"role": "user", "content": "Hello"}]
@@ -81,7 +82,7 @@ def test_a_good_request_does_not_reach_fastapi(server: Running) -> None:
         "method": "POST",
         "path": "/v1/completions",
         "headers": [(b"content-type", b"application/json")],
-        "verandah.owner": "default",
+        "verandah.principal": SERVER_ADMIN,
     }
     asyncio.run(fast_path(scope, receive, send))
     assert sent[0]["status"] == 200
