@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
-from server.bases.base_place import locate
+from server.bases.base_folder import label_of, loadable
 from server.bases.model import BaseModel, fingerprint_of
 from server.errors import UnsupportedModel
 
@@ -23,7 +23,7 @@ def load_base(
     dtype: torch.dtype | Literal["auto"] = "auto",
     attention: str = "sdpa",
 ) -> BaseModel:
-    """Load `source`: "porch" (the embedded model), a folder, or a hub id.
+    """Load `source`: "porch" (the embedded model), a folder, a GGUF file, or a hub id.
 
     `dtype` "auto" is float32 on a CPU, which has no fast bfloat16, and as stored elsewhere.
     `attention` is the name of an attention function that transformers knows.
@@ -31,8 +31,7 @@ def load_base(
     Raises:
         UnsupportedModel: the model cannot be found, built or served; one sentence says why.
     """
-    place = locate(source)
-    label = place.name if isinstance(place, Path) else place
+    place, label = loadable(source), label_of(source)
     # As stored first: the fingerprint must not see the rounding of the dtype that is served.
     model = _build(place, label)
     fingerprint = fingerprint_of(model)
@@ -58,8 +57,9 @@ def outline_base(source: str | Path) -> BaseModel:
         UnsupportedModel: no configuration, or not a causal language model's.
     """
     file = Path(source).expanduser()
-    place: Path | str = file if file.is_file() else locate(source)
-    label = place.name if isinstance(place, Path) and place.is_dir() else str(source)
+    alone = file.is_file() and file.suffix == ".json"
+    place: Path | str = file if alone else loadable(source)
+    label = str(source) if alone else label_of(source)
     try:
         config = AutoConfig.from_pretrained(place, trust_remote_code=False)
         _check_decoder(config, label)
@@ -80,8 +80,7 @@ def load_stored(source: str | Path) -> PreTrainedModel:
     Raises:
         UnsupportedModel: it cannot be found or built.
     """
-    place = locate(source)
-    return _build(place, place.name if isinstance(place, Path) else place)
+    return _build(loadable(source), label_of(source))
 
 
 def check_config(source: str | Path) -> None:
@@ -90,8 +89,7 @@ def check_config(source: str | Path) -> None:
     Raises:
         UnsupportedModel: it cannot be found or read, or the model cannot be served.
     """
-    place = locate(source)
-    _config(place, place.name if isinstance(place, Path) else place)
+    _config(loadable(source), label_of(source))
 
 
 def _config(place: Path | str, label: str) -> PretrainedConfig:

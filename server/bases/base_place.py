@@ -1,4 +1,4 @@
-"""Where a base model is: embedded, in a folder, or on the hub. Reads no file of it."""
+"""Where a base model is: embedded, a folder, a GGUF file, or on the hub. Reads no file of it."""
 
 import re
 from pathlib import Path
@@ -8,22 +8,30 @@ from server.errors import UnsupportedModel
 
 PORCH: Final = "porch"
 
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
+_HUB_ID = re.compile(r"(?!.*\.gguf$)[A-Za-z0-9][\w.-]*(/[\w.-]+)?", re.IGNORECASE)
+_HUB_FILE = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+:[\w. /-]+\.gguf", re.IGNORECASE)
 
 
 def locate(source: str | Path) -> Path | str:
-    """The folder that `source` means, or the hub id as it is. Raises UnsupportedModel."""
+    """The folder or GGUF file that `source` means, or the hub id as it is: `org/repo`, or
+    `org/repo:file.gguf`. Raises UnsupportedModel.
+    """
     if source == PORCH:
         return Path(__file__).parent / PORCH
-    folder = Path(source).expanduser()
-    if folder.is_dir():
-        if not (folder / "config.json").is_file():
+    path = Path(source).expanduser()
+    if path.is_dir():
+        if not (path / "config.json").is_file():
             raise UnsupportedModel(
-                f"folder {str(folder)!r} has no config.json: give one that transformers saved"
+                f"folder {str(path)!r} has no config.json: give one that transformers saved, or a "
+                "path that ends in .gguf"
             )
-        return folder
-    if isinstance(source, str) and _HUB_ID.fullmatch(source) and not folder.exists():
-        return source
+        return path
+    if path.suffix.lower() == ".gguf" and path.is_file():
+        return path
+    hub = isinstance(source, str) and (_HUB_ID.fullmatch(source) or _HUB_FILE.fullmatch(source))
+    if hub and not path.exists():
+        return str(source)
     raise UnsupportedModel(
-        f"base model {str(source)!r} is not there: give 'porch', an existing folder, or a hub id"
+        f"base model {str(source)!r} is not there: give 'porch', an existing folder or .gguf file, "
+        "a hub id, or org/repo:file.gguf"
     )

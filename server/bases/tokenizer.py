@@ -12,6 +12,7 @@ from typing import Any
 from jinja2 import TemplateError
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
+from server.bases.base_folder import loadable
 from server.bases.detokenizer import IncrementalDecoder, Vocabulary
 from server.errors import ContextLengthExceeded, InvalidRequest, UnsupportedModel
 
@@ -295,12 +296,12 @@ class ChatTokenizer:
 
 
 def load_tokenizer(source: str | Path) -> ChatTokenizer:
-    """Load the tokenizer of a base model: "porch", a folder, or a hub id.
+    """Load the tokenizer of a base model, whose `source` is as in `locate`.
 
     Raises:
         UnsupportedModel: there is none, or it needs code that this server does not run.
     """
-    place = EMBEDDED.get(str(source), source)
+    place = EMBEDDED.get(str(source)) or loadable(source)
     try:
         tokenizer = AutoTokenizer.from_pretrained(place, trust_remote_code=False)
     except Exception as error:  # transformers raises whatever its readers and the network raise

@@ -12,7 +12,7 @@ from transformers.pytorch_utils import Conv1D
 
 from server.adapters.methods.checked_adapter import CheckedAdapter
 from server.bases.base_files import load_stored
-from server.bases.base_place import locate
+from server.bases.base_folder import loadable
 from server.bases.model import fingerprint_of
 from server.errors import InvalidRequest, UnsupportedModel
 
@@ -35,7 +35,8 @@ def write_merged(adapter: CheckedAdapter, source: str, folder: Path) -> None:
     for linear in adapter.linears:
         _add(model.get_submodule(linear.path), linear.path, adapter.update(linear))
     model.save_pretrained(folder)
-    AutoTokenizer.from_pretrained(locate(source), trust_remote_code=False).save_pretrained(folder)
+    tokenizer = AutoTokenizer.from_pretrained(loadable(source), trust_remote_code=False)
+    tokenizer.save_pretrained(folder)
 
 
 @torch.no_grad()
