@@ -296,12 +296,13 @@ class ChatTokenizer:
 
 
 def load_tokenizer(source: str | Path) -> ChatTokenizer:
-    """Load the tokenizer of a base model, whose `source` is as in `locate`.
+    """Load the tokenizer of a base model, whose `source` is as in `locate`, or of a
+    folder that holds a tokenizer alone.
 
     Raises:
         UnsupportedModel: there is none, or it needs code that this server does not run.
     """
-    place = EMBEDDED.get(str(source)) or loadable(source)
+    place = EMBEDDED.get(str(source)) or (source if Path(source).is_dir() else loadable(source))
     try:
         tokenizer = AutoTokenizer.from_pretrained(place, trust_remote_code=False)
     except Exception as error:  # transformers raises whatever its readers and the network raise
