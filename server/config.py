@@ -101,7 +101,10 @@ class Settings(BaseSettings):
         "info", description="how much to log"
     )
 
-    model: str = Field("porch", description="base model: porch, a folder, or a hub id")
+    model: str = Field(
+        "porch",
+        description="base model: porch, a folder, a .gguf file, a hub id, or org/repo:file.gguf",
+    )
     served_name: str = Field("base", description="the id by which requests name the base model")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where the model runs")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(

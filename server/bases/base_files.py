@@ -57,7 +57,7 @@ def outline_base(source: str | Path) -> BaseModel:
         UnsupportedModel: no configuration, or not a causal language model's.
     """
     file = Path(source).expanduser()
-    alone = file.is_file() and file.suffix == ".json"
+    alone = file.is_file() and file.suffix.lower() != ".gguf"
     place: Path | str = file if alone else loadable(source)
     label = str(source) if alone else label_of(source)
     try:

@@ -9,7 +9,7 @@ from server.errors import UnsupportedModel
 PORCH: Final = "porch"
 
 _HUB_ID = re.compile(r"(?!.*\.gguf$)[A-Za-z0-9][\w.-]*(/[\w.-]+)?", re.IGNORECASE)
-_HUB_FILE = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+:[\w. /-]+\.gguf", re.IGNORECASE)
+_HUB_FILE = re.compile(r"(?!.*\.\.)[A-Za-z0-9][\w.-]*/[\w.-]+:\w[\w. /-]*\.gguf", re.IGNORECASE)
 
 
 def locate(source: str | Path) -> Path | str:

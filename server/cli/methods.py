@@ -31,7 +31,9 @@ class MethodsFields(BaseSettings):
         env_prefix="VERANDAH_METHODS_", frozen=True, extra="forbid", allow_inf_nan=False
     )
 
-    model: str = Field(PORCH, description="porch, a folder, a config.json, or a hub id")
+    model: str = Field(
+        PORCH, description="porch, a folder, a .gguf file, a config.json, or a hub id"
+    )
     rank: Annotated[tuple[Rank, ...] | None, *WITH_COMMAS] = Field(
         None, description=f"ranks to show; default: {', '.join(map(str, RANKS))} and each method's"
     )

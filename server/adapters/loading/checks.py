@@ -75,10 +75,11 @@ class AdapterChecks:
     def _check_base(self, manifest: Manifest) -> None:
         base = self._base
         if manifest.base_fingerprint != base.fingerprint:
+            names = manifest.base_name, base.name
             raise InvalidAdapter(
                 f"the adapter was trained on base {manifest.base_name!r} with fingerprint "
                 f"{manifest.base_fingerprint}, this server holds {base.name!r} with fingerprint "
-                f"{base.fingerprint}: serve that base, or train again on this one"
+                f"{base.fingerprint}: serve that base, or train again on this one{_of_files(names)}"
             )
 
     def _check_numbers(self, manifest: Manifest) -> None:
@@ -199,3 +200,9 @@ def all_finite(values: Tensor) -> bool:
     """
     least, greatest = torch.aminmax(values)
     return math.isfinite(least) and math.isfinite(greatest)
+
+
+def _of_files(names: tuple[str, str]) -> str:
+    """Why two bases of almost one name may differ."""
+    quantised = any(name.lower().endswith(".gguf") for name in names)
+    return ". Each GGUF file, and the weights that it was made of, are bases apart" * quantised

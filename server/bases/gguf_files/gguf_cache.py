@@ -102,6 +102,7 @@ def _convert(cache: Path, file: Path) -> Path:
         place = _place(cache, _digest(file, moved(file.stat().st_size)))
         with _only_one(cache / f"{place.name}.lock"):
             if not _whole(place):
+                _clear(place)
                 _check_room(cache, plan)
                 with _replacing(place) as folder:
                     config["eos_token_id"] = end_ids(header) or None
@@ -155,6 +156,13 @@ def _replacing(place: Path) -> Iterator[Path]:
         folder.rename(place)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _clear(place: Path) -> None:
+    """Remove what processes left that were killed while they converted."""
+    for left in place.parent.glob(f"{place.name}.*"):
+        if left.is_dir():
+            shutil.rmtree(left)
 
 
 def _write_note(note: Path, digest: str) -> None:

@@ -88,12 +88,20 @@ def config_of(header: GgufHeader, factors: Sequence[float] | None) -> dict[str, 
         raise _unread(header, f"{arch}.attention.value_length", "values of another width than keys")
     if figure("rope.dimension_count", head_dim) != head_dim:
         raise _unread(header, f"{arch}.rope.dimension_count", "heads that are rotated in part")
+    if head_dim % 2:
+        raise _unread(header, f"{arch}.attention.key_length", "heads of an odd width")
+    if factors is not None and len(factors) != head_dim // 2:
+        raise _unread(header, "rope_freqs.weight", f"{len(factors)} factors for {head_dim} entries")
     embedding = header.tensors.get("token_embd.weight")
+    if embedding is None:
+        raise UnsupportedModel(
+            f"GGUF file {header.path.name!r} has no token_embd.weight: give a file of a whole model"
+        )
     config: dict[str, Any] = {
         "model_type": family.model_type,
         "architectures": [_CLASSES[family.model_type]],
         "dtype": stored_dtype(header),
-        "vocab_size": embedding.shape[0] if embedding else 0,
+        "vocab_size": embedding.shape[0],
         "hidden_size": width,
         "intermediate_size": figure("feed_forward_length"),
         "num_hidden_layers": figure("block_count"),

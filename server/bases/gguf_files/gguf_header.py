@@ -9,7 +9,7 @@ import os
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
-from math import prod
+from math import isfinite, prod
 from pathlib import Path
 from typing import Final, TypeVar
 
@@ -21,7 +21,7 @@ from server.errors import UnsupportedModel
 _T = TypeVar("_T", str, int, float, bool)
 Value = str | int | float | bool | list[str] | list[int] | list[float]
 
-_MAX_HEADER: Final = 256 * 2**20
+_MAX_HEADER: Final = 128 * 2**20
 _MAX_FIELDS: Final = 65_536
 _MAX_TENSORS: Final = 65_536
 _MAX_ITEMS: Final = (
@@ -42,6 +42,7 @@ _FORMATS: Final = {
     GGUFValueType.INT64: "q",
     GGUFValueType.FLOAT64: "d",
 }
+_WORDS: Final = {str: "text", int: "whole number", float: "finite number", bool: "yes or no"}
 _STRUCTS: Final = {kind: struct.Struct(f"<{letter}") for kind, letter in _FORMATS.items()}
 
 
@@ -74,10 +75,10 @@ class GgufHeader:
                 f"GGUF file {self.path.name!r} has no {key}: convert the model again, or give "
                 "another file"
             )
-        if type(value) is not kind:
+        if type(value) is not kind or (isinstance(value, float) and not isfinite(value)):
             shown = repr(value)[:60]
             raise UnsupportedModel(
-                f"GGUF file {self.path.name!r} has {key}={shown}, which is no {kind.__name__}: "
+                f"GGUF file {self.path.name!r} has {key}={shown}, which is no {_WORDS[kind]}: "
                 "convert the model again, or give another file"
             )
         return value

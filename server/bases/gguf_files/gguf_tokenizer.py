@@ -14,6 +14,7 @@ from server.bases.gguf_files.gguf_splits import SPLITS, Splits
 from server.errors import UnsupportedModel
 
 _KEY: Final = "tokenizer.ggml."
+_LONGEST: Final = 512  # characters of a token; the longest that models have are runs of spaces
 _SPACE: Final = "\u2581"  # stands for a space in pieces of words, as SentencePiece writes them
 
 
@@ -82,15 +83,24 @@ def _chat_template(header: GgufHeader) -> str | None:
 
 def _tokens(header: GgufHeader) -> tuple[list[str], list[int]]:
     tokens = _texts(header, "tokens")
-    types = header.fields.get(_KEY + "token_type", [int(_Type.NORMAL)] * len(tokens))
-    if not isinstance(types, list) or len(types) != len(tokens):
-        raise _wrong(header, "token_type", f"is no list of {len(tokens)} types")
+    if max(map(len, tokens)) > _LONGEST:
+        raise _wrong(header, "tokens", f"has a token of more than {_LONGEST} characters")
+    types = [int(_Type.NORMAL)] * len(tokens)
+    if _KEY + "token_type" in header.fields:
+        types = [int(type_) for type_ in _numbers(header, "token_type", len(tokens))]
     embedding = header.tensors.get("token_embd.weight")
     if embedding is not None and len(tokens) > embedding.shape[0]:
         raise _wrong(
             header, "tokens", f"names {len(tokens)} tokens, and {embedding.shape[0]} have weights"
         )
-    return tokens, [int(type_) for type_ in types]
+    return tokens, types
+
+
+def _numbers(header: GgufHeader, key: str, count: int) -> list[float]:
+    values = header.fields.get(_KEY + key)
+    if not isinstance(values, list) or len(values) != count or isinstance(values[0], str):
+        raise _wrong(header, key, f"is no list of {count} numbers")
+    return [value for value in values if not isinstance(value, str)]
 
 
 def _texts(header: GgufHeader, key: str) -> list[str]:
@@ -156,19 +166,14 @@ def _cut(tokenizer: Tokenizer, splits: Splits) -> Tokenizer:
 
 
 def _sentence_pieces(header: GgufHeader, tokens: Sequence[str], types: Sequence[int]) -> Tokenizer:
-    scores = header.fields.get(_KEY + "scores")
-    if not isinstance(scores, list) or len(scores) != len(tokens):
-        raise _wrong(header, "scores", f"is no list of {len(tokens)} numbers")
+    scores = _numbers(header, "scores", len(tokens))
     vocabulary = _vocabulary(tokens, types)
     if any(f"<0x{byte:02X}>" not in vocabulary for byte in range(256)):
         raise _wrong(header, "tokens", "lacks tokens of single bytes, <0x00> to <0xFF>")
-    unknown = _token_id(header, "unknown_token_id", len(tokens))
     tokenizer = Tokenizer(
         BPE(
             vocabulary,
-            _merges(vocabulary, types, [float(score) for score in scores]),
-            unk_token=tokens[0 if unknown is None else unknown],
-            fuse_unk=True,
+            _merges(vocabulary, types, scores),
             byte_fallback=True,
         )
     )

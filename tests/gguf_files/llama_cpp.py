@@ -1,0 +1,57 @@
+"""llama.cpp itself, to compare with: its tokens and its logits."""
+
+import json
+import urllib.request
+from collections.abc import Sequence
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+xllamacpp: Any = import_module("xllamacpp")  # its modules state no types
+
+
+class LlamaCpp:
+    """A GGUF file as llama.cpp runs it, on one core and in float32."""
+
+    def __init__(self, path: Path, context: int = 256) -> None:
+        params = xllamacpp.CommonParams()
+        params.model.path = str(path)
+        params.n_ctx = context
+        params.n_parallel = 1
+        params.cpuparams.n_threads = 1
+        params.cpuparams_batch.n_threads = 1
+        params.warmup = False
+        params.flash_attn_type = xllamacpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
+        params.verbosity = -1
+        params.cache_type_k = params.cache_type_v = xllamacpp.ggml_type.GGML_TYPE_F32
+        self._server = xllamacpp.Server(params)
+
+    def tokens(self, text: str, *, add_special: bool = False) -> list[int]:
+        sent = {"content": text, "add_special": add_special, "parse_special": True}
+        found: list[int] = self._post("/tokenize", sent)["tokens"]
+        return found
+
+    def text(self, tokens: Sequence[int]) -> str:
+        found: str = self._post("/detokenize", {"tokens": list(tokens)})["content"]
+        return found
+
+    def logprobs(self, prompt: Sequence[int], vocab_size: int) -> np.ndarray[Any, Any]:
+        """Log-probabilities of the token behind a prompt, in order of the ids."""
+        sent = {"prompt": list(prompt), "n_predict": 1, "n_probs": vocab_size, "temperature": 0}
+        answer = self._server.handle_completions({**sent, "cache_prompt": False})
+        listed = answer["choices"][0]["logprobs"]["content"][0]["top_logprobs"]
+        found = np.full(vocab_size, -np.inf)
+        for entry in listed:
+            found[entry["id"]] = entry["logprob"]
+        return found
+
+    def _post(self, path: str, sent: dict[str, Any]) -> Any:
+        request = urllib.request.Request(
+            self._server.listening_address + path,
+            json.dumps(sent).encode(),
+            {"Content-Type": "application/json"},
+        )
+        with urllib.request.urlopen(request) as answer:
+            return json.load(answer)
