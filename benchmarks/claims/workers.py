@@ -13,7 +13,7 @@ from multiprocessing import connection, get_context
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 
-from benchmarks.e2e.runs import Outcome, Run
+from benchmarks.claims.runs import Outcome, Run
 
 Done = Mapping[Run, Outcome]
 Work = Callable[[Run], Outcome]
@@ -90,7 +90,7 @@ def _collect(
     worker.run = None
     try:
         answer: Outcome | str = worker.pipe.recv()
-    except EOFError:
+    except (EOFError, ConnectionError):
         worker.process.join()
         worker.pipe.close()
         answer = f"its process ended with status {worker.process.exitcode}"
