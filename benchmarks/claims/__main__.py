@@ -49,7 +49,9 @@ def do_grid(options: argparse.Namespace) -> None:
         gpus=gpus,
         begin_until=start + options.minutes * 60 - options.run_seconds,
         stop_at=start + options.minutes * 60,
-        make_work=partial(make_work, options.base, options.tokens, options.lines),
+        make_work=partial(
+            make_work, options.base, options.tokens, options.lines, not options.plain
+        ),
     )
     done = outcomes([options.results])
     for file in (options.results, options.answers):
@@ -148,6 +150,7 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument("--per-gpu", type=int, default=5, help="processes that share a GPU")
     one.add_argument("--minutes", type=float, default=600.0)
     one.add_argument("--run-seconds", type=float, default=20, help="begin none nearer to the end")
+    one.add_argument("--plain", action="store_true", help="start kernels one by one")
     one.add_argument("--tasks", nargs="*", choices=grid.TASKS, default=grid.TASKS)
     one.add_argument("--lines", type=int, default=0, help="so many only, and 2 steps, to try it")
     one = parsers["speed"]

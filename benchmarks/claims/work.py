@@ -19,20 +19,26 @@ from benchmarks.claims.learning.learners import build
 from benchmarks.claims.runs import Outcome, Run
 
 
-def make_work(base: str, tokens: Path, only: int, device: str) -> Callable[[Run], Outcome]:
-    """What a process does with a run; `only` so many lines and 2 steps if it is not 0."""
+def make_work(
+    base: str, tokens: Path, only: int, replayed: bool, device: str
+) -> Callable[[Run], Outcome]:
+    """What a process does with a run; `only` so many lines if it is not 0.
+
+    `replayed`: see `Steps`."""
     quiet()
     there = tasks.load(tokens)
     if only:
         there = {name: task.first(only) for name, task in there.items()}
-    return partial(work, base, there, device)
+    return partial(work, base, there, device, replayed=replayed)
 
 
-def work(base: str, there: dict[str, tasks.Task], device: str, run: Run) -> Outcome:
+def work(
+    base: str, there: dict[str, tasks.Task], device: str, run: Run, *, replayed: bool = True
+) -> Outcome:
     """Train, score on what is tuned on, and on what is reported."""
     gc.collect()  # the last run's model and recordings hang in cycles
     start, task = time.perf_counter(), there[run.task]
-    stream = torch.cuda.Stream() if device == "cuda" else None
+    stream = torch.cuda.Stream() if device == "cuda" and replayed else None
     with torch.cuda.stream(stream) if stream else nullcontext():
         learner = build(run, base, device)
         train_loss = training.train(learner, task.train, run, stream) if run.steps else math.nan

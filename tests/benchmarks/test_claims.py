@@ -17,6 +17,7 @@ from benchmarks.claims.data.tasks import Task, deciding, load, save
 from benchmarks.claims.grid import RATES, SEEDS, Arm, all_runs, arms_of
 from benchmarks.claims.learning.training import choice_scores
 from benchmarks.claims.runs import Outcome, Run, Side, outcomes
+from benchmarks.claims.shown.plots import draw
 from benchmarks.claims.shown.tables import all_tables
 from benchmarks.claims.work import work
 from server.bases.tokenizer import load_tokenizer
@@ -178,6 +179,13 @@ def test_a_table_is_made_of_any_part_of_the_grid() -> None:
     run = grid.base_run("sst2")
     assert "| base " in "".join(all_tables({run: outcome(run, 1.0)}, {}, []))
     assert list(all_tables({}, {}, []))
+
+
+def test_a_plot_is_drawn_of_any_part_of_the_grid(
+    whole_grid: dict[Run, Outcome], tmp_path: Path
+) -> None:
+    assert draw(whole_grid, {}, tmp_path).stat().st_size > 20_000
+    assert draw({}, {}, tmp_path).exists()
 
 
 def test_outcomes_come_back_from_their_lines(tmp_path: Path) -> None:

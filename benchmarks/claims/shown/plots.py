@@ -29,7 +29,7 @@ def draw(done: Done, scores: Scores, folder: Path) -> Path:
     shown = {task: lines_of(task, done, scores) for task in grid.TASKS}
     shown = {task: lines for task, lines in shown.items() if len(lines) > 1}
     columns = 3
-    count = math.ceil(len(shown) / columns)
+    count = max(1, math.ceil(len(shown) / columns))
     figure, grids = plt.subplots(
         count, columns, figsize=(11, 3.1 * count), layout="constrained", squeeze=False
     )
