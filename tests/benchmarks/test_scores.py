@@ -2,7 +2,7 @@
 
 import pytest
 
-scores = pytest.importorskip("benchmarks.e2e.scores")
+scores = pytest.importorskip("benchmarks.claims.shown.scores")
 
 REFERENCES = [
     ["The Mill is a cheap pub near the river.", "Near the river, The Mill is a cheap pub."],

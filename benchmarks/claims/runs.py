@@ -6,17 +6,20 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal, Self
 
-Side = Literal["ours", "peft", "full"]
+Side = Literal["base", "ours", "peft", "full"]
 
 
 @dataclass(frozen=True)
 class Run:
-    """What is trained and how; equal runs are the same run.
+    """What is trained and how, on which task; equal runs are the same run.
+
+    Side "base" trains nothing.
 
     `seed` draws the order of the data and the random matrices. `options` are the method's own.
     `rate` is the peak learning rate.
     """
 
+    task: str
     side: Side
     method: str
     rank: int
@@ -24,8 +27,8 @@ class Run:
     seed: int = 0
     options: tuple[tuple[str, str | float], ...] = ()
     targets: tuple[str, ...] = ("all-linear",)
-    epochs: int = 1
-    batch: int = 64
+    steps: int = 150
+    batch: int = 32
     dtype: str = "float32"
 
     @classmethod
@@ -44,7 +47,7 @@ class Run:
         options = "".join(f" {key}={value}" for key, value in self.options)
         targets = "" if self.targets == ("all-linear",) else f" on {','.join(self.targets)}"
         return (
-            f"{self.side} {self.method} rank {self.rank}{options}{targets} "
+            f"{self.task}: {self.side} {self.method} rank {self.rank}{options}{targets} "
             f"rate {self.rate:g} seed {self.seed}"
         )
 
@@ -53,32 +56,30 @@ class Run:
 class Outcome:
     """What came of a run.
 
-    `valid_loss` is in nats per token of the text, infinite if training diverged; `curve` its
-    values by step. `seconds` are of a process that shares its GPU with others: no measure of speed.
-    `texts` are the answers to the test prompts, kept in a file of their own.
+    `tune_loss` is in nats per token of the answers, infinite if training diverged; `scores` are of
+    the reported lines. `seconds` are of a process that shares its GPU with others: no measure of
+    speed. `answers` are the tokens written after the reported prompts, kept in a file of their own.
     """
 
     run: Run
-    valid_loss: float
-    curve: tuple[tuple[int, float], ...]
+    tune_loss: float
+    scores: Mapping[str, float]
     train_loss: float
     trained: int
     bytes: int
-    steps: int
     seconds: float
-    texts: tuple[str, ...] = ()
+    answers: tuple[tuple[int, ...], ...] = ()
 
     def line(self) -> str:
-        """Without the texts."""
+        """Without the answers."""
         record = asdict(self)
-        del record["texts"]
+        del record["answers"]
         return json.dumps(record)
 
     @classmethod
     def of(cls, record: Mapping[str, Any]) -> Self:
-        values = {f.name: record[f.name] for f in fields(cls) if f.name != "texts"}
+        values = {f.name: record[f.name] for f in fields(cls) if f.name != "answers"}
         values["run"] = Run.of(values["run"])
-        values["curve"] = tuple((int(step), float(loss)) for step, loss in values["curve"])
         return cls(**values)
 
 

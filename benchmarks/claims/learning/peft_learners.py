@@ -15,7 +15,7 @@ import torch
 from peft import LoraConfig, PeftModel, RandLoraConfig, VeraConfig, get_peft_model
 from torch import nn
 
-from benchmarks.e2e.runs import Run
+from benchmarks.claims.runs import Run
 from server.adapters.learning.targets import resolve_targets
 from server.adapters.methods.registry import method_named
 from server.bases.model import BaseModel, TargetLinear

@@ -5,16 +5,15 @@ slowly than the GPU works them off. A batch of a shape that was seen before is t
 as one recording (a CUDA graph) of forward, backward and update: the same kernels, started at once.
 """
 
-import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from benchmarks.e2e.e2e_data import IGNORED, Batch, Batches, Encoded
-from benchmarks.e2e.learners import Learner
-from benchmarks.e2e.runs import Run
+from benchmarks.claims.data.rows import IGNORED, Batch, Batches, Encoded
+from benchmarks.claims.learning.learners import Learner
+from benchmarks.claims.runs import Run
 from server.bases.model import BaseModel
 from server.training.run.trainer import learning_rate
 
@@ -31,8 +30,8 @@ class _Recording:
 
 
 class Steps:
-    """AdamW without weight decay or clipping, over the epochs of a run; the rate rises over 6 % of
-    the steps, then falls as a cosine. Nothing in a step waits for the GPU.
+    """AdamW without weight decay or clipping, epoch after epoch until the steps of a run are taken;
+    the rate rises over 6 % of them, then falls as a cosine. Nothing in a step waits for the GPU.
 
     `stream`: replay steps; the caller runs everything, evaluation too, within it. None: do not.
     """
@@ -44,8 +43,8 @@ class Steps:
         self._batches = Batches(rows, learner.base.device)
         self._run = run
         self._stream = stream
-        self._per_epoch = math.ceil(len(rows) / run.batch)
-        self._order: list[list[int]] = []
+        self._epoch = 0
+        self._left: list[list[int]] = []  # batches of the epoch
         self._factors = [group.factor for group in learner.groups]
         on_device = learner.base.device.type == "cuda"
         self._optimizer = torch.optim.AdamW(
@@ -60,16 +59,17 @@ class Steps:
         )
         self._recordings: dict[tuple[int, ...], _Recording | None] = {}
         self._pool = torch.cuda.graph_pool_handle() if stream else None
-        self.total = self._per_epoch * run.epochs
+        self.total = run.steps
         self.done = 0
         self.num_tokens = 0
 
     def take(self) -> Tensor:
         """One step; the mean loss of its batch, still on the device."""
-        epoch, place = divmod(self.done, self._per_epoch)
-        if place == 0:
-            self._order = self._batches.epoch(self._run.batch, seed=self._run.seed, epoch=epoch)
-        batch = self._batches.batch(self._order[place])
+        if not self._left:
+            seed, epoch = self._run.seed, self._epoch
+            self._left = self._batches.epoch(self._run.batch, seed=seed, epoch=epoch)[::-1]
+            self._epoch += 1
+        batch = self._batches.batch(self._left.pop())
         rate = self._rate()
         for group, factor in zip(self._optimizer.param_groups, self._factors, strict=True):
             group["lr"].fill_(rate * factor)
@@ -113,16 +113,27 @@ class Steps:
 
 
 def summed_loss(base: BaseModel, batch: Batch) -> Tensor:
-    """Cross-entropy in nats, summed over the tokens of the texts. Rows are padded at the right and
-    attention is causal, so no position that counts sees the padding."""
-    hidden = base.model.get_decoder()(
-        input_ids=batch.ids, attention_mask=_causal(batch.ids, base.dtype), use_cache=False
-    ).last_hidden_state
-    counted = hidden.flatten(0, 1).index_select(0, batch.places)
-    logits: Tensor = base.model.get_output_embeddings()(counted)
+    """Cross-entropy in nats, summed over the tokens of the answers."""
+    logits = logits_at(base, hidden_states(base, batch.ids), batch.places)
     return functional.cross_entropy(
         logits.float(), batch.targets, reduction="sum", ignore_index=IGNORED
     )
+
+
+def hidden_states(base: BaseModel, ids: Tensor) -> Tensor:
+    """[rows * length, hidden]. Rows are padded at the right and attention is causal, so no position
+    that counts sees the padding."""
+    decoded = base.model.get_decoder()(
+        input_ids=ids, attention_mask=_causal(ids, base.dtype), use_cache=False
+    )
+    flat: Tensor = decoded.last_hidden_state.flatten(0, 1)
+    return flat
+
+
+def logits_at(base: BaseModel, hidden: Tensor, places: Tensor) -> Tensor:
+    """[places, vocabulary]."""
+    logits: Tensor = base.model.get_output_embeddings()(hidden.index_select(0, places))
+    return logits
 
 
 def _causal(ids: Tensor, dtype: torch.dtype) -> Tensor:

@@ -13,7 +13,7 @@ from multiprocessing import connection, get_context
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 
-from benchmarks.e2e.runs import Outcome, Run
+from benchmarks.claims.runs import Outcome, Run
 
 Done = Mapping[Run, Outcome]
 Work = Callable[[Run], Outcome]
@@ -90,7 +90,7 @@ def _collect(
     worker.run = None
     try:
         answer: Outcome | str = worker.pipe.recv()
-    except EOFError:
+    except (EOFError, ConnectionError):
         worker.process.join()
         worker.pipe.close()
         answer = f"its process ended with status {worker.process.exitcode}"
@@ -115,7 +115,8 @@ def _start(pool: Pool, index: int) -> _Worker:
 def _serve(pipe: Connection, make_work: Callable[[str], Work], gpu: int | None) -> None:
     """One process: take a run, send back its outcome, or the traceback of what it raised."""
     if gpu is not None:  # torch reads it when it first looks for a GPU, which is below
-        os.environ["CUDA_VISIBLE_DEVICES"] = str(gpu)
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+        os.environ["CUDA_VISIBLE_DEVICES"] = visible.split(",")[gpu] if visible else str(gpu)
     work = make_work("cpu" if gpu is None else "cuda")
     while True:
         try:

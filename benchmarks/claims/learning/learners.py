@@ -5,24 +5,22 @@ Knows no data and no loop. Every learner changes the one model that it was built
 
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
 from torch import nn
 
 from adapters_store.store import AdapterStore
-from benchmarks.e2e.peft_learners import peft_groups, peft_model
-from benchmarks.e2e.runs import Run
+from benchmarks.claims.learning.peft_learners import peft_groups, peft_model
+from benchmarks.claims.runs import Run
 from server.adapters.learning.trainable import TrainableAdapter
-from server.adapters.methods.randlora import randlora
 from server.bases.base_files import load_base
 from server.bases.model import BaseModel
 
-_OWNER, _NAME = "bench", "e2e"
+_OWNER, _NAME = "bench", "claims"
 
 
 @dataclass(frozen=True)
@@ -35,8 +33,8 @@ class Group:
 
 @dataclass(frozen=True)
 class Learner:
-    """A model that learns. `active`: within it, the model answers as it has learnt; `bytes_at_rest`
-    writes what a user would keep to a folder, and gives its size."""
+    """A model that learns. `active`: within it, the model answers as it has learnt. `bytes_at_rest`
+    is the size of what a user would keep: an adapter's file, or a model's numbers as bfloat16."""
 
     base: BaseModel
     groups: Sequence[Group]
@@ -53,27 +51,14 @@ def build(run: Run, source: str, device: str) -> Learner:
     """A learner at its start, on a model of its own."""
     torch.manual_seed(run.seed)
     base = load_base(source, device=device, dtype=getattr(torch, run.dtype))
-    makers = {"ours": _ours, "peft": _peft, "full": _full}
+    makers = {"base": _untrained, "ours": _ours, "peft": _peft, "full": _full}
     return makers[run.side](run, base)
-
-
-@contextmanager
-def gamma_starting_at(value: float | str | None) -> Iterator[None]:
-    """Within it, new RandLoRA adapters have this start of gamma: a constant of the method, which is
-    no option of an adapter."""
-    usual = randlora.GAMMA_INITIAL
-    try:
-        vars(randlora)["GAMMA_INITIAL"] = usual if value is None else float(value)
-        yield
-    finally:
-        vars(randlora)["GAMMA_INITIAL"] = usual
 
 
 def _ours(run: Run, base: BaseModel) -> Learner:
     targets = run.targets[0] if len(run.targets) == 1 else run.targets
     options = dict(run.options)
-    with gamma_starting_at(options.pop("gamma_initial", None)):
-        adapter = TrainableAdapter(base, run.method, run.rank, run.seed, targets, options)
+    adapter = TrainableAdapter(base, run.method, run.rank, run.seed, targets, options)
 
     def bytes_at_rest() -> int:
         manifest = adapter.manifest(created_at=int(time.time()), provenance={})
@@ -93,10 +78,12 @@ def _peft(run: Run, base: BaseModel) -> Learner:
             model.save_pretrained(folder)
             return (Path(folder) / "adapter_model.safetensors").stat().st_size
 
-    with gamma_starting_at(dict(run.options).get("gamma_initial")):
-        pairs = list(peft_groups(run, base, model))
-    groups = [Group(parameters, factor) for parameters, factor in pairs]
+    groups = [Group(parameters, factor) for parameters, factor in peft_groups(run, base, model)]
     return Learner(base, groups, nullcontext, bytes_at_rest)
+
+
+def _untrained(run: Run, base: BaseModel) -> Learner:
+    return Learner(base, [], nullcontext, lambda: 0)
 
 
 def _full(run: Run, base: BaseModel) -> Learner:
@@ -104,10 +91,6 @@ def _full(run: Run, base: BaseModel) -> Learner:
     parameters = list(base.model.parameters())  # the tied embedding comes once
 
     def bytes_at_rest() -> int:
-        named = {name: p.detach() for name, p in base.model.named_parameters()}
-        with tempfile.TemporaryDirectory() as folder:
-            file = Path(folder) / "model.safetensors"
-            save_file(named, file)
-            return file.stat().st_size
+        return sum(torch.bfloat16.itemsize * parameter.numel() for parameter in parameters)
 
     return Learner(base, [Group(parameters)], nullcontext, bytes_at_rest)

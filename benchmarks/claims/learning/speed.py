@@ -8,28 +8,26 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import numpy as np
 import torch
 
-from benchmarks.e2e import e2e_grid as grid
-from benchmarks.e2e.e2e_data import Splits
-from benchmarks.e2e.e2e_steps import Steps
-from benchmarks.e2e.learners import build
-from benchmarks.e2e.runs import Run
+from benchmarks.claims import grid
+from benchmarks.claims.data.rows import Encoded
+from benchmarks.claims.learning.learners import build
+from benchmarks.claims.learning.steps import Steps
+from benchmarks.claims.runs import Run
+from server.training.run.examples import Example
 
-_WARM_STEPS = 12
-_WARM_REPLAYED = 80  # until nearly every shape has been recorded
-_STEPS = 20  # of one round
+_WARM_STEPS = 3  # from the third step of a shape on, recordings are replayed
+_STEPS = 10  # of one round
 _MIB = 2**20
 
-RANDLORA = grid.STARTS[0].run
-_VERA = (grid.VERA, grid.UNIQUE, grid.D_ONLY, grid.B_ONLY)
-ALONE: Sequence[Run] = (
-    *(arm.run for arm in (grid.FULL, grid.LORA, *_VERA, grid.ASYM_B, grid.ASYM_A)),
-    RANDLORA,
-    *(RANDLORA.at(options=(*RANDLORA.options, ("sparsity", s))) for s in grid.SPARSE.values()),
-)
-PAIRED: Sequence[Run] = (grid.VERA.run, RANDLORA, grid.LORA.run)
-_RATE = 1e-5  # the result does not matter here
+_MEASURED = (*grid.MAIN, grid.ASYM_B, grid.ASYM_A, grid.SPARSE, grid.UNIQUE, *grid.SMALL)
+_RATE = 1e-6  # the result does not matter here
+ALONE: Sequence[Run] = [arm.on("e2e").run.at(rate=_RATE) for arm in _MEASURED]
+PAIRED: Sequence[Run] = [
+    arm.on("e2e").run.at(rate=_RATE) for arm in (grid.VERA, grid.RANDLORA, grid.LORA)
+]
 
 
 @dataclass(frozen=True)
@@ -44,13 +42,12 @@ class Pace:
 class _Timed:
     """One learner, and the steps that it takes; see `Steps` for what `replayed` means."""
 
-    def __init__(self, run: Run, splits: Splits, device: str, *, replayed: bool) -> None:
+    def __init__(self, run: Run, base: str, rows: Encoded, device: str, *, replayed: bool) -> None:
         self._stream = torch.cuda.Stream() if replayed else None
         self._device = torch.device(device)
         with self._streaming():
-            learner = build(run, "porch", device)
-            self._steps = Steps(learner, splits.train, run.at(rate=_RATE), self._stream)
-            for _ in range(_WARM_REPLAYED if replayed else _WARM_STEPS):
+            self._steps = Steps(build(run, base, device), rows, run, self._stream)
+            for _ in range(_WARM_STEPS):
                 self._steps.take()
 
     def round(self) -> tuple[float, int]:
@@ -79,26 +76,41 @@ class _Timed:
             torch.cuda.synchronize()
 
 
-def alone(run: Run, splits: Splits, device: str, rounds: int) -> Pace:
+def one_batch(rows: Encoded, run: Run) -> Encoded:
+    """As many rows as a batch has, of middling length, so that all steps have one shape."""
+    middle = np.argsort(rows.lengths, kind="stable")[len(rows) // 2 :][: run.batch]
+    examples = []
+    for row in middle.tolist():
+        tokens = rows.tokens[rows.starts[row] : rows.starts[row + 1]].tolist()
+        example = Example.of(tokens, [(int(rows.prompts[row]), len(tokens))])
+        assert example is not None
+        examples.append(example)
+    return Encoded.of(examples)
+
+
+def alone(run: Run, base: str, rows: Encoded, device: str, rounds: int) -> Pace:
     """One learner with the GPU to itself: memory of plain steps, time of replayed ones."""
-    peak = _peak_mib(run, splits, device)
-    timed = _Timed(run, splits, device, replayed=device == "cuda")
+    rows = one_batch(rows, run)
+    peak = _peak_mib(run, base, rows, device)
+    timed = _Timed(run, base, rows, device, replayed=device == "cuda")
     pace = _pace([timed.round() for _ in range(rounds)], peak)
     del timed
     _free()
     return pace
 
 
-def by_turns(
-    run: Run, splits: Splits, device: str, rounds: int, *, replayed: bool
-) -> dict[str, Any]:
+def by_turns(run: Run, base: str, rows: Encoded, device: str, rounds: int) -> dict[str, Any]:
     """Ours and PEFT's: memory one after the other, speed in alternating rounds of one process.
 
     `speed_ratio` is the median over rounds of our tokens/s over PEFT's of the next round.
     """
+    rows = one_batch(rows, run)
     runs = {"ours": run, "peft": run.at(side="peft")}
-    peaks = {side: _peak_mib(each, splits, device) for side, each in runs.items()}
-    timed = {side: _Timed(each, splits, device, replayed=replayed) for side, each in runs.items()}
+    peaks = {side: _peak_mib(each, base, rows, device) for side, each in runs.items()}
+    timed = {
+        side: _Timed(each, base, rows, device, replayed=device == "cuda")
+        for side, each in runs.items()
+    }
     timings: dict[str, list[tuple[float, int]]] = {"ours": [], "peft": []}
     for number in range(rounds):
         for side in ("ours", "peft") if number % 2 else ("peft", "ours"):
@@ -111,7 +123,6 @@ def by_turns(
     ]
     return {
         "run": asdict(run),
-        "replayed": replayed,
         "ours": asdict(_pace(timings["ours"], peaks["ours"])),
         "peft": asdict(_pace(timings["peft"], peaks["peft"])),
         "speed_ratio": statistics.median(ratios),
@@ -120,8 +131,8 @@ def by_turns(
     }
 
 
-def _peak_mib(run: Run, splits: Splits, device: str) -> float:
-    peak = _Timed(run, splits, device, replayed=False).peak_mib()
+def _peak_mib(run: Run, base: str, rows: Encoded, device: str) -> float:
+    peak = _Timed(run, base, rows, device, replayed=False).peak_mib()
     _free()
     return peak
 

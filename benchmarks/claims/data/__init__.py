@@ -1,0 +1,1 @@
+"""The tasks of the measurement, as text and as tokens."""

@@ -1,0 +1,1 @@
+"""Scores of what was written, tables and plots."""
