@@ -147,7 +147,8 @@ class Batches:
         ids = np.zeros((len(indices), longest), np.int64)
         places, targets = [], []
         for row, index in enumerate(indices):
-            start, length, prompt = int(rows.starts[index]), lengths[index], rows.prompts[index]
+            start, length = int(rows.starts[index]), int(lengths[index])
+            prompt = int(rows.prompts[index])  # its narrow type could not hold a place
             ids[row, :length] = rows.tokens[start : start + length]
             places.append(np.arange(prompt - 1, length) + row * longest)
             targets.append(rows.tokens[start + prompt : start + length + 1])
