@@ -140,6 +140,11 @@ class Settings(BaseSettings):
     prefix_cache: bool = Field(
         True, description="reuse keys and values of prompts that begin alike"
     )
+    share_prefixes: bool = Field(
+        False,
+        description="reuse them across owners too; the speed of an answer then tells an owner what "
+        "others asked",
+    )
     max_waiting: Whole = Field(512, ge=1, description="answers that may wait; others get a 429")
     refuse_long_answers: bool = Field(
         False,

@@ -46,6 +46,10 @@ class AnswerTimes:
         return self
 
     @property
+    def done(self) -> bool:
+        return self._done.is_set()
+
+    @property
     def first_s(self) -> float:
         """From the request to the first token."""
         return self.times[0] - self.sent_at

@@ -1,10 +1,11 @@
 """Allots blocks of KV memory to sequences, and lets sequences that begin alike share them.
 
-A block whose tokens are all computed gets a key: a hash of the adapter's content, of the block's
-tokens, and of the key of the block before. So equal keys mean an equal beginning under equal
-weights. A sequence that begins in the same way shares such blocks and computes only the rest; a
-whole block is never written again. A block that no sequence holds keeps its key until its memory
-is needed, the least recently used first. Knows no tensors and no policy.
+A block whose tokens are all computed gets a key: a hash of the owner and its salt, of the adapter's
+content, of the block's tokens, and of the key of the block before. So equal keys mean an equal
+beginning under equal weights, and no owner learns from a fast answer what another asked. A sequence
+that begins in the same way shares such blocks and computes only the rest; a whole block is never
+written again. A block that no sequence holds keeps its key until its memory is needed, the least
+recently used first. Knows no tensors and no policy.
 """
 
 from collections import OrderedDict
@@ -23,9 +24,17 @@ class BlockPool:
 
     Args:
         prefix_cache: share blocks among sequences that begin alike; without it, no block has a key.
+        across_owners: share them among sequences of different owners too.
     """
 
-    def __init__(self, num_total: int, block_tokens: int, *, prefix_cache: bool = True) -> None:
+    def __init__(
+        self,
+        num_total: int,
+        block_tokens: int,
+        *,
+        prefix_cache: bool = True,
+        across_owners: bool = False,
+    ) -> None:
         if num_total < 1 or block_tokens < 1:
             raise ValueError(
                 f"a pool of {num_total} blocks of {block_tokens} tokens holds nothing: give at "
@@ -34,6 +43,7 @@ class BlockPool:
         self.num_total = num_total
         self.block_tokens = block_tokens
         self._prefix_cache = prefix_cache
+        self._across_owners = across_owners
         self._packed = Struct(f"{block_tokens}q").pack
         self._holders = [0] * num_total
         # Taken from the end: the block freed last is the likeliest to be in a processor's cache.
@@ -130,10 +140,15 @@ class BlockPool:
         """The key of a sequence's whole block; each is hashed once in a sequence's life."""
         keys, size = sequence.block_keys, self.block_tokens
         while len(keys) <= place:
-            before = keys[-1] if keys else _hash(sequence.content.encode())
+            before = keys[-1] if keys else self._root(sequence)
             tokens = sequence.tokens(len(keys) * size, (len(keys) + 1) * size)
             keys.append(_hash(before + self._packed(*tokens)))
         return keys[place]
+
+    def _root(self, sequence: Sequence) -> bytes:
+        """What the key of the first block begins with."""
+        owner = "" if self._across_owners else sequence.owner
+        return _hash(repr((owner, sequence.cache_salt, sequence.content)).encode())
 
     def _count_reused(self, sequence: Sequence, num_computed: int) -> None:
         """Advance `num_computed`; `num_reused` too while the answer has no token."""

@@ -167,8 +167,8 @@ class Sequence:
     computed again. `num_scored` counts the prompt positions whose logprobs were handed out;
     pre-emption keeps it, so none comes twice. `slot` is the adapter's place in the banks (0: the
     base model), held from admission until the sequence ends. `content` is the content hash of that
-    adapter ("": the base); equal tokens under an equal hash have equal keys and values. `ends` are
-    the tokens that end the answer.
+    adapter ("": the base); equal tokens under an equal hash have equal keys and values. `owner` and
+    `cache_salt` say who may reuse them. `ends` are the tokens that end the answer.
 
     `pending` counts the answer's last tokens that launched steps sample and whose ids the host has
     not read yet. While there is one, `source` is its place among the tokens that the last launched
@@ -186,6 +186,8 @@ class Sequence:
     ends: frozenset[int] = frozenset()
     slot: int = 0
     content: str = ""
+    owner: str = ""
+    cache_salt: str = ""
     output: list[int] = field(default_factory=list)
     num_computed: int = 0
     num_scored: int = 1  # the first token of a prompt has no score

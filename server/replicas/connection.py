@@ -44,7 +44,7 @@ class EngineConnection:
         self._lock = threading.Lock()
         self._open = True
         self._next_key = 0
-        self._answers: dict[int, tuple[Listener, int]] = {}  # and its index within the request
+        self._answers: dict[int, tuple[Listener, int, str]] = {}  # its index, and its owner
         self._token_sinks: dict[int, TokenSink] = {}
         self._flushes: frozenset[Callable[[], None]] = frozenset()
         self._calls: dict[int, Future[object]] = {}
@@ -63,7 +63,7 @@ class EngineConnection:
             first = self._next_key
             self._next_key += request.n
             for index in range(request.n):
-                self._answers[first + index] = listener, index
+                self._answers[first + index] = listener, index, request.owner
                 self._token_sinks[first + index] = partial(self._first_token, first + index)
             self._flushes |= {listener.flush}  # another set: the reader may be going through it
         self._outbox.put(messages.Submit(first, request))
@@ -143,7 +143,7 @@ class EngineConnection:
         """The engine is gone: all open answers and calls end with `error`."""
         with self._lock:
             self._open = False
-        for listener, index in self._answers.values():
+        for listener, index, _ in self._answers.values():
             self._hear(listener, TextDelta(index, finish=FinishReason.ERROR, error=error))
         self._answers.clear()
         self._token_sinks.clear()
@@ -175,14 +175,15 @@ class EngineConnection:
 
     def _first_token(self, key: int, token_id: int, text: str) -> None:
         """The sink of an answer that has no token yet."""
-        listener, index = self._answers[key]
+        listener, index, _ = self._answers[key]
         self._token_sinks[key] = listener.token_sink(index)
         listener.hear(TextDelta(index, text, (TokenPiece(token_id, text),)))
 
     def _forget(self, key: int) -> None:
         with self._lock:
-            del self._answers[key], self._token_sinks[key]
-        self.capacity.leave(time.monotonic())
+            _, _, owner = self._answers.pop(key)
+            del self._token_sinks[key]
+        self.capacity.leave(owner, time.monotonic())
 
     def _hear(self, listener: Listener, delta: TextDelta) -> None:
         try:

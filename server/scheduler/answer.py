@@ -30,13 +30,17 @@ class Answer:
     times: AnswerTimes
     holds_slot: bool = False
     no_slot_since: float | None = None  # its adapter is loaded, but every slot is in use
-    preempted: bool = False
+    counted: float = 0.0  # of what it was served, by `Turns`
     prompt_logprobs: list[TokenLogprob] = field(default_factory=list)
     prompt_logprobs_sent: bool = False
 
     @property
     def owner(self) -> str:
         return self.request.owner
+
+    @property
+    def weight(self) -> float:
+        return self.request.weight
 
     @property
     def adapter(self) -> AdapterRef | None:

@@ -1,7 +1,7 @@
 """Limits how many answers are under way at once, and how long each may be. Knows no engine."""
 
 import threading
-from collections import deque
+from collections import Counter, deque
 
 from server.errors import ContextLengthExceeded, InvalidRequest, QueueFull
 from server.scheduler.request import Generation
@@ -11,6 +11,9 @@ _RECENT_S = 60.0
 
 class Capacity:
     """Counts the answers that have come in and not ended. Thread-safe; `now` is in seconds.
+
+    One owner cannot keep others out: when the queue is full, an owner may still fill an equal share
+    of it, until there are twice as many answers as it is for.
 
     Args:
         max_answers: answers that may run and wait at once.
@@ -22,6 +25,7 @@ class Capacity:
         self.max_context = max_context
         self._lock = threading.Lock()
         self._ends: deque[float] = deque(maxlen=32)
+        self._by_owner: Counter[str] = Counter()
         self.queued = 0
 
     def enter(self, request: Generation, now: float) -> None:
@@ -34,13 +38,17 @@ class Capacity:
         """
         self._check_length(request)
         with self._lock:
-            self._check_queue(request.n, now)
+            self._check_queue(request, now)
             self.queued += request.n
+            self._by_owner[request.owner] += request.n
 
-    def leave(self, now: float) -> None:
-        """One answer has ended."""
+    def leave(self, owner: str, now: float) -> None:
+        """One answer of an owner has ended."""
         with self._lock:
             self.queued -= 1
+            self._by_owner[owner] -= 1
+            if not self._by_owner[owner]:
+                del self._by_owner[owner]
             self._ends.append(now)
 
     def _check_length(self, request: Generation) -> None:
@@ -61,8 +69,13 @@ class Capacity:
                 param=length,
             )
 
-    def _check_queue(self, more: int, now: float) -> None:
+    def _check_queue(self, request: Generation, now: float) -> None:
+        own, more = self._by_owner.get(request.owner, 0), request.n
         if self.queued + more <= self.max_answers:
+            return
+        others = len(self._by_owner) - bool(own)
+        fair = others > 0 and own + more <= self.max_answers // (others + 1)
+        if fair and self.queued + more <= 2 * self.max_answers:
             return
         recent = [moment for moment in self._ends if now - moment < _RECENT_S]
         s_per_answer = (now - recent[0]) / len(recent) if len(recent) > 1 else 0.0

@@ -93,7 +93,13 @@ class Intake:
             index=index,
             arrival=self._arrivals,
             sequence=Sequence(
-                self._arrivals, request.prompt, params, seed, ends | params.stop_token_ids
+                self._arrivals,
+                request.prompt,
+                params,
+                seed,
+                ends | params.stop_token_ids,
+                owner=request.owner,
+                cache_salt=request.cache_salt,
             ),
             text=AnswerText(decoder, params.stop, include_stop=params.include_stop),
             listener=listener,

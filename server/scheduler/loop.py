@@ -238,8 +238,13 @@ class ServingLoop:
 
     def _admit(self) -> None:
         running = self._answers.running
-        for answer in self._admission.admit(running.values(), self._refuse):
+        for answer in self._admission.admit(running, self._refuse, self._preempt):
             running[answer.sequence] = answer
+
+    def _preempt(self, answer: Answer) -> None:
+        del self._answers.running[answer.sequence]
+        self._admission.put_back(answer)
+        self._metrics.num_preemptions.inc()
 
     def _refuse(self, answer: Answer, error: Exception) -> None:
         if isinstance(error, (VerandahError, StoreError)):
@@ -252,10 +257,10 @@ class ServingLoop:
         """Plan a step and start it; False when there was none to start, or it failed."""
         running = self._answers.running
         ready = [sequence for sequence in running if sequence.wants_steps]
-        plan = plan_step(ready, self._blocks, self._limits.max_step_tokens)
+        accounts = self._admission.accounts(running)
+        plan = plan_step(ready, self._blocks, self._limits.max_step_tokens, accounts)
         for sequence in plan.preempted:
-            self._admission.put_back(running.pop(sequence))
-            self._metrics.num_preemptions.inc()
+            self._preempt(running[sequence])
         if not plan.chunks:
             return False
         self.progress.begin_step(_tokens(plan.chunks))

@@ -112,12 +112,11 @@ class OpenAnswers:
         """Release all that the answer holds and tell its listener; twice does nothing."""
         if self._answers.pop(answer.sequence, None) is None:
             return
-        if self.running.pop(answer.sequence, None) is None:
-            self._admission.waiting.remove(answer)
+        self.running.pop(answer.sequence, None)
         answer.sequence.finish = reason
         self._admission.release(answer)
         now = self._clock()
-        self._capacity.leave(now)
+        self._capacity.leave(answer.owner, now)
         answer.times.end(answer.sequence, now, self._metrics)
         self._tell(answer, delta or TextDelta(answer.index, finish=reason, error=error))
 

@@ -1,26 +1,16 @@
-"""Decides whom to admit and what a step runs. Pure functions; knows no threads and no tensors."""
+"""Decides what a step runs. Pure functions; knows no threads and no tensors."""
 
-from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Mapping
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
-from typing import Protocol, TypeVar
+from typing import Any
 
 from server.engine.blocks import BlockPool
 from server.engine.sequence import Chunk, Sequence
+from server.scheduler.turns import Account, prompts_in_turn
 
-
-class Waiting(Protocol):
-    """What the order of admission depends on: `server.scheduler.answer.Answer`."""
-
-    @property
-    def owner(self) -> str: ...
-
-    @property
-    def arrival(self) -> int: ...
-
-    @property
-    def preempted(self) -> bool: ...
+Accounts = Callable[[], Mapping[Sequence, Account[Any]]]
+"""Finds the account of each running sequence: not for nothing, so called only where it matters."""
 
 
 @dataclass(frozen=True)
@@ -31,35 +21,21 @@ class StepPlan:
     preempted: tuple[Sequence, ...]
 
 
-W = TypeVar("W", bound=Waiting)
-
-
-def admission_order(
-    waiting: Iterable[W], running_owners: Iterable[str], last_served: Mapping[str, int]
-) -> list[W]:
-    """Pre-empted first, then owners with the least running, then the one served longest ago.
-
-    `last_served` counts admissions: the higher, the more recently that owner had one.
-
-    An owner's k-th waiting request counts the k - 1 before it as if they ran, so that two owners
-    alternate however many requests one of them has queued.
-    """
-    load = Counter(running_owners)
-    ranked: list[tuple[bool, int, int, int, W]] = []
-    for item in sorted(waiting, key=lambda item: item.arrival):
-        served = last_served.get(item.owner, 0)
-        ranked.append((not item.preempted, load[item.owner], served, item.arrival, item))
-        load[item.owner] += 1
-    ranked.sort(key=lambda entry: entry[:4])
-    return [entry[4] for entry in ranked]
-
-
-def plan_step(running: Seq[Sequence], blocks: BlockPool, max_step_tokens: int) -> StepPlan:
+def plan_step(
+    running: Seq[Sequence],
+    blocks: BlockPool,
+    max_step_tokens: int,
+    accounts: Accounts | None = None,
+) -> StepPlan:
     """Choose the chunks of one step. `running` is in order of admission, oldest first.
 
     Every decoding sequence runs one token; what is left of `max_step_tokens` goes to prompts,
     oldest first, in chunks. When blocks run out, the youngest sequence is pre-empted: it loses its
     blocks and is computed again later. The oldest can always run, so the loop always advances.
+
+    With `accounts`, the prompts of several owners take turns, and the
+    youngest of the owner that was served most is pre-empted. Then the oldest of the owner that was
+    served least can always run.
 
     A prompt reuses the blocks that earlier steps computed for an equal beginning. Of prompts that
     begin alike in one step only the oldest runs: the others reuse its blocks in the next step.
@@ -72,6 +48,8 @@ def plan_step(running: Seq[Sequence], blocks: BlockPool, max_step_tokens: int) -
             blocks.share(sequence)
         remaining = sequence.remaining
         (decodes if remaining == 1 else prompts).append((sequence, remaining))
+    if accounts is not None and len(prompts) > 1:
+        prompts = prompts_in_turn(prompts, accounts())
     alive = list(running)
     chunks: list[tuple[Sequence, int]] = []
     preempted: list[Sequence] = []
@@ -92,7 +70,7 @@ def plan_step(running: Seq[Sequence], blocks: BlockPool, max_step_tokens: int) -
             length = min(sequence.remaining, budget)
         stop = sequence.num_computed + length
         while stop > len(sequence.blocks) * size and not blocks.grow(sequence, stop):
-            victim = alive.pop()
+            victim = alive.pop(_place_of_victim(alive, accounts))
             blocks.free(victim)
             preempted.append(victim)
             chunks = [chunk for chunk in chunks if chunk[0] is not victim]
@@ -102,3 +80,10 @@ def plan_step(running: Seq[Sequence], blocks: BlockPool, max_step_tokens: int) -
             chunks.append((sequence, length))
             budget -= length
     return StepPlan(tuple(map(Chunk._make, chunks)), tuple(preempted))
+
+
+def _place_of_victim(alive: Seq[Sequence], accounts: Accounts | None) -> int:
+    if accounts is None:
+        return -1
+    of = accounts()
+    return max(range(len(alive)), key=lambda place: (of[alive[place]].served, place))

@@ -1,5 +1,6 @@
 """What the API hands to the serving loop, and what comes back. Knows no HTTP."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
@@ -14,7 +15,8 @@ class Generation:
 
     `turn_ends` are tokens that end its answers besides the base's end tokens. `prompt_param` and
     `length_param` are what the caller calls the prompt and the answer's largest length; refusals
-    name them.
+    name them. `weight` is the owner's share beside others' in `Turns`. Keys and values in the cache
+    are shared among requests with an equal `cache_salt` only.
     """
 
     request_id: str
@@ -27,6 +29,12 @@ class Generation:
     timeout_s: float = 600.0
     prompt_param: str = "prompt"
     length_param: str = "max_tokens"
+    weight: float = 1.0
+    cache_salt: str = ""
+
+    def __post_init__(self) -> None:
+        if not 0 < self.weight < math.inf:
+            raise ValueError(f"the weight {self.weight} is not above 0 and finite: give another")
 
 
 class TokenPiece(NamedTuple):

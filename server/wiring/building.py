@@ -175,7 +175,12 @@ def _loop(
     return ServingLoop(
         _runner(settings, base, adapters, kv, sizes, max_context),
         adapters,
-        BlockPool(kv.num_blocks, kv.block_tokens, prefix_cache=settings.prefix_cache),
+        BlockPool(
+            kv.num_blocks,
+            kv.block_tokens,
+            prefix_cache=settings.prefix_cache,
+            across_owners=settings.share_prefixes,
+        ),
         tokenizer.stream,
         eos=AnswerEnds.of(base, tokenizer).eos,
         limits=Limits(

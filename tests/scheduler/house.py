@@ -62,6 +62,7 @@ class House:
         folder: Path,
         *,
         prefix_cache: bool = True,
+        across_owners: bool = False,
         slots: int = 8,
         blocks: int = 600,
         max_step_tokens: int = 64,
@@ -74,7 +75,7 @@ class House:
         self.loop = ServingLoop(
             Runner(self.served.base, self.served.adapters, kv),
             self.served.adapters,
-            BlockPool(blocks, BLOCK_TOKENS, prefix_cache=prefix_cache),
+            BlockPool(blocks, BLOCK_TOKENS, prefix_cache=prefix_cache, across_owners=across_owners),
             NumberDecoder,
             eos=frozenset(),
             limits=Limits(
@@ -96,6 +97,8 @@ class House:
         *,
         n: int = 1,
         prompt_logprobs: bool = False,
+        owner: str = "ann",
+        salt: str = "",
     ) -> Said:
         params = SamplingParams(
             max_tokens=ANSWER,
@@ -104,9 +107,8 @@ class House:
             prompt_logprobs=prompt_logprobs,
         )
         said = Said(tuple(prompt), n)
-        self.loop.submit(
-            Generation("r", "ann", said.prompt, params, adapter, n), CallbackListener(said.hear)
-        )
+        asked = Generation("r", owner, said.prompt, params, adapter, n, cache_salt=salt)
+        self.loop.submit(asked, CallbackListener(said.hear))
         return said
 
     def check(self, said: Said, made: Made | None) -> None:

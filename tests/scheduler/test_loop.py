@@ -352,6 +352,25 @@ def test_a_full_queue_says_when_to_come_back(rig: Rig) -> None:
     assert 1 <= full.value.retry_after_s <= 60
 
 
+def test_one_owner_cannot_fill_the_queue_for_all(rig: Rig) -> None:
+    ref = AdapterRef("o", "never", 1)
+    for _ in range(12):
+        rig.ask(adapter=ref, owner="heavy")
+    for count, owner in ((6, "light"), (4, "third"), (2, "tenth")):
+        waiting = [rig.ask(adapter=ref, owner=owner) for _ in range(count)]
+        if owner == "tenth":
+            break
+        with pytest.raises(QueueFull):
+            rig.ask(owner=owner)
+    with pytest.raises(QueueFull):  # twice as many answers wait as the queue is for
+        rig.ask(owner="eleventh")
+    for _, handle in waiting:
+        rig.loop.cancel(handle)
+    for heard, _ in waiting:
+        heard.wait()
+    assert rig.ask(owner="eleventh")[0].wait().text == " 3 4 5 6"
+
+
 def test_what_can_never_fit_is_refused(make_rig: Callable[..., Rig]) -> None:
     rig = make_rig(blocks=5)
     with pytest.raises(ContextLengthExceeded, match="lower max_tokens from 3 to 2") as answer:

@@ -1,20 +1,14 @@
 """Who runs next, without engine or threads."""
 
-from dataclasses import dataclass
+from typing import Any
 
 from hypothesis import given
 from hypothesis import strategies as st
 
 from server.engine.blocks import BlockPool
 from server.engine.sequence import SamplingParams, Sequence
-from server.scheduler.policy import admission_order, plan_step
-
-
-@dataclass
-class Item:
-    owner: str
-    arrival: int
-    preempted: bool = False
+from server.scheduler.policy import plan_step
+from server.scheduler.turns import Account
 
 
 def sequence(seq_id: int, prompt: int, first: int | None = None) -> Sequence:
@@ -27,27 +21,6 @@ def compute(made: Sequence, tokens: int, pool: BlockPool) -> Sequence:
     assert pool.grow(made, tokens)
     made.num_computed = tokens
     return made
-
-
-def test_owners_alternate_however_many_requests_one_has() -> None:
-    greedy = [Item("greedy", arrival) for arrival in range(4)]
-    order = admission_order([*greedy, Item("modest", 10), Item("modest", 11)], [], {})
-    assert [item.owner for item in order[:4]] == ["greedy", "modest", "greedy", "modest"]
-
-
-def test_the_owner_with_less_running_goes_first() -> None:
-    order = admission_order([Item("a", 0), Item("b", 1)], ["a", "a"], {})
-    assert [item.owner for item in order] == ["b", "a"]
-
-
-def test_the_owner_served_longest_ago_goes_first() -> None:
-    order = admission_order([Item("a", 0), Item("b", 1)], [], {"a": 2, "b": 1})
-    assert [item.owner for item in order] == ["b", "a"]
-
-
-def test_the_preempted_go_before_everyone() -> None:
-    order = admission_order([Item("a", 0), Item("b", 5, preempted=True)], ["b"], {})
-    assert [item.owner for item in order] == ["b", "a"]
 
 
 def test_decodes_come_first_and_prompts_share_what_is_left() -> None:
@@ -67,6 +40,20 @@ def test_the_youngest_gives_its_memory_to_the_oldest() -> None:
     assert [chunk.sequence.seq_id for chunk in plan.chunks] == [1]
     assert plan.preempted == (young,)
     assert (young.blocks, young.num_computed) == ([], 0)
+
+
+def test_prompts_of_owners_take_turns_and_the_one_served_most_yields() -> None:
+    pool = BlockPool(6, 4)
+    ahead: Account[Any] = Account(served=100.0)
+    behind: Account[Any] = Account(served=95.0)
+    made = [sequence(number, 8) for number in range(4)]
+    whose = dict(zip(made, (ahead, ahead, behind, behind), strict=True))
+    plan = plan_step(made, pool, 20, lambda: whose)
+    assert plan.chunks == ((made[2], 8), (made[0], 8), (made[3], 4))
+    made[2].num_computed, made[2].output = 8, [1]
+    plan = plan_step(made, pool, 12, lambda: whose)  # two blocks more, of which one is free
+    assert plan.chunks == ((made[2], 1), (made[3], 8))
+    assert plan.preempted == (made[1], made[0])
 
 
 def test_of_equal_beginnings_one_runs_and_the_rest_find_it() -> None:

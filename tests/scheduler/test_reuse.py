@@ -81,6 +81,36 @@ def test_the_same_content_is_shared_whoever_owns_it(build: Build) -> None:
         assert said.cached == found
 
 
+@pytest.mark.parametrize("with_adapter", [False, True])
+def test_nobody_finds_what_another_asked(build: Build, with_adapter: bool) -> None:
+    """Neither another owner, nor who does not know the salt; not even by an adapter of both."""
+    house = build()
+    (made,) = pets(house.plain, 1)
+    ref = house.served.publish(made, "shared") if with_adapter else None
+    askers = [("ann", ""), ("bob", ""), ("ann", "s"), ("ann", "t"), ("bob", "s")]
+    askers += [("ann', 's", ""), ("ann\0s", ""), ("anns", ""), ("", "anns")]
+    for found in ([0], [8]):
+        for owner, salt in askers:
+            said = house.ask(prompt_of(9), ref, owner=owner, salt=salt)
+            house.check(said, made if with_adapter else None)
+            assert said.cached == found, (owner, salt)
+
+
+def test_owners_asking_at_once_share_nothing(build: Build) -> None:
+    house = build()
+    said = [house.ask(prompt_of(18), n=2, owner=owner) for owner in ("ann", "bob")]
+    for each in said:
+        house.check(each, None)
+        assert each.cached == [0, 16]
+
+
+def test_an_operator_may_open_it_but_salts_stay(build: Build) -> None:
+    house = build(across_owners=True)
+    askers = [("ann", "", 0), ("bob", "", 8), ("ann", "s", 0), ("bob", "s", 8), ("bob", "t", 0)]
+    for owner, salt, found in askers:
+        assert house.ask(prompt_of(9), owner=owner, salt=salt).wait().cached == [found]
+
+
 def test_scores_of_a_prompt_are_all_computed(build: Build) -> None:
     house = build()
     fresh = house.ask(prompt_of(16), prompt_logprobs=True).wait()

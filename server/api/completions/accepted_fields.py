@@ -58,7 +58,6 @@ class AcceptedFields(WireModel):
     # vLLM's.
     allowed_token_ids: NullOrEmpty = None
     bad_words: NullOrEmpty = None
-    cache_salt: Null = None
     documents: NullOrEmpty = None
     guided_choice: NullOrEmpty = None
     guided_decoding_backend: Null = None

@@ -284,6 +284,7 @@ def check_request(services: Services, owner: str, body: ChatRequest) -> CheckedR
         n=body.choices,
         turn_ends=services.base.turn_ends,
         timeout_s=services.request_timeout_s,
+        cache_salt=body.cache_salt or "",
         prompt_param="messages",
         length_param="max_tokens" if body.max_tokens else "max_completion_tokens",
     )

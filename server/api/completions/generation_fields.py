@@ -17,6 +17,7 @@ _MAX_STOPS = 64
 _LONGEST_STOP = 1024  # each token's text is held against all of them
 _ALL_STOPS = 2048  # characters of all together
 _MAX_BIASES = 1024
+_LONGEST_SALT = 1024
 
 
 def _checked_stops(value: object) -> object:
@@ -98,6 +99,7 @@ class GenerationFields(AcceptedFields):
     include_stop_str_in_output: bool | None = None
     skip_special_tokens: bool | None = None
     stop_token_ids: Annotated[list[int] | None, at_most(_MAX_STOPS)] = None
+    cache_salt: Annotated[Text | None, Field(min_length=1, max_length=_LONGEST_SALT)] = None
 
     @field_validator("stream_options")
     @classmethod

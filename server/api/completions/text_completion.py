@@ -232,6 +232,7 @@ def check_request(services: Services, owner: str, body: CompletionRequest) -> Ch
             adapter=adapter,
             n=body.choices,
             timeout_s=services.request_timeout_s,
+            cache_salt=body.cache_salt or "",
         )
         generations.append(generation)
     return CheckedRequest.of(services, generations)

@@ -377,7 +377,7 @@ REFUSED = [
     (TEXT, {"tools": [TOOL]}, "tools"),
     (TEXT, {"logprobs": True}, "logprobs"),
     (TEXT, {"add_special_tokens": False}, "add_special_tokens"),
-    *((TEXT, {name: "x"}, name) for name in ("guided_regex", "cache_salt", "structured_outputs")),
+    *((TEXT, {name: "x"}, name) for name in ("guided_regex", "structured_outputs")),
 ]
 
 
