@@ -39,7 +39,10 @@ class LlamaCpp:
 
     def logprobs(self, prompt: Sequence[int], vocab_size: int) -> np.ndarray[Any, Any]:
         """Log-probabilities of the token behind a prompt, in order of the ids."""
-        sent = {"prompt": list(prompt), "n_predict": 1, "n_probs": vocab_size, "temperature": 0}
+        sent: dict[str, Any] = {"prompt": list(prompt), "n_predict": 1, "n_probs": vocab_size}
+        # It tells nothing of a token that is a part of a character: a letter is forced. The
+        # log-probabilities are those before that.
+        sent |= {"logit_bias": [[self.tokens("a")[-1], 1000]], "temperature": 0}
         answer = self._server.handle_completions({**sent, "cache_prompt": False})
         listed = answer["choices"][0]["logprobs"]["content"][0]["top_logprobs"]
         found = np.full(vocab_size, -np.inf)

@@ -50,7 +50,7 @@ def _merged() -> tuple[list[str], list[str]]:
     tokenizer = Tokenizer(BPE())
     tokenizer.pre_tokenizer = ByteLevel(add_prefix_space=False, use_regex=False)
     alphabet = ByteLevel.alphabet()
-    trainer = BpeTrainer(vocab_size=900, initial_alphabet=sorted(alphabet), show_progress=False)
+    trainer = BpeTrainer(vocab_size=700, initial_alphabet=sorted(alphabet), show_progress=False)
     text = (
         ROOT / "README.md"
     ).read_text() + " 2024 1234567 don't I'LL ÄÖ äöü 你好 \n\n\t 1,000.50" * 50
@@ -84,7 +84,7 @@ def sentence_piece_vocab(**fields: Any) -> Vocab:
     for word in dict.fromkeys(words):
         for end in range(2, min(len(word), 8) + 1):
             pieces |= dict.fromkeys(("▁" + word[: end - 1], word[:end]))
-    kept = list(pieces)[:1500]
+    kept = list(pieces)[:1000]
     tokens = [
         "<unk>",
         "<s>",

@@ -1,5 +1,6 @@
 """A GGUF file is a base model wherever a base model is named."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -10,11 +11,13 @@ from server.bases import base_folder
 from server.bases.base_files import check_config, load_base, load_stored, outline_base
 from server.bases.base_folder import label_of, loadable
 from server.bases.base_place import locate
+from server.bases.gguf_files import gguf_weights
+from server.bases.gguf_files.gguf_splits import SPLITS
 from server.bases.layer_shape import layer_shape
 from server.bases.model import fingerprint_of
 from server.bases.tokenizer import load_tokenizer
 from server.errors import UnsupportedModel
-from tests.gguf_files.making import Quant, byte_level_vocab, model_for, write_gguf
+from tests.gguf_files.making import ARCHS, ROOT, Quant, byte_level_vocab, model_for, write_gguf
 
 HUB = "some/repo-GGUF:sub/m.Q4_0.gguf"
 
@@ -98,6 +101,16 @@ def test_quantisations_are_bases_apart(tmp_path: Path) -> None:
     assert [base.fingerprint == plain for base in prints] == [True, True, False, False]
     assert len({base.fingerprint for base in prints}) == 3
     assert prints[0].dtype == torch.float32
+
+
+def test_the_page_names_what_is_read() -> None:
+    page = (ROOT / "docs/models.md").read_text().partition("## GGUF files")[2].partition("\n## ")[0]
+    assert [name for name in SPLITS if f"`{name}`" not in page] == []
+    assert [name for name in ARCHS if f"`{name}`" not in page] == []
+    weights = page.partition("- weights in ")[2].partition("- ")[0]
+    between = {f"Q{bits}_K" for bits in (3, 4, 5)}
+    named = between | set(re.findall(r"[A-Z0-9_]*\d[A-Z0-9_]*", weights))
+    assert named == {kind.name for kind in gguf_weights._READ}
 
 
 def test_the_error_of_another_base_says_that_files_differ() -> None:

@@ -17,10 +17,11 @@ from tests.gguf_files.making import Quant, byte_level_vocab, model_for, packed, 
 
 VOCAB = byte_level_vocab()
 TOKENS = len(VOCAB.tokens)
+WHOLE = model_for(VOCAB)
 
 
 def written(folder: Path, **changes: Any) -> Path:
-    return write_gguf(folder / "m.gguf", model_for(VOCAB), VOCAB, **changes)
+    return write_gguf(folder / "m.gguf", WHOLE, VOCAB, **changes)
 
 
 def refused(path: Path) -> str:
