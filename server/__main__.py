@@ -32,7 +32,12 @@ _COMMANDS = {
 _ENGINE = "engine"  # started by servers, not by users, so it is not listed
 
 # A module may not be named by a keyword, and no two modules have the same name.
-_MODULES = {"import": "import_", "keys": "key_command", "owners": "owner_command"}
+_MODULES = {
+    "import": "import_",
+    "keys": "key_command",
+    "owners": "owner_command",
+    _ENGINE: "running.engine",
+}
 
 _EXAMPLES = """examples:
   verandah demo                          see it train three adapters and answer
