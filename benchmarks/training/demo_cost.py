@@ -24,6 +24,7 @@ _PARTS = (  # each ends with a line that begins so
     ("convert it and start the server", "A server of "),
     ("train three adapters, and ask them", QUESTIONS[0]),
     ("score the task", "What do "),
+    ("tell the sizes", "All in "),
 )
 
 
