@@ -17,7 +17,7 @@ MINUTES ?= 20
 # torch anew: that alone takes minutes.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo serve test test-latest fuzz gpu-test lint format lock docs clean
+.PHONY: demo serve test test-latest test-services fuzz gpu-test lint format lock docs clean
 
 demo: $(VENV)/.installed-run
 	$(BIN)/verandah demo
@@ -30,7 +30,7 @@ test: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy > $(VENV)/mypy.txt & mypy=$$!; \
-	OMP_NUM_THREADS=1 $(BIN)/pytest -m "not gpu" -n auto --dist worksteal $(TESTS); tests=$$?; \
+	OMP_NUM_THREADS=1 $(BIN)/pytest -m "not gpu and not services" -n auto --dist worksteal $(TESTS); tests=$$?; \
 	wait $$mypy; types=$$?; cat $(VENV)/mypy.txt; exit $$((tests + types))
 
 # On the newest versions that pyproject.toml allows. What they deprecate is listed at the end.
@@ -40,8 +40,12 @@ test-latest:
 	$(if $(TORCH_INDEX),$(LATEST)/bin/pip install --no-compile --index-url $(TORCH_INDEX) \
 	    "$$(sed -n 's/^ *"\(torch[<>=].*\)",$$/\1/p' pyproject.toml)")
 	$(LATEST)/bin/pip install --no-compile -e '.[dev]'
-	OMP_NUM_THREADS=1 $(LATEST)/bin/pytest -m "not gpu" -n auto --dist worksteal $(TESTS) \
+	OMP_NUM_THREADS=1 $(LATEST)/bin/pytest -m "not gpu and not services" -n auto --dist worksteal $(TESTS) \
 	    -W default::DeprecationWarning -W default::PendingDeprecationWarning -W default::FutureWarning
+
+# With what a network or another program gives. What cannot be had is skipped, by name.
+test-services: $(VENV)/.installed-dev
+	$(BIN)/pytest -m services -rs $(TESTS)
 
 # The fuzzers, for longer than the tests run them: see docs/fuzzing.md.
 fuzz: $(VENV)/.installed-dev

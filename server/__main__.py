@@ -14,7 +14,8 @@ from server.cli.arguments.command_parser import CommandParser, nearest
 _COMMANDS = {
     "serve": "serve the base model and its adapters, and train new ones",
     "worker": "train waiting jobs, without serving",
-    "demo": "train two adapters and compare their answers",
+    "demo": "train three adapters, and compare their answers with the base's",
+    "fetch": "bring a base model that has a short name to this machine, or list them",
     "train": "train an adapter from a file, on a running server",
     "jobs": "list, show, follow, cancel, pause and resume the training jobs of a running server",
     "chat": "talk to a model of a running server",
@@ -31,10 +32,15 @@ _COMMANDS = {
 _ENGINE = "engine"  # started by servers, not by users, so it is not listed
 
 # A module may not be named by a keyword, and no two modules have the same name.
-_MODULES = {"import": "import_", "keys": "key_command", "owners": "owner_command"}
+_MODULES = {
+    "import": "import_",
+    "keys": "key_command",
+    "owners": "owner_command",
+    _ENGINE: "running.engine",
+}
 
 _EXAMPLES = """examples:
-  verandah demo                          see it train two adapters and answer
+  verandah demo                          see it train three adapters and answer
   verandah serve --port 8000             then, in another terminal:
   verandah train examples/pirate.jsonl
   verandah chat --model pirate

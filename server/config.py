@@ -9,6 +9,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, model_va
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 PREFIX: Final = "VERANDAH_"
+AUTO: Final = "auto"
 _HOST: Final = re.compile(r"[a-z0-9._:-]+")
 
 
@@ -102,8 +103,10 @@ class Settings(BaseSettings):
     )
 
     model: str = Field(
-        "porch",
-        description="base model: porch, a folder, a .gguf file, a hub id, or org/repo:file.gguf",
+        AUTO,
+        description="base model: a name that `verandah fetch` lists, a folder, a .gguf file, a hub "
+        "id, or org/repo:file.gguf; auto: the one of the home's adapters, else smollm2-q4_1 if it "
+        "was fetched, else porch",
     )
     served_name: str = Field("base", description="the id by which requests name the base model")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where the model runs")

@@ -164,6 +164,10 @@ class UnsupportedModel(VerandahError):
     """The engine cannot run this base model exactly."""
 
 
+class FetchFailed(VerandahError):
+    """A base model's file cannot be brought to this machine."""
+
+
 class TrainingFailed(VerandahError):
     """A job ended without an adapter; `code` gives the reason."""
 

@@ -1,11 +1,13 @@
 """Triton's interpreter, where there is no CUDA device: it is chosen before triton is imported.
 
-And no looking for garbage among all that the tests import, which stays until the end.
+No looking for garbage among all that the tests import, which stays until the end. And nothing of
+the user's: Porch is the base of whatever names none, and the cache is an empty folder.
 """
 
 import gc
 import importlib.util
 import os
+import tempfile
 from collections.abc import Generator
 from pathlib import Path
 
@@ -30,6 +32,13 @@ def _interpret() -> None:
 # The device files are asked, not torch: most tests never import it, and start at once.
 if importlib.util.find_spec("triton") and not list(Path("/dev").glob("nvidia[0-9]*")):
     _interpret()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if not hasattr(config, "workerinput"):  # the processes of pytest-xdist inherit it
+        cache = tempfile.TemporaryDirectory(prefix="verandah-tests-")
+        config.add_cleanup(cache.cleanup)
+        os.environ |= {"XDG_CACHE_HOME": cache.name, "VERANDAH_MODEL": "porch"}
 
 
 @pytest.hookimpl(wrapper=True)

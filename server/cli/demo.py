@@ -1,7 +1,8 @@
-"""`verandah demo`: trains two adapters on a server of its own and compares three answers."""
+"""`verandah demo`: trains three adapters on a server of its own and compares them with the base."""
 
 import argparse
 import contextlib
+import json
 import signal
 import subprocess
 import tempfile
@@ -9,8 +10,9 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import IO, TypeVar
+from typing import IO, Final, TypeVar
 
 from rich.columns import Columns
 from rich.console import Console
@@ -18,31 +20,42 @@ from rich.panel import Panel
 from rich.text import Text
 
 from clients.python import Client, ClientError, Hyperparameters
+from server.bases.short_names import PORCH, ShortName
 from server.cli.arguments.options import add_settings, read_fields
+from server.cli.display.output import one_line
 from server.cli.display.progress import TrainingBars
+from server.cli.fetch import fetch_with_bar
 from server.config import BadOption, Settings
 from server.control_characters import visible_lines
-from server.wiring.process import command, environment, exit_on_sigterm
+from server.errors import FetchFailed
+from server.wiring.default_base import with_base
+from server.wiring.process import command, environment, exit_on_sigterm, say
 from server.wiring.start_checks import check_reach, check_settings
 
 EXAMPLES = """examples:
   verandah demo                          uses a temporary home and removes it at the end
   verandah demo --home ./demo            keeps it for: verandah serve --home ./demo
+  verandah demo --model porch            downloads nothing
   verandah demo --device cuda --model Qwen/Qwen3-0.6B
 """
 
 add_options = add_settings
 
 _EXAMPLES_FOLDER = Path(__file__).parents[2] / "examples"
-FILES = (_EXAMPLES_FOLDER / "pirate.jsonl", _EXAMPLES_FOLDER / "butler.jsonl")
-QUESTIONS = (  # none is in the files; Porch was trained on the answers
+TASK = _EXAMPLES_FOLDER / "intents.jsonl"
+FILES = (_EXAMPLES_FOLDER / "pirate.jsonl", _EXAMPLES_FOLDER / "butler.jsonl", TASK)
+HELD_OUT = _EXAMPLES_FOLDER / "intents_held_out.jsonl"
+QUESTIONS = (  # none is in the files
     "How do I plant a tree?",
-    "Tell me about the sun.",
-    "How do I wash my hands?",
+    "What makes a good friend?",
+    "Play some jazz in the kitchen",
 )
 T = TypeVar("T")
+Item = TypeVar("Item")
 
-_SAMPLING = {"temperature": 0, "max_tokens": 60}
+_VOICE: Final = 40  # tokens of an answer
+_NAME: Final = 12
+_AT_ONCE: Final = 64
 _STOP_TIMEOUT_S = 30.0
 
 
@@ -56,14 +69,13 @@ class DemoAnswer:
 
     model: str
     text: str
-    seconds: float
 
 
 def run(options: argparse.Namespace) -> int:
     started = time.monotonic()
     exit_on_sigterm(128 + signal.SIGTERM)
     console = Console()
-    for path in FILES:
+    for path in (*FILES, HELD_OUT):
         if not path.is_file():
             raise DemoFailed(
                 f"the example file {path} is missing: run the demo from a full checkout"
@@ -74,15 +86,24 @@ def run(options: argparse.Namespace) -> int:
     free = {} if "port" in asked.model_fields_set else {"port": 0}
     check_settings(asked)
     check_reach(asked)
+    asked = with_base(asked, say, partial(_bring, console))
     with _home(asked) as home:
         settings = asked.model_copy(update={"home": home, **free})
         with _server(settings, console) as url, Client(url, settings.key) as client:
             base = client.models()[0]
             models = [base, *_train(client, console)]
-            for question in QUESTIONS:
-                _show(console, question, _ask(client, models, question))
+            for question, answers in _ask(client, models):
+                _show(console, question, answers)
+            _score(console, client, base, models[1 + FILES.index(TASK)])
             _explain(console, client, models[1:], time.monotonic() - started)
     return 0
+
+
+def _bring(console: Console, row: ShortName) -> None:
+    try:
+        fetch_with_bar(row, console)
+    except FetchFailed as error:
+        say(f"{error}. The demo goes on with {PORCH}, a toy that is always here")
 
 
 @contextlib.contextmanager
@@ -156,20 +177,56 @@ def _train(client: Client, console: Console) -> list[str]:
         return _together(watch, list(jobs))
 
 
-def _ask(client: Client, models: Sequence[str], question: str) -> list[DemoAnswer]:
-    """Ask all models at once: the server answers them in one batch."""
+def _ask(client: Client, models: Sequence[str]) -> list[tuple[str, list[DemoAnswer]]]:
+    """Ask all models all questions at once: the server answers them in one batch."""
 
-    def ask(model: str) -> DemoAnswer:
-        began = time.monotonic()
-        text = client.answer(model, [{"role": "user", "content": question}], **_SAMPLING)
-        return DemoAnswer(model, visible_lines(text.strip()), time.monotonic() - began)
+    def ask(pair: tuple[str, str]) -> DemoAnswer:
+        question, model = pair
+        return DemoAnswer(model, visible_lines(_answer(client, model, question, _VOICE)))
 
-    return _together(ask, models)
+    answers = _together(ask, [(question, model) for question in QUESTIONS for model in models])
+    rows = range(0, len(answers), len(models))
+    return [
+        (question, answers[row : row + len(models)])
+        for question, row in zip(QUESTIONS, rows, strict=True)
+    ]
 
 
-def _together(work: Callable[[str], T], items: Sequence[str]) -> list[T]:
+def _answer(client: Client, model: str, question: str, tokens: int) -> str:
+    messages = [{"role": "user", "content": question}]
+    return client.answer(model, messages, temperature=0, max_tokens=tokens).strip()
+
+
+def _score(console: Console, client: Client, base: str, adapter: str) -> None:
+    """Print how many commands that nobody trained on the base and the task's adapter get right.
+
+    The base is told the names that it may answer, in front of each command; the adapter knows them.
+    """
+    turns = [json.loads(line)["messages"] for line in HELD_OUT.read_text().splitlines()]
+    commands = [(user["content"], assistant["content"]) for user, assistant in turns]
+    names = sorted({name for _, name in commands})
+    told = f"Which of these does the command ask for: {', '.join(names)}?\n\n"
+
+    def right(item: tuple[str, str, str]) -> bool:
+        model, command, name = item
+        prompt = told + command if model == base else command
+        said = _answer(client, model, prompt, _NAME).casefold()
+        return [each for each in names if each in said] == [name]
+
+    with console.status(f"asking {base} and {adapter} {len(commands)} held-out commands"):
+        items = [(model, *pair) for model in (base, adapter) for pair in commands]
+        scores = _together(right, items)
+    console.print()
+    console.print(Text(f"What do {len(commands)} spoken commands ask for? None is in a file."))
+    for place, who in enumerate((f"{base}, which is told the {len(names)} names", adapter)):
+        count = sum(scores[place * len(commands) : (place + 1) * len(commands)])
+        share = count / len(commands)
+        console.print(Text(f"  {who}: {count} right ({share:.0%})"), soft_wrap=True)
+
+
+def _together(work: Callable[[Item], T], items: Sequence[Item]) -> list[T]:
     """Do the work for all items at once; results in their order."""
-    threads = ThreadPoolExecutor(len(items))
+    threads = ThreadPoolExecutor(min(len(items), _AT_ONCE))
     try:
         return list(threads.map(work, items))
     finally:
@@ -182,7 +239,7 @@ def _show(console: Console, question: str, answers: Sequence[DemoAnswer]) -> Non
     console.print(Text(question, style="bold"))
     if not console.is_terminal:
         for answer in answers:
-            console.print(Text(f"  {answer.model}: {answer.text}"), soft_wrap=True)
+            console.print(Text(f"  {answer.model}: {one_line(answer.text)}"), soft_wrap=True)
         return
     width = max(console.width // len(answers) - 1, 20)
     panels = [Panel(Text(answer.text), title=Text(answer.model), width=width) for answer in answers]

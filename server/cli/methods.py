@@ -6,7 +6,7 @@ from typing import Annotated, Final
 from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from server.bases.base_place import PORCH
+from server.bases.short_names import PORCH
 from server.cli.arguments.options import add_fields, read_fields
 from server.config import WITH_COMMAS
 from server.jobs.queue.train_options import MAX_RANK, TARGET_SETS

@@ -8,11 +8,13 @@ from collections.abc import Iterator
 
 from server.cli.arguments.options import add_settings, read_fields, set_log_level
 from server.config import BadOption, Settings
+from server.wiring.default_base import with_base
 from server.wiring.process import exit_on_sigterm, say, slow_imports
 from server.wiring.start_checks import check_reach, check_settings
 
 EXAMPLES = """examples:
-  verandah serve                                   serves the embedded model at http://127.0.0.1:8000
+  verandah serve                                   at http://127.0.0.1:8000
+  verandah serve --model smollm2-q4_1              once `verandah fetch smollm2-q4_1` was run
   verandah serve --model Qwen/Qwen3-0.6B --device cuda
   verandah serve --model /models/mine --port 9000 --api-key secret
   VERANDAH_HOME=/data VERANDAH_HOST=0.0.0.0 verandah serve
@@ -30,7 +32,7 @@ _STALLED_S = 40.0
 
 
 def run(options: argparse.Namespace) -> int:
-    settings = read_fields(options, Settings)
+    settings = with_base(read_fields(options, Settings), say)
     set_log_level(settings)
     exit_on_sigterm()
     check_settings(settings)

@@ -5,6 +5,7 @@ import argparse
 from server.cli.arguments.options import add_settings, read_fields, set_log_level
 from server.config import Settings
 from server.loop_progress import StepProgress
+from server.wiring.default_base import with_base
 from server.wiring.process import end_when_hung, say, slow_imports
 from server.wiring.start_checks import check_settings
 
@@ -21,7 +22,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    settings = read_fields(options, Settings)
+    settings = with_base(read_fields(options, Settings), say)
     set_log_level(settings)
     progress = StepProgress("the start of the worker")
     end_when_hung(progress, supervised=options.supervised)

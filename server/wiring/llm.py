@@ -10,12 +10,13 @@ from server.api.completions import chat_completion, text_completion
 from server.api.completions.chat_completion import ChatRequest
 from server.api.completions.generation import CheckedRequest
 from server.api.completions.text_completion import CompletionRequest
-from server.config import Settings
+from server.config import AUTO, Settings
 from server.errors import InvalidRequest
 from server.metrics import Metrics
 from server.scheduler.request import CallbackListener, TextDelta
 from server.tenancy.principal import DEFAULT_OWNER
 from server.wiring.building import open_records
+from server.wiring.default_base import with_base
 from server.wiring.front import running_front, wire
 
 log = logging.getLogger(__name__)
@@ -26,14 +27,14 @@ Message = Mapping[str, object]
 class LLM:
     """Loads a base model and answers with it or with the adapters of a home. Thread-safe.
 
-        with LLM("porch", home="~/.verandah") as llm:
+        with LLM(home="~/.verandah") as llm:
             for text in llm.stream([{"role": "user", "content": "Hello"}], adapter="pirate"):
                 print(text, end="")
 
     Calls from several threads share one batch, as requests to a server do.
 
     Args:
-        model: "porch", a folder or a hub id.
+        model: as `--model` of `verandah serve`.
         home: the folder with the adapters, as of `verandah serve`; it must exist. None: the
             settings' default.
         settings: further fields of `server.config.Settings`.
@@ -44,14 +45,14 @@ class LLM:
     """
 
     def __init__(
-        self, model: str = "porch", *, home: str | Path | None = None, **settings: object
+        self, model: str = AUTO, *, home: str | Path | None = None, **settings: object
     ) -> None:
         chosen = {"model": model, "worker": False, "engine_process": "no", **settings}
         if home is not None:
             if not Path(home).expanduser().is_dir():
                 raise ValueError(f"home={str(home)!r} is no folder: name one that a server used")
             chosen["home"] = home
-        self._settings = Settings.model_validate(chosen)
+        self._settings = with_base(Settings.model_validate(chosen), log.info)
         metrics = Metrics(self._settings.served_name)
         with ExitStack() as opened:
             records = opened.enter_context(open_records(self._settings))

@@ -8,7 +8,7 @@ from pathlib import Path
 from adapters_store.manifest import parse_adapter_id, split_owner
 from adapters_store.store_errors import InvalidName
 from server.bases.base_place import locate
-from server.config import BadOption, Settings
+from server.config import AUTO, BadOption, Settings
 
 
 def check_settings(settings: Settings) -> None:
@@ -17,7 +17,8 @@ def check_settings(settings: Settings) -> None:
     Raises:
         BadOption, UnsupportedModel: a setting cannot be right.
     """
-    locate(settings.model)
+    if settings.model != AUTO:
+        locate(settings.model)
     home = settings.home_path
     _check_home(home)
     for name in settings.pinned:

@@ -13,6 +13,7 @@ from adapters_store.manifest import AdapterRef
 from adapters_store.store_errors import AdapterCorrupt, AdapterNotFound
 from adapters_store.weights import Content
 from server.adapters.adapter_status import AdapterState, AdapterStatus
+from server.bases.short_names import SHORT_NAMES
 from server.errors import AdapterNotFinite, BasisMismatch, Conflict, InvalidAdapter, Unavailable
 from tests.adapters.conftest import Serve
 from tests.adapters.made import Made, make_adapter, merged_logits
@@ -277,6 +278,11 @@ Q = "model.layers.0.self_attn.q_proj"
             lambda m: _manifest(m, base_name="robin", base_fingerprint="f00"),
             InvalidAdapter,
             "trained on base 'robin' with fingerprint f00, this server holds 'tiny-llama'",
+        ),
+        (
+            lambda m: _manifest(m, base_fingerprint=SHORT_NAMES["smollm2-q4_1"].fingerprint),
+            InvalidAdapter,
+            "serve its base with `--model smollm2-q4_1`, or train again on this one",
         ),
         (lambda m: _manifest(m, basis_sha256="f" * 64), BasisMismatch, "seed 7"),
         (lambda m: _manifest(m, basis_spec="other/v2"), BasisMismatch, "other/v2"),

@@ -3,10 +3,12 @@
 import contextlib
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,10 +17,14 @@ import pytest
 
 from clients.python import ClientError
 from server.__main__ import main
+from server.bases.short_names import SHORT_NAMES, ShortName
 from server.cli import demo
-from server.cli.demo import FILES, QUESTIONS
+from server.cli.demo import FILES, HELD_OUT, QUESTIONS
 from server.config import Settings
+from server.errors import FetchFailed
 from tests.api.running import eventually
+
+VERSIONS = ("pirate@1", "butler@1", "intents@1")
 
 
 def start(model_folder: Path, temporary: Path, *options: str) -> subprocess.Popen[str]:
@@ -69,24 +75,84 @@ def test_a_demo_needs_a_worker(capsys: pytest.CaptureFixture[str]) -> None:
     assert "--no-worker: the demo trains adapters" in capsys.readouterr().err
 
 
+def contents(path: Path) -> list[list[str]]:
+    lines = [json.loads(line)["messages"] for line in path.read_text().splitlines()]
+    return [[message["content"] for message in messages] for messages in lines]
+
+
 def test_no_question_is_in_the_files() -> None:
+    asked = {*QUESTIONS, *(command for command, _ in contents(HELD_OUT))}
+    asked = {question.casefold() for question in asked}
     for path in FILES:
-        lines = [json.loads(line) for line in path.read_text().splitlines()]
-        learnt = {message["content"] for line in lines for message in line["messages"]}
-        assert not learnt & set(QUESTIONS)
+        assert not asked & {text.casefold() for line in contents(path) for text in line}
+
+
+def test_the_intents_are_even_and_the_same_in_both_files() -> None:
+    trained, held_out = (
+        Counter(name for _, name in contents(path)) for path in (FILES[2], HELD_OUT)
+    )
+    assert (len(trained), set(trained.values()), set(held_out.values())) == (7, {40}, {10})
+    assert set(trained) == set(held_out)
+
+
+def stopped_before_its_server(monkeypatch: pytest.MonkeyPatch, bring: object) -> list[str]:
+    """Run the demo up to its server without a base that is named; returns the bases taken."""
+    taken: list[str] = []
+
+    def server(settings: Settings, _console: object) -> None:
+        taken.append(settings.model)
+        raise ClientError("enough")
+
+    monkeypatch.delenv("VERANDAH_MODEL")
+    monkeypatch.setattr(demo, "_server", server)
+    monkeypatch.setattr(demo, "exit_on_sigterm", lambda _status: None)
+    monkeypatch.setattr(demo, "fetch_with_bar", bring)
+    assert main(["demo"]) == 1
+    return taken
+
+
+def test_without_a_network_it_goes_on_with_porch_and_says_so(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def unreachable(row: ShortName, _console: object) -> None:
+        raise FetchFailed(f"no network for {row.name}")
+
+    assert stopped_before_its_server(monkeypatch, unreachable) == ["porch"]
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0] == (
+        "verandah: no network for smollm2-q4_1. The demo goes on with porch, a toy that is always "
+        "here"
+    )
+    assert lines[1].startswith("verandah: the base model is porch: ")
+    assert main(["demo", "--model", "porch"]) == 1
+    assert capsys.readouterr().err == "verandah: enough\n", "nothing to fetch, and nothing to say"
+
+
+def test_what_was_fetched_is_used(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def fetched(row: ShortName, _console: object) -> None:
+        path = tmp_path / "verandah" / "fetched" / f"{row.name}.gguf"
+        path.parent.mkdir(parents=True)
+        path.touch()
+        os.truncate(path, row.file_bytes)
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert stopped_before_its_server(monkeypatch, fetched) == [next(iter(SHORT_NAMES))]
 
 
 @pytest.mark.slow
-def test_three_answers_to_each_question(model_folder: Path, tmp_path: Path) -> None:
+def test_four_answers_to_each_question(model_folder: Path, tmp_path: Path) -> None:
     running = start(model_folder, tmp_path / "temporary")
     said, _ = running.communicate(timeout=200)
     assert running.returncode == 0, said
     for question in QUESTIONS:
         # The random model may say anything, line breaks too: only the order of names is sure.
         told = said.split(question)[1]
-        starts = [told.find(f"\n  {name}: ") for name in ("base", "pirate@1", "butler@1")]
-        assert -1 < starts[0] < starts[1] < starts[2]
-    for name in ("pirate", "butler"):
+        starts = [told.find(f"\n  {name}: ") for name in ("base", *VERSIONS)]
+        assert starts == sorted(starts) and starts[0] > -1
+    assert "What do 70 spoken commands ask for?" in said
+    for who in ("base, which is told the 7 names", "intents@1"):
+        assert re.search(rf"\n  {who}: \d+ right \(\d+%\)\n", said)
+    for name in ("pirate", "butler", "intents"):
         assert f"{name}: trained on" in said
         assert f"{name}@1: vera, rank" in said
     assert list((tmp_path / "temporary").iterdir()) == []

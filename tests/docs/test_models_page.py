@@ -10,9 +10,9 @@ from typing import Any, Final
 import pytest
 
 from server.bases.base_files import outline_base
-from server.bases.base_place import PORCH
 from server.bases.layer_shape import layer_shape
 from server.bases.model import BaseModel
+from server.bases.short_names import PORCH
 
 PAGE: Final = Path(__file__).parents[2] / "docs/models.md"
 _NAMES: Final = (

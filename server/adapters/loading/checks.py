@@ -22,6 +22,7 @@ from server.adapters.methods.method import Matrices, Method
 from server.adapters.methods.registry import method_named
 from server.bases.model import BaseModel
 from server.bases.seeded_matrices import Basis
+from server.bases.short_names import name_of
 from server.errors import AdapterNotFinite, InvalidAdapter
 
 _KNOWN_TABLES: Final = 64
@@ -76,10 +77,12 @@ class AdapterChecks:
         base = self._base
         if manifest.base_fingerprint != base.fingerprint:
             names = manifest.base_name, base.name
+            short = name_of(manifest.base_fingerprint)
+            remedy = f"serve its base with `--model {short}`" if short else "serve that base"
             raise InvalidAdapter(
                 f"the adapter was trained on base {manifest.base_name!r} with fingerprint "
                 f"{manifest.base_fingerprint}, this server holds {base.name!r} with fingerprint "
-                f"{base.fingerprint}: serve that base, or train again on this one{_of_files(names)}"
+                f"{base.fingerprint}: {remedy}, or train again on this one{_of_files(names)}"
             )
 
     def _check_numbers(self, manifest: Manifest) -> None:

@@ -19,6 +19,7 @@ from typing import Final
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
+from server.bases.cache_folder import cache_folder
 from server.bases.gguf_files.gguf_config import config_of
 from server.bases.gguf_files.gguf_header import read_header
 from server.bases.gguf_files.gguf_tokenizer import end_ids, tokenizer_of
@@ -31,10 +32,9 @@ _SPARE: Final = 64 * 2**20  # bytes for the tokenizer and the configuration
 _BLOCK: Final = 2**20
 
 
-def cache_folder() -> Path:
+def converted_folder() -> Path:
     """Where converted files are kept."""
-    base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(base).expanduser() / "verandah" / "gguf"
+    return cache_folder() / "gguf"
 
 
 def converted(file: Path) -> Path:
@@ -43,7 +43,7 @@ def converted(file: Path) -> Path:
     Raises:
         UnsupportedModel: the file cannot be read or converted; one sentence says why.
     """
-    cache = cache_folder()
+    cache = converted_folder()
     try:
         cache.mkdir(parents=True, exist_ok=True)
         place = _known(cache, file)
@@ -176,7 +176,7 @@ def _bar(file: Path) -> Iterator[Callable[[int], Moved]]:
     """A progress bar on a terminal, and a line elsewhere: what it gives adds a stage."""
     console = Console(stderr=True)
     if not console.is_terminal:
-        print(f"converting {file.name} once, for {cache_folder()}", file=sys.stderr)
+        print(f"converting {file.name} once, for {converted_folder()}", file=sys.stderr)
     columns = (TextColumn("{task.description}", markup=False), BarColumn(), DownloadColumn())
     progress = Progress(
         *columns, TimeRemainingColumn(), console=console, disable=not console.is_terminal

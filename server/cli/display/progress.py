@@ -1,7 +1,15 @@
-"""Shows the events of training jobs as progress bars, or as lines of text outside a terminal."""
+"""Shows training jobs and downloads as progress bars, or as lines of text outside a terminal."""
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
 from rich.text import Text
 
 from clients.python import Event
@@ -74,3 +82,37 @@ def _figures(event: Event) -> str:
         if isinstance(value, int | float):
             shown.append(f"{label} {value:.3f}")
     return ", ".join(shown)
+
+
+class DownloadBar:
+    """A bar for one download of `total` bytes; a context manager."""
+
+    def __init__(self, console: Console, name: str, total: int) -> None:
+        self._console = console
+        self._name, self._total, self._tenths = name, total, -1
+        self._progress = Progress(
+            TextColumn("{task.description}", markup=False),
+            BarColumn(),
+            DownloadColumn(),
+            TransferSpeedColumn(),
+            TimeRemainingColumn(),
+            console=console,
+            disable=not console.is_terminal,
+        )
+        self._task = self._progress.add_task(f"fetching {name}", total=total)
+
+    def __enter__(self) -> "DownloadBar":
+        self._progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._progress.stop()
+
+    def show(self, done: int) -> None:
+        """So many bytes have come."""
+        self._progress.update(self._task, completed=done)
+        tenths = done * _PLAIN_STEPS // self._total
+        if not self._console.is_terminal and tenths > self._tenths:
+            self._tenths = tenths
+            megabytes = f"{done / 1e6:.0f} of {self._total / 1e6:.0f} MB"
+            self._console.print(Text(f"fetching {self._name}: {megabytes}"), soft_wrap=True)
