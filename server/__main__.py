@@ -26,6 +26,7 @@ _COMMANDS = {
     "rebuild": "make a new database for a home that has lost its own",
     "owners": "list, make and archive the owners of a running server",
     "keys": "make, list, replace and revoke the API keys of a running server",
+    "usage": "show what owners, keys and models of a running server have used",
     "adapters": "list, show, pin and delete the adapters of a running server",
 }
 
@@ -34,8 +35,9 @@ _ENGINE = "engine"  # started by servers, not by users, so it is not listed
 # A module may not be named by a keyword, and no two modules have the same name.
 _MODULES = {
     "import": "import_",
-    "keys": "key_command",
-    "owners": "owner_command",
+    "keys": "tenants.key_command",
+    "owners": "tenants.owner_command",
+    "usage": "tenants.usage_command",
     _ENGINE: "running.engine",
 }
 

@@ -38,14 +38,17 @@ from server.api.jobs import file_endpoints, job_endpoints, job_event_endpoints, 
 from server.api.operation_scopes import OperationScopes
 from server.api.organization import (
     admin_key_endpoints,
+    audit_endpoints,
     key_endpoints,
     member_endpoints,
     project_endpoints,
     service_account_endpoints,
+    usage_endpoints,
     user_endpoints,
 )
 from server.api.reference.answer_model import EVERYWHERE, failures
 from server.api.reference.openapi_document import openapi_document
+from server.db.audit_trail import acting
 from server.refused_fields import refusal
 
 log = logging.getLogger(__name__)
@@ -192,9 +195,10 @@ _ENDPOINTS = (
     *(analysis_endpoints, porting_endpoints, adapter_endpoints),
     *(file_endpoints, job_endpoints, job_event_endpoints),
     *(project_endpoints, member_endpoints, service_account_endpoints, key_endpoints),
-    *(user_endpoints, admin_key_endpoints),
+    *(user_endpoints, admin_key_endpoints, audit_endpoints, usage_endpoints),
     ops,
 )
+_COUNTED = ("/v1/chat/completions", "/v1/completions")  # requests that usage counts
 _DESCRIPTION = (
     "One base model, thousands of personal adapters. Speaks the OpenAI API.\n\n"
     "Every answer has an `x-request-id`: the request's own, or a new one. Every GET has its HEAD. "
@@ -258,4 +262,9 @@ def create_app(services: Services) -> ASGIApp:
     checked: ASGIApp = KeyCheck(limited, services.keys, run, needed, services.describe)
     if services.allowed_origins:
         checked = CrossOrigin(checked, services.describe, services.allowed_origins)
-    return RequestIds(HeadRequests(checked), services.describe)
+
+    def refused(path: str) -> None:
+        if acting().owner is not None and path in _COUNTED:
+            services.usage.refused(acting())
+
+    return RequestIds(HeadRequests(checked), services.describe, refused)

@@ -98,6 +98,13 @@ class Settings(BaseSettings):
         description="origins whose pages may use the API in a browser (CORS), with commas between; "
         "*: all",
     )
+    metrics_names: Whole = Field(
+        50,
+        ge=0,
+        description="how many owners, and how many adapters, /metrics counts by name: the busiest; "
+        "the rest are `other`",
+    )
+    audit_days: Whole = Field(400, ge=1, description="days for which the trail of changes is kept")
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         "info", description="how much to log"
     )

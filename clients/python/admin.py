@@ -1,11 +1,12 @@
 """Owners and API keys, for whoever manages them. Knows nothing of how requests travel."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from .http_connection import HttpConnection, path_of
 
 _OWNERS = "/v1/organization/projects"
+_USAGE = "/v1/organization/usage/completions"
 
 Document = Mapping[str, Any]
 
@@ -61,6 +62,39 @@ class Admin:
     def revoke_key(self, owner: str, key_id: str) -> None:
         """Refuse a key from now on."""
         self._server.json("DELETE", path_of(_OWNERS, owner, "api_keys", key_id))
+
+    def usage(
+        self,
+        since: int,
+        until: int,
+        *,
+        width: str = "1d",
+        group_by: Sequence[str] = (),
+        owners: Sequence[str] | None = None,
+    ) -> Iterator[Document]:
+        """What was used from `since` up to `until`, Unix seconds: the buckets of a `width`.
+
+        A bucket with very many groups comes in parts, each with the same `start_time`.
+
+        Args:
+            width: "1h" or "1d".
+            group_by: any of "project_id", "user_id", "api_key_id", "model".
+            owners: only of these. None: of all that the key may see.
+        """
+        query: dict[str, object] = {
+            "start_time": since,
+            "end_time": until,
+            "bucket_width": width,
+            "group_by[]": list(group_by),
+            "project_ids[]": [] if owners is None else list(owners),
+            "limit": 168 if width == "1h" else 31,
+        }
+        while True:
+            page = self._server.json("GET", _USAGE, params=query)
+            yield from page["data"]
+            if not page["has_more"]:
+                return
+            query["page"] = page["next_page"]
 
     def _post(self, path: str, **body: object) -> Document:
         document: Document = self._server.json("POST", path, json=body)

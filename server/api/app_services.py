@@ -15,11 +15,14 @@ from server.jobs.files.file_store import Files
 from server.jobs.queue.job_queue import JobQueue
 from server.jobs.queue.method_spec import MethodSpecs
 from server.metrics import Metrics
+from server.tenancy.audit_log import AuditLog
 from server.tenancy.key_book import KeyBook
 from server.tenancy.keys import Keys
 from server.tenancy.owners import Owners
 from server.tenancy.people import People
 from server.tenancy.principal import Principal
+from server.tenancy.usage_book import UsageBook
+from server.tenancy.usage_counts import UsageCounts
 
 
 @dataclass(frozen=True)
@@ -39,15 +42,23 @@ class BaseCard:
 
 @dataclass(frozen=True)
 class Tenants:
-    """The owners, users and keys in the database."""
+    """The owners, users and keys in the database, and what they used and changed."""
 
     owners: Owners
     people: People
     keys: KeyBook
+    audit: AuditLog
+    usage: UsageBook
 
     @classmethod
     def of(cls, database: Database) -> "Tenants":
-        return cls(Owners(database), People(database), KeyBook(database))
+        return cls(
+            Owners(database),
+            People(database),
+            KeyBook(database),
+            AuditLog(database),
+            UsageBook(database),
+        )
 
 
 @dataclass(frozen=True)
@@ -79,6 +90,7 @@ class Services:
     refuse_long_answers: bool = False
     problem: Callable[[], str] = lambda: ""  # why this process answers no more, in words
     threads: Threads = field(default_factory=Threads)
+    usage: UsageCounts = field(default_factory=UsageCounts)
 
 
 # All are coroutines: FastAPI would run functions in the threads that all requests share.

@@ -13,6 +13,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from adapters_store.outside_values import shown, whole_number
 from server.api.error_body import ErrorBody
+from server.db.audit_trail import Actor, act_as, address_of
 from server.errors import (
     MissingScope,
     RequestTooLarge,
@@ -36,16 +37,20 @@ _SMALL_BODY = 64 * 1024
 _UPLOADS = ("/v1/files", "/v1/adapters/import")
 
 Describe = Callable[[Exception], ErrorBody]
+Refused = Callable[[str], None]  # with the path
 NeededScope = Callable[[str, str], tuple[NamedScope, ...]]  # by method and path
 
 
 class RequestIds:
     """Gives each request its `x-request-id`, and answers exceptions that nothing else caught. Logs
-    each request at its end."""
+    each request at its end, and tells `refused` of those that were answered with an error."""
 
-    def __init__(self, app: ASGIApp, describe: Describe) -> None:
+    def __init__(
+        self, app: ASGIApp, describe: Describe, refused: Refused = lambda _path: None
+    ) -> None:
         self._app = app
         self._describe = describe
+        self._refused = refused
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -78,6 +83,8 @@ class RequestIds:
             elif not ended:  # Starlette raises after a whole answer too
                 raise  # the server closes the connection: half an answer must not look whole
         finally:
+            if status >= 400:
+                self._refused(scope["path"])
             _log_request(scope, status, time.monotonic() - began, request_id)
 
 
@@ -110,7 +117,14 @@ class KeyCheck:
             except VerandahError as error:
                 return await self._describe(error).response()(scope, receive, send)
             scope["verandah.principal"] = principal
+            act_as(_actor(principal, scope))
         await self._app(scope, receive, send)
+
+
+def _actor(principal: Principal, scope: Scope) -> Actor:
+    """Who acts. The address is the peer's, or what a trusted proxy said: uvicorn decides that."""
+    address = address_of((scope.get("client") or ("",))[0])
+    return Actor(principal.name, principal.key, principal.user, principal.owner, address)
 
 
 def _check_scope(principal: Principal, needed: tuple[NamedScope, ...]) -> None:

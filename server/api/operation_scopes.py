@@ -76,6 +76,8 @@ SCOPES_BY_OPERATION: Final[Mapping[str, Scopes]] = {
     "POST /v1/organization/admin_api_keys": _ADMIN,
     "GET /v1/organization/admin_api_keys/{key_id}": _ADMIN,
     "DELETE /v1/organization/admin_api_keys/{key_id}": _ADMIN,
+    "GET /v1/organization/audit_logs": _ADMIN,
+    "GET /v1/organization/usage/completions": ("usage.read",),
 }
 """Any one of the scopes is enough. The server's admin needs none."""
 

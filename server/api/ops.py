@@ -1,7 +1,9 @@
-"""/health, /ready and /metrics, for operators. They need no API key."""
+"""/health, /ready and /metrics, for operators. They need no API key, but /metrics names owners and
+adapters to the server's admin alone."""
 
 import asyncio
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
@@ -11,9 +13,11 @@ from typing import Final, Generic, TypeVar, cast
 
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse, PlainTextResponse
-from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
+from adapters_store.store_errors import StoreError
+from server.adapters.adapter_status import AdapterState
 from server.api.app_services import Services
 from server.api.reference.answer_model import AnswerModel, Responses, answers, raw
 from server.api.reference.operation_answers import Health, Ready
@@ -21,11 +25,13 @@ from server.errors import Unavailable
 from server.interfaces import Worker
 from server.jobs.queue.job import JobStatus
 from server.metrics import PREFIX, UndescribedCollector
+from server.tenancy.usage_counts import UsageCounts
 
 router = APIRouter(tags=["operations"])
 
 _PATIENCE_S: Final = 0.6
 _METRICS_S: Final = 0.9
+_RECOUNT_S: Final = 60.0
 _COUNTS_S: Final = 0.3  # of the database, as a part of the metrics
 _NO_ANSWER: Final[dict[str, object]] = {
     "alive": False,
@@ -46,6 +52,9 @@ class Operations:
         self.counts = SharedCall(services.jobs.counts)
         self.metrics = SharedCall(partial(generate_latest, services.metrics.registry))
         services.metrics.registry.register(ServerGauges(services, self.counts))
+        names = CollectorRegistry()
+        names.register(BusyCounters(services.usage))
+        self.names = SharedCall(partial(generate_latest, names))
 
 
 def _also_503(model: type[AnswerModel]) -> Responses:
@@ -95,14 +104,26 @@ async def ready(request: Request) -> JSONResponse:
 @router.get(
     "/metrics",
     response_class=PlainTextResponse,
-    responses=raw(CONTENT_TYPE_LATEST.partition(";")[0], "The figures.", text=True),
+    responses=raw(CONTENT_TYPE_LATEST.partition(";")[0], "The figures.", fails=(401,), text=True),
 )
 async def metrics(request: Request) -> Response:
-    """Prometheus's text format."""
-    text = await _operations(request).metrics.within(_METRICS_S, None)
-    if text is None:
+    """Prometheus's text format. With the key of the server's admin, or if the server needs no key,
+    also the busiest owners and adapters by name."""
+    operations = _operations(request)
+    text = await operations.metrics.within(_METRICS_S, None)
+    names = await operations.names.within(_METRICS_S, None) if await _may_name(request) else b""
+    if text is None or names is None:
         raise Unavailable("the metrics could not be read in time: try again")
+    text += names
     return Response(text, media_type=CONTENT_TYPE_LATEST)
+
+
+async def _may_name(request: Request) -> bool:
+    """Whether the server's admin asks. Raises Unauthorized for a key that is wrong."""
+    services, header = _operations(request).services, request.headers.get("authorization")
+    if header is None and services.keys.needed:
+        return False
+    return (await services.keys.principal(header, services.threads.keys.run)).server_admin
 
 
 def _told(one: Worker) -> dict[str, object]:
@@ -144,12 +165,29 @@ class SharedCall(Generic[T]):
             result.set_exception(error)
 
 
+class BusyCounters(UndescribedCollector):
+    """The counters of the busiest, up to this moment."""
+
+    def __init__(self, usage: UsageCounts) -> None:
+        self._usage = usage
+
+    def collect(self) -> Iterator[Metric]:
+        self._usage.collect()
+        yield from self._usage.busy.collect()
+
+
 class ServerGauges(UndescribedCollector):
     """Gauges that are read from their owners at each scrape: queues, memory, adapters, jobs."""
 
     def __init__(self, services: Services, counts: SharedCall[dict[JobStatus, int]]) -> None:
         self._services = services
         self._counts = counts
+        self._stored_adapters, self._count_after = 0, 0.0
+        adapters = services.adapters
+        self._count_stored = SharedCall(
+            lambda: sum(len(adapters.names(owner)) for owner in adapters.owners())
+        )
+        self._counting: Future[int] = Future()
 
     def collect(self) -> Iterator[Metric]:
         yield from self._engine()
@@ -184,8 +222,11 @@ class ServerGauges(UndescribedCollector):
     def _residency(self) -> Iterator[Metric]:
         residency = self._services.residency
         residents = list(residency.snapshot())
-        states = Counter(str(resident.state) for resident in residents)
+        states = Counter({str(state): 0 for state in AdapterState})
+        states.update(str(resident.state) for resident in residents)
         yield self._by("adapters_in_memory", "Adapters in memory, by state.", "state", states)
+        stored = self._stored()
+        yield self._gauge("adapters_stored", "Adapters on the disk, of all owners.", stored)
         pinned = sum(resident.pinned for resident in residents)
         yield self._gauge("adapters_pinned", "Adapters that are never evicted.", pinned)
         yield self._gauge("adapter_slots", "Largest number of adapters in slots.", residency.slots)
@@ -194,6 +235,16 @@ class ServerGauges(UndescribedCollector):
             "adapter_evictions", "Adapters evicted from slots.", residency.evictions
         )
         yield self._counter("adapter_hits", "Requests whose adapter had a slot.", residency.hits)
+
+    def _stored(self) -> int:
+        """To count them takes a look at every folder: now and then, and apart. Until a count is
+        done, or while the disk is gone, it is the last one."""
+        if time.monotonic() >= self._count_after:
+            self._count_after = time.monotonic() + _RECOUNT_S
+            self._counting = self._count_stored.start()
+        with suppress(OSError, StoreError, TimeoutError):
+            self._stored_adapters = self._counting.result(_COUNTS_S)
+        return self._stored_adapters
 
     def _training(self) -> Iterator[Metric]:
         with suppress(Unavailable, TimeoutError):  # without a database they are left out

@@ -76,6 +76,16 @@ class DatabaseRoute(APIRoute):
         super().__init__(path, endpoint, **options)
 
 
+class ChangingRoute(APIRoute):
+    """A route of things that are not in the database: what changes one is recorded there, so it
+    runs in the threads that write to it. What only reads needs no database."""
+
+    def __init__(self, path: str, endpoint: Callable[..., Any], **options: Any) -> None:
+        if options.get("methods") != ["GET"] and not inspect.iscoroutinefunction(endpoint):
+            endpoint = _in_threads(endpoint, reads=False)
+        super().__init__(path, endpoint, **options)
+
+
 def _in_threads(endpoint: Callable[..., Any], *, reads: bool) -> Callable[..., Any]:
     @functools.wraps(endpoint)
     async def run(**named: Any) -> Any:

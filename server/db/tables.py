@@ -176,6 +176,9 @@ class JobRow(OwnedRow):
     training_file: Mapped[str] = mapped_column(Name)
     validation_file: Mapped[str | None] = mapped_column(Name)
     suffix: Mapped[str | None] = mapped_column(Name)
+    # Who made it, for the count of trained tokens.
+    key: Mapped[str | None] = mapped_column(Name)
+    user: Mapped[str | None] = mapped_column(Name)
     seed: Mapped[int] = mapped_column(BigInteger)
     hyperparameters: Mapped[str] = mapped_column(Text)
     labels: Mapped[dict[str, str]] = mapped_column("metadata", JSON)
@@ -236,3 +239,57 @@ class CheckpointRow(OwnedRow):
     step: Mapped[int] = mapped_column(BigInteger)
     model: Mapped[str] = mapped_column(Text)
     metrics: Mapped[dict[str, Any]] = mapped_column(JSON)
+
+
+class AuditRow(TableBase):
+    """Something that an admin or an owner changed. Rows are only added: the database refuses to
+    change one. They name owners and keys without foreign keys, since they outlive them."""
+
+    __tablename__ = "audit"
+    __table_args__ = (Index("ix_audit_owner", "owner", "number"), Index("ix_audit_at", "at"))
+
+    number: Mapped[int] = mapped_column(Counter, primary_key=True)
+    id: Mapped[str] = mapped_column(Name, unique=True)
+    at: Mapped[int] = mapped_column(BigInteger)
+    owner: Mapped[str | None] = mapped_column(Name)
+    actor: Mapped[str] = mapped_column(Label)
+    key: Mapped[str | None] = mapped_column(Name)
+    address: Mapped[str] = mapped_column(Name)
+    action: Mapped[str] = mapped_column(Name)
+    object: Mapped[str] = mapped_column(Text)
+    before: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
+    after: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
+
+
+class UsageRow(TableBase):
+    """What one key of an owner used of one model in the hour, or day, that begins at `start`.
+
+    No foreign keys, and empty texts for what is unknown: counts outlive what they count, and all
+    columns of the key must hold something.
+    """
+
+    __tablename__ = "usage"
+    __table_args__ = (Index("ix_usage_owner", "owner", "start"),)
+
+    start: Mapped[int] = mapped_column(BigInteger, primary_key=True, autoincrement=False)
+    owner: Mapped[str] = mapped_column(Name, primary_key=True)
+    key: Mapped[str] = mapped_column(Name, primary_key=True)
+    user: Mapped[str] = mapped_column(Name, primary_key=True)
+    model: Mapped[str] = mapped_column(Label, primary_key=True)
+    requests: Mapped[int] = mapped_column(BigInteger, default=0)
+    refusals: Mapped[int] = mapped_column(BigInteger, default=0)
+    prompt: Mapped[int] = mapped_column(BigInteger, default=0)
+    cached: Mapped[int] = mapped_column(BigInteger, default=0)
+    completion: Mapped[int] = mapped_column(BigInteger, default=0)
+    training: Mapped[int] = mapped_column(BigInteger, default=0)
+
+
+class UsageWriterRow(TableBase):
+    """A process that adds to `usage`, and the number of its last batch: a batch whose answer was
+    lost is sent again, and must not count twice."""
+
+    __tablename__ = "usage_writers"
+
+    writer: Mapped[str] = mapped_column(Name, primary_key=True)
+    batch: Mapped[int] = mapped_column(BigInteger)
+    at: Mapped[int] = mapped_column(BigInteger)

@@ -9,16 +9,16 @@ from sqlalchemy import Select, and_, select, update
 from sqlalchemy.orm import Session
 
 from adapters_store.outside_values import shown
+from server.db.audit_trail import record
 from server.db.session import Database
 from server.db.tables import KeyRow, MembershipRow, OwnerRow, TenancyRow, UserRow
 from server.errors import Conflict, InvalidRequest, NotFound
+from server.tenancy.found_key import ADMIN, OWNED, FoundKey, found_key
 from server.tenancy.key_text import digest_of, new_key, shown_part
 from server.tenancy.owners import ACTIVE, clean, find_owner
 from server.tenancy.principal import SCOPES, USUAL_SCOPES, Principal
 from server.tenancy.revisions import changing, hold_changes, page_of, printable
 
-ADMIN = "admin"
-OWNED = "owner"
 LONGEST_LIFE_S = 100 * 365 * 86_400
 _USED_S = 60
 
@@ -49,18 +49,6 @@ class ApiKey:
     active: bool
 
 
-@dataclass(frozen=True)
-class FoundKey:
-    """What the database says of a key's text, as of `revision`. `problem` says why it opens
-    nothing, and is empty if it does."""
-
-    revision: int
-    number: int = 0
-    principal: Principal | None = None
-    expires_at: float | None = None
-    problem: str = "the API key is unknown: check it, or ask who runs the server for another"
-
-
 class KeyBook:
     """All keys. Raises Unavailable where the database cannot be reached."""
 
@@ -82,7 +70,7 @@ class KeyBook:
             if row is None:
                 return FoundKey(0)
             now = self._database.now(session)
-        return _found(row[0], row[1], row[2], row[3], row[4], now)
+        return found_key(row[0], row[1], row[2], row[3], row[4], now)
 
     def changes(self, since: int) -> tuple[int, Sequence[str]]:
         """The revision, and the SHA-256 of each key that has changed after `since`."""
@@ -133,6 +121,7 @@ class KeyBook:
             )
             session.add(row)
             session.flush()
+            record(session, now, "api_key.created", row.id, owner=_of(row), after=_facts(row))
             return _one(session, row.owner, row.id, kind), text
 
     def list(
@@ -174,12 +163,19 @@ class KeyBook:
             row, now = _row(session, owner, key_id, OWNED), int(self._database.now(session))
             if row.expires_at is not None and row.expires_at <= now:
                 raise Conflict(f"key {row.id!r} has expired: make a new one")
+            before = _facts(row)
             if scopes is not None:
                 row.scopes = list(_checked_scopes(scopes))
             if life_s is not None:
                 row.expires_at = now + _checked_life(life_s)
             row.revision = revision
             session.flush()
+            record(
+                *(session, now, "api_key.updated", row.id),
+                owner=owner,
+                before=before,
+                after=_facts(row),
+            )
             return _one(session, owner, row.id, OWNED)
 
     def rotate(
@@ -214,9 +210,18 @@ class KeyBook:
                 revision=revision,
             )
             session.add(new)
+            before = _facts(old)
             old.expires_at = min(now + grace_s, old.expires_at or now + grace_s)
             old.revision = revision
             session.flush()
+            made = _facts(new) | {"replaces": old.id}
+            record(session, now, "api_key.created", new.id, owner=owner, after=made)
+            record(
+                *(session, now, "api_key.updated", old.id),
+                owner=owner,
+                before=before,
+                after=_facts(old),
+            )
             return (
                 _one(session, owner, new.id, OWNED),
                 text,
@@ -227,7 +232,9 @@ class KeyBook:
         """Refuse a key from now on, and list it no longer. Raises NotFound."""
         with changing(self._database) as (session, revision):
             row = _row(session, owner, key_id, kind)
-            row.revoked_at, row.revision = int(self._database.now(session)), revision
+            now = self._database.now(session)
+            row.revoked_at, row.revision = int(now), revision
+            record(session, now, "api_key.deleted", row.id, owner=_of(row), before=_facts(row))
 
     def note_use(self, used: Mapping[int, float]) -> None:
         """Write when keys, by number, were last used; for each at most once a minute."""
@@ -237,6 +244,21 @@ class KeyBook:
                 old = KeyRow.last_used_at.is_(None) | (KeyRow.last_used_at <= int(at) - _USED_S)
                 noted = update(KeyRow).where(KeyRow.number == number, old)
                 session.execute(noted.values(last_used_at=int(at)))
+
+
+def _of(key: KeyRow) -> str | None:
+    """Whose admins may read of the key: an admin key is the server's."""
+    return None if key.kind == ADMIN else key.owner
+
+
+def _facts(key: KeyRow) -> dict[str, object]:
+    """What the trail keeps of a key: never its text nor the hash of it."""
+    return {
+        "name": key.name,
+        "user": key.user,
+        "scopes": list(key.scopes),
+        "expires_at": key.expires_at,
+    }
 
 
 def _joined() -> Select[Any]:
@@ -308,53 +330,6 @@ def _api_key(
         revoked_at=key.revoked_at,
         active=owner.status == ACTIVE and (user is None or membership is not None),
     )
-
-
-def _found(
-    key: KeyRow,
-    owner: OwnerRow,
-    user: UserRow | None,
-    membership: MembershipRow | None,
-    revision: int,
-    now: float,
-) -> FoundKey:
-    problem = _problem(key, owner, user, membership, now)
-    if problem:
-        return FoundKey(revision, key.number, problem=problem)
-    # A key of nobody has what its maker gave it; a user's key never more than the user's role.
-    manages = key.user is None or (membership is not None and membership.role == "admin")
-    scopes = frozenset(scope for scope in key.scopes if manages or scope != "admin")
-    principal = Principal(
-        owner=key.owner,
-        key=key.id,
-        user=key.user,
-        role="admin" if manages and "admin" in scopes else "member",
-        scopes=scopes,
-        # Never by a user's role in the server: an owner's admin may make keys for any member.
-        server_admin=key.kind == ADMIN,
-    )
-    return FoundKey(revision, key.number, principal, key.expires_at, problem="")
-
-
-def _problem(
-    key: KeyRow,
-    owner: OwnerRow,
-    user: UserRow | None,
-    membership: MembershipRow | None,
-    now: float,
-) -> str:
-    if key.revoked_at is not None:
-        return "the API key was revoked: ask who runs the server for another"
-    if key.expires_at is not None and key.expires_at <= now:
-        return EXPIRED
-    if owner.status != ACTIVE:
-        return f"the project {owner.id!r} of this API key is {owner.status}: use another's key"
-    if user is not None and membership is None:
-        return f"the user of this API key left the project {owner.id!r}: use another key"
-    return ""
-
-
-EXPIRED = "the API key has expired: ask who runs the server for another"
 
 
 def _check_place(session: Session, owner: str, user: str | None) -> None:

@@ -13,7 +13,8 @@ from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
 
 from server.errors import Unauthorized
-from server.tenancy.key_book import EXPIRED, FoundKey, KeyBook
+from server.tenancy.found_key import EXPIRED, FoundKey
+from server.tenancy.key_book import KeyBook
 from server.tenancy.key_text import PREFIX, digest_of, is_marked
 from server.tenancy.principal import SERVER_ADMIN, Principal
 

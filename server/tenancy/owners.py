@@ -10,6 +10,7 @@ from sqlalchemy.orm import Session
 
 from adapters_store.manifest import is_name
 from adapters_store.outside_values import shown
+from server.db.audit_trail import record
 from server.db.session import Database
 from server.db.tables import KeyRow, OwnerRow
 from server.errors import Conflict, NotFound
@@ -56,6 +57,7 @@ class Owners:
             now = int(self._database.now(session))
             row = OwnerRow(id=owner_id, name=name, folded=short, status=ACTIVE, created_at=now)
             session.add(row)
+            record(session, now, "project.created", row.id, owner=row.id, after={"name": name})
             return Owner.from_row(row)
 
     def get(self, owner_id: str) -> Owner:
@@ -81,6 +83,12 @@ class Owners:
         with changing(self._database) as (session, _):
             row = find_owner(session, owner_id)
             _refuse_taken(session, name, None, besides=row.id)
+            record(
+                *(session, self._database.now(session), "project.updated", row.id),
+                owner=row.id,
+                before={"name": row.name},
+                after={"name": name},
+            )
             row.name, row.folded = name, folded(name)
             return Owner.from_row(row)
 
@@ -93,7 +101,14 @@ class Owners:
                     f"project {DEFAULT_OWNER!r} is the server's own, so it cannot be archived"
                 )
             if row.status == ACTIVE:
-                row.status, row.archived_at = ARCHIVED, int(self._database.now(session))
+                now = self._database.now(session)
+                row.status, row.archived_at = ARCHIVED, int(now)
+                record(
+                    *(session, now, "project.archived", row.id),
+                    owner=row.id,
+                    before={"status": ACTIVE},
+                    after={"status": ARCHIVED},
+                )
                 touch_keys(session, revision, KeyRow.owner == row.id)
             return Owner.from_row(row)
 

@@ -9,6 +9,7 @@ from sqlalchemy import Select, delete, select
 from sqlalchemy.orm import Session
 
 from adapters_store.outside_values import shown
+from server.db.audit_trail import record
 from server.db.session import Database
 from server.db.tables import KeyRow, MembershipRow, UserRow
 from server.errors import Conflict, InvalidRequest, NotFound
@@ -75,6 +76,11 @@ class People:
         """Change a person's role in the server. Raises NotFound."""
         with changing(self._database) as (session, revision):
             row = _person(session, user_id)
+            record(
+                *(session, self._database.now(session), "user.updated", row.id),
+                before={"role": row.role},
+                after={"role": role},
+            )
             row.role = role
             touch_keys(session, revision, KeyRow.user == row.id)
             return User.from_row(row)
@@ -82,7 +88,9 @@ class People:
     def delete_user(self, user_id: str) -> None:
         """Delete a person, with the memberships, and revoke the keys. Raises NotFound."""
         with changing(self._database) as (session, revision):
-            _delete(session, _person(session, user_id), revision, self._database.now(session))
+            row, now = _person(session, user_id), self._database.now(session)
+            record(session, now, "user.deleted", row.id, before=_facts(row))
+            _delete(session, row, revision, now)
 
     def members(
         self, owner: str, *, service: bool, after: str | None = None, limit: int = 20
@@ -124,6 +132,8 @@ class People:
                     f"user {user.id!r} is a member of project {owner!r} already: "
                     "modify the membership instead"
                 )
+            added = {"role": role, "email": user.email}
+            record(session, now, "user.added", user.id, owner=owner, after=added)
             return _join(session, owner, user, role, now)
 
     def add_service_account(self, owner: str, name: str) -> Member:
@@ -139,6 +149,8 @@ class People:
                 service_of=owner,
                 added_at=now,
             )
+            made = {"name": name, "role": user.role}
+            record(session, now, "service_account.created", user.id, owner=owner, after=made)
             return _join(session, owner, user, "member", now)
 
     def change_member(
@@ -153,12 +165,19 @@ class People:
         """Change a member's role, or a service account's name. Raises InvalidRequest, NotFound."""
         with changing(self._database) as (session, revision):
             membership, user = _member(session, owner, user_id, service)
+            before = {"role": membership.role, "name": user.name}
             if role is not None:
                 membership.role = role
                 both = KeyRow.owner == owner, KeyRow.user == user.id
                 touch_keys(session, revision, *both)
             if name is not None:
                 user.name = printable(name, "name")
+            record(
+                *(session, self._database.now(session), _action(service, "updated"), user.id),
+                owner=owner,
+                before=before,
+                after={"role": membership.role, "name": user.name},
+            )
             return Member.from_rows(membership, user)
 
     def remove(self, owner: str, user_id: str, *, service: bool) -> None:
@@ -166,11 +185,22 @@ class People:
         with changing(self._database) as (session, revision):
             membership, user = _member(session, owner, user_id, service)
             now = self._database.now(session)
+            left = {"role": membership.role, "name": user.name}
+            record(session, now, _action(service, "deleted"), user.id, owner=owner, before=left)
             if service:
                 _delete(session, user, revision, now)
                 return
             session.delete(membership)
             _revoke(session, user.id, revision, now, owner=owner)
+
+
+def _action(service: bool, what: str) -> str:
+    return f"service_account.{what}" if service else f"user.{what}"
+
+
+def _facts(user: UserRow) -> dict[str, object]:
+    """What the trail keeps of a user."""
+    return {"email": user.email, "name": user.name, "role": user.role}
 
 
 def _person(session: Session, user_id: str) -> UserRow:

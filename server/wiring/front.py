@@ -30,8 +30,10 @@ from server.replicas.fleet_metrics import add_fleet_metrics
 from server.replicas.fleet_residency import FleetResidency
 from server.replicas.messages import EngineFacts
 from server.replicas.replica import Replica, WorkerProxy
+from server.tenancy.busy_names import BusyNames
 from server.tenancy.keys import Keys
 from server.tenancy.principal import DEFAULT_OWNER
+from server.tenancy.usage_counts import UsageCounts
 from server.training.job.job_estimator import JobEstimator
 from server.wiring.building import (
     Records,
@@ -131,6 +133,7 @@ def wire(
         methods=method_specs(),
         keys=Keys(settings.key, tenants.keys),
         tenants=tenants,
+        usage=UsageCounts(BusyNames(settings.served_name, settings.metrics_names)),
         metrics=metrics,
         worker=front.worker if worker is None else worker,
         problem=front.problem,

@@ -8,6 +8,8 @@ from contextlib import contextmanager
 from adapters_store.store_errors import StoreError
 from server.config import Settings
 from server.errors import Unavailable, VerandahError
+from server.tenancy.audit_log import AuditLog
+from server.tenancy.usage_book import DAY_S, UsageBook
 from server.training.run import checkpoint
 from server.wiring.building import Records
 
@@ -31,7 +33,11 @@ def housekeeping(
         for file in records.files.expire():
             log.info("file %s (%d bytes) of %s expired", file.id, file.bytes, file.owner)
 
+    def drop_old_changes() -> None:
+        AuditLog(records.database).drop_older(settings.audit_days * DAY_S)
+
     tasks = (
+        *(UsageBook(records.database).fold, drop_old_changes),
         *(records.database.reserve_room, expire_files, records.files.sweep),
         *(records.store.sweep, remove_job_folders),
     )

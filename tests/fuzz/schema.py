@@ -29,6 +29,8 @@ _MORE_THAN_A_SCHEMA = (
     f"GET {_JOBS}",
     f"GET {_JOBS}/{{job_id}}/events",
     f"GET {_JOBS}/{{job_id}}/checkpoints",
+    "GET /v1/organization/audit_logs",
+    "GET /v1/organization/usage/completions",
 )
 
 

@@ -3,7 +3,9 @@
 from typing import Any
 
 import pytest
+from sqlalchemy import select
 
+from server.db.tables import UsageRow
 from server.errors import Conflict, InvalidRequest, LeaseLost, NotFound
 from server.jobs.queue.job import JobError, JobStatus
 from server.jobs.queue.train_options import TrainOptions
@@ -310,3 +312,16 @@ def test_counts_are_of_all_owners(jobs: Jobs) -> None:
     counts = jobs.queue.counts()
     assert (counts[JobStatus.QUEUED], counts[JobStatus.RUNNING]) == (2, 1)
     assert counts.keys() == set(JobStatus)
+
+
+def test_trained_tokens_count_once_for_the_owner(jobs: Jobs) -> None:
+    job = jobs.create(suffix="pirate")
+    claimed = jobs.claim()
+    jobs.queue.heartbeat(claimed, trained_tokens=100)
+    jobs.queue.heartbeat(claimed, trained_tokens=60)  # it went back to a checkpoint
+    assert jobs.queue.get("ann", job.id).trained_tokens == 100
+    jobs.queue.heartbeat(claimed, trained_tokens=130)
+    jobs.queue.finish(claimed, "pirate@1", 150)
+    with jobs.database.reading() as session:
+        rows = session.scalars(select(UsageRow)).all()
+    assert [(it.owner, it.model, it.training) for it in rows] == [("ann", "pirate", 150)]

@@ -9,7 +9,8 @@ import pytest
 
 from server.db.session import Database
 from server.errors import Unauthorized, Unavailable
-from server.tenancy.key_book import FoundKey, KeyBook
+from server.tenancy.found_key import FoundKey
+from server.tenancy.key_book import KeyBook
 from server.tenancy.key_text import digest_of, new_key
 from server.tenancy.key_watch import watching_keys
 from server.tenancy.keys import Keys

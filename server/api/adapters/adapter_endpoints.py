@@ -18,10 +18,11 @@ from server.api.reference.adapter_answers import (
 )
 from server.api.reference.answer_model import answers
 from server.api.reference.parameters import AdapterId, After
+from server.api.threads import ChangingRoute
 
 log = logging.getLogger(__name__)
 
-router = APIRouter(prefix="/v1/adapters", tags=["adapters"])
+router = APIRouter(prefix="/v1/adapters", tags=["adapters"], route_class=ChangingRoute)
 
 Entry = dict[str, object]
 
@@ -124,6 +125,7 @@ def delete(adapter_id: AdapterId, services: CurrentServices, owner: CurrentOwner
 def pin(adapter_id: AdapterId, services: CurrentServices, owner: CurrentOwner) -> Entry:
     """Load a version now. It keeps the slot of its first request until unpinned or deleted."""
     ref = find_adapter(services, owner, adapter_id)
+    services.tenants.audit.note("adapter.pinned", str(ref), owner=owner)
     services.residency.pin(ref)
     return entry_of(services, adapter_id, ref)
 
@@ -134,5 +136,6 @@ def pin(adapter_id: AdapterId, services: CurrentServices, owner: CurrentOwner) -
 def unpin(adapter_id: AdapterId, services: CurrentServices, owner: CurrentOwner) -> Entry:
     """Allow a version to be evicted again."""
     ref = find_adapter(services, owner, adapter_id)
+    services.tenants.audit.note("adapter.unpinned", str(ref), owner=owner)
     services.residency.unpin(ref)
     return entry_of(services, adapter_id, ref)

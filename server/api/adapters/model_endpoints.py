@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Sequence
+from contextlib import suppress
 
 from fastapi import APIRouter, Query
 
@@ -19,11 +20,12 @@ from server.api.model_lookup import (
 from server.api.reference.adapter_answers import DeletedModel, ModelCard, ModelList
 from server.api.reference.answer_model import answers
 from server.api.reference.parameters import After, ModelId
+from server.api.threads import ChangingRoute
 from server.errors import InvalidRequest
 
 log = logging.getLogger(__name__)
 
-router = APIRouter(tags=["models"])
+router = APIRouter(tags=["models"], route_class=ChangingRoute)
 
 Card = dict[str, object]
 
@@ -107,8 +109,28 @@ def delete_adapter(services: Services, owner: str, adapter_id: str) -> None:
         InvalidRequest: the id is the base model's, and no adapter has that name.
         AdapterCorrupt: the pointer of the adapter is damaged; deleting the bare name still works.
     """
+    _note_deletion(services, owner, adapter_id)
     for ref in _delete_stored(services, owner, adapter_id):
         services.residency.forget(ref)
+
+
+def _note_deletion(services: Services, owner: str, adapter_id: str) -> None:
+    """Record the deletion of what is there. Before it: a crash may leave a record of what was only
+    begun, and never a deletion without one."""
+    with suppress(AdapterNotFound, InvalidName):
+        of, name, version = parse_owned_id(owner, adapter_id)
+        if of == owner and _is_there(services, owner, name, version):
+            thing = name if version is None else f"{name}@{version}"
+            services.tenants.audit.note("adapter.deleted", thing, owner=owner)
+
+
+def _is_there(services: Services, owner: str, name: str, version: int | None) -> bool:
+    if version is None:
+        return name in services.adapters.names(owner)
+    try:
+        return version in services.adapters.versions(owner, name)
+    except StoreError:  # damaged: it may be there
+        return True
 
 
 def _delete_stored(services: Services, owner: str, adapter_id: str) -> Sequence[AdapterRef]:

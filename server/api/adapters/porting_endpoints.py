@@ -22,6 +22,7 @@ from server.api.reference.answer_model import answers, raw
 from server.api.reference.parameters import AdapterId
 from server.api.sse import ClientStalled, in_time
 from server.api.wire import only_fields
+from server.errors import VerandahError
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
@@ -65,6 +66,11 @@ def import_adapter(
         half_dtype=half_dtype,
         base_dtype=base_dtype,
     )
+    try:
+        services.tenants.audit.note("adapter.imported", str(ref), owner=owner)
+    except VerandahError:  # no change without its record
+        services.adapters.delete(ref.owner, ref.name, ref.version)
+        raise
     return entry_of(services, str(ref), ref)
 
 

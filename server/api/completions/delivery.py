@@ -191,6 +191,11 @@ class Answers:
                 await self._waiter
         raise ClientGone
 
+    @property
+    def unread_tokens(self) -> int:
+        """How many tokens came that `next` has not returned."""
+        return sum(merged(0, new).num_tokens for it in self._updates if (new := it[:]))
+
     def close(self) -> None:
         """Cancel what still runs. Once only."""
         self._timer.cancel()

@@ -32,6 +32,14 @@ class CheckedRequest:
         return cls(first.request_id, model, tuple(generations))
 
     @property
+    def counted_model(self) -> str:
+        """The model as usage knows it: without a version, and with the owner if that is another."""
+        ref, owner = self.generations[0].adapter, self.generations[0].owner
+        if ref is None:
+            return self.model
+        return ref.name if ref.owner == owner else f"{ref.owner}/{ref.name}"
+
+    @property
     def prompt_tokens(self) -> int:
         return sum(len(generation.prompt) for generation in self.generations)
 

@@ -21,9 +21,11 @@ from server.api.app_services import Services
 from server.api.completions.delivery import Answers, ChoiceUpdate, ClientGone, StreamWaker
 from server.api.completions.generation import CheckedRequest, StreamUsage, usage
 from server.api.sse import DONE, AnswerStream, event
+from server.db.audit_trail import acting
 from server.engine.sequence import FinishReason, TokenLogprob
 from server.errors import QueueFull, Unavailable, VerandahError
 from server.scheduler.request import TextDelta, TokenPiece
+from server.tenancy.usage_counts import Meter
 
 log = logging.getLogger(__name__)
 
@@ -100,19 +102,28 @@ async def reply(
         timeout_s=services.request_timeout_s,
     )
     handed_on = False
+    meter: Meter | None = None
+
+    def close() -> None:
+        answers.close()
+        if meter is not None:
+            meter.completion += answers.unread_tokens
+            services.usage.end(meter)
+
     try:
         _submit(services, answers, request)
+        meter = services.usage.begin(acting(), request.counted_model, request.prompt_tokens)
         if stream_usage is None:
-            return await _document(answers, request, shape)
+            return await _document(answers, meter, request, shape)
         first = await answers.next()
-        events = _events(services, answers, first, request, shape, stream_usage)
+        events = _events(services, answers, meter, first, request, shape, stream_usage)
         handed_on = True
-        return AnswerStream(events, on_end=answers.close)
+        return AnswerStream(events, on_end=close)
     except ClientGone:
         return Response(status_code=_CLIENT_CLOSED_REQUEST)
     finally:
         if not handed_on:
-            answers.close()
+            close()
 
 
 def _submit(services: Services, answers: Answers, request: CheckedRequest) -> None:
@@ -129,21 +140,23 @@ def _many_scores(batch: Seq[ChoiceUpdate]) -> bool:
     return sum(len(it.delta.tokens) + len(it.delta.prompt_logprobs or ()) for it in batch) > 64
 
 
-def _cached_tokens(batch: Seq[ChoiceUpdate]) -> int:
-    """Of each prompt's first answer alone: the others reuse what that one computed."""
-    return sum([delta.cached_tokens for _, delta, _ in batch if delta.index == 0])
+def _count(meter: Meter, batch: Seq[ChoiceUpdate]) -> None:
+    """Count the tokens of a batch as they come, so that a crash loses few. Those that were cached
+    are of each prompt's first answer alone: the others reuse what that one computed."""
+    meter.completion += sum([update.num_tokens for update in batch])
+    meter.cached += sum([delta.cached_tokens for _, delta, _ in batch if delta.index == 0])
 
 
-async def _document(answers: Answers, request: CheckedRequest, shape: Shape) -> Response:
+async def _document(
+    answers: Answers, meter: Meter, request: CheckedRequest, shape: Shape
+) -> Response:
     transcripts: dict[int, Transcript] = defaultdict(Transcript)
-    cached = 0
     while not answers.complete:
         batch = await answers.next()
-        cached += _cached_tokens(batch)
+        _count(meter, batch)
         for update in batch:
             transcripts[update.choice].add(update)
-    num_tokens = sum(transcript.num_tokens for transcript in transcripts.values())
-    counts = usage(request.prompt_tokens, num_tokens, cached)
+    counts = usage(request.prompt_tokens, meter.completion, meter.cached)
 
     def document() -> dict[str, object]:
         return {
@@ -162,6 +175,7 @@ async def _document(answers: Answers, request: CheckedRequest, shape: Shape) -> 
 async def _events(
     services: Services,
     answers: Answers,
+    meter: Meter,
     batch: Seq[ChoiceUpdate],
     request: CheckedRequest,
     shape: Shape,
@@ -173,11 +187,9 @@ async def _events(
         labels["usage"] = None
     counted = request.usage_so_far if stream_usage is StreamUsage.EVERY else None
     chunks = Chunks(labels, shape, counted)
-    num_tokens = cached = 0
     try:
         while True:
-            num_tokens += sum([update.num_tokens for update in batch])
-            cached += _cached_tokens(batch)
+            _count(meter, batch)
             if shape.scores and _many_scores(batch):
                 events = await run_in_threadpool(chunks.of, batch)
             else:
@@ -196,7 +208,7 @@ async def _events(
         yield event(services.describe(error).body(), name="error"), False
         return
     if stream_usage is not StreamUsage.NONE:
-        counts = usage(request.prompt_tokens, num_tokens, cached)
+        counts = usage(request.prompt_tokens, meter.completion, meter.cached)
         events += event({**labels, "choices": [], "usage": counts})
     yield events + DONE, False
 

@@ -1,5 +1,6 @@
 """Who may manage what: the server's admin everything, an owner's admin that owner."""
 
+from collections.abc import Sequence
 from typing import Annotated, Literal
 
 from fastapi import Depends, Path, Query
@@ -53,3 +54,11 @@ def server_role(role: str) -> ServerRole:
 def role_of(word: ProjectRole | ServerRole) -> Role:
     """The role that OpenAI's word means."""
     return "admin" if word == "owner" else "member"
+
+
+def own_projects(principal: Principal, asked: Sequence[str] | None) -> Sequence[str] | None:
+    """The projects that a list is of; None: all. Who is not the server's admin has one, and others'
+    ids are as those that do not exist."""
+    if principal.server_admin:
+        return asked or None
+    return [principal.owner] if not asked or principal.owner in asked else [""]

@@ -18,7 +18,8 @@ from server.api.reference.organization_answers import (
 from server.api.reference.parameters import After
 from server.api.threads import DatabaseRoute
 from server.api.wire import Text, WireModel, only_known_query
-from server.tenancy.key_book import ADMIN, ApiKey
+from server.tenancy.found_key import ADMIN
+from server.tenancy.key_book import ApiKey
 from server.tenancy.principal import DEFAULT_OWNER
 
 router = APIRouter(

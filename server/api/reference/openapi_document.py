@@ -14,6 +14,7 @@ from server.api.reference import (
     job_answers,
     operation_answers,
     organization_answers,
+    usage_answers,
 )
 from server.api.reference.request_texts import (
     ASKS_FOR_NOTHING,
@@ -35,6 +36,7 @@ _ANSWERS: Final = (
     *(job_answers.DryRun, job_answers.JobPage, job_answers.JobEvent, job_answers.EventPage),
     job_answers.CheckpointPage,
     *organization_answers.ORGANIZATION_ANSWERS,
+    *usage_answers.USAGE_ANSWERS,
 )
 _TAGS: Final = {
     "completions": "Answers of the base and of its adapters.",

@@ -22,6 +22,7 @@ from sqlalchemy.orm import Session
 
 from adapters_store.outside_values import shown
 from server.control_characters import has_control
+from server.db.audit_trail import record
 from server.db.session import Database, ensure_owner
 from server.db.tables import FileRow, JobRow
 from server.errors import Conflict, FileDamaged, InvalidRequest, NotFound, RequestTooLarge
@@ -128,6 +129,8 @@ class Files:
                     )
                     session.add(row)
                     session.flush()
+                    kept = {"filename": filename, "bytes": size, "sha256": sha256}
+                    record(session, now, "file.created", row.id, owner=owner, after=kept)
                     os.rename(upload, self._folder / row.id)
                     _sync(self._folder)
         finally:
@@ -211,6 +214,9 @@ class Files:
             job = session.scalar(_needing(row))
             if job is not None:
                 raise Conflict(f"job {job} still needs file {file_id!r}; cancel it first")
+            gone = {"filename": row.filename, "bytes": row.bytes, "sha256": row.sha256}
+            now = self._database.now(session)
+            record(session, now, "file.deleted", row.id, owner=owner, before=gone)
             self._remove(session, row)
 
     def expire(self) -> Sequence[StoredFile]:

@@ -17,6 +17,7 @@ from sqlalchemy import select
 
 from server.db.session import Database
 from server.db.tables import CheckpointRow, JobRow
+from server.db.usage_rows import HOUR_S, UsageKey, add_usage
 from server.errors import LeaseLost
 from server.jobs.queue.evaluation import Evaluation, Sample
 from server.jobs.queue.job import Checkpoint, Job, JobStatus, Level, StopRequest
@@ -88,7 +89,7 @@ class Claims:
             if estimated_finish is not None:
                 row.estimated_finish = estimated_finish
             if trained_tokens is not None:
-                row.trained_tokens = trained_tokens
+                _count_training(change, trained_tokens)
             return Job.from_row(row).stop_request
 
     def append_event(
@@ -171,7 +172,7 @@ class Claims:
         """End a job whose adapter is published as `fine_tuned_model`. Raises LeaseLost."""
         with self._change(job) as change:
             change.row.fine_tuned_model = fine_tuned_model
-            change.row.trained_tokens = trained_tokens
+            _count_training(change, trained_tokens)
             change.add_event("info", f"New fine-tuned model created: {fine_tuned_model}")
             return change.end(JobStatus.SUCCEEDED, "The job has successfully completed")
 
@@ -199,3 +200,17 @@ class Claims:
                 lost = f"job {job.id} no longer belongs to attempt {job.attempt}"
                 raise LeaseLost(f"{lost}: it is {state}")
             yield JobChange(session, row, self._database.now(session))
+
+
+def _count_training(change: JobChange, trained_tokens: int) -> None:
+    """Record how many tokens the job has trained on, and count what is new for its owner. A job
+    that resumes from before trains some again: those count once, and the record never falls."""
+    row, before = change.row, change.row.trained_tokens or 0
+    if row.trained_tokens is None or trained_tokens > before:
+        row.trained_tokens = trained_tokens
+    if trained_tokens > before:
+        hour = int(change.now // HOUR_S) * HOUR_S
+        at = UsageKey(
+            row.owner, row.key or "", row.user or "", row.suffix or row.model.partition("@")[0]
+        )
+        add_usage(change.session, [(hour, at, {"training": trained_tokens - before})])

@@ -13,6 +13,7 @@ from adapters_store.manifest import check_name
 from adapters_store.outside_values import shown
 from adapters_store.store_errors import InvalidName
 from server.control_characters import has_control
+from server.db.audit_trail import acting, record
 from server.db.session import ensure_owner
 from server.db.tables import CheckpointRow, EventRow, JobRow, LabelRow
 from server.errors import Conflict, InvalidRequest, NotFound
@@ -94,6 +95,8 @@ class JobQueue(Claims):
                 training_file=training_file,
                 validation_file=validation_file,
                 suffix=suffix,
+                key=acting().key,
+                user=acting().user,
                 seed=secrets.randbelow(2**31) if seed is None else seed,
                 hyperparameters=options.to_json(),
                 labels=labels,
@@ -108,6 +111,8 @@ class JobQueue(Claims):
             session.add(row)
             session.flush()
             session.add_all(LabelRow(job=row.id, key=k, value=v) for k, v in labels.items())
+            made = {"model": model, "training_file": training_file, "suffix": suffix}
+            record(session, now, "job.created", row.id, owner=owner, after=made)
             change = JobChange(session, row, now)
             change.add_event("info", f"Created fine-tuning job: {row.id}")
             for warning in estimate.warnings if estimate else ():
@@ -230,7 +235,7 @@ class JobQueue(Claims):
             NotFound: there is none.
             Conflict: it has ended.
         """
-        with self._owned(owner, job_id) as change:
+        with self._owned(owner, job_id, "job.cancelled") as change:
             row = change.row
             if JobStatus(row.status).ended:
                 raise Conflict(f"job {job_id!r} is already {row.status}; it cannot be cancelled")
@@ -248,7 +253,7 @@ class JobQueue(Claims):
             NotFound: there is none.
             Conflict: it has ended, or is about to be cancelled.
         """
-        with self._owned(owner, job_id) as change:
+        with self._owned(owner, job_id, "job.paused") as change:
             row = change.row
             if JobStatus(row.status).ended or row.cancel_requested:
                 state = "is being cancelled" if row.cancel_requested else f"is already {row.status}"
@@ -268,7 +273,7 @@ class JobQueue(Claims):
             NotFound: there is none.
             Conflict: it is not paused.
         """
-        with self._owned(owner, job_id) as change:
+        with self._owned(owner, job_id, "job.resumed") as change:
             row = change.row
             if row.status != JobStatus.PAUSED and not row.pause_requested:
                 raise Conflict(f"job {job_id!r} is {row.status}; only a paused job can be resumed")
@@ -279,11 +284,14 @@ class JobQueue(Claims):
             return Job.from_row(row)
 
     @contextmanager
-    def _owned(self, owner: str, job_id: str) -> Iterator[JobChange]:
-        """Change an owner's job. Raises NotFound."""
+    def _owned(self, owner: str, job_id: str, action: str) -> Iterator[JobChange]:
+        """Change an owner's job, and record that as `action`. Raises NotFound."""
         with self._database.transaction() as session:
-            row = _find(session, owner, job_id, lock=True)
-            yield JobChange(session, row, self._database.now(session))
+            row, now = _find(session, owner, job_id, lock=True), self._database.now(session)
+            before = {"status": row.status}
+            yield JobChange(session, row, now)
+            after = {"status": row.status}
+            record(session, now, action, row.id, owner=owner, before=before, after=after)
 
 
 def _find(session: Session, owner: str, job_id: str, *, lock: bool = False) -> JobRow:

@@ -1,0 +1,81 @@
+"""The answers about usage and the audit trail, as the OpenAPI page tells them."""
+
+from typing import Any, Literal
+
+from pydantic import ConfigDict, Field
+
+from server.api.reference.answer_model import AnswerModel
+
+_KIND = "The kind of document."
+
+
+class AuditProject(AnswerModel):
+    """The project that a change was made in."""
+
+    id: str = Field(description="Its id.", examples=["team-a"])
+    name: str = Field(description="Its id once more.", examples=["team-a"])
+
+
+class AuditEntry(AnswerModel):
+    """One change. It has a field named as its `type`, with the id of what was changed."""
+
+    model_config = ConfigDict(extra="allow", defer_build=True)
+
+    id: str = Field(description="Its id.", examples=["audit_log-5d41402abc4b2a76b9719d91"])
+    object: Literal["organization.audit_log"] = Field(description=_KIND)
+    type: str = Field(description="What happened.", examples=["api_key.created"])
+    effective_at: int = Field(description="When, in Unix seconds.")
+    project: AuditProject | None = Field(description="Null: the change was to the whole server.")
+    actor: dict[str, Any] = Field(description="Whose key was sent, and from which address.")
+    before: dict[str, Any] | None = Field(description="What changed, as it was.")
+    after: dict[str, Any] | None = Field(description="What changed, as it was then.")
+    address: str = Field(description="The client's IP address.", examples=["192.0.2.7"])
+
+
+class AuditPage(AnswerModel):
+    """One page of changes, the newest first."""
+
+    object: Literal["list"] = Field(description=_KIND)
+    data: list[AuditEntry] = Field(description="The changes.")
+    first_id: str | None = Field(description="The id of the first item.")
+    last_id: str | None = Field(description="The id of the last item: send it as `after`.")
+    has_more: bool = Field(description="There are more behind the last one.")
+
+
+class UsageResult(AnswerModel):
+    """What was used in a bucket by one group. The fields of what was not grouped by are null."""
+
+    object: Literal["organization.usage.completions.result"] = Field(description=_KIND)
+    project_id: str | None = Field(description="The project.", examples=["team-a"])
+    user_id: str | None = Field(description="The user or service account.")
+    api_key_id: str | None = Field(description="The key. Null: the server's own, or none.")
+    model: str | None = Field(description="The model, without a version.", examples=["pirate"])
+    batch: None = Field(description="Always null.")
+    service_tier: None = Field(description="Always null.")
+    num_model_requests: int = Field(description="Requests that the engine took.")
+    num_refused_requests: int = Field(description="Requests that were answered with an error.")
+    input_tokens: int = Field(description="Tokens of prompts, the cached too.")
+    input_cached_tokens: int = Field(description="Those that earlier answers had computed.")
+    output_tokens: int = Field(description="Tokens of answers.")
+    training_tokens: int = Field(description="Tokens that jobs have trained on.")
+
+
+class UsageBucket(AnswerModel):
+    """An hour or a day."""
+
+    object: Literal["bucket"] = Field(description=_KIND)
+    start_time: int = Field(description="When it begins, in Unix seconds.")
+    end_time: int = Field(description="When it ends.")
+    results: list[UsageResult] = Field(description="One for each group that used something.")
+
+
+class UsagePage(AnswerModel):
+    """One page of buckets, the oldest first."""
+
+    object: Literal["page"] = Field(description=_KIND)
+    data: list[UsageBucket] = Field(description="The buckets, the empty ones too.")
+    has_more: bool = Field(description="There is a next page.")
+    next_page: str | None = Field(description="Send it as `page`.")
+
+
+USAGE_ANSWERS = AuditPage, UsagePage

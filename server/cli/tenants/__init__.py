@@ -1,0 +1,1 @@
+"""The commands that manage owners: theirs, their keys, and what they used."""
