@@ -1,6 +1,7 @@
 """Triton's interpreter, where there is no CUDA device: it is chosen before triton is imported.
 
-And no looking for garbage among all that the tests import, which stays until the end.
+And no looking for garbage among all that the tests import, which stays until the end. Bases are in
+float32 unless a test says otherwise: what `auto` is depends on the machine.
 """
 
 import gc
@@ -10,6 +11,8 @@ from collections.abc import Generator
 from pathlib import Path
 
 import pytest
+
+os.environ["VERANDAH_DTYPE"] = "float32"
 
 
 def _interpret() -> None:
