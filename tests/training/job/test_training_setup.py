@@ -96,9 +96,9 @@ def test_no_option_of_a_prepared_job_is_left_open(tmp_path: Path, options: Train
 @pytest.mark.parametrize(
     ("asked", "rate", "times"),
     [
-        ({}, 0.03, 1.0),
-        ({"learning_rate": 0.075}, 0.075, 2.5),
-        ({"learning_rate_multiplier": 0.1}, 0.003, 0.1),
+        ({}, 0.1, 1.0),
+        ({"learning_rate": 0.25}, 0.25, 2.5),
+        ({"learning_rate_multiplier": 0.1}, 0.01, 0.1),
     ],
 )
 def test_the_learning_rate_is_told_both_ways(
