@@ -81,7 +81,8 @@ class Manifest:
 
     `targets` are full module paths of the base, sorted; `scale` is the method's one number per
     adapter (VeRA: 1). `options` hold what only one method reads; `provenance` says where it came
-    from (job, file, figures), for people.
+    from (job, file, figures), for people. `default_prompt` says whether chats without a system
+    message have the one that the chat template writes for them, as in a plain chat with the base.
     """
 
     method: str
@@ -97,6 +98,7 @@ class Manifest:
     options: Mapping[str, str] = field(default_factory=dict)
     provenance: Mapping[str, str] = field(default_factory=dict)
     format_version: int = FORMAT_VERSION
+    default_prompt: bool = True
 
     def to_header(self) -> dict[str, str]:
         """As safetensors metadata, whose values are strings: one JSON value per field."""
@@ -107,6 +109,8 @@ class Manifest:
         """Read a header back. Raises AdapterCorrupt naming the field at fault."""
         values: dict[str, Any] = {}
         for spec in fields(cls):
+            if spec.name in _LATER and spec.name not in header:
+                continue
             if spec.name not in header:
                 raise AdapterCorrupt(f"the header has no {spec.name!r}: not a Verandah adapter")
             values[spec.name] = _decode(spec.name, header[spec.name])
@@ -144,7 +148,9 @@ _KINDS: Mapping[str, type | tuple[type, ...]] = {
     "options": dict,
     "provenance": dict,
     "format_version": int,
+    "default_prompt": bool,
 }
+_LATER: Final = frozenset({"default_prompt"})  # fields that older headers lack
 
 
 def _decode(name: str, text: str) -> Any:
@@ -153,7 +159,8 @@ def _decode(name: str, text: str) -> Any:
     except (ValueError, RecursionError) as error:
         raise AdapterCorrupt(f"the header's {name!r} is not JSON: {text[:80]!r}") from error
     items = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
-    fits = isinstance(value, _KINDS[name]) and not isinstance(value, bool)
+    kind = _KINDS[name]
+    fits = isinstance(value, kind) and isinstance(value, bool) == (kind is bool)
     if not fits or not all(isinstance(item, str) for item in items):
         raise AdapterCorrupt(f"the header's {name!r} has the wrong type: {text[:80]!r}")
     return value

@@ -45,6 +45,8 @@ class Tokenizer(Protocol):
 
     def prompt(self, text: str) -> list[int]: ...
 
+    def without_default_prompt(self) -> "Tokenizer": ...
+
     def chat(
         self,
         messages: Seq[Mapping[str, object]],

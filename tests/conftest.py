@@ -1,7 +1,8 @@
 """Triton's interpreter, where there is no CUDA device: it is chosen before triton is imported.
 
 No looking for garbage among all that the tests import, which stays until the end. And nothing of
-the user's: Porch is the base of whatever names none, and the cache is an empty folder.
+the user's: Porch is the base of whatever names none, and the cache is an empty folder. Bases are in
+float32 unless a test says otherwise: what `auto` is depends on the machine.
 """
 
 import gc
@@ -12,6 +13,8 @@ from collections.abc import Generator
 from pathlib import Path
 
 import pytest
+
+os.environ["VERANDAH_DTYPE"] = "float32"
 
 
 def _interpret() -> None:

@@ -27,8 +27,8 @@ from benchmarks.claims.data import tasks
 from benchmarks.claims.learning.speed import ALONE, PAIRED, alone, by_turns
 from benchmarks.claims.runs import Outcome, Run, outcomes, records
 from benchmarks.claims.work import make_work, quiet
-from benchmarks.claims.workers import Done, Pool, run_all
 from benchmarks.support.report import origin
+from benchmarks.support.workers import Pool, run_all
 from server.bases.base_files import outline_base
 from server.bases.tokenizer import load_tokenizer
 from server.training.run.examples import LineEncoder
@@ -44,7 +44,7 @@ def do_grid(options: argparse.Namespace) -> None:
     print(origin(), f"peft:     {version('peft')}", sep="\n", flush=True)
     start = time.monotonic()
     gpus = torch.cuda.device_count()
-    pool = Pool(
+    pool: Pool[Run, Outcome] = Pool(
         processes=options.per_gpu * max(1, gpus),
         gpus=gpus,
         begin_until=start + options.minutes * 60 - options.run_seconds,
@@ -58,7 +58,7 @@ def do_grid(options: argparse.Namespace) -> None:
         file.parent.mkdir(parents=True, exist_ok=True)
     there = set(tasks.load(options.tokens, options.tasks))
 
-    def wanted(done: Done) -> list[Run]:
+    def wanted(done: grid.Done) -> list[Run]:
         runs = [run for run in grid.all_runs(done) if run.task in there]
         return [run.at(steps=min(2, run.steps)) for run in runs] if options.lines else runs
 

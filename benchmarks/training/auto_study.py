@@ -1,190 +1,242 @@
-"""How many epochs suit a small file, and which state is worth publishing: real files, Porch.
+"""Which rates, epochs and batches suit a small file: two bases, several kinds of work, all methods.
 
-    python -m benchmarks.training.auto_study --data DIR [--minutes 14] [--results runs.jsonl]
-    python -m benchmarks.training.auto_study --report runs.jsonl
+    pack --data DIR --base BASE --lines FILE    the lines as tokens of a base, once for each base
+    run --bases NAME=BASE:FILE... --results FILE [--minutes 7]    every run; call it again to go on
+    report FILE...                              the tables
 
-DIR holds `snips` (spoken commands, to be answered by their intent and slots) and `e2e` (meanings,
-to be written as a sentence). Each run trains as a job of so many lines would, all but its epochs
-left to the defaults, and is scored on other lines of the same source that no run has seen. Runs are
-made in the order in which they matter, until the minutes are over; what is in the results stays.
+DIR holds `snips` and `e2e`. A run trains as a job would, all but its rate, epochs and batches left
+to the defaults. Runs that differ in rate and seed alone share their batches, each with an adapter
+of its own. They are made in the order in which they matter, until the minutes are over.
+
+After each epoch a run is scored on lines that no run has seen. Half of these choose a rate; what is
+reported of the chosen one is its score on the other half.
 """
 
 import argparse
 import json
+import logging
+import math
 import random
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
-from itertools import groupby
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import cache, partial
 from pathlib import Path
-from typing import Any
 
 import torch
+from transformers.utils.logging import disable_progress_bar
 
-from benchmarks.support.report import origin, table
+from benchmarks.support.report import origin
+from benchmarks.support.workers import Pool, run_all
+from benchmarks.training.study_grid import RATES, SEEDS, Cohort, cohorts
+from benchmarks.training.study_lines import Lines, pack, unpack
+from benchmarks.training.study_report import CohortResult, RunResult, report, results_in
 from server.adapters.learning.trainable import TrainableAdapter
 from server.adapters.memory.matrices import SharedBases
 from server.bases.base_files import load_base
 from server.bases.model import BaseModel
-from server.bases.tokenizer import load_tokenizer
+from server.errors import TrainingFailed
 from server.jobs.queue.train_options import TrainOptions
-from server.training.run.batches import held_out
-from server.training.run.defaults import epochs_for, plan_for
-from server.training.run.examples import Example, LineEncoder, build_examples
-from server.training.run.run_steps import run
+from server.training.run.batches import micro_batches
+from server.training.run.defaults import plan_for
+from server.training.run.examples import Example
+from server.training.run.loss import counted_losses
+from server.training.run.run_steps import take_step
 from server.training.run.trainer import Trainer
 
-SOURCES = ("snips", "e2e")
-EPOCHS = {10: (8, 15, 30), 30: (5, 11, 20), 100: (2, 3, 6), 300: (1, 2, 4)}
-"""How often a file is read, by its lines: as the rule then said, more often and less."""
-_FRESH = 40  # lines that no run learns from
-_SEED = 7
+_HELD_OUT = 12  # lines of a source that has no others
+_TOKENS = {"cuda": 8192, "cpu": 2048}  # positions of one forward pass
 
 
 @dataclass(frozen=True)
-class Run:
-    """A file, how often it is read, and with which method."""
+class BaseFiles:
+    """Where a base is (see `load_base`), and its packed lines."""
 
     source: str
-    lines: int
-    epochs: int
-    method: str = "vera"
+    lines: Path
+
+    @classmethod
+    def read(cls, argument: str) -> tuple[str, "BaseFiles"]:
+        """NAME=BASE:FILE."""
+        name, _, rest = argument.partition("=")
+        source, _, lines = rest.rpartition(":")
+        return name, cls(source, Path(lines))
 
 
-@dataclass(frozen=True)
-class Outcome:
-    """Losses on fresh lines: of the base, of the last state, and of the one that the run's own
-    held-out lines like best. `own_*` are on those."""
+@dataclass
+class _Learner:
+    """One run of a cohort, and its scores so far."""
 
-    base: float
-    last: float
-    best: float
-    own_base: float
-    own_best: float
-    seconds: float
+    trainer: Trainer
+    rate: float
+    seed: int
+    fresh: list[Example]
+    curve: list[tuple[float, ...]] = field(default_factory=list)
+    diverged: bool = False
 
-
-def runs() -> Iterator[Run]:
-    """One source after the other, what takes the least first; then other methods by the rule."""
-    for source in SOURCES:
-        grid = [Run(source, lines, each) for lines, epochs in EPOCHS.items() for each in epochs]
-        yield from sorted(grid, key=lambda one: one.lines * one.epochs)
-    others = ("lora", "asymmetric-lora", "randlora")
-    yield from (Run(SOURCES[0], it, epochs_for(it), method) for method in others for it in EPOCHS)
+    def score(self, most: int) -> None:
+        with self.trainer.adapter.active():
+            self.curve.append(scores(self.trainer.base, self.fresh, most))
 
 
-def records_of(folder: Path, source: str) -> list[dict[str, object]]:
-    """Lines of chat, in a random order that is always the same."""
-    pairs = _snips(folder / "snips") if source == "snips" else _e2e(folder / "e2e" / "train.txt")
-    random.Random(_SEED).shuffle(pairs)
-    return [
-        {"messages": [{"role": "user", "content": q}, {"role": "assistant", "content": a}]}
-        for q, a in pairs
-    ]
-
-
-def _snips(folder: Path) -> list[tuple[str, str]]:
-    pairs = []
-    for path in sorted(folder.glob("train_*_full.json")):
-        content = json.loads(path.read_text(encoding="utf-8", errors="replace"))
-        for intent, lines in content.items():
-            for line in lines:
-                parts = line["data"]
-                text = "".join(part["text"] for part in parts).strip()
-                slots = [f"{p['entity']}: {p['text']}" for p in parts if "entity" in p]
-                pairs.append((text, "; ".join([intent, *slots])))
-    return pairs
-
-
-def _e2e(path: Path) -> list[tuple[str, str]]:
-    lines = [line.split("||") for line in path.read_text(encoding="utf-8").splitlines()]
-    return [(line[0].strip(), line[1].strip()) for line in lines if len(line) == 2]
-
-
-def measure(base: BaseModel, shared: SharedBases, examples: Sequence[Example], one: Run) -> Outcome:
-    """Train as a job of that many lines would."""
+def measure(base: BaseModel, shared: SharedBases, lines: Lines, cohort: Cohort) -> CohortResult:
+    """Train every run of a cohort, side by side."""
     started = time.monotonic()
-    fresh, file = examples[:_FRESH], examples[_FRESH : _FRESH + one.lines]
-    options = TrainOptions(method=one.method, n_epochs=one.epochs)
-    plan = plan_for(options, seed=_SEED, max_rank=1024, lines=one.lines)
-    scored = held_out(len(file), plan.validation_split, seed=plan.seed)
-    train = [example for index, example in enumerate(file) if index not in scored]
-    valid = [example for index, example in enumerate(file) if index in scored]
+    most = _TOKENS[base.device.type]
+    lines = lines if cohort.opening else lines.without_opening()
+    learners = [
+        _learner(base, shared, lines, cohort, rate, seed)
+        for seed in SEEDS
+        for rate in RATES[cohort.method]
+    ]
+    untrained = [scores(base, one.fresh, most) for one in learners[:: len(RATES[cohort.method])]]
+    per_epoch = math.ceil(cohort.reading.lines / cohort.reading.batch)
+    for _ in range(cohort.reading.epochs):
+        for _ in range(per_epoch):
+            _step([one for one in learners if not one.diverged], most)
+        for one in learners:
+            if not one.diverged:
+                one.score(most)
+    return CohortResult(
+        cohort,
+        steps=per_epoch * cohort.reading.epochs,
+        tokens=sum(one.trainer.trained_tokens for one in learners) // len(learners),
+        seconds=round(time.monotonic() - started, 2),
+        untrained=[list(each) for each in untrained],
+        runs=[RunResult(one.rate, one.seed, [list(it) for it in one.curve]) for one in learners],
+    )
+
+
+def _step(going: Sequence[_Learner], most: int) -> None:
+    results = take_step([one.trainer for one in going], most) if going else []
+    for one, result in zip(going, results, strict=True):
+        if isinstance(result, Exception) and not isinstance(result, TrainingFailed):
+            raise result
+        one.diverged = isinstance(result, TrainingFailed)
+
+
+def scores(base: BaseModel, examples: Sequence[Example], most: int) -> tuple[float, ...]:
+    """Mean loss of a counted token and share of answers that are right to the last token, of each
+    half of the examples: the first is for choosing."""
+    losses, exact = [0.0] * len(examples), [False] * len(examples)
+    lengths = [len(example.tokens) - 1 for example in examples]
+    with torch.no_grad():
+        for part in micro_batches(range(len(examples)), lengths, most):
+            chosen = [examples[index] for index in part]
+            counts = [example.num_targets for example in chosen]
+            each, hits = counted_losses(base, chosen)
+            by_example = zip(each.cpu().split(counts), hits.cpu().split(counts), strict=True)
+            for index, (loss, right) in zip(part, by_example, strict=True):
+                losses[index], exact[index] = float(loss.double().sum()), bool(right.all())
+    found: list[float] = []
+    for half in (slice(0, None, 2), slice(1, None, 2)):
+        tokens = sum(example.num_targets for example in examples[half])
+        share = sum(exact[half]) / len(exact[half])
+        found += [round(sum(losses[half]) / tokens, 5), round(share, 4)]
+    return tuple(found)
+
+
+def _learner(
+    base: BaseModel,
+    shared: SharedBases,
+    lines: Lines,
+    cohort: Cohort,
+    rate: float,
+    seed: int,
+) -> _Learner:
+    reading = cohort.reading
+    pool = list(lines.pool)
+    random.Random(seed).shuffle(pool)
+    fresh, pool = (lines.fresh, pool) if lines.fresh else (pool[:_HELD_OUT], pool[_HELD_OUT:])
+    options = TrainOptions(
+        method=cohort.method,
+        learning_rate=rate,
+        n_epochs=reading.epochs,
+        batch_size=reading.batch,
+        validation_split=0.0,
+    )
+    plan = plan_for(options, seed=seed, max_rank=1024, lines=reading.lines)
     adapter = TrainableAdapter(
         base, plan.method, plan.rank, plan.basis_seed, plan.targets, plan.adapter_options(), shared
     )
-    trainer = Trainer(base, adapter, train, valid, plan)
-    untrained = trainer.score(fresh).loss
-    own: list[float] = []
-    best = adapter.tensors()
-    for metrics in run(trainer):
-        if metrics.valid_loss is not None:
-            own.append(metrics.valid_loss)
-            best = adapter.tensors() if own[-1] == min(own[1:], default=0.0) else best
-    last = picked = trainer.score(fresh).loss
-    if own[-1] != min(own[1:]):
-        adapter.load_tensors(best)
-        picked = trainer.score(fresh).loss
-    return Outcome(untrained, last, picked, own[0], min(own[1:]), time.monotonic() - started)
+    return _Learner(
+        Trainer(base, adapter, pool[: reading.lines], [], plan), rate, seed, list(fresh)
+    )
 
 
-def _encoded(records: Sequence[dict[str, object]], encoder: LineEncoder) -> list[Example]:
-    used = records[: _FRESH + max(EPOCHS)]
-    built = build_examples(enumerate(used), encoder)
-    return [example for examples in built for example in examples]
+def make_work(files: Mapping[str, BaseFiles], device: str) -> Callable[[Cohort], CohortResult]:
+    """What one process does. It loads a base when it first needs it."""
+    torch.set_float32_matmul_precision("high")
+    torch.set_num_threads(1)
+    warnings.filterwarnings("ignore")
+    logging.disable(logging.WARNING)
+    disable_progress_bar()
+
+    @cache
+    def loaded(name: str) -> tuple[BaseModel, SharedBases, dict[str, Lines]]:
+        base = load_base(files[name].source, device=device)
+        return base, SharedBases(base), unpack(files[name].lines)
+
+    def work(cohort: Cohort) -> CohortResult:
+        base, shared, lines = loaded(cohort.base)
+        return measure(base, shared, lines[cohort.reading.source], cohort)
+
+    return work
 
 
-def report(path: Path) -> str:
-    """One row for each source, length and method; the rule's own epochs are in bold."""
-    results = [(Run(**line["run"]), Outcome(**line["outcome"])) for line in _read(path)]
-    order = {source: place for place, source in enumerate(SOURCES)}
-    results.sort(key=lambda one: (one[0].method != "vera", order[one[0].source], one[0].lines))
-    rows: list[Sequence[object]] = []
-    kinds = groupby(results, lambda one: (one[0].method, one[0].source, one[0].lines))
-    for (method, source, lines), group in kinds:
-        each = sorted(group, key=lambda one: one[0].epochs)
-        cells = [_cell(one, outcome) for one, outcome in each]
-        base = f"{each[0][1].base:.2f}"
-        rows.append((method, source, lines, base, "; ".join(cells)))
-    return table(("method", "file", "lines", "base", "epochs: last / best by its own tenth"), rows)
+def do_run(options: argparse.Namespace) -> None:
+    """Go through the grid until it is done or time is up."""
+    print(origin(), flush=True)
+    start = time.monotonic()
+    files: dict[str, BaseFiles] = dict(options.bases)
+    openings = {name: unpack(each.lines)["pirate"].opening > 0 for name, each in files.items()}
+    gpus = torch.cuda.device_count()
+    pool: Pool[Cohort, CohortResult] = Pool(
+        processes=options.processes * max(1, gpus),
+        gpus=gpus,
+        begin_until=start + options.minutes * 60 - options.run_seconds,
+        stop_at=start + options.minutes * 60,
+        make_work=partial(make_work, files),
+    )
+    planned = [one for one in cohorts(openings) if one.method in options.methods]
+    done = {result.cohort: result for result in results_in([options.results])}
+    options.results.parent.mkdir(parents=True, exist_ok=True)
+    with options.results.open("a") as results:
 
+        def note(result: CohortResult) -> None:
+            print(json.dumps(asdict(result)), file=results, flush=True)
+            passed = time.monotonic() - start
+            print(f"{passed:5.0f} s  {result.seconds:5.1f} s  {result.cohort}", flush=True)
 
-def _cell(one: Run, outcome: Outcome) -> str:
-    text = f"{one.epochs}: {outcome.last:.2f} / {outcome.best:.2f}"
-    return f"**{text}**" if one.epochs == epochs_for(one.lines) else text
-
-
-def _read(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+        failed = run_all(pool, lambda _: planned, done, note)
+    left = sum(cohort not in done for cohort in planned)
+    print(f"{len(done)} cohorts done, {left} left, {len(failed)} failed")
+    for cohort, trace in failed.items():
+        print(f"--- {cohort}\n{trace[-1500:]}")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data", type=Path)
-    parser.add_argument("--minutes", type=float, default=14.0)
-    parser.add_argument("--results", type=Path, default=Path("auto_study.jsonl"))
-    parser.add_argument("--report", type=Path, help="only show these results")
+    commands = parser.add_subparsers(required=True)
+    packing = commands.add_parser("pack")
+    packing.add_argument("--data", type=Path, required=True)
+    packing.add_argument("--base", required=True)
+    packing.add_argument("--lines", type=Path, required=True)
+    packing.set_defaults(do=lambda it: pack(it.data, it.base, it.lines))
+    running = commands.add_parser("run")
+    running.add_argument("--bases", type=BaseFiles.read, nargs="+", required=True)
+    running.add_argument("--results", type=Path, required=True)
+    running.add_argument("--minutes", type=float, default=7.0)
+    running.add_argument("--run-seconds", type=float, default=20.0, help="none begins so late")
+    running.add_argument("--processes", type=int, default=1, help="on each GPU, or on the CPU")
+    running.add_argument("--methods", nargs="+", default=list(RATES), choices=list(RATES))
+    running.set_defaults(do=do_run)
+    reporting = commands.add_parser("report")
+    reporting.add_argument("results", type=Path, nargs="+")
+    reporting.set_defaults(do=lambda it: print(report(results_in(it.results))))
     options = parser.parse_args()
-    if options.data is not None:
-        _study(options.data, options.results, options.minutes * 60)
-    print(origin(), report(options.report or options.results), sep="\n\n")
-
-
-def _study(data: Path, results: Path, seconds: float) -> None:
-    until = time.monotonic() + seconds
-    torch.set_num_threads(1)
-    base = load_base("porch", device="cpu")
-    encoder = LineEncoder.of(base, load_tokenizer("porch"))
-    shared = SharedBases(base)
-    examples = {source: _encoded(records_of(data, source), encoder) for source in SOURCES}
-    done = [Run(**line["run"]) for line in _read(results)]
-    for one in runs():
-        if one in done or time.monotonic() > until:
-            continue
-        outcome = measure(base, shared, examples[one.source], one)
-        with results.open("a") as file:
-            file.write(json.dumps({"run": asdict(one), "outcome": asdict(outcome)}) + "\n")
-        print(one, outcome, flush=True)
+    options.do(options)
 
 
 if __name__ == "__main__":

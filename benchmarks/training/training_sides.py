@@ -13,9 +13,9 @@ from typing import Protocol
 
 from benchmarks.training.cohorts import Work, trainers_of, work_of
 from server.bases.model import BaseModel
-from server.bases.shared_weights import twin_of
 from server.pulse import Pulse
 from server.training.colocated.memory_headroom import keep_memory_headroom
+from server.training.colocated.shared_weights import twin_of
 from server.training.colocated.training_thread import TrainingThread
 from server.training.run.run_steps import take_step
 

@@ -5,6 +5,7 @@ from adapters_store.outside_values import shown
 from adapters_store.store_errors import AdapterNotFound, InvalidName
 from server.api.app_services import Services
 from server.errors import InvalidRequest, ModelNotFound
+from server.interfaces import Tokenizer
 from server.tenancy.visibility import visible
 
 
@@ -20,6 +21,20 @@ def find_model(services: Services, owner: str, model_id: str) -> AdapterRef | No
         return services.adapters.resolve(*parse_owned_id(owner, model_id))
     except (AdapterNotFound, InvalidName) as error:
         raise unknown_model(services, model_id) from error
+
+
+def tokenizer_of(services: Services, adapter: AdapterRef | None) -> Tokenizer:
+    """What writes the chats of an adapter as it was trained on them, or those of the base (None).
+    Reads the adapter's header, where that matters.
+
+    Raises:
+        AdapterCorrupt: the header cannot be read.
+    """
+    bare = services.tokenizer.without_default_prompt()
+    if adapter is None or bare is services.tokenizer:
+        return services.tokenizer
+    kept = services.adapters.open(adapter).manifest.default_prompt
+    return services.tokenizer if kept else bare
 
 
 def parse_owned_id(owner: str, model_id: str) -> tuple[str, str, int | None]:

@@ -4,6 +4,7 @@ Knows nothing of adapters, tokens or requests. Any causal language model that tr
 without code of the model's own will do. What cannot be served is refused in one sentence.
 """
 
+import logging
 from pathlib import Path
 from typing import Literal, cast
 
@@ -13,9 +14,12 @@ from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, Pre
 
 from server.bases.base_folder import label_of, loadable
 from server.bases.base_place import locate
+from server.bases.cpu_speed import cpu_speed
 from server.bases.model import BaseModel, fingerprint_of
 from server.bases.short_names import SHORT_NAMES, name_of
 from server.errors import UnsupportedModel
+
+log = logging.getLogger(__name__)
 
 
 def load_base(
@@ -27,7 +31,8 @@ def load_base(
 ) -> BaseModel:
     """Load `source`: "porch" (the embedded model), a folder, a GGUF file, or a hub id.
 
-    `dtype` "auto" is float32 on a CPU, which has no fast bfloat16, and as stored elsewhere.
+    `dtype` "auto" is as stored. But on a CPU it is float32, unless the files are in bfloat16 and a
+    measurement shows that this CPU is faster with it (`server.bases.cpu_speed`).
     `attention` is the name of an attention function that transformers knows.
 
     Raises:
@@ -38,7 +43,7 @@ def load_base(
     model = _build(place, label)
     fingerprint = fingerprint_of(model)
     if dtype == "auto" and torch.device(device).type == "cpu":
-        dtype = torch.float32
+        dtype = _dtype_on_cpu(model, label)
     if isinstance(dtype, torch.dtype):
         _cast(model, dtype)
     nn.Module.to(model, device)
@@ -176,6 +181,14 @@ def _reason(error: Exception) -> str:
     if "couldn't connect" in text:
         return "the hub is out of reach and no copy is in the local cache; give a folder instead"
     return text.split(". ")[0][:300]
+
+
+def _dtype_on_cpu(model: PreTrainedModel, label: str) -> torch.dtype:
+    if model.dtype != torch.bfloat16:
+        return torch.float32
+    speed = cpu_speed(model)
+    log.info("%s runs in %s: %s", label, str(speed.dtype).removeprefix("torch."), speed)
+    return speed.dtype
 
 
 def _cast(model: PreTrainedModel, dtype: torch.dtype) -> None:

@@ -4,6 +4,7 @@ import copy
 import re
 import sys
 from collections.abc import Mapping, Sequence
+from functools import cached_property, partial
 from inspect import signature
 from itertools import pairwise
 from pathlib import Path
@@ -13,6 +14,7 @@ from jinja2 import TemplateError
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from server.bases.base_folder import loadable
+from server.bases.default_prompt import DefaultPrompt
 from server.bases.detokenizer import IncrementalDecoder, Vocabulary
 from server.errors import ContextLengthExceeded, InvalidRequest, UnsupportedModel
 
@@ -66,6 +68,7 @@ class ChatTokenizer:
             template = template.get("default")
         self.has_chat_template = template is not None
         self._most: int | None = None
+        self.has_default_prompt = True  # where the template writes one: `without_default_prompt`
         self._taken = (
             {"self", "messages", "conversations", "eos", "raise_exception", "strftime_now"}
             | signature(tokenizer.apply_chat_template).parameters.keys()
@@ -90,6 +93,20 @@ class ChatTokenizer:
         capped = copy.copy(self)
         capped._most = most
         return capped
+
+    def without_default_prompt(self) -> "ChatTokenizer":
+        """The same tokenizer, but a chat that has no system message stands without the one that the
+        chat template would write for it. Itself, if the template writes none."""
+        if self._default_prompt is None:
+            return self
+        bare = copy.copy(self)
+        bare.has_default_prompt = False
+        return bare
+
+    @cached_property
+    def _default_prompt(self) -> DefaultPrompt | None:
+        mark = self._tokenizer.bos_token or ""
+        return DefaultPrompt.of(partial(self.render, add_generation_prompt=False), mark)
 
     def encode(self, text: str, add_special: bool = False) -> list[int]:
         """Token ids of a text; `add_special` adds what the tokenizer itself puts around one."""
@@ -257,7 +274,11 @@ class ChatTokenizer:
                 "them as it asks, or use a base model with another template",
                 param="messages",
             ) from error
-        return str(text)
+        # With tools, a template writes its own prompt and theirs in one turn.
+        stays = self.has_default_prompt or tools or plain[0].get("role") == "system"
+        if stays or self._default_prompt is None:
+            return str(text)
+        return self._default_prompt.left_out(str(text))
 
     def reads(self, field: str) -> bool:
         """Whether the chat template speaks of a field of messages or requests."""

@@ -200,7 +200,12 @@ def test_a_missing_manifest_field_is_named(adapter: Path) -> None:
     assert str(adapter) in str(raised.value)
 
 
-@pytest.mark.parametrize("field", ["targets", "options", "rank", "created_at"])
+def test_an_older_header_lets_the_template_write_its_prompt(adapter: Path) -> None:
+    _rewrite(adapter, lambda entries: entries["__metadata__"].pop("default_prompt"))
+    assert weights.read_header(adapter).manifest.default_prompt is True
+
+
+@pytest.mark.parametrize("field", ["targets", "options", "rank", "created_at", "default_prompt"])
 def test_a_manifest_field_of_the_wrong_type_is_named(adapter: Path, field: str) -> None:
     def change(entries: Entries) -> None:
         entries["__metadata__"][field] = '["a", 3]' if field == "targets" else '{"a": 3}'

@@ -74,6 +74,9 @@ class ByteTokenizer:
     def prompt(self, text: str) -> list[int]:
         return list(text.encode()) or [EOS]
 
+    def without_default_prompt(self) -> "ByteTokenizer":
+        return self
+
     def chat(
         self,
         messages: Sequence[Mapping[str, object]],

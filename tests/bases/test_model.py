@@ -1,6 +1,7 @@
 """Loading a base model: what it tells of itself, its fingerprint, and what is refused."""
 
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from transformers import AutoModelForCausalLM, BertConfig, PreTrainedModel, T5Co
 from transformers.pytorch_utils import Conv1D
 
 from server.bases.base_files import load_base
+from server.bases.cpu_speed import CpuSpeed, cpu_speed
 from server.bases.model import BaseModel, device_works, fingerprint_of
 from server.errors import UnsupportedModel
 from tests.models import EOS, KINDS, VOCAB, Kind, tiny_base, tiny_gemma_with_images, tiny_model
@@ -135,10 +137,51 @@ def test_loads_a_folder_and_answers_like_transformers(saved: Path) -> None:
     assert (base.name, base.dtype, base.device.type) == (saved.name, torch.float32, "cpu")
 
 
-def test_auto_dtype_is_float32_on_a_cpu(tmp_path: Path) -> None:
-    tiny_model("llama", dtype=torch.bfloat16).save_pretrained(tmp_path)
-    assert load_base(tmp_path, device="cpu").dtype == torch.float32
-    assert load_base(tmp_path, device="cpu", dtype=torch.bfloat16).dtype == torch.bfloat16
+@pytest.mark.parametrize(
+    ("stored", "decoding", "training", "served"),
+    [
+        (torch.bfloat16, 1.3, 1.3, torch.bfloat16),
+        (torch.bfloat16, 1.2, 3.0, torch.float32),
+        (torch.bfloat16, 3.0, 1.2, torch.float32),
+        (torch.float32, 3.0, 3.0, torch.float32),
+        (torch.float16, 3.0, 3.0, torch.float32),
+    ],
+)
+def test_auto_dtype_on_a_cpu_is_what_the_measurement_says_of_files_in_bfloat16(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    stored: torch.dtype,
+    decoding: float,
+    training: float,
+    served: torch.dtype,
+) -> None:
+    tiny_model("llama", dtype=stored).save_pretrained(tmp_path)
+    measured = CpuSpeed(decoding, training)
+    monkeypatch.setattr("server.bases.base_files.cpu_speed", lambda model: measured)
+    assert load_base(tmp_path, device="cpu").dtype == served
+    assert load_base(tmp_path, device="cpu", dtype=torch.float16).dtype == torch.float16
+
+
+def test_the_measurement_follows_the_time_of_products(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A clock that only counts what the products would cost: bfloat16 takes a quarter here."""
+    clock = 0.0
+
+    def linear(x: torch.Tensor, weight: torch.Tensor) -> None:
+        nonlocal clock
+        clock += x.shape[0] * weight.numel() / (4 if x.dtype == torch.bfloat16 else 1)
+
+    monkeypatch.setattr("server.bases.cpu_speed.functional.linear", linear)
+    monkeypatch.setattr("server.bases.cpu_speed.time.thread_time", lambda: clock)
+    threads = torch.get_num_threads()
+    assert cpu_speed(tiny_model("llama")) == CpuSpeed(4.0, 4.0)
+    assert torch.get_num_threads() == threads
+
+
+def test_the_measurement_takes_a_fraction_of_a_second() -> None:
+    started = time.process_time()
+    speed = cpu_speed(tiny_model("gpt2"))
+    assert time.process_time() - started < 1
+    assert speed.decoding > 0 and speed.training > 0
 
 
 def test_rotary_frequencies_stay_float32_in_half_precision(saved: Path) -> None:

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from functools import partial
 
 from benchmarks.claims.runs import Outcome, Run
-from benchmarks.claims.workers import Pool, run_all
+from benchmarks.support.workers import Pool, run_all
 
 
 def outcome(run: Run, loss: float) -> Outcome:

@@ -10,10 +10,10 @@ from transformers import AutoTokenizer
 
 from adapters_store.store import AdapterStore
 from server.bases.model import BaseModel
-from server.bases.shared_weights import twin_of
 from server.bases.tokenizer import EMBEDDED
 from server.config import Settings
 from server.tenancy.principal import DEFAULT_OWNER
+from server.training.colocated.shared_weights import twin_of
 from server.wiring import building, front
 from tests.models import tiny_base, tiny_model
 

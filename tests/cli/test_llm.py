@@ -41,7 +41,7 @@ def publish(base: BaseModel, home: Path) -> None:
 @pytest.fixture(scope="module")
 def llm(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LLM]:
     home, threads = tmp_path_factory.mktemp("home"), torch.get_num_threads()
-    publish(load_base(str(model_folder), device="cpu", dtype="auto"), home)
+    publish(load_base(str(model_folder), device="cpu", dtype=torch.float32), home)
     with LLM(str(model_folder), home=home, kv_memory_mb=8, adapter_slots=8) as llm:
         yield llm
     torch.set_num_threads(threads)
@@ -154,7 +154,7 @@ def test_the_example_asks_the_base_and_an_adapter(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     threads = torch.get_num_threads()
-    publish(load_base("porch", device="cpu", dtype="auto"), tmp_path)
+    publish(load_base("porch", device="cpu", dtype=torch.float32), tmp_path)
     monkeypatch.setattr(sys, "argv", [str(EXAMPLE), str(tmp_path)])
     runpy.run_path(str(EXAMPLE))
     torch.set_num_threads(threads)

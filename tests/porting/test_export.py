@@ -217,6 +217,21 @@ class TestMerged:
         assert here.listing() == before
 
 
+@pytest.mark.parametrize("default_prompt", [True, False])
+def test_a_card_says_that_chats_have_no_default_prompt(
+    default_prompt: bool, place: MakePlace
+) -> None:
+    here = place()
+    made = make_adapter(here.served.base)
+    ref = here.served.publish(
+        replace(made, manifest=replace(made.manifest, default_prompt=default_prompt))
+    )
+    card = here.porting.export_adapter(ref, "peft") / "README.md"
+    assert card.exists() is not default_prompt
+    if not default_prompt:
+        assert "trained on chats without a default system prompt" in card.read_text()
+
+
 def test_an_adapter_of_another_base(place: MakePlace) -> None:
     here = place()
     made = make_adapter(here.served.base)

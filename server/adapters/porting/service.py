@@ -52,6 +52,12 @@ _MAX_AT_ONCE = 4  # the one that runs, and those that wait
 _MAX_WAIT_S = 60.0
 _RETRY_AFTER_S = 30.0
 _MOST_SHOWN = 200  # characters of what a checkpoint says about itself
+_CARD = """# How to ask
+
+This adapter was trained on chats without a default system prompt. If the base's chat template
+writes one in front of a chat that has no system message, ask with a copy of the template that does
+not: `--chat-template` of vLLM, `chat_template` of transformers' tokenizers.
+"""
 
 
 class PortingService:
@@ -139,6 +145,8 @@ class PortingService:
                 else:
                     checkpoint = _peft_checkpoint(adapter, form)
                     write_folder(folder, checkpoint.config, checkpoint.tensors)
+                if not adapter.manifest.default_prompt:
+                    (folder / "README.md").write_text(_CARD, encoding="utf-8")
         except BaseException:
             self.release(folder)
             raise

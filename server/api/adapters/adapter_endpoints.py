@@ -68,6 +68,7 @@ def _header(services: Services, ref: AdapterRef) -> Entry:
         "sha256": stored.sha256,
         "base_name": manifest.base_name,
         "base_fingerprint": manifest.base_fingerprint,
+        "default_prompt": manifest.default_prompt,
         "provenance": dict(manifest.provenance),
     }
 

@@ -31,7 +31,7 @@ from server.api.completions.generation import (
 from server.api.completions.generation_fields import GenerationFields, ranged
 from server.api.completions.logprob_format import ShownTokens
 from server.api.completions.replies import Transcript, reply
-from server.api.model_lookup import find_model
+from server.api.model_lookup import find_model, tokenizer_of
 from server.api.reference.answer_model import answers, streamed
 from server.api.reference.completion_answers import ChatCompletion, ChatCompletionChunk
 from server.api.wire import (
@@ -269,7 +269,7 @@ def check_request(services: Services, owner: str, body: ChatRequest) -> CheckedR
     """
     check_count(services, body.choices)
     adapter = find_model(services, owner, body.model)
-    prompt = body.prompt(services.tokenizer)
+    prompt = body.prompt(tokenizer_of(services, adapter))
     params = body.sampling(
         AnswerLength.of(services, prompt, body.token_limit, None),
         top_logprobs=body.alternatives,

@@ -79,6 +79,9 @@ class Adapter(_Place):
     sha256: str = Field(description="The hash of its file.")
     base_name: str = Field(description="The base that it was trained on.", examples=["porch"])
     base_fingerprint: str = Field(description="The hash of that base's weights.")
+    default_prompt: bool = Field(
+        description="Its chats have the system prompt that the chat template writes by itself."
+    )
     provenance: dict[str, str] = Field(description="Where it comes from: its job and options.")
 
 

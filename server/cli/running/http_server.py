@@ -14,6 +14,7 @@ from starlette.types import ASGIApp
 
 from server.api.connections import ConnectionLimits, http_protocol
 from server.app import create_app, describe
+from server.bases.model import BaseModel
 from server.config import Settings
 from server.jobs.queue.job_queue import JobQueue
 from server.loop_progress import watch
@@ -48,7 +49,7 @@ def run_server(settings: Settings, listener: socket.socket) -> None:
     with (
         open_home(settings, patience_s=_DATABASE_S) as records,
         running_front(settings, records, metrics, say) as front,
-        _worker(settings, records.jobs) as worker,
+        _worker(_with_dtype(settings, front.base), records.jobs) as worker,
         housekeeping(settings, records),
     ):
         services = wire(settings, records, front, metrics, worker)
@@ -125,6 +126,14 @@ class _Server(uvicorn.Server):
         await super().shutdown(sockets)
         if not self.force_exit:  # a second Ctrl-C
             await asyncio.to_thread(drain.join)
+
+
+def _with_dtype(settings: Settings, base: BaseModel) -> Settings:
+    """The settings of a worker that trains in the number format in which this CPU serves."""
+    if base.device.type != "cpu" or settings.worker_device not in ("auto", "cpu"):
+        return settings
+    dtype = str(base.dtype).removeprefix("torch.")
+    return settings.model_copy(update={"dtype": dtype})
 
 
 @contextlib.contextmanager

@@ -18,16 +18,14 @@ OPTIONS: Final = ("trained", "basis", "sparsity", "alpha", "d_initial")
 class Variant:
     """What one method, training these vectors, starts with where a job names nothing else.
 
-    `alpha_per_rank` times the rank is alpha. None: the variant has no such option. `long_rate` is
-    the learning rate of long files, from the sweep on E2E NLG. `source` says who found the other
-    numbers best, and on what. "Tried" is less than measured: a few rates, one file, one seed
-    (docs/methods.md has the losses); ranks and alphas are the papers' or PEFT's.
+    `alpha_per_rank` times the rank is alpha. None: the variant has no such option. `source` says
+    who found the numbers best, and on what. "Tried" is less than measured: a few rates, one file,
+    one seed; ranks and alphas are the papers' or PEFT's.
     """
 
     trained: str | None
     rank: int
     learning_rate: float
-    long_rate: float
     source: str
     targets: str = "all-linear"
     basis: str | None = None

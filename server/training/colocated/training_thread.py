@@ -18,11 +18,11 @@ from typing import Final
 import torch
 
 from server.bases.model import BaseModel
-from server.bases.shared_weights import twin_of
 from server.loop_progress import Progress
 from server.pulse import Pulse
 from server.training.colocated.compute_throttle import ComputeThrottle
 from server.training.colocated.share_controller import ShareController
+from server.training.colocated.shared_weights import twin_of
 from server.training.job.worker_loop import DeviceLost
 
 log = logging.getLogger(__name__)

@@ -20,7 +20,7 @@ from server.jobs.files.datasets import Dataset
 from server.jobs.queue import continuing
 from server.jobs.queue.job_estimate import JobEstimate
 from server.jobs.queue.train_options import TrainOptions
-from server.training.job.start import adapter_options
+from server.training.job.start import adapter_options, asked_by
 from server.training.run.batches import held_out, steps_per_epoch
 from server.training.run.defaults import TrainPlan, check_early_stopping, plan_for
 from server.training.run.examples import LineEncoder, build_examples
@@ -66,11 +66,11 @@ class JobEstimator:
         """
         plan = plan_for(options, seed=0, max_rank=self.max_rank, lines=len(train))
         parameters, tensors = self._size(plan, options, start)
-        tokenizer = self.tokenizer
+        tokenizer = asked_by(self.tokenizer, None if start is None else start[1])
         ends = AnswerEnds.of(self.base, tokenizer)
-        lengths, counted = self._lengths(train, "training_file")
+        lengths, counted = self._lengths(train, "training_file", tokenizer)
         if valid is not None:
-            self._lengths(valid, "validation_file")
+            self._lengths(valid, "validation_file", tokenizer)
         split = 0 if valid else len(held_out(len(train), plan.validation_split, seed=plan.seed))
         check_early_stopping(plan, len(valid) if valid else split)
         share = (len(train) - split) / counted
@@ -101,7 +101,7 @@ class JobEstimator:
     def problems(self, dataset: Dataset, param: str) -> Sequence[LineProblem]:
         """The lines that `estimate` refuses."""
         try:
-            self._lengths(dataset, param)
+            self._lengths(dataset, param, asked_by(self.tokenizer, None))
         except InvalidDataset as error:
             return error.problems
         return ()
@@ -124,9 +124,11 @@ class JobEstimator:
         vectors = sum(len(method.shapes(base.targets[path], rank)) for path in targets)
         return count(method, base, targets, rank).parameters, vectors
 
-    def _lengths(self, dataset: Dataset, param: str) -> tuple[list[int], int]:
+    def _lengths(
+        self, dataset: Dataset, param: str, tokenizer: ChatTokenizer
+    ) -> tuple[list[int], int]:
         """Tokens of the examples of some lines, and how many lines those are."""
-        base, tokenizer = self.base, self.tokenizer
+        base = self.base
         some, doubtful = _tokenized_lines(
             dataset, base.max_context, tokenizer.texts_from(base.vocab_size)
         )

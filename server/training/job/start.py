@@ -14,6 +14,7 @@ from server.adapters.learning.trainable import TrainableAdapter
 from server.adapters.memory.matrices import SharedBases
 from server.adapters.methods.registry import kind_named
 from server.bases.model import BaseModel
+from server.bases.tokenizer import ChatTokenizer
 from server.errors import InvalidRequest
 from server.jobs.queue import continuing
 from server.jobs.queue.job import Job
@@ -90,6 +91,16 @@ def adapter_for(
     _check_like(adapter.manifest(created_at=int(time.time()), provenance={}), start)
     adapter.load_tensors(start.tensors)
     return adapter
+
+
+def asked_by(tokenizer: ChatTokenizer, manifest: Manifest | None) -> ChatTokenizer:
+    """The tokenizer as an adapter's chats are written with it.
+
+    Args:
+        manifest: of the adapter to continue; None: a new one has no default prompt.
+    """
+    kept = manifest is not None and manifest.default_prompt
+    return tokenizer if kept else tokenizer.without_default_prompt()
 
 
 def adapter_options(plan: TrainPlan, base: BaseModel) -> Mapping[str, float | str]:

@@ -5,7 +5,7 @@ Knows no queue.
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Final
 
 from adapters_store.manifest import Manifest
@@ -24,7 +24,7 @@ from server.jobs.queue.train_options import TrainOptions
 from server.jobs.queue.training_metrics import TrainingMetrics
 from server.training.job.publish import JOB, STEP
 from server.training.job.samples import Question, questions_of
-from server.training.job.start import Start, adapter_for
+from server.training.job.start import Start, adapter_for, asked_by
 from server.training.run.batches import held_out
 from server.training.run.defaults import TrainPlan, check_early_stopping, plan_for, usual_rate
 from server.training.run.examples import Example, LineEncoder, build_examples
@@ -92,7 +92,8 @@ class TrainingSetup:
             **{name: value for name, value in self.options().items() if name not in _IN_HEADER},
         }
         provenance = {key: str(value) for key, value in facts.items() if value is not None}
-        return self.adapter.manifest(created_at=int(time.time()), provenance=provenance)
+        header = self.adapter.manifest(created_at=int(time.time()), provenance=provenance)
+        return replace(header, default_prompt=self.tokenizer.has_default_prompt)
 
 
 def prepare(
@@ -119,6 +120,7 @@ def prepare(
         FileDamaged: a file is no longer what was uploaded.
         TrainingFailed: no line holds anything to learn.
     """
+    tokenizer = asked_by(tokenizer, None if start is None else start.manifest)
     encoder = LineEncoder.of(base, tokenizer)
     train = _lines(job, job.training_file, "training_file", files, encoder)
     plan = plan_for(job.hyperparameters, seed=job.seed, max_rank=max_rank, lines=len(train))

@@ -10,11 +10,11 @@ from dataclasses import dataclass
 
 from server.bases.answer_ends import PROBE, AnswerEnds
 from server.bases.model import BaseModel
-from server.bases.prefix_encoder import PrefixEncoder
 from server.bases.token_ids import unknown_token
 from server.bases.tokenizer import ChatTokenizer, Message, Tools
 from server.errors import InvalidDataset, InvalidRequest, LineProblem
 from server.jobs.files.datasets import problem_summary
+from server.training.run.prefix_encoder import PrefixEncoder
 
 Span = tuple[int, int]
 """The places of tokens from the first to the one before the second."""

@@ -13,6 +13,7 @@ from server.adapters.methods.row_shares import sent
 from server.bases.model import BaseModel
 from server.training.run.examples import Example
 from server.training.run.fused_layers import fused_layers
+from server.training.run.wide_attention import wide_attention
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,11 @@ def counted_losses(base: BaseModel, examples: Sequence[Example]) -> tuple[Tensor
     tokens, rows, columns, targets = _tensors(examples, base.device)
     # No mask: padding is at the right, which causal attention does not see. With a mask, torch
     # would not use its fastest attention.
-    with fused_layers(base, tokens.numel()), head_reads(base, rows, columns):
+    with (
+        fused_layers(base, tokens.numel()),
+        wide_attention(base),
+        head_reads(base, rows, columns),
+    ):
         output = base.model(input_ids=tokens, use_cache=False)
     return cross_entropy(picked(output.logits, rows, columns), targets)
 

@@ -2,7 +2,7 @@
 
 Knows no queue, no files and no HTTP; `server.training.run.run_steps` takes the steps. Everything
 random is a pure function of (seed, step). So a run that is restored from `Trainer.checkpoint` in a
-new process ends in the same bits as one that was never interrupted (CPU, float32, the same number
+new process ends in the same bits as one that was never interrupted (CPU, the same dtype and number
 of threads, no other run in its batches).
 """
 

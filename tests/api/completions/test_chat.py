@@ -10,6 +10,7 @@ import openai
 import pytest
 from openai.types.chat import ChatCompletionMessageParam
 
+from adapters_store.store import AdapterStore
 from server.api.app_services import Services
 from server.errors import DeadlineExceeded, InvalidAdapter, QueueFull, Unavailable
 from tests.api.fakes import ByteTokenizer
@@ -387,3 +388,29 @@ def test_slow_tokenising_stops_nobody_else(serve: Serve) -> None:
     finally:
         go.set()
         asking.join()
+
+
+def test_an_adapter_is_asked_as_it_was_trained(
+    serve: Serve, store: AdapterStore, publish: Publish
+) -> None:
+    class Prompted(ByteTokenizer):
+        def without_default_prompt(self) -> ByteTokenizer:
+            return bare
+
+        def chat(
+            self, messages: Sequence[Mapping[str, object]], *further: Any, **settings: Any
+        ) -> list[int]:
+            return [*b"system: Help.\n", *super().chat(messages, *further, **settings)]
+
+    bare = ByteTokenizer()
+    with_prompt = publish("older")
+    manifest, tensors, _ = store.load(with_prompt)
+    store.publish(with_prompt.owner, "newer", replace(manifest, default_prompt=False), tensors)
+    server = serve(tokenizer=Prompted())
+    lengths = {}
+    for model in ("base", "older", "newer"):
+        answer = server.sdk.chat.completions.create(model=model, messages=HELLO)
+        assert answer.usage is not None
+        lengths[model] = answer.usage.prompt_tokens
+    plain, more = len(b"user: Hello\n"), len(b"system: Help.\n")
+    assert lengths == {"base": plain + more, "older": plain + more, "newer": plain}

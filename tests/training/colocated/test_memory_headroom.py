@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from server.bases.model import BaseModel
-from server.bases.shared_weights import twin_of
 from server.training.colocated.memory_headroom import keep_memory_headroom, limit_passes
+from server.training.colocated.shared_weights import twin_of
 from tests.models import tiny_base
 
 TOKENS = torch.arange(3, 20)[None]

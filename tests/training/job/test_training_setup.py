@@ -6,15 +6,19 @@ from pathlib import Path
 
 import pytest
 
+from adapters_store.manifest import AdapterRef, Manifest
 from server.adapters.learning.trainable import TrainableAdapter
 from server.adapters.methods.registry import kind_named, method_named
 from server.errors import InvalidRequest
 from server.jobs.queue.method_spec import OPTIONS
 from server.jobs.queue.train_options import TrainOptions
 from server.jobs.queue.training_metrics import TrainingMetrics
+from server.training.job.start import Start
 from server.training.job.training_setup import TrainingSetup, prepare
 from server.training.run.defaults import plan_for
 from server.training.run.run_steps import run
+from tests.bases.test_default_prompt import ADDED
+from tests.training.chats import MARKED, byte_tokenizer
 from tests.training.workplace import BASE, OWNER, Workplace, lines, load_tiny
 
 VARIANTS = [
@@ -92,9 +96,9 @@ def test_no_option_of_a_prepared_job_is_left_open(tmp_path: Path, options: Train
 @pytest.mark.parametrize(
     ("asked", "rate", "times"),
     [
-        ({}, 0.03, 1.0),
-        ({"learning_rate": 0.075}, 0.075, 2.5),
-        ({"learning_rate_multiplier": 0.1}, 0.003, 0.1),
+        ({}, 0.1, 1.0),
+        ({"learning_rate": 0.25}, 0.25, 2.5),
+        ({"learning_rate_multiplier": 0.1}, 0.01, 0.1),
     ],
 )
 def test_the_learning_rate_is_told_both_ways(
@@ -103,6 +107,35 @@ def test_the_learning_rate_is_told_both_ways(
     told = setup_of(tmp_path, TrainOptions(**asked)).options()  # type: ignore[arg-type]
     assert told["learning_rate"] == pytest.approx(rate)
     assert told["learning_rate_multiplier"] == pytest.approx(times)
+
+
+@pytest.mark.parametrize(("template", "left_out"), [(ADDED, True), (MARKED, False)])
+def test_lines_stand_without_the_templates_own_system_prompt(
+    tmp_path: Path, template: str, left_out: bool
+) -> None:
+    place = Workplace.at(tmp_path)
+    file = place.files.create(OWNER, "chats.jsonl", "fine-tune", io.BytesIO(lines(4)))
+    tokenizer, sources = byte_tokenizer(template), (place.files, load_tiny()[0])
+
+    def prepared(start: Start | None = None) -> tuple[Manifest, str]:
+        model = BASE if start is None else str(start.ref)
+        job = place.queue.create(OWNER, model, file.id, seed=7, hyperparameters=TrainOptions())
+        setup = prepare(job, *sources, tokenizer, max_rank=16, start=start)
+        manifest = setup.manifest(TrainingMetrics(1))
+        return manifest, tokenizer.decode(setup.train[0].tokens, skip_special=False)
+
+    manifest, text = prepared()
+    assert manifest.default_prompt is not left_out
+    assert ("Help." in text) is False
+    adapter = prepare(
+        place.queue.create(OWNER, BASE, file.id, seed=7, hyperparameters=TrainOptions()),
+        *sources, tokenizer, max_rank=16,
+    ).adapter  # fmt: skip
+    for kept in (True, False):  # whoever continues an adapter writes chats as that one has them
+        header = replace(manifest, default_prompt=kept)
+        continued, text = prepared(Start(AdapterRef(OWNER, "a", 1), header, adapter.tensors()))
+        assert continued.default_prompt is (kept or not left_out)
+        assert ("Help." in text) is (kept and left_out)
 
 
 def test_targets_that_are_not_there_are_named(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import pytest
 from server.adapters.methods.registry import METHODS, kind_named, method_named, method_specs
 from server.jobs.queue.train_options import BASES, DEFAULT_METHOD, TrainOptions, check_method
 from server.training.job.start import adapter_options
-from server.training.run.defaults import LONG_FILE, TrainPlan, plan_for
+from server.training.run.defaults import TrainPlan, epochs_for, plan_for
 from tests.models import tiny_base
 
 ROWS = [(name, row) for name, spec in method_specs().items() for row in spec.variants]
@@ -59,7 +59,7 @@ def test_many_lines_are_read_less_often_in_larger_batches() -> None:
         plan_for(TrainOptions(), seed=3, max_rank=64, lines=lines)
         for lines in (1, 10, 30, 56, 100, 150, 300, 1000, 10**6)
     ]
-    assert [plan.n_epochs for plan in plans] == [15, 15, 11, 6, 6, 4, 2, 2, 2]
+    assert [plan.n_epochs for plan in plans] == [8, 8, 4, 2, 2, 2, 2, 2, 2]
     assert [plan.batch_size for plan in plans] == [4, 4, 4, 4, 4, 4, 4, 15, 32]
 
 
@@ -126,17 +126,24 @@ def test_the_root_of_the_width_is_taken_over_the_targets() -> None:
 def test_the_documentation_has_this_table() -> None:
     text = DOC.read_text(encoding="utf-8")
     for name, row in ROWS:
-        rates = (f"{row.learning_rate:g}", f"{row.long_rate:g}")
-        cells = (name, row.trained or "all", row.rank, *rates, row.source)
-        assert "| {} | {} | {} | {} | {} | {} |".format(*cells) in text
+        cells = (name, row.trained or "all", row.rank, f"{row.learning_rate:g}", row.source)
+        assert "| {} | {} | {} | {} | {} |".format(*cells) in text
 
 
-def test_a_long_file_bears_a_higher_rate() -> None:
+@pytest.mark.parametrize("lines", [10, 30, 56, 280, 10**5])
+def test_who_reads_a_file_more_often_than_usual_takes_smaller_steps(lines: int) -> None:
+    usual = epochs_for(lines)
     for name, row in ROWS:
-        options = TrainOptions(method=name, trained=row.trained)
-        short, long = (
-            plan_for(options, seed=3, max_rank=256, lines=lines).learning_rate
-            for lines in (LONG_FILE - 1, LONG_FILE)
-        )
-        assert (short, long) == (row.learning_rate, row.long_rate)
-        assert long > short
+        rates = [
+            plan_for(
+                TrainOptions(method=name, trained=row.trained, n_epochs=epochs),
+                seed=3, max_rank=256, lines=lines,
+            ).learning_rate
+            for epochs in (1, usual, 3 * usual)
+        ]  # fmt: skip
+        assert rates == pytest.approx([row.learning_rate] * 2 + [row.learning_rate / 3])
+
+
+def test_a_rate_that_is_asked_for_does_not_depend_on_the_epochs() -> None:
+    wish = TrainOptions(learning_rate=0.05, n_epochs=9)
+    assert plan_for(wish, seed=3, max_rank=256, lines=56).learning_rate == 0.05

@@ -95,16 +95,19 @@ def scored(metrics: TrainingMetrics) -> tuple[float | None, float | None]:
     return metrics.train_loss, metrics.train_mean_token_accuracy
 
 
-@pytest.mark.parametrize("cut", [1, 8, 19, 31])
-def test_resumed_at_any_step_it_ends_in_the_same_bits(cut: int) -> None:
-    whole = make_trainer()
+@pytest.mark.parametrize(
+    ("cut", "dtype"),
+    [*((cut, torch.float32) for cut in (1, 8, 19, 31)), (8, torch.bfloat16)],
+)
+def test_resumed_at_any_step_it_ends_in_the_same_bits(cut: int, dtype: torch.dtype) -> None:
+    whole = make_trainer(dtype=dtype)
     steps = [scored(progress) for progress in run(whole)]
-    first = make_trainer()
+    first = make_trainer(dtype=dtype)
     for progress in run(first):
         if progress.step == cut:
             break
     checkpoint = first.checkpoint()
-    second = make_trainer()
+    second = make_trainer(dtype=dtype)
     assert second.fits(checkpoint)
     second.restore(checkpoint)
     torch.rand(17)  # whatever else used the generator must not matter

@@ -206,9 +206,9 @@ def _settled(options: Options, linears: Iterable[TargetLinear]) -> Options:
     return {**options, "sparsity": math.sqrt(max(_narrow(linear) for linear in linears))}
 
 
-_TRIED: Final = "tried on Porch, one file and seed; rank and rate are PEFT's; the paper: 1e-4"
+_TRIED: Final = "rate tried on two bases, one file; rank is PEFT's; the paper: 1e-4"
 RANDLORA: Final = MethodKind(
-    MethodSpec("randlora", (Variant(None, 32, 3e-4, 1e-3, _TRIED, sparsity=DENSE),)),
+    MethodSpec("randlora", (Variant(None, 32, 1e-3, _TRIED, sparsity=DENSE),)),
     RandLora.of,
     settled=_settled,
     peft=PeftForm(

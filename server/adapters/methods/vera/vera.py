@@ -183,19 +183,18 @@ def _spread(linear: TargetLinear, rank: int) -> float:
 _BOTH: Final = Variant(
     "d+b",
     rank=64,
-    learning_rate=3e-2,
-    long_rate=1e-1,
+    learning_rate=1e-1,
     basis="shared",
     d_initial=D_INITIAL,
-    source="measured on Porch, decision 5; the paper: rank 256, 1e-2",
+    source="measured on two bases, decision 5; the paper: rank 256, 1e-2",
 )
-_AS_BOTH: Final = "as d+b; tried on Porch, one file and seed"
+_AS_BOTH: Final = "as d+b; tried on two bases, one file"
 _SPEC: Final = MethodSpec(
     Vera.name,
     (
         _BOTH,
         replace(_BOTH, trained="d", d_initial=None, source=_AS_BOTH),  # there d begins at 0
-        replace(_BOTH, trained="b", long_rate=3e-1, source=_AS_BOTH),
+        replace(_BOTH, trained="b", learning_rate=3e-1, source=_AS_BOTH),
     ),
     nonzero=("d_initial",),  # neither d nor b would ever learn
 )

@@ -6,8 +6,8 @@ import time
 import pytest
 from tokenizers import AddedToken
 
-from server.bases.prefix_encoder import PrefixEncoder
 from server.bases.tokenizer import ChatTokenizer
+from server.training.run.prefix_encoder import PrefixEncoder
 from tests.training.families import Family, byte_fallback, byte_level
 
 FAMILY = Family("", "</s>", ("<|user|>", "<|bot|>"))

@@ -12,15 +12,14 @@ from dataclasses import dataclass
 from multiprocessing import connection, get_context
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
+from typing import Generic, TypeVar
 
-from benchmarks.claims.runs import Outcome, Run
-
-Done = Mapping[Run, Outcome]
-Work = Callable[[Run], Outcome]
+Run = TypeVar("Run")  # what is to be done: a value, hashable
+Outcome = TypeVar("Outcome")  # what came of it
 
 
 @dataclass(frozen=True)
-class Pool:
+class Pool(Generic[Run, Outcome]):
     """How many processes, on how many GPUs (0: the CPU), and until when runs are begun.
 
     `make_work` is called once in each process, with its device.
@@ -30,19 +29,19 @@ class Pool:
     gpus: int
     begin_until: float  # seconds of `time.monotonic()`
     stop_at: float
-    make_work: Callable[[str], Work]
+    make_work: Callable[[str], Callable[[Run], Outcome]]
 
 
 @dataclass
-class _Worker:
+class _Worker(Generic[Run]):
     process: BaseProcess
     pipe: Connection
     run: Run | None = None
 
 
 def run_all(
-    pool: Pool,
-    runs: Callable[[Done], Sequence[Run]],
+    pool: Pool[Run, Outcome],
+    runs: Callable[[Mapping[Run, Outcome]], Sequence[Run]],
     done: dict[Run, Outcome],
     note: Callable[[Outcome], None],
 ) -> dict[Run, str]:
@@ -50,7 +49,7 @@ def run_all(
 
     `done` grows; `note` is called with each outcome. Returns the runs that failed, and how.
     """
-    workers = [_start(pool, index) for index in range(pool.processes)]
+    workers: list[_Worker[Run]] = [_start(pool, index) for index in range(pool.processes)]
     failed: dict[Run, str] = {}
     try:
         while time.monotonic() < pool.stop_at:
@@ -69,7 +68,7 @@ def run_all(
     return failed
 
 
-def _hand_out(workers: Sequence[_Worker], runs: Sequence[Run], begun: set[Run]) -> None:
+def _hand_out(workers: Sequence[_Worker[Run]], runs: Sequence[Run], begun: set[Run]) -> None:
     begun |= {worker.run for worker in workers if worker.run is not None}
     free = [worker for worker in workers if worker.run is None]
     new = [run for run in dict.fromkeys(runs) if run not in begun]
@@ -79,7 +78,7 @@ def _hand_out(workers: Sequence[_Worker], runs: Sequence[Run], begun: set[Run]) 
 
 
 def _collect(
-    worker: _Worker,
+    worker: _Worker[Run],
     done: dict[Run, Outcome],
     failed: dict[Run, str],
     note: Callable[[Outcome], None],
@@ -102,7 +101,7 @@ def _collect(
     note(answer)
 
 
-def _start(pool: Pool, index: int) -> _Worker:
+def _start(pool: Pool[Run, Outcome], index: int) -> _Worker[Run]:
     context = get_context("spawn")
     ours, theirs = context.Pipe()
     gpu = index % pool.gpus if pool.gpus else None
@@ -112,7 +111,9 @@ def _start(pool: Pool, index: int) -> _Worker:
     return _Worker(process, ours)
 
 
-def _serve(pipe: Connection, make_work: Callable[[str], Work], gpu: int | None) -> None:
+def _serve(
+    pipe: Connection, make_work: Callable[[str], Callable[[Run], Outcome]], gpu: int | None
+) -> None:
     """One process: take a run, send back its outcome, or the traceback of what it raised."""
     if gpu is not None:  # torch reads it when it first looks for a GPU, which is below
         visible = os.environ.get("CUDA_VISIBLE_DEVICES")
@@ -121,7 +122,7 @@ def _serve(pipe: Connection, make_work: Callable[[str], Work], gpu: int | None) 
     while True:
         try:
             run = pipe.recv()
-        except EOFError:
+        except (EOFError, ConnectionError):
             return
         try:
             pipe.send(work(run))

@@ -10,10 +10,10 @@ from server.adapters.batch.linears import install
 from server.adapters.batch.sites import join
 from server.bases.base_files import load_base
 from server.bases.model import BaseModel
-from server.bases.shared_weights import twin_of
 from server.engine.kv_cache import KVCache
 from server.engine.runner import Runner
 from server.errors import UnsupportedModel
+from server.training.colocated.shared_weights import twin_of
 from tests.models import KINDS, Kind, tiny_base, tiny_model
 
 
