@@ -77,7 +77,8 @@ def filled(server: pytest_iam.Server, redirect: str) -> dict[str, object]:
         scope=["openid", "profile", "email", "groups"],
         token_endpoint_auth_method="client_secret_basic",
     )
-    client.audience = [client]
+    backend.save(client)
+    client.audience = [client]  # only what is saved can be referred to
     backend.save(client)
     return {"url": server.url, "client": client.client_id, "secret": client.client_secret}
 
