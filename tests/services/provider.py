@@ -1,4 +1,4 @@
-"""Runs Canaille, an identity provider, for `test_sign_in_provider.py`, in an environment of its own.
+"""Runs Canaille, an identity provider, for `test_sign_in_provider.py`, in its own environment.
 
 The first argument is the redirect address of our client. Prints one line of JSON, and then takes
 one line for each change of a person's groups: `USER GROUP,GROUP`. Ends with its input.

@@ -195,7 +195,7 @@ def test_the_command_gets_a_key_and_gives_it_back(
         if not page.is_success:
             login.kill()
         assert page.text.startswith("You are signed in"), page.text
-        told = login.stdout.read()
+        told = login.stdout.read().strip()
     assert login.returncode == 0
     assert re.match(r"signed in as .*, for the server's admin, until ", told)
     kept = Path(told.splitlines()[1].partition(" is kept in ")[2])

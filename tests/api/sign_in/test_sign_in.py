@@ -143,7 +143,7 @@ def test_a_return_that_this_browser_did_not_begin_is_refused(
         begin(other)
         assert error_of(other.get("/auth/callback", params=back)) == refused
     for forged in ("", "a.b", ".", "e30=.0", "\u00e9".encode().decode("latin-1")):
-        cookies = {"cookie": f"verandah_sign_in={forged}".encode("latin-1")}
+        cookies = {b"cookie": f"verandah_sign_in={forged}".encode("latin-1")}
         answer = httpx.get(f"{open_server.url}/auth/callback", params=back, headers=cookies)
         assert error_of(answer) == refused
     for wrong in ({"state": "x"}, {"state": "\u00e9"}, {"iss": "https://evil.example"}):

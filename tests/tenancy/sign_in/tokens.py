@@ -34,7 +34,7 @@ def claims(nonce: str, /, **changes: Any) -> dict[str, Any]:
 
 
 def signed(body: dict[str, Any], key: Any = RSA, alg: str = "RS256", **header: Any) -> str:
-    return jwt.encode({"alg": alg, "kid": key.kid, **header}, body, key, algorithms=[alg])
+    return str(jwt.encode({"alg": alg, "kid": key.kid, **header}, body, key, algorithms=[alg]))
 
 
 def unsigned(body: dict[str, Any], alg: str = "none") -> str:
