@@ -48,6 +48,7 @@ from server.api.organization import (
 )
 from server.api.reference.answer_model import EVERYWHERE, failures
 from server.api.reference.openapi_document import openapi_document
+from server.api.sign_in import sign_in_endpoints
 from server.db.audit_trail import acting
 from server.refused_fields import refusal
 
@@ -78,6 +79,7 @@ _HTTP_ERRORS: Mapping[type[Exception], _HttpError] = {
     errors.HeadTooLarge: _HttpError(431, "headers_too_large"),
     errors.Unauthorized: _HttpError(401, "invalid_api_key"),
     errors.Forbidden: _HttpError(403, "insufficient_permissions"),
+    errors.SignInFailed: _HttpError(403, "sign_in_failed"),
     errors.MissingScope: _HttpError(403, "missing_scope"),
     errors.NotFound: _HttpError(404, "not_found"),
     errors.ModelNotFound: _HttpError(404, "model_not_found"),
@@ -196,6 +198,7 @@ _ENDPOINTS = (
     *(file_endpoints, job_endpoints, job_event_endpoints),
     *(project_endpoints, member_endpoints, service_account_endpoints, key_endpoints),
     *(user_endpoints, admin_key_endpoints, audit_endpoints, usage_endpoints),
+    sign_in_endpoints,
     ops,
 )
 _COUNTED = ("/v1/chat/completions", "/v1/completions")  # requests that usage counts

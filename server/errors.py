@@ -100,6 +100,10 @@ class Forbidden(VerandahError):
     """The API key is right, and does not allow this."""
 
 
+class SignInFailed(VerandahError):
+    """A person could not sign in: the sign-in is forged, old or another's, or opens nothing."""
+
+
 class MissingScope(Forbidden):
     """The API key lacks the scope of an operation."""
 

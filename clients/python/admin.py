@@ -96,6 +96,32 @@ class Admin:
                 return
             query["page"] = page["next_page"]
 
+    def redeem_sign_in(
+        self,
+        code: str,
+        verifier: str,
+        *,
+        name: str,
+        owner: str | None = None,
+        admin: bool = False,
+        expires_in_s: int | None = None,
+    ) -> Document:
+        """The key of whoever has signed in for the program that made `verifier`; see
+        docs/signin.md. `value` is in this answer alone."""
+        return self._post(
+            "/auth/token",
+            code=code,
+            code_verifier=verifier,
+            name=name,
+            owner=owner,
+            admin=admin,
+            expires_in_seconds=expires_in_s,
+        )
+
+    def revoke_own_key(self) -> None:
+        """Refuse the key that this client sends from now on."""
+        self._post("/auth/revoke")
+
     def _post(self, path: str, **body: object) -> Document:
         document: Document = self._server.json("POST", path, json=body)
         return document

@@ -21,6 +21,7 @@ from server.tenancy.keys import Keys
 from server.tenancy.owners import Owners
 from server.tenancy.people import People
 from server.tenancy.principal import Principal
+from server.tenancy.sign_in.signing_in import SigningIn
 from server.tenancy.usage_book import UsageBook
 from server.tenancy.usage_counts import UsageCounts
 
@@ -86,6 +87,7 @@ class Services:
     request_timeout_s: float
     max_body_bytes: int
     max_file_bytes: int
+    signing_in: SigningIn | None = None
     allowed_origins: Seq[str] = ()
     refuse_long_answers: bool = False
     problem: Callable[[], str] = lambda: ""  # why this process answers no more, in words

@@ -33,6 +33,8 @@ from server.replicas.replica import Replica, WorkerProxy
 from server.tenancy.busy_names import BusyNames
 from server.tenancy.keys import Keys
 from server.tenancy.principal import DEFAULT_OWNER
+from server.tenancy.sign_in.group_map import GroupMap
+from server.tenancy.sign_in.signing_in import Lives, SigningIn
 from server.tenancy.usage_counts import UsageCounts
 from server.training.job.job_estimator import JobEstimator
 from server.wiring.building import (
@@ -45,6 +47,7 @@ from server.wiring.building import (
     running_engine,
 )
 from server.wiring.process import command, end_soon, environment, worker_id
+from server.wiring.start_checks import client_secret, public_url
 from server.wiring.training import training_in_thread, trains_in_thread
 
 log = logging.getLogger(__name__)
@@ -142,9 +145,27 @@ def wire(
         request_timeout_s=settings.request_timeout_s,
         max_body_bytes=_max_body_bytes(settings, front.engine.max_context),
         max_file_bytes=int(settings.max_file_mb * _MIB),
+        signing_in=_signing_in(settings, records) if settings.oidc_issuer else None,
         allowed_origins=settings.allowed_origins,
         refuse_long_answers=settings.refuse_long_answers,
     )
+
+
+def _signing_in(settings: Settings, records: Records) -> SigningIn:
+    from server.tenancy.sign_in.oidc_provider import OidcProvider, ProviderOptions  # an extra
+
+    groups = GroupMap(settings.oidc_groups, settings.oidc_default_owner)
+    options = ProviderOptions(
+        issuer=settings.oidc_issuer,
+        client=settings.oidc_client_id,
+        secret=client_secret(settings),
+        scopes=settings.oidc_scopes,
+        groups_claim=settings.oidc_groups_claim,
+        needs_groups=groups.needs_groups,
+    )
+    lives = Lives(int(settings.oidc_session_hours * 3600), int(settings.oidc_key_days * 86_400))
+    provider = OidcProvider(options)
+    return SigningIn(provider, records.database, groups, public_url(settings), lives)
 
 
 def _tell_of_shadowed(settings: Settings, records: Records, say: Say) -> None:
