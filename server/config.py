@@ -239,6 +239,32 @@ class Settings(BaseSettings):
         description="open connections; the one that is idle longest makes room",
     )
 
+    max_requests_a_minute: Whole = Field(
+        0, ge=0, description="model requests of each owner in a minute; 0: no limit"
+    )
+    max_tokens_a_minute: Whole = Field(
+        0,
+        ge=0,
+        description="tokens of each owner in a minute, of prompts and answers; 0: no limit",
+    )
+    max_requests_at_once: Whole = Field(
+        0, ge=0, description="model requests of each owner that run at once; 0: no limit"
+    )
+    max_adapters: Whole = Field(0, ge=0, description="adapters of each owner; 0: no limit")
+    max_files: Whole = Field(0, ge=0, description="files of each owner; 0: no limit")
+    max_stored_mb: Whole = Field(
+        0, ge=0, description="files and adapters of each owner, MiB; 0: no limit"
+    )
+    max_running_jobs: Whole = Field(
+        0, ge=0, description="jobs of each owner that train at once, others wait; 0: no limit"
+    )
+    max_waiting_jobs: Whole = Field(
+        0, ge=0, description="jobs of each owner that wait or are paused; 0: no limit"
+    )
+    max_training_tokens_a_day: Whole = Field(
+        0, ge=0, description="tokens that each owner's jobs train in a day; 0: no limit"
+    )
+
     worker: bool = Field(True, description="let serve start and supervise a training worker")
     worker_device: Literal["auto", "cpu", "cuda"] = Field(
         "auto", description="where the worker trains; auto: on the model's device"

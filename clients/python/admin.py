@@ -28,6 +28,15 @@ class Admin:
         """Make an owner. Its id is the name in small letters, or random for other names."""
         return self._post(_OWNERS, name=name)
 
+    def owner(self, owner: str) -> Document:
+        """One owner, with its `limits`."""
+        document: Document = self._server.json("GET", path_of(_OWNERS, owner))
+        return document
+
+    def limit_owner(self, owner: str, limits: Mapping[str, float | None]) -> Document:
+        """Set some of an owner's limits; 0: none, None: the server's again."""
+        return self._post(path_of(_OWNERS, owner), limits=dict(limits))
+
     def archive_owner(self, owner: str) -> Document:
         """Refuse an owner's keys from now on. Nothing is deleted."""
         return self._post(path_of(_OWNERS, owner, "archive"))

@@ -145,6 +145,49 @@ class KeyRow(TableBase):
     revision: Mapped[int] = mapped_column(BigInteger, index=True)
 
 
+class LimitRow(TableBase):
+    """What one owner may use, where it differs from the server's limits (NULL); 0: no limit.
+
+    `revision` is that of the last change.
+    """
+
+    __tablename__ = "limits"
+
+    owner: Mapped[str] = mapped_column(ForeignKey("owners.id"), primary_key=True)
+    revision: Mapped[int] = mapped_column(BigInteger, index=True)
+    requests_a_minute: Mapped[int | None] = mapped_column(BigInteger)
+    tokens_a_minute: Mapped[int | None] = mapped_column(BigInteger)
+    requests_at_once: Mapped[int | None] = mapped_column(BigInteger)
+    adapters: Mapped[int | None] = mapped_column(BigInteger)
+    files: Mapped[int | None] = mapped_column(BigInteger)
+    stored_bytes: Mapped[int | None] = mapped_column(BigInteger)
+    running_jobs: Mapped[int | None] = mapped_column(BigInteger)
+    waiting_jobs: Mapped[int | None] = mapped_column(BigInteger)
+    training_tokens_a_day: Mapped[int | None] = mapped_column(BigInteger)
+    weight: Mapped[float | None] = mapped_column(Double)
+
+
+class BucketRow(TableBase):
+    """What all processes share of one limit a minute: see `server.tenancy.limits.gcra`."""
+
+    __tablename__ = "buckets"
+
+    key: Mapped[str] = mapped_column(Label, primary_key=True)
+    full_at: Mapped[float] = mapped_column(Double)
+
+
+class PlaceRow(TableBase):
+    """How many of an owner's requests at once a process has taken for itself. Those of a process
+    that was not seen for a while are free again."""
+
+    __tablename__ = "places"
+
+    owner: Mapped[str] = mapped_column(Name, primary_key=True)
+    process: Mapped[str] = mapped_column(Name, primary_key=True)
+    held: Mapped[int] = mapped_column(BigInteger)
+    seen_at: Mapped[float] = mapped_column(Double)
+
+
 class TenancyRow(TableBase):
     """One row: `revision` counts the changes of keys and of what they allow, and `seal` tells keys
     of this database from made-up ones."""

@@ -32,6 +32,8 @@ from server.replicas.messages import EngineFacts
 from server.replicas.replica import Replica, WorkerProxy
 from server.tenancy.busy_names import BusyNames
 from server.tenancy.keys import Keys
+from server.tenancy.limits.limit_store import DatabaseStore
+from server.tenancy.limits.request_limits import RequestLimits
 from server.tenancy.principal import DEFAULT_OWNER
 from server.tenancy.sign_in.group_map import GroupMap
 from server.tenancy.sign_in.signing_in import Lives, SigningIn
@@ -111,7 +113,9 @@ def wire(
     worker: interfaces.Worker | None,
 ) -> Services:
     """The services of the HTTP application. `worker` trains in a process of its own."""
-    tenants = Tenants.of(records.database)
+    tenants = Tenants.of(records.database, records.quotas.defaults)
+    limits = RequestLimits(DatabaseStore(records.database), tenants.limits)
+    limits.refresh()
     return Services(
         base=BaseCard(
             id=settings.served_name,
@@ -136,6 +140,7 @@ def wire(
         methods=method_specs(),
         keys=Keys(settings.key, tenants.keys),
         tenants=tenants,
+        limits=limits,
         usage=UsageCounts(BusyNames(settings.served_name, settings.metrics_names)),
         metrics=metrics,
         worker=front.worker if worker is None else worker,
@@ -318,4 +323,5 @@ def _porting(settings: Settings, records: Records, base: BaseModel) -> PortingSe
         settings.model,
         settings.home_path / "porting",
         max_rank=settings.max_rank,
+        room=partial(records.quotas.keeping, records.database),
     )

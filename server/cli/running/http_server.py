@@ -57,7 +57,10 @@ def run_server(settings: Settings, listener: socket.socket) -> None:
         collect_garbage_rarely()
         if front.loops:
             watch(front.loops, front.give_up)
-        with watching_keys(services.keys), writing_usage(services.tenants.usage, services.usage):
+        with (
+            watching_keys(services.keys, services.limits),
+            writing_usage(services.tenants.usage, services.usage),
+        ):
             _serve(settings, app, front.stop, listener, limits)
 
 
