@@ -16,7 +16,6 @@ from server.jobs.files.file_store import Files
 from server.jobs.queue.job_queue import JobQueue
 from server.jobs.queue.method_spec import MethodSpecs
 from server.metrics import Metrics
-from server.tenancy.audit_log import AuditLog
 from server.tenancy.key_book import KeyBook
 from server.tenancy.keys import Keys
 from server.tenancy.limits.limit_book import LimitBook
@@ -25,8 +24,9 @@ from server.tenancy.owners import Owners
 from server.tenancy.people import People
 from server.tenancy.principal import Principal
 from server.tenancy.sign_in.signing_in import SigningIn
-from server.tenancy.usage_book import UsageBook
-from server.tenancy.usage_counts import UsageCounts
+from server.tenancy.usage.audit_log import AuditLog
+from server.tenancy.usage.usage_book import UsageBook
+from server.tenancy.usage.usage_counts import UsageCounts
 
 _UNLIMITED = Limits()
 

@@ -30,14 +30,14 @@ from server.replicas.fleet_metrics import add_fleet_metrics
 from server.replicas.fleet_residency import FleetResidency
 from server.replicas.messages import EngineFacts
 from server.replicas.replica import Replica, WorkerProxy
-from server.tenancy.busy_names import BusyNames
 from server.tenancy.keys import Keys
 from server.tenancy.limits.limit_store import DatabaseStore
 from server.tenancy.limits.request_limits import RequestLimits
 from server.tenancy.principal import DEFAULT_OWNER
 from server.tenancy.sign_in.group_map import GroupMap
 from server.tenancy.sign_in.signing_in import Lives, SigningIn
-from server.tenancy.usage_counts import UsageCounts
+from server.tenancy.usage.busy_names import BusyNames
+from server.tenancy.usage.usage_counts import UsageCounts
 from server.training.job.job_estimator import JobEstimator
 from server.wiring.building import (
     Records,

@@ -27,7 +27,7 @@ from server.engine.sequence import FinishReason, TokenLogprob
 from server.errors import QueueFull, RateLimited, Unavailable, VerandahError
 from server.scheduler.request import TextDelta, TokenPiece
 from server.tenancy.limits.request_limits import TURN, Turn
-from server.tenancy.usage_counts import Meter
+from server.tenancy.usage.usage_counts import Meter
 
 log = logging.getLogger(__name__)
 
