@@ -21,7 +21,7 @@ import fcntl
 import os
 import shutil
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from adapters_store import disk, version_numbers, weights
@@ -59,11 +59,13 @@ class AdapterStore:
         basis: weights.Tensors | None = None,
         *,
         latest: bool = True,
+        room: Callable[[int], contextlib.AbstractContextManager[None]] | None = None,
     ) -> AdapterRef:
         """Write the next version and make it the latest. It is on the disk when this returns.
 
         `basis` are the matrices that `manifest.basis_sha256` names, if it came with its own.
         With `latest` False the version stands aside: the bare name never comes to mean it.
+        `room` is entered with the file's bytes while the version appears. It may refuse it.
 
         Raises:
             InvalidName: `owner` or `name` may not be a folder's name.
@@ -80,7 +82,11 @@ class AdapterStore:
                 disk.sync(staged)
                 if basis is not None:
                     self.imported_bases.keep(basis)
-                with self._lock(".lock", fcntl.LOCK_EX):
+                size = (staged / FILE_NAME).stat().st_size
+                with (
+                    self._lock(".lock", fcntl.LOCK_EX),
+                    room(size) if room else contextlib.nullcontext(),
+                ):
                     return self._commit(owner, name, staged)
             finally:
                 shutil.rmtree(staged, ignore_errors=True)  # gone already, unless something failed
@@ -148,6 +154,19 @@ class AdapterStore:
         if not names:
             self._check_root()
         return names
+
+    def sizes(self, owner: str) -> dict[str, int]:
+        """The bytes of each of the owner's adapters, all versions together, without matrices that
+        it shares with others."""
+        return {name: self._size(owner, name) for name in self.names(owner)}
+
+    def _size(self, owner: str, name: str) -> int:
+        paths = [self.path(AdapterRef(owner, name, it)) for it in self.versions(owner, name)]
+        total = 0
+        for path in paths:
+            with contextlib.suppress(FileNotFoundError):  # it was deleted, or is damaged
+                total += path.stat().st_size
+        return total
 
     def versions(self, owner: str, name: str) -> list[int]:
         """The versions that exist, ascending; empty for an unknown adapter."""

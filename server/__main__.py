@@ -24,6 +24,8 @@ _COMMANDS = {
     "import": "send an adapter that PEFT saved to a running server",
     "export": "save an adapter of a running server for PEFT, vLLM or transformers",
     "rebuild": "make a new database for a home that has lost its own",
+    "login": "sign in to a running server by a browser, and keep a key",
+    "logout": "give back the key that login got",
     "owners": "list, make and archive the owners of a running server",
     "keys": "make, list, replace and revoke the API keys of a running server",
     "usage": "show what owners, keys and models of a running server have used",
@@ -36,6 +38,8 @@ _ENGINE = "engine"  # started by servers, not by users, so it is not listed
 _MODULES = {
     "import": "import_",
     "keys": "tenants.key_command",
+    "login": "signing_in.login",
+    "logout": "signing_in.logout",
     "owners": "tenants.owner_command",
     "usage": "tenants.usage_command",
     _ENGINE: "running.engine",
@@ -148,7 +152,7 @@ def _report(error: Exception) -> int:
     if isinstance(error, ApiError) and error.status == 401:
         message = (
             "the server asks for its API key: give it with --api-key, or in the variable "
-            f"VERANDAH_API_KEY ({message.partition(':')[0]})"
+            f"VERANDAH_API_KEY, or run `verandah login` ({message.partition(':')[0]})"
         )
     print(f"verandah: {message}", file=sys.stderr)
     return 2 if isinstance(error, BadOption) else 1

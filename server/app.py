@@ -42,12 +42,15 @@ from server.api.organization import (
     key_endpoints,
     member_endpoints,
     project_endpoints,
+    rate_limit_endpoints,
     service_account_endpoints,
     usage_endpoints,
     user_endpoints,
 )
+from server.api.rate_check import RateCheck
 from server.api.reference.answer_model import EVERYWHERE, failures
 from server.api.reference.openapi_document import openapi_document
+from server.api.sign_in import sign_in_endpoints
 from server.db.audit_trail import acting
 from server.refused_fields import refusal
 
@@ -78,11 +81,14 @@ _HTTP_ERRORS: Mapping[type[Exception], _HttpError] = {
     errors.HeadTooLarge: _HttpError(431, "headers_too_large"),
     errors.Unauthorized: _HttpError(401, "invalid_api_key"),
     errors.Forbidden: _HttpError(403, "insufficient_permissions"),
+    errors.SignInFailed: _HttpError(403, "sign_in_failed"),
     errors.MissingScope: _HttpError(403, "missing_scope"),
     errors.NotFound: _HttpError(404, "not_found"),
     errors.ModelNotFound: _HttpError(404, "model_not_found"),
     errors.Conflict: _HttpError(409, "conflict", retry=False),
     errors.QueueFull: _HttpError(429, "queue_full", "rate_limit_error"),
+    errors.RateLimited: _HttpError(429, "rate_limit_exceeded", "requests"),
+    errors.QuotaExceeded: _HttpError(429, "insufficient_quota", "insufficient_quota", retry=False),
     errors.DeadlineExceeded: _HttpError(504, "deadline_exceeded", "server_error", retry=False),
     errors.Unavailable: _HttpError(503, "unavailable", "server_error"),
     errors.InvalidAdapter: _HttpError(400, "invalid_adapter"),
@@ -120,6 +126,13 @@ def describe(error: Exception) -> ErrorBody:
     headers = {} if known.retry else {"x-should-retry": "false"}
     if isinstance(error, errors.QueueFull):
         headers["retry-after"] = str(math.ceil(error.retry_after_s))
+    kind = known.type
+    if isinstance(error, errors.RateLimited):
+        kind = error.kind
+        if error.retry_after_s is None:
+            headers["x-should-retry"] = "false"
+        else:
+            headers["retry-after"] = str(math.ceil(error.retry_after_s))
     if isinstance(error, errors.Unavailable):
         headers["retry-after"] = str(_RETRY_AFTER_S)
     if isinstance(error, errors.Unauthorized):
@@ -129,7 +142,7 @@ def describe(error: Exception) -> ErrorBody:
         param = "model"
     problems = error.problems if isinstance(error, errors.InvalidDataset) else ()
     message, param = str(error)[:_LONGEST_MESSAGE], param and param[:_LONGEST_NAME]
-    return ErrorBody(known.status, known.type, known.code, message, param, headers, problems)
+    return ErrorBody(known.status, kind, known.code, message, param, headers, problems)
 
 
 def _disk_fault(error: OSError) -> Exception:
@@ -196,9 +209,9 @@ _ENDPOINTS = (
     *(file_endpoints, job_endpoints, job_event_endpoints),
     *(project_endpoints, member_endpoints, service_account_endpoints, key_endpoints),
     *(user_endpoints, admin_key_endpoints, audit_endpoints, usage_endpoints),
-    ops,
+    *(rate_limit_endpoints, sign_in_endpoints, ops),
 )
-_COUNTED = ("/v1/chat/completions", "/v1/completions")  # requests that usage counts
+_COUNTED = ("/v1/chat/completions", "/v1/completions")  # requests that limits and usage count
 _DESCRIPTION = (
     "One base model, thousands of personal adapters. Speaks the OpenAI API.\n\n"
     "Every answer has an `x-request-id`: the request's own, or a new one. Every GET has its HEAD. "
@@ -257,9 +270,10 @@ def create_app(services: Services) -> ASGIApp:
         body_bytes=services.max_body_bytes,
         file_bytes=services.max_file_bytes,
     )
+    counted = RateCheck(limited, services, _COUNTED)
     needed = OperationScopes(route for module in _ENDPOINTS for route in module.router.routes)
     run = services.threads.keys.run
-    checked: ASGIApp = KeyCheck(limited, services.keys, run, needed, services.describe)
+    checked: ASGIApp = KeyCheck(counted, services.keys, run, needed, services.describe)
     if services.allowed_origins:
         checked = CrossOrigin(checked, services.describe, services.allowed_origins)
 

@@ -105,6 +105,41 @@ class Settings(BaseSettings):
         "the rest are `other`",
     )
     audit_days: Whole = Field(400, ge=1, description="days for which the trail of changes is kept")
+    public_url: str = Field(
+        "",
+        description="this server's address as browsers reach it, such as https://verandah.example; "
+        "empty: http://HOST:PORT of the loopback address",
+    )
+    oidc_issuer: str = Field(
+        "", description="OpenID Connect provider by which people sign in; empty: none may"
+    )
+    oidc_client_id: str = Field("", description="this server's client id at the provider")
+    oidc_client_secret: SecretStr | None = Field(
+        None, min_length=1, description="the client's secret; none if the provider gave none"
+    )
+    oidc_client_secret_file: Path | None = Field(
+        None, description="file with the client's secret, instead of the secret itself"
+    )
+    oidc_scopes: Annotated[tuple[str, ...], *WITH_COMMAS] = Field(
+        ("openid", "profile", "email"), description="scopes to ask of the provider, with commas"
+    )
+    oidc_groups_claim: str = Field(
+        "groups", min_length=1, description="claim in which the provider sends a person's groups"
+    )
+    oidc_groups: Annotated[tuple[str, ...], *WITH_COMMAS] = Field(
+        (),
+        description="memberships that groups give, with commas: GROUP=OWNER:member, "
+        "GROUP=OWNER:admin, or GROUP=*:admin for an admin of the server",
+    )
+    oidc_default_owner: str = Field(
+        "", description="owner whose members people become without such a group; empty: none's"
+    )
+    oidc_session_hours: float = Field(
+        12, gt=0, le=24 * 365, description="hours that a browser stays signed in"
+    )
+    oidc_key_days: float = Field(
+        7, gt=0, le=365, description="days that a key of `verandah login` is good at most"
+    )
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         "info", description="how much to log"
     )
@@ -202,6 +237,32 @@ class Settings(BaseSettings):
         ge=1,
         le=2**20,
         description="open connections; the one that is idle longest makes room",
+    )
+
+    max_requests_a_minute: Whole = Field(
+        0, ge=0, description="model requests of each owner in a minute; 0: no limit"
+    )
+    max_tokens_a_minute: Whole = Field(
+        0,
+        ge=0,
+        description="tokens of each owner in a minute, of prompts and answers; 0: no limit",
+    )
+    max_requests_at_once: Whole = Field(
+        0, ge=0, description="model requests of each owner that run at once; 0: no limit"
+    )
+    max_adapters: Whole = Field(0, ge=0, description="adapters of each owner; 0: no limit")
+    max_files: Whole = Field(0, ge=0, description="files of each owner; 0: no limit")
+    max_stored_mb: Whole = Field(
+        0, ge=0, description="files and adapters of each owner, MiB; 0: no limit"
+    )
+    max_running_jobs: Whole = Field(
+        0, ge=0, description="jobs of each owner that train at once, others wait; 0: no limit"
+    )
+    max_waiting_jobs: Whole = Field(
+        0, ge=0, description="jobs of each owner that wait or are paused; 0: no limit"
+    )
+    max_training_tokens_a_day: Whole = Field(
+        0, ge=0, description="tokens that each owner's jobs train in a day; 0: no limit"
     )
 
     worker: bool = Field(True, description="let serve start and supervise a training worker")

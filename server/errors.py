@@ -100,6 +100,10 @@ class Forbidden(VerandahError):
     """The API key is right, and does not allow this."""
 
 
+class SignInFailed(VerandahError):
+    """A person could not sign in: the sign-in is forged, old or another's, or opens nothing."""
+
+
 class MissingScope(Forbidden):
     """The API key lacks the scope of an operation."""
 
@@ -126,6 +130,22 @@ class QueueFull(VerandahError):
     def __init__(self, message: str, *, retry_after_s: float) -> None:
         super().__init__(message)
         self.retry_after_s = retry_after_s
+
+
+class RateLimited(VerandahError):
+    """An owner has sent too many requests or tokens; `kind` says which of the two.
+
+    `retry_after_s` says when to try again. None: the request is larger than its limit.
+    """
+
+    def __init__(self, message: str, *, kind: str, retry_after_s: float | None) -> None:
+        super().__init__(message)
+        self.kind = kind
+        self.retry_after_s = retry_after_s
+
+
+class QuotaExceeded(VerandahError):
+    """An owner has, or trains, as much as it may: trying again is in vain until it has less."""
 
 
 class DeadlineExceeded(VerandahError):

@@ -28,6 +28,15 @@ class Admin:
         """Make an owner. Its id is the name in small letters, or random for other names."""
         return self._post(_OWNERS, name=name)
 
+    def owner(self, owner: str) -> Document:
+        """One owner, with its `limits`."""
+        document: Document = self._server.json("GET", path_of(_OWNERS, owner))
+        return document
+
+    def limit_owner(self, owner: str, limits: Mapping[str, float | None]) -> Document:
+        """Set some of an owner's limits; 0: none, None: the server's again."""
+        return self._post(path_of(_OWNERS, owner), limits=dict(limits))
+
     def archive_owner(self, owner: str) -> Document:
         """Refuse an owner's keys from now on. Nothing is deleted."""
         return self._post(path_of(_OWNERS, owner, "archive"))
@@ -95,6 +104,32 @@ class Admin:
             if not page["has_more"]:
                 return
             query["page"] = page["next_page"]
+
+    def redeem_sign_in(
+        self,
+        code: str,
+        verifier: str,
+        *,
+        name: str,
+        owner: str | None = None,
+        admin: bool = False,
+        expires_in_s: int | None = None,
+    ) -> Document:
+        """The key of whoever has signed in for the program that made `verifier`; see
+        docs/signin.md. `value` is in this answer alone."""
+        return self._post(
+            "/auth/token",
+            code=code,
+            code_verifier=verifier,
+            name=name,
+            owner=owner,
+            admin=admin,
+            expires_in_seconds=expires_in_s,
+        )
+
+    def revoke_own_key(self) -> None:
+        """Refuse the key that this client sends from now on."""
+        self._post("/auth/revoke")
 
     def _post(self, path: str, **body: object) -> Document:
         document: Document = self._server.json("POST", path, json=body)

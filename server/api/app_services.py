@@ -10,19 +10,25 @@ from fastapi import Depends, Request
 from server import interfaces
 from server.api.error_body import ErrorBody
 from server.api.threads import Threads
+from server.db.owner_limits import Limits
 from server.db.session import Database
 from server.jobs.files.file_store import Files
 from server.jobs.queue.job_queue import JobQueue
 from server.jobs.queue.method_spec import MethodSpecs
 from server.metrics import Metrics
-from server.tenancy.audit_log import AuditLog
 from server.tenancy.key_book import KeyBook
 from server.tenancy.keys import Keys
+from server.tenancy.limits.limit_book import LimitBook
+from server.tenancy.limits.request_limits import RequestLimits
 from server.tenancy.owners import Owners
 from server.tenancy.people import People
 from server.tenancy.principal import Principal
-from server.tenancy.usage_book import UsageBook
-from server.tenancy.usage_counts import UsageCounts
+from server.tenancy.sign_in.signing_in import SigningIn
+from server.tenancy.usage.audit_log import AuditLog
+from server.tenancy.usage.usage_book import UsageBook
+from server.tenancy.usage.usage_counts import UsageCounts
+
+_UNLIMITED = Limits()
 
 
 @dataclass(frozen=True)
@@ -42,22 +48,25 @@ class BaseCard:
 
 @dataclass(frozen=True)
 class Tenants:
-    """The owners, users and keys in the database, and what they used and changed."""
+    """The owners, their limits, users and keys in the database, what they used and changed."""
 
     owners: Owners
     people: People
     keys: KeyBook
     audit: AuditLog
     usage: UsageBook
+    limits: LimitBook
 
     @classmethod
-    def of(cls, database: Database) -> "Tenants":
+    def of(cls, database: Database, limits: Limits = _UNLIMITED) -> "Tenants":
+        """`limits` are the server's for each owner."""
         return cls(
             Owners(database),
             People(database),
             KeyBook(database),
             AuditLog(database),
             UsageBook(database),
+            LimitBook(database, limits),
         )
 
 
@@ -86,10 +95,12 @@ class Services:
     request_timeout_s: float
     max_body_bytes: int
     max_file_bytes: int
+    signing_in: SigningIn | None = None
     allowed_origins: Seq[str] = ()
     refuse_long_answers: bool = False
     problem: Callable[[], str] = lambda: ""  # why this process answers no more, in words
     threads: Threads = field(default_factory=Threads)
+    limits: RequestLimits = field(default_factory=RequestLimits)
     usage: UsageCounts = field(default_factory=UsageCounts)
 
 

@@ -12,7 +12,11 @@ from server.api.gate import Describe
 from server.errors import InvalidRequest
 
 _METHODS = ("GET", "POST", "DELETE")
-_EXPOSED = ("x-request-id", "retry-after", "x-should-retry")
+_EXPOSED = (
+    *("x-request-id", "retry-after", "x-should-retry"),
+    *(f"x-ratelimit-{of}-requests" for of in ("limit", "remaining", "reset")),
+    *(f"x-ratelimit-{of}-tokens" for of in ("limit", "remaining", "reset")),
+)
 
 
 class CrossOrigin(CORSMiddleware):

@@ -51,6 +51,8 @@ SCOPES_BY_OPERATION: Final[Mapping[str, Scopes]] = {
     f"GET {_PROJECT}": _ADMIN,
     f"POST {_PROJECT}": _ADMIN,
     f"POST {_PROJECT}/archive": _ADMIN,
+    f"GET {_PROJECT}/rate_limits": _ADMIN,
+    f"POST {_PROJECT}/rate_limits/{{rate_limit_id}}": _ADMIN,
     f"GET {_PROJECT}/users": _ADMIN,
     f"POST {_PROJECT}/users": _ADMIN,
     f"GET {_PROJECT}/users/{{user_id}}": _ADMIN,

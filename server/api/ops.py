@@ -25,7 +25,7 @@ from server.errors import Unavailable
 from server.interfaces import Worker
 from server.jobs.queue.job import JobStatus
 from server.metrics import PREFIX, UndescribedCollector
-from server.tenancy.usage_counts import UsageCounts
+from server.tenancy.usage.usage_counts import UsageCounts
 
 router = APIRouter(tags=["operations"])
 

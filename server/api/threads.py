@@ -18,6 +18,8 @@ from server.errors import Unavailable
 ANSWERING: Final = 16
 DATABASE: Final = 16  # that write, and as many that read
 _KEYS: Final = 4
+_SIGN_INS: Final = 4
+_LIMITS: Final = 8
 _LINE_S: Final = 10.0
 
 P = ParamSpec("P")
@@ -61,6 +63,8 @@ class Threads:
     def __init__(self) -> None:
         self.answering = ThreadGroup(ANSWERING, "wait to be checked")
         self.keys = ThreadGroup(_KEYS, "check API keys")
+        self.sign_ins = ThreadGroup(_SIGN_INS, "sign in")
+        self.limits = ThreadGroup(_LIMITS, "count requests and tokens")
         self.reading = ThreadGroup(DATABASE, "read the database")
         self.writing = ThreadGroup(DATABASE, "write to the database")
         self.long_prompts = ThreadGroup(1, "tokenize long prompts", _LINE_S)

@@ -10,7 +10,7 @@ from server.cli.arguments.options import add_settings, read_fields, set_log_leve
 from server.config import BadOption, Settings
 from server.wiring.default_base import with_base
 from server.wiring.process import exit_on_sigterm, say, slow_imports
-from server.wiring.start_checks import check_reach, check_settings
+from server.wiring.start_checks import check_reach, check_settings, check_sign_in
 
 EXAMPLES = """examples:
   verandah serve                                   at http://127.0.0.1:8000
@@ -37,6 +37,7 @@ def run(options: argparse.Namespace) -> int:
     exit_on_sigterm()
     check_settings(settings)
     check_reach(settings)
+    check_sign_in(settings)
     with _bound(settings) as listener:
         say(f"starting a server of {settings.model}, with its home in {settings.home_path}")
         with slow_imports():

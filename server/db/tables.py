@@ -71,8 +71,42 @@ class UserRow(TableBase):
     added_at: Mapped[int] = mapped_column(BigInteger)
 
 
+class IdentityRow(TableBase):
+    """Whom a sign-in provider knows as `subject`, and which user that is here.
+
+    `admin_by_groups`: the user is an admin of the server as long as the provider's groups say so.
+    """
+
+    __tablename__ = "identities"
+    __table_args__ = (Index("ix_identities_issuer", "issuer", "subject", unique=True),)
+
+    number: Mapped[int] = mapped_column(Counter, primary_key=True)
+    issuer: Mapped[str] = mapped_column(Text)
+    subject: Mapped[str] = mapped_column(String(255))
+    user_number: Mapped[int] = mapped_column(ForeignKey("users.number"), index=True)
+    admin_by_groups: Mapped[bool] = mapped_column(Boolean, default=False)
+    created_at: Mapped[int] = mapped_column(BigInteger)
+    last_sign_in_at: Mapped[int | None] = mapped_column(BigInteger)
+
+
+class SessionRow(TableBase):
+    """What a sign-in gave: a browser's session, or a code that a program turns into a key. Only the
+    SHA-256 of its text is kept, and of the `state` that began it."""
+
+    __tablename__ = "sessions"
+
+    number: Mapped[int] = mapped_column(Counter, primary_key=True)
+    sha256: Mapped[str] = mapped_column(String(64), unique=True)
+    state_sha256: Mapped[str] = mapped_column(String(64), unique=True)
+    user: Mapped[str] = mapped_column(ForeignKey("users.id"), index=True)
+    kind: Mapped[str] = mapped_column(Name)
+    challenge: Mapped[str] = mapped_column(Name)
+    created_at: Mapped[int] = mapped_column(BigInteger)
+    expires_at: Mapped[int] = mapped_column(BigInteger, index=True)
+
+
 class MembershipRow(TableBase):
-    """What a user may do for an owner."""
+    """What a user may do for an owner. `source`: "hand", or "groups" of the sign-in provider."""
 
     __tablename__ = "memberships"
     __table_args__ = (Index("ix_memberships_owner", "owner", "user", unique=True),)
@@ -82,6 +116,7 @@ class MembershipRow(TableBase):
     user: Mapped[str] = mapped_column(ForeignKey("users.id"), index=True)
     role: Mapped[str] = mapped_column(Name)
     added_at: Mapped[int] = mapped_column(BigInteger)
+    source: Mapped[str] = mapped_column(Name, server_default="hand")
 
 
 class KeyRow(TableBase):
@@ -108,6 +143,49 @@ class KeyRow(TableBase):
     last_used_at: Mapped[int | None] = mapped_column(BigInteger)
     revoked_at: Mapped[int | None] = mapped_column(BigInteger)
     revision: Mapped[int] = mapped_column(BigInteger, index=True)
+
+
+class LimitRow(TableBase):
+    """What one owner may use, where it differs from the server's limits (NULL); 0: no limit.
+
+    `revision` is that of the last change.
+    """
+
+    __tablename__ = "limits"
+
+    owner: Mapped[str] = mapped_column(ForeignKey("owners.id"), primary_key=True)
+    revision: Mapped[int] = mapped_column(BigInteger, index=True)
+    requests_a_minute: Mapped[int | None] = mapped_column(BigInteger)
+    tokens_a_minute: Mapped[int | None] = mapped_column(BigInteger)
+    requests_at_once: Mapped[int | None] = mapped_column(BigInteger)
+    adapters: Mapped[int | None] = mapped_column(BigInteger)
+    files: Mapped[int | None] = mapped_column(BigInteger)
+    stored_bytes: Mapped[int | None] = mapped_column(BigInteger)
+    running_jobs: Mapped[int | None] = mapped_column(BigInteger)
+    waiting_jobs: Mapped[int | None] = mapped_column(BigInteger)
+    training_tokens_a_day: Mapped[int | None] = mapped_column(BigInteger)
+    weight: Mapped[float | None] = mapped_column(Double)
+
+
+class BucketRow(TableBase):
+    """What all processes share of one limit a minute: see `server.tenancy.limits.gcra`."""
+
+    __tablename__ = "buckets"
+
+    key: Mapped[str] = mapped_column(Label, primary_key=True)
+    full_at: Mapped[float] = mapped_column(Double)
+
+
+class PlaceRow(TableBase):
+    """How many of an owner's requests at once a process has taken for itself. Those of a process
+    that was not seen for a while are free again."""
+
+    __tablename__ = "places"
+
+    owner: Mapped[str] = mapped_column(Name, primary_key=True)
+    process: Mapped[str] = mapped_column(Name, primary_key=True)
+    held: Mapped[int] = mapped_column(BigInteger)
+    seen_at: Mapped[float] = mapped_column(Double)
 
 
 class TenancyRow(TableBase):

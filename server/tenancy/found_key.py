@@ -63,6 +63,8 @@ def _problem(
         return EXPIRED
     if owner.status != ACTIVE:
         return f"the project {owner.id!r} of this API key is {owner.status}: use another's key"
+    if key.kind == ADMIN and user is not None and user.role != "admin":
+        return "the user of this admin key is no admin of the server any more: use another key"
     if user is not None and membership is None:
         return f"the user of this API key left the project {owner.id!r}: use another key"
     return ""

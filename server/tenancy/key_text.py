@@ -13,9 +13,9 @@ _LENGTH = len(PREFIX) + 43 + _MARK
 _SHOWN = len(PREFIX) + 6
 
 
-def new_key(seal: str) -> str:
+def new_key(seal: str, prefix: str = PREFIX) -> str:
     """A key that nobody can guess. Its last characters are the mark of `seal`."""
-    secret = PREFIX + secrets.token_urlsafe(_SECRET_BYTES)
+    secret = prefix + secrets.token_urlsafe(_SECRET_BYTES)
     return secret + _mark(secret, seal)
 
 

@@ -1,9 +1,10 @@
-"""Keeps what a process remembers of keys true. Knows no requests."""
+"""Keeps what a process remembers of keys and limits true. Knows no requests."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from server.tenancy.keys import Keys
+from server.tenancy.limits.request_limits import RequestLimits
 from server.tenancy.repeating import repeating
 
 REFRESH_S = 0.5  # a revoked key is refused within a second
@@ -12,12 +13,26 @@ _WRITE_S = 5.0
 
 @contextmanager
 def watching_keys(
-    keys: Keys, *, refresh_s: float = REFRESH_S, write_s: float = _WRITE_S
+    keys: Keys,
+    limits: RequestLimits | None = None,
+    *,
+    refresh_s: float = REFRESH_S,
+    write_s: float = _WRITE_S,
 ) -> Iterator[None]:
-    """Forget changed keys, and write when keys were used, until the end of the context.
+    """Forget changed keys, learn of changed limits, and write what was used, until the end of the
+    context.
 
-    In two threads, since a write may wait for others' and a revoked key must not.
+    In threads of their own, since a write may wait for others' and a revoked key must not.
     """
-    tasks = (keys.refresh, refresh_s), (keys.write_uses, write_s)
-    with repeating("keys are not up to date", *tasks, at_end=keys.write_uses):
+    limits = limits or RequestLimits()
+    tasks = (
+        *((keys.refresh, refresh_s), (keys.write_uses, write_s)),
+        *((limits.refresh, refresh_s), (limits.tidy, refresh_s)),
+    )
+
+    def at_end() -> None:
+        keys.write_uses()
+        limits.close()
+
+    with repeating("keys or limits are not up to date", *tasks, at_end=at_end):
         yield

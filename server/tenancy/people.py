@@ -11,7 +11,7 @@ from sqlalchemy.orm import Session
 from adapters_store.outside_values import shown
 from server.db.audit_trail import record
 from server.db.session import Database
-from server.db.tables import KeyRow, MembershipRow, UserRow
+from server.db.tables import IdentityRow, KeyRow, MembershipRow, SessionRow, UserRow
 from server.errors import Conflict, InvalidRequest, NotFound
 from server.tenancy.owners import clean, find_owner, folded
 from server.tenancy.principal import Role
@@ -167,7 +167,8 @@ class People:
             membership, user = _member(session, owner, user_id, service)
             before = {"role": membership.role, "name": user.name}
             if role is not None:
-                membership.role = role
+                # From now on the word of whoever changes it, and no longer that of groups.
+                membership.role, membership.source = role, "hand"
                 both = KeyRow.owner == owner, KeyRow.user == user.id
                 touch_keys(session, revision, *both)
             if name is not None:
@@ -191,7 +192,7 @@ class People:
                 _delete(session, user, revision, now)
                 return
             session.delete(membership)
-            _revoke(session, user.id, revision, now, owner=owner)
+            revoke_keys(session, user.id, revision, now, owner=owner)
 
 
 def _action(service: bool, what: str) -> str:
@@ -261,19 +262,30 @@ def _join(session: Session, owner: str, user: UserRow, role: Role, now: int) -> 
 
 
 def _delete(session: Session, user: UserRow, revision: int, now: float) -> None:
-    _revoke(session, user.id, revision, now)
+    revoke_keys(session, user.id, revision, now)
     session.flush()
+    session.execute(delete(SessionRow).where(SessionRow.user == user.id))
+    session.execute(delete(IdentityRow).where(IdentityRow.user_number == user.number))
     session.execute(delete(MembershipRow).where(MembershipRow.user == user.id))
     session.delete(user)
 
 
-def _revoke(
-    session: Session, user_id: str, revision: int, now: float, *, owner: str | None = None
+def revoke_keys(
+    session: Session,
+    user_id: str,
+    revision: int,
+    now: float,
+    *,
+    owner: str | None = None,
+    kind: str | None = None,
 ) -> None:
-    """Revoke a user's keys, of one owner or all. Of all: the user goes, so no key may name them."""
-    where = [KeyRow.user == user_id, *([] if owner is None else [KeyRow.owner == owner])]
+    """Revoke a user's keys, of one owner or kind or all. Of all: the user goes, so no key may name
+    them."""
+    where = [KeyRow.user == user_id]
+    where += [] if owner is None else [KeyRow.owner == owner]
+    where += [] if kind is None else [KeyRow.kind == kind]
     for key in session.scalars(select(KeyRow).where(*where)):
         key.revoked_at = key.revoked_at or int(now)
         key.revision = revision
-        if owner is None:
+        if owner is None and kind is None:
             key.user = None

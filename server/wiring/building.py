@@ -30,12 +30,14 @@ from server.engine.kv_cache import KVCache
 from server.engine.runner import Runner
 from server.jobs.files.file_store import Files
 from server.jobs.queue.job_queue import JobQueue
+from server.jobs.queue.quotas import Quotas
 from server.loop_progress import StepProgress
 from server.metrics import Metrics
 from server.pulse import Pulse
 from server.scheduler.loop import Limits, ServingLoop
 from server.tenancy.principal import DEFAULT_OWNER
 from server.training.run.defaults import BASIS_SEED
+from server.wiring.default_limits import owner_limits
 from server.wiring.process import end_soon
 from server.wiring.sizes import Sizes, context_of, kv_memory_mb
 from server.wiring.start_checks import no_such_pin
@@ -53,6 +55,7 @@ class Records:
     store: AdapterStore
     files: Files
     jobs: JobQueue
+    quotas: Quotas
 
 
 @dataclass(frozen=True)
@@ -84,8 +87,10 @@ def open_records(
         patient.migrate(create=create)
     with closing(Database(settings.database, patience_s=patience_s)) as database:
         max_bytes = int(settings.max_file_mb * _MIB)
-        files = Files(database, home / "files", max_bytes=max_bytes)
-        yield Records(database, AdapterStore(home / "adapters"), files, JobQueue(database))
+        store = AdapterStore(home / "adapters")
+        quotas = Quotas(owner_limits(settings), store.sizes)
+        files = Files(database, home / "files", max_bytes, quotas)
+        yield Records(database, store, files, JobQueue(database, quotas), quotas)
 
 
 def load_model(settings: Settings, threads: int) -> tuple[BaseModel, ChatTokenizer]:

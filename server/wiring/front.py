@@ -30,10 +30,14 @@ from server.replicas.fleet_metrics import add_fleet_metrics
 from server.replicas.fleet_residency import FleetResidency
 from server.replicas.messages import EngineFacts
 from server.replicas.replica import Replica, WorkerProxy
-from server.tenancy.busy_names import BusyNames
 from server.tenancy.keys import Keys
+from server.tenancy.limits.limit_store import DatabaseStore
+from server.tenancy.limits.request_limits import RequestLimits
 from server.tenancy.principal import DEFAULT_OWNER
-from server.tenancy.usage_counts import UsageCounts
+from server.tenancy.sign_in.group_map import GroupMap
+from server.tenancy.sign_in.signing_in import Lives, SigningIn
+from server.tenancy.usage.busy_names import BusyNames
+from server.tenancy.usage.usage_counts import UsageCounts
 from server.training.job.job_estimator import JobEstimator
 from server.wiring.building import (
     Records,
@@ -45,6 +49,7 @@ from server.wiring.building import (
     running_engine,
 )
 from server.wiring.process import command, end_soon, environment, worker_id
+from server.wiring.start_checks import client_secret, public_url
 from server.wiring.training import training_in_thread, trains_in_thread
 
 log = logging.getLogger(__name__)
@@ -108,7 +113,9 @@ def wire(
     worker: interfaces.Worker | None,
 ) -> Services:
     """The services of the HTTP application. `worker` trains in a process of its own."""
-    tenants = Tenants.of(records.database)
+    tenants = Tenants.of(records.database, records.quotas.defaults)
+    limits = RequestLimits(DatabaseStore(records.database), tenants.limits)
+    limits.refresh()
     return Services(
         base=BaseCard(
             id=settings.served_name,
@@ -133,6 +140,7 @@ def wire(
         methods=method_specs(),
         keys=Keys(settings.key, tenants.keys),
         tenants=tenants,
+        limits=limits,
         usage=UsageCounts(BusyNames(settings.served_name, settings.metrics_names)),
         metrics=metrics,
         worker=front.worker if worker is None else worker,
@@ -142,9 +150,27 @@ def wire(
         request_timeout_s=settings.request_timeout_s,
         max_body_bytes=_max_body_bytes(settings, front.engine.max_context),
         max_file_bytes=int(settings.max_file_mb * _MIB),
+        signing_in=_signing_in(settings, records) if settings.oidc_issuer else None,
         allowed_origins=settings.allowed_origins,
         refuse_long_answers=settings.refuse_long_answers,
     )
+
+
+def _signing_in(settings: Settings, records: Records) -> SigningIn:
+    from server.tenancy.sign_in.oidc_provider import OidcProvider, ProviderOptions  # an extra
+
+    groups = GroupMap(settings.oidc_groups, settings.oidc_default_owner)
+    options = ProviderOptions(
+        issuer=settings.oidc_issuer,
+        client=settings.oidc_client_id,
+        secret=client_secret(settings),
+        scopes=settings.oidc_scopes,
+        groups_claim=settings.oidc_groups_claim,
+        needs_groups=groups.needs_groups,
+    )
+    lives = Lives(int(settings.oidc_session_hours * 3600), int(settings.oidc_key_days * 86_400))
+    provider = OidcProvider(options)
+    return SigningIn(provider, records.database, groups, public_url(settings), lives)
 
 
 def _tell_of_shadowed(settings: Settings, records: Records, say: Say) -> None:
@@ -297,4 +323,5 @@ def _porting(settings: Settings, records: Records, base: BaseModel) -> PortingSe
         settings.model,
         settings.home_path / "porting",
         max_rank=settings.max_rank,
+        room=partial(records.quotas.keeping, records.database),
     )

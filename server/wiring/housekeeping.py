@@ -8,8 +8,8 @@ from contextlib import contextmanager
 from adapters_store.store_errors import StoreError
 from server.config import Settings
 from server.errors import Unavailable, VerandahError
-from server.tenancy.audit_log import AuditLog
-from server.tenancy.usage_book import DAY_S, UsageBook
+from server.tenancy.usage.audit_log import AuditLog
+from server.tenancy.usage.usage_book import DAY_S, UsageBook
 from server.training.run import checkpoint
 from server.wiring.building import Records
 

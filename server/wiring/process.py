@@ -36,12 +36,19 @@ def environment(settings: Settings) -> dict[str, str]:
     if settings.key is not None:
         values["api_key"] = settings.key
     values["home"] = str(settings.home_path)
+    for name in [name for name in values if name.startswith("oidc_") or name == "public_url"]:
+        del values[name]  # only who serves HTTP needs them, and one is a secret
     for name, value in settings:
-        if isinstance(value, tuple):
+        if isinstance(value, tuple) and name in values:
             values[name] = ",".join(value)
     path = os.pathsep.join(filter(None, (str(_ROOT), os.environ.get("PYTHONPATH"))))
     variables = {PREFIX + name.upper(): str(value) for name, value in values.items()}
-    return dict(os.environ) | variables | {"PYTHONPATH": path}
+    inherited = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.upper().startswith(f"{PREFIX}OIDC_")
+    }
+    return inherited | variables | {"PYTHONPATH": path}
 
 
 def say(message: str) -> None:

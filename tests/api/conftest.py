@@ -17,6 +17,8 @@ from server.jobs.files.file_store import Files
 from server.jobs.queue.job_queue import JobQueue
 from server.metrics import Metrics
 from server.tenancy.keys import Keys
+from server.tenancy.limits.limit_store import DatabaseStore
+from server.tenancy.limits.request_limits import RequestLimits
 from server.tenancy.principal import DEFAULT_OWNER
 from tests.api.fakes import (
     METHODS,
@@ -95,6 +97,7 @@ def services(tmp_path: Path, store: AdapterStore, empty_database: Path) -> Itera
         methods=METHODS,
         keys=Keys(None, tenants.keys),
         tenants=tenants,
+        limits=RequestLimits(DatabaseStore(database), tenants.limits),
         metrics=Metrics("base"),
         worker=None,
         describe=describe,

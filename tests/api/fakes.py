@@ -38,7 +38,7 @@ VOCAB = 257
 
 
 def _variant(trained: str | None = None, **options: Any) -> Variant:
-    return Variant(trained, 8, 1e-3, 1e-2, "a test", **options)
+    return Variant(trained, 8, 1e-3, "a test", **options)
 
 
 # The real ones import transformers, which these tests do without.

@@ -12,10 +12,10 @@ from sqlalchemy import text
 from sqlalchemy.exc import DatabaseError
 
 from server.db.audit_trail import address_of
-from server.tenancy.audit_log import Entry, Wanted
 from server.tenancy.found_key import ADMIN
 from server.tenancy.keys import Keys
 from server.tenancy.principal import SERVER_ADMIN
+from server.tenancy.usage.audit_log import Entry, Wanted
 from tests.api.running import Publish, Running, Serve
 
 CHANGE_NOTHING = {"POST /v1/chat/completions", "POST /v1/completions"}

@@ -44,10 +44,29 @@ def test_from_a_new_owner_to_a_revoked_key(
     assert verandah("owners", "archive", "team-a") == "team-a: archived\n"
 
 
+def test_limits_are_set_shown_and_taken_back(
+    locked: Running, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def limits(*arguments: str) -> str:
+        assert main(["owners", "limits", "default", *arguments, "--url", locked.url]) == 0
+        return capsys.readouterr().out
+
+    shown = limits("--requests-a-minute", "600", "--files", "50", "--weight", "2.5")
+    assert "requests_a_minute\t600\n" in shown and "weight\t2.5\n" in shown
+    assert "files\t50\n" in limits() and "adapters\tnone\n" in limits()
+    limits("--files", "none", "--weight", "server")
+    kept = json.loads(limits("--json"))
+    assert (kept["requests_a_minute"], kept["files"], kept["weight"]) == (600, 0, 1.0)
+
+
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
         (["owners", "create"], "needs an owner"),
+        (["owners", "limits", "a", "--files", "-1"], "--files"),
+        (["owners", "limits", "a", "--files", "1.5"], "--files '1.5' is no limit"),
+        (["owners", "limits", "a", "--weight", "inf"], "--weight 'inf' is no limit"),
+        (["owners", "archive", "a", "--files", "1"], "--files goes with"),
         (["keys", "create"], "needs --name"),
         (["keys", "revoke"], "needs a key's id"),
         (["keys", "create", "--name", "a", "--expires", "soon"], "--expires 'soon' is not a time"),

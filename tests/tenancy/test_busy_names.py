@@ -5,7 +5,7 @@ from random import Random
 
 from server.db.usage_rows import UsageKey
 from server.metrics import PREFIX
-from server.tenancy.busy_names import HALF_LIFE_S, HELD_S, MOST_RANKED, BusyNames
+from server.tenancy.usage.busy_names import HALF_LIFE_S, HELD_S, MOST_RANKED, BusyNames
 
 Series = dict[tuple[str, ...], float]
 

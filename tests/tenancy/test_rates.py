@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from server.tenancy.gcra import Bucket
-from server.tenancy.leases import Lease, LeasedBucket, MemoryStore, OwnerLimits
+from server.tenancy.limits.gcra import Bucket
+from server.tenancy.limits.leases import Lease, LeasedBucket, MemoryStore
 
 
 def test_a_full_bucket_holds_a_minute_and_refills() -> None:
@@ -93,7 +93,7 @@ def test_eight_processes_hold_one_limit(limit: int, load: float, seed: int) -> N
         store.now += rng.expovariate(limit / 60 / mean * load)
         for end in [it for it in ends if it[0] <= store.now]:
             ends.remove(end)
-            end[1].settle(end[2], end[3], store.now)
+            end[1].settle(end[2], end[3])
         process = rng.choices(processes, busy)[0]
         used = max(int(rng.uniform(0.2, 1.8) * mean), 1)
         reserved = used + rng.choice([0, 0, used])
@@ -134,25 +134,3 @@ def test_an_idle_process_gives_back_what_it_holds() -> None:
     store.now = 3.0
     idle.tidy(store.now)
     assert busy.take(60_000, store.now).allowed
-
-
-def test_an_owner_has_two_buckets_and_refused_requests_count() -> None:
-    store = Counted()
-    limits = OwnerLimits(store, "ann", 10, 1000, 0.0)
-    first = limits.admit(900, 0.0)
-    assert first.allowed and first.requests and first.tokens
-    assert (first.requests.remaining, first.tokens.remaining) == (9, 100)
-    refused = limits.admit(200, 0.0)
-    assert not refused.allowed and refused.requests and refused.tokens
-    assert (refused.requests.remaining, refused.tokens.remaining) == (8, 100)
-    assert refused.retry_after_s == pytest.approx(6, rel=0.01)
-    limits.settle(first, 100, 0.0)
-    limits.settle(refused, 0, 0.0)
-    assert limits.admit(850, 0.0).allowed
-    assert sum(limits.admit(1, 0.0).allowed for _ in range(20)) == 7
-    for _ in range(2):
-        owing = limits.admit(1, 0.0)
-        assert owing.retry_after_s == pytest.approx(16, rel=0.1), "ten seconds are owed"
-        limits.tidy(0.0)
-    assert store.keys == {"requests/ann", "tokens/ann"}
-    assert OwnerLimits(store, "bob", None, None, 0.0).admit(10**9, 0.0).allowed

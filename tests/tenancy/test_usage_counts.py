@@ -12,8 +12,15 @@ from server.db.tables import UsageRow, UsageWriterRow
 from server.db.usage_rows import HOUR_S, UsageKey
 from server.errors import InvalidRequest, Unavailable
 from server.tenancy import usage_book
-from server.tenancy.usage_book import DAY_S, Place, Question, UsageBook, UsageWriter, writing_usage
-from server.tenancy.usage_counts import MOST_MODELS, Hourly, UsageCounts
+from server.tenancy.usage.usage_book import (
+    DAY_S,
+    Place,
+    Question,
+    UsageBook,
+    UsageWriter,
+    writing_usage,
+)
+from server.tenancy.usage.usage_counts import MOST_MODELS, Hourly, UsageCounts
 
 NOW = 20_000 * DAY_S + 5 * HOUR_S
 ANN = Actor("user-1", "key_1", "user-1", "ann")

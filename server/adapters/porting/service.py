@@ -6,8 +6,9 @@ Knows no HTTP. A checkpoint is checked whole before anything of it is kept.
 import shutil
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import BinaryIO, Final
 
@@ -45,6 +46,8 @@ from server.bases.model import BaseModel
 from server.control_characters import visible
 from server.errors import InvalidRequest, QueueFull
 
+Room = Callable[[str, str, int], AbstractContextManager[None]]
+
 FORMATS: Final = ("peft", "peft-lora", "merged")
 
 _LEAST_BYTES = 2**28  # for exports on the disk; or twice the base model, if that is more
@@ -66,16 +69,25 @@ class PortingService:
     Args:
         source: what the base was loaded from, as in `load_base`; merged exports read it again.
         folder: for temporary files; other processes may use it as well.
+        room: entered with owner, name and bytes while an adapter comes in; may refuse it.
     """
 
     def __init__(
-        self, base: BaseModel, store: AdapterStore, source: str, folder: Path, *, max_rank: int
+        self,
+        base: BaseModel,
+        store: AdapterStore,
+        source: str,
+        folder: Path,
+        *,
+        max_rank: int,
+        room: Room = lambda _owner, _name, _size: nullcontext(),
     ) -> None:
         self._base = base
         self._store = store
         self._source = source
         self._folders = WorkFolders(folder)
         self._max_rank = max_rank
+        self._room = room
         self._exports = HeldExports(max(_LEAST_BYTES, 2 * _bytes_of(base)))
         self._turn = threading.Lock()
         self._places = threading.BoundedSemaphore(_MAX_AT_ONCE)
@@ -102,6 +114,7 @@ class PortingService:
         Raises:
             InvalidCheckpoint, InvalidAdapter, InvalidRequest, InvalidName: it cannot be imported;
                 nothing of it is kept.
+            QuotaExceeded: the owner has as much as it may have.
             QueueFull: too many imports and exports wait.
         """
         check_name("adapter", name)
@@ -112,6 +125,8 @@ class PortingService:
             path = folder / WEIGHTS_NAME
             with path.open("xb") as file:
                 shutil.copyfileobj(weights, file)
+            with self._room(owner, name, path.stat().st_size):
+                pass  # refused before the work, and before its matrices are kept
             with open_tensors(path) as tensors:
                 incoming = IncomingCheckpoint(self._base, parsed, tensors, origin, self._max_rank)
                 imported = _forms()[parsed.kind].read(incoming)
@@ -119,7 +134,14 @@ class PortingService:
             check_tensors(imported.method, self._base, targets, imported.rank, imported.tensors)
             self._check_update(imported, targets)
             manifest = self._manifest(parsed, imported)
-            return self._store.publish(owner, name, manifest, imported.tensors, imported.basis)
+            return self._store.publish(
+                owner,
+                name,
+                manifest,
+                imported.tensors,
+                imported.basis,
+                room=partial(self._room, owner, name),
+            )
 
     def export_adapter(self, ref: AdapterRef, form: str) -> Path:
         """A new folder that holds an adapter as one of `FORMATS`. The caller must `release` it.

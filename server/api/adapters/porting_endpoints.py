@@ -36,7 +36,7 @@ _FIELDS = ("name", "config", "weights", "torch_era", "half_dtype", "base_dtype")
 @router.post(
     "/import",
     dependencies=[Depends(only_fields(*_FIELDS))],
-    responses=answers(Adapter, fails=(409,)),
+    responses=answers(Adapter, fails=(409, 429)),
 )
 def import_adapter(
     services: CurrentServices,

@@ -282,13 +282,14 @@ def check_request(services: Services, owner: str, body: ChatRequest) -> CheckedR
         params=params,
         adapter=adapter,
         n=body.choices,
+        weight=services.limits.of(owner).weight,
         turn_ends=services.base.turn_ends,
         timeout_s=services.request_timeout_s,
         cache_salt=body.cache_salt or "",
         prompt_param="messages",
         length_param="max_tokens" if body.max_tokens else "max_completion_tokens",
     )
-    return CheckedRequest.of(services, (generation,))
+    return CheckedRequest.of(services, (generation,), open_ended=body.token_limit is None)
 
 
 @router.post(

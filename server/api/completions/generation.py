@@ -17,19 +17,25 @@ _LONG_TEXT = 64 * 1024  # characters; tokenizing them takes about 50 ms
 
 @dataclass(frozen=True)
 class CheckedRequest:
-    """One generation for each prompt, and the labels of the answers."""
+    """One generation for each prompt, and the labels of the answers.
+
+    `open_ended`: the request does not say how long they may be.
+    """
 
     id: str
     model: str  # with the version, where an adapter answers
     generations: tuple[Generation, ...]
+    open_ended: bool = False
     created: int = field(default_factory=lambda: int(time.time()))
 
     @classmethod
-    def of(cls, services: Services, generations: Sequence[Generation]) -> "CheckedRequest":
+    def of(
+        cls, services: Services, generations: Sequence[Generation], *, open_ended: bool = False
+    ) -> "CheckedRequest":
         """The request of these generations, which have one id and one adapter."""
         first = generations[0]
         model = services.base.id if first.adapter is None else str(first.adapter)
-        return cls(first.request_id, model, tuple(generations))
+        return cls(first.request_id, model, tuple(generations), open_ended)
 
     @property
     def counted_model(self) -> str:
@@ -42,6 +48,10 @@ class CheckedRequest:
     @property
     def prompt_tokens(self) -> int:
         return sum(len(generation.prompt) for generation in self.generations)
+
+    @property
+    def most_answer_tokens(self) -> int:
+        return sum(generation.n * generation.params.max_tokens for generation in self.generations)
 
     def usage_so_far(self, choice: int, num_tokens: int) -> dict[str, object]:
         """The counts of one answer, which goes on."""

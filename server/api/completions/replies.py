@@ -9,6 +9,7 @@ from collections import defaultdict
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Protocol
 
 from fastapi import Response
@@ -23,9 +24,10 @@ from server.api.completions.generation import CheckedRequest, StreamUsage, usage
 from server.api.sse import DONE, AnswerStream, event
 from server.db.audit_trail import acting
 from server.engine.sequence import FinishReason, TokenLogprob
-from server.errors import QueueFull, Unavailable, VerandahError
+from server.errors import QueueFull, RateLimited, Unavailable, VerandahError
 from server.scheduler.request import TextDelta, TokenPiece
-from server.tenancy.usage_counts import Meter
+from server.tenancy.limits.request_limits import TURN, Turn
+from server.tenancy.usage.usage_counts import Meter
 
 log = logging.getLogger(__name__)
 
@@ -94,6 +96,9 @@ async def reply(
         Exception: the engine refused the request, or failed before the first token: the response
             can still have the error's status. Later failures are an event in the stream.
     """
+    turn = TURN.get()
+    if turn is not None:
+        await _reserve(services, turn, request)
     answers = Answers(
         services.engine,
         waker,
@@ -113,6 +118,8 @@ async def reply(
     try:
         _submit(services, answers, request)
         meter = services.usage.begin(acting(), request.counted_model, request.prompt_tokens)
+        if turn is not None:
+            turn.spent = partial(_spent, meter, request)
         if stream_usage is None:
             return await _document(answers, meter, request, shape)
         first = await answers.next()
@@ -124,6 +131,20 @@ async def reply(
     finally:
         if not handed_on:
             close()
+
+
+def _spent(meter: Meter, request: CheckedRequest) -> int:
+    return request.prompt_tokens + meter.completion
+
+
+async def _reserve(services: Services, turn: Turn, request: CheckedRequest) -> None:
+    try:
+        await turn.reserve(
+            request.prompt_tokens, request.most_answer_tokens, open_ended=request.open_ended
+        )
+    except RateLimited:
+        services.metrics.rejected("rate_limit")
+        raise
 
 
 def _submit(services: Services, answers: Answers, request: CheckedRequest) -> None:

@@ -231,6 +231,7 @@ def check_request(services: Services, owner: str, body: CompletionRequest) -> Ch
             params=params,
             adapter=adapter,
             n=body.choices,
+            weight=services.limits.of(owner).weight,
             timeout_s=services.request_timeout_s,
             cache_salt=body.cache_salt or "",
         )

@@ -53,7 +53,10 @@ def _document(file: StoredFile) -> Document:
 
 
 @router.post(
-    "", dependencies=[Depends(only_fields(*_FIELDS))], responses=answers(File), openapi_extra=_BOTH
+    "",
+    dependencies=[Depends(only_fields(*_FIELDS))],
+    responses=answers(File, fails=(429,)),
+    openapi_extra=_BOTH,
 )
 def upload(
     services: CurrentServices,

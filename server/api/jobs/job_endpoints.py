@@ -32,7 +32,7 @@ router = APIRouter(
 )
 
 
-@router.post("", responses=answers(Job, DryRun, fails=(404, 409)))
+@router.post("", responses=answers(Job, DryRun, fails=(404, 409, 429)))
 async def create_job(body: JobRequest, services: CurrentServices, owner: CurrentOwner) -> Document:
     """Check every line of the files, estimate the cost, then queue the job.
 

@@ -21,13 +21,18 @@ KeyId = Annotated[str, Path(description="The key's id.", examples=["key_7d793037
 Limit = Annotated[int, Query(ge=1, le=100, description="How many at most.")]
 
 
-async def _server_admin(principal: CurrentPrincipal) -> Principal:
+def check_server_admin(principal: Principal) -> Principal:
+    """Raises Forbidden."""
     if not principal.server_admin:
         raise Forbidden(
             "You have insufficient permissions for this operation: only the server's admin may do "
             "this. Use the key that the server was started with, or an admin key"
         )
     return principal
+
+
+async def _server_admin(principal: CurrentPrincipal) -> Principal:
+    return check_server_admin(principal)
 
 
 async def _managed(project_id: _ProjectId, principal: CurrentPrincipal) -> str:

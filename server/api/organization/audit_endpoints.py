@@ -16,7 +16,7 @@ from server.api.reference.parameters import After
 from server.api.reference.usage_answers import AuditPage
 from server.api.threads import DatabaseRoute
 from server.api.wire import only_known_query
-from server.tenancy.audit_log import Entry, Wanted
+from server.tenancy.usage.audit_log import Entry, Wanted
 
 router = APIRouter(
     prefix="/v1/organization/audit_logs",

@@ -1,16 +1,25 @@
 """/v1/organization/projects: the owners."""
 
+from collections.abc import Sequence
+
 from fastapi import APIRouter, Depends, Query
 from pydantic import Field
 
-from server.api.app_services import CurrentPrincipal, CurrentServices
+from server.api.app_services import CurrentPrincipal, CurrentServices, Services
 from server.api.jobs.job_documents import Document, page_document
-from server.api.organization.access import Limit, ManagedProject, ServerAdmin
+from server.api.organization.access import (
+    Limit,
+    ManagedProject,
+    ServerAdmin,
+    check_server_admin,
+)
+from server.api.organization.limit_fields import ProjectLimits, limits_document
 from server.api.reference.answer_model import answers
 from server.api.reference.organization_answers import Project, ProjectPage
 from server.api.reference.parameters import After
 from server.api.threads import DatabaseRoute
 from server.api.wire import Null, Text, WireModel, only_known_query
+from server.db.owner_limits import Limits
 from server.tenancy.owners import Owner
 
 router = APIRouter(
@@ -38,9 +47,10 @@ class ProjectChange(WireModel):
     name: Text | None = Field(None, description="What people call it. The id stays.")
     external_key_id: Null = Field(None, description=_ELSEWHERE)
     geography: Null = Field(None, description=_ELSEWHERE)
+    limits: ProjectLimits | None = Field(None, description="What it may use.")
 
 
-def _document(owner: Owner) -> Document:
+def _document(owner: Owner, limits: Limits) -> Document:
     return {
         "id": owner.id,
         "object": "organization.project",
@@ -48,7 +58,17 @@ def _document(owner: Owner) -> Document:
         "status": owner.status,
         "created_at": owner.created_at,
         "archived_at": owner.archived_at,
+        "limits": limits_document(limits),
     }
+
+
+def _documents(services: Services, owners: Sequence[Owner]) -> list[Document]:
+    every = services.tenants.limits.of_all([owner.id for owner in owners])
+    return [_document(owner, every[owner.id]) for owner in owners]
+
+
+def _one(services: Services, owner: Owner) -> Document:
+    return _documents(services, [owner])[0]
 
 
 @router.get("", responses=answers(ProjectPage))
@@ -62,35 +82,41 @@ def list_projects(
     """The projects by id: all for the server's admin, else the caller's own."""
     if not principal.server_admin:
         owners, more = [] if after else [services.tenants.owners.get(principal.owner)], False
-        return page_document([_document(owner) for owner in owners], more)
+        return page_document(_documents(services, owners), more)
     found, more = services.tenants.owners.list(after=after, limit=limit, archived=include_archived)
-    return page_document([_document(owner) for owner in found], more)
+    return page_document(_documents(services, found), more)
 
 
 @router.post("", responses=answers(Project, fails=(409,)))
 def create_project(body: ProjectCreation, services: CurrentServices, _: ServerAdmin) -> Document:
     """Make a project. Only for the server's admin."""
-    return _document(services.tenants.owners.create(body.name))
+    return _one(services, services.tenants.owners.create(body.name))
 
 
 @router.get("/{project_id}", responses=answers(Project, fails=(404,)))
 def get_project(services: CurrentServices, project: ManagedProject) -> Document:
     """One project."""
-    return _document(services.tenants.owners.get(project))
+    return _one(services, services.tenants.owners.get(project))
 
 
 @router.post("/{project_id}", responses=answers(Project, fails=(404, 409)))
 def change_project(
-    body: ProjectChange, services: CurrentServices, project: ManagedProject
+    body: ProjectChange,
+    services: CurrentServices,
+    principal: CurrentPrincipal,
+    project: ManagedProject,
 ) -> Document:
-    """Rename a project."""
+    """Rename a project, or set what it may use, which every process holds within a second."""
     owners = services.tenants.owners
-    return _document(
-        owners.get(project) if body.name is None else owners.rename(project, body.name)
-    )
+    if body.limits is not None:
+        check_server_admin(principal)
+    owner = owners.get(project) if body.name is None else owners.rename(project, body.name)
+    if body.limits is not None and body.limits.sent:
+        services.tenants.limits.change(project, body.limits.sent)
+    return _one(services, owner)
 
 
 @router.post("/{project_id}/archive", responses=answers(Project, fails=(404, 409)))
 def archive_project(services: CurrentServices, _: ServerAdmin, project: ManagedProject) -> Document:
     """Refuse a project's keys from now on. Only for the server's admin; nothing is deleted."""
-    return _document(services.tenants.owners.archive(project))
+    return _one(services, services.tenants.owners.archive(project))

@@ -20,7 +20,7 @@ from server.api.threads import DatabaseRoute
 from server.api.wire import only_known_query
 from server.db.usage_rows import HOUR_S
 from server.errors import InvalidRequest
-from server.tenancy.usage_book import DAY_S, Group, Place, Question, Used
+from server.tenancy.usage.usage_book import DAY_S, Group, Place, Question, Used
 
 router = APIRouter(
     prefix="/v1/organization/usage",

@@ -26,6 +26,37 @@ class _Deleted(AnswerModel):
     deleted: Literal[True] = Field(description=_GONE)
 
 
+class Limits(AnswerModel):
+    """What a project may use; 0: no limit."""
+
+    requests_a_minute: int = Field(description="Model requests in a minute.")
+    tokens_a_minute: int = Field(description="Tokens of prompts and answers in a minute.")
+    requests_at_once: int = Field(description="Model requests that run at once.")
+    adapters: int = Field(description="Adapters.")
+    files: int = Field(description="Files.")
+    stored_bytes: int = Field(description="Bytes of files and adapters together.")
+    running_jobs: int = Field(description="Jobs that train at once. Others wait.")
+    waiting_jobs: int = Field(description="Jobs that wait or are paused.")
+    training_tokens_a_day: int = Field(description="Tokens that jobs train in a day.")
+    weight: float = Field(description="Its share of the engine beside others.")
+
+
+class RateLimit(AnswerModel):
+    """A project's limit a minute; 0: none."""
+
+    id: str = Field(description="Its id.", examples=["rl-base"])
+    object: Literal["project.rate_limit"] = Field(description=_KIND)
+    model: str = Field(description="The base model. Its adapters count too.", examples=["base"])
+    max_requests_per_1_minute: int = Field(description="Model requests in a minute.")
+    max_tokens_per_1_minute: int = Field(description="Tokens of prompts and answers.")
+
+
+class RateLimitPage(_Page):
+    """One page of a project's limits a minute."""
+
+    data: list[RateLimit] = Field(description="The limits.")
+
+
 class Project(AnswerModel):
     """A project: the owner of files, jobs and adapters."""
 
@@ -37,6 +68,7 @@ class Project(AnswerModel):
     )
     created_at: int = Field(description="When it was made, in Unix seconds.")
     archived_at: int | None = Field(description="When it was archived. Null: it was not.")
+    limits: Limits = Field(description="What it may use.")
 
 
 class ProjectPage(_Page):
@@ -235,7 +267,15 @@ class DeletedUser(_Deleted):
 
 
 ORGANIZATION_ANSWERS = (
-    *(Project, ProjectPage, ProjectUser, ProjectUserPage, DeletedProjectUser),
+    *(
+        Project,
+        ProjectPage,
+        RateLimit,
+        RateLimitPage,
+        ProjectUser,
+        ProjectUserPage,
+        DeletedProjectUser,
+    ),
     *(ServiceAccount, NewServiceAccount, NewServiceAccountKey, ServiceAccountPage),
     *(DeletedServiceAccount, ApiKeyDocument, NewApiKey, RotatedApiKey, ApiKeyPage, DeletedApiKey),
     *(AdminKey, NewAdminKey, AdminKeyPage, DeletedAdminKey),

@@ -5,6 +5,7 @@ import os
 
 from clients.python import Client
 from clients.python.client import DEFAULT_URL
+from server.cli.arguments.credentials import kept_key
 
 
 def add_server(parser: argparse.ArgumentParser) -> None:
@@ -14,14 +15,24 @@ def add_server(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--api-key",
         default=os.environ.get("VERANDAH_API_KEY") or None,
-        help="the server's API key (VERANDAH_API_KEY)",
+        help="the server's API key (VERANDAH_API_KEY; default: that of `verandah login`)",
     )
 
 
 def connect(options: argparse.Namespace) -> Client:
     """A client of the server in the options. The caller closes it."""
-    url = options.url or os.environ.get("VERANDAH_URL") or DEFAULT_URL
-    return Client(url, options.api_key)
+    return Client(url_of(options), options.api_key or kept_key(base_url(options)))
+
+
+def url_of(options: argparse.Namespace) -> str:
+    """The server's address, as it was given."""
+    return str(options.url or os.environ.get("VERANDAH_URL") or DEFAULT_URL)
+
+
+def base_url(options: argparse.Namespace) -> str:
+    """The server's address in the form by which its key is kept."""
+    with Client(url_of(options)) as client:
+        return client.base_url
 
 
 def same_server(options: argparse.Namespace) -> str:

@@ -21,7 +21,7 @@ from server.loop_progress import watch
 from server.metrics import Metrics
 from server.supervisor import Supervisor
 from server.tenancy.key_watch import watching_keys
-from server.tenancy.usage_book import writing_usage
+from server.tenancy.usage.usage_book import writing_usage
 from server.wiring.front import check_base_and_devices, running_front, wire
 from server.wiring.homes import open_home
 from server.wiring.housekeeping import housekeeping
@@ -57,7 +57,10 @@ def run_server(settings: Settings, listener: socket.socket) -> None:
         collect_garbage_rarely()
         if front.loops:
             watch(front.loops, front.give_up)
-        with watching_keys(services.keys), writing_usage(services.tenants.usage, services.usage):
+        with (
+            watching_keys(services.keys, services.limits),
+            writing_usage(services.tenants.usage, services.usage),
+        ):
             _serve(settings, app, front.stop, listener, limits)
 
 

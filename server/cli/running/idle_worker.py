@@ -9,7 +9,9 @@ from server.config import Settings
 from server.db.session import Database
 from server.errors import Unavailable
 from server.jobs.queue.job_queue import JobQueue
+from server.jobs.queue.quotas import Quotas
 from server.loop_progress import LOAD_S, LONG_SILENCE_S, STEP_S, Progress
+from server.wiring.default_limits import owner_limits
 from server.wiring.process import exit_on_sigterm, wait_for_servers_end
 
 log = logging.getLogger(__name__)
@@ -22,7 +24,7 @@ def wait_for_job(settings: Settings, progress: Progress) -> None:
     """
     exit_on_sigterm()
     with closing(Database(settings.database)) as database:
-        queue = JobQueue(database)
+        queue = JobQueue(database, Quotas(owner_limits(settings)))
         while not _has_job(queue):
             progress.begin("waiting for a job", settings.worker_poll_s + STEP_S)
             readable, _, _ = select.select([sys.stdin], [], [], settings.worker_poll_s)

@@ -1,11 +1,11 @@
 """`verandah keys`: makes, lists, replaces and revokes the API keys of a running server."""
 
 import argparse
-import re
 from collections.abc import Mapping
 from typing import Any
 
 from clients.python import Client
+from server.cli.arguments.durations import seconds
 from server.cli.arguments.server_address import add_server, connect
 from server.cli.display.output import print_json, print_rows, short_moment
 from server.config import BadOption
@@ -23,7 +23,6 @@ the scope `admin`: VERANDAH_API_KEY or --api-key.
 """
 
 _COLUMNS = ("key", "name", "begins", "scopes", "created", "expires", "last used")
-_UNITS: Mapping[str, int] = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -50,8 +49,8 @@ def run(options: argparse.Namespace) -> int:
         raise BadOption(f"keys {options.action} needs a key's id: `verandah keys list` shows them")
     if options.action == "create" and not options.name:
         raise BadOption("keys create needs --name, by which people know the key")
-    life = None if options.expires is None else _seconds("--expires", options.expires)
-    grace = _seconds("--grace", options.grace)
+    life = None if options.expires is None else seconds("--expires", options.expires)
+    grace = seconds("--grace", options.grace)
     with connect(options) as client:
         if options.action == "list":
             _list(client, options)
@@ -101,11 +100,3 @@ def _show(key: Mapping[str, Any], as_json: bool) -> None:
 
 def _items(text: str) -> list[str]:
     return [item.strip() for item in text.split(",") if item.strip()]
-
-
-def _seconds(option: str, text: str) -> int:
-    """A time such as 30d, in seconds. Raises BadOption."""
-    match = re.fullmatch(r"([0-9]{1,9})([smhd])", text)
-    if match is None:
-        raise BadOption(f"{option} {text!r} is not a time: write a number and s, m, h or d: 30d")
-    return int(match[1]) * _UNITS[match[2]]

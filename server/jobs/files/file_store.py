@@ -30,6 +30,7 @@ from server.jobs import rows
 from server.jobs.files import leftovers
 from server.jobs.files.unpacking import unpacked
 from server.jobs.queue.job import UNFINISHED
+from server.jobs.queue.quotas import Quotas
 from server.jobs.rows import Page
 
 log = logging.getLogger(__name__)
@@ -67,13 +68,20 @@ class StoredFile:
 
 
 class Files:
-    """The files of all owners; bytes lie in `folder`, which is made if it is missing."""
+    """The files of all owners; bytes lie in `folder`, which is made if it is missing.
 
-    def __init__(self, database: Database, folder: Path, max_bytes: int) -> None:
+    Args:
+        quotas: what owners may keep. What jobs make is kept in any case.
+    """
+
+    def __init__(
+        self, database: Database, folder: Path, max_bytes: int, quotas: Quotas | None = None
+    ) -> None:
         self._database = database
         self._folder = folder
         self._uploads = folder / ".uploads"
         self._max_bytes = max_bytes
+        self._quotas = quotas or Quotas()
         self._uploads.mkdir(parents=True, exist_ok=True)
 
     def create(
@@ -95,6 +103,7 @@ class Files:
             RequestTooLarge: more than `max_bytes`, unpacked.
             InvalidRequest: `filename` or `purpose` cannot be kept, it cannot expire then, or it is
                 compressed in another way or wrongly.
+            QuotaExceeded: the owner has as much as it may have.
         """
         packed, chunks = unpacked(source)
         if packed and len(filename) > len(".gz") and filename.lower().endswith(".gz"):
@@ -117,6 +126,8 @@ class Files:
                 with self._database.transaction() as session:
                     now = self._database.now(session)
                     ensure_owner(session, owner, now)
+                    if purpose != RESULTS:
+                        self._quotas.check_file(session, owner, size, now)
                     row = FileRow(
                         id=f"file-{secrets.token_hex(12)}",
                         owner=owner,

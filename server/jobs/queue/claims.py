@@ -21,21 +21,28 @@ from server.db.usage_rows import HOUR_S, UsageKey, add_usage
 from server.errors import LeaseLost
 from server.jobs.queue.evaluation import Evaluation, Sample
 from server.jobs.queue.job import Checkpoint, Job, JobStatus, Level, StopRequest
+from server.jobs.queue.quotas import Quotas
 from server.jobs.queue.training_metrics import TrainingMetrics
 from server.jobs.queue.transitions import JobChange, has_claimable, settle_lost_jobs, take_next
 
 
 class Claims:
-    """What workers do with the jobs of all owners."""
+    """What workers do with the jobs of all owners.
 
-    def __init__(self, database: Database) -> None:
+    Args:
+        quotas: what owners may train.
+    """
+
+    def __init__(self, database: Database, quotas: Quotas | None = None) -> None:
         self._database = database
+        self._quotas = quotas or Quotas()
 
     def claim(self, worker: str, lease_s: float, *, busy: bool = False) -> Job | None:
         """Take the job that is next, or None; no other worker gets it while the lease lasts.
 
         Jobs whose worker was lost come first. Then come those of the owner with the fewest running
         jobs; among such owners, of the one whose last start is longest ago; then the oldest job.
+        An owner with as many running jobs as it may have is passed over.
 
         Args:
             busy: the worker has jobs already. If the next one may have killed its last workers, a
@@ -44,7 +51,8 @@ class Claims:
         with self._database.transaction() as session:
             now = self._database.now(session)
             settle_lost_jobs(session, worker, now, busy)
-            row = take_next(session, worker, lease_s, now, busy)
+            running = self._quotas.defaults.running_jobs
+            row = take_next(session, worker, lease_s, now, busy, running)
             if row is None:
                 return None
             attempt = f", attempt {row.attempt}" if row.attempt > 1 else ""
@@ -54,7 +62,9 @@ class Claims:
     def has_claimable(self) -> bool:
         """Whether it is worth to `claim`. Only reads, so that it can be asked often."""
         with self._database.reading() as session:
-            return has_claimable(session, self._database.now(session))
+            return has_claimable(
+                session, self._database.now(session), self._quotas.defaults.running_jobs
+            )
 
     def abandon(self, worker: str, how: str) -> None:
         """End the leases of a worker that is known to be dead, so that no job waits for them.

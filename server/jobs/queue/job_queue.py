@@ -21,6 +21,7 @@ from server.jobs import rows
 from server.jobs.queue.claims import Claims
 from server.jobs.queue.job import UNFINISHED, Checkpoint, Event, Job, JobStatus
 from server.jobs.queue.job_estimate import JobEstimate
+from server.jobs.queue.quotas import adapter_name
 from server.jobs.queue.train_options import TrainOptions
 from server.jobs.queue.transitions import JobChange
 from server.jobs.rows import Page
@@ -76,6 +77,7 @@ class JobQueue(Claims):
 
         Raises:
             InvalidRequest: a value is invalid, or a file is not the owner's; `param` names it.
+            QuotaExceeded: the owner may not train that now, or keep what it makes.
         """
         labels = check_metadata(metadata or {})
         if suffix is not None:
@@ -87,8 +89,13 @@ class JobQueue(Claims):
             ensure_owner(session, owner, now)
             # Locked: they must not be deleted meanwhile.
             _require_files(session, owner, training_file, validation_file, now, lock=True)
+            job_id = f"ftjob-{secrets.token_hex(12)}"
+            tokens = estimate.trained_tokens if estimate else 0
+            size = estimate.adapter_bytes if estimate else 0
+            name = adapter_name(suffix, job_id)
+            self._quotas.check_job(session, owner, name, tokens, size, now)
             row = JobRow(
-                id=f"ftjob-{secrets.token_hex(12)}",
+                id=job_id,
                 owner=owner,
                 status=JobStatus.QUEUED,
                 model=model,

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from sqlalchemy import (
+    BigInteger,
     Boolean,
     Double,
     Text,
@@ -19,7 +20,8 @@ from sqlalchemy import (
 )
 from sqlalchemy.orm import Session, aliased
 
-from server.db.tables import EventRow, JobRow
+from server.db.owner_limits import Limits, limits_of
+from server.db.tables import EventRow, JobRow, LimitRow, OwnerRow
 from server.jobs.queue.job import EventType, Job, JobStatus, Level
 
 MAX_LOST_LEASES = 5
@@ -67,19 +69,26 @@ _OWNERS_LAST_START = (
     .correlate(JobRow)
     .scalar_subquery()
 )
-_WAITS = JobRow.status == JobStatus.QUEUED.value
+_OWN_RUNNING = select(LimitRow.running_jobs).where(LimitRow.owner == JobRow.owner)
+_MOST_RUNNING = func.coalesce(
+    _OWN_RUNNING.correlate(JobRow).scalar_subquery(), bindparam("running", type_=BigInteger)
+)
+_WAITS = (JobRow.status == JobStatus.QUEUED.value) & or_(
+    _MOST_RUNNING == 0, _OWNERS_RUNNING < _MOST_RUNNING
+)
 _NEXT = (
-    select(JobRow.number)
+    select(JobRow.number, JobRow.owner, JobRow.status)
     .where(or_(_WAITS, _LOST))
     .order_by(case((_WAITS, 1), else_=0), _OWNERS_RUNNING, _OWNERS_LAST_START, JobRow.number)
     .limit(1)
     .with_for_update(skip_locked=True)
-    .correlate(None)
-    .scalar_subquery()
 )
 _TAKE_NEXT = (
     update(JobRow)
-    .where(JobRow.number == _NEXT, or_(not_(_BUSY), JobRow.lost_leases < SUSPECT_LOST_LEASES))
+    .where(
+        JobRow.number == bindparam("next"),
+        or_(not_(_BUSY), JobRow.lost_leases < SUSPECT_LOST_LEASES),
+    )
     .values(
         status=JobStatus.RUNNING.value,
         attempt=JobRow.attempt + 1,
@@ -103,9 +112,9 @@ _CLAIMABLE = select(
 )
 
 
-def has_claimable(session: Session, now: float) -> bool:
+def has_claimable(session: Session, now: float, running: int) -> bool:
     """Whether `settle_lost_jobs` or `take_next` would find a job to change."""
-    return bool(session.scalar(_CLAIMABLE, {"at": now}))
+    return bool(session.scalar(_CLAIMABLE, {"at": now, "running": running}))
 
 
 @dataclass(frozen=True, eq=False)
@@ -197,7 +206,33 @@ def settle_lost_jobs(session: Session, worker: str, now: float, busy: bool) -> N
         )
 
 
-def take_next(session: Session, by: str, lease_s: float, now: float, busy: bool) -> JobRow | None:
-    """Give the next job to the worker `by`, in one statement; None if nothing waits for it."""
-    values = {"by": by, "lease": lease_s, "at": now, "busy": busy}
-    return session.scalar(_TAKE_NEXT, values, execution_options={"synchronize_session": False})
+def take_next(
+    session: Session, by: str, lease_s: float, now: float, busy: bool, running: int
+) -> JobRow | None:
+    """Give the next job to the worker `by`; None if nothing waits for it.
+
+    Args:
+        running: how many jobs of an owner may run at once, unless its own limit says otherwise;
+            0: any number.
+    """
+    values = {"by": by, "lease": lease_s, "at": now, "busy": busy, "running": running}
+    found = session.execute(_NEXT, values).one_or_none()
+    if found is None:
+        return None
+    number, owner, status = found
+    if status == JobStatus.QUEUED.value and _as_many_run(session, owner, running):
+        return None
+    return session.scalar(
+        _TAKE_NEXT, values | {"next": number}, execution_options={"synchronize_session": False}
+    )
+
+
+def _as_many_run(session: Session, owner: str, default: int) -> bool:
+    """Whether as many of the owner's jobs run as may: another worker may have just taken one."""
+    most = limits_of(session, owner, Limits(running_jobs=default)).running_jobs
+    if not most:
+        return False
+    mine = select(OwnerRow.id).where(OwnerRow.id == owner)
+    session.execute(mine.with_for_update(key_share=True))  # until the other's is to be seen
+    run = JobRow.owner == owner, JobRow.status == JobStatus.RUNNING.value
+    return (session.scalar(select(func.count()).where(*run)) or 0) >= most

@@ -13,6 +13,7 @@ from adapters_store.manifest import AdapterRef
 from adapters_store.store_errors import StoreError
 from server.jobs.queue.evaluation import Evaluation
 from server.jobs.queue.job import Checkpoint, Level
+from server.jobs.queue.quotas import adapter_name
 from server.jobs.queue.training_metrics import TrainingMetrics
 from server.training.job import evaluate
 from server.training.job.job_phase import Claim
@@ -132,7 +133,7 @@ class JobOutput:
             return publish_once(
                 self._claim.services.store,
                 job.owner,
-                job.suffix or f"ft-{job.id[-8:]}",
+                adapter_name(job.suffix, job.id),
                 self._setup.manifest(metrics, step),
                 tensors,
                 lock=self._claim.folder.lock,

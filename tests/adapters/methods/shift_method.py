@@ -74,6 +74,6 @@ class _ShiftDelta:
 
 
 SHIFT = MethodKind(
-    MethodSpec("shift", (Variant(None, 1, 1e-2, 1e-1, "nobody", alpha_per_rank=2.0),)),
+    MethodSpec("shift", (Variant(None, 1, 1e-2, "nobody", alpha_per_rank=2.0),)),
     lambda options: Shift(),
 )

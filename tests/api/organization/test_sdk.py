@@ -174,3 +174,50 @@ def test_an_owner_sees_its_own_things_alone(
     file = ours.files.create(file=("a.jsonl", b"{}"), purpose="fine-tune")
     with pytest.raises(openai.NotFoundError):
         sdks["team-b"].files.retrieve(file.id)
+
+
+def test_limits(admin: OpenAI, open_with: Open, locked: Running) -> None:
+    projects = admin.admin.organization.projects
+    projects.create(name="team-a")
+    rates = projects.rate_limits
+    found = [*rates.list_rate_limits("team-a")]
+    assert [(it.id, it.model, it.max_tokens_per_1_minute) for it in found] == [
+        ("rl-base", "base", 0)
+    ]
+    changed = rates.update_rate_limit(
+        "rl-base", project_id="team-a", max_requests_per_1_minute=7, max_tokens_per_1_minute=900
+    )
+    assert (changed.max_requests_per_1_minute, changed.max_tokens_per_1_minute) == (7, 900)
+    kept = rates.update_rate_limit("rl-base", project_id="team-a", max_tokens_per_1_minute=0)
+    assert (kept.max_requests_per_1_minute, kept.max_tokens_per_1_minute) == (7, 0)
+    for wrong in ("rl-other", "rl-"):
+        with pytest.raises(openai.NotFoundError):
+            rates.update_rate_limit(wrong, project_id="team-a", max_tokens_per_1_minute=1)
+    with pytest.raises(openai.BadRequestError):
+        rates.update_rate_limit("rl-base", project_id="team-a", max_tokens_per_1_minute=-1)
+    set_to = projects.update("team-a", extra_body={"limits": {"files": 1, "weight": 2}})
+    assert set_to.to_dict()["limits"]["files"] == 1  # type: ignore[index]
+    account = projects.service_accounts.create("team-a", name="bot")
+    key = projects.service_accounts.api_keys.create(
+        account.id, project_id="team-a", name="all", scopes=["admin", "files"]
+    )
+    projects.service_accounts.update(account.id, project_id="team-a", role="owner")
+    team = open_with(key.value)
+    assert (
+        next(iter(team.admin.organization.projects.list())).to_dict()["limits"]
+        == (set_to.to_dict()["limits"])
+    )
+    for forbidden in (
+        lambda: team.admin.organization.projects.update("team-a", extra_body={"limits": {}}),
+        lambda: team.admin.organization.projects.rate_limits.update_rate_limit(
+            "rl-base", project_id="team-a", max_tokens_per_1_minute=10**6
+        ),
+    ):
+        with pytest.raises(openai.PermissionDeniedError):
+            forbidden()
+    assert team.files.create(file=("a.jsonl", b"{}"), purpose="fine-tune").id
+    with pytest.raises(openai.RateLimitError) as caught:
+        team.with_options(max_retries=3).files.create(file=("b.jsonl", b"{}"), purpose="fine-tune")
+    assert code_of(caught.value) == (429, "insufficient_quota")
+    assert caught.value.type == "insufficient_quota" and "may have 1" in str(caught.value)
+    assert caught.value.response.headers["x-should-retry"] == "false"

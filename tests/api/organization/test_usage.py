@@ -15,8 +15,8 @@ from server.__main__ import main
 from server.db.usage_rows import COUNTS, HOUR_S, UsageKey
 from server.tenancy.keys import Keys
 from server.tenancy.principal import SERVER_ADMIN, Scope
-from server.tenancy.usage_book import DAY_S, UsageWriter
-from server.tenancy.usage_counts import Hourly
+from server.tenancy.usage.usage_book import DAY_S, UsageWriter
+from server.tenancy.usage.usage_counts import Hourly
 from tests.api.running import Publish, Running, Serve, eventually
 
 HELLO: list[Any] = [{"role": "user", "content": "hello"}]

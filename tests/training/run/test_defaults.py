@@ -27,7 +27,7 @@ def test_what_is_left_open_takes_the_defaults() -> None:
         {"targets": "attention"},
         {"targets": ("q_proj", "v_proj")},
         {"learning_rate": 0.5},
-        {"n_epochs": 3},
+        {"n_epochs": 1},
         {"validation_split": 0.0},
         {"dropout": 0.0},
         {"schedule": "linear"},

@@ -239,7 +239,9 @@ _MEASURED: Final = "rate measured on two bases"
 
 
 LORA: Final = MethodKind(
-    MethodSpec("lora", (_variant(None, 3e-3, f"{_MEASURED}; LoRA's paper for GPT-2: rank 4, 2e-4"),)),
+    MethodSpec(
+        "lora", (_variant(None, 3e-3, f"{_MEASURED}; LoRA's paper for GPT-2: rank 4, 2e-4"),)
+    ),
     LowRank.lora,
     peft=PeftForm("LORA", partial(read_lora, LowRank())),
 )

@@ -15,7 +15,7 @@ from server.db.usage_rows import COUNTS, UsageKey, add_usage
 from server.errors import InvalidRequest
 from server.tenancy.owners import clean
 from server.tenancy.repeating import repeating
-from server.tenancy.usage_counts import Hourly, UsageCounts, rows_of
+from server.tenancy.usage.usage_counts import Hourly, UsageCounts, rows_of
 
 DAY_S: Final = 86_400
 HOURS_KEPT_DAYS: Final = 62

@@ -1,6 +1,6 @@
 """Counts what each key uses, in memory. The event loop only adds to numbers; a thread collects.
 
-`server.tenancy.usage_book` writes what is collected, and `server.tenancy.busy_names` shows it.
+`server.tenancy.usage.usage_book` writes what is collected, and `server.tenancy.usage.busy_names` shows it.
 """
 
 import threading
@@ -11,7 +11,7 @@ from typing import Final
 
 from server.db.audit_trail import Actor
 from server.db.usage_rows import COUNTS, HOUR_S, OTHER, UsageKey
-from server.tenancy.busy_names import BusyNames
+from server.tenancy.usage.busy_names import BusyNames
 
 MOST_MODELS: Final = 1000
 """Models that are counted by name, of one owner in one hour; the rest are `other`."""

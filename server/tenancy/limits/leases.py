@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
-from server.tenancy.gcra import MOST_OWED_S, PERIOD_S, Bucket, Verdict
+from server.tenancy.limits.gcra import MOST_OWED_S, PERIOD_S, Bucket, Verdict
 
 _AHEAD = 0.005  # of a minute's limit: what a process holds beyond what it needs
 _SPARE = 16  # and at most one part in so many of what is left
@@ -80,19 +80,23 @@ class LeasedBucket:
             self._owed = min(self._owed + amount, self._most_owed)
         return Verdict.of(self.limit, min(self._available(now), amount - 1e-3), amount)
 
-    def settle(self, reserved: float, used: float, now: float) -> None:
-        """What was `reserved` is over, and so much was `used`."""
-        if used > reserved:
-            self._owed += used - reserved
-        self._held += max(reserved - used, 0.0)
-        if self._held > 2 * _AHEAD * self.limit:
-            self._exchange(now, keep=_AHEAD * self.limit)
+    def known(self, amount: float, now: float) -> bool:
+        """Whether `take` needs no trip to the store."""
+        return amount <= self._held or self._known_refusal(amount, now)
 
-    def tidy(self, now: float) -> None:
-        """To be called about once a second: tell the store what it does not know yet."""
-        idle = now - self._used > _IDLE_S
-        if self._owed or (idle and self._held):
-            self._exchange(now, keep=0.0 if idle else self._held)
+    def settle(self, reserved: float, used: float) -> None:
+        """What was `reserved` is over, and so much was `used`. The next `tidy` tells the store."""
+        self._owed += max(used - reserved, 0.0)
+        self._held += max(reserved - used, 0.0)
+
+    def tidy(self, now: float) -> bool:
+        """To be called about twice a second: tell the store what it does not know yet, and give
+        back what is too much. Returns whether there was nothing of either."""
+        keep = 0.0 if now - self._used > _IDLE_S else _AHEAD * self.limit
+        if not self._owed and self._held <= 2 * keep:
+            return not self._held
+        self._exchange(now, keep=min(keep, self._held))
+        return False
 
     def close(self, now: float) -> None:
         """Give back all."""
@@ -126,60 +130,3 @@ class LeasedBucket:
     def _available(self, now: float) -> float:
         available = self._shared_now(now) + self._held - self._owed
         return max(min(available, self.limit), -self._most_owed)
-
-
-@dataclass(frozen=True)
-class Admitted:
-    """Whether a request may go on, and what is left for the answer's headers.
-
-    `reserved` tokens are to be settled when the request has ended.
-    """
-
-    allowed: bool
-    requests: Verdict | None
-    tokens: Verdict | None
-    reserved: int = 0
-
-    @property
-    def retry_after_s(self) -> float:
-        """Of the bucket that refused it; 0 if none did."""
-        return max((it.retry_after_s for it in (self.requests, self.tokens) if it), default=0.0)
-
-
-class OwnerLimits:
-    """Requests and tokens a minute of one owner, in two buckets; None: no limit. Thread-safe."""
-
-    def __init__(
-        self, store: LeaseStore, owner: str, requests: int | None, tokens: int | None, now: float
-    ) -> None:
-        self._lock = threading.Lock()
-
-        def bucket(what: str, limit: int | None) -> LeasedBucket | None:
-            return None if limit is None else LeasedBucket(store, f"{what}/{owner}", limit, now)
-
-        self._requests, self._tokens = bucket("requests", requests), bucket("tokens", tokens)
-
-    def admit(self, tokens: int, now: float) -> Admitted:
-        """Count a request, refused or not, and reserve its prompt and `max_tokens`."""
-        with self._lock:
-            requests = self._requests.take(1, now, refusal_counts=True) if self._requests else None
-            if requests is not None and not requests.allowed:
-                return Admitted(
-                    False, requests, self._tokens.take(0, now) if self._tokens else None
-                )
-            reserved = self._tokens.take(tokens, now) if self._tokens else None
-            allowed = reserved is None or reserved.allowed
-            return Admitted(allowed, requests, reserved, tokens if allowed else 0)
-
-    def settle(self, admitted: Admitted, used: int, now: float) -> None:
-        """The request has ended and used so many tokens; to be called once."""
-        with self._lock:
-            if self._tokens and admitted.allowed:
-                self._tokens.settle(admitted.reserved, used, now)
-
-    def tidy(self, now: float) -> None:
-        """See `LeasedBucket.tidy`."""
-        with self._lock:
-            for bucket in (self._requests, self._tokens):
-                if bucket is not None:
-                    bucket.tidy(now)

@@ -1,0 +1,1 @@
+"""The pages by which people sign in, /auth. Programs send keys instead."""

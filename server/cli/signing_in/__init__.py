@@ -1,0 +1,1 @@
+"""Commands that get a key for a person, and give it back."""

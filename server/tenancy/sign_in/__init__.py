@@ -1,0 +1,1 @@
+"""Sign-in of people by an OpenID Connect provider, and what their groups give them."""

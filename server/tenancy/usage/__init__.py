@@ -1,0 +1,1 @@
+"""What owners have used, and who changed what."""
