@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from matplotlib import pyplot as plt
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from benchmarks.claims import grid
@@ -17,8 +18,8 @@ from benchmarks.claims.data.tasks import Task, deciding, load, save
 from benchmarks.claims.grid import RATES, SEEDS, Arm, all_runs, arms_of
 from benchmarks.claims.learning.training import choice_scores
 from benchmarks.claims.runs import Outcome, Run, Side, outcomes
-from benchmarks.claims.shown.plots import draw
-from benchmarks.claims.shown.tables import all_tables
+from benchmarks.claims.shown.plots import by_bytes, draw
+from benchmarks.claims.shown.tables import Line, all_tables
 from benchmarks.claims.work import work
 from server.bases.tokenizer import load_tokenizer
 from server.training.run.examples import Example
@@ -107,6 +108,20 @@ def test_a_batch_counts_each_token_of_the_answers_once(tmp_path: Path) -> None:
     assert read.end == 5 and read.prompt(1) == [6, 7]
 
 
+def test_a_row_behind_many_tokens_is_cut_where_it_lies() -> None:
+    """The prompts' lengths are stored in 16 bits, in which the place of such a row has no room."""
+    first = Example.of([1] * 40_000, [(2, 40_000)])
+    last = Example.of([*range(10, 30)], [(4, 20)])
+    assert first is not None and last is not None
+    rows = Encoded.of([first, last], [2, 4], [[1, 2], [14, 3]], [0, 0])
+    for split in (rows, Encoded.of([first, last, last]).first(2)):
+        batch = Batches(split, torch.device("cpu")).batch([1])
+        assert batch.ids[0, :19].tolist() == [*range(10, 29)]
+        assert batch.targets[batch.targets != IGNORED].tolist() == [*range(14, 30)]
+        assert batch.num_targets == 16
+        assert split.prompt(1) == [10, 11, 12, 13]
+
+
 def test_every_full_batch_of_one_length_has_one_shape() -> None:
     """Else each step would be recorded anew."""
     batches = Batches(encoded(), torch.device("cpu"))
@@ -186,6 +201,17 @@ def test_a_plot_is_drawn_of_any_part_of_the_grid(
 ) -> None:
     assert draw(whole_grid, {}, tmp_path).stat().st_size > 20_000
     assert draw({}, {}, tmp_path).exists()
+
+
+def test_a_seed_that_diverged_does_not_stretch_the_axis() -> None:
+    run = Run("e2e", "ours", "lora", 8, 0.01)
+    scores = [{"BLEU": score} for score in (63.5, 65.5, 0.0)]
+    figure, axes = plt.subplots()
+    by_bytes(axes, "e2e", [Line("LoRA", run, 10, 40, [1.1, 1.1, 5.6], scores)])
+    assert 55 < axes.get_ylim()[0] < 63.5
+    assert [text.get_text().strip() for text in axes.texts] == ["0.0"]
+    assert sorted(mark for line in axes.lines for mark in line.get_ydata())[1:] == [63.5, 65.5]
+    plt.close(figure)
 
 
 def test_outcomes_come_back_from_their_lines(tmp_path: Path) -> None:

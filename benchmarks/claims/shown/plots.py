@@ -2,6 +2,7 @@
 
 import math
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import matplotlib
@@ -22,6 +23,7 @@ _COLOURS = {
     "RandLoRA": "#228833",
     "asymmetric": "#aa7700",
 }
+_MARKS = "os^D"  # a method's variants, in the order of the grid
 
 
 def draw(done: Done, scores: Scores, folder: Path) -> Path:
@@ -37,7 +39,7 @@ def draw(done: Done, scores: Scores, folder: Path) -> Path:
     for axes in spaces[len(shown) :]:
         axes.set_visible(False)
     for axes, (task, lines) in zip(spaces, shown.items(), strict=False):
-        _by_bytes(axes, task, lines)
+        by_bytes(axes, task, lines)
     handles: dict[str, Any] = {}
     for axes in spaces[: len(shown)]:
         marks, names = axes.get_legend_handles_labels()
@@ -50,29 +52,35 @@ def draw(done: Done, scores: Scores, folder: Path) -> Path:
     return file
 
 
-def _by_bytes(axes: Axes, task: str, lines: list[Line]) -> None:
-    for line in lines:
-        mean, sd = line.headline
-        if line.name == "base":
-            axes.axhline(mean, color="#777777", ls=":", label="base, zero-shot")
-            continue
-        family = next((name for name in _COLOURS if line.name.startswith(name)), "")
-        variant = line.name != family
-        axes.errorbar(
-            [line.bytes],
-            [mean],
-            [sd],
-            color=_COLOURS.get(family, "#777777"),
-            marker="s" if variant else "o",
-            fillstyle="none" if variant else "full",
-            ms=5,
-            capsize=3,
-            ls="none",
-            label=line.name,
-        )
+def by_bytes(axes: Axes, task: str, lines: list[Line]) -> None:
+    """A mark for each seed. The axis is as long as the methods' middle seeds need: a worse seed is
+    an arrow at its lower end with the score beside it, and the base is in the title."""
+    seeds = [(line, line.scores_of(HEADLINES[task])) for line in lines if line.name != "base"]
+    seeds = [(line, values) for line, values in seeds if values]
+    floor = min((median(values) for _, values in seeds), default=0.0)
+    top = max((max(values) for _, values in seeds), default=100.0)
+    lowest = floor - max(1.0, 0.5 * (top - floor))
+    for line, values in seeds:
+        colour, mark = _style(line.name)
+        style: dict[str, Any] = {"color": colour, "fillstyle": "none"}
+        shown = [value for value in values if value >= lowest]
+        axes.plot([line.bytes] * len(shown), shown, mark, ms=5, ls="", label=line.name, **style)
+        for value in set(values) - set(shown):
+            axes.plot([line.bytes], [lowest], "v", ms=6, **style, clip_on=False)
+            axes.annotate(f"  {value:.1f}", (line.bytes, lowest), fontsize=8, va="bottom")
+    axes.set_ylim(lowest, top + 0.1 * (top - lowest))
     axes.set_xscale("log")
-    axes.set_title(f"{task}: {HEADLINES[task]}", fontsize=10)
+    base = next((line.headline[0] for line in lines if line.name == "base"), math.nan)
+    axes.set_title(f"{task}: {HEADLINES[task]} (base {base:.1f})", fontsize=10)
     axes.set_xlabel("bytes at rest", fontsize=8)
     axes.tick_params(labelsize=8)
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
+
+
+def _style(name: str) -> tuple[str, str]:
+    """Colour and mark of an arm."""
+    family = next(family for family in _COLOURS if name.startswith(family))
+    arms = (*grid.MAIN, *grid.VARIANTS, grid.SPARSEST)
+    variants = list(dict.fromkeys(arm.name for arm in arms if arm.name.startswith(family)))
+    return _COLOURS[family], _MARKS[variants.index(name)]

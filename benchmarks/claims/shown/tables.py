@@ -33,7 +33,11 @@ class Line:
 
     def score(self, name: str) -> Spread:
         """NaN until something was scored."""
-        return spread([scores[name] for scores in self.scores if name in scores] or [math.nan])
+        return spread(self.scores_of(name) or [math.nan])
+
+    def scores_of(self, name: str) -> list[float]:
+        """Of each seed that was scored."""
+        return [scores[name] for scores in self.scores if name in scores]
 
     @property
     def headline(self) -> Spread:
