@@ -1,8 +1,8 @@
 """Counters and histograms, under vLLM's names (prefix `verandah:`) where the meaning is the same.
 
 Knows neither who records nor who reads. No label grows with users, adapters or requests: series of
-owners and adapters, of the busiest alone, are in `server.tenancy.usage.busy_names`. `server.api.ops`
-reads gauges from their owners at each scrape.
+owners and adapters, of the busiest alone, are in `server.tenancy.usage.busy_names`.
+`server.api.ops` reads gauges from their owners at each scrape.
 """
 
 from bisect import bisect_left

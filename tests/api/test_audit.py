@@ -156,6 +156,10 @@ RECIPES: dict[str, Recipe] = {
         "api_key.updated",
         lambda it: sent(f"{P}/team/api_keys/{it.key}/rotate"),
     ),
+    f"POST {P}/{{project_id}}/rate_limits/{{rate_limit_id}}": (
+        "rate_limit.updated",
+        lambda _: sent(f"{P}/team/rate_limits/rl-base", max_requests_per_1_minute=5),
+    ),
     "POST /v1/organization/users/{user_id}": (
         "user.updated",
         lambda it: sent(f"/v1/organization/users/{it.user}", role="owner"),

@@ -11,7 +11,7 @@ from server.db.session import Database
 from server.db.tables import UsageRow, UsageWriterRow
 from server.db.usage_rows import HOUR_S, UsageKey
 from server.errors import InvalidRequest, Unavailable
-from server.tenancy import usage_book
+from server.tenancy.usage import usage_book
 from server.tenancy.usage.usage_book import (
     DAY_S,
     Place,

@@ -1,6 +1,7 @@
 """How well the base, the base with examples in its prompt, and an adapter say a user's fresh lines.
 
-Losses are of the answers alone, in nats per token, on the base in float32.
+Losses are of the answers alone, in nats per token, on the base in float32. An adapter is asked as
+it was trained: without the template's default system prompt. The base is asked with it.
 """
 
 from collections.abc import Sequence
@@ -27,27 +28,30 @@ class Judge:
     def __init__(self, base: str, adapters: Path, device: str) -> None:
         dtype = torch.float32
         self._base: BaseModel = load_base(base, device=device, dtype=dtype)
-        self._encoder = LineEncoder.of(self._base, load_tokenizer(base))
+        tokenizer = load_tokenizer(base)
+        self._usual = LineEncoder.of(self._base, tokenizer)
+        self._bare = LineEncoder.of(self._base, tokenizer.without_default_prompt())
         self._store = AdapterStore(adapters)
 
     def losses(self, user: User, adapter: str | None) -> dict[str, float]:
         """`base`, `shots` (the first lines of the file stand in the prompt) and `adapter`."""
-        asked = self._examples(user, 0)
         found = {
-            "base": self._loss(asked),
-            "shots": self._loss(self._examples(user, SHOTS)),
+            "base": self._loss(self._examples(self._usual, user, 0)),
+            "shots": self._loss(self._examples(self._usual, user, SHOTS)),
         }
         if adapter is not None:
-            with self._trained(adapter).active():
-                found["adapter"] = self._loss(asked)
+            trained, default_prompt = self._trained(adapter)
+            encoder = self._usual if default_prompt else self._bare
+            with trained.active():
+                found["adapter"] = self._loss(self._examples(encoder, user, 0))
         return found
 
-    def _examples(self, user: User, shots: int) -> list[Example]:
+    def _examples(self, encoder: LineEncoder, user: User, shots: int) -> list[Example]:
         before = chat(user.lines[:shots], weight=0)
         return [
             example
             for pair in user.fresh
-            for example in self._encoder.examples({"messages": [*before, *chat([pair])]})
+            for example in encoder.examples({"messages": [*before, *chat([pair])]})
         ]
 
     @torch.no_grad()
@@ -57,7 +61,8 @@ class Judge:
             sums.add(*counted_losses(self._base, examples[start : start + _AT_ONCE]))
         return sums.score().loss
 
-    def _trained(self, adapter: str) -> TrainableAdapter:
+    def _trained(self, adapter: str) -> tuple[TrainableAdapter, bool]:
+        """The adapter, and whether it was trained with the template's default system prompt."""
         name, _, version = adapter.partition("@")
         (owner,) = [one for one in self._store.owners() if name in self._store.names(one)]
         ref = self._store.resolve(owner, name, int(version) if version else None)
@@ -68,4 +73,4 @@ class Judge:
             self._base, manifest.method, manifest.rank, manifest.seed, manifest.targets, options
         )
         trained.load_tensors(tensors)
-        return trained
+        return trained, manifest.default_prompt

@@ -1,6 +1,7 @@
 """Counts what each key uses, in memory. The event loop only adds to numbers; a thread collects.
 
-`server.tenancy.usage.usage_book` writes what is collected, and `server.tenancy.usage.busy_names` shows it.
+`server.tenancy.usage.usage_book` writes what is collected, and
+`server.tenancy.usage.busy_names` shows it.
 """
 
 import threading
