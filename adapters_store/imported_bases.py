@@ -63,8 +63,8 @@ class ImportedBases:
         if set(tensors) != _NAMES:
             raise ValueError(f"a basis is 'a' and 'b', not {sorted(tensors)}")
         sha256 = basis_sha256(tensors)
-        if not self._path(sha256).exists():
-            self._write(self._path(sha256), tensors)
+        if not self.path(sha256).exists():
+            self._write(self.path(sha256), tensors)
         return sha256
 
     def read(self, sha256: str) -> dict[str, Tensor]:
@@ -74,7 +74,7 @@ class ImportedBases:
             AdapterNotFound: no such pair.
             AdapterCorrupt: the file is not what its name says.
         """
-        path = self._path(sha256)
+        path = self.path(sha256)
         with _readable(path, sha256):
             tensors = load_file(path)
         if set(tensors) != _NAMES or basis_sha256(tensors) != sha256:
@@ -91,7 +91,7 @@ class ImportedBases:
             AdapterNotFound: no such pair.
             AdapterCorrupt: the file cannot be read.
         """
-        path = self._path(sha256)
+        path = self.path(sha256)
         with _readable(path, sha256), safe_open(path, framework="pt") as file:
             return {name: tuple(file.get_slice(name).get_shape()) for name in _NAMES}
 
@@ -106,7 +106,8 @@ class ImportedBases:
                 with suppress(OSError):  # not a file of ours, or not ours to remove
                     path.unlink()
 
-    def _path(self, sha256: str) -> Path:
+    def path(self, sha256: str) -> Path:
+        """Where a pair is, if it exists."""
         return self._root / f"{sha256}{_SUFFIX}"
 
     def _write(self, path: Path, tensors: Mapping[str, Tensor]) -> None:

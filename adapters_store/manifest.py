@@ -74,6 +74,10 @@ class AdapterRef:
     def __str__(self) -> str:
         return f"{self.name}@{self.version}"
 
+    def id_for(self, owner: str) -> str:
+        """The id that `owner` writes: another's adapter is OWNER/NAME@VERSION."""
+        return str(self) if owner == self.owner else f"{self.owner}/{self}"
+
 
 @dataclass(frozen=True)
 class Manifest:

@@ -64,8 +64,9 @@ class AdapterStore:
         """Write the next version and make it the latest. It is on the disk when this returns.
 
         `basis` are the matrices that `manifest.basis_sha256` names, if it came with its own.
-        With `latest` False the version stands aside: the bare name never comes to mean it.
-        `room` is entered with the file's bytes while the version appears. It may refuse it.
+        With `latest` False the version stands aside: the bare name never comes to mean it. The
+        version is of the adapter that is `spelled` differently, if there is one. `room` is entered
+        with the file's bytes while the version appears. It may refuse it.
 
         Raises:
             InvalidName: `owner` or `name` may not be a folder's name.
@@ -87,9 +88,17 @@ class AdapterStore:
                     self._lock(".lock", fcntl.LOCK_EX),
                     room(size) if room else contextlib.nullcontext(),
                 ):
-                    return self._commit(owner, name, staged)
+                    return self._commit(owner, self.spelled(owner, name), staged)
             finally:
                 shutil.rmtree(staged, ignore_errors=True)  # gone already, unless something failed
+
+    def spelled(self, owner: str, name: str) -> str:
+        """The owner's adapter whose name is `name` or differs only in capital letters, which is
+        the same adapter; `name` itself if there is none."""
+        if self._folder(owner, name).exists():
+            return name
+        same = name.casefold()
+        return next((one for one in self.names(owner) if one.casefold() == same), name)
 
     def resolve(self, owner: str, name: str, version: int | None = None) -> AdapterRef:
         """Find a version (None: the latest) without opening it. One small read.
@@ -206,6 +215,14 @@ class AdapterStore:
         if imported:
             self._sweep_bases()
         return removed
+
+    def remove_owner(self, owner: str) -> None:
+        """Remove the folder of an owner without adapters, with the numbers of deleted ones."""
+        with self._staging_in_use(), self._lock(".lock", fcntl.LOCK_EX):
+            folder = self._root / check_name("owner", owner)
+            if folder.exists() and not _valid_names(folder):
+                self._discard(folder)
+        self.sweep()
 
     def path(self, ref: AdapterRef) -> Path:
         """Where the version's file is, if it exists."""

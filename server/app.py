@@ -25,6 +25,7 @@ from server.api.adapters import (
     analysis_endpoints,
     model_endpoints,
     porting_endpoints,
+    share_endpoints,
 )
 from server.api.app_services import Services
 from server.api.completions import chat_completion, text_completion
@@ -205,7 +206,7 @@ def _invalid(request: Request, error: Exception) -> Response:
 _ENDPOINTS = (
     *(chat_completion, text_completion, model_endpoints),
     # Last the one whose ids may hold a slash, as OWNER/NAME: it would take the others' paths.
-    *(analysis_endpoints, porting_endpoints, adapter_endpoints),
+    *(analysis_endpoints, porting_endpoints, share_endpoints, adapter_endpoints),
     *(file_endpoints, job_endpoints, job_event_endpoints),
     *(project_endpoints, member_endpoints, service_account_endpoints, key_endpoints),
     *(user_endpoints, admin_key_endpoints, audit_endpoints, usage_endpoints),

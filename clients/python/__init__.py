@@ -12,7 +12,7 @@ from .client_errors import (
     JobFailed,
 )
 from .hyperparameters import Hyperparameters
-from .shapes import Adapter, Checkpoint, Event, Job, Judgement, Sample, UploadedFile
+from .shapes import Adapter, Checkpoint, Event, Job, Judgement, Sample, Share, UploadedFile
 
 __all__ = [
     "Adapter",
@@ -31,5 +31,6 @@ __all__ = [
     "JobFailed",
     "Judgement",
     "Sample",
+    "Share",
     "UploadedFile",
 ]

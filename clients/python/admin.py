@@ -41,6 +41,19 @@ class Admin:
         """Refuse an owner's keys from now on. Nothing is deleted."""
         return self._post(path_of(_OWNERS, owner, "archive"))
 
+    def delete_owner(self, owner: str, *, export: str | None = None) -> Document:
+        """Begin to delete an owner with everything of it; `export` names a new folder in the
+        home's `exports`, which gets a copy of adapters and files before."""
+        query = {} if export is None else {"export": export}
+        path = path_of(_OWNERS, owner)
+        document: Document = self._server.json("DELETE", path, params=query)
+        return document
+
+    def deletion(self, owner: str) -> Document:
+        """How far the deletion of an owner is."""
+        document: Document = self._server.json("GET", path_of(_OWNERS, owner, "deletion"))
+        return document
+
     def keys(self, owner: str) -> list[Document]:
         """An owner's keys that were not revoked, without their values."""
         return [*self._server.pages(path_of(_OWNERS, owner, "api_keys"))]

@@ -13,13 +13,14 @@ from .client_errors import ApiError, ConnectionFailed, JobFailed
 from .folders import check_free, checkpoint_files, unpack
 from .http_connection import HttpConnection, path_of
 from .hyperparameters import Hyperparameters
-from .shapes import Adapter, Checkpoint, Event, Job, UploadedFile
+from .shapes import Adapter, Checkpoint, Event, Job, Share, UploadedFile
 from .slim import without_copies
 
 DEFAULT_URL = "http://127.0.0.1:8000"
 DEFAULT_TIMEOUT = httpx.Timeout(600.0, connect=10.0)
 _JOBS = "/v1/fine_tuning/jobs"
 _ADAPTERS = "/v1/adapters"
+_SHARES = "/v1/shares"
 
 Message = Mapping[str, str]
 
@@ -287,6 +288,26 @@ class Client:
     def unpin(self, adapter_id: str) -> Adapter:
         """Allow an adapter to be evicted again."""
         return Adapter.of(self._server.json("POST", path_of(_ADAPTERS, adapter_id, "unpin")))
+
+    def shares(self, adapter: str | None = None, *, received: bool = False) -> list[Share]:
+        """The shares that you give, of one adapter or all; or those that you receive."""
+        query = {"received": "true"} if received else {}
+        query |= {} if adapter is None else {"adapter": adapter}
+        return [Share.of(one) for one in self._server.pages(_SHARES, query)]
+
+    def share(self, adapter: str, whom: str, to: str = "use") -> Share:
+        """Let another owner, or "all", `use` your adapter or also `copy` it."""
+        body = {"adapter": adapter, "with": whom, "to": to}
+        return Share.of(self._server.json("POST", _SHARES, json=body))
+
+    def end_share(self, share_id: str) -> None:
+        """End a share that you give."""
+        self._server.json("DELETE", path_of(_SHARES, share_id))
+
+    def copy(self, adapter_id: str, name: str) -> Adapter:
+        """Publish an adapter, also one that is shared to copy, as the next version of `name`."""
+        path = path_of(_ADAPTERS, adapter_id, "copy")
+        return Adapter.of(self._server.json("POST", path, json={"name": name}))
 
     def delete(self, adapter_id: str) -> None:
         """Delete an adapter (NAME), or one version of it (NAME@VERSION)."""

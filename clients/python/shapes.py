@@ -105,15 +105,28 @@ class Event(Record):
 
 
 @dataclass(frozen=True)
+class Share(Record):
+    """An adapter that `owner` lets `raw["with"]` ("all": everybody) use or copy."""
+
+    id: str
+    adapter: str
+    owner: str
+    to: str
+    raw: Mapping[str, Any] = field(repr=False)
+
+
+@dataclass(frozen=True)
 class Adapter(Record):
-    """An adapter. `residency` is its place: resident, host, loading or stored."""
+    """An adapter. `residency` is its place: resident, host, loading or stored. Of one that another
+    owner shares, `shared` is what it is shared to, and the place is not told."""
 
     id: str
     version: int
     versions: tuple[int, ...]
-    residency: str
-    pinned: bool
     raw: Mapping[str, Any] = field(repr=False)
+    residency: str = ""
+    pinned: bool = False
+    shared: str = ""
     method: str | None = None
     rank: int | None = None
     bytes: int | None = None

@@ -16,6 +16,7 @@ from server.jobs.files.file_store import Files
 from server.jobs.queue.job_queue import JobQueue
 from server.jobs.queue.method_spec import MethodSpecs
 from server.metrics import Metrics
+from server.tenancy.deletions import Deletions
 from server.tenancy.key_book import KeyBook
 from server.tenancy.keys import Keys
 from server.tenancy.limits.limit_book import LimitBook
@@ -23,6 +24,7 @@ from server.tenancy.limits.request_limits import RequestLimits
 from server.tenancy.owners import Owners
 from server.tenancy.people import People
 from server.tenancy.principal import Principal
+from server.tenancy.shares import Shares
 from server.tenancy.sign_in.signing_in import SigningIn
 from server.tenancy.usage.audit_log import AuditLog
 from server.tenancy.usage.usage_book import UsageBook
@@ -48,11 +50,14 @@ class BaseCard:
 
 @dataclass(frozen=True)
 class Tenants:
-    """The owners, their limits, users and keys in the database, what they used and changed."""
+    """The owners, their limits, users, keys and shares in the database, what they used and changed,
+    and which are being deleted."""
 
     owners: Owners
     people: People
     keys: KeyBook
+    shares: Shares
+    deletions: Deletions
     audit: AuditLog
     usage: UsageBook
     limits: LimitBook
@@ -64,6 +69,8 @@ class Tenants:
             Owners(database),
             People(database),
             KeyBook(database),
+            Shares(database),
+            Deletions(database),
             AuditLog(database),
             UsageBook(database),
             LimitBook(database, limits),

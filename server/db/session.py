@@ -37,7 +37,10 @@ from sqlalchemy.pool import ConnectionPoolEntry
 
 from server.db.sqlite_file import damaged, failure, what_is_lost
 from server.db.tables import OwnerRow, TableBase
-from server.errors import Unavailable
+from server.errors import Conflict, Unavailable
+
+ACTIVE_OWNER = "active"
+"""The status of an owner that may have new things; see `server.tenancy.owners.Owner`."""
 
 _PATIENCE_S = 15.0
 _MAX_CONNECTIONS = 40  # more than the threads that ask, so that readers never wait for writers
@@ -174,8 +177,16 @@ class Database:
 
 
 def ensure_owner(session: Session, owner: str, now: float) -> None:
-    """Make the owner's row if it is missing, so that other rows may refer to it."""
-    if session.get(OwnerRow, owner) is not None:
+    """Make the owner's row if it is missing, so that other rows may refer to it.
+
+    Raises:
+        Conflict: the owner is archived or being deleted, so nothing new may be its own. It stays
+            active until the transaction ends.
+    """
+    row = session.get(OwnerRow, owner, with_for_update={"read": True})
+    if row is not None and row.status != ACTIVE_OWNER:
+        raise Conflict(f"project {owner!r} is {row.status}: nothing can be added to it")
+    if row is not None:
         return
     try:
         with session.begin_nested():

@@ -55,6 +55,7 @@ class OwnerRow(TableBase):
     status: Mapped[str] = mapped_column(Name, server_default="active")
     created_at: Mapped[int] = mapped_column(BigInteger)
     archived_at: Mapped[int | None] = mapped_column(BigInteger)
+    shares_revision: Mapped[int] = mapped_column(BigInteger, server_default="0", index=True)
 
 
 class UserRow(TableBase):
@@ -177,8 +178,7 @@ class BucketRow(TableBase):
 
 
 class PlaceRow(TableBase):
-    """How many of an owner's requests at once a process has taken for itself. Those of a process
-    that was not seen for a while are free again."""
+    """How many of an owner's requests at once a process has taken, until it is no longer seen."""
 
     __tablename__ = "places"
 
@@ -197,6 +197,33 @@ class TenancyRow(TableBase):
     number: Mapped[int] = mapped_column(Counter, primary_key=True)
     revision: Mapped[int] = mapped_column(BigInteger)
     seal: Mapped[str] = mapped_column(String(64))
+
+
+class ShareRow(TableBase):
+    """An adapter of the owner that the receiver may use or copy. Receiver NULL: all owners."""
+
+    __tablename__ = "shares"
+
+    number: Mapped[int] = mapped_column(Counter, primary_key=True)
+    id: Mapped[str] = mapped_column(Name, unique=True)
+    owner: Mapped[str] = mapped_column(ForeignKey("owners.id"), index=True)
+    adapter: Mapped[str] = mapped_column(Name)
+    receiver: Mapped[str | None] = mapped_column(ForeignKey("owners.id"), index=True)
+    to: Mapped[str] = mapped_column(Name)
+    created_at: Mapped[int] = mapped_column(BigInteger)
+    created_by: Mapped[str] = mapped_column(Name)
+
+
+class DeletionRow(TableBase):
+    """An owner that is being deleted, or was."""
+
+    __tablename__ = "deletions"
+
+    owner: Mapped[str] = mapped_column(ForeignKey("owners.id"), primary_key=True)
+    export: Mapped[str | None] = mapped_column(Name)
+    step: Mapped[str] = mapped_column(Name)
+    requested_at: Mapped[int] = mapped_column(BigInteger)
+    done_at: Mapped[int | None] = mapped_column(BigInteger)
 
 
 class OwnedRow(TableBase):

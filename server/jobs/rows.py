@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
-from sqlalchemy import ColumnElement, Select, select
+from sqlalchemy import ColumnElement, Select, func, select
 from sqlalchemy.orm import Session
 
 from adapters_store.outside_values import shown
@@ -44,6 +44,12 @@ def find_file(
     row = find(session, FileRow, owner, file_id, lock=lock)
     expired = row is not None and row.expires_at is not None and row.expires_at <= now
     return None if expired else row
+
+
+def count(session: Session, table: type[OwnedRow], owner: str) -> int:
+    """How many rows the owner has."""
+    query = select(func.count()).select_from(table).where(table.owner == owner)
+    return session.scalar(query) or 0
 
 
 def page(

@@ -1,4 +1,4 @@
-"""Keeps what a process remembers of keys and limits true. Knows no requests."""
+"""Keeps what a process remembers of keys, shares and limits true. Knows no requests."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from server.tenancy.keys import Keys
 from server.tenancy.limits.request_limits import RequestLimits
 from server.tenancy.repeating import repeating
+from server.tenancy.shares import Shares
 
 REFRESH_S = 0.5  # a revoked key is refused within a second
 _WRITE_S = 5.0
@@ -15,12 +16,13 @@ _WRITE_S = 5.0
 def watching_keys(
     keys: Keys,
     limits: RequestLimits | None = None,
+    shares: Shares | None = None,
     *,
     refresh_s: float = REFRESH_S,
     write_s: float = _WRITE_S,
 ) -> Iterator[None]:
-    """Forget changed keys, learn of changed limits, and write what was used, until the end of the
-    context.
+    """Forget changed keys and shares, learn of changed limits, and write what was used, until the
+    end of the context.
 
     In threads of their own, since a write may wait for others' and a revoked key must not.
     """
@@ -28,11 +30,12 @@ def watching_keys(
     tasks = (
         *((keys.refresh, refresh_s), (keys.write_uses, write_s)),
         *((limits.refresh, refresh_s), (limits.tidy, refresh_s)),
+        *(((shares.refresh, refresh_s),) if shares else ()),
     )
 
     def at_end() -> None:
         keys.write_uses()
         limits.close()
 
-    with repeating("keys or limits are not up to date", *tasks, at_end=at_end):
+    with repeating("keys, shares or limits are not up to date", *tasks, at_end=at_end):
         yield

@@ -11,14 +11,19 @@ from sqlalchemy.orm import Session
 from adapters_store.manifest import is_name
 from adapters_store.outside_values import shown
 from server.db.audit_trail import record
-from server.db.session import Database
+from server.db.session import ACTIVE_OWNER, Database
 from server.db.tables import KeyRow, OwnerRow
-from server.errors import Conflict, NotFound
+from server.errors import Conflict, InvalidRequest, NotFound
 from server.tenancy.principal import DEFAULT_OWNER
 from server.tenancy.revisions import changing, page_of, printable, touch_keys
 
-ACTIVE = "active"
+ACTIVE = ACTIVE_OWNER
 ARCHIVED = "archived"
+EVERYBODY = "all"
+"""What stands for all owners, so that none may have the name."""
+
+_LETTERS = frozenset(map(chr, range(0x20, 0x7F))) | frozenset("æœøßđłþðÆŒØẞĐŁÞÐ")
+""""Without accents, which names may have as well."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +54,7 @@ class Owners:
             InvalidRequest: it is no name.
             Conflict: an owner's name or id differs only in capital letters or Unicode form.
         """
-        name = printable(name, "name")
+        name = _owner_name(name)
         short = folded(name)
         owner_id = short if is_name(short) else f"proj_{secrets.token_hex(12)}"
         with changing(self._database) as (session, _):
@@ -79,7 +84,7 @@ class Owners:
 
     def rename(self, owner_id: str, name: str) -> Owner:
         """Change the name that people see; the id stays. Raises as `create`, and NotFound."""
-        name = printable(name, "name")
+        name = _owner_name(name)
         with changing(self._database) as (session, _):
             row = find_owner(session, owner_id)
             _refuse_taken(session, name, None, besides=row.id)
@@ -110,12 +115,35 @@ class Owners:
                     after={"status": ARCHIVED},
                 )
                 touch_keys(session, revision, KeyRow.owner == row.id)
+                row.shares_revision = revision  # nobody finds what it shares any more
             return Owner.from_row(row)
 
 
 def folded(name: str) -> str:
     """What is the same for names that differ only in capital letters or Unicode form."""
-    return unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())
+    return unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", name).casefold())
+
+
+def _owner_name(text: str) -> str:
+    """A name that looks like no other: all letters are Latin, and no two of them look the same.
+
+    Raises:
+        InvalidRequest: it is none, or stands for all owners.
+    """
+    name = printable(text, "name")
+    if folded(name) == EVERYBODY:
+        raise InvalidRequest(
+            f"name {EVERYBODY!r} stands for all projects: choose another", param="name"
+        )
+    parts = unicodedata.normalize("NFKD", name)
+    odd = next((it for it in parts if it not in _LETTERS and not unicodedata.combining(it)), None)
+    if odd is not None:
+        raise InvalidRequest(
+            f"name {shown(name)} has {shown(odd)}, which may look like another letter: use Latin "
+            "letters, with accents if need be, digits, spaces and ASCII's punctuation",
+            param="name",
+        )
+    return name
 
 
 def find_owner(session: Session, owner_id: str) -> OwnerRow:

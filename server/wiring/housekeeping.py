@@ -36,7 +36,12 @@ def housekeeping(
     def drop_old_changes() -> None:
         AuditLog(records.database).drop_older(settings.audit_days * DAY_S)
 
+    def cancel_jobs() -> None:
+        while records.jobs.cancel_of_inactive_owners():
+            pass
+
     tasks = (
+        cancel_jobs,  # of owners that were archived just before a crash
         *(UsageBook(records.database).fold, drop_old_changes),
         *(records.database.reserve_room, expire_files, records.files.sweep),
         *(records.store.sweep, remove_job_folders),

@@ -11,6 +11,8 @@ from server.bases.model import BaseModel
 from server.bases.tokenizer import ChatTokenizer, load_tokenizer
 from server.config import BadOption, Settings
 from server.loop_progress import StepProgress
+from server.tenancy.shares import Shares
+from server.tenancy.visibility import visible
 from server.training.colocated.memory_headroom import keep_memory_headroom
 from server.training.colocated.training_thread import TrainingThread, fast_thread_switching
 from server.training.job.job_phase import JobServices
@@ -93,6 +95,7 @@ def worker_parts(
             lease_s=settings.lease_s,
             checkpoint_every_s=settings.checkpoint_every_s,
             progress=progress,
+            may_copy=partial(_may_copy, Shares(records.database)),
         ),
         load=load,
         worker_id=worker_id(os.getpid()),
@@ -100,3 +103,10 @@ def worker_parts(
         jobs=settings.worker_jobs,
         step_tokens=settings.worker_step_tokens,
     )
+
+
+def _may_copy(shares: Shares, owner: str, of: str, name: str) -> bool:
+    """As it is now: a job may have waited long since it was made. Raises Unavailable."""
+    if owner != of:
+        shares.refresh()
+    return visible(owner, of, name, shares) in ("own", "copy")

@@ -377,7 +377,11 @@ class FakePorting:
         )
         return self._store.publish(owner, name, manifest, {"q.A": torch.ones(2, 3)})
 
-    def export_adapter(self, ref: AdapterRef, form: str) -> Path:
+    def copy_adapter(self, ref: AdapterRef, owner: str, name: str) -> AdapterRef:
+        manifest, tensors, _ = self._store.load(ref)
+        return self._store.publish(owner, name, manifest, tensors)
+
+    def export_adapter(self, ref: AdapterRef, form: str, *, owner: str | None = None) -> Path:
         if self.failure is not None:
             raise self.failure
         self.asked.append((ref, form))

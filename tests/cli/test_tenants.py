@@ -1,12 +1,20 @@
 """`verandah owners` and `verandah keys` manage a running server."""
 
 import json
+from pathlib import Path
 
 import pytest
 
+from adapters_store.store import AdapterStore
 from server.__main__ import main
+from server.jobs.queue.quotas import Quotas
+from server.tenancy.key_watch import watching_keys
 from server.tenancy.keys import Keys
-from tests.api.running import Running, Serve
+from server.tenancy.principal import SERVER_ADMIN
+from server.wiring import owner_removal
+from server.wiring.building import Records
+from server.wiring.owner_removal import removing_owners
+from tests.api.running import Publish, Running, Serve
 
 
 @pytest.fixture
@@ -44,6 +52,78 @@ def test_from_a_new_owner_to_a_revoked_key(
     assert verandah("owners", "archive", "team-a") == "team-a: archived\n"
 
 
+def test_an_owner_is_deleted_while_the_command_waits(
+    locked: Running,
+    publish: Publish,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(owner_removal, "_KEYS_GONE_S", 2)
+    services = locked.services
+    services.tenants.owners.create("team-a")
+    publish("pirate", "team-a")
+    key = services.tenants.keys.create("team-a", "boss", by=SERVER_ADMIN, scopes=["admin"])[1]
+    url = "--url", locked.url
+    assert main(["owners", "delete", "team-a", *url]) == 2
+    assert "give --yes" in capsys.readouterr().err
+    boss = {"authorization": f"Bearer {key}"}
+    project = "/v1/organization/projects/team-a"
+    assert locked.http.delete(project, headers=boss).status_code == 403
+    admin = {"authorization": "Bearer the key"}
+    assert locked.http.get(f"{project}/deletion", headers=admin).status_code == 404
+    database = services.tenants.shares._database
+    adapters = services.adapters
+    assert isinstance(adapters, AdapterStore)
+    records = Records(database, adapters, services.files, services.jobs, Quotas())
+    with (
+        watching_keys(services.keys, refresh_s=0.1),
+        removing_owners(records, tmp_path, services.residency.forget, every_s=0.05),
+    ):
+        assert main(["owners", "delete", "team-a", "--export", "kept", "--yes", *url]) == 0
+        assert capsys.readouterr().out.endswith("team-a: deleted\n")
+    assert locked.http.get(project, headers=boss).status_code == 401
+    told = locked.http.get(f"{project}/deletion", headers=admin).json()
+    assert told["left"] == {"adapters": 0, "files": 0, "jobs": 0} and told["export"] == "kept"
+    assert [ref.owner for ref in locked.residency.forgotten] == ["team-a"]
+    assert (tmp_path / "exports" / "kept" / "adapters" / "pirate" / "1").is_dir()
+    listed = locked.http.get(f"{project.rpartition('/')[0]}?include_archived=true", headers=admin)
+    assert [it["status"] for it in listed.json()["data"]] == ["active", "deleted"]
+
+
+def test_an_adapter_is_shared_copied_and_shared_no_more(
+    locked: Running,
+    publish: Publish,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def verandah(*arguments: str) -> str:
+        assert main(["adapters", *arguments, "--url", locked.url]) == 0
+        return capsys.readouterr().out
+
+    for owner in ("team-a", "team-b"):
+        locked.services.tenants.owners.create(owner)
+    publish("pirate", "team-b")
+    book = locked.services.tenants.keys
+    keys = {it: book.create(it, "bot", by=SERVER_ADMIN)[1] for it in ("team-a", "team-b")}
+    monkeypatch.setenv("VERANDAH_API_KEY", keys["team-b"])
+    told = verandah("share", "pirate", "--with", "Team-A", "--to", "copy")
+    assert told == "pirate is shared with team-a to copy\n"
+    assert "pirate\tteam-b\tteam-a\tcopy" in verandah("shares")
+    monkeypatch.setenv("VERANDAH_API_KEY", keys["team-a"])
+    assert "team-b/pirate" in verandah() and "shared to copy" in verandah()
+    assert "team-b/pirate\tteam-b\tteam-a\tcopy" in verandah("shares")
+    assert "owner" in verandah("show", "team-b/pirate")
+    told = verandah("copy", "team-b/pirate", "--as", "mine")
+    assert told == "team-b/pirate is copied to mine@1\n"
+    monkeypatch.setenv("VERANDAH_API_KEY", keys["team-b"])
+    told = verandah("unshare", "pirate", "--with", "team-a")
+    assert told == "pirate is no longer shared with team-a\n"
+    again = "adapters", "unshare", "pirate", "--with", "team-a", "--url", locked.url
+    assert main([*again]) == 2
+    assert "not shared with team-a" in capsys.readouterr().err
+
+
 def test_limits_are_set_shown_and_taken_back(
     locked: Running, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -63,6 +143,8 @@ def test_limits_are_set_shown_and_taken_back(
     ("arguments", "told"),
     [
         (["owners", "create"], "needs an owner"),
+        (["adapters", "share", "pirate"], "needs --with"),
+        (["adapters", "copy", "pirate"], "needs --as"),
         (["owners", "limits", "a", "--files", "-1"], "--files"),
         (["owners", "limits", "a", "--files", "1.5"], "--files '1.5' is no limit"),
         (["owners", "limits", "a", "--weight", "inf"], "--weight 'inf' is no limit"),

@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import BinaryIO, Final
@@ -143,8 +144,29 @@ class PortingService:
                 room=partial(self._room, owner, name),
             )
 
-    def export_adapter(self, ref: AdapterRef, form: str) -> Path:
+    def copy_adapter(self, ref: AdapterRef, owner: str, name: str) -> AdapterRef:
+        """Publish an adapter as the next version of `owner`'s `name`. Of where it comes from, the
+        copy tells only the adapter: its jobs and files may be another owner's.
+
+        Raises:
+            AdapterNotFound, AdapterCorrupt: it cannot be read.
+            QueueFull: too many imports and exports wait.
+        """
+        with self._one_at_a_time():
+            manifest, tensors, _ = self._store.load(ref)
+            basis = None
+            if manifest.basis_spec == STORED_BASIS:
+                basis = self._store.imported_bases.read(manifest.basis_sha256)
+            origin = {"copied_from": ref.id_for(owner)}
+            copied = replace(manifest, created_at=int(time.time()), provenance=origin)
+            room = partial(self._room, owner, name)
+            return self._store.publish(owner, name, copied, tensors, basis, room=room)
+
+    def export_adapter(self, ref: AdapterRef, form: str, *, owner: str | None = None) -> Path:
         """A new folder that holds an adapter as one of `FORMATS`. The caller must `release` it.
+
+        Args:
+            owner: who asks, if that is not the adapter's owner: it counts among theirs.
 
         Raises:
             InvalidRequest: there is no such format, or it cannot express the adapter.
@@ -159,7 +181,7 @@ class PortingService:
         with disk.system_errors():
             folder = self._folders.make()
         try:
-            self._exports.enter(folder, ref.owner, size)
+            self._exports.enter(folder, owner or ref.owner, size)
             with self._one_at_a_time(), disk.system_errors():
                 adapter = self._open(ref)
                 if form == "merged":

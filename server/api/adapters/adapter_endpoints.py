@@ -9,22 +9,29 @@ from adapters_store.store_errors import AdapterCorrupt, AdapterNotFound
 from server.adapters.adapter_status import AdapterStatus
 from server.api.adapters.model_endpoints import delete_adapter
 from server.api.app_services import CurrentOwner, CurrentServices, Services
-from server.api.model_lookup import find_adapter, listed_id, names_after
+from server.api.model_lookup import find_adapter, ids_after, listed_id, listed_ref
+from server.api.organization.access import ServerAdmin
 from server.api.reference.adapter_answers import (
     Adapter,
     AdapterPage,
     DamagedAdapter,
     DeletedAdapter,
+    SharedAdapter,
 )
 from server.api.reference.answer_model import answers
 from server.api.reference.parameters import AdapterId, After
 from server.api.threads import ChangingRoute
+from server.tenancy.visibility import visible
 
 log = logging.getLogger(__name__)
 
 router = APIRouter(prefix="/v1/adapters", tags=["adapters"], route_class=ChangingRoute)
 
 Entry = dict[str, object]
+
+_SHOWN_TO_OTHERS = frozenset(
+    ("created_at", "method", "rank", "targets", "bytes", "base_name", "base_fingerprint")
+)
 
 
 def _statuses(services: Services) -> dict[AdapterRef, AdapterStatus]:
@@ -73,9 +80,37 @@ def _header(services: Services, ref: AdapterRef) -> Entry:
     }
 
 
-def entry_of(services: Services, adapter_id: str, ref: AdapterRef) -> Entry:
-    """The document of one version."""
-    return _entry(services, adapter_id, ref, _statuses(services).get(ref))
+def entry_of(services: Services, owner: str, adapter_id: str, ref: AdapterRef) -> Entry:
+    """The document of one version, as `owner` may see it."""
+    return _entry_for(services, owner, adapter_id, ref, _statuses(services).get(ref))
+
+
+def _entry_for(
+    services: Services, owner: str, adapter_id: str, ref: AdapterRef, status: AdapterStatus | None
+) -> Entry:
+    if ref.owner != owner:
+        return _shared_entry(services, owner, adapter_id, ref)
+    return _entry(services, adapter_id, ref, status)
+
+
+def _shared_entry(services: Services, owner: str, adapter_id: str, ref: AdapterRef) -> Entry:
+    """Of another owner's adapter, what tells neither how it was made nor who uses it."""
+    checkpoints = services.adapters.aside(ref.owner, ref.name)
+    versions = services.adapters.versions(ref.owner, ref.name)
+    entry: Entry = {
+        "id": adapter_id,
+        "object": "adapter",
+        "version": ref.version,
+        "versions": [version for version in versions if version not in checkpoints],
+        "parent": services.base.id,
+        "owner": ref.owner,
+        "shared": visible(owner, ref.owner, ref.name, services.tenants.shares),
+    }
+    try:
+        header = _header(services, ref)
+    except AdapterCorrupt:
+        return entry | {"error": f"it is damaged: {ref.owner!r} must restore it"}
+    return entry | {name: value for name, value in header.items() if name in _SHOWN_TO_OTHERS}
 
 
 @router.get("", responses=answers(AdapterPage))
@@ -85,14 +120,16 @@ def list_adapters(
     limit: int = Query(100, ge=1, le=1000, description="How many at most."),
     after: After = None,
 ) -> Entry:
-    """The latest version of each adapter, by name, a page at a time."""
-    names = names_after(services, owner, after)
+    """The latest version of each adapter, by name, a page at a time; last those that others share,
+    which are `OWNER/NAME`."""
+    ids = ids_after(services, owner, after)
     statuses = _statuses(services)
     data = []
-    for name in names[:limit]:
+    for listed in ids[:limit]:
         try:
-            ref = services.adapters.resolve(owner, name)
-            data.append(_entry(services, listed_id(services, ref), ref, statuses.get(ref)))
+            ref = listed_ref(services, owner, listed)
+            adapter_id, status = listed_id(services, owner, ref), statuses.get(ref)
+            data.append(_entry_for(services, owner, adapter_id, ref, status))
         except AdapterNotFound:  # deleted since the names were read
             continue
         except AdapterCorrupt as error:  # one damaged adapter must not hide the others
@@ -100,16 +137,18 @@ def list_adapters(
     return {
         "object": "list",
         "data": data,
-        "total": len(services.adapters.names(owner)),
-        "last_id": names[:limit][-1] if names else None,
-        "has_more": len(names) > limit,
+        "total": len(ids_after(services, owner, None)),
+        "last_id": ids[:limit][-1] if ids else None,
+        "has_more": len(ids) > limit,
     }
 
 
-@router.get("/{adapter_id:path}", responses=answers(Adapter, DamagedAdapter, fails=(404,)))
+@router.get(
+    "/{adapter_id:path}", responses=answers(Adapter, DamagedAdapter, SharedAdapter, fails=(404,))
+)
 def get_adapter(adapter_id: AdapterId, services: CurrentServices, owner: CurrentOwner) -> Entry:
     """An adapter's latest version (NAME) or one version (NAME@VERSION)."""
-    return entry_of(services, adapter_id, find_adapter(services, owner, adapter_id))
+    return entry_of(services, owner, adapter_id, find_adapter(services, owner, adapter_id))
 
 
 @router.delete("/{adapter_id:path}", responses=answers(DeletedAdapter, fails=(404,)))
@@ -123,20 +162,33 @@ def delete(adapter_id: AdapterId, services: CurrentServices, owner: CurrentOwner
 
 
 @router.post("/{adapter_id:path}/pin", responses=answers(Adapter, DamagedAdapter, fails=(404, 409)))
-def pin(adapter_id: AdapterId, services: CurrentServices, owner: CurrentOwner) -> Entry:
-    """Load a version now. It keeps the slot of its first request until unpinned or deleted."""
-    ref = find_adapter(services, owner, adapter_id)
-    services.tenants.audit.note("adapter.pinned", str(ref), owner=owner)
+def pin(adapter_id: AdapterId, services: CurrentServices, admin: ServerAdmin) -> Entry:
+    """Load a version now. It keeps the slot of its first request until unpinned or deleted.
+
+    Only for the server's admin, since it takes memory from all owners: `OWNER/NAME` names any.
+    """
+    ref = _find_any(services, admin.owner, adapter_id)
+    services.tenants.audit.note("adapter.pinned", str(ref), owner=ref.owner)
     services.residency.pin(ref)
-    return entry_of(services, adapter_id, ref)
+    return _pinned(services, adapter_id, ref)
 
 
 @router.post(
     "/{adapter_id:path}/unpin", responses=answers(Adapter, DamagedAdapter, fails=(404, 409))
 )
-def unpin(adapter_id: AdapterId, services: CurrentServices, owner: CurrentOwner) -> Entry:
-    """Allow a version to be evicted again."""
-    ref = find_adapter(services, owner, adapter_id)
-    services.tenants.audit.note("adapter.unpinned", str(ref), owner=owner)
+def unpin(adapter_id: AdapterId, services: CurrentServices, admin: ServerAdmin) -> Entry:
+    """Allow a version to be evicted again. Only for the server's admin."""
+    ref = _find_any(services, admin.owner, adapter_id)
+    services.tenants.audit.note("adapter.unpinned", str(ref), owner=ref.owner)
     services.residency.unpin(ref)
-    return entry_of(services, adapter_id, ref)
+    return _pinned(services, adapter_id, ref)
+
+
+def _find_any(services: Services, owner: str, adapter_id: str) -> AdapterRef:
+    """The version that an id names for the server's admin, who may pin everybody's."""
+    of, slash, rest = adapter_id.partition("/")
+    return find_adapter(services, of, rest) if slash else find_adapter(services, owner, adapter_id)
+
+
+def _pinned(services: Services, adapter_id: str, ref: AdapterRef) -> Entry:
+    return _entry(services, adapter_id, ref, _statuses(services).get(ref))

@@ -69,6 +69,7 @@ async def analyse(
 class _Analysis:
     """An inspection and the ids that this request gave: other requests may share the inspection."""
 
+    owner: str
     ref: AdapterRef
     other: AdapterRef | None
     inspection: Inspection
@@ -77,16 +78,17 @@ class _Analysis:
         """The finished analysis. Raises what the inspection failed with."""
         document = asdict(self.inspection.findings.result())
         comparison = document.pop("comparison")
-        if comparison is not None:
-            comparison = {"id": str(self.other), **comparison}
-        head = {"id": str(self.ref), "object": "adapter.analysis"}
+        if comparison is not None and self.other is not None:
+            comparison = {"id": self.other.id_for(self.owner), **comparison}
+        head = {"id": self.ref.id_for(self.owner), "object": "adapter.analysis"}
         return {**head, **document, "comparison": comparison}
 
 
 def _start(services: Services, owner: str, adapter_id: str, compare: str | None) -> _Analysis:
-    ref = find_adapter(services, owner, adapter_id)
-    other = None if compare is None else find_adapter(services, owner, compare, "compare")
-    return _Analysis(ref, other, services.inspections.start(ref, other))
+    ref, other = find_adapter(services, owner, adapter_id, to="copy"), None
+    if compare is not None:
+        other = find_adapter(services, owner, compare, "compare", to="copy")
+    return _Analysis(owner, ref, other, services.inspections.start(ref, other))
 
 
 async def _until_started(inspection: Inspection) -> None:

@@ -12,8 +12,9 @@ from server.api.app_services import CurrentOwner, CurrentServices, Services
 from server.api.model_lookup import (
     find_adapter,
     find_model,
+    ids_after,
     listed_id,
-    names_after,
+    listed_ref,
     parse_owned_id,
     unknown_model,
 )
@@ -22,6 +23,7 @@ from server.api.reference.answer_model import answers
 from server.api.reference.parameters import After, ModelId
 from server.api.threads import ChangingRoute
 from server.errors import InvalidRequest
+from server.tenancy.visibility import visible
 
 log = logging.getLogger(__name__)
 
@@ -30,12 +32,19 @@ router = APIRouter(tags=["models"], route_class=ChangingRoute)
 Card = dict[str, object]
 
 
-def _card(services: Services, model_id: str, created: int, root: str, parent: str | None) -> Card:
+def _card(
+    services: Services,
+    model_id: str,
+    created: int,
+    root: str,
+    parent: str | None,
+    shared_by: str | None = None,
+) -> Card:
     return {
         "id": model_id,
         "object": "model",
         "created": created,
-        "owned_by": "verandah",
+        "owned_by": shared_by or "verandah",
         "root": root,
         "parent": parent,
         "max_model_len": services.engine.max_context,
@@ -47,13 +56,16 @@ def _base_card(services: Services) -> Card:
     return _card(services, services.base.id, services.base.created_at, services.base.name, None)
 
 
-def _adapter_card(services: Services, model_id: str, ref: AdapterRef) -> Card:
+def _adapter_card(services: Services, owner: str, model_id: str, ref: AdapterRef) -> Card:
     # One `stat` gives the time; opening the headers of 10,000 adapters would take seconds.
     try:
         created = int(services.adapters.path(ref).stat().st_mtime)
     except OSError as error:
         raise AdapterNotFound(f"adapter {ref} was deleted just now") from error
-    return _card(services, model_id, created, str(ref), services.base.id)
+    to = visible(owner, ref.owner, ref.name, services.tenants.shares)
+    shared_by = None if to == "own" else ref.owner
+    card = _card(services, model_id, created, ref.id_for(owner), services.base.id, shared_by)
+    return card if to == "own" else card | {"shared": to}
 
 
 @router.get("/v1/models", responses=answers(ModelList))
@@ -65,29 +77,30 @@ def list_models(
     ),
     after: After = None,
 ) -> Card:
-    """The base model and the latest version of each adapter.
+    """The base model and the latest version of each adapter; last those that others share, which
+    are `OWNER/NAME`.
 
     The OpenAI SDKs request one page and expect all models; `limit` and `after` give pages.
     """
-    names = names_after(services, owner, None if after == services.base.id else after)
-    page = names if limit is None else names[:limit]
+    ids = ids_after(services, owner, None if after == services.base.id else after)
+    page = ids if limit is None else ids[:limit]
     data = [] if after else [_base_card(services)]
-    for name in page:
+    for listed in page:
         try:
-            ref = services.adapters.resolve(owner, name)
-            data.append(_adapter_card(services, listed_id(services, ref), ref))
+            ref = listed_ref(services, owner, listed)
+            data.append(_adapter_card(services, owner, listed_id(services, owner, ref), ref))
         except AdapterNotFound:  # deleted since the names were read
             continue
         except AdapterCorrupt as error:  # one damaged adapter must not hide the others
             log.warning("an adapter is left out of the list of models: %s", error)
-    return {"object": "list", "data": data, "has_more": len(page) < len(names)}
+    return {"object": "list", "data": data, "has_more": len(page) < len(ids)}
 
 
 @router.get("/v1/models/{model_id:path}", responses=answers(ModelCard, fails=(404,)))
 def get_model(model_id: ModelId, services: CurrentServices, owner: CurrentOwner) -> Card:
     """The base model, an adapter's latest version, or one version of it."""
     ref = find_model(services, owner, model_id)
-    return _base_card(services) if ref is None else _adapter_card(services, model_id, ref)
+    return _base_card(services) if ref is None else _adapter_card(services, owner, model_id, ref)
 
 
 @router.delete("/v1/models/{model_id:path}", responses=answers(DeletedModel, fails=(404,)))
@@ -118,8 +131,8 @@ def _note_deletion(services: Services, owner: str, adapter_id: str) -> None:
     """Record the deletion of what is there. Before it: a crash may leave a record of what was only
     begun, and never a deletion without one."""
     with suppress(AdapterNotFound, InvalidName):
-        of, name, version = parse_owned_id(owner, adapter_id)
-        if of == owner and _is_there(services, owner, name, version):
+        _, name, version, right = parse_owned_id(services, owner, adapter_id)
+        if right == "own" and _is_there(services, owner, name, version):
             thing = name if version is None else f"{name}@{version}"
             services.tenants.audit.note("adapter.deleted", thing, owner=owner)
 
@@ -137,13 +150,17 @@ def _delete_stored(services: Services, owner: str, adapter_id: str) -> Sequence[
     """Delete from the store. Returns the deleted versions."""
     store = services.adapters
     try:
-        of, name, version = parse_owned_id(owner, adapter_id)
-        if of != owner:  # others' may be used at most
+        _, name, version, right = parse_owned_id(services, owner, adapter_id)
+        if right != "own":  # others' may be copied at most
             raise AdapterNotFound(f"{owner!r} does not own {adapter_id!r}")
         if version is None:
+            # Before: else what is made next under the name would be shared if this fails between.
+            services.tenants.shares.end_all_of(owner, name)
             return [AdapterRef(owner, name, each) for each in store.delete(owner, name)]
         checkpoints = _checkpoints_of(services, AdapterRef(owner, name, version))
         # The result goes last: after a failure between them, the same request deletes the rest.
+        if not {*store.versions(owner, name)} - {*checkpoints, version}:
+            services.tenants.shares.end_all_of(owner, name)
         deleted = [store.delete(owner, name, each) for each in (*checkpoints, version)]
     except (AdapterNotFound, InvalidName) as error:
         find_adapter(services, owner, adapter_id, "model")  # raises if it is the base's id

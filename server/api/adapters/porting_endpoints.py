@@ -71,7 +71,7 @@ def import_adapter(
     except VerandahError:  # no change without its record
         services.adapters.delete(ref.owner, ref.name, ref.version)
         raise
-    return entry_of(services, str(ref), ref)
+    return entry_of(services, owner, str(ref), ref)
 
 
 @router.get(
@@ -88,8 +88,8 @@ def export_adapter(
     ),
 ) -> StreamingResponse:
     """An adapter (NAME or NAME@VERSION) as a zip of files for PEFT, vLLM or transformers."""
-    ref = find_adapter(services, owner, adapter_id)
-    folder = services.porting.export_adapter(ref, form)
+    ref = find_adapter(services, owner, adapter_id, to="copy")
+    folder = services.porting.export_adapter(ref, form, owner=owner)
     release = partial(services.porting.release, folder)
     return _FolderResponse(folder, f"{ref.name}-{ref.version}-{form}.zip", release)
 

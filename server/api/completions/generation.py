@@ -34,7 +34,7 @@ class CheckedRequest:
     ) -> "CheckedRequest":
         """The request of these generations, which have one id and one adapter."""
         first = generations[0]
-        model = services.base.id if first.adapter is None else str(first.adapter)
+        model = services.base.id if first.adapter is None else first.adapter.id_for(first.owner)
         return cls(first.request_id, model, tuple(generations), open_ended)
 
     @property

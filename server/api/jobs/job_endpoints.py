@@ -150,12 +150,12 @@ def list_checkpoints(
 
 def _start(services: Services, owner: str, model: str) -> tuple[str, Manifest] | None:
     """The id and manifest of the adapter to continue from; None for the base."""
-    ref = find_model(services, owner, model)
+    ref = find_model(services, owner, model, to="copy")  # what it becomes is the job's owner's
     if ref is None:
         return None
-    manifest = services.adapters.open(ref).manifest
-    check_continuable(str(ref), manifest, services.base.fingerprint)
-    return str(ref), manifest
+    start, manifest = ref.id_for(owner), services.adapters.open(ref).manifest
+    check_continuable(start, manifest, services.base.fingerprint)
+    return start, manifest
 
 
 def _check_rank(services: Services, options: TrainOptions) -> None:

@@ -15,11 +15,12 @@ from server.api.organization.access import (
 )
 from server.api.organization.limit_fields import ProjectLimits, limits_document
 from server.api.reference.answer_model import answers
-from server.api.reference.organization_answers import Project, ProjectPage
+from server.api.reference.organization_answers import Project, ProjectDeletion, ProjectPage
 from server.api.reference.parameters import After
 from server.api.threads import DatabaseRoute
 from server.api.wire import Null, Text, WireModel, only_known_query
 from server.db.owner_limits import Limits
+from server.tenancy.deletions import Deletion
 from server.tenancy.owners import Owner
 
 router = APIRouter(
@@ -118,5 +119,53 @@ def change_project(
 
 @router.post("/{project_id}/archive", responses=answers(Project, fails=(404, 409)))
 def archive_project(services: CurrentServices, _: ServerAdmin, project: ManagedProject) -> Document:
-    """Refuse a project's keys from now on. Only for the server's admin; nothing is deleted."""
-    return _one(services, services.tenants.owners.archive(project))
+    """Refuse a project's keys from now on, cancel its jobs and end what it shares with others. Only
+    for the server's admin; nothing is deleted."""
+    archived = services.tenants.owners.archive(project)
+    services.tenants.shares.refresh()
+    while services.jobs.cancel_of_inactive_owners():
+        pass
+    return _one(services, archived)
+
+
+@router.delete("/{project_id}", responses=answers(ProjectDeletion, fails=(404, 409)))
+def delete_project(
+    services: CurrentServices,
+    _: ServerAdmin,
+    project: ManagedProject,
+    export: str | None = Query(
+        None, description="Copy adapters and files to a new folder of this name before."
+    ),
+) -> Document:
+    """Delete a project with everything of it. Only for the server's admin.
+
+    Its keys are refused from now on, and the rest is removed in the background. `export` is a
+    folder in the folder `exports` of the server's home.
+    """
+    begun = services.tenants.deletions.start(project, export)
+    services.tenants.shares.refresh()
+    return _deletion(services, begun)
+
+
+@router.get("/{project_id}/deletion", responses=answers(ProjectDeletion, fails=(404,)))
+def get_deletion(services: CurrentServices, _: ServerAdmin, project: ManagedProject) -> Document:
+    """How far the deletion of a project is. Only for the server's admin."""
+    return _deletion(services, services.tenants.deletions.get(project))
+
+
+def _deletion(services: Services, deletion: Deletion) -> Document:
+    jobs, files = services.jobs.count_of(deletion.owner), services.files.count_of(deletion.owner)
+    return {
+        "id": deletion.owner,
+        "object": "organization.project.deletion",
+        "deleted": deletion.done_at is not None,
+        "step": deletion.step,
+        "left": {
+            "adapters": len(services.adapters.names(deletion.owner)),
+            "files": files,
+            "jobs": jobs,
+        },
+        "export": deletion.export,
+        "requested_at": deletion.requested_at,
+        "done_at": deletion.done_at,
+    }

@@ -15,7 +15,9 @@ class ModelCard(AnswerModel):
     id: str = Field(description="What requests call it.", examples=["pirate"])
     object: Literal["model"] = Field(description="The kind of document.")
     created: int = Field(description="When it was made, in Unix seconds.")
-    owned_by: str = Field(description="Always `verandah`.", examples=["verandah"])
+    owned_by: str = Field(
+        description="`verandah`, or the owner who shares it.", examples=["verandah"]
+    )
     root: str = Field(
         description="The base's own name, or the version that an adapter's id means now.",
         examples=["pirate@3"],
@@ -23,6 +25,9 @@ class ModelCard(AnswerModel):
     parent: str | None = Field(description="The base of an adapter; null for the base itself.")
     max_model_len: int = Field(description="Tokens that prompt and answer may have together.")
     permission: list[None] = Field(description="Always empty.")
+    shared: Literal["use", "copy"] = Field(
+        default="use", description="Only of another owner's adapter: what it is shared to."
+    )
 
 
 class ModelList(AnswerModel):
@@ -91,13 +96,36 @@ class DamagedAdapter(_Place):
     error: str = Field(description="What is wrong with the file.")
 
 
+class SharedAdapter(AnswerModel):
+    """One version of an adapter that another owner shares. Where its file is damaged there is an
+    `error` in the place of what follows it."""
+
+    id: str = Field(description="OWNER/NAME, or OWNER/NAME@VERSION.", examples=["team-b/pirate"])
+    object: Literal["adapter"] = Field(description="The kind of document.")
+    version: int = Field(description="The version that this describes.", examples=[3])
+    versions: list[int] = Field(description="All versions but checkpoints.", examples=[[3]])
+    parent: str = Field(description="The id of the base model.", examples=["base"])
+    owner: str = Field(description="Who shares it.", examples=["team-b"])
+    shared: Literal["use", "copy"] = Field(description="What it is shared to.")
+    error: str = Field(default="", description="Only where the file is damaged.")
+    created_at: int = Field(default=0, description="When it was published, in Unix seconds.")
+    method: str = Field(default="", description="How it was trained.", examples=["vera"])
+    rank: int = Field(default=0, description="Its rank.", examples=[64])
+    targets: int = Field(default=0, description="How many linears it changes.")
+    bytes: int = Field(default=0, description="The size of its file.")
+    base_name: str = Field(default="", description="The base that it was trained on.")
+    base_fingerprint: str = Field(default="", description="The hash of that base's weights.")
+
+
 class AdapterPage(AnswerModel):
     """One page of adapters."""
 
     object: Literal["list"] = Field(description="The kind of document.")
-    data: list[Adapter | DamagedAdapter] = Field(description="The adapters, by name.")
+    data: list[Adapter | DamagedAdapter | SharedAdapter] = Field(
+        description="The adapters, by name."
+    )
     total: int = Field(description="How many there are on all pages.")
-    last_id: str | None = Field(description="The last name: send it as `after`.")
+    last_id: str | None = Field(description="The last id: send it as `after`.")
     has_more: bool = Field(description="There are more behind the last one.")
 
 

@@ -14,6 +14,7 @@ from server.api.reference import (
     job_answers,
     operation_answers,
     organization_answers,
+    share_answers,
     usage_answers,
 )
 from server.api.reference.request_texts import (
@@ -31,6 +32,8 @@ _ANSWERS: Final = (
     *(completion_answers.Completion, adapter_answers.ModelCard, adapter_answers.ModelList),
     *(adapter_answers.DeletedModel, adapter_answers.Adapter, adapter_answers.AdapterPage),
     *(adapter_answers.DamagedAdapter, adapter_answers.DeletedAdapter),
+    *(adapter_answers.SharedAdapter, share_answers.Share, share_answers.SharePage),
+    share_answers.DeletedShare,
     *(adapter_answers.AdapterAnalysis, adapter_answers.AnalysisProgress),
     *(job_answers.File, job_answers.FilePage, job_answers.DeletedFile, job_answers.Job),
     *(job_answers.DryRun, job_answers.JobPage, job_answers.JobEvent, job_answers.EventPage),

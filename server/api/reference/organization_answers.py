@@ -63,12 +63,37 @@ class Project(AnswerModel):
     id: str = Field(description="Its id.", examples=["team-a"])
     object: Literal["organization.project"] = Field(description=_KIND)
     name: str = Field(description="What people call it.", examples=["Team A"])
-    status: Literal["active", "archived", "deleting"] = Field(
+    status: Literal["active", "archived", "deleting", "deleted"] = Field(
         description="Keys of a project that is not `active` are refused."
     )
     created_at: int = Field(description="When it was made, in Unix seconds.")
     archived_at: int | None = Field(description="When it was archived. Null: it was not.")
     limits: Limits = Field(description="What it may use.")
+
+
+class LeftOfProject(AnswerModel):
+    """What a deletion has still to remove."""
+
+    adapters: int = Field(description="How many adapters.")
+    files: int = Field(description="How many files.")
+    jobs: int = Field(description="How many jobs.")
+
+
+class ProjectDeletion(AnswerModel):
+    """How far the deletion of a project is."""
+
+    id: str = Field(description="The project's id.", examples=["team-a"])
+    object: Literal["organization.project.deletion"] = Field(description=_KIND)
+    deleted: bool = Field(description="All is gone.")
+    step: Literal["jobs", "export", "adapters", "files", "records", "done"] = Field(
+        description="What is stopped, copied or removed now."
+    )
+    left: LeftOfProject = Field(description="What is still there.")
+    export: str | None = Field(
+        description="The folder in the home's `exports` with a copy. Null: none was asked for."
+    )
+    requested_at: int = Field(description="When it began, in Unix seconds.")
+    done_at: int | None = Field(description="When it was done. Null: it is not.")
 
 
 class ProjectPage(_Page):
@@ -267,15 +292,8 @@ class DeletedUser(_Deleted):
 
 
 ORGANIZATION_ANSWERS = (
-    *(
-        Project,
-        ProjectPage,
-        RateLimit,
-        RateLimitPage,
-        ProjectUser,
-        ProjectUserPage,
-        DeletedProjectUser,
-    ),
+    *(Project, ProjectPage, ProjectDeletion, RateLimit, RateLimitPage),
+    *(ProjectUser, ProjectUserPage, DeletedProjectUser),
     *(ServiceAccount, NewServiceAccount, NewServiceAccountKey, ServiceAccountPage),
     *(DeletedServiceAccount, ApiKeyDocument, NewApiKey, RotatedApiKey, ApiKeyPage, DeletedApiKey),
     *(AdminKey, NewAdminKey, AdminKeyPage, DeletedAdminKey),

@@ -10,6 +10,9 @@ FileId = Annotated[
 JobId = Annotated[
     str, Path(description="The job's id.", examples=["ftjob-9a7ef0974daef0bb7dc4395c"])
 ]
+ShareId = Annotated[
+    str, Path(description="The share's id.", examples=["share_5d41402abc4b2a76b9719d91"])
+]
 AdapterId = Annotated[
     str,
     Path(

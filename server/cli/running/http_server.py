@@ -25,6 +25,7 @@ from server.tenancy.usage.usage_book import writing_usage
 from server.wiring.front import check_base_and_devices, running_front, wire
 from server.wiring.homes import open_home
 from server.wiring.housekeeping import housekeeping
+from server.wiring.owner_removal import removing_owners
 from server.wiring.process import command, environment, say, worker_id
 from server.wiring.training import trains_in_thread
 
@@ -58,8 +59,9 @@ def run_server(settings: Settings, listener: socket.socket) -> None:
         if front.loops:
             watch(front.loops, front.give_up)
         with (
-            watching_keys(services.keys, services.limits),
+            watching_keys(services.keys, services.limits, services.tenants.shares),
             writing_usage(services.tenants.usage, services.usage),
+            removing_owners(records, settings.home_path, front.residency.forget),
         ):
             _serve(settings, app, front.stop, listener, limits)
 

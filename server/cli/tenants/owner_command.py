@@ -1,7 +1,8 @@
-"""`verandah owners`: lists, makes, limits and archives the owners of a running server."""
+"""`verandah owners`: lists, makes, limits, archives and deletes the owners of a running server."""
 
 import argparse
 import math
+import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -17,10 +18,15 @@ EXAMPLES = """examples:
   verandah owners limits team-a --requests-a-minute 600 --tokens-a-minute 100000 --files 50
   verandah owners limits team-a --files none --weight server   no limit; the server's own again
   verandah owners archive team-a        refuses its keys; nothing is deleted
+  verandah owners delete team-a --yes   deletes it with everything of it, and waits for the end
+  verandah owners delete team-a --export team-a-2026 --yes
+                                        copies adapters and files before, to HOME/exports
+  verandah owners deletion team-a       how far that is
 
 It asks for the key of the server's admin: VERANDAH_API_KEY or --api-key.
 """
 
+_POLL_S = 0.5
 _COLUMNS = ("owner", "name", "status", "created")
 _LIMITS = {
     "requests_a_minute": "model requests in a minute",
@@ -37,9 +43,13 @@ _LIMITS = {
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    actions = ("list", "create", "limits", "archive")
+    actions = ("list", "create", "limits", "archive", "delete", "deletion")
     parser.add_argument("action", nargs="?", default="list", choices=actions)
     parser.add_argument("owner", nargs="?", help="the name of a new owner, or an owner's id")
+    parser.add_argument(
+        "--export", metavar="FOLDER", help="of delete: a new folder's name in the home's exports"
+    )
+    parser.add_argument("--yes", action="store_true", help="delete without asking")
     parser.add_argument("--json", action="store_true", help="print the server's answer as JSON")
     group = parser.add_argument_group("limits", "a number, none, or server for the server's own")
     for name, what in _LIMITS.items():
@@ -50,12 +60,21 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     if options.action != "list" and not options.owner:
         raise BadOption(f"owners {options.action} needs an owner, such as team-a")
+    if options.action == "delete" and not options.yes:
+        raise BadOption(
+            f"owners delete {options.owner} removes its adapters, files, jobs and keys for ever: "
+            "give --yes if that is meant"
+        )
     limits = _sent_limits(options)
     if limits and options.action != "limits":
         raise BadOption(f"{_flag(next(iter(limits)))} goes with `owners limits OWNER` alone")
     with connect(options) as client:
         if options.action == "list":
             _list(client, options.json)
+        elif options.action == "delete":
+            _delete(client, options)
+        elif options.action == "deletion":
+            _show_deletion(client.admin.deletion(options.owner), options.json)
         elif options.action == "limits":
             admin, owner = client.admin, options.owner
             _show(admin.limit_owner(owner, limits) if limits else admin.owner(owner), options.json)
@@ -107,3 +126,26 @@ def _number(name: str, text: str) -> float | None:
 
 def _flag(name: str) -> str:
     return "--" + name.replace("_", "-")
+
+
+def _delete(client: Client, options: argparse.Namespace) -> None:
+    """Begin, and tell of each step until the end. Whoever interrupts it stops only the telling."""
+    deletion = client.admin.delete_owner(options.owner, export=options.export)
+    told = ""
+    while not deletion["deleted"]:
+        if not options.json and told != deletion["step"]:
+            told = deletion["step"]
+            _show_deletion(deletion, as_json=False)
+        time.sleep(_POLL_S)
+        deletion = client.admin.deletion(options.owner)
+    _show_deletion(deletion, options.json)
+
+
+def _show_deletion(deletion: Mapping[str, Any], as_json: bool) -> None:
+    if as_json:
+        print_json(deletion)
+    elif deletion["deleted"]:
+        print(f"{deletion['id']}: deleted", flush=True)
+    else:
+        left = ", ".join(f"{count} {what}" for what, count in deletion["left"].items())
+        print(f"{deletion['id']}: {deletion['step']} ({left} left)", flush=True)

@@ -84,6 +84,11 @@ class Files:
         self._quotas = quotas or Quotas()
         self._uploads.mkdir(parents=True, exist_ok=True)
 
+    @property
+    def folder(self) -> Path:
+        """Where the bytes lie, each file's under its id."""
+        return self._folder
+
     def create(
         self,
         owner: str,
@@ -229,6 +234,11 @@ class Files:
             now = self._database.now(session)
             record(session, now, "file.deleted", row.id, owner=owner, before=gone)
             self._remove(session, row)
+
+    def count_of(self, owner: str) -> int:
+        """How many files an owner has, expired ones too."""
+        with self._database.reading() as session:
+            return rows.count(session, FileRow, owner)
 
     def expire(self) -> Sequence[StoredFile]:
         """Delete the files whose time is over, but those of jobs that have not ended."""

@@ -14,8 +14,8 @@ from adapters_store.outside_values import shown
 from adapters_store.store_errors import InvalidName
 from server.control_characters import has_control
 from server.db.audit_trail import acting, record
-from server.db.session import ensure_owner
-from server.db.tables import CheckpointRow, EventRow, JobRow, LabelRow
+from server.db.session import ACTIVE_OWNER, ensure_owner
+from server.db.tables import CheckpointRow, EventRow, JobRow, LabelRow, OwnerRow
 from server.errors import Conflict, InvalidRequest, NotFound
 from server.jobs import rows
 from server.jobs.queue.claims import Claims
@@ -27,6 +27,7 @@ from server.jobs.queue.transitions import JobChange
 from server.jobs.rows import Page
 
 _TIMED_JOBS = 20
+_AT_ONCE = 100  # jobs that one transaction changes
 
 
 @dataclass(frozen=True)
@@ -228,6 +229,11 @@ class JobQueue(Claims):
         ]
         return median(speeds) if speeds else None
 
+    def count_of(self, owner: str) -> int:
+        """How many jobs an owner has."""
+        with self._database.reading() as session:
+            return rows.count(session, JobRow, owner)
+
     def counts(self) -> dict[JobStatus, int]:
         """The number of jobs of all owners, by status."""
         with self._database.reading() as session:
@@ -246,12 +252,21 @@ class JobQueue(Claims):
             row = change.row
             if JobStatus(row.status).ended:
                 raise Conflict(f"job {job_id!r} is already {row.status}; it cannot be cancelled")
-            if not _has_worker(row, change.now):
-                return change.cancel()
-            if not row.cancel_requested:
-                row.cancel_requested = True
-                change.add_event("info", "Cancelling: the worker was asked to stop")
-            return Job.from_row(row)
+            return _cancel(change)
+
+    def cancel_of_inactive_owners(self) -> int:
+        """Cancel jobs of owners that are not active: their keys are refused, so that nobody else
+        can. Returns how many: there may be more unless it is none."""
+        inactive = JobRow.owner.in_(select(OwnerRow.id).where(OwnerRow.status != ACTIVE_OWNER))
+        unfinished = JobRow.status.in_(UNFINISHED)
+        with self._database.transaction() as session:
+            now = self._database.now(session)
+            stopping = JobRow.cancel_requested & (func.coalesce(JobRow.lease_until, 0.0) >= now)
+            query = select(JobRow).where(unfinished, inactive, ~stopping).limit(_AT_ONCE)
+            found = session.scalars(query.with_for_update()).all()
+            for row in found:
+                _cancel(JobChange(session, row, now))
+        return len(found)
 
     def pause(self, owner: str, job_id: str) -> Job:
         """Pause a job. A running one is paused once its worker has saved it.
@@ -306,6 +321,16 @@ def _find(session: Session, owner: str, job_id: str, *, lock: bool = False) -> J
     if row is None:
         raise NotFound(f"there is no fine-tuning job {shown(job_id)}")
     return row
+
+
+def _cancel(change: JobChange) -> Job:
+    row = change.row
+    if not _has_worker(row, change.now):
+        return change.cancel()
+    if not row.cancel_requested:
+        row.cancel_requested = True
+        change.add_event("info", "Cancelling: the worker was asked to stop")
+    return Job.from_row(row)
 
 
 def _has_worker(row: JobRow, now: float) -> bool:

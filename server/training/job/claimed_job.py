@@ -34,7 +34,7 @@ class ClaimedJob(JobPhase):
         services, job = self.claim.services, self.claim.job
         self.claim.heartbeat.check()
         self._say_how_long()
-        start = start_of(job, services.store, services.served_name)
+        start = start_of(job, services.store, services.served_name, services.may_copy)
         sources = services.files, base, tokenizer
         setup = prepare(job, *sources, max_rank=services.max_rank, shared=shared, start=start)
         services.queue.record_plan(job, setup.options())

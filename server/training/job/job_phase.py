@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 
 from adapters_store import disk
 from adapters_store.store import AdapterStore
-from server.errors import LeaseLost, RequestTooLarge, Unavailable
+from server.errors import Conflict, LeaseLost, RequestTooLarge, Unavailable
 from server.jobs.files.file_store import RESULTS, Files
 from server.jobs.queue.job import Job, Level
 from server.jobs.queue.job_queue import JobQueue
@@ -24,6 +24,7 @@ from server.loop_progress import LONG_SILENCE_S, StepProgress
 from server.training.job.heartbeat import Heartbeat, JobCancelled, JobPaused
 from server.training.job.metrics_file import MetricsFile
 from server.training.job.run_report import reason_of
+from server.training.job.start import MayCopy
 from server.training.run.checkpoint import CheckpointFolder
 
 log = logging.getLogger(__name__)
@@ -42,6 +43,7 @@ class JobServices:
     checkpoints per job. `max_rank` is the largest that the server serves. A job goes to another
     worker after `lease_s` seconds without a heartbeat. While the disk has no space for an adapter,
     the worker tries to write it again for `disk_retry_s` seconds. `progress` is the worker's.
+    `may_copy` says whose adapters an owner's job may continue.
     """
 
     queue: JobQueue
@@ -54,6 +56,7 @@ class JobServices:
     checkpoint_every_s: float = 20
     disk_retry_s: float = 600
     progress: StepProgress = field(default_factory=StepProgress)
+    may_copy: MayCopy = lambda owner, of, _name: owner == of
 
     def saving(self) -> AbstractContextManager[None]:
         """Around writing tensors, during which no other thread may run for a while."""
@@ -120,7 +123,7 @@ class Claim:
             if stored is None:
                 table = io.BytesIO(self.folder.metrics.table())
                 stored = files.create(job.owner, name, RESULTS, table)
-        except (OSError, RequestTooLarge) as error:  # the adapter is published all the same
+        except (OSError, RequestTooLarge, Conflict) as error:  # the adapter is published even so
             log.warning("job %s has no file of metrics: %s", job.id, error)
             message = "The file of metrics could not be written. The job's events have most of them"
             self.add_event("warn", message)

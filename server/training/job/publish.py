@@ -44,6 +44,7 @@ def publish_once(
     step = manifest.provenance.get(STEP)
     with _locked(lock):
         check_lease()
+        name = store.spelled(owner, name)  # another job may have published under it meanwhile
         published = _published_version(store, owner, name, manifest.provenance[JOB], step)
         if published is not None:
             return published

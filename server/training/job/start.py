@@ -1,14 +1,14 @@
 """Makes the adapter that a job begins with: a new one, or one with another adapter's vectors."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from torch import Tensor
 
-from adapters_store.manifest import AdapterRef, Manifest, parse_adapter_id
+from adapters_store.manifest import AdapterRef, Manifest, parse_adapter_id, split_owner
 from adapters_store.store import AdapterStore
-from adapters_store.store_errors import InvalidName
+from adapters_store.store_errors import AdapterNotFound, InvalidName
 from server.adapters.learning.targets import resolve_targets
 from server.adapters.learning.trainable import TrainableAdapter
 from server.adapters.memory.matrices import SharedBases
@@ -30,26 +30,33 @@ class Start:
     tensors: Mapping[str, Tensor]
 
 
-def start_of(job: Job, store: AdapterStore, served_name: str) -> Start | None:
+MayCopy = Callable[[str, str, str], bool]
+"""Whether an owner may copy the adapter of an owner, by its name."""
+
+
+def start_of(job: Job, store: AdapterStore, served_name: str, may_copy: MayCopy) -> Start | None:
     """What the job's `model` names: None for the base.
 
     Raises:
         InvalidRequest: neither the base nor a version of an adapter.
-        AdapterNotFound, AdapterCorrupt: it is gone or damaged.
+        AdapterNotFound, AdapterCorrupt: it is gone, damaged, or no longer shared with the owner.
     """
     if job.model == served_name:
         return None
     try:
-        name, version = parse_adapter_id(job.model)
+        of, rest = split_owner(job.model)
+        name, version = parse_adapter_id(rest)
     except InvalidName:
-        name, version = job.model, None
+        of, name, version = None, job.model, None
     if version is None:
         raise InvalidRequest(
             f"model {job.model!r} cannot be trained: name {served_name!r}, the base of this "
             "worker, or a version of an adapter, NAME@VERSION",
             param="model",
         )
-    ref = store.resolve(job.owner, name, version)
+    if not may_copy(job.owner, of or job.owner, name):
+        raise AdapterNotFound(f"the adapter {job.model!r} is gone, or no longer shared with you")
+    ref = store.resolve(of or job.owner, name, version)
     manifest, tensors, _ = store.load(ref)
     return Start(ref, manifest, tensors)
 

@@ -88,7 +88,7 @@ class TrainingSetup:
             "base_valid_loss": _short(metrics.base_valid_loss),
             "trained_tokens": metrics.trained_tokens,
             STEP: step,
-            "continued_from": self.start and self.start.ref,
+            "continued_from": self.start and self.start.ref.id_for(self.job.owner),
             **{name: value for name, value in self.options().items() if name not in _IN_HEADER},
         }
         provenance = {key: str(value) for key, value in facts.items() if value is not None}
