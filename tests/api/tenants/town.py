@@ -68,7 +68,7 @@ class Town:
             "user": people[0].user.id,
             "account": account,
             "key": tenants.keys.create(owner, secret, by=SERVER_ADMIN, user=account)[0].id,
-            "adapter": "pirate",
+            "adapter": f"pirate-{owner}",
         } | self._things(owner, secret)
         return Team(owner, secret, ids, member[1], admin[1])
 
@@ -79,7 +79,7 @@ class Town:
         lines = b"\n".join([json.dumps({"messages": said}).encode()] * 10)
         spare = files.create(owner, f"{secret}-spare.jsonl", "fine-tune", io.BytesIO(lines))
         file = files.create(owner, f"{secret}.jsonl", "fine-tune", io.BytesIO(lines))
-        for name in ("pirate", f"x{secret}"):
+        for name in (f"pirate-{owner}", f"x{secret}"):
             self._publish(owner, name, secret)
         ended, paused, waiting = (
             jobs.create(
@@ -152,8 +152,7 @@ class Town:
                 if table.name not in COUNTERS:
                     rows = session.execute(select(table).order_by(*table.primary_key)).all()
                     found.update(repr([table.name, *rows]).encode())
-        for path in self._files():
-            found.update(repr((path, path.read_bytes())).encode())
+        found.update(repr(sorted(self.files().items())).encode())
         services = self.services
         assert isinstance(services.engine, FakeLoop)
         assert isinstance(services.porting, FakePorting)
@@ -166,9 +165,11 @@ class Town:
         found.update(repr(seen).encode())
         return found.hexdigest()
 
-    def _files(self) -> list[Path]:
-        folders = self.folder / "adapters", self.folder / "files"
-        return sorted(path for it in folders for path in it.rglob("*") if path.is_file())
+    def files(self) -> dict[Path, bytes]:
+        """All files of the home, but for the database's, by their paths."""
+        kept = (it for it in self.folder.iterdir() if it.is_dir() and it.name != "saved")
+        files = (path for folder in kept for path in folder.rglob("*") if path.is_file())
+        return {path: path.read_bytes() for path in files}
 
     def save(self) -> None:
         """Remember the database and the files."""
