@@ -62,13 +62,26 @@ _LISTS = {
     "/v1/organization/projects/<own project>/service_accounts": "account",
     "/v1/organization/projects/<own project>/api_keys": "key",
 }
-_OWN = "/v1/organization/projects/<own project>"
+_ALL = "/v1/organization"
+_OWN = f"{_ALL}/projects/<own project>"
+_USAGE = "usage/completions?start_time=1700000000&group_by[]=project_id"
+_FILTERED = (
+    "audit_logs?project_ids[]=<project>",
+    "audit_logs?resource_ids[]=<key>",
+    "audit_logs?actor_ids[]=<user>",
+    "audit_logs?after=<key>",
+    f"{_USAGE}&project_ids[]=<project>",
+    f"{_USAGE}&user_ids[]=<user>",
+    f"{_USAGE}&api_key_ids[]=<key>",
+    f"{_USAGE}&models[]=<project>/<adapter>",
+)
 _JOB = {"model": "base", "training_file": "<own file>"}
 MORE: tuple[tuple[str, Row], ...] = (
     *(("GET", Row(Reach.KEY, f"{path}?after=<{kind}>")) for path, kind in _LISTS.items()),
     ("GET", Row(Reach.KEY, "/v1/adapters/<own adapter>/analysis?compare=<project>/<adapter>")),
     ("GET", Row(Reach.KEY, "/v1/fine_tuning/jobs?metadata[secret]=<job>")),
     ("GET", Row(Reach.KEY, "/v1/fine_tuning/jobs/<own ended>/events?stream=true&after=<event>")),
+    *(("GET", Row(Reach.KEY, f"{_ALL}/{asked}")) for asked in _FILTERED),
     ("POST", Row(Reach.KEY, "/v1/fine_tuning/jobs", _JOB | {"model": "<project>/<adapter>"})),
     ("POST", Row(Reach.KEY, "/v1/fine_tuning/jobs", _JOB | {"validation_file": "<file>"})),
     ("POST", Row(Reach.KEY, f"{_OWN}/api_keys", {"name": "x", "user_id": "<user>"})),

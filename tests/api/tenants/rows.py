@@ -21,7 +21,8 @@ class Reach(Enum):
 
 @dataclass(frozen=True)
 class Row:
-    """A request. `fails` is the status for a foreign thing."""
+    """A request. `fails` is the status for a foreign thing; of what anybody may ask, for a wrong
+    key."""
 
     reach: Reach
     target: str
@@ -49,9 +50,9 @@ _P = "/v1/organization/projects/{project_id}"
 _IMPORT = {"config": b"{}", "weights": b"w"}
 
 MATRIX: dict[str, Row] = {
-    "GET /health": Row(ANYBODY, "/health"),
-    "GET /ready": Row(ANYBODY, "/ready"),
-    "GET /metrics": Row(ANYBODY, "/metrics"),
+    "GET /health": Row(ANYBODY, "/health", fails=200),
+    "GET /ready": Row(ANYBODY, "/ready", fails=200),
+    "GET /metrics": Row(ANYBODY, "/metrics", fails=401),
     "POST /v1/chat/completions": Row(THING, "/v1/chat/completions", _CHAT),
     "POST /v1/completions": Row(THING, "/v1/completions", _TEXT),
     "GET /v1/models": Row(KEY, "/v1/models"),
@@ -112,6 +113,8 @@ MATRIX: dict[str, Row] = {
     ),
     f"DELETE {_P}/api_keys/{{key_id}}": Row(PROJECT, f"{_HERE}/api_keys/<key>"),
     f"POST {_P}/api_keys/{{key_id}}/rotate": Row(PROJECT, f"{_HERE}/api_keys/<key>/rotate", {}),
+    f"GET {_ALL}/audit_logs": Row(ADMINS, f"{_ALL}/audit_logs"),
+    f"GET {_ALL}/usage/completions": Row(KEY, f"{_ALL}/usage/completions?start_time=1700000000"),
     f"GET {_ALL}/users": Row(SERVER, f"{_ALL}/users"),
     f"GET {_ALL}/users/{{user_id}}": Row(SERVER, f"{_ALL}/users/<user>"),
     f"POST {_ALL}/users/{{user_id}}": Row(SERVER, f"{_ALL}/users/<user>", {"role": "owner"}),
