@@ -31,7 +31,7 @@ def locked(serve: Serve, server: Running, monkeypatch: pytest.MonkeyPatch) -> Ru
 def test_the_page_can_be_followed(locked: Running, capsys: pytest.CaptureFixture[str]) -> None:
     run = [line for line in COMMANDS if not line.startswith(NOT_HERE)]
     assert len(run) > 12
-    values = {}
+    values: dict[str, str] = {}
     for line in run:
         key_id = next(iter(values), "")  # of the first key that the page makes
         assert main(shlex.split(line.replace("KEY_ID", key_id))[1:]) == 0, line

@@ -113,6 +113,10 @@ MATRIX: dict[str, Row] = {
     ),
     f"DELETE {_P}/api_keys/{{key_id}}": Row(PROJECT, f"{_HERE}/api_keys/<key>"),
     f"POST {_P}/api_keys/{{key_id}}/rotate": Row(PROJECT, f"{_HERE}/api_keys/<key>/rotate", {}),
+    f"GET {_P}/rate_limits": Row(PROJECT, f"{_HERE}/rate_limits"),
+    f"POST {_P}/rate_limits/{{rate_limit_id}}": Row(
+        SERVER, f"{_HERE}/rate_limits/rl-base", {"max_requests_per_1_minute": 5}
+    ),
     f"GET {_ALL}/audit_logs": Row(ADMINS, f"{_ALL}/audit_logs"),
     f"GET {_ALL}/usage/completions": Row(KEY, f"{_ALL}/usage/completions?start_time=1700000000"),
     f"GET {_ALL}/users": Row(SERVER, f"{_ALL}/users"),
