@@ -15,7 +15,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, Pre
 from server.bases.base_folder import label_of, loadable
 from server.bases.base_place import locate
 from server.bases.cpu_speed import cpu_speed
-from server.bases.model import BaseModel, fingerprint_of
+from server.bases.model import BUILDING, BaseModel, fingerprint_of
 from server.bases.short_names import SHORT_NAMES, name_of
 from server.errors import UnsupportedModel
 
@@ -81,7 +81,7 @@ def outline_base(source: str | Path) -> BaseModel:
     try:
         config = AutoConfig.from_pretrained(place, trust_remote_code=False)
         _check_decoder(config, label)
-        with torch.device("meta"):
+        with BUILDING, torch.device("meta"):
             model = AutoModelForCausalLM.from_config(
                 config, dtype=config.dtype or torch.float32, trust_remote_code=False
             )
@@ -125,14 +125,15 @@ def _build(place: Path | str, label: str) -> PreTrainedModel:
     """Build the model on the CPU, its weights as stored."""
     config = _config(place, label)
     try:
-        loaded = AutoModelForCausalLM.from_pretrained(
-            place,
-            config=config,
-            dtype="auto",
-            attn_implementation="sdpa",
-            trust_remote_code=False,
-            output_loading_info=True,
-        )
+        with BUILDING:
+            loaded = AutoModelForCausalLM.from_pretrained(
+                place,
+                config=config,
+                dtype="auto",
+                attn_implementation="sdpa",
+                trust_remote_code=False,
+                output_loading_info=True,
+            )
     # transformers may raise any error, according to the files; users get one sentence.
     except Exception as error:
         raise UnsupportedModel(f"cannot load base model {label!r}: {_reason(error)}") from error

@@ -4,9 +4,11 @@ Knows nothing of files, adapters, tokens or requests.
 """
 
 import hashlib
+import threading
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from types import MappingProxyType
+from typing import Final
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +16,10 @@ from transformers import PretrainedConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from server.errors import UnsupportedModel
+
+BUILDING: Final = threading.Lock()
+"""Held while transformers builds a model: it sets torch's default dtype, which all threads share,
+and two builds at once could leave the other's behind."""
 
 _SAMPLES = 4096  # weights of one tensor that the fingerprint reads
 _GOLDEN = 2654435761  # 2**32 / golden ratio: its multiples spread evenly over any length

@@ -2,6 +2,7 @@
 
 import json
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, BertConfig, PreTrainedModel, T5Config
 from transformers.pytorch_utils import Conv1D
 
-from server.bases.base_files import load_base
+from server.bases.base_files import load_base, load_stored
 from server.bases.cpu_speed import CpuSpeed, cpu_speed
 from server.bases.model import BaseModel, device_works, fingerprint_of
 from server.errors import UnsupportedModel
@@ -310,3 +311,27 @@ def test_a_device_works_until_it_cannot_be_waited_for(
     monkeypatch.setattr(torch.cuda, "current_stream", Stream)
     assert device_works(torch.device("cuda")) is not broken
     assert device_works(torch.device("cpu"))
+
+
+def test_one_model_is_built_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two at once can leave torch's default dtype, which all threads share, at bfloat16."""
+    tiny_model("llama").to(torch.bfloat16).save_pretrained(tmp_path)
+    build, building, most = AutoModelForCausalLM.from_pretrained, 0, 0
+
+    def watched(*args: Any, **options: Any) -> Any:
+        nonlocal building, most
+        building += 1
+        most = max(most, building)
+        time.sleep(0.05)
+        try:
+            return build(*args, **options)
+        finally:
+            building -= 1
+
+    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", watched)
+    with ThreadPoolExecutor(4) as threads:
+        assert [one.dtype for one in threads.map(load_stored, [tmp_path] * 4)] == [
+            torch.bfloat16
+        ] * 4
+    assert most == 1
+    assert torch.get_default_dtype() is torch.float32

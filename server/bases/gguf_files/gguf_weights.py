@@ -17,6 +17,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from server.bases.gguf_files.gguf_config import Family, family_of
 from server.bases.gguf_files.gguf_header import GgufHeader, GgufTensor
+from server.bases.model import BUILDING
 from server.errors import UnsupportedModel
 
 FACTORS: Final = "rope_freqs.weight"
@@ -113,7 +114,7 @@ def _outline(header: GgufHeader, config: Mapping[str, Any]) -> dict[str, tuple[i
     if config["num_hidden_layers"] > len(header.tensors):
         raise _misfit(header, "block_count", f"is {config['num_hidden_layers']}")
     try:
-        with torch.device("meta"):
+        with BUILDING, torch.device("meta"):
             settings = AutoConfig.for_model(**config)
             model: nn.Module = AutoModelForCausalLM.from_config(settings)
     except Exception as error:  # transformers and torch may raise any error

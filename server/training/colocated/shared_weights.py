@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from server.bases.model import BaseModel
+from server.bases.model import BUILDING, BaseModel
 from server.errors import UnsupportedModel
 
 
@@ -21,7 +21,7 @@ def twin_of(base: BaseModel) -> BaseModel:
         UnsupportedModel: the model keeps tensors where neither parameters nor buffers are.
     """
     config = copy.deepcopy(base.model.config)
-    with torch.device("meta"):
+    with BUILDING, torch.device("meta"):
         model: PreTrainedModel = AutoModelForCausalLM.from_config(
             config, attn_implementation="sdpa", trust_remote_code=False
         )
