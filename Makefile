@@ -44,7 +44,7 @@ test-latest:
 	    -W default::DeprecationWarning -W default::PendingDeprecationWarning -W default::FutureWarning
 
 # With what a network or another program gives. What cannot be had is skipped, by name.
-test-services: $(VENV)/.installed-dev
+test-services: $(VENV)/.installed-dev $(VENV)/.installed-postgres
 	$(BIN)/pytest -m services -rs $(TESTS)
 
 # The fuzzers, for longer than the tests run them: see docs/fuzzing.md.

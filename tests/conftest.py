@@ -14,6 +14,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.db.postgres import postgres_url
+
+__all__ = ["postgres_url"]
+
 os.environ["VERANDAH_DTYPE"] = "float32"
 
 

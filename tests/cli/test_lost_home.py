@@ -17,7 +17,7 @@ from server.errors import Unavailable
 from server.tenancy.principal import DEFAULT_OWNER
 from server.wiring import homes
 from tests.adapters_store.conftest import MakeManifest, MakeTensors, make_manifest, make_tensors
-from tests.db.conftest import postgres_schema
+from tests.db.postgres import schema_of
 
 __all__ = ["make_manifest", "make_tensors"]
 
@@ -121,8 +121,9 @@ def test_a_job_halfway_is_enough_too(tmp_path: Path) -> None:
         homes.open_home(Settings(home=tmp_path)).__enter__()
 
 
-def test_an_empty_postgresql_beside_full_folders_is_refused(home: Path) -> None:
-    for url in postgres_schema():
+@pytest.mark.services
+def test_an_empty_postgresql_beside_full_folders_is_refused(home: Path, postgres_url: str) -> None:
+    with schema_of(postgres_url) as url:
         settings = Settings(home=home, database_url=url)
         with pytest.raises(Unavailable, match=f"has no tables, but {home / 'files'} holds 1"):
             homes.open_home(settings).__enter__()

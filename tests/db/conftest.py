@@ -1,38 +1,23 @@
-"""Databases to test on: SQLite always, PostgreSQL where VERANDAH_TEST_POSTGRES_URL names one."""
+"""Databases to test on: SQLite always, PostgreSQL in `make test-services`."""
 
-import os
-import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from sqlalchemy import create_engine, text
 
 from server.db.session import Database
+from tests.db.postgres import schema_of
 
-POSTGRES_URL = os.environ.get("VERANDAH_TEST_POSTGRES_URL", "")
-
-
-def postgres_schema() -> Iterator[str]:
-    """The URL of a schema of its own, dropped afterwards."""
-    if not POSTGRES_URL:
-        pytest.skip("VERANDAH_TEST_POSTGRES_URL is not set")
-    name = f"test_{uuid.uuid4().hex}"
-    engine = create_engine(POSTGRES_URL)
-    with engine.begin() as connection:
-        connection.execute(text(f"CREATE SCHEMA {name}"))
-    yield f"{POSTGRES_URL}?options=-csearch_path%3D{name}"
-    with engine.begin() as connection:
-        connection.execute(text(f"DROP SCHEMA {name} CASCADE"))
-    engine.dispose()
+ENGINES = ["sqlite", pytest.param("postgresql", marks=pytest.mark.services)]
 
 
-@pytest.fixture(params=["sqlite", "postgresql"])
+@pytest.fixture(params=ENGINES)
 def url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
     if request.param == "sqlite":
         yield f"sqlite:///{tmp_path / 'new' / 'verandah.db'}"
     else:
-        yield from postgres_schema()
+        with schema_of(request.getfixturevalue("postgres_url")) as url:
+            yield url
 
 
 @pytest.fixture

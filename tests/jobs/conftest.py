@@ -1,4 +1,4 @@
-"""Queues and files on a real database: SQLite always, PostgreSQL where a URL names one."""
+"""Queues and files on a real database: SQLite always, PostgreSQL in `make test-services`."""
 
 import io
 from collections.abc import Iterator
@@ -12,7 +12,9 @@ from server.db.session import Database
 from server.jobs.files.file_store import Files
 from server.jobs.queue.job import Job
 from server.jobs.queue.job_queue import JobQueue
-from tests.db.conftest import postgres_schema
+from tests.db.conftest import url
+
+__all__ = ["url"]
 
 
 @dataclass
@@ -54,14 +56,6 @@ class Jobs:
         """What it told, the oldest first."""
         page = self.queue.events(job.owner, job.id, limit=1000)
         return [event.message for event in reversed(page.items)]
-
-
-@pytest.fixture(params=["sqlite", "postgresql"])
-def url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
-    if request.param == "sqlite":
-        yield f"sqlite:///{tmp_path / 'verandah.db'}"
-    else:
-        yield from postgres_schema()
 
 
 @pytest.fixture
