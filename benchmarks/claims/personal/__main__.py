@@ -21,6 +21,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import torch
@@ -160,12 +161,13 @@ def do_report(options: argparse.Namespace) -> None:
         rows.append([one["user"], one["lines"], *cells, *shares, outcome])
     columns = ["user", "lines", *(f"loss, {name}" for name in NAMES)]
     print(table([*columns, *(f"%, {name}" for name in NAMES), "gate"], rows))
-    losses = [one["losses"] for one in found]
-    for name in ("base", "shots"):
+    losses = [one["losses"] for one in found if one["status"] in ("succeeded", "failed")]
+    print(f"{len(losses)} of {len(found)} jobs ended in time; the rest count as nothing below")
+    for name in ("base", "shots") if losses else ():
         better = [one for one in losses if one.get("adapter", one["base"]) < one[name]]
-        gains = sorted(one[name] - one.get("adapter", one["base"]) for one in losses)
-        print(f"better than {name}: {len(better)} of {len(found)}", end="; ")
-        print(f"nats gained, median: {gains[len(gains) // 2]:.2f}, worst: {gains[0]:.2f}")
+        gains = [one[name] - one.get("adapter", one["base"]) for one in losses]
+        print(f"better than {name}: {len(better)} of {len(losses)}", end="; ")
+        print(f"nats gained, median: {median(gains):.2f}, worst: {min(gains):.2f}")
 
 
 NAMES = ("base", "shots", "adapter")
