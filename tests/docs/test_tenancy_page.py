@@ -10,14 +10,14 @@ from server.__main__ import main
 from server.tenancy.keys import Keys
 from server.tenancy.principal import DEFAULT_OWNER
 from tests.api.conftest import empty_database, host, publish, serve, server, services, store
-from tests.api.running import Running, Serve
+from tests.api.running import Publish, Running, Serve
 
 __all__ = ["empty_database", "host", "publish", "serve", "server", "services", "store"]
 
 PAGE = Path(__file__).parents[2] / "docs" / "tenancy.md"
 COMMANDS = [line.strip() for line in PAGE.read_text().splitlines() if line.startswith("    ")]
-# They start the server, train and chat: tests/cli/test_serve.py and others do that.
-NOT_HERE = ("export", "verandah serve", "verandah train", "verandah chat")
+# They need a whole server, which other tests have: tests/cli/test_serve.py, for one.
+NOT_HERE = ("export", "verandah serve", "verandah train", "verandah chat", "verandah owners delet")
 
 
 @pytest.fixture
@@ -28,7 +28,10 @@ def locked(serve: Serve, server: Running, monkeypatch: pytest.MonkeyPatch) -> Ru
     return locked
 
 
-def test_the_page_can_be_followed(locked: Running, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_page_can_be_followed(
+    locked: Running, publish: Publish, capsys: pytest.CaptureFixture[str]
+) -> None:
+    publish("pirate")
     run = [line for line in COMMANDS if not line.startswith(NOT_HERE)]
     assert len(run) > 12
     values: dict[str, str] = {}

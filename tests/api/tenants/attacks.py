@@ -94,7 +94,7 @@ MORE: tuple[tuple[str, Row], ...] = (
 _NAMED = [
     (operation.partition(" ")[0], row)
     for operation, row in MATRIX.items()
-    if row.reach in (Reach.THING, Reach.PROJECT, Reach.SERVER)
+    if row.reach in (Reach.THING, Reach.PROJECT, Reach.SERVER, Reach.ENGINE)
 ]
 _PLACE = re.compile(r"<(own )?(\w+)>(?:/<(\w+)>(@1)?)?")
 

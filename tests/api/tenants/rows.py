@@ -17,6 +17,7 @@ class Reach(Enum):
     ADMINS = auto()  # each owner's admin, about what that owner may see
     PROJECT = auto()  # the admins of the project that is named, and the server's
     SERVER = auto()  # the server's admins
+    ENGINE = auto()  # the server's admins, though owners' keys have the scope
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,7 @@ class Row:
 
 
 KEY, THING, ANYBODY = Reach.KEY, Reach.THING, Reach.ANYBODY
-ADMINS, PROJECT, SERVER = Reach.ADMINS, Reach.PROJECT, Reach.SERVER
+ADMINS, PROJECT, SERVER, ENGINE = Reach.ADMINS, Reach.PROJECT, Reach.SERVER, Reach.ENGINE
 
 _CHAT = {"model": "<project>/<adapter>", "messages": [{"role": "user", "content": "hi"}]}
 _TEXT = {"model": "<project>/<adapter>@1", "prompt": "hi"}
@@ -61,8 +62,12 @@ MATRIX: dict[str, Row] = {
     "GET /v1/adapters": Row(KEY, "/v1/adapters"),
     f"GET {_A}": Row(THING, _ADAPTER),
     f"DELETE {_A}": Row(THING, f"{_ADAPTER}@1"),
-    f"POST {_A}/pin": Row(THING, f"{_ADAPTER}/pin"),
-    f"POST {_A}/unpin": Row(THING, f"{_ADAPTER}/unpin"),
+    f"POST {_A}/copy": Row(THING, f"{_ADAPTER}/copy", {"name": "mine"}),
+    "POST /v1/shares": Row(THING, "/v1/shares", {"adapter": "<adapter>", "with": "all"}),
+    "GET /v1/shares": Row(KEY, "/v1/shares"),
+    "DELETE /v1/shares/{share_id}": Row(THING, "/v1/shares/<share>"),
+    f"POST {_A}/pin": Row(ENGINE, f"{_ADAPTER}/pin"),
+    f"POST {_A}/unpin": Row(ENGINE, f"{_ADAPTER}/unpin"),
     f"GET {_A}/analysis": Row(THING, f"{_ADAPTER}/analysis"),
     f"GET {_A}/export": Row(THING, f"{_ADAPTER}/export"),
     "POST /v1/adapters/import": Row(
@@ -87,6 +92,8 @@ MATRIX: dict[str, Row] = {
     f"POST {_ALL}/projects": Row(SERVER, f"{_ALL}/projects", {"name": "new"}),
     f"GET {_P}": Row(PROJECT, _HERE),
     f"POST {_P}": Row(PROJECT, _HERE, {"name": "renamed"}),
+    f"DELETE {_P}": Row(SERVER, _HERE),
+    f"GET {_P}/deletion": Row(SERVER, f"{_ALL}/projects/<gone>/deletion"),
     f"POST {_P}/archive": Row(SERVER, f"{_HERE}/archive"),
     f"GET {_P}/users": Row(PROJECT, f"{_HERE}/users"),
     f"POST {_P}/users": Row(PROJECT, f"{_HERE}/users", {"role": "member", "email": "a@b.c"}),

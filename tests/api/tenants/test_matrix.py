@@ -13,6 +13,7 @@ from tests.api.tenants.conftest import Send
 from tests.api.tenants.rows import MATRIX, Reach, Row
 from tests.api.tenants.town import SERVER_KEY, Team, Town
 
+SERVERS = Reach.SERVER, Reach.ENGINE
 OPEN = Reach.ANYBODY, Reach.KEY, Reach.THING  # to all of an owner's keys with the scope
 SCOPES_OF = {name.replace(":path", ""): scopes for name, scopes in SCOPES_BY_OPERATION.items()}
 
@@ -102,6 +103,8 @@ def test_a_key_needs_the_scope(town: Town, team: Team, send: Send) -> None:
 
 def test_an_owners_member_has_the_owners_things(town: Town, team: Team, send: Send) -> None:
     def expect(row: Row) -> tuple[int, str | None]:
+        if row.reach is Reach.ENGINE:
+            return 403, "insufficient_permissions"
         return (200, None) if row.reach in OPEN else (403, "missing_scope")
 
     assert problems(town, team, send, team.member, expect) == {}
@@ -109,8 +112,8 @@ def test_an_owners_member_has_the_owners_things(town: Town, team: Team, send: Se
 
 def test_an_owners_admin_manages_the_owner(town: Town, team: Team, send: Send) -> None:
     def expect(row: Row) -> tuple[int, str | None]:
-        server = row.reach is Reach.SERVER
-        return (403, "insufficient_permissions") if server else (200, None)
+        servers = row.reach in SERVERS
+        return (403, "insufficient_permissions") if servers else (200, None)
 
     assert problems(town, team, send, team.admin, expect) == {}
 
@@ -119,7 +122,7 @@ def test_another_owners_admin_finds_nothing(
     town: Town, team: Team, rival: Team, send: Send
 ) -> None:
     def expect(row: Row) -> tuple[int, str | None]:
-        if row.reach is Reach.SERVER:
+        if row.reach in SERVERS:
             return 403, "insufficient_permissions"
         return foreign(row) if row.reach in (Reach.THING, Reach.PROJECT) else (200, None)
 

@@ -21,7 +21,7 @@ from server.jobs.files.file_store import RESULTS
 from server.jobs.queue.train_options import TrainOptions
 from server.jobs.queue.training_metrics import TrainingMetrics
 from server.tenancy.keys import Keys
-from server.tenancy.principal import SCOPES, SERVER_ADMIN, USUAL_SCOPES, Scope
+from server.tenancy.principal import DEFAULT_OWNER, SCOPES, SERVER_ADMIN, USUAL_SCOPES, Scope
 from tests.api.fakes import FakeLoop, FakePorting, FakeResidency
 
 SERVER_KEY = "the server's own key"
@@ -69,7 +69,11 @@ class Town:
             "account": account,
             "key": tenants.keys.create(owner, secret, by=SERVER_ADMIN, user=account)[0].id,
             "adapter": f"pirate-{owner}",
+            "gone": tenants.owners.create(f"gone-{name}").id,
         } | self._things(owner, secret)
+        tenants.deletions.start(ids["gone"])
+        share = tenants.shares.give(owner, f"x{secret}", DEFAULT_OWNER, "use", by=SERVER_ADMIN)
+        ids["share"] = share.id
         return Team(owner, secret, ids, member[1], admin[1])
 
     def _things(self, owner: str, secret: str) -> dict[str, str]:
@@ -181,6 +185,7 @@ class Town:
         assert isinstance(self.services.residency, FakeResidency)
         self.services.residency.residents.clear()
         self.services.keys.refresh()
+        self.services.tenants.shares.refresh()
 
     def _copy(self, source: Path, target: Path) -> None:
         target.mkdir(exist_ok=True)
