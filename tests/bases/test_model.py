@@ -315,7 +315,7 @@ def test_a_device_works_until_it_cannot_be_waited_for(
 
 def test_one_model_is_built_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two at once can leave torch's default dtype, which all threads share, at bfloat16."""
-    tiny_model("llama").to(torch.bfloat16).save_pretrained(tmp_path)
+    tiny_model("llama").bfloat16().save_pretrained(tmp_path)
     build, building, most = AutoModelForCausalLM.from_pretrained, 0, 0
 
     def watched(*args: Any, **options: Any) -> Any:
