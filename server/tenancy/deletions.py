@@ -14,6 +14,7 @@ from adapters_store.store_errors import InvalidName
 from server.db.audit_trail import record
 from server.db.session import Database
 from server.db.tables import (
+    BucketRow,
     DeletionRow,
     KeyRow,
     LimitRow,
@@ -25,6 +26,7 @@ from server.db.tables import (
     UserRow,
 )
 from server.errors import Conflict, InvalidRequest, NotFound
+from server.tenancy.limits.limit_store import bucket_keys
 from server.tenancy.owners import clean, find_owner
 from server.tenancy.principal import DEFAULT_OWNER
 from server.tenancy.revisions import changing
@@ -62,7 +64,7 @@ class Deletions:
         Raises:
             InvalidRequest: `export` may not be a folder's name.
             NotFound: there is no such owner.
-            Conflict: it is the server's own.
+            Conflict: it is the server's own, or another's copy has that name.
         """
         if export is not None:
             _check_folder(export)
@@ -73,6 +75,8 @@ class Deletions:
             begun = session.get(DeletionRow, row.id)
             if begun is not None:
                 return Deletion.from_row(begun)
+            if export is not None:
+                _refuse_taken(session, export)
             now = int(self._database.now(session))
             row.status, row.archived_at = DELETING, row.archived_at or now
             row.shares_revision = revision
@@ -122,7 +126,10 @@ class Deletions:
             _keep_totals(session, owner)
             for table in (LimitRow, PlaceRow):
                 session.execute(delete(table).where(table.owner == owner))
-            row.name, row.status = owner, DELETED
+            buckets = BucketRow.key.in_(bucket_keys(owner))
+            session.execute(delete(BucketRow).where(buckets))
+            row.name = row.folded = owner
+            row.status = DELETED
             noted = update(DeletionRow).where(DeletionRow.owner == owner)
             now = int(self._database.now(session))
             session.execute(noted.values(step="done", done_at=now))
@@ -153,6 +160,12 @@ def _forget_people(session: Session, owner: str) -> None:
     memberships = (MembershipRow.owner == owner) | MembershipRow.user.in_(service)
     session.execute(delete(MembershipRow).where(memberships), execution_options=_SILENT)
     session.execute(delete(UserRow).where(UserRow.service_of == owner), execution_options=_SILENT)
+
+
+def _refuse_taken(session: Session, export: str) -> None:
+    other = session.scalar(select(DeletionRow.owner).where(DeletionRow.export == export))
+    if other is not None:
+        raise Conflict(f"export {export!r} is the copy of project {other!r}: choose another name")
 
 
 def _check_folder(name: str) -> None:

@@ -5,11 +5,12 @@ from contextlib import contextmanager
 
 from server.tenancy.keys import Keys
 from server.tenancy.limits.request_limits import RequestLimits
-from server.tenancy.repeating import repeating
+from server.tenancy.repeating import attempt, repeating
 from server.tenancy.shares import Shares
 
 REFRESH_S = 0.5  # a revoked key is refused within a second
 _WRITE_S = 5.0
+_OLD = "keys, shares or limits are not up to date"
 
 
 @contextmanager
@@ -22,20 +23,23 @@ def watching_keys(
     write_s: float = _WRITE_S,
 ) -> Iterator[None]:
     """Forget changed keys and shares, learn of changed limits, and write what was used, until the
-    end of the context.
+    end of the context. It begins once they are read, so that no request waits for that on the event
+    loop, and each owner's own limits hold for the first one.
 
     In threads of their own, since a write may wait for others' and a revoked key must not.
     """
     limits = limits or RequestLimits()
+    refreshed = (keys.refresh, limits.refresh, *((shares.refresh,) if shares else ()))
     tasks = (
-        *((keys.refresh, refresh_s), (keys.write_uses, write_s)),
-        *((limits.refresh, refresh_s), (limits.tidy, refresh_s)),
-        *(((shares.refresh, refresh_s),) if shares else ()),
+        *((task, refresh_s) for task in (*refreshed, limits.tidy)),
+        (keys.write_uses, write_s),
     )
 
     def at_end() -> None:
         keys.write_uses()
         limits.close()
 
-    with repeating("keys, shares or limits are not up to date", *tasks, at_end=at_end):
+    for task in refreshed:
+        attempt(task, _OLD)
+    with repeating(_OLD, *tasks, at_end=at_end):
         yield

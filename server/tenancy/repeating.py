@@ -24,7 +24,7 @@ def repeating(what: str, *tasks: tuple[Task, float], at_end: Task) -> Iterator[N
 
     def repeat(task: Task, every_s: float) -> None:
         while not stop.wait(every_s):
-            _try(task, what)
+            attempt(task, what)
 
     threads = [threading.Thread(target=repeat, args=task, daemon=True) for task in tasks]
     for thread in threads:
@@ -35,10 +35,11 @@ def repeating(what: str, *tasks: tuple[Task, float], at_end: Task) -> Iterator[N
         stop.set()
         for thread in threads:
             thread.join()
-        _try(at_end, what)
+        attempt(at_end, what)
 
 
-def _try(task: Task, what: str) -> None:
+def attempt(task: Task, what: str) -> None:
+    """Call a task; what it raises is logged."""
     try:
         task()
     except Unavailable as error:

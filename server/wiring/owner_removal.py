@@ -17,7 +17,7 @@ from typing import TypeVar
 from adapters_store import disk
 from adapters_store.manifest import AdapterRef
 from adapters_store.store_errors import AdapterNotFound, StoreError
-from server.errors import Unavailable, VerandahError
+from server.errors import Conflict, Unavailable, VerandahError
 from server.jobs import removal
 from server.jobs.files.file_store import StoredFile
 from server.tenancy.deletions import Deletion, Deletions
@@ -27,6 +27,7 @@ log = logging.getLogger(__name__)
 
 _EVERY_S = 1.0
 _SETTLED_S = 3600  # what a request that ran at the deletion still published is removed for so long
+_LONGEST_NAME = 255  # bytes
 _KEYS_GONE_S = 5  # a revoked key's row is needed until every process knows of it
 
 Forget = Callable[[AdapterRef], None]
@@ -59,8 +60,9 @@ class OwnerRemoval:
         """Go on with all deletions as far as is possible now, unless another process does."""
         with self._alone() as alone:
             for deletion in self._book.unfinished(_SETTLED_S) if alone else ():
-                while not stopped() and self._step(deletion):
-                    pass
+                with _put_off(deletion.owner):  # the others' must not wait for it
+                    while not stopped() and self._step(deletion):
+                        pass
 
     def _step(self, deletion: Deletion) -> bool:
         """Do a little; False: nothing is left to do now."""
@@ -69,8 +71,7 @@ class OwnerRemoval:
             return self._remove_adapter(owner)
         if removal.running_jobs(database, owner):
             return self._change("jobs", self._records.jobs.cancel_of_inactive_owners) > 0
-        if deletion.export is not None and not self._exported(deletion.export).exists():
-            self._note(owner, "export")
+        if deletion.export is not None and self._is_to_export(owner, deletion.export):
             self._export(owner, deletion.export)
             return True
         self._note(owner, "adapters")
@@ -121,9 +122,26 @@ class OwnerRemoval:
     def _exported(self, name: str) -> Path:
         return self._home / "exports" / name
 
+    def _part(self, owner: str) -> Path:
+        return self._home / "exports" / f".{owner}.part"
+
+    def _is_to_export(self, owner: str, name: str) -> bool:
+        """Whether the copy is not complete. A folder of that name says so only once it was begun:
+        else it is another's."""
+        step = self._book.get(owner).step
+        if step == "jobs":
+            self._part(owner).mkdir(parents=True, exist_ok=True)
+            self._note(owner, "export")
+            return True
+        return step == "export" and (
+            self._part(owner).exists() or not self._exported(name).exists()
+        )
+
     def _export(self, owner: str, name: str) -> None:
         """Copy adapters and files as they are. The folder has its name once all is in it."""
-        part = self._home / "exports" / f".{owner}.part"
+        if self._exported(name).exists():
+            raise Conflict(f"the folder {self._exported(name)} exists already: move it away")
+        part = self._part(owner)
         part.mkdir(parents=True, exist_ok=True)
         store = self._records.store
         for adapter in store.names(owner):
@@ -136,7 +154,7 @@ class OwnerRemoval:
                 self._copy(source, part / "adapters" / ".bases" / source.name)
         for file in self._files(owner):
             source = self._records.files.folder / file.id
-            self._copy(source, part / "files" / f"{file.id}-{file.filename}"[:255])
+            self._copy(source, part / "files" / _fitting(f"{file.id}-{file.filename}"))
         self._before("export")
         os.rename(part, self._exported(name))
         disk.sync(part.parent)
@@ -188,6 +206,23 @@ class OwnerRemoval:
                 yield True
 
 
+def _fitting(name: str) -> str:
+    """As much of a name as a folder takes."""
+    return name.encode(errors="ignore")[:_LONGEST_NAME].decode(errors="ignore")
+
+
+@contextmanager
+def _put_off(what: str) -> Iterator[None]:
+    """Log what goes wrong: the next turn may succeed."""
+    try:
+        yield
+    except (VerandahError, StoreError, OSError) as error:
+        level = logging.INFO if isinstance(error, Unavailable) else logging.WARNING
+        log.log(level, "the deletion of %s is put off: %s", what, error)
+    except Exception:
+        log.exception("the deletion of %s failed", what)
+
+
 @contextmanager
 def removing_owners(
     records: Records, home: Path, forget: Forget, *, every_s: float = _EVERY_S
@@ -206,11 +241,6 @@ def removing_owners(
 
 def _repeat(work: OwnerRemoval, every_s: float, stop: threading.Event) -> None:
     while not stop.is_set():
-        try:
+        with _put_off("owners"):
             work.run(stop.is_set)
-        except (VerandahError, StoreError, OSError) as error:
-            level = logging.INFO if isinstance(error, Unavailable) else logging.WARNING
-            log.log(level, "a deletion is put off: %s", error)
-        except Exception:  # the next turn may succeed
-            log.exception("a deletion failed")
         stop.wait(every_s)

@@ -19,6 +19,7 @@ from server.api import sse
 from server.api.jobs import event_hub
 from server.jobs.files import file_store
 from server.jobs.queue.job_queue import JobQueue, News
+from server.tenancy.principal import DEFAULT_OWNER, SERVER_ADMIN
 from tests.api.jobs.test_training import claim, upload
 from tests.api.running import Running, Serve, eventually
 
@@ -192,6 +193,28 @@ def test_streams_of_events_are_bounded_and_their_places_come_back(
     assert eventually(opens)
     assert served.http.get(STREAM.format("ftjob-none")).status_code == 404
     assert eventually(opens), "a refused stream takes no place"
+
+
+@pytest.mark.parametrize("how", ["revoked", "narrowed"])
+def test_a_stream_of_events_ends_with_the_rights_of_its_key(served: Running, how: str) -> None:
+    keys = served.services.tenants.keys
+    key, text = keys.create(DEFAULT_OWNER, "key", by=SERVER_ADMIN)
+    path = STREAM.format(
+        served.sdk.fine_tuning.jobs.create(model="base", training_file=upload(served)).id
+    )
+    job = claim(served)
+    headers = {"authorization": f"Bearer {text}"}
+    with served.http.stream("GET", path, headers=headers) as response:
+        lines = response.iter_lines()
+        assert next(lines).startswith("id: ")
+        if how == "revoked":
+            keys.revoke(DEFAULT_OWNER, key.id)
+        else:
+            keys.change(DEFAULT_OWNER, key.id, scopes=["files"])
+        served.services.keys.refresh()
+        served.services.jobs.append_event(job, "info", "a secret")
+        rest = "".join(lines)
+    assert "a secret" not in rest and "[DONE]" not in rest
 
 
 def test_streams_of_one_job_hear_the_same_with_one_poll_for_all(

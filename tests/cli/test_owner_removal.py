@@ -23,6 +23,7 @@ from server.jobs.queue.job_queue import JobQueue
 from server.jobs.queue.quotas import Quotas
 from server.tenancy.deletions import Deletions
 from server.tenancy.key_book import KeyBook
+from server.tenancy.limits.limit_store import DatabaseStore
 from server.tenancy.owners import Owners
 from server.tenancy.people import People
 from server.tenancy.principal import SERVER_ADMIN
@@ -214,3 +215,54 @@ def test_what_cannot_be_deleted(
         with pytest.raises(error):
             act(Deletions(records.database))
         assert Owners(records.database).get("gone").status == "active"
+
+
+def test_a_long_name_of_a_file_stops_no_deletion(tmp_path: Path) -> None:
+    """Each character takes four bytes, so that the name is longer than a folder takes."""
+    with open_home(Settings(home=tmp_path)) as records:
+        Owners(records.database).create("long")
+        records.files.create("long", "\U0001f600" * 255, "fine-tune", io.BytesIO(b"{}"))
+        Deletions(records.database).start("long", "copy")
+        OwnerRemoval(records, tmp_path, lambda ref: None).run()
+        assert Deletions(records.database).get("long").done_at is not None
+        (copy,) = (tmp_path / "exports" / "copy" / "files").iterdir()
+        assert copy.read_bytes() == b"{}"
+
+
+def test_another_copy_of_the_same_name_is_never_taken_for_this_one(tmp_path: Path) -> None:
+    with open_home(Settings(home=tmp_path)) as records:
+        book, work = Deletions(records.database), OwnerRemoval(records, tmp_path, lambda ref: None)
+        for owner in ("a", "b", "c"):
+            Owners(records.database).create(owner)
+            records.files.create(owner, "a.jsonl", "fine-tune", io.BytesIO(b"{}"))
+        (tmp_path / "exports" / "theirs").mkdir(parents=True)
+        book.start("a", "theirs")
+        book.start("b", "ours")
+        with pytest.raises(Conflict, match="the copy of project 'b'"):
+            book.start("c", "ours")
+        for _ in range(2):
+            work.run()
+            assert book.get("a").done_at is None, "it waits until the folder is away"
+            assert records.files.count_of("a") == 1
+            assert book.get("b").done_at is not None, "others do not wait for it"
+        (tmp_path / "exports" / "theirs").rmdir()
+        work.run()
+        assert book.get("a").done_at is not None
+        assert len([*(tmp_path / "exports" / "theirs" / "files").iterdir()]) == 1
+
+
+def test_a_deleted_owner_leaves_neither_its_name_nor_its_buckets(tmp_path: Path) -> None:
+    with open_home(Settings(home=tmp_path)) as records:
+        owners, store = Owners(records.database), DatabaseStore(records.database)
+        owners.create("gone")
+        owners.rename("gone", "Secret Plan")
+        for kind in ("requests", "tokens"):
+            store.exchange(f"{kind}/gone", 9, least=1, most=1, back=0, owed=0)
+        store.hold("gone", "process", 1, 9)
+        Deletions(records.database).start("gone")
+        OwnerRemoval(records, tmp_path, lambda ref: None).run()
+        with records.database.reading() as session:
+            assert session.scalars(select(tables.BucketRow)).all() == []
+        assert owners.create("Secret Plan").id != "gone"
+        with pytest.raises(Conflict, match="project 'gone'"):
+            owners.create("gone")

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from server.db.owner_limits import Limits
 from server.db.session import Database
 from server.errors import Unauthorized, Unavailable
 from server.tenancy.found_key import FoundKey
@@ -14,9 +15,13 @@ from server.tenancy.key_book import KeyBook
 from server.tenancy.key_text import digest_of, new_key
 from server.tenancy.key_watch import watching_keys
 from server.tenancy.keys import Keys
+from server.tenancy.limits.limit_book import LimitBook
+from server.tenancy.limits.limit_store import DatabaseStore
+from server.tenancy.limits.request_limits import RequestLimits
 from server.tenancy.owners import Owners
 from server.tenancy.people import People
 from server.tenancy.principal import DEFAULT_OWNER, SERVER_ADMIN, USUAL_SCOPES, Principal
+from server.tenancy.shares import Shares
 
 
 async def at_once(call: Callable[..., FoundKey], *args: Any) -> FoundKey:
@@ -167,6 +172,20 @@ def test_another_process_feels_it_within_a_second(database: Database, team: str)
         time.sleep(1)
         with pytest.raises(Unauthorized):
             who(there, text)
+
+
+def test_no_request_waits_for_the_first_reading_of_shares_and_limits(
+    database: Database, team: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Owners(database).create("other")
+    Shares(database).give("other", "pirate", team, "use", by=SERVER_ADMIN)
+    book = LimitBook(database, Limits())
+    book.change(team, {"requests_a_minute": 7})
+    limits, shares = RequestLimits(DatabaseStore(database), book), Shares(database)
+    with watching_keys(Keys("the-key", KeyBook(database)), limits, shares, refresh_s=60):
+        monkeypatch.setattr(database, "reading", None)  # whoever asks it now fails
+        assert shares.given(team, "other", "pirate") == "use"
+        assert limits.of(team).requests_a_minute == 7
 
 
 @pytest.mark.parametrize("what", ["archived", "left", "deleted", "demoted"])

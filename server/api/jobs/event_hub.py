@@ -8,7 +8,7 @@ ends, and its client may continue where it was cut off.
 import asyncio
 import logging
 from collections import Counter, deque
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Final
 
@@ -87,7 +87,7 @@ class EventHub:
         if not self._streams[owner]:
             del self._streams[owner]
 
-    async def follow(self, job_id: str, seen: int, first: Sequence[Event]) -> AsyncIterator[bytes]:
+    async def follow(self, job_id: str, seen: int, first: Sequence[Event]) -> AsyncGenerator[bytes]:
         """The events of a job as they happen, and comments now and then. It ends after the last
         event of the job, or early: then `b""` is not its last item.
 

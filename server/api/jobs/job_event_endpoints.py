@@ -4,7 +4,8 @@ Events have the same ids in the stream and in the list, so that a client that wa
 with `Last-Event-ID`. A comment now and then keeps proxies from closing the stream.
 """
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import aclosing
 from functools import partial
 from typing import Annotated, cast
 
@@ -19,6 +20,7 @@ from server.api.reference.job_answers import EventPage, JobEvent
 from server.api.reference.parameters import After, JobId
 from server.api.sse import DONE, EventStream, event
 from server.api.wire import only_known_query
+from server.errors import Unauthorized, Unavailable
 from server.jobs.queue.job import Event
 
 router = APIRouter(
@@ -56,7 +58,8 @@ async def list_events(
     """A job's events, the newest first; or, with `stream`, as they happen.
 
     A stream begins after `last_event_id`, else after `after`, else with the first event. It ends
-    with `[DONE]` once the job has ended and all its events are sent.
+    with `[DONE]` once the job has ended and all its events are sent, and early once the key that
+    asked for it is refused.
     """
     threads, events_of = services.threads.reading, partial(services.jobs.events, owner, job_id)
     if not stream:
@@ -74,14 +77,34 @@ async def list_events(
         hub.leave(owner)
         raise
     seen = newest.items[0].number if newest.items else 0  # counts only if `first` is empty
-    batches = _until_done(hub.follow(job_id, seen, first.items))
+    batches = _until_done(
+        hub.follow(job_id, seen, first.items), partial(_still_may, request, services)
+    )
     return EventStream(batches, on_end=partial(hub.leave, owner))
 
 
-async def _until_done(batches: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+async def _until_done(
+    batches: AsyncGenerator[bytes], still_may: Callable[[], Awaitable[bool]]
+) -> AsyncGenerator[bytes]:
     """The hub's batches; a client without [DONE] knows that more may come."""
-    async for batch in batches:
-        yield batch or DONE
+    async with aclosing(batches):
+        async for batch in batches:
+            if not await still_may():
+                return
+            yield batch or DONE
+
+
+async def _still_may(request: Request, services: Services) -> bool:
+    """Whether the key that a stream began with may still read it: it may have been revoked since.
+    While the database is away, it may as before."""
+    try:
+        header = request.headers.get("authorization")
+        principal = await services.keys.principal(header, services.threads.keys.run)
+    except Unauthorized:
+        return False
+    except Unavailable:
+        return True
+    return principal.may("jobs")
 
 
 def _encoded(item: Event) -> bytes:

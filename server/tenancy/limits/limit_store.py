@@ -54,6 +54,11 @@ class DatabaseStore:
             return held
 
 
+def bucket_keys(owner: str) -> list[str]:
+    """The keys of all that an owner may have here."""
+    return [f"{kind}/{owner}" for kind in ("requests", "tokens", "places")]
+
+
 def _locked(session: Session, key: str) -> BucketRow:
     """The row of that key, which is made if it is missing, locked until the transaction ends."""
     row = session.get(BucketRow, key, with_for_update=True)
