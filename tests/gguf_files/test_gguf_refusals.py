@@ -119,7 +119,8 @@ def test_an_unknown_quantisation_is_named(tmp_path: Path) -> None:
 DAMAGES: list[tuple[Callable[[bytes], bytes], str]] = [
     (lambda data: b"", "0 bytes"),
     (lambda data: data[:20], "20 bytes"),
-    (lambda data: b"GGML" + data[4:], "does not begin with GGUF"),
+    (lambda data: b"GGML" + data[4:], "is no GGUF file, whatever its name says"),
+    (lambda data: b"some text\n", "does not begin with GGUF"),
     (lambda data: data[:5000], "ends at byte 5000, within its header"),
     (lambda data: data[: len(data) // 2], "and the file at"),
     (lambda data: data[:-1], "and the file at"),

@@ -21,6 +21,7 @@ from server.errors import UnsupportedModel
 _T = TypeVar("_T", str, int, float, bool)
 Value = str | int | float | bool | list[str] | list[int] | list[float]
 
+_MAGIC: Final = b"GGUF"
 _MAX_HEADER: Final = 128 * 2**20
 _MAX_FIELDS: Final = 65_536
 _MAX_TENSORS: Final = 65_536
@@ -93,6 +94,11 @@ def read_header(path: Path) -> GgufHeader:
     try:
         with path.open("rb") as file:
             size = os.fstat(file.fileno()).st_size
+            if not _MAGIC.startswith(file.read(len(_MAGIC))):
+                raise UnsupportedModel(
+                    f"{path.name!r} is no GGUF file, whatever its name says: it does not begin "
+                    "with GGUF; give a GGUF file, or a folder that transformers saved"
+                )
             if size < 24:
                 raise _damaged(path, f"it has {size} bytes")
             with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
@@ -173,7 +179,7 @@ class _Cursor:
 
 def _parse(path: Path, data: mmap.mmap) -> GgufHeader:
     cursor = _Cursor(path, data)
-    _check_magic(cursor)
+    _check_version(cursor)
     tensors = cursor.count(_MAX_TENSORS, "tensors")
     fields: dict[str, Value] = {}
     for _ in range(cursor.count(_MAX_FIELDS, "fields")):
@@ -196,9 +202,8 @@ def _parse(path: Path, data: mmap.mmap) -> GgufHeader:
     return GgufHeader(path, fields, {tensor.name: tensor for tensor in placed})
 
 
-def _check_magic(cursor: _Cursor) -> None:
-    if cursor.data[cursor.take(4) : cursor.at] != b"GGUF":
-        raise _damaged(cursor.path, "it does not begin with GGUF")
+def _check_version(cursor: _Cursor) -> None:
+    cursor.take(len(_MAGIC))
     version = int(cursor.number(GGUFValueType.UINT32))
     if version and version & 0xFFFF == 0:
         raise UnsupportedModel(
