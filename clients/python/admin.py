@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from .client_errors import ApiError
 from .http_connection import HttpConnection, path_of
 
 _OWNERS = "/v1/organization/projects"
@@ -117,6 +118,14 @@ class Admin:
             if not page["has_more"]:
                 return
             query["page"] = page["next_page"]
+
+    def require_sign_in(self) -> None:
+        """Raise the server's ApiError if nobody can sign in there."""
+        try:
+            self._server.json("GET", "/auth/session")
+        except ApiError as error:
+            if error.status != 401:  # nobody has signed in here yet
+                raise
 
     def redeem_sign_in(
         self,

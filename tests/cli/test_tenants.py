@@ -163,3 +163,13 @@ def test_a_wrong_argument_is_told(
     except SystemExit as ended:
         assert ended.code == 2
     assert told in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("how", [(), ("--no-browser",)])
+def test_login_to_a_server_without_sign_in_ends_at_once(
+    how: tuple[str, ...], server: Running, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["login", *how, "--url", server.url]) == 1
+    told = capsys.readouterr()
+    assert told.out == ""
+    assert told.err.startswith("verandah: this server has no sign-in: whoever runs it starts it")

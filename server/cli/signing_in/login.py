@@ -23,7 +23,7 @@ EXAMPLES = """examples:
   verandah login                                    on http://127.0.0.1:8000
   verandah login --url https://verandah.example --owner team-a
   verandah login --no-browser                       on a machine without one: paste a code
-  verandah login --admin                            a key of the server's admin, for who is one
+  verandah login --admin                            a key of the server's admin, if you are one
 
 Your browser opens the server's sign-in. The key that you get is yours, expires, and is kept where
 only you can read it; the other commands use it from then on. `verandah logout` gives it back.
@@ -35,10 +35,14 @@ _DONE = b"You are signed in. You may close this page and go back to the terminal
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--url", help="the server's address (VERANDAH_URL)")
-    parser.add_argument("--owner", help="whose things the key is for; your only owner's")
+    parser.add_argument(
+        "--owner", help="the owner that the key is for; needed if you are in several"
+    )
     parser.add_argument("--admin", action="store_true", help="a key of the server's admin")
     parser.add_argument("--name", help="what people call the key (this machine's name)")
-    parser.add_argument("--expires", help="how long it is good: 30m, 12h, 7d; as the server allows")
+    parser.add_argument(
+        "--expires", help="how long it is good: 30m, 12h, 7d (the longest that the server allows)"
+    )
     parser.add_argument(
         "--no-browser", action="store_true", help="show the address, and ask for the code"
     )
@@ -51,6 +55,7 @@ def run(options: argparse.Namespace) -> int:
     name = options.name or f"verandah login on {socket.gethostname()}"
     verifier = secrets.token_urlsafe(48)
     with Client(url_of(options)) as client:
+        client.admin.require_sign_in()
         code = _typed(client, verifier) if options.no_browser else _sent(client, verifier)
         key = client.admin.redeem_sign_in(
             code, verifier, name=name, owner=options.owner, admin=options.admin, expires_in_s=life
