@@ -132,7 +132,7 @@ class Settings(BaseSettings):
         "GROUP=OWNER:admin, or GROUP=*:admin for an admin of the server",
     )
     oidc_default_owner: str = Field(
-        "", description="owner whose members people become without such a group; empty: none's"
+        "", description="owner of people whom no group gives a membership; empty: they are refused"
     )
     oidc_session_hours: float = Field(
         12, gt=0, le=24 * 365, description="hours that a browser stays signed in"
@@ -146,9 +146,9 @@ class Settings(BaseSettings):
 
     model: str = Field(
         AUTO,
-        description="base model: a name that `verandah fetch` lists, a folder, a .gguf file, a hub "
-        "id, or org/repo:file.gguf; auto: the one of the home's adapters, else smollm2-q4_1 if it "
-        "was fetched, else porch",
+        description="base model: porch, a name that `verandah fetch` lists, a folder, a .gguf "
+        "file, a hub id, or org/repo:file.gguf; auto: the one of the home's adapters, else "
+        "smollm2-q4_1 if it was fetched, else porch",
     )
     served_name: str = Field("base", description="the id by which requests name the base model")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where the model runs")

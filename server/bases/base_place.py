@@ -32,8 +32,8 @@ def locate(source: str | Path) -> Path | str:
     if hub and not path.exists():
         return str(source)
     raise UnsupportedModel(
-        f"base model {str(source)!r} is not there: give a name that `verandah fetch` lists, an "
-        "existing folder or .gguf file, a hub id, or org/repo:file.gguf"
+        f"base model {str(source)!r} is not there: give porch, a name that `verandah fetch` "
+        "lists, an existing folder or .gguf file, a hub id, or org/repo:file.gguf"
     )
 
 

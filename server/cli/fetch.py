@@ -7,7 +7,7 @@ import time
 from rich.console import Console
 
 from server.bases.fetching import fetch
-from server.bases.short_names import SHORT_NAMES, ShortName, file_of
+from server.bases.short_names import PORCH, SHORT_NAMES, ShortName, file_of
 from server.cli.arguments.command_parser import nearest
 from server.cli.display.output import print_json, print_rows
 from server.cli.display.progress import DownloadBar
@@ -34,6 +34,8 @@ def run(options: argparse.Namespace) -> int:
     if options.name is None:
         _list(as_json=options.json)
         return 0
+    if options.name == PORCH:
+        raise BadOption("porch comes with Verandah: `verandah serve --model porch` needs no fetch")
     row = SHORT_NAMES.get(options.name)
     if row is None:
         raise BadOption(

@@ -43,6 +43,12 @@ def test_an_unknown_name(name: str, remedy: str, capsys: pytest.CaptureFixture[s
     assert remedy in capsys.readouterr().err
 
 
+def test_porch_needs_no_fetch(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["fetch", "porch"]) == 2
+    said = "porch comes with Verandah: `verandah serve --model porch` needs no fetch"
+    assert capsys.readouterr().err.strip() == f"verandah: {said}"
+
+
 def test_a_download_shows_how_far_it_is_and_then_its_place(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
