@@ -26,10 +26,10 @@ _COMMANDS = {
     "rebuild": "make a new database for a home that has lost its own",
     "login": "sign in to a running server by a browser, and keep a key",
     "logout": "give back the key that login got",
-    "owners": "list, make and archive the owners of a running server",
+    "owners": "list, make, limit, archive and delete the owners of a running server",
     "keys": "make, list, replace and revoke the API keys of a running server",
     "usage": "show what owners, keys and models of a running server have used",
-    "adapters": "list, show, pin and delete the adapters of a running server",
+    "adapters": "list, show, share, copy, pin and delete the adapters of a running server",
 }
 
 _ENGINE = "engine"  # started by servers, not by users, so it is not listed

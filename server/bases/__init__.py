@@ -1,1 +1,1 @@
-"""The frozen base model, its tokenizer and fingerprint, the seeded matrices, the embedded model."""
+"""The frozen base model, its tokenizer and fingerprint, GGUF files, the seeded matrices, Porch."""

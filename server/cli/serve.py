@@ -17,7 +17,7 @@ EXAMPLES = """examples:
   verandah serve --model smollm2-q4_1              once `verandah fetch smollm2-q4_1` was run
   verandah serve --model Qwen/Qwen3-0.6B --device cuda
   verandah serve --model /models/mine --port 9000 --api-key secret
-  VERANDAH_HOME=/data VERANDAH_HOST=0.0.0.0 verandah serve
+  VERANDAH_HOME=/data VERANDAH_HOST=0.0.0.0 VERANDAH_API_KEY=secret verandah serve
 
 Llama, Mistral, Qwen2, Qwen3 and Gemma 3 are the fastest on CUDA; docs/models.md has the memory that
 each needs, and the others that run.

@@ -1,1 +1,1 @@
-"""Owners, their users and their keys, and what a key may do."""
+"""Owners, users and keys: what a key may do, limits, shares, usage, sign-in."""

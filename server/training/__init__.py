@@ -1,1 +1,1 @@
-"""Examples and masks, the trainer, the worker process."""
+"""Training runs, and the worker that claims jobs: in a process of its own or in the engine's."""

@@ -1,2 +1,1 @@
-"""The composition root: builds the parts of a server from the settings and hands them to each
-other."""
+"""Builds the parts of a server from the settings, and hands them to each other."""

@@ -30,12 +30,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "action", nargs="?", default="list", choices=("create", "list", "rotate", "revoke")
     )
     parser.add_argument("key", nargs="?", help="a key's id, to rotate or revoke")
-    parser.add_argument("--owner", default="default", help="whose key it is (default)")
+    parser.add_argument("--owner", default="default", help="the key's owner (the owner `default`)")
     parser.add_argument("--name", help="what people call a new key")
     parser.add_argument("--user", help="the id of the member whose key a new one is")
-    parser.add_argument("--scopes", help="what a new key may do, with commas; all but admin")
+    parser.add_argument("--scopes", help="what a new key may do, with commas (all but admin)")
     parser.add_argument(
-        "--expires", help="how long a new key is good: 90s, 30m, 12h, 30d; for ever"
+        "--expires", help="how long a new key is good: 90s, 30m, 12h, 30d (for ever)"
     )
     parser.add_argument(
         "--grace", default="1d", help="how long a rotated key is still good: 0s, 2h, 7d (1d)"

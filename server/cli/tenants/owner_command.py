@@ -47,7 +47,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("action", nargs="?", default="list", choices=actions)
     parser.add_argument("owner", nargs="?", help="the name of a new owner, or an owner's id")
     parser.add_argument(
-        "--export", metavar="FOLDER", help="of delete: a new folder's name in the home's exports"
+        "--export",
+        metavar="FOLDER",
+        help="with delete: copy all to a new folder of this name in HOME/exports",
     )
     parser.add_argument("--yes", action="store_true", help="delete without asking")
     parser.add_argument("--json", action="store_true", help="print the server's answer as JSON")

@@ -40,9 +40,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--by", default="owner", help=f"what to count apart, with commas: {', '.join(_GROUPS)}"
     )
     parser.add_argument("--owner", help="only of this owner")
-    parser.add_argument("--days", type=int, default=7, help="so many days up to now (7)")
+    parser.add_argument("--days", type=int, default=7, help="show this many days up to now (7)")
     parser.add_argument("--from", dest="since", help="from this day on, as 2026-11-01")
-    parser.add_argument("--to", dest="until", help="up to this day, and without it")
+    parser.add_argument("--to", dest="until", help="to the end of the day before this one")
     parser.add_argument("--hourly", action="store_true", help="by the hour, not by the day")
     parser.add_argument("--csv", action="store_true", help="print it as CSV")
     parser.add_argument("--json", action="store_true", help="print the server's buckets as JSON")
