@@ -45,6 +45,11 @@ class Setting:
             return tenants.keys.create("default", "key", by=SERVER_ADMIN, kind=ADMIN)[0].id
         if name == "adapter":
             return str(self.publish("pirate"))
+        if name == "share":
+            shares = self.server.services.tenants.shares
+            return shares.give(
+                "default", self.adapter.partition("@")[0], "team", "use", by=SERVER_ADMIN
+            ).id
         if name == "file":
             sdk = self.server.sdk
             return sdk.files.create(file=("a.jsonl", LINES), purpose="fine-tune").id
@@ -109,6 +114,19 @@ RECIPES: dict[str, Recipe] = {
         lambda it: (f"/v1/fine_tuning/jobs/{it.job}/pause", {}),
     ),
     "POST /v1/fine_tuning/jobs/{job_id}/resume": ("job.resumed", resumed),
+    "POST /v1/shares": (
+        "adapter.shared",
+        lambda it: sent("/v1/shares", **{"adapter": it.adapter.partition("@")[0], "with": "team"}),
+    ),
+    "DELETE /v1/shares/{share_id}": (
+        "adapter.unshared",
+        lambda it: (f"/v1/shares/{it.share}", {}),
+    ),
+    "POST /v1/adapters/{adapter_id}/copy": (
+        "adapter.copied",
+        lambda it: sent(f"/v1/adapters/{it.adapter}/copy", name="new"),
+    ),
+    f"DELETE {P}/{{project_id}}": ("project.deleted", lambda _: (f"{P}/team", {})),
     f"POST {P}": ("project.created", lambda _: sent(P, name="more")),
     f"POST {P}/{{project_id}}": ("project.updated", lambda _: sent(f"{P}/team", name="Us")),
     f"POST {P}/{{project_id}}/archive": ("project.archived", lambda _: (f"{P}/team/archive", {})),

@@ -11,6 +11,7 @@ import os
 import shutil
 import sys
 import tempfile
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -166,7 +167,7 @@ def _clear(place: Path) -> None:
 
 
 def _write_note(note: Path, digest: str) -> None:
-    part = note.with_suffix(f".{os.getpid()}")
+    part = note.with_suffix(f".{os.getpid()}-{threading.get_ident()}")
     part.write_text(digest)
     part.replace(note)
 

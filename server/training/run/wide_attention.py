@@ -10,9 +10,8 @@ from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
-from transformers import AttentionInterface, AttentionMaskInterface
+from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
-from transformers.masking_utils import sdpa_mask
 
 from server.bases.model import BaseModel
 
@@ -28,6 +27,9 @@ def wide_attention(base: BaseModel) -> Iterator[None]:
     if base.device.type != "cpu" or base.dtype == torch.float32 or own != _TORCH:
         yield
         return
+    # Here, because it imports the whole of transformers' generation, which serving does without.
+    from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
+
     AttentionInterface.register(_NAME, float32_attention)
     AttentionMaskInterface.register(_NAME, sdpa_mask)
     config._attn_implementation = _NAME  # of its parts too
