@@ -40,6 +40,7 @@ _MORE_THAN_A_SCHEMA = (
     f"GET {_JOBS}/{{job_id}}/events",
     f"GET {_JOBS}/{{job_id}}/checkpoints",
     "GET /v1/shares",
+    "POST /v1/organization/admin_api_keys",
     "DELETE /v1/organization/projects/{project_id}",
     "GET /v1/organization/projects",
     "GET /v1/organization/projects/{project_id}/users",
