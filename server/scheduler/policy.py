@@ -33,9 +33,8 @@ def plan_step(
     oldest first, in chunks. When blocks run out, the youngest sequence is pre-empted: it loses its
     blocks and is computed again later. The oldest can always run, so the loop always advances.
 
-    With `accounts`, the prompts of several owners take turns, and the
-    youngest of the owner that was served most is pre-empted. Then the oldest of the owner that was
-    served least can always run.
+    With `accounts`, the prompts of several owners take turns, and the youngest of the owner that
+    was served most is pre-empted. Then the oldest of the owner served least can always run.
 
     A prompt reuses the blocks that earlier steps computed for an equal beginning. Of prompts that
     begin alike in one step only the oldest runs: the others reuse its blocks in the next step.
