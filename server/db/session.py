@@ -183,7 +183,8 @@ def ensure_owner(session: Session, owner: str, now: float) -> None:
         Conflict: the owner is archived or being deleted, so nothing new may be its own. It stays
             active until the transaction ends.
     """
-    row = session.get(OwnerRow, owner, with_for_update={"read": True})
+    # As strong as any later lock of this row: two that share it and then want more wait for ever.
+    row = session.get(OwnerRow, owner, with_for_update={"key_share": True})
     if row is not None and row.status != ACTIVE_OWNER:
         raise Conflict(f"project {owner!r} is {row.status}: nothing can be added to it")
     if row is not None:
