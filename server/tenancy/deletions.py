@@ -13,7 +13,7 @@ from adapters_store.outside_values import shown
 from adapters_store.store_errors import InvalidName
 from server.db.audit_trail import record
 from server.db.session import Database
-from server.db.tables import (
+from server.db.tenancy_tables import (
     BucketRow,
     DeletionRow,
     KeyRow,

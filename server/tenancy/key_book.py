@@ -11,7 +11,7 @@ from sqlalchemy.orm import Session
 from adapters_store.outside_values import shown
 from server.db.audit_trail import record
 from server.db.session import Database
-from server.db.tables import KeyRow, MembershipRow, OwnerRow, TenancyRow, UserRow
+from server.db.tenancy_tables import KeyRow, MembershipRow, OwnerRow, TenancyRow, UserRow
 from server.errors import Conflict, InvalidRequest, NotFound
 from server.tenancy.found_key import ADMIN, OWNED, FoundKey, found_key
 from server.tenancy.key_text import digest_of, new_key, shown_part

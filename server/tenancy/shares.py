@@ -17,7 +17,7 @@ from sqlalchemy.orm import Session
 from adapters_store.outside_values import shown
 from server.db.audit_trail import record
 from server.db.session import Database
-from server.db.tables import OwnerRow, ShareRow, TenancyRow
+from server.db.tenancy_tables import OwnerRow, ShareRow, TenancyRow
 from server.errors import Conflict, InvalidRequest, NotFound
 from server.tenancy.owners import ACTIVE, EVERYBODY, clean, find_owner, folded
 from server.tenancy.principal import Principal
