@@ -19,7 +19,7 @@ from server.api.reference.parameters import After
 from server.api.threads import DatabaseRoute
 from server.api.wire import Text, WireModel, only_known_query
 from server.tenancy.found_key import ADMIN
-from server.tenancy.key_book import ApiKey
+from server.tenancy.key_rows import ApiKey
 from server.tenancy.principal import DEFAULT_OWNER
 
 router = APIRouter(
