@@ -38,7 +38,7 @@ class KeyBook:
         with self._database.reading() as session:
             revision, key, owner, user, member = session.execute(looked_up(digest)).one()
             if key is None:
-                return FoundKey(0)
+                return FoundKey(revision)
             now = self._database.now(session)
         return found_key(key, owner, user, member, revision, now)
 
