@@ -2,14 +2,15 @@
 
 import secrets
 from collections.abc import Mapping, Sequence
+from typing import Final
 
-from sqlalchemy import select, update
+from sqlalchemy import func, select, update
 from sqlalchemy.orm import Session
 
 from adapters_store.outside_values import shown
 from server.db.audit_trail import record
 from server.db.session import Database
-from server.db.tenancy_tables import KeyRow, MembershipRow, TenancyRow
+from server.db.tenancy_tables import KeyRow, MembershipRow, TenancyRow, UserRow
 from server.errors import Conflict, InvalidRequest, NotFound
 from server.tenancy.found_key import ADMIN, OWNED, FoundKey, found_key
 from server.tenancy.key_rows import ApiKey, api_key, facts, listed, looked_up, one, readers, row_of
@@ -19,6 +20,10 @@ from server.tenancy.principal import SCOPES, USUAL_SCOPES, Principal
 from server.tenancy.revisions import changing, hold_changes, page_of, printable
 
 LONGEST_LIFE_S = 100 * 365 * 86_400
+MOST_KEYS: Final = 1000
+"""Of one owner that are in force, besides those of its persons."""
+MOST_OF_PERSON: Final = 100
+"""Of one person for one owner."""
 _USED_S = 60
 
 
@@ -67,13 +72,14 @@ class KeyBook:
         Raises:
             InvalidRequest: the name, a scope or the life is wrong.
             NotFound: there is no such owner, or the user is no member.
-            Conflict: the owner is archived.
+            Conflict: the owner is archived, or it or the person has too many keys in force.
         """
         name = printable(name, "name")
         allowed = SCOPES if kind == ADMIN else _checked_scopes(scopes)
         with changing(self._database) as (session, revision):
             now = int(self._database.now(session))
             _check_place(session, owner, user)
+            _check_room(session, owner, kind, user, now)
             row, text = _added(
                 session,
                 revision,
@@ -148,7 +154,8 @@ class KeyBook:
     ) -> tuple[ApiKey, str, ApiKey]:
         """Make a key with the rights of another, which then expires after `grace_s`.
 
-        Returns the new one, its text, and the old one. Raises InvalidRequest, NotFound, Conflict.
+        Returns the new one, its text, and the old one. Raises as `create`, and Conflict if the key
+        has expired.
         """
         if not 0 <= grace_s <= LONGEST_LIFE_S:
             raise InvalidRequest(
@@ -159,6 +166,7 @@ class KeyBook:
             old, now = row_of(session, owner, key_id, OWNED), int(self._database.now(session))
             if old.expires_at is not None and old.expires_at <= now:
                 raise Conflict(f"key {old.id!r} has expired: make a new one")
+            _check_room(session, owner, OWNED, old.user, now, besides=old.id)
             new, text = _added(
                 session,
                 revision,
@@ -232,6 +240,25 @@ def _check_place(session: Session, owner: str, user: str | None) -> None:
             raise NotFound(
                 f"user {shown(user)} is not in project {shown(owner)}: add the user first"
             )
+
+
+def _check_room(
+    session: Session, owner: str, kind: str, user: str | None, now: int, *, besides: str = ""
+) -> None:
+    """Raise Conflict if there are as many keys as there may be, not counting `besides`."""
+    persons = select(UserRow.id).where(UserRow.service_of.is_(None))
+    one = user is not None and session.scalar(persons.where(UserRow.id == user)) is not None
+    if one:
+        most, which = MOST_OF_PERSON, KeyRow.user == user
+        whose = f"user {user!r} has {most} keys for project {owner!r}"
+    else:
+        most, whose = MOST_KEYS, f"project {owner!r} has {MOST_KEYS} keys"
+        which = (KeyRow.kind == kind) & (KeyRow.user.is_(None) | KeyRow.user.not_in(persons))
+    in_force = KeyRow.expires_at.is_(None) | (KeyRow.expires_at > now)
+    mine = KeyRow.owner == owner, KeyRow.id != besides, KeyRow.revoked_at.is_(None), in_force
+    count = session.scalar(select(func.count()).select_from(KeyRow).where(*mine, which))
+    if (count or 0) >= most:
+        raise Conflict(f"{whose} already, which is the most: revoke those that are not needed")
 
 
 def _checked_scopes(scopes: Sequence[str] | None) -> Sequence[str]:

@@ -72,7 +72,7 @@ def list_admin_keys(
     return page_document([_document(key) for key in keys], more)
 
 
-@router.post("", responses=answers(NewAdminKey))
+@router.post("", responses=answers(NewAdminKey, fails=(409,)))
 def create_admin_key(
     body: AdminKeyCreation, services: CurrentServices, principal: ServerAdmin
 ) -> Document:
