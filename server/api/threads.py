@@ -7,12 +7,14 @@ own, and so have the calls that write to the database and those that only read i
 import asyncio
 import functools
 import inspect
+from collections import Counter, deque
 from collections.abc import Callable
 from typing import Any, Final, ParamSpec, TypeVar, cast
 
 from anyio import CapacityLimiter, to_thread
 from fastapi.routing import APIRoute
 
+from server.db.audit_trail import acting
 from server.errors import Unavailable
 
 ANSWERING: Final = 16
@@ -21,36 +23,88 @@ _KEYS: Final = 4
 _SIGN_INS: Final = 4
 _LIMITS: Final = 8
 _LINE_S: Final = 10.0
+_NO_OWNER: Final = ""
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
 
 class ThreadGroup:
-    """At most `most` threads. A call that gets none within `patience_s` seconds is refused."""
+    """At most `most` threads. A call that gets none within `patience_s` seconds is refused.
+
+    No owner takes more of them than it leaves free, and those whose calls wait have turns: one that
+    sends slow calls without end does not keep others waiting. Calls with the server's own key, or
+    without a key, may take all, so a server of one owner loses nothing.
+    """
 
     def __init__(self, most: int, what: str, patience_s: float = 3.0) -> None:
         self._most = most
         self._what = what
         self._patience_s = patience_s
-        self._places = asyncio.Semaphore(most)
+        self._running: Counter[str] = Counter()  # by owner
+        self._waiting: dict[str, deque[asyncio.Future[None]]] = {}  # by owner, the next turn first
         self._limiter = CapacityLimiter(most)
 
     async def run(self, call: Callable[P, T], *args: P.args, **named: P.kwargs) -> T:
         """Call in a thread. Raises Unavailable, and what the call raises."""
-        try:
-            async with asyncio.timeout(self._patience_s if self._places.locked() else None):
-                await self._places.acquire()
-        except TimeoutError:
-            raise Unavailable(
-                f"{self._most} requests that {self._what} are running already, and none has ended "
-                f"for {self._patience_s:g} s: try again in a few seconds, and see /ready"
-            ) from None
+        actor = acting()
+        owner = actor.owner if actor.owner and actor.key else _NO_OWNER
+        await self._enter(owner)
         try:
             work = functools.partial(call, *args, **named)
             return await to_thread.run_sync(work, limiter=self._limiter)
         finally:
-            self._places.release()
+            self._leave(owner)
+
+    async def _enter(self, owner: str) -> None:
+        if owner not in self._waiting and self._has_room(owner):
+            self._running[owner] += 1
+            return
+        turn = asyncio.get_running_loop().create_future()
+        self._waiting.setdefault(owner, deque()).append(turn)
+        try:
+            async with asyncio.timeout(self._patience_s):
+                await turn
+        except BaseException as error:
+            self._give_up(owner, turn)
+            if isinstance(error, TimeoutError):
+                raise Unavailable(
+                    f"{self._running.total()} requests that {self._what} are running already, "
+                    f"{self._running[owner]} of them yours, and none made room for another for "
+                    f"{self._patience_s:g} s: try again in a few seconds, and see /ready"
+                ) from None
+            raise
+
+    def _has_room(self, owner: str) -> bool:
+        free = self._most - self._running.total()
+        return free > (0 if owner == _NO_OWNER else self._running[owner])
+
+    def _leave(self, owner: str) -> None:
+        self._running[owner] -= 1
+        if not self._running[owner]:
+            del self._running[owner]
+        self._start_waiting()
+
+    def _give_up(self, owner: str, turn: "asyncio.Future[None]") -> None:
+        if turn.done() and not turn.cancelled():  # its turn came at the same moment
+            return self._leave(owner)
+        line = self._waiting[owner]
+        line.remove(turn)
+        if not line:
+            del self._waiting[owner]
+
+    def _start_waiting(self) -> None:
+        """Start what may: of each owner one call. An owner whose call starts goes to the end."""
+        for owner in [*self._waiting]:
+            turn = next((it for it in self._waiting[owner] if not it.done()), None)
+            if turn is None or not self._has_room(owner):
+                continue
+            line = self._waiting.pop(owner)
+            line.remove(turn)
+            if line:
+                self._waiting[owner] = line
+            self._running[owner] += 1
+            turn.set_result(None)
 
 
 class Threads:

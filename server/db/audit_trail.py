@@ -14,7 +14,7 @@ from typing import Any, Final
 
 from sqlalchemy.orm import Session
 
-from server.db.tables import AuditRow
+from server.db.tenancy_tables import AuditRow
 
 SERVER: Final = "server"
 

@@ -5,7 +5,7 @@ from typing import Any
 
 from sqlalchemy.orm import Session
 
-from server.db.tables import LimitRow
+from server.db.tenancy_tables import LimitRow
 
 
 @dataclass(frozen=True)

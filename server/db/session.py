@@ -36,7 +36,8 @@ from sqlalchemy.orm import Session
 from sqlalchemy.pool import ConnectionPoolEntry
 
 from server.db.sqlite_file import damaged, failure, what_is_lost
-from server.db.tables import OwnerRow, TableBase
+from server.db.tables import TableBase
+from server.db.tenancy_tables import OwnerRow
 from server.errors import Conflict, Unavailable
 
 ACTIVE_OWNER = "active"

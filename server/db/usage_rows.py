@@ -7,7 +7,7 @@ from typing import Final
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Session
 
-from server.db.tables import UsageRow
+from server.db.tenancy_tables import UsageRow
 
 HOUR_S: Final = 3600
 COUNTS: Final = ("requests", "refusals", "prompt", "cached", "completion", "training")

@@ -12,8 +12,9 @@ from adapters_store.manifest import check_name
 from adapters_store.outside_values import shown
 from adapters_store.store_errors import InvalidName
 from server.db.audit_trail import record
+from server.db.owner_limits import LIMIT_NAMES
 from server.db.session import Database
-from server.db.tables import (
+from server.db.tenancy_tables import (
     BucketRow,
     DeletionRow,
     KeyRow,
@@ -82,6 +83,10 @@ class Deletions:
             row.shares_revision = revision
             revoked = update(KeyRow).where(KeyRow.owner == row.id)
             session.execute(revoked.values(revoked_at=now, revision=revision))
+            # So that every process forgets them; `finish` removes the row.
+            forgotten = update(LimitRow).where(LimitRow.owner == row.id)
+            none = dict.fromkeys(LIMIT_NAMES)
+            session.execute(forgotten.values(**none, revision=revision))
             received = ShareRow.receiver == row.id
             givers = select(ShareRow.owner).where(received)
             changed = update(OwnerRow).where(OwnerRow.id.in_(givers))

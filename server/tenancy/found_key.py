@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Final
 
-from server.db.tables import KeyRow, MembershipRow, OwnerRow, UserRow
+from server.db.tenancy_tables import KeyRow, MembershipRow, OwnerRow, UserRow
 from server.tenancy.owners import ACTIVE
 from server.tenancy.principal import Principal
 

@@ -2,51 +2,29 @@
 
 import secrets
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Final
 
-from sqlalchemy import Select, and_, select, update
+from sqlalchemy import func, select, update
 from sqlalchemy.orm import Session
 
 from adapters_store.outside_values import shown
 from server.db.audit_trail import record
 from server.db.session import Database
-from server.db.tables import KeyRow, MembershipRow, OwnerRow, TenancyRow, UserRow
+from server.db.tenancy_tables import KeyRow, MembershipRow, TenancyRow, UserRow
 from server.errors import Conflict, InvalidRequest, NotFound
 from server.tenancy.found_key import ADMIN, OWNED, FoundKey, found_key
+from server.tenancy.key_rows import ApiKey, api_key, facts, listed, looked_up, one, readers, row_of
 from server.tenancy.key_text import digest_of, new_key, shown_part
 from server.tenancy.owners import ACTIVE, clean, find_owner
 from server.tenancy.principal import SCOPES, USUAL_SCOPES, Principal
 from server.tenancy.revisions import changing, hold_changes, page_of, printable
 
 LONGEST_LIFE_S = 100 * 365 * 86_400
+MOST_KEYS: Final = 1000
+"""Of one owner that are in force, besides those of its persons."""
+MOST_OF_PERSON: Final = 100
+"""Of one person for one owner."""
 _USED_S = 60
-
-
-@dataclass(frozen=True)
-class ApiKey:
-    """A key without its text. `kind`: "owner", or "admin" for one of the server's admin.
-
-    `user` is whose it is, with `service` if that is a service account; None: of nobody.
-    """
-
-    id: str
-    kind: str
-    owner: str
-    user: str | None
-    user_name: str | None
-    user_email: str | None
-    service: bool
-    role: str
-    name: str
-    scopes: tuple[str, ...]
-    prefix: str
-    created_at: int
-    created_by: str
-    expires_at: int | None
-    last_used_at: int | None
-    revoked_at: int | None
-    active: bool
 
 
 class KeyBook:
@@ -62,15 +40,12 @@ class KeyBook:
 
     def find(self, digest: str) -> FoundKey:
         """The key with that SHA-256. One query."""
-        # The one statement sees the key and the revision at the same moment.
-        revision = select(TenancyRow.revision).scalar_subquery()
-        query = _joined().add_columns(revision).where(KeyRow.sha256 == digest)
         with self._database.reading() as session:
-            row = session.execute(query).one_or_none()
-            if row is None:
-                return FoundKey(0)
+            revision, key, owner, user, member = session.execute(looked_up(digest)).one()
+            if key is None:
+                return FoundKey(revision)
             now = self._database.now(session)
-        return found_key(row[0], row[1], row[2], row[3], row[4], now)
+        return found_key(key, owner, user, member, revision, now)
 
     def changes(self, since: int) -> tuple[int, Sequence[str]]:
         """The revision, and the SHA-256 of each key that has changed after `since`."""
@@ -97,32 +72,28 @@ class KeyBook:
         Raises:
             InvalidRequest: the name, a scope or the life is wrong.
             NotFound: there is no such owner, or the user is no member.
-            Conflict: the owner is archived.
+            Conflict: the owner is archived, or it or the person has too many keys in force.
         """
         name = printable(name, "name")
         allowed = SCOPES if kind == ADMIN else _checked_scopes(scopes)
         with changing(self._database) as (session, revision):
             now = int(self._database.now(session))
             _check_place(session, owner, user)
-            text = new_key(session.scalars(select(TenancyRow.seal)).one())
-            row = KeyRow(
-                id=f"key_{secrets.token_hex(12)}",
+            _check_room(session, owner, kind, user, now)
+            row, text = _added(
+                session,
+                revision,
                 kind=kind,
                 owner=owner,
                 user=user,
                 name=name,
                 scopes=list(allowed),
-                sha256=digest_of(text),
-                prefix=shown_part(text),
                 created_at=now,
                 created_by=by.name,
                 expires_at=None if life_s is None else now + _checked_life(life_s),
-                revision=revision,
             )
-            session.add(row)
-            session.flush()
-            record(session, now, "api_key.created", row.id, owner=_of(row), after=_facts(row))
-            return _one(session, row.owner, row.id, kind), text
+            record(session, now, "api_key.created", row.id, owner=readers(row), after=facts(row))
+            return one(session, row.owner, row.id, kind), text
 
     def list(
         self,
@@ -134,20 +105,20 @@ class KeyBook:
         newest_first: bool = False,
     ) -> tuple[Sequence[ApiKey], bool]:
         """A page of an owner's keys that were not revoked. Raises InvalidRequest, NotFound."""
-        query = _listed(owner, kind)
+        query = listed(owner, kind)
         behind = None if after is None else KeyRow.id == clean(after)
         with self._database.reading() as session:
             find_owner(session, owner)
             rows, more = page_of(
                 session, query, KeyRow.number, behind, limit, newest_first=newest_first
             )
-            return [_api_key(*row) for row in rows], more
+            return [api_key(*row) for row in rows], more
 
     def get(self, owner: str, key_id: str, *, kind: str = OWNED) -> ApiKey:
         """Raises NotFound."""
         with self._database.reading() as session:
             find_owner(session, owner)
-            return _one(session, owner, key_id, kind)
+            return one(session, owner, key_id, kind)
 
     def change(
         self,
@@ -160,10 +131,10 @@ class KeyBook:
         """Replace the scopes, or let it expire so long after now. Raises InvalidRequest, NotFound,
         and Conflict if it has expired."""
         with changing(self._database) as (session, revision):
-            row, now = _row(session, owner, key_id, OWNED), int(self._database.now(session))
+            row, now = row_of(session, owner, key_id, OWNED), int(self._database.now(session))
             if row.expires_at is not None and row.expires_at <= now:
                 raise Conflict(f"key {row.id!r} has expired: make a new one")
-            before = _facts(row)
+            before = facts(row)
             if scopes is not None:
                 row.scopes = list(_checked_scopes(scopes))
             if life_s is not None:
@@ -174,16 +145,17 @@ class KeyBook:
                 *(session, now, "api_key.updated", row.id),
                 owner=owner,
                 before=before,
-                after=_facts(row),
+                after=facts(row),
             )
-            return _one(session, owner, row.id, OWNED)
+            return one(session, owner, row.id, OWNED)
 
     def rotate(
         self, owner: str, key_id: str, *, by: Principal, grace_s: int
     ) -> tuple[ApiKey, str, ApiKey]:
         """Make a key with the rights of another, which then expires after `grace_s`.
 
-        Returns the new one, its text, and the old one. Raises InvalidRequest, NotFound, Conflict.
+        Returns the new one, its text, and the old one. Raises as `create`, and Conflict if the key
+        has expired.
         """
         if not 0 <= grace_s <= LONGEST_LIFE_S:
             raise InvalidRequest(
@@ -191,50 +163,47 @@ class KeyBook:
                 param="grace_seconds",
             )
         with changing(self._database) as (session, revision):
-            old, now = _row(session, owner, key_id, OWNED), int(self._database.now(session))
+            old, now = row_of(session, owner, key_id, OWNED), int(self._database.now(session))
             if old.expires_at is not None and old.expires_at <= now:
                 raise Conflict(f"key {old.id!r} has expired: make a new one")
-            text = new_key(session.scalars(select(TenancyRow.seal)).one())
-            new = KeyRow(
-                id=f"key_{secrets.token_hex(12)}",
+            _check_room(session, owner, OWNED, old.user, now, besides=old.id)
+            new, text = _added(
+                session,
+                revision,
                 kind=old.kind,
                 owner=old.owner,
                 user=old.user,
                 name=old.name,
                 scopes=list(old.scopes),
-                sha256=digest_of(text),
-                prefix=shown_part(text),
                 created_at=now,
                 created_by=by.name,
                 expires_at=_same_life(old, now),
-                revision=revision,
             )
-            session.add(new)
-            before = _facts(old)
+            before = facts(old)
             old.expires_at = min(now + grace_s, old.expires_at or now + grace_s)
             old.revision = revision
             session.flush()
-            made = _facts(new) | {"replaces": old.id}
+            made = facts(new) | {"replaces": old.id}
             record(session, now, "api_key.created", new.id, owner=owner, after=made)
             record(
                 *(session, now, "api_key.updated", old.id),
                 owner=owner,
                 before=before,
-                after=_facts(old),
+                after=facts(old),
             )
             return (
-                _one(session, owner, new.id, OWNED),
+                one(session, owner, new.id, OWNED),
                 text,
-                _one(session, owner, old.id, OWNED),
+                one(session, owner, old.id, OWNED),
             )
 
     def revoke(self, owner: str, key_id: str, *, kind: str = OWNED) -> None:
         """Refuse a key from now on, and list it no longer. Raises NotFound."""
         with changing(self._database) as (session, revision):
-            row = _row(session, owner, key_id, kind)
+            row = row_of(session, owner, key_id, kind)
             now = self._database.now(session)
             row.revoked_at, row.revision = int(now), revision
-            record(session, now, "api_key.deleted", row.id, owner=_of(row), before=_facts(row))
+            record(session, now, "api_key.deleted", row.id, owner=readers(row), before=facts(row))
 
     def note_use(self, used: Mapping[int, float]) -> None:
         """Write when keys, by number, were last used; for each at most once a minute."""
@@ -246,90 +215,19 @@ class KeyBook:
                 session.execute(noted.values(last_used_at=int(at)))
 
 
-def _of(key: KeyRow) -> str | None:
-    """Whose admins may read of the key: an admin key is the server's."""
-    return None if key.kind == ADMIN else key.owner
-
-
-def _facts(key: KeyRow) -> dict[str, object]:
-    """What the trail keeps of a key: never its text nor the hash of it."""
-    return {
-        "name": key.name,
-        "user": key.user,
-        "scopes": list(key.scopes),
-        "expires_at": key.expires_at,
-    }
-
-
-def _joined() -> Select[Any]:
-    """Keys with their owner, and with their user and membership, which may be None."""
-    member = and_(MembershipRow.owner == KeyRow.owner, MembershipRow.user == KeyRow.user)
-    # SQLAlchemy 2.0 and 2.1 differ in what the type holds, hence Any.
-    keys: Any = select(KeyRow, OwnerRow, UserRow, MembershipRow)
-    query: Select[Any] = (
-        keys.join(OwnerRow, OwnerRow.id == KeyRow.owner)
-        .outerjoin(UserRow, UserRow.id == KeyRow.user)
-        .outerjoin(MembershipRow, member)
+def _added(session: Session, revision: int, **fields: object) -> tuple[KeyRow, str]:
+    """A new row, and the key's text."""
+    text = new_key(session.scalars(select(TenancyRow.seal)).one())
+    row = KeyRow(
+        id=f"key_{secrets.token_hex(12)}",
+        sha256=digest_of(text),
+        prefix=shown_part(text),
+        revision=revision,
+        **fields,
     )
-    return query
-
-
-def _listed(owner: str, kind: str) -> Select[Any]:
-    mine = KeyRow.owner == clean(owner), KeyRow.kind == kind, KeyRow.revoked_at.is_(None)
-    return _joined().where(*mine)
-
-
-def _one(session: Session, owner: str, key_id: str, kind: str) -> ApiKey:
-    row = session.execute(_listed(owner, kind).where(KeyRow.id == clean(key_id))).one_or_none()
-    if row is None:
-        raise _no_such_key(key_id, kind)
-    return _api_key(*row)
-
-
-def _row(session: Session, owner: str, key_id: str, kind: str) -> KeyRow:
-    find_owner(session, owner)
-    found = select(KeyRow).where(
-        KeyRow.owner == owner,
-        KeyRow.id == clean(key_id),
-        KeyRow.kind == kind,
-        KeyRow.revoked_at.is_(None),
-    )
-    row = session.scalar(found)
-    if row is None:
-        raise _no_such_key(key_id, kind)
-    return row
-
-
-def _no_such_key(key_id: str, kind: str) -> NotFound:
-    if kind == ADMIN:
-        listed = "GET /v1/organization/admin_api_keys lists them"
-    else:
-        listed = "`verandah keys list --owner OWNER` lists an owner's"
-    return NotFound(f"key {shown(key_id)} does not exist or is not yours: {listed}")
-
-
-def _api_key(
-    key: KeyRow, owner: OwnerRow, user: UserRow | None, membership: MembershipRow | None
-) -> ApiKey:
-    return ApiKey(
-        id=key.id,
-        kind=key.kind,
-        owner=key.owner,
-        user=key.user,
-        user_name=None if user is None else user.name,
-        user_email=None if user is None else user.email,
-        service=user is not None and user.service_of is not None,
-        role="member" if membership is None else membership.role,
-        name=key.name,
-        scopes=tuple(key.scopes),
-        prefix=key.prefix,
-        created_at=key.created_at,
-        created_by=key.created_by,
-        expires_at=key.expires_at,
-        last_used_at=key.last_used_at,
-        revoked_at=key.revoked_at,
-        active=owner.status == ACTIVE and (user is None or membership is not None),
-    )
+    session.add(row)
+    session.flush()
+    return row, text
 
 
 def _check_place(session: Session, owner: str, user: str | None) -> None:
@@ -342,6 +240,25 @@ def _check_place(session: Session, owner: str, user: str | None) -> None:
             raise NotFound(
                 f"user {shown(user)} is not in project {shown(owner)}: add the user first"
             )
+
+
+def _check_room(
+    session: Session, owner: str, kind: str, user: str | None, now: int, *, besides: str = ""
+) -> None:
+    """Raise Conflict if there are as many keys as there may be, not counting `besides`."""
+    persons = select(UserRow.id).where(UserRow.service_of.is_(None))
+    one = user is not None and session.scalar(persons.where(UserRow.id == user)) is not None
+    if one:
+        most, which = MOST_OF_PERSON, KeyRow.user == user
+        whose = f"user {user!r} has {most} keys for project {owner!r}"
+    else:
+        most, whose = MOST_KEYS, f"project {owner!r} has {MOST_KEYS} keys"
+        which = (KeyRow.kind == kind) & (KeyRow.user.is_(None) | KeyRow.user.not_in(persons))
+    in_force = KeyRow.expires_at.is_(None) | (KeyRow.expires_at > now)
+    mine = KeyRow.owner == owner, KeyRow.id != besides, KeyRow.revoked_at.is_(None), in_force
+    count = session.scalar(select(func.count()).select_from(KeyRow).where(*mine, which))
+    if (count or 0) >= most:
+        raise Conflict(f"{whose} already, which is the most: revoke those that are not needed")
 
 
 def _checked_scopes(scopes: Sequence[str] | None) -> Sequence[str]:

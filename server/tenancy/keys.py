@@ -102,7 +102,7 @@ class Keys:
     async def _ask(self, key: str, digest: str, run: Run) -> FoundKey:
         found = await run(self._look_up, key, digest)
         now = self._clock()
-        if found.number:
+        if found is not _NOBODY:  # else its text alone tells, without a query
             self._memory.put(digest, found, now)
         if found.principal is not None:
             self._used[found.number] = now

@@ -12,7 +12,7 @@ from adapters_store.manifest import is_name
 from adapters_store.outside_values import shown
 from server.db.audit_trail import record
 from server.db.session import ACTIVE_OWNER, Database
-from server.db.tables import KeyRow, OwnerRow
+from server.db.tenancy_tables import KeyRow, OwnerRow
 from server.errors import Conflict, InvalidRequest, NotFound
 from server.tenancy.principal import DEFAULT_OWNER
 from server.tenancy.revisions import changing, page_of, printable, touch_keys

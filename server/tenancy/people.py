@@ -3,19 +3,23 @@
 import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
-from sqlalchemy import Select, delete, select
+from sqlalchemy import Select, delete, func, select
 from sqlalchemy.orm import Session
 
 from adapters_store.outside_values import shown
 from server.db.audit_trail import record
 from server.db.session import Database
-from server.db.tables import IdentityRow, KeyRow, MembershipRow, SessionRow, UserRow
+from server.db.tenancy_tables import IdentityRow, KeyRow, MembershipRow, SessionRow, UserRow
 from server.errors import Conflict, InvalidRequest, NotFound
 from server.tenancy.owners import clean, find_owner, folded
 from server.tenancy.principal import Role
 from server.tenancy.revisions import changing, page_of, printable, touch_keys
+
+MOST_MEMBERS: Final = 1000
+"""Service accounts of one owner, and as many persons besides those whom groups made members."""
+BY_HAND: Final = "hand"
 
 
 @dataclass(frozen=True)
@@ -113,7 +117,7 @@ class People:
 
         Raises:
             InvalidRequest, NotFound: there is no such user or owner.
-            Conflict: the person is a member already.
+            Conflict: the person is a member already, or the owner has too many.
         """
         with changing(self._database) as (session, _):
             find_owner(session, owner)
@@ -132,15 +136,18 @@ class People:
                     f"user {user.id!r} is a member of project {owner!r} already: "
                     "modify the membership instead"
                 )
+            _check_room(session, owner, service=False)
             added = {"role": role, "email": user.email}
             record(session, now, "user.added", user.id, owner=owner, after=added)
             return _join(session, owner, user, role, now)
 
     def add_service_account(self, owner: str, name: str) -> Member:
-        """Make a service account, as a member of its owner. Raises InvalidRequest, NotFound."""
+        """Make a service account, as a member of its owner. Raises InvalidRequest, NotFound, and
+        Conflict if the owner has too many."""
         name = printable(name, "name")
         with changing(self._database) as (session, _):
             find_owner(session, owner)
+            _check_room(session, owner, service=True)
             now = int(self._database.now(session))
             user = UserRow(
                 id=f"svc_acct_{secrets.token_hex(12)}",
@@ -168,7 +175,7 @@ class People:
             before = {"role": membership.role, "name": user.name}
             if role is not None:
                 # From now on the word of whoever changes it, and no longer that of groups.
-                membership.role, membership.source = role, "hand"
+                membership.role, membership.source = role, BY_HAND
                 both = KeyRow.owner == owner, KeyRow.user == user.id
                 touch_keys(session, revision, *both)
             if name is not None:
@@ -236,6 +243,18 @@ def _member(
             f"GET /v1/organization/projects/{owner}/{kind} lists them"
         )
     return row[0], row[1]
+
+
+def _check_room(session: Session, owner: str, *, service: bool) -> None:
+    """Raise Conflict if an owner has as many members of that kind as it may have."""
+    members = _members(owner, service).where(MembershipRow.source == BY_HAND)
+    count = session.scalar(members.with_only_columns(func.count()))
+    if (count or 0) >= MOST_MEMBERS:
+        what = "service accounts" if service else "users who were added by hand"
+        raise Conflict(
+            f"project {owner!r} has {MOST_MEMBERS} {what} already, which is the most: delete those "
+            "that are not needed"
+        )
 
 
 def _by_email(session: Session, email: str, now: int) -> UserRow:

@@ -13,7 +13,7 @@ from sqlalchemy.orm import InstrumentedAttribute, Session
 
 from adapters_store.outside_values import shown
 from server.db.session import Database
-from server.db.tables import KeyRow, TenancyRow
+from server.db.tenancy_tables import KeyRow, TenancyRow
 from server.errors import InvalidRequest
 
 _SILENT = {"synchronize_session": False}

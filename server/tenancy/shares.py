@@ -6,7 +6,7 @@ calls it twice a second. A change counts in its owner's row, which tells of ende
 
 import secrets
 import threading
-from collections import defaultdict
+from bisect import bisect_left, insort
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, cast
@@ -17,7 +17,7 @@ from sqlalchemy.orm import Session
 from adapters_store.outside_values import shown
 from server.db.audit_trail import record
 from server.db.session import Database
-from server.db.tables import OwnerRow, ShareRow, TenancyRow
+from server.db.tenancy_tables import OwnerRow, ShareRow, TenancyRow
 from server.errors import Conflict, InvalidRequest, NotFound
 from server.tenancy.owners import ACTIVE, EVERYBODY, clean, find_owner, folded
 from server.tenancy.principal import Principal
@@ -26,9 +26,10 @@ from server.tenancy.visibility import ShareTo
 
 MOST_SHARES: Final = 1000
 MOST_WITH_ONE: Final = 100
-"""Of one owner's adapters shared with the same other, or with all: they are in its lists."""
-
-_Place = tuple[str, str]  # an owner, and its adapter's name
+"""Of one owner's adapters shared with the same other, or with all."""
+MOST_LISTED: Final = 1000
+"""Of those that are shared with one owner by name, and as many shared with all: the newest are in
+its lists of adapters. Many owners may share with the same one, or with all."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,7 @@ class Share:
     `receiver` None: all owners.
     """
 
+    number: int
     id: str
     owner: str
     adapter: str
@@ -49,9 +51,12 @@ class Share:
     @classmethod
     def from_row(cls, row: ShareRow) -> "Share":
         to = cast(ShareTo, row.to)
-        return cls(
-            *(row.id, row.owner, row.adapter, row.receiver, to, row.created_at, row.created_by)
-        )
+        place = row.number, row.id, row.owner, row.adapter, row.receiver
+        return cls(*place, to, row.created_at, row.created_by)
+
+    @property
+    def place(self) -> tuple[int, str, str]:
+        return self.number, self.owner, self.adapter
 
 
 class Shares:
@@ -66,8 +71,8 @@ class Shares:
         self._begin()
         return self._memory.given(owner, of, name)
 
-    def received(self, owner: str) -> dict[str, ShareTo]:
-        """The adapters that others share with `owner`, as OWNER/NAME, sorted."""
+    def received(self, owner: str) -> Sequence[str]:
+        """The newest adapters that others share with `owner`, as OWNER/NAME, sorted."""
         self._begin()
         return self._memory.received(owner)
 
@@ -84,7 +89,8 @@ class Shares:
             owners = session.scalars(changed).all()
             mine = select(ShareRow).join(OwnerRow, OwnerRow.id == ShareRow.owner)
             mine = mine.where(OwnerRow.status == ACTIVE, OwnerRow.shares_revision > since)
-            shares = [Share.from_row(row) for row in session.scalars(mine)]
+            rows = session.scalars(mine.order_by(ShareRow.number))
+            shares = [Share.from_row(row) for row in rows]
         self._memory.replace(None if since < 0 else owners, shares, revision)
 
     def give(self, owner: str, adapter: str, whom: str, to: ShareTo, *, by: Principal) -> Share:
@@ -204,60 +210,49 @@ def touch_shares(session: Session, owner: str, revision: int) -> None:
 
 
 class _Memory:
-    """All shares by who receives them; None: all. Thread-safe."""
+    """All shares. What costs time grows with one owner's shares alone. Thread-safe."""
 
     def __init__(self) -> None:
         self.revision = -1
         self._lock = threading.Lock()
-        self._received: defaultdict[str | None, dict[_Place, ShareTo]] = defaultdict(dict)
-        self._receivers: dict[str, set[str | None]] = {}  # by owner
+        self._rights: dict[tuple[str | None, str, str], ShareTo] = {}  # receiver, owner, adapter
+        self._of: dict[str, list[Share]] = {}  # by owner
+        # By receiver, None for all: number, owner and adapter, the first given first.
+        self._received: dict[str | None, list[tuple[int, str, str]]] = {}
 
     def given(self, owner: str, of: str, name: str) -> ShareTo | None:
-        place = of, name
         with self._lock:
-            found = [self._received[who].get(place) for who in (owner, None) if self._has(who)]
-        return "copy" if "copy" in found else next((to for to in found if to), None)
+            own, everybodys = (self._rights.get((who, of, name)) for who in (owner, None))
+        return "copy" if "copy" in (own, everybodys) else own or everybodys
 
-    def received(self, owner: str) -> dict[str, ShareTo]:
+    def received(self, owner: str) -> list[str]:
         with self._lock:
-            everybodys = {**self._received[None]} if self._has(None) else {}
-            own = {**self._received[owner]} if self._has(owner) else {}
-        places = [place for place in {**everybodys, **own} if place[0] != owner]
-        rights = {
-            f"{of}/{name}": _best(everybodys.get((of, name)), own.get((of, name)))
-            for of, name in places
-        }
-        return dict(sorted(rights.items()))
+            lists = [self._received.get(who, [])[-MOST_LISTED:] for who in (owner, None)]
+        return sorted({f"{of}/{name}" for each in lists for _, of, name in each if of != owner})
 
     def replace(self, owners: Iterable[str] | None, shares: Iterable[Share], revision: int) -> None:
         """Forget what these owners share (None: everybody), and remember `shares`."""
         with self._lock:
             if owners is None:
-                self._received.clear()
-                self._receivers.clear()
+                for kept in (self._rights, self._of, self._received):
+                    kept.clear()
             elif revision < self.revision:
                 return  # another thread has read a newer state meanwhile
             for owner in owners or ():
-                self._forget(owner)
+                for share in self._of.pop(owner, ()):
+                    self._forget(share)
             for share in shares:
-                self._received[share.receiver][share.owner, share.adapter] = share.to
-                self._receivers.setdefault(share.owner, set()).add(share.receiver)
+                self._rights[share.receiver, share.owner, share.adapter] = share.to
+                self._of.setdefault(share.owner, []).append(share)
+                insort(self._received.setdefault(share.receiver, []), share.place)
             self.revision = revision
 
-    def _has(self, receiver: str | None) -> bool:
-        return receiver in self._received  # asking a defaultdict for more would keep it
-
-    def _forget(self, owner: str) -> None:
-        for receiver in self._receivers.pop(owner, ()):
-            places = self._received[receiver]
-            for place in [place for place in places if place[0] == owner]:
-                del places[place]
-            if not places:
-                del self._received[receiver]
-
-
-def _best(*rights: ShareTo | None) -> ShareTo:
-    return "copy" if "copy" in rights else "use"
+    def _forget(self, share: Share) -> None:
+        self._rights.pop((share.receiver, share.owner, share.adapter), None)
+        received = self._received[share.receiver]
+        del received[bisect_left(received, share.place)]
+        if not received:
+            del self._received[share.receiver]
 
 
 def _is(receiver: str | None) -> ColumnElement[bool]:

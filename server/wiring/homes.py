@@ -12,7 +12,7 @@ from adapters_store.store import AdapterStore
 from adapters_store.store_errors import StoreError
 from server.config import Settings
 from server.db.session import Database, ensure_owner
-from server.db.tables import OwnerRow
+from server.db.tenancy_tables import OwnerRow
 from server.errors import Unavailable
 from server.tenancy.principal import DEFAULT_OWNER
 from server.training.job.publish import JOB

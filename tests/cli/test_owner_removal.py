@@ -15,7 +15,7 @@ from sqlalchemy import select
 from adapters_store.manifest import AdapterRef, Manifest
 from adapters_store.store import AdapterStore
 from server.config import Settings
-from server.db import tables
+from server.db import tables, tenancy_tables
 from server.db.session import Database
 from server.errors import Conflict, InvalidRequest
 from server.jobs.files.file_store import Files
@@ -35,8 +35,8 @@ from server.wiring.owner_removal import OwnerRemoval, removing_owners
 from tests.api.running import eventually
 
 OWNED = (
-    *(tables.FileRow, tables.JobRow, tables.EventRow, tables.CheckpointRow, tables.KeyRow),
-    *(tables.MembershipRow, tables.ShareRow),
+    *(tables.FileRow, tables.JobRow, tables.EventRow, tables.CheckpointRow, tenancy_tables.KeyRow),
+    *(tenancy_tables.MembershipRow, tenancy_tables.ShareRow),
 )
 
 
@@ -84,7 +84,7 @@ def manifest() -> Manifest:
 
 
 def rows_of(records: Records, owner: str) -> int:
-    accounts = select(tables.UserRow).where(tables.UserRow.service_of == owner)
+    accounts = select(tenancy_tables.UserRow).where(tenancy_tables.UserRow.service_of == owner)
     with records.database.reading() as session:
         owned = (select(table).where(table.owner == owner) for table in OWNED)
         return sum(len(session.scalars(query).all()) for query in (accounts, *owned))
@@ -262,7 +262,7 @@ def test_a_deleted_owner_leaves_neither_its_name_nor_its_buckets(tmp_path: Path)
         Deletions(records.database).start("gone")
         OwnerRemoval(records, tmp_path, lambda ref: None).run()
         with records.database.reading() as session:
-            assert session.scalars(select(tables.BucketRow)).all() == []
+            assert session.scalars(select(tenancy_tables.BucketRow)).all() == []
         assert owners.create("Secret Plan").id != "gone"
         with pytest.raises(Conflict, match="project 'gone'"):
             owners.create("gone")

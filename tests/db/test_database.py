@@ -17,7 +17,8 @@ from sqlalchemy.exc import IntegrityError
 
 import server.db.session
 from server.db.session import Database, ensure_owner, migrations
-from server.db.tables import FileRow, JobRow, LabelRow, OwnerRow, TableBase
+from server.db.tables import FileRow, JobRow, LabelRow, TableBase
+from server.db.tenancy_tables import OwnerRow
 from server.errors import Unavailable
 
 

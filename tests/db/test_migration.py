@@ -6,7 +6,8 @@ from alembic import command
 from sqlalchemy import create_engine, select, text
 
 from server.db.session import Database, migrations
-from server.db.tables import FileRow, OwnerRow, TenancyRow
+from server.db.tables import FileRow
+from server.db.tenancy_tables import OwnerRow, TenancyRow
 
 OWNER = "INSERT INTO owners (id, created_at) VALUES ('default', 7)"
 FILE = (

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 from sqlalchemy import select
 
-from server.db.tables import UsageRow
+from server.db.tenancy_tables import UsageRow
 from server.errors import Conflict, InvalidRequest, LeaseLost, NotFound
 from server.jobs.queue.job import JobError, JobStatus
 from server.jobs.queue.train_options import TrainOptions

@@ -11,7 +11,7 @@ import torch
 from adapters_store.manifest import Manifest
 from adapters_store.store import AdapterStore
 from server.db.owner_limits import Limits
-from server.db.tables import LimitRow
+from server.db.tenancy_tables import LimitRow
 from server.errors import QuotaExceeded
 from server.jobs.files.file_store import RESULTS, Files
 from server.jobs.queue.job_estimate import JobEstimate

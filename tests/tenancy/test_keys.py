@@ -6,10 +6,14 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
+from sqlalchemy import select
+from sqlalchemy.orm import make_transient
 
 from server.db.owner_limits import Limits
 from server.db.session import Database
+from server.db.tenancy_tables import KeyRow
 from server.errors import Unauthorized, Unavailable
+from server.tenancy.deletions import Deletions
 from server.tenancy.found_key import FoundKey
 from server.tenancy.key_book import KeyBook
 from server.tenancy.key_text import digest_of, new_key
@@ -21,6 +25,7 @@ from server.tenancy.limits.request_limits import RequestLimits
 from server.tenancy.owners import Owners
 from server.tenancy.people import People
 from server.tenancy.principal import DEFAULT_OWNER, SERVER_ADMIN, USUAL_SCOPES, Principal
+from server.tenancy.revisions import changing
 from server.tenancy.shares import Shares
 
 
@@ -161,6 +166,44 @@ def test_a_revoked_key_is_refused_once_it_is_known(
         with pytest.raises(Unauthorized, match="was revoked"):
             who(keys, text)
     assert book.asked == 2, "that it is refused is remembered as well"
+
+
+def test_a_key_of_a_deleted_owner_costs_one_query_a_minute(
+    keys: Keys, book: CountingBook, database: Database, clock: Clock, team: str
+) -> None:
+    text, other = made(book, team)[1], made(book, team)[1]
+    Deletions(database).start(team)
+    Deletions(database).finish(team)
+    keys.refresh()
+    for _ in range(9):
+        with pytest.raises(Unauthorized, match="is unknown"):
+            who(keys, text)
+    assert book.asked == 1, "that nobody has it is remembered as well"
+    with pytest.raises(Unauthorized, match="is unknown"):
+        who(keys, other)
+    clock.now += 61
+    with pytest.raises(Unauthorized, match="is unknown"):
+        who(keys, text)
+    assert book.asked == 3
+
+
+def test_a_key_is_found_that_was_made_while_it_was_looked_for(
+    keys: Keys, book: CountingBook, database: Database, team: str
+) -> None:
+    """Never in practice, as nobody has its text before: an older answer must not outlive it."""
+    text = made(book, team)[1]
+    row = select(KeyRow).where(KeyRow.sha256 == digest_of(text))
+    with database.transaction() as session:
+        kept = session.scalars(row).one()
+        session.delete(kept)
+    with pytest.raises(Unauthorized, match="is unknown"):
+        who(keys, text)
+    with changing(database) as (session, revision):
+        make_transient(kept)
+        kept.revision = revision
+        session.add(kept)
+    keys.refresh()
+    assert who(keys, text).owner == team
 
 
 def test_another_process_feels_it_within_a_second(database: Database, team: str) -> None:

@@ -10,6 +10,7 @@ import pytest
 from server.db.owner_limits import Limits
 from server.db.session import Database
 from server.errors import InvalidRequest, NotFound
+from server.tenancy.deletions import Deletions
 from server.tenancy.key_watch import watching_keys
 from server.tenancy.keys import Keys
 from server.tenancy.limits.limit_book import LimitBook
@@ -136,3 +137,30 @@ def test_a_wrong_limit_is_refused(book: LimitBook, name: str, value: float) -> N
 )
 def test_a_time_is_written_as_openai_does(seconds: float, written: str) -> None:
     assert written_s(seconds) == written
+
+
+def test_no_process_keeps_limits_of_a_deleted_owner(database: Database, book: LimitBook) -> None:
+    database: Database, book: LimitBook
+) -> None:
+    before, late = (RequestLimits(DatabaseStore(database), book) for _ in range(2))
+    book.change("ann", {"files": 7, "weight": 2})
+    before.refresh()
+    assert (before.of("ann").files, before.of("ann").weight) == (7, 2)
+    Deletions(database).start("ann")
+    for limits in (before, late):
+        limits.refresh()
+        assert limits.of("ann") == book.defaults and not limits._own
+    Deletions(database).finish("ann")
+    for limits in (before, late):
+        limits.refresh()
+        assert limits.of("ann") == book.defaults and not limits._own
+
+
+def test_limits_that_are_the_servers_again_are_forgotten(book: LimitBook) -> None:
+    limits = RequestLimits(book=book)
+    book.change("ann", {"files": 7})
+    limits.refresh()
+    assert limits.of("ann").files == 7
+    book.change("ann", {"files": None})
+    limits.refresh()
+    assert limits.of("ann").files == 5 and not limits._own

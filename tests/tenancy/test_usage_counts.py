@@ -8,7 +8,7 @@ from sqlalchemy import select
 
 from server.db.audit_trail import Actor
 from server.db.session import Database
-from server.db.tables import UsageRow, UsageWriterRow
+from server.db.tenancy_tables import UsageRow, UsageWriterRow
 from server.db.usage_rows import HOUR_S, UsageKey
 from server.errors import InvalidRequest, Unavailable
 from server.tenancy.usage import usage_book

@@ -10,6 +10,7 @@ import logging
 from collections import Counter, deque
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Sequence
 from contextlib import contextmanager
+from contextvars import Context
 from typing import Final
 
 from server.api.threads import ThreadGroup
@@ -144,7 +145,9 @@ class EventHub:
         follower = _Follower()
         topic.followers.add(follower)
         if self._poll is None or self._poll.done():
-            self._poll = asyncio.get_running_loop().create_task(self._poll_all())
+            # For all streams, so it has no turn among the owner's calls who opened the first one.
+            loop = asyncio.get_running_loop()
+            self._poll = loop.create_task(self._poll_all(), context=Context())
         try:
             yield follower
         finally:

@@ -19,7 +19,7 @@ from server.api.reference.parameters import After
 from server.api.threads import DatabaseRoute
 from server.api.wire import Text, WireModel, only_known_query
 from server.tenancy.found_key import ADMIN
-from server.tenancy.key_book import ApiKey
+from server.tenancy.key_rows import ApiKey
 from server.tenancy.principal import DEFAULT_OWNER
 
 router = APIRouter(
@@ -72,7 +72,7 @@ def list_admin_keys(
     return page_document([_document(key) for key in keys], more)
 
 
-@router.post("", responses=answers(NewAdminKey))
+@router.post("", responses=answers(NewAdminKey, fails=(409,)))
 def create_admin_key(
     body: AdminKeyCreation, services: CurrentServices, principal: ServerAdmin
 ) -> Document:

@@ -20,7 +20,7 @@ from server.api.reference.parameters import After
 from server.api.threads import DatabaseRoute
 from server.api.wire import Text, WireModel, at_most, only_known_query
 from server.errors import InvalidRequest
-from server.tenancy.key_book import ApiKey
+from server.tenancy.key_rows import ApiKey
 
 router = APIRouter(
     prefix="/v1/organization/projects/{project_id}/api_keys",

@@ -26,8 +26,8 @@ from server.api.reference.organization_answers import (
 from server.api.reference.parameters import After
 from server.api.threads import DatabaseRoute
 from server.api.wire import Text, WireModel, at_most, only_known_query
-from server.errors import InvalidRequest
-from server.tenancy.key_book import ApiKey
+from server.errors import InvalidRequest, VerandahError
+from server.tenancy.key_rows import ApiKey
 from server.tenancy.people import Member
 
 router = APIRouter(
@@ -111,13 +111,17 @@ def create_service_account(
     member = services.tenants.people.add_service_account(project, body.name)
     key = None
     if not body.create_service_account_only:
-        made = services.tenants.keys.create(
-            project,
-            body.name,
-            by=principal,
-            user=member.user.id,
-            life_s=body.expires_in_seconds,
-        )
+        try:
+            made = services.tenants.keys.create(
+                project,
+                body.name,
+                by=principal,
+                user=member.user.id,
+                life_s=body.expires_in_seconds,
+            )
+        except VerandahError:  # a refused request leaves no account
+            services.tenants.people.remove(project, member.user.id, service=True)
+            raise
         key = _key_document(*made)
     return _document(member) | {"api_key": key}
 

@@ -2,11 +2,11 @@
 
 from alembic import context
 
-from server.db.tables import TableBase
+from server.db.tenancy_tables import OwnerRow
 
 context.configure(
     connection=context.config.attributes["connection"],
-    target_metadata=TableBase.metadata,
+    target_metadata=OwnerRow.metadata,  # of all tables: this import brings both modules of them
     transactional_ddl=True,  # SQLite too: a migration happens wholly or not at all
 )
 with context.begin_transaction():

@@ -15,7 +15,8 @@ from adapters_store.store_errors import InvalidName
 from server.control_characters import has_control
 from server.db.audit_trail import acting, record
 from server.db.session import ACTIVE_OWNER, ensure_owner
-from server.db.tables import CheckpointRow, EventRow, JobRow, LabelRow, OwnerRow
+from server.db.tables import CheckpointRow, EventRow, JobRow, LabelRow
+from server.db.tenancy_tables import OwnerRow
 from server.errors import Conflict, InvalidRequest, NotFound
 from server.jobs import rows
 from server.jobs.queue.claims import Claims

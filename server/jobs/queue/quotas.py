@@ -9,7 +9,8 @@ from sqlalchemy.orm import Session
 
 from server.db.owner_limits import Limits, limits_of
 from server.db.session import Database
-from server.db.tables import FileRow, JobRow, OwnerRow
+from server.db.tables import FileRow, JobRow
+from server.db.tenancy_tables import OwnerRow
 from server.errors import QuotaExceeded
 from server.jobs.queue.job import UNFINISHED, JobStatus
 

@@ -21,7 +21,8 @@ from sqlalchemy import (
 from sqlalchemy.orm import Session, aliased
 
 from server.db.owner_limits import Limits, limits_of
-from server.db.tables import EventRow, JobRow, LimitRow, OwnerRow
+from server.db.tables import EventRow, JobRow
+from server.db.tenancy_tables import LimitRow, OwnerRow
 from server.jobs.queue.job import EventType, Job, JobStatus, Level
 
 MAX_LOST_LEASES = 5

@@ -9,7 +9,7 @@ from adapters_store.outside_values import shown
 from server.db.audit_trail import record
 from server.db.owner_limits import LIMIT_NAMES, Limits, limits_of
 from server.db.session import Database
-from server.db.tables import LimitRow, TenancyRow
+from server.db.tenancy_tables import LimitRow, TenancyRow
 from server.errors import InvalidRequest
 from server.tenancy.owners import find_owner
 from server.tenancy.revisions import changing

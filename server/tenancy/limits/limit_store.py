@@ -4,7 +4,7 @@ from sqlalchemy import delete, exc, func, select
 from sqlalchemy.orm import Session
 
 from server.db.session import Database
-from server.db.tables import BucketRow, PlaceRow
+from server.db.tenancy_tables import BucketRow, PlaceRow
 from server.tenancy.limits.gcra import PERIOD_S, Bucket
 from server.tenancy.limits.leases import Lease
 

@@ -275,7 +275,11 @@ class RequestLimits:
             revision, every = self._book.changes(-1)
             changed = dict.fromkeys(self._own, self._book.defaults) | dict(every)
         with self._lock:
-            self._own.update(changed)
+            for owner, limits in changed.items():
+                if limits != self._book.defaults:
+                    self._own[owner] = limits
+                else:  # as those of an owner that is deleted
+                    self._own.pop(owner, None)
             gates = [(self._gates[it], changed[it]) for it in changed.keys() & self._gates.keys()]
         for gate, limits in gates:
             gate.change(limits)

@@ -9,7 +9,7 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from server.db.session import Database
-from server.db.tables import IdentityRow, KeyRow, MembershipRow, OwnerRow, UserRow
+from server.db.tenancy_tables import IdentityRow, KeyRow, MembershipRow, OwnerRow, UserRow
 from server.errors import SignInFailed
 from server.tenancy.found_key import ADMIN
 from server.tenancy.owners import folded

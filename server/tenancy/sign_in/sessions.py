@@ -10,7 +10,7 @@ from sqlalchemy.orm import Session
 
 from adapters_store.outside_values import shown
 from server.db.session import Database
-from server.db.tables import MembershipRow, SessionRow, TenancyRow, UserRow
+from server.db.tenancy_tables import MembershipRow, SessionRow, TenancyRow, UserRow
 from server.errors import Conflict, SignInFailed, Unauthorized
 from server.tenancy.key_text import digest_of, is_marked, new_key
 from server.tenancy.people import Member, User

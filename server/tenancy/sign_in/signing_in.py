@@ -12,7 +12,8 @@ from adapters_store.outside_values import shown
 from server.db.session import Database
 from server.errors import Forbidden, InvalidRequest, SignInFailed
 from server.tenancy.found_key import ADMIN, OWNED
-from server.tenancy.key_book import ApiKey, KeyBook
+from server.tenancy.key_book import KeyBook
+from server.tenancy.key_rows import ApiKey
 from server.tenancy.people import User
 from server.tenancy.principal import DEFAULT_OWNER, SCOPES, USUAL_SCOPES, Principal
 from server.tenancy.revisions import printable

@@ -8,7 +8,7 @@ from sqlalchemy import delete, select
 
 from server.db.audit_trail import record
 from server.db.session import Database
-from server.db.tables import AuditRow, UserRow
+from server.db.tenancy_tables import AuditRow, UserRow
 from server.errors import InvalidRequest
 from server.tenancy.owners import clean, folded
 

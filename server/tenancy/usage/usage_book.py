@@ -10,7 +10,7 @@ from sqlalchemy import Select, delete, func, select
 from sqlalchemy.orm import Session
 
 from server.db.session import Database
-from server.db.tables import UsageRow, UsageWriterRow
+from server.db.tenancy_tables import UsageRow, UsageWriterRow
 from server.db.usage_rows import COUNTS, UsageKey, add_usage
 from server.errors import InvalidRequest
 from server.tenancy.owners import clean

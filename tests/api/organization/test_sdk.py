@@ -6,6 +6,7 @@ import openai
 import pytest
 from openai import OpenAI
 
+from server.tenancy import key_book
 from server.tenancy.keys import Keys
 from tests.api.running import Publish, Running, Serve
 
@@ -27,6 +28,19 @@ def open_with(locked: Running) -> Iterator[Open]:
 @pytest.fixture
 def admin(open_with: Open) -> OpenAI:
     return open_with("the key")
+
+
+def test_a_service_account_that_gets_no_key_is_not_made(
+    admin: OpenAI, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(key_book, "MOST_KEYS", 1)
+    organization = admin.admin.organization
+    organization.projects.create(name="team-a")
+    accounts = organization.projects.service_accounts
+    first = accounts.create("team-a", name="first")
+    with pytest.raises(openai.ConflictError, match=r"project 'team-a' has 1 keys .* revoke"):
+        accounts.create("team-a", name="second")
+    assert [account.id for account in accounts.list("team-a")] == [first.id]
 
 
 def code_of(error: openai.APIStatusError) -> tuple[int, str | None]:

@@ -19,7 +19,8 @@ from adapters_store.store import AdapterStore
 from server.api.app_services import Services, Tenants
 from server.app import create_app
 from server.db.session import Database
-from server.db.tables import OwnedRow, OwnerRow
+from server.db.tables import OwnedRow
+from server.db.tenancy_tables import OwnerRow
 from server.jobs.files.file_store import Files
 from server.jobs.queue.job_queue import JobQueue
 from server.tenancy.keys import Keys

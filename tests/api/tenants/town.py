@@ -16,7 +16,8 @@ from adapters_store.manifest import Manifest
 from adapters_store.store import AdapterStore
 from server.api.app_services import Services
 from server.db.session import Database
-from server.db.tables import KeyRow, TableBase
+from server.db.tables import TableBase
+from server.db.tenancy_tables import KeyRow
 from server.jobs.files.file_store import RESULTS
 from server.jobs.queue.train_options import TrainOptions
 from server.jobs.queue.training_metrics import TrainingMetrics
