@@ -16,6 +16,7 @@ from server.db.session import Database
 from server.db.tenancy_tables import KeyRow, TenancyRow
 from server.errors import InvalidRequest
 
+LONGEST_LABEL = 256
 _SILENT = {"synchronize_session": False}
 
 
@@ -61,7 +62,7 @@ def page_of(
     return rows[:limit], len(rows) > limit
 
 
-def printable(value: str, param: str, most: int = 256) -> str:
+def printable(value: str, param: str, most: int = LONGEST_LABEL) -> str:
     """A name as people write it, without spaces around it. Raises InvalidRequest."""
     text = value.strip()
     if not text or len(text) > most or not text.isprintable():

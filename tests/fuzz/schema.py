@@ -29,7 +29,8 @@ _LIKE_AN_ID = (
 )
 
 # What these need to be taken, no schema can say: the contents of files, options that go together,
-# how many answers the server allows, and an `after` that is in the list.
+# how many answers the server allows, an `after` that is in the list, a change of something, and
+# names that can be printed and are not taken.
 _MORE_THAN_A_SCHEMA = (
     "POST /v1/adapters/import",
     "POST /v1/chat/completions",
@@ -41,6 +42,14 @@ _MORE_THAN_A_SCHEMA = (
     f"GET {_JOBS}/{{job_id}}/checkpoints",
     "GET /v1/shares",
     "POST /v1/organization/admin_api_keys",
+    "POST /v1/organization/projects",
+    "POST /v1/organization/projects/{project_id}",
+    "POST /v1/organization/projects/{project_id}/api_keys",
+    "POST /v1/organization/projects/{project_id}/api_keys/{key_id}",
+    "POST /v1/organization/projects/{project_id}/service_accounts",
+    "POST /v1/organization/projects/{project_id}/service_accounts/{user_id}",
+    "POST /v1/organization/projects/{project_id}/service_accounts/{user_id}/api_keys",
+    "POST /v1/organization/projects/{project_id}/users",
     "DELETE /v1/organization/projects/{project_id}",
     "GET /v1/organization/projects",
     "GET /v1/organization/projects/{project_id}/users",

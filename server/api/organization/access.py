@@ -4,11 +4,15 @@ from collections.abc import Sequence
 from typing import Annotated, Literal
 
 from fastapi import Depends, Path, Query
+from pydantic import Field
 
 from server.api.app_services import CurrentPrincipal
+from server.api.wire import Text, at_most
 from server.errors import Forbidden
+from server.tenancy.key_book import LONGEST_LIFE_S
 from server.tenancy.owners import no_such_project
-from server.tenancy.principal import Principal, Role
+from server.tenancy.principal import Principal, Role, Scope
+from server.tenancy.revisions import LONGEST_LABEL
 
 ProjectRole = Literal["owner", "member"]
 ServerRole = Literal["owner", "reader"]
@@ -40,6 +44,12 @@ async def _managed(project_id: _ProjectId, principal: CurrentPrincipal) -> str:
         raise no_such_project(project_id)
     return project_id
 
+
+Label = Annotated[Text, Field(min_length=1, max_length=LONGEST_LABEL)]
+"""What people call something: characters that can be printed."""
+Life = Annotated[int, Field(ge=1, le=LONGEST_LIFE_S)]
+"""Seconds that a key is good."""
+ScopeNames = Annotated[list[Scope], at_most(32)]
 
 ServerAdmin = Annotated[Principal, Depends(_server_admin)]
 ManagedProject = Annotated[str, Depends(_managed)]

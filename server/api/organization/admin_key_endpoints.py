@@ -7,7 +7,7 @@ from pydantic import Field
 
 from server.api.app_services import CurrentServices
 from server.api.jobs.job_documents import Document, page_document
-from server.api.organization.access import KeyId, Limit, ServerAdmin
+from server.api.organization.access import KeyId, Label, Life, Limit, ServerAdmin
 from server.api.reference.answer_model import answers
 from server.api.reference.organization_answers import (
     AdminKey,
@@ -17,7 +17,7 @@ from server.api.reference.organization_answers import (
 )
 from server.api.reference.parameters import After
 from server.api.threads import DatabaseRoute
-from server.api.wire import Text, WireModel, only_known_query
+from server.api.wire import WireModel, only_known_query
 from server.tenancy.found_key import ADMIN
 from server.tenancy.key_rows import ApiKey
 from server.tenancy.principal import DEFAULT_OWNER
@@ -33,8 +33,8 @@ router = APIRouter(
 class AdminKeyCreation(WireModel):
     """A new admin key."""
 
-    name: Text = Field(description="What people call it.", examples=["ops"])
-    expires_in_seconds: int | None = Field(None, description="How long it is good.")
+    name: Label = Field(description="What people call it.", examples=["ops"])
+    expires_in_seconds: Life | None = Field(None, description="How long it is good.")
 
 
 def _document(key: ApiKey) -> Document:

@@ -1,13 +1,21 @@
 """/v1/organization/projects/{id}/api_keys: the keys of a project."""
 
-from typing import Annotated, Literal
+from typing import Literal
 
 from fastapi import APIRouter, Depends, Query
 from pydantic import Field
 
 from server.api.app_services import CurrentPrincipal, CurrentServices
 from server.api.jobs.job_documents import Document, page_document
-from server.api.organization.access import KeyId, Limit, ManagedProject, project_role
+from server.api.organization.access import (
+    KeyId,
+    Label,
+    Life,
+    Limit,
+    ManagedProject,
+    ScopeNames,
+    project_role,
+)
 from server.api.reference.answer_model import answers
 from server.api.reference.organization_answers import (
     ApiKeyDocument,
@@ -18,8 +26,9 @@ from server.api.reference.organization_answers import (
 )
 from server.api.reference.parameters import After
 from server.api.threads import DatabaseRoute
-from server.api.wire import Text, WireModel, at_most, only_known_query
+from server.api.wire import Text, WireModel, only_known_query
 from server.errors import InvalidRequest
+from server.tenancy.key_book import LONGEST_LIFE_S
 from server.tenancy.key_rows import ApiKey
 
 router = APIRouter(
@@ -29,34 +38,35 @@ router = APIRouter(
     route_class=DatabaseRoute,
 )
 
-_Scopes = Annotated[list[Text], at_most(32)]
 DAY_S = 86_400
 
 
 class KeyCreation(WireModel):
     """A new key of a project. OpenAI's API makes keys of service accounts alone."""
 
-    name: Text = Field(description="What people call it.", examples=["laptop"])
+    name: Label = Field(description="What people call it.", examples=["laptop"])
     user_id: Text | None = Field(
         None, description="The member whose key it is. Left out: a program's, of the key's name."
     )
-    scopes: _Scopes | None = Field(
+    scopes: ScopeNames | None = Field(
         None, description="What it may do. Left out: all but `admin`.", examples=[["models.use"]]
     )
-    expires_in_seconds: int | None = Field(None, description="How long it is good.")
+    expires_in_seconds: Life | None = Field(None, description="How long it is good.")
 
 
 class KeyChange(WireModel):
     """What changes of a key; one of both at least."""
 
-    scopes: _Scopes | None = Field(None, description="What it may do. Empty: all but `admin`.")
-    expires_in_seconds: int | None = Field(None, description="How long it is good from now on.")
+    scopes: ScopeNames | None = Field(None, description="What it may do. Empty: all but `admin`.")
+    expires_in_seconds: Life | None = Field(None, description="How long it is good from now on.")
 
 
 class KeyRotation(WireModel):
     """How a key is replaced."""
 
-    grace_seconds: int = Field(DAY_S, description="How long the old key is still good.")
+    grace_seconds: int = Field(
+        DAY_S, ge=0, le=LONGEST_LIFE_S, description="How long the old key is still good."
+    )
 
 
 def _document(key: ApiKey) -> Document:

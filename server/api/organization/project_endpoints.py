@@ -8,6 +8,7 @@ from pydantic import Field
 from server.api.app_services import CurrentPrincipal, CurrentServices, Services
 from server.api.jobs.job_documents import Document, page_document
 from server.api.organization.access import (
+    Label,
     Limit,
     ManagedProject,
     ServerAdmin,
@@ -18,7 +19,7 @@ from server.api.reference.answer_model import answers
 from server.api.reference.organization_answers import Project, ProjectDeletion, ProjectPage
 from server.api.reference.parameters import After
 from server.api.threads import DatabaseRoute
-from server.api.wire import Null, Text, WireModel, only_known_query
+from server.api.wire import Null, WireModel, only_known_query
 from server.db.owner_limits import Limits
 from server.tenancy.deletions import Deletion
 from server.tenancy.owners import Owner
@@ -36,7 +37,7 @@ _ELSEWHERE = "Not supported: leave it out."
 class ProjectCreation(WireModel):
     """A new project. Its id is the name in small letters, or a random one for other names."""
 
-    name: Text = Field(description="What people call it.", examples=["team-a"])
+    name: Label = Field(description="What people call it.", examples=["team-a"])
     external_key_id: Null = Field(None, description=_ELSEWHERE)
     geography: Null = Field(None, description=_ELSEWHERE)
     residency: Null = Field(None, description=_ELSEWHERE)
@@ -45,7 +46,7 @@ class ProjectCreation(WireModel):
 class ProjectChange(WireModel):
     """What changes of a project."""
 
-    name: Text | None = Field(None, description="What people call it. The id stays.")
+    name: Label | None = Field(None, description="What people call it. The id stays.")
     external_key_id: Null = Field(None, description=_ELSEWHERE)
     geography: Null = Field(None, description=_ELSEWHERE)
     limits: ProjectLimits | None = Field(None, description="What it may use.")

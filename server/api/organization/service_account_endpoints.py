@@ -1,16 +1,17 @@
 """/v1/organization/projects/{id}/service_accounts: programs that use a project, and their keys."""
 
-from typing import Annotated
-
 from fastapi import APIRouter, Depends
 from pydantic import Field
 
 from server.api.app_services import CurrentPrincipal, CurrentServices
 from server.api.jobs.job_documents import Document, page_document
 from server.api.organization.access import (
+    Label,
+    Life,
     Limit,
     ManagedProject,
     ProjectRole,
+    ScopeNames,
     UserId,
     project_role,
     role_of,
@@ -25,7 +26,7 @@ from server.api.reference.organization_answers import (
 )
 from server.api.reference.parameters import After
 from server.api.threads import DatabaseRoute
-from server.api.wire import Text, WireModel, at_most, only_known_query
+from server.api.wire import WireModel, only_known_query
 from server.errors import InvalidRequest, VerandahError
 from server.tenancy.key_rows import ApiKey
 from server.tenancy.people import Member
@@ -41,26 +42,26 @@ router = APIRouter(
 class ServiceAccountCreation(WireModel):
     """A new service account and, unless it is declined, its first key."""
 
-    name: Text = Field(description="What people call it.", examples=["nightly-job"])
+    name: Label = Field(description="What people call it.", examples=["nightly-job"])
     create_service_account_only: bool | None = Field(None, description="True: make no key.")
-    expires_in_seconds: int | None = Field(None, description="How long the key is good.")
+    expires_in_seconds: Life | None = Field(None, description="How long the key is good.")
 
 
 class ServiceAccountChange(WireModel):
     """What changes of a service account."""
 
-    name: Text | None = Field(None, description="What people call it.")
+    name: Label | None = Field(None, description="What people call it.")
     role: ProjectRole | None = Field(None, description="`owner` or `member`.")
 
 
 class ServiceAccountKey(WireModel):
     """A new key of a service account."""
 
-    name: Text = Field("key", description="What people call it.")
-    scopes: Annotated[list[Text], at_most(32)] | None = Field(
+    name: Label = Field("key", description="What people call it.")
+    scopes: ScopeNames | None = Field(
         None, description="What it may do. Left out: all but `admin`.", examples=[["models.use"]]
     )
-    expires_in_seconds: int | None = Field(None, description="How long it is good.")
+    expires_in_seconds: Life | None = Field(None, description="How long it is good.")
 
 
 def _document(member: Member) -> Document:
