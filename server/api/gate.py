@@ -117,14 +117,19 @@ class KeyCheck:
             except VerandahError as error:
                 return await self._describe(error).response()(scope, receive, send)
             scope["verandah.principal"] = principal
-            act_as(_actor(principal, scope))
+            act_as(actor_of(principal, scope))
         await self._app(scope, receive, send)
 
 
-def _actor(principal: Principal, scope: Scope) -> Actor:
-    """Who acts. The address is the peer's, or what a trusted proxy said: uvicorn decides that."""
-    address = address_of((scope.get("client") or ("",))[0])
+def actor_of(principal: Principal, scope: Scope) -> Actor:
+    """Who acts with a key, and from where."""
+    address = client_address(scope)
     return Actor(principal.name, principal.key, principal.user, principal.owner, address)
+
+
+def client_address(scope: Scope) -> str:
+    """The peer's, or what a trusted proxy said: uvicorn decides that."""
+    return address_of((scope.get("client") or ("",))[0])
 
 
 def _check_scope(principal: Principal, needed: tuple[NamedScope, ...]) -> None:

@@ -1,12 +1,13 @@
 """Writes down who changed what, in the transaction of the change. Knows no requests, reads nothing.
 
-Who acts is known to the context: the API's gate says so once for each request, and threads that
-work for the request inherit it. Workers and housekeeping act for nobody and record nothing.
+Who acts is known to the context: the API's gate or a sign-in says so for each request, and threads
+that work for the request inherit it. Workers and housekeeping act for nobody and record nothing.
 """
 
 import ipaddress
 import secrets
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import lru_cache
@@ -45,6 +46,16 @@ def act_as(actor: Actor) -> None:
 def acting() -> Actor:
     """Who acts; the server itself, if nobody has said so."""
     return _ACTING.get()
+
+
+@contextmanager
+def acting_as(user: str) -> Iterator[None]:
+    """Within, a person acts who has signed in, without a key, from the address of the request."""
+    before = _ACTING.set(Actor(user, user=user, address=acting().address))
+    try:
+        yield
+    finally:
+        _ACTING.reset(before)
 
 
 @lru_cache(4096)

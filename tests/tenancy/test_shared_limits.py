@@ -140,8 +140,6 @@ def test_a_time_is_written_as_openai_does(seconds: float, written: str) -> None:
 
 
 def test_no_process_keeps_limits_of_a_deleted_owner(database: Database, book: LimitBook) -> None:
-    database: Database, book: LimitBook
-) -> None:
     before, late = (RequestLimits(DatabaseStore(database), book) for _ in range(2))
     book.change("ann", {"files": 7, "weight": 2})
     before.refresh()

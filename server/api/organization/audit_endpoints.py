@@ -47,29 +47,32 @@ def _document(entry: Entry) -> Document:
         details["data"] = entry.after or {}
     elif kind == "updated":
         details["changes_requested"] = entry.after or {}
-    service = not entry.actor.startswith("user-")
-    whose = {"id": entry.actor}
     return {
         "id": entry.id,
         "object": "organization.audit_log",
         "type": entry.action,
         "effective_at": entry.at,
         "project": None if entry.owner is None else {"id": entry.owner, "name": entry.owner},
-        "actor": {
-            "type": "api_key",
-            "session": {"ip_address": entry.address or None},
-            "api_key": {
-                "id": entry.key,
-                "type": "service_account" if service else "user",
-                "service_account": whose if service else None,
-                "user": None if service else whose,
-            },
-        },
+        "actor": _actor(entry),
         entry.action: details,
         "before": entry.before,
         "after": entry.after,
         "address": entry.address,
     }
+
+
+def _actor(entry: Entry) -> Document:
+    whose, person = {"id": entry.actor}, entry.actor.startswith("user-")
+    session: Document = {"ip_address": entry.address or None}
+    if person and entry.key is None:
+        return {"type": "session", "session": session | {"user": whose}, "api_key": None}
+    key = {
+        "id": entry.key,
+        "type": "user" if person else "service_account",
+        "service_account": None if person else whose,
+        "user": whose if person else None,
+    }
+    return {"type": "api_key", "session": session, "api_key": key}
 
 
 @router.get("", responses=answers(AuditPage))

@@ -184,18 +184,23 @@ class KeyOwner(AnswerModel):
     )
 
 
-class ApiKeyDocument(AnswerModel):
-    """A key of a project, without its value."""
+class _Key(AnswerModel):
+    """What each key has, without its value."""
 
     id: str = Field(description="Its id.", examples=["key_7d793037a0760186574b0282"])
-    object: Literal["organization.project.api_key"] = Field(description=_KIND)
     name: str = Field(description="What people call it.", examples=["laptop"])
     redacted_value: str = Field(description="How it begins.", examples=["vr-3fQz1b..."])
-    scopes: list[str] = Field(description="What it may do.", examples=[["models.use"]])
     created_at: int = Field(description="When it was made, in Unix seconds.")
-    created_by: str = Field(description="The user or key that made it.", examples=["server"])
     expires_at: int | None = Field(description="When it expires. Null: never.")
     last_used_at: int | None = Field(description="When it was last used, to about a minute.")
+
+
+class ApiKeyDocument(_Key):
+    """A key of a project, without its value."""
+
+    object: Literal["organization.project.api_key"] = Field(description=_KIND)
+    scopes: list[str] = Field(description="What it may do.", examples=[["models.use"]])
+    created_by: str = Field(description="The user or key that made it.", examples=["server"])
     owner: KeyOwner = Field(description="Whose it is.")
     owner_project_access: Literal["active", "inactive"] = Field(
         description="`inactive`: the project is archived."
@@ -237,16 +242,10 @@ class AdminKeyOwner(AnswerModel):
     role: Literal["owner"] = Field(description="Always `owner`.")
 
 
-class AdminKey(AnswerModel):
+class AdminKey(_Key):
     """A key of the server's admin, without its value."""
 
-    id: str = Field(description="Its id.", examples=["key_7d793037a0760186574b0282"])
     object: Literal["organization.admin_api_key"] = Field(description=_KIND)
-    name: str = Field(description="What people call it.", examples=["ops"])
-    redacted_value: str = Field(description="How it begins.", examples=["vr-3fQz1b..."])
-    created_at: int = Field(description="When it was made, in Unix seconds.")
-    expires_at: int | None = Field(description="When it expires. Null: never.")
-    last_used_at: int | None = Field(description="When it was last used, to about a minute.")
     owner: AdminKeyOwner = Field(description="Whose it is.")
 
 

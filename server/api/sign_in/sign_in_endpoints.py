@@ -9,8 +9,10 @@ from pydantic import Field
 from starlette.responses import PlainTextResponse, RedirectResponse, Response
 
 from server.api.app_services import CurrentServices, Services
+from server.api.gate import actor_of, client_address
 from server.api.jobs.job_documents import Document
 from server.api.wire import Text, WireModel, only_known_query
+from server.db.audit_trail import Actor, act_as
 from server.errors import InvalidRequest, NotFound, Unauthorized
 from server.tenancy.principal import Principal
 from server.tenancy.sign_in.addresses import is_this_machine
@@ -34,12 +36,13 @@ _CODE_PAGE: Final = (
 _Short = Annotated[str, Query(max_length=128)]
 
 
-async def _enabled(services: CurrentServices) -> SigningIn:
+async def _enabled(request: Request, services: CurrentServices) -> SigningIn:
     if services.signing_in is None:
         raise NotFound(
             "this server has no sign-in: whoever runs it starts it with --oidc-issuer; an API key "
             "needs none"
         )
+    act_as(Actor(address=client_address(request.scope)))  # who it is, the sign-in says
     return services.signing_in
 
 
@@ -156,6 +159,7 @@ async def revoke(request: Request, services: CurrentServices, sign_in: CurrentSi
     principal = await _principal_of(request, services)
     if principal.key is None:
         raise InvalidRequest("the server's own key cannot be revoked: start it with another")
+    act_as(actor_of(principal, request.scope))
     await services.threads.sign_ins.run(sign_in.give_back, principal)
     return {"id": principal.key, "object": "sign_in.key.deleted", "deleted": True}
 

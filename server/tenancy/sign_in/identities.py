@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
+from server.db.audit_trail import acting_as, record
 from server.db.session import Database
 from server.db.tenancy_tables import IdentityRow, KeyRow, MembershipRow, OwnerRow, UserRow
 from server.errors import SignInFailed
@@ -60,12 +61,14 @@ class Identities:
                 identity.last_sign_in_at = now
                 user = session.get_one(UserRow, identity.user_number)
                 _describe(session, user, person)
-                _follow_groups(session, user, grants, revision, now)
-                _follow_admin(session, user, identity, grants, revision, now)
-                session.flush()
-                member = select(MembershipRow.number).where(MembershipRow.user == user.id)
-                if session.scalar(member.limit(1)) is not None:
-                    return user.id
+                with acting_as(user.id):
+                    _follow_groups(session, user, grants, revision, now)
+                    _follow_admin(session, user, identity, grants, revision, now)
+                    session.flush()
+                    member = select(MembershipRow.number).where(MembershipRow.user == user.id)
+                    if session.scalar(member.limit(1)) is not None:
+                        return user.id
+                    record(session, now, "login.failed", user.id)
         # Behind the transaction: what the groups no longer give is gone all the same.
         raise SignInFailed(
             "you signed in, but none of your groups opens this server to you: ask who runs it for "
@@ -125,12 +128,22 @@ def _follow_groups(
         if row is None:
             new = MembershipRow(owner=owner, user=user.id, role=role, added_at=now, source=BY_GROUP)
             session.add(new)
+            given = {"role": role, "email": user.email}
+            record(session, now, "user.added", user.id, owner=owner, after=given)
         elif row.source == BY_GROUP and row.role != role:
+            record(
+                *(session, now, "user.updated", user.id),
+                owner=owner,
+                before={"role": row.role},
+                after={"role": role},
+            )
             row.role = role
             touch_keys(session, revision, KeyRow.owner == owner, KeyRow.user == user.id)
     for row in held.values():
         if row.source == BY_GROUP:
             session.delete(row)
+            left = {"role": row.role}
+            record(session, now, "user.deleted", user.id, owner=row.owner, before=left)
             revoke_keys(session, user.id, revision, now, owner=row.owner)
 
 
@@ -143,11 +156,15 @@ def _follow_admin(
     now: int,
 ) -> None:
     """An admin of the server by hand stays one; one by groups is one as long as the groups say."""
+    before = {"role": user.role}
     if grants.server_admin and user.role != "admin":
         user.role, identity.admin_by_groups = "admin", True
     elif identity.admin_by_groups and not grants.server_admin:
         user.role, identity.admin_by_groups = "member", False
         revoke_keys(session, user.id, revision, now, kind=ADMIN)
+    else:
+        return
+    record(session, now, "user.updated", user.id, before=before, after={"role": user.role})
 
 
 def _existing(session: Session, owners: Iterable[str]) -> Sequence[str]:

@@ -9,6 +9,7 @@ from sqlalchemy import delete, select
 from sqlalchemy.orm import Session
 
 from adapters_store.outside_values import shown
+from server.db.audit_trail import acting_as, record
 from server.db.session import Database
 from server.db.tenancy_tables import MembershipRow, SessionRow, TenancyRow, UserRow
 from server.errors import Conflict, SignInFailed, Unauthorized
@@ -61,6 +62,8 @@ class Sessions:
                     expires_at=now + life_s,
                 )
             )
+            with acting_as(user_id):
+                record(session, now, "login.succeeded", user_id)
             session.flush()
             _make_room(session, user_id)
             return text
@@ -78,7 +81,10 @@ class Sessions:
         with self._database.transaction() as session:
             row = _row(session, text, BROWSER, self._database.now(session))
             if row is not None:
-                row.expires_at = int(self._database.now(session))
+                now = self._database.now(session)
+                row.expires_at = int(now)
+                with acting_as(row.user):
+                    record(session, now, "logout.succeeded", row.user)
 
     def redeem(self, code: str, challenge: str, owner: str | None) -> tuple[User, Member]:
         """Whose code it is, and the membership that the key is for. A code is good once; a wrong

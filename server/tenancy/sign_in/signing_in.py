@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
 from adapters_store.outside_values import shown
+from server.db.audit_trail import acting_as
 from server.db.session import Database
 from server.errors import Forbidden, InvalidRequest, SignInFailed
 from server.tenancy.found_key import ADMIN, OWNED
@@ -151,15 +152,16 @@ class SigningIn:
             raise Forbidden("you are no admin of this server: sign in without --admin")
         manages = member.role == "admin"
         by = Principal(member.owner, None, user.id, "member", frozenset())
-        key, text = self._book.create(
-            member.owner,
-            name,
-            by=by,
-            user=user.id,
-            scopes=SCOPES if manages else USUAL_SCOPES,
-            life_s=life,
-            kind=ADMIN if admin else OWNED,
-        )
+        with acting_as(user.id):
+            key, text = self._book.create(
+                member.owner,
+                name,
+                by=by,
+                user=user.id,
+                scopes=SCOPES if manages else USUAL_SCOPES,
+                life_s=life,
+                kind=ADMIN if admin else OWNED,
+            )
         return user, key, text
 
     def give_back(self, principal: Principal) -> None:
