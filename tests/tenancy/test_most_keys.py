@@ -1,6 +1,7 @@
 """An owner has so many keys, users and service accounts, and no more."""
 
 from collections.abc import Callable
+from contextlib import closing
 
 import pytest
 
@@ -48,7 +49,8 @@ def test_keys_that_have_expired_do_not_count(database: Database, book: KeyBook) 
     for _ in range(3):
         make(book, life_s=1)
     url = database._engine.url.render_as_string(hide_password=False)
-    make(KeyBook(Database(url, clock=lambda: 9e9)))
+    with closing(Database(url, clock=lambda: 9e9)) as later:
+        make(KeyBook(later))
 
 
 def test_a_full_owner_may_still_replace_a_key_once(book: KeyBook) -> None:
