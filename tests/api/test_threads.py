@@ -3,14 +3,19 @@
 import asyncio
 import threading
 from collections.abc import Callable, Coroutine
+from concurrent.futures import ThreadPoolExecutor
 from contextvars import copy_context
 from typing import Any
 
 import pytest
 
-from server.api.threads import ThreadGroup
+from server.api.threads import DATABASE, ThreadGroup
 from server.db.audit_trail import Actor, act_as
 from server.errors import Unavailable
+from server.jobs.files.file_store import Files
+from server.tenancy.keys import Keys
+from server.tenancy.principal import SERVER_ADMIN
+from tests.api.running import Running, Serve
 
 KEYED = [Actor(name="k", key=f"key_{owner}", owner=owner) for owner in ("one", "two", "three")]
 ONE, TWO, THREE = KEYED
@@ -121,3 +126,37 @@ def test_a_call_that_is_cancelled_as_its_turn_comes_gives_the_turn_on() -> None:
         assert slow.order[0] == "one" and slow.order[-1] == "three"
 
     run(test)
+
+
+def test_a_flood_of_slow_reads_does_not_hold_up_another_key(
+    serve: Serve, server: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tenants = server.services.tenants
+    running = serve(keys=Keys("the key", tenants.keys))
+    bearers = {}
+    for owner in ("one", "two"):
+        tenants.owners.create(owner)
+        text = tenants.keys.create(owner, "bot", by=SERVER_ADMIN)[1]
+        bearers[owner] = {"authorization": f"Bearer {text}"}
+    go, begun = threading.Event(), threading.Semaphore(0)
+    list_files = Files.list
+
+    def slow(self: Files, owner: str, **options: Any) -> Any:
+        if owner == "one":
+            begun.release()
+            assert go.wait(20)
+        return list_files(self, owner, **options)
+
+    monkeypatch.setattr(Files, "list", slow)
+
+    def ask(owner: str) -> int:
+        return running.http.get("/v1/files", headers=bearers[owner]).status_code
+
+    with ThreadPoolExecutor(20) as pool:
+        flood = [pool.submit(ask, "one") for _ in range(20)]
+        for _ in range(DATABASE // 2):
+            assert begun.acquire(timeout=10)
+        assert [ask("two") for _ in range(5)] == [200] * 5
+        assert not begun.acquire(blocking=False)
+        go.set()
+        assert {call.result() for call in flood} <= {200, 503}
