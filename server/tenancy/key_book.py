@@ -246,17 +246,16 @@ def _check_room(
     session: Session, owner: str, kind: str, user: str | None, now: int, *, besides: str = ""
 ) -> None:
     """Raise Conflict if there are as many keys as there may be, not counting `besides`."""
-    persons = select(UserRow.id).where(UserRow.service_of.is_(None))
-    one = user is not None and session.scalar(persons.where(UserRow.id == user)) is not None
-    if one:
-        most, which = MOST_OF_PERSON, KeyRow.user == user
-        whose = f"user {user!r} has {most} keys for project {owner!r}"
-    else:
+    accounts = select(UserRow.id).where(UserRow.service_of == owner)
+    if user is None or session.scalar(accounts.where(UserRow.id == user)) is not None:
         most, whose = MOST_KEYS, f"project {owner!r} has {MOST_KEYS} keys"
-        which = (KeyRow.kind == kind) & (KeyRow.user.is_(None) | KeyRow.user.not_in(persons))
+        which = [KeyRow.kind == kind, KeyRow.user.is_(None) | KeyRow.user.in_(accounts)]
+    else:
+        most, which = MOST_OF_PERSON, [KeyRow.user == user]
+        whose = f"user {user!r} has {most} keys for project {owner!r}"
     in_force = KeyRow.expires_at.is_(None) | (KeyRow.expires_at > now)
     mine = KeyRow.owner == owner, KeyRow.id != besides, KeyRow.revoked_at.is_(None), in_force
-    count = session.scalar(select(func.count()).select_from(KeyRow).where(*mine, which))
+    count = session.scalar(select(func.count()).select_from(KeyRow).where(*mine, *which))
     if (count or 0) >= most:
         raise Conflict(f"{whose} already, which is the most: revoke those that are not needed")
 
