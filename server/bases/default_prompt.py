@@ -44,7 +44,9 @@ class DefaultPrompt:
         framed = found and plain.startswith(opened) and plain.endswith(closed)
         if not framed or not closed.endswith(question) or len(plain) <= len(opened + closed):
             return None
-        begins = mark if opened.startswith(mark) else ""
+        # Where the mark begins every turn, it begins the text by itself only if it stands twice.
+        alone = mark if question.startswith(mark) else ""
+        begins = mark if opened.startswith(mark + alone) else ""
         return cls(begins, plain[len(begins) : len(plain) - len(question)])
 
     def left_out(self, text: str) -> str:

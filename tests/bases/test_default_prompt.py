@@ -50,6 +50,15 @@ def test_it_is_left_out_of_a_chat_that_has_no_system_message(begins: str) -> Non
         assert bare.decode(bare.chat(chat), skip_special=False) == bare.render(chat)
 
 
+@pytest.mark.parametrize("begins", ["", "<|im_start|>"])
+def test_a_mark_that_begins_every_turn_is_not_left_behind(begins: str) -> None:
+    """As in SmolLM2, whose text begins with its first turn's mark."""
+    tokenizer = byte_tokenizer(MARKED if begins else ADDED, bos="<|im_start|>")
+    assert tokenizer.render([QUESTION]).startswith(f"{begins}{HELP}<|im_start|>user")
+    bare = tokenizer.without_default_prompt().render([QUESTION])
+    assert bare == f"{begins}<|im_start|>user\nWhy?<|im_end|>\n<|im_start|>assistant\n"
+
+
 @pytest.mark.parametrize("template", [ADDED, MARKED, WITH_TOOLS])
 def test_a_system_message_stays_though_it_says_the_same(template: str) -> None:
     tokenizer = byte_tokenizer(template)

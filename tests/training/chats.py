@@ -60,7 +60,7 @@ def encoder(
     return LineEncoder.of(base, tokenizer)
 
 
-def byte_tokenizer(chat_template: str | None = MARKED) -> ChatTokenizer:
+def byte_tokenizer(chat_template: str | None = MARKED, *, bos: str = "<|end|>") -> ChatTokenizer:
     """One token per byte: every position can be read off the text. 259 tokens."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     vocab = {piece: index for index, piece in enumerate([*SPECIAL, *alphabet])}
@@ -69,7 +69,7 @@ def byte_tokenizer(chat_template: str | None = MARKED) -> ChatTokenizer:
     backend.decoder = decoders.ByteLevel()
     backend.add_special_tokens(SPECIAL)
     tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=backend, bos_token="<|end|>", eos_token="<|im_end|>"
+        tokenizer_object=backend, bos_token=bos, eos_token="<|im_end|>"
     )
     tokenizer.chat_template = chat_template
     return ChatTokenizer(tokenizer, name="bytes")
