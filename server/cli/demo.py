@@ -86,9 +86,9 @@ def run(options: argparse.Namespace) -> int:
     free = {} if "port" in asked.model_fields_set else {"port": 0}
     check_settings(asked)
     check_reach(asked)
-    asked = with_base(asked, say, partial(_bring, console))
     with _home(asked) as home:
         settings = asked.model_copy(update={"home": home, **free})
+        settings = with_base(settings, say, partial(_bring, console))
         with _server(settings, console) as url, Client(url, settings.key) as client:
             base = client.models()[0]
             models = [base, *_train(client, console)]

@@ -23,6 +23,7 @@ from server.cli.demo import FILES, HELD_OUT, QUESTIONS
 from server.config import Settings
 from server.errors import FetchFailed
 from tests.api.running import eventually
+from tests.cli.test_default_base import PORCH, home_of
 
 VERSIONS = ("pirate@1", "butler@1", "intents@1")
 
@@ -137,6 +138,18 @@ def test_what_was_fetched_is_used(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
 
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert stopped_before_its_server(monkeypatch, fetched) == [next(iter(SHORT_NAMES))]
+
+
+def test_a_home_that_the_demo_does_not_use_does_not_choose_its_base(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Without --home its home is a new one, whatever lies in the user's own."""
+    home_of(tmp_path, PORCH).rename(tmp_path / ".verandah")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    brought: list[str] = []
+    taken = stopped_before_its_server(monkeypatch, lambda row, _console: brought.append(row.name))
+    assert (brought, taken) == (["smollm2-q4_1"], ["porch"])
+    assert "the home has adapters" not in capsys.readouterr().err
 
 
 @pytest.mark.slow
