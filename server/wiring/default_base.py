@@ -3,6 +3,7 @@
 import contextlib
 from collections import Counter
 from collections.abc import Callable
+from itertools import islice
 from pathlib import Path
 from typing import Final
 
@@ -58,8 +59,8 @@ def _bases_in(folder: Path) -> "Counter[str]":
         from adapters_store.store import AdapterStore  # imports torch
 
         store = AdapterStore(folder)
-        names = [(owner, name) for owner in store.owners() for name in store.names(owner)]
-        for owner, name in names[:_MOST]:
+        names = ((owner, name) for owner in store.owners() for name in store.names(owner))
+        for owner, name in islice(names, _MOST):
             with contextlib.suppress(StoreError):  # damaged, or it has checkpoints alone
                 manifest = store.open(store.resolve(owner, name)).manifest
                 found[name_of(manifest.base_fingerprint) or manifest.base_name] += 1
