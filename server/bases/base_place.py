@@ -5,6 +5,7 @@ from pathlib import Path
 
 from server.bases.short_names import PORCH, SHORT_NAMES, ShortName, file_of
 from server.errors import UnsupportedModel
+from server.refused_fields import nearest
 
 _HUB_ID = re.compile(r"(?!.*\.gguf$)[A-Za-z0-9][\w.-]*(/[\w.-]+)?", re.IGNORECASE)
 _HUB_FILE = re.compile(r"(?!.*\.\.)[A-Za-z0-9][\w.-]*/[\w.-]+:\w[\w. /-]*\.gguf", re.IGNORECASE)
@@ -28,11 +29,13 @@ def locate(source: str | Path) -> Path | str:
         return path
     if path.suffix.lower() == ".gguf" and path.is_file():
         return path
+    # A short name with an error in it: the hub, which may take long to answer, is not asked.
+    near = "" if "/" in str(source) else nearest(str(source).lower(), (PORCH, *SHORT_NAMES))
     hub = isinstance(source, str) and (_HUB_ID.fullmatch(source) or _HUB_FILE.fullmatch(source))
-    if hub and not path.exists():
+    if hub and not near and not path.exists():
         return str(source)
     raise UnsupportedModel(
-        f"base model {str(source)!r} is not there: give porch, a name that `verandah fetch` "
+        f"base model {str(source)!r} is not there{near}: give porch, a name that `verandah fetch` "
         "lists, an existing folder or .gguf file, a hub id, or org/repo:file.gguf"
     )
 

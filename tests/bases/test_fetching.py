@@ -267,6 +267,26 @@ def test_a_short_name_is_its_file_once_that_is_here(
     assert locate("tiny") == path
 
 
+@pytest.mark.parametrize(
+    ("source", "meant"),
+    [
+        *(("smollm2-q4", "smollm2-q4_1"), ("SmolLM2_Q4_1", "smollm2-q4_1")),
+        *(("smollm2-q4_1.gguf", "smollm2-q4_1"), ("Porch", "porch"), ("porhc", "porch")),
+    ],
+)
+def test_a_short_name_with_an_error_is_not_asked_of_the_hub(source: str, meant: str) -> None:
+    with pytest.raises(UnsupportedModel) as caught:
+        locate(source)
+    assert str(caught.value).startswith(
+        f"base model {source!r} is not there (did you mean {meant}?): give porch, "
+    )
+
+
+@pytest.mark.parametrize("source", ["gpt2", "distilgpt2", "xlm-roberta-base", "me/smollm2-q4"])
+def test_what_is_near_no_short_name_is_asked_of_the_hub(source: str) -> None:
+    assert locate(source) == source
+
+
 def test_an_installed_package_will_do(
     row: ShortName, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
