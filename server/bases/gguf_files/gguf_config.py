@@ -32,11 +32,6 @@ _FAMILIES: Final = {
     "qwen2": Family(MODEL_ARCH.QWEN2, "qwen2"),
     "qwen3": Family(MODEL_ARCH.QWEN3, "qwen3"),
 }
-_CLASSES: Final = {
-    "llama": "LlamaForCausalLM",
-    "qwen2": "Qwen2ForCausalLM",
-    "qwen3": "Qwen3ForCausalLM",
-}
 _PLAIN: Final = {
     GGMLQuantizationType.F32: "float32",
     GGMLQuantizationType.F16: "float16",
@@ -99,7 +94,6 @@ def config_of(header: GgufHeader, factors: Sequence[float] | None) -> dict[str, 
         )
     config: dict[str, Any] = {
         "model_type": family.model_type,
-        "architectures": [_CLASSES[family.model_type]],
         "dtype": stored_dtype(header),
         "vocab_size": embedding.shape[0],
         "hidden_size": width,
@@ -154,20 +148,17 @@ def _rope(
         raise _unread(header, "rope_freqs.weight", "rotary factors beside rotary scaling")
     if factors is not None:
         llama3 = _llama3(theta, factors)
+        if llama3:
+            return plain | llama3
         # Long rope divides by any factors, here by the same ones at every length.
-        return (
-            plain | llama3
-            if llama3
-            else plain
-            | {
-                "rope_type": "longrope",
-                "short_factor": list(factors),
-                "long_factor": list(factors),
-                "factor": 1.0,
-                "attention_factor": 1.0,
-                "original_max_position_embeddings": context,
-            }
-        )
+        return plain | {
+            "rope_type": "longrope",
+            "short_factor": list(factors),
+            "long_factor": list(factors),
+            "factor": 1.0,
+            "attention_factor": 1.0,
+            "original_max_position_embeddings": context,
+        }
     if kind == "none" or factor == 1.0 or factor == 0.0:
         return plain
     if kind in ("", "linear"):

@@ -25,9 +25,7 @@ _MAGIC: Final = b"GGUF"
 _MAX_HEADER: Final = 128 * 2**20
 _MAX_FIELDS: Final = 65_536
 _MAX_TENSORS: Final = 65_536
-_MAX_ITEMS: Final = (
-    4 * 2**20
-)  # of all arrays together; a vocabulary of 256 Ki with merges has 1.3 M
+_MAX_ITEMS: Final = 4 * 2**20  # of all arrays; a vocabulary of 256 Ki with merges has 1.3 M
 _MAX_DIMS: Final = 4
 _MAX_KEY: Final = 65_535
 _FORMATS: Final = {
