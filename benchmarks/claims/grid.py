@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from benchmarks.claims.runs import Outcome, Run
+from benchmarks.claims.runs import Outcome, Run, steps_of
 
 Done = Mapping[Run, Outcome]
 
@@ -26,7 +26,6 @@ LAST: Final = ("commonsense", "gsm8k")
 those of `LAST` stay there."""
 
 TASKS: Final = (*FIRST, *GLUE, *LAST)
-_STEPS: Final = {"commonsense": 280}
 _ALIKE: Final = {"gsm8k": "e2e"}  # where a task's rates come from; the others': sst2
 _SQRT_D: Final = math.sqrt(576)  # SmolLM2: its widest min(in, out)
 
@@ -44,7 +43,7 @@ class Arm:
     swept: bool = True
 
     def on(self, task: str) -> "Arm":
-        run = self.run.at(task=task, steps=_STEPS.get(task, Run.steps))
+        run = self.run.at(task=task, steps=steps_of(task))
         return Arm(self.name, run, self.rates)
 
     def tried(self, done: Done) -> dict[int, float]:

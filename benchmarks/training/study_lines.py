@@ -14,21 +14,13 @@ from pathlib import Path
 from server.bases.base_files import outline_base
 from server.bases.tokenizer import ChatTokenizer, load_tokenizer
 from server.training.run.examples import Example, LineEncoder
+from tools.intents import INTENTS
 
 Pair = tuple[str, str]
 EXAMPLES = Path(__file__).parents[2] / "examples"
 FRESH = 200  # lines of a source that no run learns from
 POOL = 1200  # of which a run may learn from some; another seed, other lines
 _SEED = 7
-_INTENTS = {
-    "AddToPlaylist": "add to playlist",
-    "BookRestaurant": "book restaurant",
-    "GetWeather": "get weather",
-    "PlayMusic": "play music",
-    "RateBook": "rate book",
-    "SearchCreativeWork": "search creative work",
-    "SearchScreeningEvent": "search screening event",
-}
 
 
 @dataclass(frozen=True)
@@ -58,7 +50,7 @@ def pairs_of(data: Path) -> dict[str, tuple[list[Pair], list[Pair]]]:
     snips = _snips(data / "snips", "train_{}_full.json"), _snips(data / "snips", "validate_{}.json")
     intents, slots = (
         tuple([(text, answer(intent, parts)) for intent, text, parts in split] for split in snips)
-        for answer in (lambda intent, _: _INTENTS[intent], _slots_of)
+        for answer in (lambda intent, _: INTENTS[intent], _slots_of)
     )
     e2e = _e2e(data / "e2e" / "train.txt"), _e2e(data / "e2e" / "valid.txt")
     sources = {"intents": intents, "slots": slots, "e2e": e2e}
@@ -72,7 +64,7 @@ def pack(data: Path, base: Path | str, target: Path) -> None:
     """Write every source as tokens of `base`."""
     tokenizer = load_tokenizer(base)
     encoder = LineEncoder.of(outline_base(base), tokenizer)
-    opening = len(tokenizer.encode(_opening(tokenizer)))
+    opening = _opening(tokenizer)
     packed = {
         name: [[_packed(encoder, pair) for pair in part] for part in parts]
         for name, parts in pairs_of(data).items()
@@ -110,12 +102,11 @@ def _unpacked(line: Sequence[int]) -> Example:
     return Example(tuple(tokens), tuple(place >= first for place in range(len(tokens))))
 
 
-def _opening(tokenizer: ChatTokenizer) -> str:
-    """What the template writes in front of a chat that has no system message."""
-    turns = [{"role": role, "content": "A"} for role in ("user", "assistant", "user")]
-    two, three = (tokenizer.render(turns[:end], add_generation_prompt=False) for end in (2, 3))
-    one = tokenizer.render(turns[:1], add_generation_prompt=False)
-    return one.removesuffix(three.removeprefix(two))
+def _opening(tokenizer: ChatTokenizer) -> int:
+    """How many tokens the template's default system prompt has."""
+    chat = [{"role": "user", "content": "A"}]
+    bare = tokenizer.without_default_prompt()
+    return len(tokenizer.chat(chat)) - len(bare.chat(chat))
 
 
 def _some(pairs: Sequence[Pair], count: int) -> list[Pair]:
@@ -137,7 +128,7 @@ _Parts = Sequence[Mapping[str, str]]
 def _snips(folder: Path, pattern: str) -> list[tuple[str, str, _Parts]]:
     """Intent, command and its parts. Those in ASCII: the files' encodings differ."""
     found = []
-    for intent in _INTENTS:
+    for intent in INTENTS:
         path = folder / pattern.format(intent)
         for line in json.loads(path.read_text(encoding="latin-1"))[intent]:
             text = "".join(part["text"] for part in line["data"]).strip()

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.training import study_lines
 from benchmarks.training.auto_study import BaseFiles, measure, scores
 from benchmarks.training.study_grid import RATES, SEEDS, Cohort, Reading, cohorts
 from benchmarks.training.study_lines import Lines, pack, unpack
@@ -14,7 +15,9 @@ from benchmarks.training.study_report import LOSS, CohortResult, RunResult, repo
 from server.adapters.memory.matrices import SharedBases
 from server.bases.base_files import load_base
 from server.bases.tokenizer import load_tokenizer
+from tests.bases.test_default_prompt import ADDED, ANSWER, NONE, QUESTION
 from tests.models import tiny_base
+from tests.training.chats import byte_tokenizer
 from tests.training.run.test_trainer import make_examples
 
 
@@ -72,6 +75,13 @@ def test_an_opening_is_what_a_template_writes_by_itself(tmp_path: Path) -> None:
     lines = Lines(examples, [], opening=2)
     for whole, cut in zip(examples, lines.without_opening().pool, strict=True):
         assert cut.tokens == whole.tokens[2:] and cut.counts == whole.counts[2:]
+
+
+def test_an_opening_has_the_tokens_of_the_default_prompt() -> None:
+    whole, chat = byte_tokenizer(ADDED), [QUESTION, ANSWER]
+    cut = study_lines._opening(whole)
+    assert cut > 0 and whole.chat(chat)[cut:] == whole.without_default_prompt().chat(chat)
+    assert study_lines._opening(byte_tokenizer(NONE)) == 0
 
 
 @pytest.mark.parametrize("method", RATES)

@@ -8,6 +8,7 @@ import numpy as np
 
 from benchmarks.claims.data.rows import Encoded
 from benchmarks.claims.data.task_texts import GROUPS, READERS, Line
+from benchmarks.claims.runs import Run, steps_of
 from server.bases.tokenizer import ChatTokenizer
 from server.training.run.examples import Example, LineEncoder
 
@@ -16,9 +17,6 @@ _PARTS = ("train", "tune", "test")
 
 WRITTEN: Mapping[str, int] = {"e2e": 80, "gsm8k": 160}
 """Tasks whose answers are written, and how many tokens an answer may have."""
-
-STEPS: Mapping[str, int] = dict.fromkeys(READERS, 150) | {"commonsense": 280}
-BATCH = 32
 
 
 @dataclass(frozen=True)
@@ -45,7 +43,7 @@ def encode(folder: Path, encoder: LineEncoder) -> list[Task]:
     """Read every task. Raises ValueError for answers that their tokens do not tell apart."""
     tasks = []
     for name, read in READERS.items():
-        texts, most = read(folder), STEPS[name] * BATCH
+        texts, most = read(folder), steps_of(name) * Run.batch
         train = _encoded(texts.train, encoder, most, _LONGEST)
         test = texts.test
         if name in WRITTEN:
