@@ -42,7 +42,8 @@ from server.replicas.replica import Replica
 from server.scheduler.intake import Handle
 from server.scheduler.request import Generation, Listener, LoopStats, TextDelta, TokenPiece
 from server.wiring.building import Records, open_records
-from server.wiring.front import Front, wire
+from server.wiring.front import Front
+from server.wiring.front_services import wire
 
 
 class SimulatedLoop:
