@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from adapters_store.manifest import AdapterRef, Manifest
+from adapters_store.manifest import AdapterRef
 from adapters_store.store import AdapterStore
 from server.api.app_services import BaseCard, Services, Tenants
 from server.app import create_app, describe
@@ -31,6 +31,7 @@ from tests.api.fakes import (
     FakeResidency,
 )
 from tests.api.running import Host, Publish, Running, Serve, hosting
+from tests.small_adapters import small_manifest
 
 MAX_BODY = 20_000
 MAX_FILE = 30_000
@@ -46,19 +47,8 @@ def publish(store: AdapterStore) -> Publish:
     """Publishes a small adapter."""
 
     def publish(name: str, owner: str = DEFAULT_OWNER) -> AdapterRef:
-        manifest = Manifest(
-            method="vera",
-            rank=4,
-            scale=1.0,
-            seed=7,
-            basis_spec="philox4x64-10/s8/v1",
-            basis_sha256="0" * 64,
-            base_name="tiny",
-            base_fingerprint="f" * 64,
-            targets=("model.layers.0.q_proj",),
-            created_at=1_700_000_000,
-            provenance={"job": "ftjob-1"},
-        )
+        targets = ("model.layers.0.q_proj",)
+        manifest = small_manifest(targets=targets, provenance={"job": "ftjob-1"})
         return store.publish(owner, name, manifest, {"model.layers.0.q_proj.d": torch.ones(4)})
 
     return publish
