@@ -2,16 +2,20 @@
 
 import shutil
 from collections.abc import Iterator
+from copy import copy
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import pytest
 import torch
+from fastapi import FastAPI
+from starlette.datastructures import State
 
 from adapters_store.manifest import AdapterRef
 from adapters_store.store import AdapterStore
 from server.api.app_services import BaseCard, Services, Tenants
-from server.app import create_app, describe
+from server.app import create_app, describe, http_api
 from server.db.session import Database, ensure_owner
 from server.jobs.files.file_store import Files
 from server.jobs.queue.job_queue import JobQueue
@@ -35,6 +39,24 @@ from tests.small_adapters import small_manifest
 
 MAX_BODY = 20_000
 MAX_FILE = 30_000
+
+
+# The first request to new routes takes 0.1 s, and FastAPI keeps them all for ever.
+_made_once = cache(http_api)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _same_routes() -> Iterator[None]:
+    """All applications have the same routes, and each has a state of its own."""
+
+    def copied(*, keyed: bool = True) -> FastAPI:
+        app = copy(_made_once(keyed=keyed))
+        app.state, app.middleware_stack = State(), None
+        return app
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("server.app.http_api", copied)
+        yield
 
 
 @pytest.fixture
