@@ -17,21 +17,18 @@ to the disk before it becomes visible.
 """
 
 import contextlib
-import fcntl
 import os
 import shutil
-import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from adapters_store import disk, version_numbers, weights
 from adapters_store.imported_bases import ImportedBases
 from adapters_store.manifest import AdapterRef, Manifest, StoredAdapter, check_name, is_name
+from adapters_store.store_changes import StoreChanges
 from adapters_store.store_errors import AdapterCorrupt, AdapterNotFound, StoreError
-from adapters_store.version_numbers import Pointer
 
 FILE_NAME = "adapter.safetensors"
-_UNLESS_LOCKED = fcntl.LOCK_EX | fcntl.LOCK_NB
 
 
 class AdapterStore:
@@ -42,10 +39,7 @@ class AdapterStore:
 
     def __init__(self, root: Path) -> None:
         self._root = root
-        self._staging = root / ".staging"
-        self._trash = root / ".trash"
-        for folder in (root, self._staging, self._trash):
-            folder.mkdir(parents=True, exist_ok=True)
+        self._changes = StoreChanges(root)
         self.imported_bases = ImportedBases(root / ".bases")
         self.sweep()
         self._sweep_bases()
@@ -73,8 +67,8 @@ class AdapterStore:
             ValueError: no tensors, or one is not float32.
         """
         self._folder(owner, name)  # raises before anything is written
-        with self._staging_in_use():
-            staged = self._staged()
+        with self._changes.staging_in_use():
+            staged = self._changes.staged()
             try:
                 staged.mkdir()
                 weights.write(staged / FILE_NAME, manifest, tensors)
@@ -85,10 +79,10 @@ class AdapterStore:
                     self.imported_bases.keep(basis)
                 size = (staged / FILE_NAME).stat().st_size
                 with (
-                    self._lock(".lock", fcntl.LOCK_EX),
+                    self._changes.names_locked(),
                     room(size) if room else contextlib.nullcontext(),
                 ):
-                    return self._commit(owner, self.spelled(owner, name), staged)
+                    return self._changes.commit(owner, self.spelled(owner, name), staged)
             finally:
                 shutil.rmtree(staged, ignore_errors=True)  # gone already, unless something failed
 
@@ -198,7 +192,7 @@ class AdapterStore:
             AdapterNotFound: there is no such adapter or version.
             AdapterCorrupt: a version's adapter does not say what it has.
         """
-        with self._staging_in_use(), self._lock(".lock", fcntl.LOCK_EX):
+        with self._changes.staging_in_use(), self._changes.names_locked():
             folder = self._folder(owner, name)
             pointer = version_numbers.read_pointer(folder, or_folders=version is None)
             versions = [] if pointer is None else version_numbers.versions_in(folder, pointer)
@@ -208,9 +202,9 @@ class AdapterStore:
             left = [v for v in versions if v not in removed]
             imported = any(self._reads_imported(AdapterRef(owner, name, v)) for v in removed)
             if left:
-                self._discard_version(folder, removed[0], pointer, left)
+                self._changes.discard_version(folder, removed[0], pointer, left)
             else:
-                self._discard_name(folder, pointer.issued)
+                self._changes.discard_name(folder, pointer.issued)
         self.sweep()
         if imported:
             self._sweep_bases()
@@ -218,10 +212,10 @@ class AdapterStore:
 
     def remove_owner(self, owner: str) -> None:
         """Remove the folder of an owner without adapters, with the numbers of deleted ones."""
-        with self._staging_in_use(), self._lock(".lock", fcntl.LOCK_EX):
+        with self._changes.staging_in_use(), self._changes.names_locked():
             folder = self._root / check_name("owner", owner)
             if folder.exists() and not _valid_names(folder):
-                self._discard(folder)
+                self._changes.discard(folder)
         self.sweep()
 
     def path(self, ref: AdapterRef) -> Path:
@@ -230,9 +224,7 @@ class AdapterStore:
 
     def sweep(self) -> None:
         """Remove what crashed publishers and deletions left behind, unless one is at work now."""
-        disk.empty(self._trash)
-        with contextlib.suppress(BlockingIOError), self._lock(".staging.lock", _UNLESS_LOCKED):
-            disk.empty(self._staging)
+        self._changes.sweep()
 
     def _folder(self, owner: str, name: str) -> Path:
         """Where an adapter's versions are. Raises InvalidName: there cannot be such an adapter."""
@@ -255,7 +247,7 @@ class AdapterStore:
         """
         with (
             contextlib.suppress(BlockingIOError, StoreError),  # a broken adapter may read any
-            self._lock(".staging.lock", _UNLESS_LOCKED),
+            self._changes.nothing_staged(),
         ):
             refs = self._all() if self.imported_bases.hashes() else ()
             self.imported_bases.sweep({self.open(ref).manifest.basis_sha256 for ref in refs})
@@ -265,94 +257,6 @@ class AdapterStore:
             for name in self.names(owner):
                 for version in self.versions(owner, name):
                     yield AdapterRef(owner, name, version)
-
-    def _commit(self, owner: str, name: str, staged: Path) -> AdapterRef:
-        """Give the staged version its number and place. Needs the lock."""
-        folder = self._root / owner / name
-        pointer = version_numbers.read_pointer(folder)
-        if pointer is None:
-            return self._commit_first(owner, name, staged)
-        version = pointer.issued + 1
-        # What is there already was moved in by a publisher that died before its commit.
-        while (target := folder / str(version)).exists():
-            self._discard(target)
-            version += 1
-        os.rename(staged, target)
-        disk.sync(folder)
-        latest = pointer.latest if version_numbers.is_aside(target) else version
-        version_numbers.write(folder / "latest", f"{latest} {version}\n", self._staged())
-        return AdapterRef(owner, name, version)
-
-    def _commit_first(self, owner: str, name: str, staged: Path) -> AdapterRef:
-        """Build the name's folder aside and move it in whole, so that none is without a version."""
-        with contextlib.suppress(FileExistsError):
-            (self._root / owner).mkdir()
-            disk.sync(self._root)
-        self._issued(owner).mkdir(exist_ok=True)  # now: a delete on a full disk could not
-        version = version_numbers.last_issued(self._issued(owner) / name) + 1
-        folder = self._staged()
-        folder.mkdir()
-        os.rename(staged, folder / str(version))
-        latest = 0 if version_numbers.is_aside(folder / str(version)) else version
-        version_numbers.write(folder / "latest", f"{latest} {version}\n", self._staged())
-        os.rename(folder, self._root / owner / name)
-        disk.sync(self._root / owner)
-        return AdapterRef(owner, name, version)
-
-    def _issued(self, owner: str) -> Path:
-        return self._root / owner / ".issued"
-
-    def _staged(self) -> Path:
-        """A new path to make something at that is moved into its place later."""
-        self._staging.mkdir(exist_ok=True)
-        return self._staging / uuid.uuid4().hex
-
-    def _discard_version(
-        self, folder: Path, version: int, pointer: Pointer, left: list[int]
-    ) -> None:
-        """Move a version out of sight, and let the name mean the highest that is `left`."""
-        latest = pointer.latest
-        if version == latest:
-            whole = [v for v in left if not version_numbers.is_aside(folder / str(v))]
-            latest = max(whole, default=0)
-            version_numbers.point(folder, Pointer(latest, pointer.issued), self._staged())
-        try:
-            self._discard(folder / str(version))
-        except OSError:
-            if latest != pointer.latest:
-                version_numbers.point(folder, pointer, self._staged())
-            raise
-
-    def _discard_name(self, folder: Path, issued: int) -> None:
-        """Move an adapter out of sight. The highest number of its versions stays."""
-        path = self._issued(folder.parent.name) / folder.name
-        kept = version_numbers.keep_issued(folder, path, issued, self._staged())
-        self._discard(folder)
-        if not kept:
-            disk.empty(self._trash)  # this makes room
-            with disk.unless_full():  # the adapter is gone all the same
-                version_numbers.write(path, f"{issued}\n", self._staged())
-
-    def _discard(self, path: Path) -> None:
-        """Move it out of sight at once, if it is there; the next sweep frees its bytes."""
-        self._trash.mkdir(exist_ok=True)
-        with contextlib.suppress(FileNotFoundError):
-            os.rename(path, self._trash / uuid.uuid4().hex)
-        with disk.unless_full():
-            disk.sync(path.parent)
-
-    def _staging_in_use(self) -> contextlib.AbstractContextManager[None]:
-        """Shared among publishers; keeps `sweep` off what they stage."""
-        return self._lock(".staging.lock", fcntl.LOCK_SH)
-
-    @contextlib.contextmanager
-    def _lock(self, name: str, operation: int) -> Iterator[None]:
-        descriptor = os.open(self._root / name, os.O_RDWR | os.O_CREAT, 0o644)
-        try:
-            fcntl.flock(descriptor, operation)
-            yield
-        finally:
-            os.close(descriptor)  # this frees the lock
 
 
 @contextlib.contextmanager

@@ -39,6 +39,7 @@ ROWS = [
         "server.pulse",
         "server.supervisor",
     },
+    {"server.option_values"},
     {"adapters_store"},
 ]
 LEVEL = {part: row for row, parts in enumerate(ROWS) for part in parts}

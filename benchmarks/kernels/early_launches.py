@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from adapters_store.store import AdapterStore
-from benchmarks.serving.decode import CONTEXT, Side, Slots, Times, Turns, base_side, ratio, sides_of
+from benchmarks.steps.decode import CONTEXT, Side, Slots, Times, Turns, base_side, ratio, sides_of
 from benchmarks.support import crowd
 from benchmarks.support.bare_engine import BareEngine
 from benchmarks.support.base_shapes import SHAPES, base_of

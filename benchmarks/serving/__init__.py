@@ -1,1 +1,1 @@
-"""Benchmarks of serving: steps, HTTP, loading, rivals."""
+"""Benchmarks of answers: HTTP, rivals, owners beside each other, and training beside them."""

@@ -27,7 +27,7 @@ import torch
 
 from adapters_store.manifest import AdapterRef
 from adapters_store.store import AdapterStore
-from benchmarks.serving.cold import gaps_of
+from benchmarks.adapters.cold import gaps_of
 from benchmarks.support import crowd
 from benchmarks.support.base_shapes import SHAPES, base_of
 from benchmarks.support.crowd import VERA_QV

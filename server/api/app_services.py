@@ -79,7 +79,7 @@ class Tenants:
 
 @dataclass(frozen=True)
 class Services:
-    """All that the handlers work with; `server.wiring.front` makes it."""
+    """All that the handlers work with; `server.wiring.front_services` makes it."""
 
     base: BaseCard
     engine: interfaces.Engine

@@ -1,57 +1,31 @@
 """A base model's tokenizer with its chat template. Knows no tensors and no HTTP."""
 
 import copy
-import re
 import sys
 from collections.abc import Mapping, Sequence
-from functools import cached_property, partial
-from inspect import signature
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from jinja2 import TemplateError
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from server.bases.base_folder import loadable
-from server.bases.default_prompt import DefaultPrompt
+from server.bases.chats.chat_template import ChatTemplate, Message, Tools
 from server.bases.detokenizer import IncrementalDecoder, Vocabulary
 from server.errors import ContextLengthExceeded, InvalidRequest, UnsupportedModel
 
-Message = Mapping[str, object]
-"""One chat message as it came over the wire: `role`, `content`, and whatever the template reads."""
-
 EMBEDDED = {"porch": Path(__file__).parent / "porch"}
-
-Tools = Sequence[Mapping[str, object]]
-"""Functions that the model may call, as the OpenAI API describes them."""
 
 _PIECE_CHARACTERS = 32 * 1024
 _PIECE_SLACK = 64  # tokens that a cut through a text may add
 
-_TEMPLATE_FAULTS = (
-    *(TemplateError, TypeError, ValueError, LookupError),
-    *(AttributeError, ArithmeticError),  # a setting of another kind than the template expects
-)
 _LEADS = ("\n", "\0")  # hardly ever one token with the letter behind them
-
-# For tokenizers that bring no chat template. A line break closes each header, because tokenizers
-# cut there: the answer's first token is then the same in training and in serving.
-PLAIN_TEMPLATE = """{%- for message in messages -%}
-{%- if message['role'] == 'system' -%}{{- message['content'] + '\\n\\n' -}}
-{%- elif message['role'] == 'assistant' -%}
-{{- 'Assistant:\\n' + message['content'] + eos + '\\n\\n' -}}
-{%- else -%}{{- message['role'].capitalize() + ':\\n' + message['content'] + '\\n\\n' -}}
-{%- endif -%}
-{%- endfor -%}
-{%- if add_generation_prompt -%}{{- 'Assistant:\\n' -}}{%- endif -%}"""
 
 
 class ChatTokenizer:
     """Text and chats to token ids and back, for any Hugging Face tokenizer.
 
-    A tokenizer without a chat template gets PLAIN_TEMPLATE: `User:` and `Assistant:` headers on
-    lines of their own, each answer closed by the end-of-sequence token.
+    `ChatTemplate` says how chats become text.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, *, name: str = "") -> None:
@@ -63,18 +37,18 @@ class ChatTokenizer:
         self.added_ids = self.special_ids.union(tokenizer.added_tokens_decoder) - {
             tokenizer.unk_token_id
         }
-        template = tokenizer.chat_template
-        if isinstance(template, Mapping):
-            template = template.get("default")
-        self.has_chat_template = template is not None
         self._most: int | None = None
-        self.has_default_prompt = True  # where the template writes one: `without_default_prompt`
-        self._taken = (
-            {"self", "messages", "conversations", "eos", "raise_exception", "strftime_now"}
-            | signature(tokenizer.apply_chat_template).parameters.keys()
-            | tokenizer.special_tokens_map.keys()
-        )
-        self._template: str = self._plain_template() if template is None else template
+        self._template = ChatTemplate(tokenizer, self.name)
+
+    @property
+    def has_chat_template(self) -> bool:
+        """Whether the tokenizer brings a template of its own."""
+        return self._template.was_brought
+
+    @property
+    def has_default_prompt(self) -> bool:
+        """Whether the template may write a system prompt of its own: `without_default_prompt`."""
+        return self._template.has_default_prompt
 
     def __len__(self) -> int:
         """Number of tokens, special ones included."""
@@ -97,16 +71,12 @@ class ChatTokenizer:
     def without_default_prompt(self) -> "ChatTokenizer":
         """The same tokenizer, but a chat that has no system message stands without the one that the
         chat template would write for it. Itself, if the template writes none."""
-        if self._default_prompt is None:
+        template = self._template.without_default_prompt()
+        if template is self._template:
             return self
         bare = copy.copy(self)
-        bare.has_default_prompt = False
+        bare._template = template
         return bare
-
-    @cached_property
-    def _default_prompt(self) -> DefaultPrompt | None:
-        mark = self._tokenizer.bos_token or ""
-        return DefaultPrompt.of(partial(self.render, add_generation_prompt=False), mark)
 
     def encode(self, text: str, add_special: bool = False) -> list[int]:
         """Token ids of a text; `add_special` adds what the tokenizer itself puts around one."""
@@ -227,13 +197,7 @@ class ChatTokenizer:
     ) -> list[int]:
         """Token ids of a chat; with `add_generation_prompt`, up to where the answer begins.
 
-        Args:
-            continues: the answer goes on with the last message, which is left open.
-            settings: what the template reads besides the chat. Names that it lacks do nothing.
-
-        Raises:
-            InvalidRequest: the template refuses the messages, or has no place for tools; or a
-                setting has a name that has a meaning of its own. The text says why.
+        Args and errors are those of `ChatTemplate.render`.
         """
         begins = add_generation_prompt and not continues
         text = self.render(messages, begins, tools, continues=continues, settings=settings)
@@ -250,70 +214,13 @@ class ChatTokenizer:
         settings: Mapping[str, Any] | None = None,
     ) -> str:
         """The text of which `chat` gives the tokens."""
-        if not messages:
-            raise InvalidRequest("messages is empty: send at least one", param="messages")
-        settings = settings or {}
-        self._check_settings(settings)
-        self._check_tools(messages, tools)
-        plain = [_plain_message(index, message) for index, message in enumerate(messages)]
-        try:
-            text = self._tokenizer.apply_chat_template(
-                plain,
-                tools=[dict(tool) for tool in tools] if tools else None,
-                chat_template=self._template,
-                eos=self._tokenizer.eos_token or "",
-                tokenize=False,
-                add_generation_prompt=add_generation_prompt,
-                continue_final_message=continues,
-                **settings,
-            )
-        except _TEMPLATE_FAULTS as error:
-            also = " with these chat_template_kwargs" if settings else ""
-            raise InvalidRequest(
-                f"the chat template of {self.name} refuses these messages{also}: {error}. Change "
-                "them as it asks, or use a base model with another template",
-                param="messages",
-            ) from error
-        # With tools, a template writes its own prompt and theirs in one turn.
-        stays = self.has_default_prompt or tools or plain[0].get("role") == "system"
-        if stays or self._default_prompt is None:
-            return str(text)
-        return self._default_prompt.left_out(str(text))
+        return self._template.render(
+            messages, add_generation_prompt, tools, continues=continues, settings=settings
+        )
 
     def reads(self, field: str) -> bool:
         """Whether the chat template speaks of a field of messages or requests."""
-        return re.search(rf"\b{field}\b", self._template) is not None
-
-    def _check_settings(self, settings: Mapping[str, object]) -> None:
-        """Raise InvalidRequest for names that mean something else in a template, or to what renders
-        it."""
-        taken = [name for name in settings if name in self._taken]
-        if taken:
-            raise InvalidRequest(
-                f"chat_template_kwargs has {', '.join(taken)}, which the server itself gives to "
-                "the chat template: leave that out",
-                param="chat_template_kwargs",
-            )
-
-    def _check_tools(self, messages: Sequence[Message], tools: Tools | None) -> None:
-        """Raise InvalidRequest for fields that the template would silently leave out."""
-        remedy = "leave them out, or use a base model whose template reads them"
-        if tools and not self.reads("tools"):
-            raise InvalidRequest(
-                f"the chat template of {self.name} has no place for tools: {remedy}", param="tools"
-            )
-        for name in ("tool_calls", "reasoning_content"):
-            if any(message.get(name) for message in messages) and not self.reads(name):
-                raise InvalidRequest(
-                    f"the chat template of {self.name} has no place for {name}: {remedy}",
-                    param="messages",
-                )
-
-    def _plain_template(self) -> str:
-        """PLAIN_TEMPLATE after the token with which this tokenizer begins a text, if it has one."""
-        begin = self._tokenizer.bos_token_id
-        begins = begin is not None and self.encode("", add_special=True)[:1] == [begin]
-        return ("{{- bos_token -}}" if begins else "") + PLAIN_TEMPLATE
+        return self._template.reads(field)
 
 
 def load_tokenizer(source: str | Path) -> ChatTokenizer:
@@ -332,25 +239,3 @@ def load_tokenizer(source: str | Path) -> ChatTokenizer:
     # The scheduler judges lengths. Without this, transformers would log errors that do not follow.
     tokenizer.model_max_length = sys.maxsize
     return ChatTokenizer(tokenizer, name=str(source))
-
-
-def _plain_message(index: int, message: Message) -> dict[str, Any]:
-    """The message as templates expect it: fields without a value left out, text parts joined."""
-    plain = {key: value for key, value in message.items() if value is not None}
-    content = plain.get("content")
-    if isinstance(content, Sequence) and not isinstance(content, str):
-        plain["content"] = "".join(_part_text(index, part) for part in content)
-    plain.setdefault("content", "")
-    return plain
-
-
-def _part_text(index: int, part: object) -> str:
-    if isinstance(part, Mapping) and part.get("type") in ("text", "refusal"):
-        text = part.get(str(part["type"]))
-        if isinstance(text, str):
-            return text
-    kind = part.get("type") if isinstance(part, Mapping) else type(part).__name__
-    raise InvalidRequest(
-        f"message {index} holds a part of type {kind!r}: this model reads only text",
-        param="messages",
-    )

@@ -8,8 +8,8 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from server.bases.short_names import PORCH
 from server.cli.arguments.options import add_fields, read_fields
-from server.config import WITH_COMMAS
 from server.jobs.queue.train_options import MAX_RANK, TARGET_SETS
+from server.option_values import WITH_COMMAS
 from server.wiring.process import slow_imports
 
 EXAMPLES = """examples:

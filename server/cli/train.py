@@ -15,7 +15,7 @@ from server.cli.arguments.options import add_fields, read_fields
 from server.cli.arguments.server_address import add_server, connect, same_server
 from server.cli.display.job_watch import watch_job
 from server.cli.display.output import one_line, print_fields, print_json, problem_lines
-from server.config import PAIRS, WITH_COMMAS, BadOption
+from server.config import BadOption
 from server.jobs.queue.train_options import (
     BASES,
     DEFAULT_METHOD,
@@ -24,6 +24,7 @@ from server.jobs.queue.train_options import (
     SPARSITIES,
     TARGET_SETS,
 )
+from server.option_values import PAIRS, WITH_COMMAS
 
 EXAMPLES = """examples:
   verandah train pirate.jsonl                      trains the adapter "pirate"

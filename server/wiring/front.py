@@ -1,8 +1,7 @@
-"""Starts the engine, in this process or in others, and the services over it. Knows no endpoint."""
+"""Starts the engine, in this process or in others, with what runs beside it. Knows no endpoint."""
 
 import logging
 import os
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
@@ -13,11 +12,7 @@ from torch import nn
 
 from server import interfaces
 from server.adapters.inspecting.inspections import Inspections
-from server.adapters.methods.registry import method_specs
 from server.adapters.porting.service import PortingService
-from server.api.app_services import BaseCard, Services, Tenants
-from server.app import describe
-from server.bases.answer_ends import AnswerEnds
 from server.bases.base_files import check_config, load_stored, outline_base
 from server.bases.model import BaseModel, fingerprint_of
 from server.bases.tokenizer import ChatTokenizer, load_tokenizer
@@ -30,15 +25,7 @@ from server.replicas.fleet_metrics import add_fleet_metrics
 from server.replicas.fleet_residency import FleetResidency
 from server.replicas.messages import EngineFacts
 from server.replicas.replica import Replica, WorkerProxy
-from server.tenancy.keys import Keys
-from server.tenancy.limits.limit_store import DatabaseStore
-from server.tenancy.limits.request_limits import RequestLimits
 from server.tenancy.principal import DEFAULT_OWNER
-from server.tenancy.sign_in.group_map import GroupMap
-from server.tenancy.sign_in.signing_in import Lives, SigningIn
-from server.tenancy.usage.busy_names import BusyNames
-from server.tenancy.usage.usage_counts import UsageCounts
-from server.training.job.job_estimator import JobEstimator
 from server.wiring.building import (
     Records,
     Say,
@@ -49,12 +36,10 @@ from server.wiring.building import (
     running_engine,
 )
 from server.wiring.process import command, end_soon, environment, worker_id
-from server.wiring.start_checks import client_secret, public_url
 from server.wiring.training import training_in_thread, trains_in_thread
 
 log = logging.getLogger(__name__)
 
-_MIB = 2**20
 _HUNG_GRACE_S = 3.0  # in which /health tells what hangs
 
 
@@ -105,74 +90,6 @@ def check_base_and_devices(settings: Settings) -> None:
     check_config(settings.model)
 
 
-def wire(
-    settings: Settings,
-    records: Records,
-    front: Front,
-    metrics: Metrics,
-    worker: interfaces.Worker | None,
-) -> Services:
-    """The services of the HTTP application. `worker` trains in a process of its own."""
-    tenants = Tenants.of(records.database, records.quotas.defaults)
-    limits = RequestLimits(DatabaseStore(records.database), tenants.limits)
-    limits.refresh()
-    return Services(
-        base=BaseCard(
-            id=settings.served_name,
-            name=front.base.name,
-            fingerprint=front.base.fingerprint,
-            vocab_size=front.base.vocab_size,
-            created_at=int(time.time()),
-            turn_ends=AnswerEnds.of(front.base, front.tokenizer).turn,
-        ),
-        engine=front.engine,
-        engines=front.processes,
-        tokenizer=front.tokenizer.capped(front.engine.max_context),
-        adapters=records.store,
-        residency=front.residency,
-        inspections=front.inspections,
-        porting=front.porting,
-        estimator=JobEstimator(
-            front.base, front.tokenizer, settings.max_rank, speed=records.jobs.speed
-        ),
-        files=records.files,
-        jobs=records.jobs,
-        methods=method_specs(),
-        keys=Keys(settings.key, tenants.keys),
-        tenants=tenants,
-        limits=limits,
-        usage=UsageCounts(BusyNames(settings.served_name, settings.metrics_names)),
-        metrics=metrics,
-        worker=front.worker if worker is None else worker,
-        problem=front.problem,
-        describe=describe,
-        max_rank=settings.max_rank,
-        request_timeout_s=settings.request_timeout_s,
-        max_body_bytes=_max_body_bytes(settings, front.engine.max_context),
-        max_file_bytes=int(settings.max_file_mb * _MIB),
-        signing_in=_signing_in(settings, records) if settings.oidc_issuer else None,
-        allowed_origins=settings.allowed_origins,
-        refuse_long_answers=settings.refuse_long_answers,
-    )
-
-
-def _signing_in(settings: Settings, records: Records) -> SigningIn:
-    from server.tenancy.sign_in.oidc_provider import OidcProvider, ProviderOptions  # an extra
-
-    groups = GroupMap(settings.oidc_groups, settings.oidc_default_owner)
-    options = ProviderOptions(
-        issuer=settings.oidc_issuer,
-        client=settings.oidc_client_id,
-        secret=client_secret(settings),
-        scopes=settings.oidc_scopes,
-        groups_claim=settings.oidc_groups_claim,
-        needs_groups=groups.needs_groups,
-    )
-    lives = Lives(int(settings.oidc_session_hours * 3600), int(settings.oidc_key_days * 86_400))
-    provider = OidcProvider(options)
-    return SigningIn(provider, records.database, groups, public_url(settings), lives)
-
-
 def _tell_of_shadowed(settings: Settings, records: Records, say: Say) -> None:
     """An adapter may be older than the base model's name."""
     name = settings.served_name
@@ -182,12 +99,6 @@ def _tell_of_shadowed(settings: Settings, records: Records, say: Say) -> None:
             f"model: ask the adapter as {name}@VERSION, delete it with `verandah adapters delete "
             f"{name}`, or choose another --served-name"
         )
-
-
-def _max_body_bytes(settings: Settings, max_context: int) -> int:
-    """The setting, or what a prompt of `max_context` tokens takes at most: a token is four letters
-    in most languages, and of text in JSON's escapes a letter may take six bytes."""
-    return int(settings.max_body_mb * _MIB) or max(2 * _MIB, 16 * max_context)
 
 
 def _in_own_processes(settings: Settings) -> bool:

@@ -17,7 +17,8 @@ from server.scheduler.request import CallbackListener, TextDelta
 from server.tenancy.principal import DEFAULT_OWNER
 from server.wiring.building import open_records
 from server.wiring.default_base import with_base
-from server.wiring.front import running_front, wire
+from server.wiring.front import running_front
+from server.wiring.front_services import wire
 
 log = logging.getLogger(__name__)
 

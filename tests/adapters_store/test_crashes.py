@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from adapters_store.store import AdapterStore
+from adapters_store.store_changes import StoreChanges
 from adapters_store.store_errors import AdapterNotFound
 from tests.adapters_store.conftest import MakeManifest, MakeTensors
 
@@ -73,12 +74,12 @@ def test_a_start_does_not_sweep_a_publisher_at_work(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     store = AdapterStore(tmp_path)
-    commit = AdapterStore._commit
+    commit = StoreChanges.commit
 
-    def restart_first(self: AdapterStore, owner: str, name: str, staged: Path) -> object:
+    def restart_first(self: StoreChanges, owner: str, name: str, staged: Path) -> object:
         AdapterStore(tmp_path)
         return commit(self, owner, name, staged)
 
-    monkeypatch.setattr(AdapterStore, "_commit", restart_first)
+    monkeypatch.setattr(StoreChanges, "commit", restart_first)
     ref = store.publish("ann", "poet", make_manifest(), make_tensors())
     assert store.load(ref)[0] == make_manifest()

@@ -2,16 +2,20 @@
 
 import shutil
 from collections.abc import Iterator
+from copy import copy
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import pytest
 import torch
+from fastapi import FastAPI
+from starlette.datastructures import State
 
-from adapters_store.manifest import AdapterRef, Manifest
+from adapters_store.manifest import AdapterRef
 from adapters_store.store import AdapterStore
 from server.api.app_services import BaseCard, Services, Tenants
-from server.app import create_app, describe
+from server.app import create_app, describe, http_api
 from server.db.session import Database, ensure_owner
 from server.jobs.files.file_store import Files
 from server.jobs.queue.job_queue import JobQueue
@@ -31,9 +35,28 @@ from tests.api.fakes import (
     FakeResidency,
 )
 from tests.api.running import Host, Publish, Running, Serve, hosting
+from tests.small_adapters import small_manifest
 
 MAX_BODY = 20_000
 MAX_FILE = 30_000
+
+
+# The first request to new routes takes 0.1 s, and FastAPI keeps them all for ever.
+_made_once = cache(http_api)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _same_routes() -> Iterator[None]:
+    """All applications have the same routes, and each has a state of its own."""
+
+    def copied(*, keyed: bool = True) -> FastAPI:
+        app = copy(_made_once(keyed=keyed))
+        app.state, app.middleware_stack = State(), None
+        return app
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("server.app.http_api", copied)
+        yield
 
 
 @pytest.fixture
@@ -46,19 +69,8 @@ def publish(store: AdapterStore) -> Publish:
     """Publishes a small adapter."""
 
     def publish(name: str, owner: str = DEFAULT_OWNER) -> AdapterRef:
-        manifest = Manifest(
-            method="vera",
-            rank=4,
-            scale=1.0,
-            seed=7,
-            basis_spec="philox4x64-10/s8/v1",
-            basis_sha256="0" * 64,
-            base_name="tiny",
-            base_fingerprint="f" * 64,
-            targets=("model.layers.0.q_proj",),
-            created_at=1_700_000_000,
-            provenance={"job": "ftjob-1"},
-        )
+        targets = ("model.layers.0.q_proj",)
+        manifest = small_manifest(targets=targets, provenance={"job": "ftjob-1"})
         return store.publish(owner, name, manifest, {"model.layers.0.q_proj.d": torch.ones(4)})
 
     return publish

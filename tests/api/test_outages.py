@@ -17,7 +17,7 @@ import pytest
 
 from server.api import sse
 from server.api.jobs import event_hub
-from server.jobs.files import file_store
+from server.jobs.files import file_bytes
 from server.jobs.queue.job_queue import JobQueue, News
 from server.tenancy.principal import DEFAULT_OWNER, SERVER_ADMIN
 from tests.api.jobs.test_training import claim, upload
@@ -130,7 +130,7 @@ def test_a_full_disk_keeps_nothing_of_an_upload_and_says_so(
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "/a/path")
 
     with monkeypatch.context() as disk:
-        disk.setattr(file_store.os, "fsync", full)  # type: ignore[attr-defined]
+        disk.setattr(file_bytes.os, "fsync", full)  # type: ignore[attr-defined]
         with pytest.raises(openai.InternalServerError, match="disk is full") as failed:
             upload(served)
     assert failed.value.status_code == 503

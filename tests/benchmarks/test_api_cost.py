@@ -5,7 +5,7 @@ import threading
 
 import pytest
 
-from benchmarks.serving.api_cost import SimulatedLoop, measure
+from benchmarks.host.api_cost import SimulatedLoop, measure
 from server.engine.sequence import FinishReason, SamplingParams
 from server.scheduler.request import CallbackListener, Generation, TextDelta
 

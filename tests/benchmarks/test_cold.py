@@ -2,7 +2,7 @@
 
 import pytest
 
-from benchmarks.serving import cold
+from benchmarks.adapters import cold
 from benchmarks.support.live import AnswerTimes
 from tests.benchmarks.running import cells, run
 

@@ -5,7 +5,7 @@ import random
 import pytest
 import torch
 
-from benchmarks.serving import decode
+from benchmarks.steps import decode
 from benchmarks.support.base_shapes import base_of
 from benchmarks.support.crowd import LORA, VERA
 from benchmarks.support.roofline import Chip, Work, step_work

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.serving import key_check
+from benchmarks.host import key_check
 from server.tenancy.keys import Keys
 from tests.benchmarks.running import cells, run
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from benchmarks.serving import loading
+from benchmarks.adapters import loading
 from tests.benchmarks.running import cells, run
 
 

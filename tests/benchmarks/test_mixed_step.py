@@ -4,7 +4,7 @@ import pytest
 
 pytest.importorskip("triton", reason="triton is not installed")
 
-from benchmarks.serving import mixed_step
+from benchmarks.steps import mixed_step
 
 
 def test_both_sides_are_timed(

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import pytest
 
-from benchmarks.serving.paced import Shape, alone, apart
+from benchmarks.host.paced import Shape, alone, apart
 
 
 @pytest.mark.parametrize("run", [alone, pytest.param(apart, marks=pytest.mark.slow)])

@@ -2,7 +2,7 @@
 
 import pytest
 
-from benchmarks.serving import prefill
+from benchmarks.steps import prefill
 from server.engine.sequence import SamplingParams, Sequence
 from tests.benchmarks.running import cells, run
 

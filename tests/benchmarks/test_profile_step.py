@@ -2,8 +2,8 @@
 
 import pytest
 
-from benchmarks.serving import profile_step
-from benchmarks.serving.profile_step import Spent, group_of, lines_of
+from benchmarks.steps import profile_step
+from benchmarks.steps.profile_step import Spent, group_of, lines_of
 from tests.benchmarks.running import cells, run
 
 

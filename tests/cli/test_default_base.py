@@ -3,13 +3,11 @@
 import os
 import shutil
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
-from adapters_store.manifest import Manifest
 from adapters_store.store import AdapterStore
 from server.bases import base_files
 from server.bases.base_files import load_base
@@ -19,21 +17,10 @@ from server.config import AUTO, Settings
 from server.errors import UnsupportedModel
 from server.tenancy.principal import DEFAULT_OWNER
 from server.wiring.default_base import with_base
+from tests.small_adapters import small_manifest
 
 ROW = SHORT_NAMES[PREFERRED]
 PORCH = "1711280e456e98d970ee9da6695a23c3"
-MANIFEST = Manifest(
-    method="vera",
-    rank=4,
-    scale=1.0,
-    seed=7,
-    basis_spec="philox4x64-10/s8/v1",
-    basis_sha256="0" * 64,
-    base_name="somebody/else",
-    base_fingerprint="f" * 32,
-    targets=("q_proj",),
-    created_at=1_700_000_000,
-)
 
 
 @pytest.fixture
@@ -58,8 +45,8 @@ def fetched(cache: Path) -> Callable[..., None]:
 def home_of(folder: Path, *fingerprints: str, owner: str = DEFAULT_OWNER) -> Path:
     store = AdapterStore(folder / "home" / "adapters")
     for number, fingerprint in enumerate(fingerprints):
-        manifest = replace(MANIFEST, base_fingerprint=fingerprint)
-        store.publish(owner, f"adapter-{number}", manifest, {"q_proj.d": torch.ones(4)})
+        manifest = small_manifest(base_name="somebody/else", base_fingerprint=fingerprint)
+        store.publish(owner, f"adapter-{number}", manifest, {"q.d": torch.ones(4)})
     return folder / "home"
 
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 from sqlalchemy import select
 
-from adapters_store.manifest import AdapterRef, Manifest
+from adapters_store.manifest import AdapterRef
 from adapters_store.store import AdapterStore
 from server.config import Settings
 from server.db import tables, tenancy_tables
@@ -33,6 +33,7 @@ from server.wiring.building import Records
 from server.wiring.homes import open_home
 from server.wiring.owner_removal import OwnerRemoval, removing_owners
 from tests.api.running import eventually
+from tests.small_adapters import small_manifest
 
 OWNED = (
     *(tables.FileRow, tables.JobRow, tables.EventRow, tables.CheckpointRow, tenancy_tables.KeyRow),
@@ -55,7 +56,7 @@ def furnish(records: Records, owner: str, other: str) -> None:
     book.create(owner, "key", by=SERVER_ADMIN)
     book.create(owner, "bot", by=SERVER_ADMIN, user=account)
     for name in ("pirate", "pirate", "parrot"):
-        records.store.publish(owner, name, manifest(), {"q.d": torch.ones(4)})
+        records.store.publish(owner, name, small_manifest(), {"q.d": torch.ones(4)})
     files = [
         records.files.create(owner, "a.jsonl", "fine-tune", io.BytesIO(b"{}")).id for _ in range(3)
     ]
@@ -66,21 +67,6 @@ def furnish(records: Records, owner: str, other: str) -> None:
         with_other.create(other)
     Shares(database).give(owner, "pirate", other, "copy", by=SERVER_ADMIN)
     Shares(database).give(owner, "parrot", "all", "use", by=SERVER_ADMIN)
-
-
-def manifest() -> Manifest:
-    return Manifest(
-        method="vera",
-        rank=4,
-        scale=1.0,
-        seed=7,
-        basis_spec="philox4x64-10/s8/v1",
-        basis_sha256="0" * 64,
-        base_name="tiny",
-        base_fingerprint="f" * 64,
-        targets=("q",),
-        created_at=1,
-    )
 
 
 def rows_of(records: Records, owner: str) -> int:
@@ -176,7 +162,7 @@ def test_a_running_job_is_stopped_before_anything_goes(tmp_path: Path) -> None:
         ]
         assert not (tmp_path / "training" / job.id).exists()
         # A request that ran meanwhile may still publish.
-        records.store.publish("gone", "late", manifest(), {"q.d": torch.ones(4)})
+        records.store.publish("gone", "late", small_manifest(), {"q.d": torch.ones(4)})
         work.run()
         assert records.store.names("gone") == []
 

@@ -19,7 +19,8 @@ from server.metrics import Metrics
 from server.replicas.replica import Replica
 from server.wiring import front, training
 from server.wiring.building import open_records
-from server.wiring.front import running_front, wire
+from server.wiring.front import running_front
+from server.wiring.front_services import wire
 from server.wiring.process import worker_id
 from server.wiring.training import trains_in_thread
 from tests.api.running import eventually, hosting

@@ -16,6 +16,7 @@ from sqlalchemy import URL, create_engine, select, text
 from sqlalchemy.exc import IntegrityError
 
 import server.db.session
+import server.db.sql_engine
 from server.db.session import Database, ensure_owner, migrations
 from server.db.tables import FileRow, JobRow, LabelRow, TableBase
 from server.db.tenancy_tables import OwnerRow
@@ -235,7 +236,7 @@ def test_more_who_wait_for_a_lock_than_there_are_connections(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(server.db.session, "_PATIENCE_S", 0.3)
-    monkeypatch.setattr(server.db.session, "_MAX_CONNECTIONS", 10)
+    monkeypatch.setattr(server.db.sql_engine, "_MAX_CONNECTIONS", 10)
     database, path = _sqlite(tmp_path)
     locker = sqlite3.connect(path, isolation_level=None)
     locker.execute("BEGIN EXCLUSIVE")

@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from adapters_store.manifest import Manifest
 from adapters_store.store import AdapterStore
 from server.db.owner_limits import Limits
 from server.db.tenancy_tables import LimitRow
@@ -18,19 +17,7 @@ from server.jobs.queue.job_estimate import JobEstimate
 from server.jobs.queue.job_queue import JobQueue
 from server.jobs.queue.quotas import Quotas
 from tests.jobs.conftest import Jobs
-
-MANIFEST = Manifest(
-    method="vera",
-    rank=4,
-    scale=1.0,
-    seed=7,
-    basis_spec="philox4x64-10/s8/v1",
-    basis_sha256="0" * 64,
-    base_name="tiny",
-    base_fingerprint="f" * 64,
-    targets=("q",),
-    created_at=1_700_000_000,
-)
+from tests.small_adapters import small_manifest
 
 
 @pytest.fixture
@@ -91,7 +78,7 @@ def test_adapters_and_their_bytes(jobs: Jobs, store: AdapterStore, tmp_path: Pat
         return lambda: store.publish(
             owner,
             name,
-            MANIFEST,
+            small_manifest(),
             {"q.d": torch.ones(4)},
             room=lambda size: quotas.keeping(jobs.database, owner, name, size),
         )

@@ -101,7 +101,7 @@ def test_a_packed_file_is_stored_unpacked(jobs: Jobs) -> None:
 
 
 def test_the_limit_is_of_what_is_unpacked(jobs: Jobs) -> None:
-    folder = jobs.files._folder
+    folder = jobs.files.folder
     small = Files(jobs.files._database, folder, max_bytes=1000)
     before = sorted(folder.rglob("*"))
     for content in (LINES, gzipped(LINES)):

@@ -19,7 +19,8 @@ from server.config import Settings
 from server.metrics import Metrics
 from server.replicas.replica import Replica
 from server.wiring.building import open_records
-from server.wiring.front import Front, running_front, wire
+from server.wiring.front import Front, running_front
+from server.wiring.front_services import wire
 from tests.api.running import eventually, hosting
 from tests.cli.conftest import model_folder
 

@@ -22,7 +22,8 @@ from server.metrics import Metrics
 from server.supervisor import Supervisor
 from server.tenancy.key_watch import watching_keys
 from server.tenancy.usage.usage_book import writing_usage
-from server.wiring.front import check_base_and_devices, running_front, wire
+from server.wiring.front import check_base_and_devices, running_front
+from server.wiring.front_services import wire
 from server.wiring.homes import open_home
 from server.wiring.housekeeping import housekeeping
 from server.wiring.owner_removal import removing_owners

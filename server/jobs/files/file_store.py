@@ -1,16 +1,10 @@
 """Store files: rows in the database, bytes in a folder. Knows nothing of their contents.
 
 A row exists only once its bytes are on the disk. Bytes without a row are left by a crash, and
-`sweep` removes them. While a file is uploaded its bytes are locked (flock), so that no other
-process takes them for such leftovers.
+`sweep` removes them.
 """
 
-import fcntl
-import hashlib
-import logging
-import os
 import secrets
-import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
@@ -25,15 +19,14 @@ from server.control_characters import has_control
 from server.db.audit_trail import record
 from server.db.session import Database, ensure_owner
 from server.db.tables import FileRow, JobRow
-from server.errors import Conflict, FileDamaged, InvalidRequest, NotFound, RequestTooLarge
+from server.errors import Conflict, InvalidRequest, NotFound
 from server.jobs import rows
 from server.jobs.files import leftovers
+from server.jobs.files.file_bytes import FileBytes
 from server.jobs.files.unpacking import unpacked
 from server.jobs.queue.job import UNFINISHED
 from server.jobs.queue.quotas import Quotas
 from server.jobs.rows import Page
-
-log = logging.getLogger(__name__)
 
 RESULTS = "fine-tune-results"
 """The purpose of files that jobs make; users cannot upload them."""
@@ -78,16 +71,13 @@ class Files:
         self, database: Database, folder: Path, max_bytes: int, quotas: Quotas | None = None
     ) -> None:
         self._database = database
-        self._folder = folder
-        self._uploads = folder / ".uploads"
-        self._max_bytes = max_bytes
+        self._bytes = FileBytes(folder, max_bytes)
         self._quotas = quotas or Quotas()
-        self._uploads.mkdir(parents=True, exist_ok=True)
 
     @property
     def folder(self) -> Path:
         """Where the bytes lie, each file's under its id."""
-        return self._folder
+        return self._bytes.folder
 
     def create(
         self,
@@ -113,44 +103,30 @@ class Files:
         packed, chunks = unpacked(source)
         if packed and len(filename) > len(".gz") and filename.lower().endswith(".gz"):
             filename = filename[: -len(".gz")]
-        _check_text("filename", filename, _LONGEST_NAME)
+        _check_name(filename)
         _check_text("purpose", purpose, _LONGEST_PURPOSE)
-        if filename in (".", "..") or "/" in filename or "\\" in filename:
-            raise InvalidRequest(
-                f"filename={filename[:40]!r} names a folder: send the file's own name alone",
-                param="filename",
-            )
         if expires_after_s is not None:
             _check_life(expires_after_s)
-        self._uploads.mkdir(exist_ok=True)
-        upload = self._uploads / uuid.uuid4().hex
-        try:
-            with upload.open("xb") as file:
-                fcntl.flock(file, fcntl.LOCK_SH)
-                size, sha256 = self._receive(chunks, file)
-                with self._database.transaction() as session:
-                    now = self._database.now(session)
-                    ensure_owner(session, owner, now)
-                    if purpose != RESULTS:
-                        self._quotas.check_file(session, owner, size, now)
-                    row = FileRow(
-                        id=f"file-{secrets.token_hex(12)}",
-                        owner=owner,
-                        filename=filename,
-                        purpose=purpose,
-                        bytes=size,
-                        sha256=sha256,
-                        created_at=int(now),
-                        expires_at=expires_after_s and int(now) + expires_after_s,
-                    )
-                    session.add(row)
-                    session.flush()
-                    kept = {"filename": filename, "bytes": size, "sha256": sha256}
-                    record(session, now, "file.created", row.id, owner=owner, after=kept)
-                    os.rename(upload, self._folder / row.id)
-                    _sync(self._folder)
-        finally:
-            upload.unlink(missing_ok=True)
+        with self._bytes.receiving(chunks) as upload, self._database.transaction() as session:
+            now = self._database.now(session)
+            ensure_owner(session, owner, now)
+            if purpose != RESULTS:
+                self._quotas.check_file(session, owner, upload.size, now)
+            row = FileRow(
+                id=f"file-{secrets.token_hex(12)}",
+                owner=owner,
+                filename=filename,
+                purpose=purpose,
+                bytes=upload.size,
+                sha256=upload.sha256,
+                created_at=int(now),
+                expires_at=expires_after_s and int(now) + expires_after_s,
+            )
+            session.add(row)
+            session.flush()
+            kept = {"filename": filename, "bytes": upload.size, "sha256": upload.sha256}
+            record(session, now, "file.created", row.id, owner=owner, after=kept)
+            self._bytes.keep(upload, row.id)
         return StoredFile.from_row(row)
 
     def list(
@@ -191,7 +167,7 @@ class Files:
 
     def path(self, owner: str, file_id: str) -> Path:
         """Where the bytes lie. Raises NotFound."""
-        return self._folder / self.get(owner, file_id).id
+        return self.folder / self.get(owner, file_id).id
 
     @contextmanager
     def verified(self, owner: str, file_id: str, *, of_job: bool = False) -> Iterator[BinaryIO]:
@@ -206,16 +182,7 @@ class Files:
         """
         with self._database.reading() as session:
             stored = StoredFile.from_row(self._find(session, owner, file_id, of_job=of_job))
-        path = self._folder / stored.id
-        with _readable(path):
-            source = path.open("rb")
-        with source:
-            with _readable(path):
-                sha256 = hashlib.file_digest(source, "sha256").hexdigest()
-            if sha256 != stored.sha256:
-                size = os.fstat(source.fileno()).st_size
-                raise _damage(path, f"is damaged ({size} bytes, {stored.bytes} were uploaded)")
-            source.seek(0)
+        with self._bytes.verified(stored.id, stored.bytes, stored.sha256) as source:
             yield source
 
     def delete(self, owner: str, file_id: str) -> None:
@@ -255,22 +222,22 @@ class Files:
 
     def sweep(self) -> int:
         """Remove what crashed uploads left; return how many. Call it at start and now and then."""
-        return leftovers.remove(self._database, self._folder, self._uploads)
+        return leftovers.remove(self._database, self.folder, self._bytes.uploads)
 
     def adopt(self, owner: str) -> Sequence[str]:
         """Give files that the database has lost new rows, as far as their bytes tell; their ids."""
-        return leftovers.adopt(self._database, self._folder, owner)
+        return leftovers.adopt(self._database, self.folder, owner)
 
     def missing(self) -> Sequence[str]:
         """The ids of files whose bytes are gone."""
         ids = leftovers.known_ids(self._database)
-        return sorted(id for id in ids if not (self._folder / id).exists())
+        return sorted(id for id in ids if not (self.folder / id).exists())
 
     def _remove(self, session: Session, row: FileRow) -> None:
         """The bytes go first: on a full disk they make room for the change of the database."""
         session.delete(row)
         session.flush()
-        (self._folder / row.id).unlink(missing_ok=True)
+        self._bytes.remove(row.id)
 
     def _find(
         self,
@@ -287,21 +254,14 @@ class Files:
             raise NotFound(f"there is no file {shown(file_id)}")
         return row
 
-    def _receive(self, chunks: Iterator[bytes], file: BinaryIO) -> tuple[int, str]:
-        """Write to `file`, synced; return size and SHA-256."""
-        size, digest = 0, hashlib.sha256()
-        for chunk in chunks:
-            size += len(chunk)
-            if size > self._max_bytes:
-                raise RequestTooLarge(
-                    f"the file's content is over the limit of {self._max_bytes} bytes; split it",
-                    param="file",
-                )
-            digest.update(chunk)
-            file.write(chunk)
-        file.flush()
-        os.fsync(file.fileno())
-        return size, digest.hexdigest()
+
+def _check_name(filename: str) -> None:
+    _check_text("filename", filename, _LONGEST_NAME)
+    if filename in (".", "..") or "/" in filename or "\\" in filename:
+        raise InvalidRequest(
+            f"filename={filename[:40]!r} names a folder: send the file's own name alone",
+            param="filename",
+        )
 
 
 def _check_text(param: str, text: str, most: int) -> None:
@@ -332,30 +292,3 @@ def _check_life(seconds: int) -> None:
             f"{LONGEST_LIFE_S} (30 days)",
             param="expires_after[seconds]",
         )
-
-
-@contextmanager
-def _readable(path: Path) -> Iterator[None]:
-    """Raises FileDamaged for what the system says of a file that cannot be read."""
-    try:
-        yield
-    except FileNotFoundError as error:
-        raise _damage(path, "is gone") from error
-    except OSError as error:
-        raise _damage(path, f"cannot be read ({error.strerror})") from error
-
-
-def _damage(path: Path, what: str) -> FileDamaged:
-    log.error("file %s %s", path, what)
-    return FileDamaged(
-        f"file {path.name} {what}: restore {path} on the server, or upload the file again"
-    )
-
-
-def _sync(folder: Path) -> None:
-    """Wait until the entries of a folder are on the disk."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -9,19 +9,23 @@ from statistics import median
 from sqlalchemy import ColumnElement, exists, func, select
 from sqlalchemy.orm import Session
 
-from adapters_store.manifest import check_name
 from adapters_store.outside_values import shown
-from adapters_store.store_errors import InvalidName
-from server.control_characters import has_control
-from server.db.audit_trail import acting, record
+from server.db.audit_trail import record
 from server.db.session import ACTIVE_OWNER, ensure_owner
 from server.db.tables import CheckpointRow, EventRow, JobRow, LabelRow
 from server.db.tenancy_tables import OwnerRow
-from server.errors import Conflict, InvalidRequest, NotFound
+from server.errors import Conflict, NotFound
 from server.jobs import rows
 from server.jobs.queue.claims import Claims
 from server.jobs.queue.job import UNFINISHED, Checkpoint, Event, Job, JobStatus
 from server.jobs.queue.job_estimate import JobEstimate
+from server.jobs.queue.new_job import (
+    UNTOUCHED,
+    check_metadata,
+    check_suffix,
+    enqueue,
+    require_files,
+)
 from server.jobs.queue.quotas import adapter_name
 from server.jobs.queue.train_options import TrainOptions
 from server.jobs.queue.transitions import JobChange
@@ -54,10 +58,10 @@ class JobQueue(Claims):
         """Raise what `create` would raise of these, for a dry run and before files are read."""
         check_metadata(metadata or {})
         if suffix is not None:
-            _check_suffix(suffix)
+            check_suffix(suffix)
         with self._database.reading() as session:
             now = self._database.now(session)
-            _require_files(session, owner, training_file, validation_file, now)
+            require_files(session, owner, training_file, validation_file, now)
 
     def create(
         self,
@@ -83,55 +87,38 @@ class JobQueue(Claims):
         """
         labels = check_metadata(metadata or {})
         if suffix is not None:
-            _check_suffix(suffix)
+            check_suffix(suffix)
         options = hyperparameters or TrainOptions()
         seed = options.seed if seed is None else TrainOptions(seed=seed).seed
+        row = JobRow(
+            **UNTOUCHED,
+            id=f"ftjob-{secrets.token_hex(12)}",
+            owner=owner,
+            model=model,
+            training_file=training_file,
+            validation_file=validation_file,
+            suffix=suffix,
+            seed=secrets.randbelow(2**31) if seed is None else seed,
+            hyperparameters=options.to_json(),
+            labels=labels,
+            appraisal=estimate and estimate.to_document(),
+        )
         with self._database.transaction() as session:
             now = self._database.now(session)
-            ensure_owner(session, owner, now)
-            # Locked: they must not be deleted meanwhile.
-            _require_files(session, owner, training_file, validation_file, now, lock=True)
-            job_id = f"ftjob-{secrets.token_hex(12)}"
-            tokens = estimate.trained_tokens if estimate else 0
-            size = estimate.adapter_bytes if estimate else 0
-            name = adapter_name(suffix, job_id)
-            self._quotas.check_job(session, owner, name, tokens, size, now)
-            row = JobRow(
-                id=job_id,
-                owner=owner,
-                status=JobStatus.QUEUED,
-                model=model,
-                training_file=training_file,
-                validation_file=validation_file,
-                suffix=suffix,
-                key=acting().key,
-                user=acting().user,
-                seed=secrets.randbelow(2**31) if seed is None else seed,
-                hyperparameters=options.to_json(),
-                labels=labels,
-                created_at=int(now),
-                cancel_requested=False,
-                pause_requested=False,
-                appraisal=estimate and estimate.to_document(),
-                attempt=0,
-                step=0,
-                lost_leases=0,
-            )
-            session.add(row)
-            session.flush()
-            session.add_all(LabelRow(job=row.id, key=k, value=v) for k, v in labels.items())
-            made = {"model": model, "training_file": training_file, "suffix": suffix}
-            record(session, now, "job.created", row.id, owner=owner, after=made)
-            change = JobChange(session, row, now)
-            change.add_event("info", f"Created fine-tuning job: {row.id}")
-            for warning in estimate.warnings if estimate else ():
-                change.add_event("warn", warning)
-            if estimate:
-                change.add_event("info", estimate.sentence())
-            change.add_event("info", "Files validated; the job waits for a worker")
-            if notice:
-                change.add_event("warn", notice)
-            return Job.from_row(row)
+            self._admit(session, row, estimate, now)
+            return enqueue(session, row, now, estimate, notice)
+
+    def _admit(
+        self, session: Session, row: JobRow, estimate: JobEstimate | None, now: float
+    ) -> None:
+        """Raise what `create` raises of the owner's files and quotas."""
+        ensure_owner(session, row.owner, now)
+        # Locked: they must not be deleted meanwhile.
+        require_files(session, row.owner, row.training_file, row.validation_file, now, lock=True)
+        name = adapter_name(row.suffix, row.id)
+        tokens = estimate.trained_tokens if estimate else 0
+        size = estimate.adapter_bytes if estimate else 0
+        self._quotas.check_job(session, row.owner, name, tokens, size, now)
 
     def get(self, owner: str, job_id: str) -> Job:
         """One job. Raises NotFound."""
@@ -349,51 +336,3 @@ def _labelled(metadata: Mapping[str, str] | None) -> list[ColumnElement[bool]]:
         exists().where(mine, LabelRow.key == key, LabelRow.value == value)
         for key, value in metadata.items()
     ]
-
-
-def _require_files(
-    session: Session,
-    owner: str,
-    training_file: str,
-    validation_file: str | None,
-    now: float,
-    *,
-    lock: bool = False,
-) -> None:
-    """Raise InvalidRequest unless the owner has these files, for training."""
-    files = ("training_file", training_file), ("validation_file", validation_file)
-    for param, file_id in files:
-        if file_id is None:
-            continue
-        row = rows.find_file(session, owner, file_id, now, lock=lock)
-        if row is None:
-            raise InvalidRequest(f"there is no file {shown(file_id)}; upload it first", param=param)
-        if row.purpose != "fine-tune":
-            raise InvalidRequest(
-                f"file {file_id!r} is for {row.purpose!r} and not for 'fine-tune'", param=param
-            )
-
-
-def _check_suffix(suffix: str) -> None:
-    """Raise InvalidRequest unless an adapter may have this name."""
-    try:
-        check_name("suffix", suffix)
-    except InvalidName as error:
-        raise InvalidRequest(str(error), param="suffix") from error
-
-
-def check_metadata(metadata: Mapping[str, str]) -> dict[str, str]:
-    """The OpenAI API's limits: 16 pairs, keys of 64 characters, values of 512."""
-    if len(metadata) > 16:
-        raise InvalidRequest(
-            f"{len(metadata)} pairs of metadata: give at most 16", param="metadata"
-        )
-    for key, value in metadata.items():
-        # PostgreSQL refuses NUL.
-        if len(key) > 64 or len(value) > 512 or has_control(key) or "\0" in value:
-            raise InvalidRequest(
-                f"metadata {shown(key)} has more than 64 characters or a control character, or its "
-                "value has more than 512 or NUL: shorten it",
-                param="metadata",
-            )
-    return dict(metadata)

@@ -9,9 +9,10 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from server.bases.answer_ends import PROBE, AnswerEnds
+from server.bases.chats.chat_template import Message, Tools
 from server.bases.model import BaseModel
 from server.bases.token_ids import unknown_token
-from server.bases.tokenizer import ChatTokenizer, Message, Tools
+from server.bases.tokenizer import ChatTokenizer
 from server.errors import InvalidDataset, InvalidRequest, LineProblem
 from server.jobs.files.datasets import problem_summary
 from server.training.run.prefix_encoder import PrefixEncoder

@@ -13,13 +13,13 @@ import torch
 from openai.types.fine_tuning import FineTuningJob, FineTuningJobEvent
 from openai.types.fine_tuning.jobs import FineTuningJobCheckpoint
 
-from adapters_store.manifest import Manifest
 from adapters_store.store import AdapterStore
 from server.jobs.files.file_store import RESULTS
 from server.jobs.queue.evaluation import Evaluation, Sample
 from server.jobs.queue.training_metrics import TrainingMetrics
 from tests.api.jobs.test_training import JSONL, LINES, claim, upload
 from tests.api.running import Publish, Running, Serve
+from tests.small_adapters import small_manifest
 
 
 def create(server: Running, **more: object) -> FineTuningJob:
@@ -203,20 +203,8 @@ class TestCheckpoints:
     @pytest.fixture
     def published(self, server: Running, store: AdapterStore) -> Callable[..., str]:
         def published(job: str, *, latest: bool) -> str:
-            manifest = Manifest(
-                method="vera",
-                rank=4,
-                scale=1.0,
-                seed=7,
-                basis_spec="philox4x64-10/s8/v1",
-                basis_sha256="0" * 64,
-                base_name="tiny",
-                base_fingerprint="f" * 64,
-                targets=("q_proj",),
-                created_at=1,
-                provenance={"job": job},
-            )
-            vectors = {"q_proj.d": torch.ones(4)}
+            manifest = small_manifest(provenance={"job": job})
+            vectors = {"q.d": torch.ones(4)}
             return str(store.publish("default", "poet", manifest, vectors, latest=latest))
 
         return published

@@ -8,6 +8,7 @@ from typing import Any
 from urllib.parse import unquote
 
 import httpx
+from anyio.from_thread import BlockingPortal, start_blocking_portal
 from starlette.types import ASGIApp, Message
 
 
@@ -26,9 +27,9 @@ class Answer:
 class Caller:
     """Sends one request after another, all from one event loop, as a server's are answered."""
 
-    def __init__(self, app: ASGIApp, runner: asyncio.Runner) -> None:
+    def __init__(self, app: ASGIApp, portal: BlockingPortal) -> None:
         self._app = app
-        self._runner = runner
+        self._portal = portal
 
     def __call__(
         self,
@@ -44,7 +45,7 @@ class Caller:
         sent = [(name.lower(), value) for name, value in request.headers.raw]
         if key is not None:
             sent.append((b"authorization", f"Bearer {key}".encode()))
-        return self._runner.run(self._ask(method, target, sent, request.read()))
+        return self._portal.call(self._ask, method, target, sent, request.read())
 
     async def _ask(
         self, method: str, target: str, headers: list[tuple[bytes, bytes]], content: bytes
@@ -85,5 +86,5 @@ class Caller:
 
 @contextmanager
 def calling(app: ASGIApp) -> Iterator[Caller]:
-    with asyncio.Runner() as runner:
-        yield Caller(app, runner)
+    with start_blocking_portal() as portal:  # a run for each would start threads for each
+        yield Caller(app, portal)

@@ -12,7 +12,6 @@ from pathlib import Path
 import torch
 from sqlalchemy import select, update
 
-from adapters_store.manifest import Manifest
 from adapters_store.store import AdapterStore
 from server.api.app_services import Services
 from server.db.session import Database
@@ -24,6 +23,7 @@ from server.jobs.queue.training_metrics import TrainingMetrics
 from server.tenancy.keys import Keys
 from server.tenancy.principal import DEFAULT_OWNER, SCOPES, SERVER_ADMIN, USUAL_SCOPES, Scope
 from tests.api.fakes import FakeLoop, FakePorting, FakeResidency
+from tests.small_adapters import small_manifest
 
 SERVER_KEY = "the server's own key"
 COUNTERS: frozenset[str] = frozenset()
@@ -120,21 +120,9 @@ class Town:
         }
 
     def _publish(self, owner: str, name: str, secret: str) -> None:
-        manifest = Manifest(
-            method="vera",
-            rank=4,
-            scale=1.0,
-            seed=7,
-            basis_spec="philox4x64-10/s8/v1",
-            basis_sha256="0" * 64,
-            base_name="tiny",
-            base_fingerprint="f" * 64,
-            targets=("q_proj",),
-            created_at=1_700_000_000,
-            provenance={"file": secret},
-        )
+        manifest = small_manifest(provenance={"file": secret})
         assert isinstance(self.services.adapters, AdapterStore)
-        self.services.adapters.publish(owner, name, manifest, {"q_proj.d": torch.ones(4)})
+        self.services.adapters.publish(owner, name, manifest, {"q.d": torch.ones(4)})
 
     def key(
         self, owner: str, scopes: Sequence[Scope] = USUAL_SCOPES, *, state: str = "good"

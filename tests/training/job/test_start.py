@@ -14,6 +14,7 @@ from server.errors import InvalidRequest
 from server.jobs.queue.job import Job
 from server.training.job.publish import publish_once
 from server.training.job.start import start_of
+from tests.small_adapters import small_manifest
 
 
 @dataclass
@@ -25,19 +26,7 @@ class Wanted:
 
 
 def manifest(job: str = "ftjob-1") -> Manifest:
-    return Manifest(
-        method="vera",
-        rank=4,
-        scale=1.0,
-        seed=7,
-        basis_spec="philox4x64-10/s8/v1",
-        basis_sha256="0" * 64,
-        base_name="tiny",
-        base_fingerprint="f" * 64,
-        targets=("q",),
-        created_at=1,
-        provenance={"job": job},
-    )
+    return small_manifest(provenance={"job": job})
 
 
 @pytest.fixture

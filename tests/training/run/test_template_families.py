@@ -6,7 +6,8 @@ from dataclasses import replace
 import pytest
 
 from server.adapters.learning.trainable import TrainableAdapter
-from server.bases.tokenizer import ChatTokenizer, Message
+from server.bases.chats.chat_template import Message
+from server.bases.tokenizer import ChatTokenizer
 from server.errors import InvalidRequest
 from server.training.run.defaults import TrainPlan
 from server.training.run.examples import Example, LineEncoder, Span

@@ -1,6 +1,6 @@
 """The host's cost of one step around the engine, in microseconds per row: no model, no device.
 
-`python -m benchmarks.serving.loop_cost` runs the serving loop over a stand-in that answers at once,
+`python -m benchmarks.host.loop_cost` runs the serving loop over a stand-in that answers at once,
 with the real planning, block bookkeeping, detokenizers and metrics. The listener does nothing.
 Times are CPU time of the loop's own thread, so neighbours on the machine do not count.
 """

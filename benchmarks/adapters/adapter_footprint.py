@@ -1,6 +1,6 @@
 """The size of an adapter, the time to its slot, and the memory of ten thousand adapters.
 
-`python -m benchmarks.serving.adapter_footprint` publishes `--registered` adapters, fills
+`python -m benchmarks.adapters.adapter_footprint` publishes `--registered` adapters, fills
 `--resident` slots, then serves requests for random ones while it measures. PEFT does the same with
 one adapter at a time.
 """

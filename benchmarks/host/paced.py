@@ -1,6 +1,6 @@
 """The host's cost of a step while a device takes its time: the loop alone, and in its own process.
 
-`python -m benchmarks.serving.paced` runs the serving loop over a stand-in for an engine: no model,
+`python -m benchmarks.host.paced` runs the serving loop over a stand-in for an engine: no model,
 no device, no HTTP. A step takes `--step-ms` on the simulated device. Launching one holds the
 interpreter's lock only in part: as torch's operators do, `--operators` of them release it for some
 microseconds each, so that other threads get their turns. Answers end and begin again all the time.
@@ -25,7 +25,7 @@ from random import Random
 from statistics import median
 from typing import cast
 
-from benchmarks.serving.loop_cost import BLOCK_TOKENS, InstantEngine, InstantStep, NoSlots, pieces
+from benchmarks.host.loop_cost import BLOCK_TOKENS, InstantEngine, InstantStep, NoSlots, pieces
 from benchmarks.support.report import origin, table
 from benchmarks.support.stand_ins import run_as_engine
 from server.engine.blocks import BlockPool
@@ -192,7 +192,7 @@ def apart(shape: Shape) -> Costs:
 
 
 def _command(mode: str, shape: Shape) -> list[str]:
-    return [sys.executable, "-m", "benchmarks.serving.paced", "--as", mode, json.dumps(vars(shape))]
+    return [sys.executable, "-m", "benchmarks.host.paced", "--as", mode, json.dumps(vars(shape))]
 
 
 def measure(shape: Shape) -> dict[str, Costs]:

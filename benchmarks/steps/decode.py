@@ -1,7 +1,7 @@
 """One decode step, by method and rows: base, one adapter, all distinct, and by Zipf's law.
 
-    python -m benchmarks.serving.decode --shape 8b --device cuda
-    python -m benchmarks.serving.decode --shape tiny --rows 1 4 --resident 8 --steps 2 --rounds 2
+    python -m benchmarks.steps.decode --shape 8b --device cuda
+    python -m benchmarks.steps.decode --shape tiny --rows 1 4 --resident 8 --steps 2 --rounds 2
 
 Steps go through `Runner`, with random weights, keys and values. A time is that of several steps,
 from the first launch to the end of the last, divided by their number. The sides take turns. "Over

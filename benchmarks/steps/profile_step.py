@@ -1,7 +1,7 @@
 """Where the time of a decode step goes, by what kernels do, and the gaps.
 
-    python -m benchmarks.serving.profile_step --shape 8b --device cuda
-    python -m benchmarks.serving.profile_step --shape tiny --rows 2 --steps 2
+    python -m benchmarks.steps.profile_step --shape 8b --device cuda
+    python -m benchmarks.steps.profile_step --shape tiny --rows 2 --steps 2
 
 torch's profiler adds up the device's work in some steps (on a CPU: torch's operations). A step's
 length is measured without the profiler. The gaps are that length minus all kernels: the device

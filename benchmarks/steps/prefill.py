@@ -1,7 +1,7 @@
 """Reading prompts: the share of the device's product rate that the model's operations reach.
 
-    python -m benchmarks.serving.prefill --shape 8b --device cuda
-    python -m benchmarks.serving.prefill --shape tiny --prompts 2 --tokens 32 --step-tokens 16 64
+    python -m benchmarks.steps.prefill --shape 8b --device cuda
+    python -m benchmarks.steps.prefill --shape tiny --prompts 2 --tokens 32 --step-tokens 16 64
 
 Prompts of random tokens go through `Runner` in steps of at most so many tokens, from the first
 launch to the last prompt's first token. The model's operations are 2 x weights x tokens, plus those

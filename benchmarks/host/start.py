@@ -1,6 +1,6 @@
 """What a start of `verandah serve` costs, and what an idle server takes.
 
-    python -m benchmarks.serving.start [--starts 5] [options of serve]
+    python -m benchmarks.host.start [--starts 5] [options of serve]
 
 CPU seconds of all its processes until /ready answers 200, then their memory when nothing has
 happened for a while. The median of several starts, each with a home of its own.

@@ -1,6 +1,6 @@
 """CPU time that the API takes for a request, a chunk and a token, over a simulated engine.
 
-`python -m benchmarks.serving.api_cost` runs everything that `verandah serve` runs but the engine.
+`python -m benchmarks.host.api_cost` runs everything that `verandah serve` runs but the engine.
 The simulated engine is a process of its own and gives each stream one of `--bursts` tokens at once
 every `--pace` seconds. Further processes send the requests. Figures are CPU time, system calls
 included. Other work on the machine changes them only through the caches, by up to a quarter, so run
@@ -42,7 +42,8 @@ from server.replicas.replica import Replica
 from server.scheduler.intake import Handle
 from server.scheduler.request import Generation, Listener, LoopStats, TextDelta, TokenPiece
 from server.wiring.building import Records, open_records
-from server.wiring.front import Front, wire
+from server.wiring.front import Front
+from server.wiring.front_services import wire
 
 
 class SimulatedLoop:
@@ -100,7 +101,7 @@ class SimulatedLoop:
 @contextmanager
 def services_over(settings: Settings, burst: int, pace_s: float) -> Iterator[Services]:
     """The services of a server with a simulated engine."""
-    module = "benchmarks.serving.api_cost"
+    module = "benchmarks.host.api_cost"
     command = [sys.executable, "-m", module, "--as-engine", f"{burst},{pace_s}"]
     fleet = Fleet([Replica(number, command, os.environ) for number in range(settings.replicas)])
     with open_records(settings) as records:

@@ -1,6 +1,6 @@
 """What checking API keys costs, how often it asks the database, and when a revocation is felt.
 
-`python -m benchmarks.serving.key_check` makes `--keys` keys in a new SQLite database (or in the
+`python -m benchmarks.host.key_check` makes `--keys` keys in a new SQLite database (or in the
 one of `--database`). It sends requests with them at random through the layer that checks keys, with
 nothing behind it, and takes off what an empty layer costs. Then a second process uses one key every
 few milliseconds, this one revokes it, and the time until the other is refused counts.

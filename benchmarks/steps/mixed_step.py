@@ -1,6 +1,6 @@
 """A step of decodes and one prompt: replayed from graphs, and launched operation by operation.
 
-    python -m benchmarks.serving.mixed_step --shape 8b --device cuda
+    python -m benchmarks.steps.mixed_step --shape 8b --device cuda
 
 A running stream waits for such a step while another begins. The sides take turns. A time is that of
 several steps, from the first launch to the end of the last, divided by their number.

@@ -1,6 +1,6 @@
 """The CPU time to bring an adapter from its file to a packed row.
 
-    python -m benchmarks.serving.loading --shape 8b
+    python -m benchmarks.adapters.loading --shape 8b
 
 The base is an outline without weights, and files are read from memory where the system allows it.
 Times are CPU time of the loading thread, so a busy machine disturbs them little.

@@ -1,7 +1,7 @@
 """From the store to the first token, and what loading adapters does to other answers.
 
-    python -m benchmarks.serving.cold --shape 8b --device cuda
-    python -m benchmarks.serving.cold --shape tiny --registered 60 --resident 12 --pairs 3 \\
+    python -m benchmarks.adapters.cold --shape 8b --device cuda
+    python -m benchmarks.adapters.cold --shape tiny --registered 60 --resident 12 --pairs 3 \\
         --streams 4 --answer-tokens 20 --rounds 1 --per-second 20
 
 Thousands of VeRA adapters of rank 256 on all linears are in the store; as many are resident as fit.

@@ -1,0 +1,1 @@
+"""Benchmarks of adapters: their size, and their way from the store to the device."""
