@@ -13,6 +13,7 @@ from adapters_store.manifest import AdapterRef, Manifest
 from adapters_store.store import AdapterStore
 from server.adapters.learning.trainable import TrainableAdapter
 from server.adapters.residency import ResidentAdapters
+from server.bases.base_place import PORCH
 from server.bases.model import BaseModel
 from server.config import Settings
 from server.metrics import Metrics
@@ -45,8 +46,9 @@ def running_stack(settings: Settings) -> Iterator[Stack]:
 
 
 def settings_for(home: str, **changes: object) -> Settings:
-    """Settings with a home of their own and no worker; each round computes its prompts anew."""
-    ours = {"home": Path(home), "worker": False, "prefix_cache": False}
+    """Settings of Porch, with a home of their own and no worker; each round computes its prompts
+    anew."""
+    ours = {"model": PORCH, "home": Path(home), "worker": False, "prefix_cache": False}
     return Settings.model_validate({**ours, **changes})
 
 
