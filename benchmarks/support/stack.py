@@ -13,8 +13,8 @@ from adapters_store.manifest import AdapterRef, Manifest
 from adapters_store.store import AdapterStore
 from server.adapters.learning.trainable import TrainableAdapter
 from server.adapters.residency import ResidentAdapters
-from server.bases.short_names import PORCH
 from server.bases.model import BaseModel
+from server.bases.short_names import PORCH
 from server.config import Settings
 from server.metrics import Metrics
 from server.scheduler.loop import ServingLoop
