@@ -52,6 +52,9 @@ from server.api.rate_check import RateCheck
 from server.api.reference.answer_model import EVERYWHERE, failures
 from server.api.reference.openapi_document import openapi_document
 from server.api.sign_in import sign_in_endpoints
+from server.console.console_gate import ConsoleGate
+from server.console.rendering import Templates
+from server.console.site import add_console
 from server.db.audit_trail import acting
 from server.refused_fields import refusal
 
@@ -238,6 +241,8 @@ def http_api(*, keyed: bool = True) -> FastAPI:
     async def root() -> RedirectResponse:
         return RedirectResponse("docs")
 
+    add_console(app)
+
     @cache
     def document() -> dict[str, Any]:
         return openapi_document(app, keyed=keyed)
@@ -255,6 +260,7 @@ def create_app(services: Services) -> ASGIApp:
     """Build the application around services that the caller starts and stops."""
     app = http_api(keyed=services.keys.needed)
     app.state.services = services
+    app.state.templates = Templates()
     app.state.waker = waker = StreamWaker()
     app.state.event_hub = job_event_endpoints.event_hub(services)
     app.state.operations = ops.Operations(services)
@@ -277,6 +283,7 @@ def create_app(services: Services) -> ASGIApp:
     checked: ASGIApp = KeyCheck(counted, services.keys, run, needed, services.describe)
     if services.allowed_origins:
         checked = CrossOrigin(checked, services.describe, services.allowed_origins)
+    checked = ConsoleGate(checked, services.keys, run, services.describe)
 
     def refused(path: str) -> None:
         if acting().owner is not None and path in _COUNTED:

@@ -18,6 +18,7 @@ ROWS = [
     {"server.cli"},
     {"server.wiring"},
     {"server.app"},
+    {"server.console"},
     {"server.api"},
     {"server.tenancy"},
     {"server.replicas"},

@@ -113,7 +113,7 @@ class KeyCheck:
             try:
                 header = _header(scope, b"authorization")
                 principal = await self._keys.principal(header, self._run)
-                _check_scope(principal, self._needed(scope["method"], scope["path"]))
+                check_scope(principal, self._needed(scope["method"], scope["path"]))
             except VerandahError as error:
                 return await self._describe(error).response()(scope, receive, send)
             scope["verandah.principal"] = principal
@@ -132,7 +132,7 @@ def client_address(scope: Scope) -> str:
     return address_of((scope.get("client") or ("",))[0])
 
 
-def _check_scope(principal: Principal, needed: tuple[NamedScope, ...]) -> None:
+def check_scope(principal: Principal, needed: tuple[NamedScope, ...]) -> None:
     """Raise MissingScope unless the key has one of these scopes, or none is needed."""
     if needed and not any(map(principal.may, needed)):
         raise MissingScope(

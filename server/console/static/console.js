@@ -1,0 +1,56 @@
+/* What all pages need beside htmx. */
+"use strict";
+
+(() => {
+  // Times: how long ago, kept true while the page is open, with the browser's own zone on hover.
+  const units = [["day", 86400], ["hour", 3600], ["minute", 60]];
+  const relative = new Intl.RelativeTimeFormat("en", { numeric: "always" });
+
+  function ago(at) {
+    const seconds = Date.now() / 1000 - at;
+    if (Math.abs(seconds) < 5) return "just now";
+    for (const [unit, length] of units) {
+      if (Math.abs(seconds) >= length) return relative.format(-Math.floor(seconds / length), unit);
+    }
+    return relative.format(-Math.floor(seconds), "second");
+  }
+
+  function showTimes(root) {
+    for (const time of root.querySelectorAll("time[data-at]")) {
+      const at = Number(time.dataset.at);
+      time.textContent = ago(at);
+      time.title = new Date(at * 1000).toLocaleString();
+    }
+  }
+
+  // Clicks: close a notice, copy a text, open and close a dialog, ask before what cannot be undone.
+  document.addEventListener("click", (event) => {
+    const target = event.target.closest("[data-close], [data-copy], [data-dialog]");
+    if (!target) return;
+    if ("close" in target.dataset) close(target.closest(".notice, dialog"));
+    if ("copy" in target.dataset) copy(target);
+    if ("dialog" in target.dataset) document.getElementById(target.dataset.dialog).showModal();
+  });
+
+  function close(box) {
+    if (box.tagName === "DIALOG") box.close();
+    else box.remove();
+  }
+
+  async function copy(button) {
+    const before = button.textContent;
+    try {
+      await navigator.clipboard.writeText(button.dataset.copy);
+      button.textContent = "Copied";
+    } catch {
+      button.textContent = "Select the text and copy it";
+    }
+    setTimeout(() => { button.textContent = before; }, 2000);
+  }
+
+  document.addEventListener("DOMContentLoaded", () => {
+    showTimes(document);
+    setInterval(() => showTimes(document), 10000);
+  });
+  document.addEventListener("htmx:after:swap", () => showTimes(document));
+})();
