@@ -24,7 +24,6 @@ from server.errors import Forbidden, Unauthorized, VerandahError
 from server.tenancy.keys import Keys, Run
 from server.tenancy.sign_in.addresses import is_this_machine
 
-
 ROOT: Final = "/console"
 SIGN_IN: Final = f"{ROOT}/sign-in"
 _API: Final = f"{ROOT}/v1/"
