@@ -13,10 +13,16 @@ _Key = tuple[str, tuple[tuple[str, str], ...]]
 
 
 class SummedMetrics(UndescribedCollector):
-    """Sums each series over `sources`, without the times of creation."""
+    """Sums each series over `sources`, without the times of creation. For one thread at a time.
+
+    A source that ends takes what it counted with it. Sums that count never go back all the same:
+    Prometheus would take what the other sources have counted for new.
+    """
 
     def __init__(self, sources: Callable[[], Iterable[Iterable[Metric]]]) -> None:
         self._sources = sources
+        self._last: dict[_Key, float] = {}
+        self._gone: dict[_Key, float] = {}  # what sources that ended had counted
 
     def collect(self) -> Iterator[Metric]:
         families: dict[str, Metric] = {}
@@ -31,11 +37,20 @@ class SummedMetrics(UndescribedCollector):
                         series[key] = series.get(key, 0.0) + sample.value
         for name, family in families.items():
             summed = Metric(name, family.documentation, family.type)
+            counts = family.type in ("counter", "histogram")
             summed.samples = [
-                Sample(sample, dict(labels), value)
-                for (sample, labels), value in sums[name].items()
+                Sample(key[0], dict(key[1]), self._with_gone(key, value) if counts else value)
+                for key, value in sums[name].items()
             ]
             yield summed
+
+    def _with_gone(self, key: _Key, value: float) -> float:
+        gone = self._gone.get(key, 0.0)
+        last = self._last.get(key, 0.0)
+        if value + gone < last:
+            gone = self._gone[key] = last - value
+        self._last[key] = value + gone
+        return value + gone
 
 
 class FleetGauges(UndescribedCollector):

@@ -263,6 +263,30 @@ def test_the_engines_counts_are_added_up(make_fleet: MakeFleet) -> None:
     assert value("verandah:replica_restarts_total", replica="0") == 0
 
 
+def test_counts_do_not_fall_when_an_engine_is_started_again(make_fleet: MakeFleet) -> None:
+    fleet, metrics = make_fleet(2), Metrics("base")
+    add_fleet_metrics(metrics, fleet)
+
+    def counts() -> list[float | None]:
+        buckets = "verandah:request_generation_tokens_bucket", {"model_name": "base", "le": "8.0"}
+        tokens = "verandah:generation_tokens_total", {"model_name": "base"}
+        return [metrics.registry.get_sample_value(*it) for it in (tokens, buckets)]
+
+    heard = [ask(fleet, max_tokens=5)[0] for _ in range(4)]
+    assert all(one.wait().deltas for one in heard)
+    assert eventually(lambda: counts() == [20, 4])
+    first, second = fleet.replicas
+    for kept in (first, second):
+        assert kept.pid is not None
+        os.kill(kept.pid, signal.SIGKILL)
+    assert eventually(lambda: not first.alive and not second.alive, 10)
+    assert counts() == [20, 4]
+    assert eventually(lambda: first.alive and second.alive, 20)
+    assert counts() == [20, 4]
+    ask(fleet, max_tokens=5)[0].wait()
+    assert eventually(lambda: counts() == [25, 5])
+
+
 @pytest.mark.parametrize(
     ("how", "kind", "said"),
     [("unfit", UnsupportedModel, "no such model"), ("mute", Unavailable, "ended before")],
