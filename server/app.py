@@ -285,8 +285,10 @@ def create_app(services: Services) -> ASGIApp:
         checked = CrossOrigin(checked, services.describe, services.allowed_origins)
     checked = ConsoleGate(checked, services.keys, run, services.describe)
 
-    def refused(path: str) -> None:
-        if acting().owner is not None and path in _COUNTED:
+    def answered(path: str, status: int) -> None:
+        if status and path.startswith("/v1/"):  # what health checks and scrapes ask is no traffic
+            services.metrics.answered(status)
+        if status >= 400 and acting().owner is not None and path in _COUNTED:
             services.usage.refused(acting())
 
-    return RequestIds(HeadRequests(checked), services.describe, refused)
+    return RequestIds(HeadRequests(checked), services.describe, answered)

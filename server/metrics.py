@@ -16,6 +16,9 @@ from prometheus_client.registry import Collector
 PREFIX = "verandah:"
 _SHORT_S = (0.001, 0.0025, 0.005, 0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.28, 2.56, 5.12, 10.24)
 _LONG_S = (0.01, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 20.0, 40.0, 80.0, 160.0, 320.0, 640.0)
+_FINISH_REASONS = ("stop", "length", "cancelled", "deadline", "error")
+_REFUSALS = ("rate_limit", "queue_full", "unavailable")
+_STATUSES = ("200", "400", "401", "403", "404", "409", "413", "429", "499", "500", "503", "504")
 _TOKENS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768, 65536)
 
 
@@ -74,10 +77,16 @@ class Metrics:
             "num_preemptions", "Sequences pre-empted because memory ran out."
         )
         self._request_success = self._family(
-            "request_success", "Requests that ended, by reason.", "finished_reason"
+            "request_success", "Requests that ended, by reason.", "finished_reason", _FINISH_REASONS
         )
         self._rejections = self._family(
-            "admission_rejections", "Requests refused before they ran, by reason.", "reason"
+            "admission_rejections",
+            "Requests refused before they ran, by reason.",
+            "reason",
+            _REFUSALS,
+        )
+        self._http_requests = self._family(
+            "http_requests", "HTTP requests to /v1, by their answer's status.", "status", _STATUSES
         )
 
         self.time_to_first_token = self._histogram(
@@ -117,8 +126,15 @@ class Metrics:
         """Count one request refused; `reason` is one word from a fixed set, such as queue_full."""
         self._rejections.labels(self.model_name, reason).inc()
 
-    def _family(self, name: str, text: str, label: str) -> Counter:
-        return Counter(PREFIX + name, text, ("model_name", label), registry=self.registry)
+    def answered(self, status: int) -> None:
+        """Count one HTTP request; `status` is one of ours, so the label stays small."""
+        self._http_requests.labels(self.model_name, str(status)).inc()
+
+    def _family(self, name: str, text: str, label: str, values: tuple[str, ...]) -> Counter:
+        family = Counter(PREFIX + name, text, ("model_name", label), registry=self.registry)
+        for value in values:  # from 0 on: Prometheus cannot see that a new series went from 0 to 1
+            family.labels(self.model_name, value)
+        return family
 
     def _counter(self, name: str, text: str) -> Counter:
         family = Counter(PREFIX + name, text, ("model_name",), registry=self.registry)

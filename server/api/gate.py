@@ -37,20 +37,20 @@ _SMALL_BODY = 64 * 1024
 _UPLOADS = ("/v1/files", "/v1/adapters/import")
 
 Describe = Callable[[Exception], ErrorBody]
-Refused = Callable[[str], None]  # with the path
+Answered = Callable[[str, int], None]  # with the path and the status, 0 without an answer
 NeededScope = Callable[[str, str], tuple[NamedScope, ...]]  # by method and path
 
 
 class RequestIds:
     """Gives each request its `x-request-id`, and answers exceptions that nothing else caught. Logs
-    each request at its end, and tells `refused` of those that were answered with an error."""
+    each request at its end, and tells `answered` of it."""
 
     def __init__(
-        self, app: ASGIApp, describe: Describe, refused: Refused = lambda _path: None
+        self, app: ASGIApp, describe: Describe, answered: Answered = lambda *_: None
     ) -> None:
         self._app = app
         self._describe = describe
-        self._refused = refused
+        self._answered = answered
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -83,8 +83,7 @@ class RequestIds:
             elif not ended:  # Starlette raises after a whole answer too
                 raise  # the server closes the connection: half an answer must not look whole
         finally:
-            if status >= 400:
-                self._refused(scope["path"])
+            self._answered(scope["path"], status)
             _log_request(scope, status, time.monotonic() - began, request_id)
 
 

@@ -13,7 +13,12 @@ from typing import Final, Generic, TypeVar, cast
 
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse, PlainTextResponse
-from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
+from prometheus_client import (
+    CONTENT_TYPE_LATEST,
+    CollectorRegistry,
+    ProcessCollector,
+    generate_latest,
+)
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
 from adapters_store.store_errors import StoreError
@@ -25,6 +30,7 @@ from server.errors import Unavailable
 from server.interfaces import Worker
 from server.jobs.queue.job import JobStatus
 from server.metrics import PREFIX, UndescribedCollector
+from server.tenancy.usage.trained_tokens import TrainedTokens
 from server.tenancy.usage.usage_counts import UsageCounts
 
 router = APIRouter(tags=["operations"])
@@ -32,7 +38,7 @@ router = APIRouter(tags=["operations"])
 _PATIENCE_S: Final = 0.6
 _METRICS_S: Final = 0.9
 _RECOUNT_S: Final = 60.0
-_COUNTS_S: Final = 0.3  # of the database, as a part of the metrics
+_COUNTS_S: Final = 0.25  # of the disk, and of the database twice, as parts of the metrics
 _NO_ANSWER: Final[dict[str, object]] = {
     "alive": False,
     "problem": "the worker's state could not be read in time",
@@ -52,6 +58,7 @@ class Operations:
         self.counts = SharedCall(services.jobs.counts)
         self.metrics = SharedCall(partial(generate_latest, services.metrics.registry))
         services.metrics.registry.register(ServerGauges(services, self.counts))
+        ProcessCollector(registry=services.metrics.registry)
         names = CollectorRegistry()
         names.register(BusyCounters(services.usage))
         self.names = SharedCall(partial(generate_latest, names))
@@ -183,6 +190,7 @@ class ServerGauges(UndescribedCollector):
         self._services = services
         self._counts = counts
         self._stored_adapters, self._count_after = 0, 0.0
+        self._trained = SharedCall(TrainedTokens(services.tenants.usage).count)
         adapters = services.adapters
         self._count_stored = SharedCall(
             lambda: sum(len(adapters.names(owner)) for owner in adapters.owners())
@@ -247,10 +255,15 @@ class ServerGauges(UndescribedCollector):
         return self._stored_adapters
 
     def _training(self) -> Iterator[Metric]:
+        answers = False
         with suppress(Unavailable, TimeoutError):  # without a database they are left out
             counts = self._counts.start().result(_COUNTS_S)
             jobs = {str(status): count for status, count in counts.items()}
+            trained = self._trained.start().result(_COUNTS_S)
+            answers = True
             yield self._by("training_jobs", "Training jobs, by status.", "status", jobs)
+            yield self._counter("training_tokens", "Tokens that jobs have trained on.", trained)
+        yield self._gauge("database_up", "1 while the database answers.", answers)
         worker = self._services.worker
         if worker is not None:
             yield self._gauge("training_worker_up", "1 while the worker runs.", worker.alive)

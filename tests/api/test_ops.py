@@ -7,6 +7,7 @@ import time
 from prometheus_client.parser import text_string_to_metric_families
 
 from server.db.session import Database
+from server.engine.sequence import FinishReason
 from server.errors import Unavailable
 from server.jobs.queue.job import JobStatus
 from server.jobs.queue.job_queue import JobQueue
@@ -54,12 +55,44 @@ def test_metrics_have_vllms_names(server: Running, publish: Publish) -> None:
         "adapter_slots",
         "adapter_loads",
         "adapter_evictions",
+        "training_tokens",
+        "database_up",
     ):
         assert f"verandah:{name}" in families, name
     assert families["verandah:num_requests_running"].samples[0].value == 2
     assert families["verandah:kv_cache_usage_perc"].samples[0].value == 0.25
     resident = families["verandah:adapters_in_memory"].samples[0]
     assert (resident.labels["state"], resident.value) == ("resident", 1)
+
+
+def test_requests_are_counted_by_status(server: Running) -> None:
+    def counted() -> dict[str, float]:
+        families = text_string_to_metric_families(server.http.get("/metrics").text)
+        (family,) = (it for it in families if it.name == "verandah:http_requests")
+        values = {it.labels["status"]: it.value for it in family.samples if "total" in it.name}
+        return {status: value for status, value in values.items() if value}
+
+    assert counted() == {}, "/metrics is no traffic"
+    server.http.get("/v1/models")
+    server.http.get("/v1/models/nobody")
+    server.http.get("/v1/nothing")
+    server.http.post("/v1/chat/completions", json={"model": "base"})
+    server.http.delete("/v1/models")
+    assert counted() == {"200": 1, "404": 2, "400": 1, "405": 1}
+
+
+def test_series_of_known_labels_are_there_from_the_start(server: Running) -> None:
+    text = server.http.get("/metrics").text
+    for reason in FinishReason:
+        assert f'request_success_total{{finished_reason="{reason}",model_name="base"}} 0.0' in text
+    for refusal in ("rate_limit", "queue_full", "unavailable"):
+        assert f'rejections_total{{model_name="base",reason="{refusal}"}} 0.0' in text
+
+
+def test_the_process_is_told_as_other_programs_tell_theirs(server: Running) -> None:
+    text = server.http.get("/metrics").text
+    assert re.search(r"^process_start_time_seconds \S+$", text, re.MULTILINE)
+    assert "process_resident_memory_bytes" in text
 
 
 def test_no_label_names_an_adapter(server: Running, publish: Publish) -> None:
@@ -75,9 +108,12 @@ def test_not_ready_without_a_database(serve: Serve) -> None:
             raise Unavailable("the database failed")
 
     jobs = Unreachable(Database.__new__(Database))
-    answer = serve(jobs=jobs).http.get("/ready")
+    http = serve(jobs=jobs).http
+    answer = http.get("/ready")
     assert answer.status_code == 503
     assert answer.json()["checks"] == {"engine": True, "database": False}
+    text = http.get("/metrics").text
+    assert 'database_up{model_name="base"} 0.0' in text and "training_jobs" not in text
 
 
 class Child:

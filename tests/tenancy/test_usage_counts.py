@@ -9,9 +9,10 @@ from sqlalchemy import select
 from server.db.audit_trail import Actor
 from server.db.session import Database
 from server.db.tenancy_tables import UsageRow, UsageWriterRow
-from server.db.usage_rows import HOUR_S, UsageKey
+from server.db.usage_rows import HOUR_S, UsageKey, add_usage
 from server.errors import InvalidRequest, Unavailable
 from server.tenancy.usage import usage_book
+from server.tenancy.usage.trained_tokens import TrainedTokens
 from server.tenancy.usage.usage_book import (
     DAY_S,
     Place,
@@ -145,6 +146,33 @@ def test_old_hours_become_days_and_sums_stay(
     book.fold()
     with timed.reading() as session:
         assert session.scalars(select(UsageWriterRow)).all() == []
+
+
+def test_trained_tokens_count_up_from_when_they_are_first_asked_for(
+    book: UsageBook, clock: Clock, timed: Database
+) -> None:
+    def train(hour: int, owner: str, tokens: int) -> None:
+        with timed.transaction() as session:
+            add_usage(session, [(hour, UsageKey(owner), {"training": tokens})])
+
+    train(NOW - 5 * HOUR_S, "ann", 10_000)
+    train(NOW, "ann", 1000)
+    trained = TrainedTokens(book, clock)
+    assert trained.count() == 0, "what was trained before is not new"
+    train(NOW, "ann", 5)
+    train(NOW, "eve", 3)
+    assert [trained.count(), trained.count()] == [8, 8]
+    train(NOW + HOUR_S, "ann", 2)
+    assert trained.count() == 10
+    train(NOW, "ann", 4)  # by a worker whose clock is behind
+    assert trained.count() == 14
+    for hours in range(2, 6):
+        train(NOW + hours * HOUR_S, "eve", 1)
+        assert trained.count() == 13 + hours
+    clock.now += 30 * DAY_S
+    assert trained.count() == 18
+    train(NOW + 30 * DAY_S, "eve", 2)
+    assert trained.count() == 20
 
 
 def test_a_bucket_of_many_groups_comes_in_pages(

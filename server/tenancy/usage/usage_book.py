@@ -115,6 +115,13 @@ class UsageBook:
         more = Place(end) if end < question.end else None
         return range(first, end, width), rows, more
 
+    def trained_by_hour(self, since: int) -> dict[int, int]:
+        """The tokens that all jobs have trained on in each hour from `since` on."""
+        sums = select(UsageRow.start, func.sum(UsageRow.training)).group_by(UsageRow.start)
+        with self._database.reading() as session:
+            rows = session.execute(sums.where(UsageRow.start >= since))
+            return {start: int(tokens) for start, tokens in rows}
+
     def fold(self) -> int:
         """Put old hours into their days, some days at a time, and forget writers that are gone.
         Return how many days were folded."""
