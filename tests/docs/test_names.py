@@ -4,7 +4,8 @@ Nothing is imported: names are read from the syntax trees of our sources. What i
 
 - a path to one of our files or folders, and a bare `store.py`;
 - a dotted name that begins with one of our packages or classes;
-- CamelCase, snake_case and `main()`: code of ours must use the identifier or spell it in a string;
+- CamelCase, snake_case and `main()`: code of ours must use the identifier or spell it in a string,
+  or a YAML file in `docker/` must have it;
 - `verandah COMMAND --option`, `python -m module --option`, `make TARGET`, `VERANDAH_VARIABLE`;
 - "decision N": the page is there.
 
@@ -55,8 +56,10 @@ def strings(path: Path, *, alone: bool) -> tuple[str, ...]:
 
 @cache
 def identifiers() -> set[str]:
-    """Whatever code of ours names or spells out, apart from docstrings."""
+    """Whatever code of ours, or a file of settings, names or spells out, apart from docstrings."""
     names = {*dir(builtins), *FOREIGN, *(path.stem for path in trees())}
+    for settings in (ROOT / "docker").rglob("*.y*ml"):
+        names.update(re.findall(r"\w+", settings.read_text("utf-8")))
     for path, tree in trees().items():
         for text in strings(path, alone=False):
             names.update(re.findall(r"\w+", text))
