@@ -161,6 +161,8 @@ class SharedCall(Generic[T]):
         result = asyncio.wrap_future(self.start())
         await asyncio.wait([result], timeout=seconds)
         if not result.done():
+            # Asked for, or asyncio writes a trace of an error that comes late to the log.
+            result.add_done_callback(asyncio.Future.exception)
             return default
         return default if isinstance(result.exception(), Unavailable) else result.result()
 
