@@ -291,4 +291,6 @@ def create_app(services: Services) -> ASGIApp:
         if status >= 400 and acting().owner is not None and path in _COUNTED:
             services.usage.refused(acting())
 
-    return RequestIds(HeadRequests(checked), services.describe, answered)
+    whole = RequestIds(HeadRequests(checked), services.describe, answered)
+    app.state.whole = whole  # for a page that asks several things of the API at once
+    return whole
