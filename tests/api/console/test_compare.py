@@ -146,11 +146,11 @@ def test_each_answer_is_used_as_of_the_api(
 ) -> None:
     publish("pirate", "team-a")
     me = browser(make_key("team-a", "models.use"))
-    stream(me, body(), body("pirate"), body("pirate@1"), body("nobody"))
+    stream(me, *[body()] * 6, body("pirate"), body("pirate@1"), body("nobody"))
     hourly = keyed.services.usage.take()
     counts = {at.model: counts for (_, at), counts in hourly.items() if at.owner == "team-a"}
     assert {model: it["requests"] for model, it in counts.items() if model} == {
-        "base": 1,
+        "base": 6,
         "pirate": 2,
     }
     assert counts["pirate"]["completion"] == 10
