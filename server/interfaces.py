@@ -132,6 +132,8 @@ class Inspections(Protocol):
 
     def start(self, ref: AdapterRef, other: AdapterRef | None = None) -> Inspection: ...
 
+    def known(self, sha256: str) -> bool: ...
+
 
 class Porting(Protocol):
     """`server.adapters.porting.service.PortingService`."""

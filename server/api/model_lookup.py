@@ -118,15 +118,18 @@ def listed_id(services: Services, owner: str, ref: AdapterRef) -> str:
     return str(ref) if ref.name == services.base.id else ref.name
 
 
-def ids_after(services: Services, owner: str, after: str | None) -> list[str]:
+def ids_after(services: Services, owner: str, after: str | None, contains: str = "") -> list[str]:
     """The owner's adapters, and then those that others share with it, behind the last id of a page,
-    which is as `listed_id` gives it."""
+    which is as `listed_id` gives it. Only those that have `contains` in their id, in any case."""
     last = None if after is None else after.partition("@")[0]
-    shared = [*services.tenants.shares.received(owner)]
+    ids = [*services.tenants.shares.received(owner)]
     if last is not None and "/" in last:
-        return [one for one in shared if one > last]
-    own = services.adapters.names(owner)
-    return [*(name for name in own if last is None or name > last), *shared]
+        ids = [one for one in ids if one > last]
+    else:
+        own = services.adapters.names(owner)
+        ids = [*(name for name in own if last is None or name > last), *ids]
+    part = contains.casefold()
+    return [one for one in ids if part in one.casefold()] if part else ids
 
 
 def listed_ref(services: Services, owner: str, listed: str) -> AdapterRef:

@@ -5,11 +5,17 @@ from starlette.staticfiles import StaticFiles
 from starlette.types import Scope
 
 from server.console.page_route import PageRoute
-from server.console.pages import compare_page, home_page, sign_in_page
+from server.console.pages import (
+    adapter_page,
+    adapters_page,
+    compare_page,
+    home_page,
+    sign_in_page,
+)
 from server.console.rendering import STATIC, CurrentPage
 from server.errors import NotFound
 
-_PAGES = (home_page, sign_in_page, compare_page)
+_PAGES = (home_page, sign_in_page, compare_page, adapters_page, adapter_page)
 
 
 def add_console(app: FastAPI) -> None:

@@ -7,7 +7,7 @@ calls it twice a second. A change counts in its owner's row, which tells of ende
 import secrets
 import threading
 from bisect import bisect_left, insort
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Sequence, Set
 from dataclasses import dataclass
 from typing import Any, Final, cast
 
@@ -75,6 +75,11 @@ class Shares:
         """The newest adapters that others share with `owner`, as OWNER/NAME, sorted."""
         self._begin()
         return self._memory.received(owner)
+
+    def shared_by(self, owner: str) -> Set[str]:
+        """The names of the adapters that an owner shares."""
+        self._begin()
+        return self._memory.shared_by(owner)
 
     def refresh(self) -> None:
         """Read what has changed. Raises Unavailable."""
@@ -229,6 +234,10 @@ class _Memory:
         with self._lock:
             lists = [self._received.get(who, [])[-MOST_LISTED:] for who in (owner, None)]
         return sorted({f"{of}/{name}" for each in lists for _, of, name in each if of != owner})
+
+    def shared_by(self, owner: str) -> Set[str]:
+        with self._lock:
+            return {share.adapter for share in self._of.get(owner, ())}
 
     def replace(self, owners: Iterable[str] | None, shares: Iterable[Share], revision: int) -> None:
         """Forget what these owners share (None: everybody), and remember `shares`."""

@@ -343,6 +343,9 @@ class FakeInspections:
             inspection.findings.set_result(found(compared=other is not None))
         return inspection
 
+    def known(self, sha256: str) -> bool:
+        return False
+
 
 class FakePorting:
     """Publishes whatever is sent, and gives out two files; remembers what it was told."""

@@ -98,6 +98,12 @@ class Inspections:
             self._inspections.move_to_end(key)
             return inspection
 
+    def known(self, sha256: str) -> bool:
+        """Whether there are findings already about an adapter of this content, by itself."""
+        with self._lock:
+            inspection = self._inspections.get((sha256, ""))
+            return inspection is not None and inspection.findings.done()
+
     def close(self) -> None:
         """Fail the analyses that wait. The running one ends after its linear.
 

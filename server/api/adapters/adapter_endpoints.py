@@ -57,9 +57,21 @@ def _entry(
         "pinned": status.pinned if status else False,
     }
     try:
-        return entry | _header(services, ref)
+        return entry | header_of(services, ref.owner, ref)
     except AdapterCorrupt as error:  # one damaged file must not hide the others
         return entry | {"error": str(error)}
+
+
+def header_of(services: Services, owner: str, ref: AdapterRef) -> Entry:
+    """What the file of one version says, as `owner` may see it.
+
+    Raises:
+        AdapterNotFound, AdapterCorrupt: it cannot be read.
+    """
+    header = _header(services, ref)
+    if ref.owner == owner:
+        return header
+    return {name: value for name, value in header.items() if name in _SHOWN_TO_OTHERS}
 
 
 def _header(services: Services, ref: AdapterRef) -> Entry:
@@ -107,10 +119,9 @@ def _shared_entry(services: Services, owner: str, adapter_id: str, ref: AdapterR
         "shared": visible(owner, ref.owner, ref.name, services.tenants.shares),
     }
     try:
-        header = _header(services, ref)
+        return entry | header_of(services, owner, ref)
     except AdapterCorrupt:
         return entry | {"error": f"it is damaged: {ref.owner!r} must restore it"}
-    return entry | {name: value for name, value in header.items() if name in _SHOWN_TO_OTHERS}
 
 
 @router.get("", responses=answers(AdapterPage))
@@ -119,10 +130,14 @@ def list_adapters(
     owner: CurrentOwner,
     limit: int = Query(100, ge=1, le=1000, description="How many at most."),
     after: After = None,
+    contains: str = Query(
+        "", max_length=129, description="Only those whose id has this in it, in any case."
+    ),
 ) -> Entry:
     """The latest version of each adapter, by name, a page at a time; last those that others share,
     which are `OWNER/NAME`."""
-    ids = ids_after(services, owner, after)
+    ids = ids_after(services, owner, after, contains)
+    total = len(ids) if after is None else len(ids_after(services, owner, None, contains))
     statuses = _statuses(services)
     data = []
     for listed in ids[:limit]:
@@ -137,7 +152,7 @@ def list_adapters(
     return {
         "object": "list",
         "data": data,
-        "total": len(ids_after(services, owner, None)),
+        "total": total,
         "last_id": ids[:limit][-1] if ids else None,
         "has_more": len(ids) > limit,
     }

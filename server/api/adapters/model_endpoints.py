@@ -157,7 +157,7 @@ def _delete_stored(services: Services, owner: str, adapter_id: str) -> Sequence[
             # Before: else what is made next under the name would be shared if this fails between.
             services.tenants.shares.end_all_of(owner, name)
             return [AdapterRef(owner, name, each) for each in store.delete(owner, name)]
-        checkpoints = _checkpoints_of(services, AdapterRef(owner, name, version))
+        checkpoints = checkpoints_of(services, AdapterRef(owner, name, version))
         # The result goes last: after a failure between them, the same request deletes the rest.
         if not {*store.versions(owner, name)} - {*checkpoints, version}:
             services.tenants.shares.end_all_of(owner, name)
@@ -168,7 +168,7 @@ def _delete_stored(services: Services, owner: str, adapter_id: str) -> Sequence[
     return [AdapterRef(owner, name, each) for versions in deleted for each in versions]
 
 
-def _checkpoints_of(services: Services, ref: AdapterRef) -> list[int]:
+def checkpoints_of(services: Services, ref: AdapterRef) -> list[int]:
     """The checkpoints of the job whose result `ref` is; none if it is a checkpoint itself."""
     checkpoints = services.adapters.aside(ref.owner, ref.name)
     job = _job_of(services, ref) if checkpoints and ref.version not in checkpoints else None

@@ -133,18 +133,22 @@ class JobQueue(Claims):
         *,
         metadata: Mapping[str, str] | None = None,
         status: JobStatus | None = None,
+        models: Sequence[str] | None = None,
     ) -> Page[Job]:
         """The owner's jobs, the newest first. Raises InvalidRequest.
 
         Args:
             metadata: only those that have all these pairs; none: those that have no pair at all.
             status: only those with this status.
+            models: only those that continue from one of these.
         """
         pairs = None if metadata is None else check_metadata(metadata)
         with self._database.reading() as session:
             where = [JobRow.owner == owner, *_labelled(pairs)]
             if status is not None:
                 where.append(JobRow.status == status.value)
+            if models is not None:
+                where.append(JobRow.model.in_(models))
             return rows.page(session, JobRow, Job.from_row, where, after, limit)
 
     def events(

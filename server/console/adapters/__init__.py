@@ -1,0 +1,1 @@
+"""What the pages of adapters show: versions, lineage, usage, and what a deletion would lose."""
