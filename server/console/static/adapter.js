@@ -5,9 +5,13 @@
 (() => {
   const PLACE_MS = 4000;
 
-  // Where it is in memory: asked for while somebody may look.
+  // Where it is in memory: asked for while somebody may look, and not from under their keyboard.
   const place = document.getElementById("place");
-  if (place) setInterval(() => { if (!document.hidden) place.dispatchEvent(new Event("refresh")); }, PLACE_MS);
+  if (place) {
+    setInterval(() => {
+      if (!document.hidden && !place.contains(document.activeElement)) place.dispatchEvent(new Event("refresh"));
+    }, PLACE_MS);
+  }
 
   // The question before a deletion comes as a part of a page.
   const ask = document.getElementById("ask"), asked = document.getElementById("ask-body");

@@ -184,7 +184,7 @@ const Drawing = (() => {
     const top = html("thead");
     top.append(head);
     made.append(html("caption", { class: "quiet" }, `${figure.title}${figure.unit ? `, in ${figure.unit.trim()}` : ""}`), top, body);
-    box.replaceChildren(scrolling(made, figure.title));
+    box.replaceChildren(scrolling(made, `${figure.title}, as a table`));
   }
 
   /** Bars of values that are not negative, from left to right. */
