@@ -13,7 +13,7 @@ from server.api.adapters import adapter_endpoints, share_endpoints
 from server.api.adapters.model_endpoints import delete_adapter
 from server.api.adapters.porting_endpoints import export_adapter
 from server.api.app_services import CurrentServices
-from server.api.model_lookup import find_adapter
+from server.api.model_lookup import find_adapter, unknown_model
 from server.api.organization.access import check_server_admin
 from server.console.adapters.adapter_view import Places, adapter_view
 from server.console.adapters.deletion_costs import deletion_costs
@@ -67,8 +67,10 @@ async def export(
 @router.post("/console/adapters/-/latest/{adapter_id:path}", dependencies=_WRITE)
 def make_latest(adapter_id: str, page: CurrentPage, services: CurrentServices) -> Response:
     """Go back to an earlier version: a copy of it becomes the latest."""
-    name = find_adapter(services, page.owner, adapter_id).name
-    return _copied(page, adapter_id, name)
+    ref = find_adapter(services, page.owner, adapter_id)
+    if ref.owner != page.owner:
+        raise unknown_model(services, adapter_id)
+    return _copied(page, adapter_id, ref.name)
 
 
 @router.post("/console/adapters/-/copy/{adapter_id:path}", dependencies=_WRITE)

@@ -264,8 +264,11 @@ class TestInspections:
     def test_the_same_content_is_analysed_once(self, place: Place) -> None:
         made = random_adapter(place.base, targets="attention")
         first, again = place.publish(made), place.publish(made, "copy")
+        sha256 = place.store.open(first).sha256
+        assert not place.inspections.known(sha256)
         inspection = place.inspections.start(first)
         findings = inspection.findings.result(30)
+        assert place.inspections.known(sha256)
         assert inspection.done == inspection.total == len(made.manifest.targets)
         assert place.find(first) is findings
         assert place.find(again) is findings

@@ -4,7 +4,7 @@ import re
 import time
 
 import pytest
-from playwright.sync_api import Page, expect
+from playwright.sync_api import FilePayload, Page, expect
 
 from tests.services.console.conftest import PHONE, Console, OpenPage
 
@@ -134,10 +134,9 @@ def test_found_while_typing_and_pinned(open_page: OpenPage, taught: str) -> None
 def test_a_wrong_import_says_why(open_page: OpenPage) -> None:
     page = open_page("/console/adapters/-/import")
     page.get_by_label("Name").fill("mine")
-    config = {"name": "adapter_config.json", "mimeType": "application/json", "buffer": b"{}"}
-    page.get_by_label("adapter_config.json").set_input_files([config])  # type: ignore[list-item]
-    weights = {"name": "adapter_model.safetensors", "mimeType": "x/y", "buffer": b"w"}
-    page.get_by_label("adapter_model.safetensors").set_input_files([weights])  # type: ignore[list-item]
+    for name, content in (("adapter_config.json", b"{}"), ("adapter_model.safetensors", b"w")):
+        file = FilePayload(name=name, mimeType="application/octet-stream", buffer=content)
+        page.get_by_label(name).set_input_files(file)
     page.get_by_role("button", name="Import").click()
     expect(page.get_by_role("alert")).to_contain_text("peft_type")
 
