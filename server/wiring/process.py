@@ -59,11 +59,13 @@ def say(message: str) -> None:
 @contextmanager
 def slow_imports() -> Iterator[None]:
     """Import torch and what needs it. Python's collector would look through the growing modules
-    again and again, for a quarter of the time, so it rests meanwhile."""
+    again and again, for a quarter of the time, so it rests meanwhile. It leaves them alone
+    afterwards too: the load of a model would make it look through all of them."""
     gc.disable()
     try:
         yield
     finally:
+        gc.freeze()
         gc.enable()
 
 

@@ -97,8 +97,12 @@ def doomed(folder: Path, step: int, action: str) -> None:
     store.delete("ann", "poet")
 
 
-if __name__ == "__main__":
+def main() -> None:
     if sys.argv[1] == "race":
         race(Path(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4]))
     else:
         kill(Path(sys.argv[2]), sys.argv[3])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,7 +1,6 @@
 """Whatever dies when, readers see whole versions only, and no number is issued twice."""
 
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -11,14 +10,15 @@ from adapters_store.store import AdapterStore
 from adapters_store.store_changes import StoreChanges
 from adapters_store.store_errors import AdapterNotFound
 from tests.adapters_store.conftest import MakeManifest, MakeTensors
+from tests.program import command
 
 REPOSITORY = Path(__file__).parents[2]
 
 
 def _drill(*arguments: object) -> str:
-    command = [sys.executable, "-m", "tests.adapters_store.crash_drill", *map(str, arguments)]
+    started = command("tests.adapters_store.crash_drill", *map(str, arguments))
     return subprocess.run(
-        command, cwd=REPOSITORY, check=True, capture_output=True, text=True, timeout=120
+        started, cwd=REPOSITORY, check=True, capture_output=True, text=True, timeout=120
     ).stdout
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from server.db.session import Database
+from tests.db.migrated import migrated
 from tests.db.postgres import schema_of
 
 ENGINES = ["sqlite", pytest.param("postgresql", marks=pytest.mark.services)]
@@ -22,7 +23,6 @@ def url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
 
 @pytest.fixture
 def database(url: str) -> Iterator[Database]:
-    database = Database(url)
-    database.migrate()
+    database = migrated(url)
     yield database
     database.close()

@@ -6,12 +6,12 @@ More of them, and others: `python -m tests.faults.drill --minutes 10 --seed $RAN
 import os
 import re
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from tests.faults.scenarios import SCENARIOS
+from tests.program import command
 
 ROOT = Path(__file__).parents[2]
 SEED = os.environ.get("VERANDAH_FAULTS_SEED", "0")
@@ -24,9 +24,8 @@ ROUNDS = int(os.environ.get("VERANDAH_FAULTS_ROUNDS", "1"))
 def test_nothing_is_lost(first: int, tmp_path: Path) -> None:
     """Two programs, each with every other scenario, since starting one takes as long as a round."""
     scenarios = list(SCENARIOS)[first::2]
-    command = [sys.executable, "-m", "tests.faults.drill", *scenarios]
     done = subprocess.run(
-        [*command, "--seed", SEED, "--rounds", str(ROUNDS)],
+        command("tests.faults.drill", *scenarios, "--seed", SEED, "--rounds", str(ROUNDS)),
         cwd=ROOT,
         env={**os.environ, "OMP_NUM_THREADS": "1", "TMPDIR": str(tmp_path)},
         capture_output=True,

@@ -2,11 +2,13 @@
 
 Tokens are bytes, a few learnt ones, and added ones. Ids from 265 to 279 and from 284 name no token;
 "qz" is a token beyond the embedding, as of a tokenizer that grew without its model; one added token
-has an accent; and a chat's turn ends with a special token that is not the end of a text.
+has an accent; and a chat's turn ends with a special token that is not the end of a text. Both ends
+are likely: an answer that nothing bounds would be the whole context, which takes a second.
 """
 
 from pathlib import Path
 
+import torch
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
@@ -30,8 +32,6 @@ _TEMPLATE = (
 
 def save_trapped_base(folder: Path) -> None:
     """Write model and tokenizer, as `--model` takes them."""
-    model = tiny_model("llama", vocab_size=VOCAB, max_position_embeddings=CONTEXT)
-    model.save_pretrained(folder)
     special = {"<pad>": 0, "<s>": 1, "</s>": 2}
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
     learnt = {"th": 280, "the": 281, "in": 282, "ing": 283, BEYOND: VOCAB + 7}
@@ -48,3 +48,8 @@ def save_trapped_base(folder: Path) -> None:
     )
     tokenizer.chat_template = _TEMPLATE
     tokenizer.save_pretrained(folder)
+    model = tiny_model("llama", vocab_size=VOCAB, max_position_embeddings=CONTEXT)
+    with torch.no_grad():
+        for end in ("</s>", "<|end|>"):
+            model.get_parameter("lm_head.weight")[backend.token_to_id(end)] *= 3
+    model.save_pretrained(folder)

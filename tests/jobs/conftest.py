@@ -13,6 +13,7 @@ from server.jobs.files.file_store import Files
 from server.jobs.queue.job import Job
 from server.jobs.queue.job_queue import JobQueue
 from tests.db.conftest import url
+from tests.db.migrated import migrated
 
 __all__ = ["url"]
 
@@ -61,7 +62,6 @@ class Jobs:
 @pytest.fixture
 def jobs(url: str, tmp_path: Path) -> Iterator[Jobs]:
     clock = Clock()
-    database = Database(url, clock=clock)
-    database.migrate()
+    database = migrated(url, clock=clock)
     yield Jobs(database, JobQueue(database), Files(database, tmp_path / "files", 1000), clock)
     database.close()

@@ -29,6 +29,7 @@ from server.training.job.job_phase import JobServices
 from server.training.job.worker_loop import WorkerParts, run_worker
 from server.training.run.run_steps import take_step
 from server.training.run.trainer import Trainer
+from tests.db.migrated import migrated
 from tests.models import tiny_model
 from tests.training.chats import byte_tokenizer
 
@@ -52,8 +53,7 @@ class Workplace:
 
     @classmethod
     def at(cls, home: Path) -> "Workplace":
-        database = Database(f"sqlite:///{home / 'verandah.db'}")
-        database.migrate()
+        database = migrated(f"sqlite:///{home / 'verandah.db'}")
         return cls(
             home,
             database,

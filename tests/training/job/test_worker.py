@@ -4,7 +4,6 @@ import io
 import os
 import signal
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -29,6 +28,7 @@ from server.training.run.examples import Example
 from server.training.run.loss import counted_losses
 from server.training.run.run_steps import take_step
 from server.training.run.trainer import Trainer
+from tests.program import command
 from tests.training.workplace import BASE, OWNER, Workplace, lines
 
 ROOT = Path(__file__).parents[3]
@@ -105,8 +105,8 @@ def beating() -> bool:
 def worker_process(
     place: Workplace, moment: str, suffers: str
 ) -> Iterator[subprocess.Popen[bytes]]:
-    command = [sys.executable, "-m", "tests.training.workplace", str(place.home), moment, suffers]
-    process = subprocess.Popen(command, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    started = command("tests.training.workplace", str(place.home), moment, suffers)
+    process = subprocess.Popen(started, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"})
     try:
         yield process
     finally:
