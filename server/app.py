@@ -35,7 +35,13 @@ from server.api.cross_origin import CrossOrigin
 from server.api.error_body import ErrorBody
 from server.api.gate import BodyLimit, KeyCheck, RequestIds
 from server.api.head_requests import HeadRequests
-from server.api.jobs import file_endpoints, job_endpoints, job_event_endpoints, job_request
+from server.api.jobs import (
+    file_endpoints,
+    file_line_endpoints,
+    job_endpoints,
+    job_event_endpoints,
+    job_request,
+)
 from server.api.operation_scopes import OperationScopes
 from server.api.organization import (
     admin_key_endpoints,
@@ -210,7 +216,7 @@ _ENDPOINTS = (
     *(chat_completion, text_completion, model_endpoints),
     # Last the one whose ids may hold a slash, as OWNER/NAME: it would take the others' paths.
     *(analysis_endpoints, porting_endpoints, share_endpoints, adapter_endpoints),
-    *(file_endpoints, job_endpoints, job_event_endpoints),
+    *(file_endpoints, file_line_endpoints, job_endpoints, job_event_endpoints),
     *(project_endpoints, member_endpoints, service_account_endpoints, key_endpoints),
     *(user_endpoints, admin_key_endpoints, audit_endpoints, usage_endpoints),
     *(rate_limit_endpoints, sign_in_endpoints, ops),

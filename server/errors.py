@@ -55,13 +55,22 @@ class LineProblem:
 
 
 class InvalidDataset(InvalidRequest):
-    """Training lines are wrong; `problems` lists every one. No job was queued."""
+    """Training lines are wrong; `problems` lists them. No job was queued.
+
+    `count` is how many there are; of very many, not all are listed.
+    """
 
     def __init__(
-        self, message: str, problems: Sequence[LineProblem], *, param: str = "training_file"
+        self,
+        message: str,
+        problems: Sequence[LineProblem],
+        *,
+        param: str = "training_file",
+        count: int | None = None,
     ) -> None:
         super().__init__(message, param=param)
         self.problems = tuple(problems)
+        self.count = len(problems) if count is None else count
 
 
 class InvalidJson(InvalidRequest):

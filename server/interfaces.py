@@ -3,7 +3,7 @@
 Each stands for a class that imports torch, or for several classes; its docstring names them.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from collections.abc import Sequence as Seq
 from concurrent.futures import Future
 from pathlib import Path
@@ -14,6 +14,7 @@ from server.adapters.adapter_status import AdapterStatus
 from server.adapters.inspecting.findings import Findings
 from server.errors import LineProblem
 from server.jobs.files.datasets import Dataset
+from server.jobs.files.rendered_example import RenderedExample
 from server.jobs.queue.job_estimate import JobEstimate
 from server.jobs.queue.train_options import TrainOptions
 from server.scheduler.intake import Handle
@@ -170,6 +171,10 @@ class JobEstimator(Protocol):
     ) -> JobEstimate: ...
 
     def problems(self, dataset: Dataset, param: str) -> Seq[LineProblem]: ...
+
+    def renderer(
+        self, start: tuple[str, Manifest] | None = None
+    ) -> Callable[[Mapping[str, object]], Seq[RenderedExample]]: ...
 
 
 class Worker(Protocol):

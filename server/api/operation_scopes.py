@@ -41,6 +41,7 @@ SCOPES_BY_OPERATION: Final[Mapping[str, Scopes]] = {
     "GET /v1/files": _FILES,
     "GET /v1/files/{file_id}": _FILES,
     "GET /v1/files/{file_id}/content": _FILES,
+    "GET /v1/files/{file_id}/lines": _FILES,
     "DELETE /v1/files/{file_id}": _FILES,
     "POST /v1/fine_tuning/jobs": _JOBS,
     "GET /v1/fine_tuning/jobs": _JOBS,

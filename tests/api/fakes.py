@@ -3,7 +3,7 @@
 import codecs
 import shutil
 import threading
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from functools import partial
 from pathlib import Path
@@ -26,6 +26,7 @@ from server.engine.sequence import FinishReason, TokenLogprob
 from server.errors import InvalidDataset, InvalidRequest, LineProblem
 from server.jobs.files.dataset_warnings import dataset_warnings
 from server.jobs.files.datasets import Dataset
+from server.jobs.files.rendered_example import RenderedExample, RenderedToken
 from server.jobs.queue.job_estimate import JobEstimate
 from server.jobs.queue.method_spec import MethodSpec, Variant
 from server.jobs.queue.train_options import TrainOptions
@@ -141,6 +142,27 @@ class FakeEstimator:
     def problems(self, dataset: Dataset, param: str) -> list[LineProblem]:
         long = [line for line, record in dataset.records if "TOO LONG" in str(record)]
         return [LineProblem(line, "300 tokens are more than the 256", param) for line in long]
+
+    def renderer(
+        self, start: tuple[str, Manifest] | None = None
+    ) -> Callable[[Mapping[str, object]], list[RenderedExample]]:
+        """A token is a character; a completion's, or the last message's, are learnt."""
+
+        def render(record: Mapping[str, object]) -> list[RenderedExample]:
+            if "TOO LONG" in str(record):
+                raise InvalidRequest("300 tokens are more than the 256")
+            texts = [str(record.get("prompt")), str(record.get("completion"))]
+            messages = record.get("messages")
+            if isinstance(messages, Sequence):
+                texts = [str(message["content"]) for message in messages]
+            tokens = [
+                RenderedToken(ord(char), char, False, text is texts[-1])
+                for text in texts
+                for char in text
+            ]
+            return [RenderedExample((*tokens, RenderedToken(EOS, "<|end|>", True, True)))]
+
+        return render
 
 
 class FakeHandle(Handle):

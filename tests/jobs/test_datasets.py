@@ -268,15 +268,26 @@ def test_a_bad_line_is_named_with_its_reason(line: bytes, expected: str) -> None
     assert re.search(expected, reason(line))
 
 
-def test_a_thousand_bad_lines_are_listed_and_the_message_stays_short() -> None:
+def test_a_thousand_bad_lines_are_listed_and_all_are_counted() -> None:
     lines = iter([GOOD, b"nonsense"] * 5000)
-    with pytest.raises(InvalidDataset, match=r"^1000 or more lines are invalid") as raised:
+    with pytest.raises(InvalidDataset, match=r"^5000 lines are invalid") as raised:
         validate(lines, param="validation_file")
     assert [problem.line for problem in raised.value.problems] == list(range(2, 2001, 2))
-    assert len(list(lines)) == 8000, "the rest was not read"
-    assert str(raised.value).endswith("and 980 more")
+    assert raised.value.count == 5000
+    assert list(lines) == []
+    assert str(raised.value).endswith("and 4980 more")
     assert len(str(raised.value)) < 10_000
     assert raised.value.param == "validation_file"
+
+
+def test_counting_has_an_end() -> None:
+    lines = iter([b"nonsense"] * 5000)
+    with pytest.raises(InvalidDataset) as raised:
+        validate(lines, max_examples=3000)
+    assert (raised.value.count, len(raised.value.problems)) == (3000, 1000)
+    assert len(list(lines)) == 2000, "the rest was not read"
+    most = datasets.MAX_EXAMPLES
+    assert datasets.problem_summary(raised.value.problems, most).startswith(f"{most} or more")
 
 
 @pytest.mark.parametrize("count", [0, 9])

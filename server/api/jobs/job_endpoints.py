@@ -53,7 +53,7 @@ async def answer(
 def _checked(body: JobRequest, services: Services, owner: str) -> Document | Callable[[], Document]:
     """The answer of a dry run, or else what queues the job."""
     dry_run = body.dry_run  # read first: a wrong one is refused before the disk is read
-    start = _start(services, owner, body.model)
+    start = start_of(services, owner, body.model)
     requested = body.options()
     if start:
         requested = inherited(*start, requested, services.methods)
@@ -69,10 +69,10 @@ def _checked(body: JobRequest, services: Services, owner: str) -> Document | Cal
         estimate = services.estimator.estimate(train, valid, options, start)
     except InvalidDataset as error:
         if dry_run:
-            return _dry_run(model, error.problems)
+            return _dry_run(model, error)
         raise
     if dry_run:
-        return _dry_run(model, (), estimate)
+        return _dry_run(model, None, estimate)
 
     def queue() -> Document:
         job = services.jobs.create(
@@ -148,8 +148,13 @@ def list_checkpoints(
     return page_document([checkpoint_document(item) for item in page.items], page.has_more)
 
 
-def _start(services: Services, owner: str, model: str) -> tuple[str, Manifest] | None:
-    """The id and manifest of the adapter to continue from; None for the base."""
+def start_of(services: Services, owner: str, model: str) -> tuple[str, Manifest] | None:
+    """The id and manifest of the adapter to continue from; None for the base.
+
+    Raises:
+        ModelNotFound, Forbidden: as of `find_model`.
+        InvalidRequest: it cannot be continued here.
+    """
     ref = find_model(services, owner, model, to="copy")  # what it becomes is the job's owner's
     if ref is None:
         return None
@@ -199,21 +204,23 @@ def _read_files(services: Services, owner: str, body: JobRequest) -> tuple[Datas
     valid = None if named is None else lines(named, "validation_file", 1)
     if len(wrong) > 1:
         message = "; ".join(f"{error.param}: {error}" for error in wrong)
-        raise InvalidDataset(message, [it for error in wrong for it in error.problems])
+        problems = [it for error in wrong for it in error.problems]
+        raise InvalidDataset(message, problems, count=sum(error.count for error in wrong))
     if train is None or wrong:
         raise wrong[0]
     return train, valid
 
 
 def _dry_run(
-    model: str, problems: Sequence[LineProblem], estimate: JobEstimate | None = None
+    model: str, wrong: InvalidDataset | None, estimate: JobEstimate | None = None
 ) -> Document:
     """The appraisal of the job, or everything that is wrong with its files."""
     return {
         "object": "fine_tuning.job.dry_run",
         "model": model,
-        "valid": not problems,
-        "problems": [asdict(problem) for problem in problems],
+        "valid": wrong is None,
+        "problems": [asdict(problem) for problem in (wrong.problems if wrong else ())],
+        "problem_count": wrong.count if wrong else 0,
         "appraisal": estimate and estimate.to_document(),
     }
 

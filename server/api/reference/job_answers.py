@@ -46,6 +46,53 @@ class FilePage(_Page):
     data: list[File] = Field(description="The files.")
 
 
+class LineToken(AnswerModel):
+    """A token as the model reads it."""
+
+    id: int = Field(description="Its number in the vocabulary.")
+    text: str = Field(
+        description="Its text. Empty: it is part of a character, and the last part has that."
+    )
+    special: bool = Field(description="It is no text: it marks a turn or an end.")
+
+
+class LineSpan(AnswerModel):
+    """Tokens that stand together, and are all learnt or all not."""
+
+    learnt: bool = Field(description="Training counts how well these tokens are predicted.")
+    tokens: list[LineToken] = Field(description="The tokens.")
+
+
+class LineExample(AnswerModel):
+    """One sequence that the model reads in training."""
+
+    tokens: int = Field(description="How many tokens it has.", examples=[49])
+    learnt: int = Field(description="How many of them are learnt.", examples=[23])
+    spans: list[LineSpan] = Field(
+        description="Its tokens: of all sequences of an answer the first 32,768."
+    )
+
+
+class FileLine(AnswerModel):
+    """A line of a file, and what the model sees of it in training."""
+
+    object: Literal["file.line"] = Field(description="The kind of document.")
+    line: int = Field(description="Its number, counted from 1.", examples=[1])
+    text: str = Field(description="The line as it is in the file.")
+    problem: str | None = Field(description="Why it cannot be trained on, if so.")
+    examples: list[LineExample] = Field(
+        description="One; several if the chat template shows an answer otherwise later on."
+    )
+
+
+class FileLines(AnswerModel):
+    """Some lines of a file."""
+
+    object: Literal["list"] = Field(description="The kind of document.")
+    data: list[FileLine] = Field(description="The lines. Blank ones are left out.")
+    has_more: bool = Field(description="There are more behind the last one.")
+
+
 class Appraisal(AnswerModel):
     """What a job will take, estimated before it is queued."""
 
@@ -163,7 +210,10 @@ class DryRun(AnswerModel):
     object: Literal["fine_tuning.job.dry_run"] = Field(description="The kind of document.")
     model: str = Field(description="What it would train from.")
     valid: bool = Field(description="The job would be queued.")
-    problems: list[FileProblem] = Field(description="What is wrong with the files.")
+    problems: list[FileProblem] = Field(
+        description="What is wrong with the files: the first thousand bad lines of each."
+    )
+    problem_count: int = Field(description="How many bad lines there are in all.")
     appraisal: Appraisal | None = Field(description="What the job would take, if it is valid.")
 
 

@@ -35,7 +35,7 @@ _LINE = ("messages", "tools", "parallel_tool_calls", "functions")
 _SHOWN_PROBLEMS = 20
 _SHOWN_FIELDS = 20
 _SKIPPED_BYTES = 2**16
-_BOM = b"\xef\xbb\xbf"
+BOM = b"\xef\xbb\xbf"
 
 
 @dataclass(frozen=True)
@@ -72,46 +72,53 @@ def validate(
             sees all of them at once.
 
     Raises:
-        InvalidDataset: `problems` holds every bad line with its first fault, and the message shows
-            some of them. After `MAX_PROBLEMS` bad lines the rest of the file is not read.
+        InvalidDataset: `problems` holds the bad lines with their first faults, and the message
+            shows some of them. After `MAX_PROBLEMS` the others are counted and not listed. After
+            `max_examples` bad lines the rest of the file is not read.
     """
     records: list[tuple[int, Record]] = []
     problems: list[LineProblem] = []
+    bad = 0
     kind: str | None = None
     marked = False
     for number, line in enumerate(lines, start=1):
         if number == 1:
-            marked, line = line.startswith(_BOM), line.removeprefix(_BOM)
+            marked, line = line.startswith(BOM), line.removeprefix(BOM)
         if not line.strip() and number <= 2 * max_examples:
             continue
         try:
             if len(records) == max_examples:
                 raise BadLine(f"more than {max_examples} examples; split the file")
-            record = _record(line)
-            kind = _same_kind(kind, record)
+            record = record_of(line)
+            kind = same_kind(kind, record)
         except BadLine as problem:
-            problems.append(LineProblem(number, str(problem), param))
-            if len(problems) == MAX_PROBLEMS or len(records) == max_examples:
+            bad += 1
+            if bad <= MAX_PROBLEMS:
+                problems.append(LineProblem(number, str(problem), param))
+            if max_examples in (bad, len(records)):
                 break
             continue
         records.append((number, record))
     good = Dataset(tuple(records), chat=kind == "messages", marked=marked)
     if problems:
-        problems = sorted([*problems, *also(good)], key=lambda problem: problem.line or 0)
-        raise InvalidDataset(problem_summary(problems), problems, param=param)
+        others = also(good)
+        bad += len(others)
+        problems = sorted([*problems, *others], key=lambda problem: problem.line or 0)
+        raise InvalidDataset(problem_summary(problems, bad), problems, param=param, count=bad)
     if len(records) < min_examples:
         few = f"the file has {len(records)} examples; at least {min_examples} are needed"
         raise InvalidDataset(few, [LineProblem(None, few, param)], param=param)
     return good
 
 
-def problem_summary(problems: Sequence[LineProblem]) -> str:
-    """How many lines are bad, and why the first of them are."""
+def problem_summary(problems: Sequence[LineProblem], count: int | None = None) -> str:
+    """How many lines are bad, and why the first are. `count`: more are bad than are listed."""
     shown = "; ".join(f"line {p.line}: {p.reason}" for p in problems[:_SHOWN_PROBLEMS])
-    more = len(problems) - _SHOWN_PROBLEMS
+    count = count or len(problems)
+    more = count - _SHOWN_PROBLEMS
     end = f"; and {more} more" if more > 0 else ""
-    count = f"{MAX_PROBLEMS} or more" if len(problems) >= MAX_PROBLEMS else len(problems)
-    lines = "1 line is" if count == 1 else f"{count} lines are"
+    told = f"{count} or more" if count >= MAX_EXAMPLES else count
+    lines = "1 line is" if count == 1 else f"{told} lines are"
     return f"{lines} invalid. {shown[:8000]}{end}"
 
 
@@ -124,14 +131,16 @@ def lines_of(file: BinaryIO) -> Iterator[bytes]:
         yield line
 
 
-def _same_kind(kind: str | None, record: Record) -> str:
+def same_kind(kind: str | None, record: Record) -> str:
+    """The kind of a record. Raises BadLine: those before are of another `kind`."""
     key = "messages" if "messages" in record else "prompt"
     if kind not in (None, key):
         raise BadLine(f"has {key!r} where the lines before have {kind!r}; use one kind in a file")
     return key
 
 
-def _record(line: bytes) -> Record:
+def record_of(line: bytes) -> Record:
+    """What a line says, checked. Raises BadLine."""
     value = _object(line)
     messages = value.get("messages")
     if messages is not None:

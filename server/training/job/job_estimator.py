@@ -5,6 +5,7 @@ import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 
 from adapters_store.manifest import Manifest
@@ -17,6 +18,7 @@ from server.bases.tokenizer import ChatTokenizer
 from server.errors import InvalidDataset, LineProblem
 from server.jobs.files.dataset_warnings import dataset_warnings
 from server.jobs.files.datasets import Dataset
+from server.jobs.files.rendered_example import RenderedExample
 from server.jobs.queue import continuing
 from server.jobs.queue.job_estimate import JobEstimate
 from server.jobs.queue.train_options import TrainOptions
@@ -24,6 +26,7 @@ from server.training.job.start import adapter_options, asked_by
 from server.training.run.batches import held_out, steps_per_epoch
 from server.training.run.defaults import TrainPlan, check_early_stopping, plan_for
 from server.training.run.examples import LineEncoder, build_examples
+from server.training.run.rendered_examples import rendered
 
 _TOKENIZED_LINES = 1000  # of a file, at most; the worker tokenizes all of them
 _HEADER_BYTES = 1500
@@ -105,6 +108,14 @@ class JobEstimator:
         except InvalidDataset as error:
             return error.problems
         return ()
+
+    def renderer(
+        self, start: tuple[str, Manifest] | None = None
+    ) -> Callable[[Mapping[str, object]], Sequence[RenderedExample]]:
+        """What shows the examples of checked lines, as a job with this start trains on them. It
+        raises InvalidRequest for a line that such a job refuses."""
+        tokenizer = asked_by(self.tokenizer, None if start is None else start[1])
+        return partial(rendered, LineEncoder.of(self.base, tokenizer))
 
     def _size(
         self, plan: TrainPlan, options: TrainOptions, start: tuple[str, Manifest] | None

@@ -79,6 +79,7 @@ MATRIX: dict[str, Row] = {
     "GET /v1/files": Row(KEY, "/v1/files"),
     "GET /v1/files/{file_id}": Row(THING, "/v1/files/<file>"),
     "GET /v1/files/{file_id}/content": Row(THING, "/v1/files/<results>/content"),
+    "GET /v1/files/{file_id}/lines": Row(THING, "/v1/files/<file>/lines"),
     "DELETE /v1/files/{file_id}": Row(THING, "/v1/files/<spare>"),
     f"POST {_JOBS}": Row(THING, _JOBS, _JOB, fails=400),
     f"GET {_JOBS}": Row(KEY, _JOBS),
