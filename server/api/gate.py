@@ -34,7 +34,7 @@ _LOGGED_PATH = 200  # characters
 _PIECE_BYTES = 8 * 1024  # of an upload
 _ALL_BODIES = 256 * 2**20
 _SMALL_BODY = 64 * 1024
-_UPLOADS = ("/v1/files", "/v1/adapters/import")
+_UPLOADS = ("/v1/files", "/v1/adapters/import", "/console/data")
 
 Describe = Callable[[Exception], ErrorBody]
 Answered = Callable[[str, int], None]  # with the path and the status, 0 without an answer

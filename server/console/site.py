@@ -9,13 +9,18 @@ from server.console.pages import (
     adapter_page,
     adapters_page,
     compare_page,
+    data_check_page,
+    data_page,
     home_page,
     sign_in_page,
 )
 from server.console.rendering import STATIC, CurrentPage
 from server.errors import NotFound
 
-_PAGES = (home_page, sign_in_page, compare_page, adapters_page, adapter_page)
+_PAGES = (
+    *(home_page, sign_in_page, data_page, data_check_page, compare_page),
+    *(adapters_page, adapter_page),
+)
 
 
 def add_console(app: FastAPI) -> None:

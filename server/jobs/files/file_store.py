@@ -36,6 +36,7 @@ LONGEST_LIFE_S = 30 * 24 * 3600
 """What the OpenAI API allows between a file's upload and its expiry."""
 
 _AT_ONCE = 1000
+_REMEMBERED = 100_000  # numbers of lines
 _LONGEST_NAME = 255  # characters, which are at most 1,020 bytes
 _LONGEST_PURPOSE = 64
 
@@ -73,6 +74,7 @@ class Files:
         self._database = database
         self._bytes = FileBytes(folder, max_bytes)
         self._quotas = quotas or Quotas()
+        self._lines: dict[str, int] = {}  # how many there are, by file
 
     @property
     def folder(self) -> Path:
@@ -184,6 +186,18 @@ class Files:
             stored = StoredFile.from_row(self._find(session, owner, file_id, of_job=of_job))
         with self._bytes.verified(stored.id, stored.bytes, stored.sha256) as source:
             yield source
+
+    def lines(self, file: StoredFile, most_bytes: int) -> int | None:
+        """How many lines a file has. It is remembered. None: the file is larger than `most_bytes`
+        and was not read before, or its bytes are gone."""
+        if file.id not in self._lines:
+            counted = self._bytes.lines(file.id) if file.bytes <= most_bytes else None
+            if counted is None:
+                return None
+            if len(self._lines) >= _REMEMBERED:
+                self._lines.clear()
+            self._lines[file.id] = counted
+        return self._lines[file.id]
 
     def delete(self, owner: str, file_id: str) -> None:
         """Forget a file.
