@@ -59,6 +59,7 @@ from server.api.reference.answer_model import EVERYWHERE, failures
 from server.api.reference.openapi_document import openapi_document
 from server.api.sign_in import sign_in_endpoints
 from server.console.console_gate import ConsoleGate
+from server.console.data.recent_checks import RecentChecks
 from server.console.rendering import Templates
 from server.console.site import add_console
 from server.db.audit_trail import acting
@@ -267,6 +268,7 @@ def create_app(services: Services) -> ASGIApp:
     app = http_api(keyed=services.keys.needed)
     app.state.services = services
     app.state.templates = Templates()
+    app.state.recent_checks = RecentChecks()
     app.state.waker = waker = StreamWaker()
     app.state.event_hub = job_event_endpoints.event_hub(services)
     app.state.operations = ops.Operations(services)

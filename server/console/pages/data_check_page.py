@@ -1,6 +1,6 @@
 """Parts of a file's page that read the file: the check, the lines, and what follows from them."""
 
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Any, Final, Literal, cast
 from urllib.parse import quote
 
 from fastapi import APIRouter, Depends, Form, Query, Response
@@ -15,6 +15,7 @@ from server.console.data.file_check import (
     copy_without_bad_lines,
     dry_run,
 )
+from server.console.data.recent_checks import RecentChecks
 from server.console.data.shown_line import shown_runs
 from server.console.data.training_choices import TrainingChoices
 from server.console.page_route import PageRoute
@@ -51,8 +52,11 @@ async def check(
 ) -> HTMLResponse:
     """The dry run of a job with these choices: what is wrong, or what it would take."""
     found, refused = _FOUND, None
+    recent = cast(RecentChecks, page.request.app.state.recent_checks)
     try:
-        found = await dry_run(services, page.owner, file.id, choices)
+        known = recent.of(page.owner, file.id, choices) if at > 1 else None
+        found = known or await dry_run(services, page.owner, file.id, choices)
+        recent.keep(page.owner, file.id, choices, found)
     except VerandahError as error:
         refused = services.describe(error)
     problems = found["problems"]

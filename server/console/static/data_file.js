@@ -8,6 +8,7 @@ document.addEventListener("htmx:after:swap", () => {
   const words = {
     ready: "The file is ready.",
     bad: "Mend the file first: the check says what is wrong.",
+    late: "The file is not checked yet.",
     refused: "Change the choices first: the check says what is wrong.",
   };
   note.textContent = words[verdict.dataset.verdict];

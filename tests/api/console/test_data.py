@@ -11,6 +11,7 @@ import httpx
 import pytest
 
 from server.api import gate
+from server.errors import Unavailable
 from tests.api.console.conftest import SERVER_KEY, Browser, MakeKey
 from tests.api.jobs.test_training import JSONL, upload
 from tests.api.running import Publish, Running
@@ -121,6 +122,29 @@ class TestCheck:
         assert "bad 99x" in last and "Page 3 of 3" in last
         assert "Page 3 of 3" in part(me, f"{page}/check?page=999")
         assert "x" * 400 in part(me, f"{page}/lines?line=100&limit=1")
+
+    def test_turning_the_pages_checks_no_more(
+        self, me: httpx.Client, server: Running, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        page = send(me, b"x\n" * 50)
+        part(me, f"{page}/check?n_epochs=2")
+        estimator = server.services.estimator
+        monkeypatch.setattr(type(estimator), "problems", None)  # a check would call it
+        assert "Page 2 of 3" in part(me, f"{page}/check?n_epochs=2&page=2")
+        assert me.get(f"{page}/check?n_epochs=2", headers=PART).status_code == 500
+        assert me.get(f"{page}/check?n_epochs=3&page=2", headers=PART).status_code == 500
+
+    def test_a_server_that_is_busy_says_so_in_place(
+        self, me: httpx.Client, server: Running, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def busy(*_: object) -> None:
+            raise Unavailable("others check files: try again in a few seconds")
+
+        page = send(me)
+        monkeypatch.setattr(type(server.services.estimator), "estimate", busy)
+        shown = part(me, f"{page}/check")
+        assert "others check files" in shown and "Check again" in shown
+        assert 'data-verdict="late"' in shown
 
     def test_more_bad_lines_than_are_listed_are_counted(self, me: httpx.Client) -> None:
         page = send(me, b"x\n" * 1500)
