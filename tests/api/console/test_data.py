@@ -218,6 +218,7 @@ class TestLines:
         assert '<span class="t special" title="256">&lt;|end|&gt;</span></mark>' in shown
         assert "Line 3" in shown and "Line 4" not in shown
         assert "Line 10" in part(me, f"{send(me)}/lines?line=10")
+        assert 'lines?line=4&amp;model=base"' in part(me, f"{send(me)}/lines?model=base")
         assert "There is no line 99" in part(me, f"{send(me)}/lines?line=99")
 
     def test_a_long_run_is_folded(self, me: httpx.Client) -> None:
