@@ -140,6 +140,7 @@ REQUESTS: list[Request] = [
     _get("/v1/files", purpose="fine-tune", limit="2", order="asc", after="<file>"),
     _get("/v1/files/<file>"),
     _get("/v1/files/<file>/content"),
+    _get("/v1/files/<file>/lines", line="2", limit="3", model="<adapter>"),
     _get(_OF_JOBS, limit="2", after="<job>", status="queued", **{"metadata[team]": "a"}),
     _get(f"{_OF_JOBS}/<job>"),
     _get(f"{_OF_JOBS}/<job>/events", limit="2", after="<event>", stream="false"),
