@@ -10,12 +10,22 @@ from server.console.pages import (
     adapters_page,
     compare_page,
     home_page,
+    job_page,
+    jobs_page,
     sign_in_page,
 )
 from server.console.rendering import STATIC, CurrentPage
 from server.errors import NotFound
 
-_PAGES = (home_page, sign_in_page, compare_page, adapters_page, adapter_page)
+_PAGES = (
+    home_page,
+    sign_in_page,
+    jobs_page,
+    job_page,
+    compare_page,
+    adapters_page,
+    adapter_page,
+)
 
 
 def add_console(app: FastAPI) -> None:
