@@ -51,6 +51,7 @@ SCOPES_BY_OPERATION: Final[Mapping[str, Scopes]] = {
     "POST /v1/fine_tuning/jobs/{job_id}/resume": _JOBS,
     "GET /v1/fine_tuning/jobs/{job_id}/checkpoints": _JOBS,
     "GET /v1/fine_tuning/jobs/{job_id}/events": _JOBS,
+    "GET /v1/fine_tuning/jobs/{job_id}/metrics": _JOBS,
     "GET /v1/organization/projects": _ADMIN,
     "POST /v1/organization/projects": _ADMIN,
     f"GET {_PROJECT}": _ADMIN,

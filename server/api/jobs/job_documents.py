@@ -3,6 +3,7 @@
 import json
 
 from server.jobs.queue.job import Checkpoint, Event, Job
+from server.jobs.queue.job_curve import Curve
 
 Document = dict[str, object]
 
@@ -72,6 +73,16 @@ def checkpoint_document(checkpoint: Checkpoint) -> Document:
         "fine_tuned_model_checkpoint": checkpoint.model,
         "step_number": checkpoint.step,
         "metrics": checkpoint.metrics.to_document(),
+    }
+
+
+def curve_document(job_id: str, curve: Curve) -> Document:
+    """The metrics of a job, by step."""
+    return {
+        "object": "fine_tuning.job.metrics",
+        "fine_tuning_job_id": job_id,
+        "reported": curve.reported,
+        "data": list(curve.points),
     }
 
 

@@ -9,11 +9,17 @@ from fastapi.responses import JSONResponse
 from adapters_store.manifest import Manifest
 from adapters_store.outside_values import shown
 from server.api.app_services import CurrentOwner, CurrentServices, Services
-from server.api.jobs.job_documents import Document, checkpoint_document, job_document, page_document
+from server.api.jobs.job_documents import (
+    Document,
+    checkpoint_document,
+    curve_document,
+    job_document,
+    page_document,
+)
 from server.api.jobs.job_request import JobRequest, read_options
 from server.api.model_lookup import check_new_name, find_model
 from server.api.reference.answer_model import answers
-from server.api.reference.job_answers import CheckpointPage, DryRun, Job, JobPage
+from server.api.reference.job_answers import CheckpointPage, DryRun, Job, JobMetrics, JobPage
 from server.api.reference.parameters import After, JobId
 from server.api.threads import DatabaseRoute
 from server.api.wire import only_known_query
@@ -84,7 +90,7 @@ def _checked(body: JobRequest, services: Services, owner: str) -> Document | Cal
             hyperparameters=options,
             metadata=body.metadata,
             estimate=estimate,
-            notice=_worker_notice(services),
+            notice=worker_notice(services),
         )
         return job_document(job)
 
@@ -148,6 +154,20 @@ def list_checkpoints(
     return page_document([checkpoint_document(item) for item in page.items], page.has_more)
 
 
+@router.get("/{job_id}/metrics", responses=answers(JobMetrics, fails=(404,)))
+def get_metrics(
+    job_id: JobId,
+    services: CurrentServices,
+    owner: CurrentOwner,
+    points: int = Query(1000, ge=10, le=5000, description="About how many steps at most."),
+) -> Document:
+    """The figures of a job step by step, to draw.
+
+    If there are more than `points`, a span of steps keeps its lowest and its highest training loss.
+    Validation losses are all kept."""
+    return curve_document(job_id, services.jobs.curve(owner, job_id, points))
+
+
 def start_of(services: Services, owner: str, model: str) -> tuple[str, Manifest] | None:
     """The id and manifest of the adapter to continue from; None for the base.
 
@@ -172,7 +192,7 @@ def _check_rank(services: Services, options: TrainOptions) -> None:
         )
 
 
-def _worker_notice(services: Services) -> str:
+def worker_notice(services: Services) -> str:
     """What the job's owner should know if no worker of this server would take the job now."""
     if services.worker is None:
         return (

@@ -20,8 +20,8 @@ from server.api.reference.job_answers import EventPage, JobEvent
 from server.api.reference.parameters import After, JobId
 from server.api.sse import DONE, EventStream, event
 from server.api.wire import only_known_query
-from server.errors import Unauthorized, Unavailable
-from server.jobs.queue.job import Event
+from server.errors import InvalidRequest, Unauthorized, Unavailable
+from server.jobs.queue.job import Event, EventType
 
 router = APIRouter(
     prefix="/v1/fine_tuning/jobs",
@@ -51,6 +51,7 @@ async def list_events(
     after: After = None,
     limit: int = Query(20, ge=1, le=100, description="How many at most, in a page."),
     stream: bool = Query(False, description="Send all events, oldest first, as they happen."),
+    type: EventType | None = Query(None, description="Only events of this type, in a page."),
     last_event_id: Annotated[
         str | None, Header(description="With `stream`: start after it.")
     ] = None,
@@ -61,9 +62,14 @@ async def list_events(
     with `[DONE]` once the job has ended and all its events are sent, and early once the key that
     asked for it is refused.
     """
+    if stream and type is not None:
+        raise InvalidRequest(
+            f"type={type} is for pages: leave it out of a stream, which has all events",
+            param="type",
+        )
     threads, events_of = services.threads.reading, partial(services.jobs.events, owner, job_id)
     if not stream:
-        page = await threads.run(events_of, after=after, limit=limit)
+        page = await threads.run(events_of, after=after, limit=limit, kind=type)
         events = [event_document(item) for item in page.items]
         return JSONResponse(page_document(events, page.has_more))
     hub = cast(EventHub, request.app.state.event_hub)

@@ -235,6 +235,29 @@ class EventPage(_Page):
     data: list[JobEvent] = Field(description="The events, the newest first.")
 
 
+class StepMetrics(AnswerModel):
+    """The figures of one step. What was not measured is left out; null is not finite."""
+
+    model_config = ConfigDict(extra="allow")
+
+    step: int = Field(description="The step. Before the first one there is step 0.")
+    total_steps: int | None = Field(default=None, description="Steps in all.")
+    learning_rate: float | None = Field(default=None, description="At that step.")
+    tokens_per_second: float | None = Field(default=None, description="Trained, on average.")
+    seconds_left: float | None = Field(default=None, description="Until training ends.")
+    train_loss: float | None = Field(default=None, description="In nats a token.")
+    valid_loss: float | None = Field(default=None, description="In nats a token.")
+
+
+class JobMetrics(AnswerModel):
+    """The figures of a job by step, to draw."""
+
+    object: Literal["fine_tuning.job.metrics"] = Field(description="The kind of document.")
+    fine_tuning_job_id: str = Field(description="The job.")
+    reported: int = Field(description="How many steps the job's events have, thinned or not.")
+    data: list[StepMetrics] = Field(description="The figures, the first step first.")
+
+
 class CheckpointMetrics(AnswerModel):
     """What was measured at a checkpoint. What was not measured is left out."""
 

@@ -37,7 +37,7 @@ _ANSWERS: Final = (
     *(adapter_answers.AdapterAnalysis, adapter_answers.AnalysisProgress),
     *(job_answers.File, job_answers.FilePage, job_answers.DeletedFile, job_answers.Job),
     *(job_answers.DryRun, job_answers.JobPage, job_answers.JobEvent, job_answers.EventPage),
-    *(job_answers.CheckpointPage, job_answers.FileLines),
+    *(job_answers.CheckpointPage, job_answers.FileLines, job_answers.JobMetrics),
     *organization_answers.ORGANIZATION_ANSWERS,
     *usage_answers.USAGE_ANSWERS,
 )

@@ -53,4 +53,9 @@
     setInterval(() => showTimes(document), 10000);
   });
   document.addEventListener("htmx:after:swap", () => showTimes(document));
+
+  // What a page asks for again and again waits while nobody sees the page.
+  document.addEventListener("htmx:before:request", (event) => {
+    if (document.hidden && event.detail.ctx.sourceEvent?.type === "every") event.preventDefault();
+  });
 })();

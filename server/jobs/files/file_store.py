@@ -5,7 +5,7 @@ A row exists only once its bytes are on the disk. Bytes without a row are left b
 """
 
 import secrets
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -166,6 +166,14 @@ class Files:
         with self._database.reading() as session:
             row = session.scalar(query)
             return None if row is None else StoredFile.from_row(row)
+
+    def names(self, owner: str, file_ids: Iterable[str]) -> dict[str, str]:
+        """The names of these files by id; those that are gone are left out."""
+        query = select(FileRow.id, FileRow.filename).where(
+            FileRow.owner == owner, FileRow.id.in_([*file_ids])
+        )
+        with self._database.reading() as session:
+            return {file_id: name for file_id, name in session.execute(query)}
 
     def path(self, owner: str, file_id: str) -> Path:
         """Where the bytes lie. Raises NotFound."""

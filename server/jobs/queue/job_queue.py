@@ -17,7 +17,8 @@ from server.db.tenancy_tables import OwnerRow
 from server.errors import Conflict, NotFound
 from server.jobs import rows
 from server.jobs.queue.claims import Claims
-from server.jobs.queue.job import UNFINISHED, Checkpoint, Event, Job, JobStatus
+from server.jobs.queue.job import UNFINISHED, Checkpoint, Event, EventType, Job, JobStatus
+from server.jobs.queue.job_curve import Curve, Metrics, newest_metrics, read_curve
 from server.jobs.queue.job_estimate import JobEstimate
 from server.jobs.queue.new_job import (
     UNTOUCHED,
@@ -158,14 +159,28 @@ class JobQueue(Claims):
         after: str | None = None,
         limit: int = 20,
         *,
+        kind: EventType | None = None,
         newest_first: bool = True,
     ) -> Page[Event]:
-        """A job's events, by default the newest first. Raises NotFound or InvalidRequest."""
+        """A job's events, by default the newest first, or those of one kind. Raises NotFound or
+        InvalidRequest."""
         with self._database.reading() as session:
             where = [EventRow.job == _find(session, owner, job_id).id]
+            if kind is not None:
+                where.append(EventRow.type == kind)
             return rows.page(
                 session, EventRow, Event.from_row, where, after, limit, newest_first=newest_first
             )
+
+    def curve(self, owner: str, job_id: str, most: int) -> Curve:
+        """A job's metrics, at most about `most` of them. Raises NotFound."""
+        with self._database.reading() as session:
+            return read_curve(session, _find(session, owner, job_id).id, most)
+
+    def newest_metrics(self, jobs: Iterable[Job]) -> dict[str, Metrics]:
+        """The last metrics of each of these jobs by its id; those without any are left out."""
+        with self._database.reading() as session:
+            return newest_metrics(session, [job.id for job in jobs])
 
     def news(self, jobs: Iterable[str]) -> dict[str, News]:
         """What is new of jobs of any owner, in two queries for all of them; without those that do

@@ -326,3 +326,40 @@ class TestWatching:
         with pytest.raises(openai.NotFoundError):
             server.sdk.fine_tuning.jobs.retrieve(job.id)
         assert list(server.sdk.files.list()) == []
+
+
+class TestMetrics:
+    def test_a_curve_and_pages_of_one_type(self, server: Running) -> None:
+        server.sdk.fine_tuning.jobs.create(model="base", training_file=upload(server))
+        job = claim(server)
+        for step in range(1, 41):
+            figures = TrainingMetrics(step, train_loss=1 / step)
+            server.services.jobs.append_event(job, "info", f"Step {step}", figures)
+        path = f"/v1/fine_tuning/jobs/{job.id}"
+        whole = server.http.get(f"{path}/metrics").json()
+        assert [point["step"] for point in whole.pop("data")] == [*range(1, 41)]
+        assert whole == {
+            "object": "fine_tuning.job.metrics",
+            "fine_tuning_job_id": job.id,
+            "reported": 40,
+        }
+        thinned = server.http.get(f"{path}/metrics?points=10").json()
+        steps = [point["step"] for point in thinned["data"]]
+        assert (steps[0], steps[-1], len(steps), thinned["reported"]) == (1, 40, 10, 40)
+        metrics = server.http.get(f"{path}/events?type=metrics&limit=100").json()["data"]
+        assert {event["type"] for event in metrics} == {"metrics"}
+        assert len(metrics) == 40
+
+    @pytest.mark.parametrize(
+        ("query", "param"),
+        [
+            ("metrics?points=9", "points"),
+            ("metrics?points=5001", "points"),
+            ("events?type=words", "type"),
+            ("events?type=metrics&stream=true", "type"),
+        ],
+    )
+    def test_what_cannot_be_is_refused(self, server: Running, query: str, param: str) -> None:
+        job = server.sdk.fine_tuning.jobs.create(model="base", training_file=upload(server))
+        answer = server.http.get(f"/v1/fine_tuning/jobs/{job.id}/{query}")
+        assert (answer.status_code, answer.json()["error"]["param"]) == (400, param)

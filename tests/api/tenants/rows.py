@@ -89,6 +89,7 @@ MATRIX: dict[str, Row] = {
     f"POST {_J}/resume": Row(THING, f"{_JOBS}/<paused>/resume"),
     f"GET {_J}/checkpoints": Row(THING, f"{_JOBS}/<ended>/checkpoints"),
     f"GET {_J}/events": Row(THING, f"{_JOBS}/<ended>/events?stream=true"),
+    f"GET {_J}/metrics": Row(THING, f"{_JOBS}/<ended>/metrics"),
     f"GET {_ALL}/projects": Row(ADMINS, f"{_ALL}/projects"),
     f"POST {_ALL}/projects": Row(SERVER, f"{_ALL}/projects", {"name": "new"}),
     f"GET {_P}": Row(PROJECT, _HERE),
