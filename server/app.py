@@ -47,6 +47,7 @@ from server.api.organization import (
     admin_key_endpoints,
     audit_endpoints,
     key_endpoints,
+    limit_use_endpoints,
     member_endpoints,
     project_endpoints,
     rate_limit_endpoints,
@@ -219,7 +220,7 @@ _ENDPOINTS = (
     *(analysis_endpoints, porting_endpoints, share_endpoints, adapter_endpoints),
     *(file_endpoints, file_line_endpoints, job_endpoints, job_event_endpoints),
     *(project_endpoints, member_endpoints, service_account_endpoints, key_endpoints),
-    *(user_endpoints, admin_key_endpoints, audit_endpoints, usage_endpoints),
+    *(user_endpoints, admin_key_endpoints, audit_endpoints, usage_endpoints, limit_use_endpoints),
     *(rate_limit_endpoints, sign_in_endpoints, ops),
 )
 _COUNTED = ("/v1/chat/completions", "/v1/completions")  # requests that limits and usage count

@@ -106,6 +106,16 @@ class ResidentAdapters:
         return self._dense.bytes
 
     @property
+    def vector_bytes(self) -> int:
+        """Device memory for adapters' vectors, whether they are there or not."""
+        return self._bank.memory.nbytes
+
+    @property
+    def matrix_bytes(self) -> int:
+        """Device memory of random matrices and of what is made of them; any thread may ask."""
+        return self.steps.bases.bytes + self.dense_bytes
+
+    @property
     def on_loaded(self) -> Callable[[], None] | None:
         """Called from a loader thread whenever a load ended, also when it failed."""
         return self._loader.on_loaded

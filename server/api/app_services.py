@@ -9,6 +9,7 @@ from fastapi import Depends, Request
 
 from server import interfaces
 from server.api.error_body import ErrorBody
+from server.api.history import History
 from server.api.threads import Threads
 from server.db.owner_limits import Limits
 from server.db.session import Database
@@ -37,7 +38,8 @@ _UNLIMITED = Limits()
 class BaseCard:
     """What users see of the base model. Requests call it `id`; its own name is `name`.
 
-    `turn_ends` are the tokens with which its chat template closes an answer.
+    `turn_ends` are the tokens with which its chat template closes an answer. `dtype` is the number
+    format of its weights.
     """
 
     id: str
@@ -46,6 +48,7 @@ class BaseCard:
     vocab_size: int
     created_at: int
     turn_ends: frozenset[int] = frozenset()
+    dtype: str = ""
 
 
 @dataclass(frozen=True)
@@ -109,6 +112,7 @@ class Services:
     threads: Threads = field(default_factory=Threads)
     limits: RequestLimits = field(default_factory=RequestLimits)
     usage: UsageCounts = field(default_factory=UsageCounts)
+    history: History = field(default_factory=History)
 
 
 # All are coroutines: FastAPI would run functions in the threads that all requests share.

@@ -88,6 +88,7 @@ SCOPES_BY_OPERATION: Final[Mapping[str, Scopes]] = {
     "DELETE /v1/organization/admin_api_keys/{key_id}": _ADMIN,
     "GET /v1/organization/audit_logs": _ADMIN,
     "GET /v1/organization/usage/completions": ("usage.read",),
+    "GET /v1/organization/usage/limits": ("usage.read",),
 }
 """Any one of the scopes is enough. The server's admin needs none."""
 

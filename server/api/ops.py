@@ -27,7 +27,7 @@ from server.api.app_services import Services
 from server.api.reference.answer_model import AnswerModel, Responses, answers, raw
 from server.api.reference.operation_answers import Health, Ready
 from server.errors import Unavailable
-from server.interfaces import Worker
+from server.interfaces import Adapters, Worker
 from server.jobs.queue.job import JobStatus
 from server.metrics import PREFIX, UndescribedCollector
 from server.tenancy.usage.trained_tokens import TrainedTokens
@@ -57,11 +57,27 @@ class Operations:
         self.worker = None if worker is None else SharedCall(partial(_told, worker))
         self.counts = SharedCall(services.jobs.counts)
         self.metrics = SharedCall(partial(generate_latest, services.metrics.registry))
-        services.metrics.registry.register(ServerGauges(services, self.counts))
+        self.stored = StoredCount(services.adapters)
+        services.metrics.registry.register(ServerGauges(services, self.counts, self.stored))
         ProcessCollector(registry=services.metrics.registry)
         names = CollectorRegistry()
         names.register(BusyCounters(services.usage))
         self.names = SharedCall(partial(generate_latest, names))
+
+    async def health(self) -> dict[str, object]:
+        """The document of /health."""
+        if problem := self.services.problem():
+            return {"status": "failed", "problem": problem}
+        told: dict[str, object] = {}
+        states = [_told(each) for each in self.services.engines]
+        if states:
+            told["engines"] = [*states]
+        if self.worker is not None:
+            worker = await self.worker.within(_PATIENCE_S, _NO_ANSWER)
+            states.append(worker)
+            told["worker"] = worker
+        good = all(state["alive"] for state in states)
+        return {"status": "ok" if good else "degraded", **told}
 
 
 def _also_503(model: type[AnswerModel]) -> Responses:
@@ -70,7 +86,8 @@ def _also_503(model: type[AnswerModel]) -> Responses:
     return told | {503: {**told[200], "description": "The same, when it is not."}}
 
 
-def _operations(request: Request) -> Operations:
+def operations_of(request: Request) -> Operations:
+    """What answers for the application that got a request."""
     return cast(Operations, request.app.state.operations)
 
 
@@ -78,26 +95,14 @@ def _operations(request: Request) -> Operations:
 async def health(request: Request) -> JSONResponse:
     """Whether this process, the engines' processes and the training worker are alive and make
     progress. 503: this process does not, and is about to end."""
-    operations = _operations(request)
-    services = operations.services
-    if problem := services.problem():
-        return JSONResponse({"status": "failed", "problem": problem}, 503)
-    told: dict[str, object] = {}
-    states = [_told(each) for each in services.engines]
-    if states:
-        told["engines"] = [*states]
-    if operations.worker is not None:
-        worker = await operations.worker.within(_PATIENCE_S, _NO_ANSWER)
-        states.append(worker)
-        told["worker"] = worker
-    good = all(state["alive"] for state in states)
-    return JSONResponse({"status": "ok" if good else "degraded", **told})
+    told = await operations_of(request).health()
+    return JSONResponse(told, 503 if told["status"] == "failed" else 200)
 
 
 @router.get("/ready", responses=_also_503(Ready))
 async def ready(request: Request) -> JSONResponse:
     """Whether a request would be answered now: 200, or 503 with what is missing."""
-    operations = _operations(request)
+    operations = operations_of(request)
     services = operations.services
     counts = await operations.counts.within(_PATIENCE_S, None)
     checks = {"engine": services.engine.alive, "database": counts is not None}
@@ -116,7 +121,7 @@ async def ready(request: Request) -> JSONResponse:
 async def metrics(request: Request) -> Response:
     """Prometheus's text format. With the key of the server's admin, or if the server needs no key,
     also the busiest owners and adapters by name."""
-    operations = _operations(request)
+    operations = operations_of(request)
     text = await operations.metrics.within(_METRICS_S, None)
     names = await operations.names.within(_METRICS_S, None) if await _may_name(request) else b""
     if text is None or names is None:
@@ -127,7 +132,7 @@ async def metrics(request: Request) -> Response:
 
 async def _may_name(request: Request) -> bool:
     """Whether the server's admin asks. Raises Unauthorized for a key that is wrong."""
-    services, header = _operations(request).services, request.headers.get("authorization")
+    services, header = operations_of(request).services, request.headers.get("authorization")
     if header is None and services.keys.needed:
         return False
     return (await services.keys.principal(header, services.threads.keys.run)).server_admin
@@ -185,19 +190,36 @@ class BusyCounters(UndescribedCollector):
         yield from self._usage.busy.collect()
 
 
-class ServerGauges(UndescribedCollector):
-    """Gauges that are read from their owners at each scrape: queues, memory, adapters, jobs."""
+class StoredCount:
+    """How many adapters all owners have. To count them takes a look at every folder: now and then,
+    and apart. Until a count is done, or while the disk is gone, it is the last one."""
 
-    def __init__(self, services: Services, counts: SharedCall[dict[JobStatus, int]]) -> None:
-        self._services = services
-        self._counts = counts
-        self._stored_adapters, self._count_after = 0, 0.0
-        self._trained = SharedCall(TrainedTokens(services.tenants.usage).count)
-        adapters = services.adapters
-        self._count_stored = SharedCall(
+    def __init__(self, adapters: Adapters) -> None:
+        self._count = SharedCall(
             lambda: sum(len(adapters.names(owner)) for owner in adapters.owners())
         )
         self._counting: Future[int] = Future()
+        self._last, self._count_after = 0, 0.0
+
+    def read(self) -> int:
+        if time.monotonic() >= self._count_after:
+            self._count_after = time.monotonic() + _RECOUNT_S
+            self._counting = self._count.start()
+        with suppress(OSError, StoreError, TimeoutError):
+            self._last = self._counting.result(_COUNTS_S)
+        return self._last
+
+
+class ServerGauges(UndescribedCollector):
+    """Gauges that are read from their owners at each scrape: queues, memory, adapters, jobs."""
+
+    def __init__(
+        self, services: Services, counts: SharedCall[dict[JobStatus, int]], stored: StoredCount
+    ) -> None:
+        self._services = services
+        self._counts = counts
+        self._stored = stored
+        self._trained = SharedCall(TrainedTokens(services.tenants.usage).count)
 
     def collect(self) -> Iterator[Metric]:
         yield from self._engine()
@@ -235,7 +257,7 @@ class ServerGauges(UndescribedCollector):
         states = Counter({str(state): 0 for state in AdapterState})
         states.update(str(resident.state) for resident in residents)
         yield self._by("adapters_in_memory", "Adapters in memory, by state.", "state", states)
-        stored = self._stored()
+        stored = self._stored.read()
         yield self._gauge("adapters_stored", "Adapters on the disk, of all owners.", stored)
         pinned = sum(resident.pinned for resident in residents)
         yield self._gauge("adapters_pinned", "Adapters that are never evicted.", pinned)
@@ -245,16 +267,6 @@ class ServerGauges(UndescribedCollector):
             "adapter_evictions", "Adapters evicted from slots.", residency.evictions
         )
         yield self._counter("adapter_hits", "Requests whose adapter had a slot.", residency.hits)
-
-    def _stored(self) -> int:
-        """To count them takes a look at every folder: now and then, and apart. Until a count is
-        done, or while the disk is gone, it is the last one."""
-        if time.monotonic() >= self._count_after:
-            self._count_after = time.monotonic() + _RECOUNT_S
-            self._counting = self._count_stored.start()
-        with suppress(OSError, StoreError, TimeoutError):
-            self._stored_adapters = self._counting.result(_COUNTS_S)
-        return self._stored_adapters
 
     def _training(self) -> Iterator[Metric]:
         answers = False

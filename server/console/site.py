@@ -15,13 +15,14 @@ from server.console.pages import (
     job_page,
     jobs_page,
     sign_in_page,
+    usage_page,
 )
 from server.console.rendering import STATIC, CurrentPage
 from server.errors import NotFound
 
 _PAGES = (
     *(home_page, sign_in_page, data_page, data_check_page, jobs_page, job_page, compare_page),
-    *(adapters_page, adapter_page),
+    *(adapters_page, adapter_page, usage_page),
 )
 
 

@@ -15,7 +15,7 @@ from server.replicas.connection import PATIENCE_S, EngineConnection, Question
 from server.replicas.messages import EngineFacts
 from server.replicas.replica import OnReady, Replica
 from server.scheduler.intake import Handle
-from server.scheduler.request import Generation, Listener, LoopStats
+from server.scheduler.request import DeviceMemory, Generation, Listener, LoopStats
 
 _SLACK = 8  # answers that a replica may have above the least busy and still be preferred
 _SLACK_SHARE = 0.25  # or this share of what the least busy has, if that is more
@@ -123,6 +123,7 @@ class Fleet:
             kv_blocks_used=sum(it.kv_blocks_used for it in every),
             kv_blocks_total=sum(it.kv_blocks_total for it in every),
             by_adapter_running=dict(names),
+            memory=sum((it.memory for it in every), DeviceMemory()),
         )
 
     def call_each(self, name: str) -> Iterator[object]:

@@ -29,7 +29,7 @@ from server.scheduler.capacity import Capacity
 from server.scheduler.intake import Handle, Intake
 from server.scheduler.open_answers import OpenAnswers
 from server.scheduler.policy import plan_step
-from server.scheduler.request import Generation, Listener, LoopStats
+from server.scheduler.request import DeviceMemory, Generation, Listener, LoopStats
 from server.scheduler.stop_strings import NewDecoder
 
 log = logging.getLogger(__name__)
@@ -76,6 +76,7 @@ class ServingLoop:
         thread_context: entered by the loop's thread before it works.
         device_works: whether the engine can continue; asked after a step that failed.
         on_device_lost: called when it cannot, after the loop has ended and all listeners know.
+        memory: tells what is in the device's memory; called from any thread.
 
     Attributes:
         progress: what the loop's thread does, and how long that may take.
@@ -98,6 +99,7 @@ class ServingLoop:
         on_device_lost: Callable[[], None] = lambda: None,
         clock: Callable[[], float] = time.monotonic,
         progress: StepProgress | None = None,
+        memory: Callable[[], DeviceMemory] = DeviceMemory,
     ) -> None:
         self._engine = engine
         self._blocks = blocks
@@ -117,6 +119,7 @@ class ServingLoop:
         )
         self._in_flight: deque[tuple[StepFuture, Seq[Chunk]]] = deque()
         self._pulse = pulse
+        self._memory = memory
         self._thread_context = thread_context
         self._device_works, self._on_device_lost = device_works, on_device_lost
         self._working = True
@@ -187,6 +190,7 @@ class ServingLoop:
             kv_blocks_used=total - self._blocks.num_free,
             kv_blocks_total=total,
             by_adapter_running=dict(names),
+            memory=self._memory(),
         )
 
     # Called from the loop's own thread.

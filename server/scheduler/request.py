@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import NamedTuple, Protocol
 
 from adapters_store.manifest import AdapterRef
@@ -111,11 +111,32 @@ def _nothing() -> None:
 
 
 @dataclass(frozen=True)
+class DeviceMemory:
+    """Bytes of the engines' devices: of the weights, of the whole room for keys and values and for
+    adapters' vectors, and of the matrices that adapters read. `total` and `free` are the devices'
+    own; 0: they do not tell. `devices` are their names."""
+
+    devices: tuple[str, ...] = ()
+    weights: int = 0
+    kv: int = 0
+    adapters: int = 0
+    matrices: int = 0
+    total: int = 0
+    free: int = 0
+
+    def __add__(self, other: "DeviceMemory") -> "DeviceMemory":
+        """Of two engines together."""
+        sums = (getattr(self, it.name) + getattr(other, it.name) for it in fields(self))
+        return DeviceMemory(*sums)
+
+
+@dataclass(frozen=True)
 class LoopStats:
-    """A snapshot for /metrics and /health."""
+    """A snapshot for /metrics, /health and the console."""
 
     running: int = 0
     waiting: int = 0
     kv_blocks_used: int = 0
     kv_blocks_total: int = 0
     by_adapter_running: dict[str, int] = field(default_factory=dict)
+    memory: DeviceMemory = DeviceMemory()

@@ -114,6 +114,12 @@ class KeyBook:
             )
             return [api_key(*row) for row in rows], more
 
+    def names(self, key_ids: Sequence[str]) -> Mapping[str, str]:
+        """What people call these keys, of all owners; revoked ones too."""
+        query = select(KeyRow.id, KeyRow.name).where(KeyRow.id.in_(key_ids))
+        with self._database.reading() as session:
+            return {key_id: name for key_id, name in session.execute(query)}
+
     def get(self, owner: str, key_id: str, *, kind: str = OWNED) -> ApiKey:
         """Raises NotFound."""
         with self._database.reading() as session:

@@ -38,6 +38,7 @@ from server.scheduler.loop import Limits, ServingLoop
 from server.tenancy.principal import DEFAULT_OWNER
 from server.training.run.defaults import BASIS_SEED
 from server.wiring.default_limits import owner_limits
+from server.wiring.device_memory import memory_of
 from server.wiring.process import end_soon
 from server.wiring.sizes import Sizes, context_of, kv_memory_mb
 from server.wiring.start_checks import no_such_pin
@@ -200,6 +201,7 @@ def _loop(
         device_works=partial(device_works, base.device),
         on_device_lost=end_soon,
         progress=progress,
+        memory=memory_of(base, kv, adapters),
     )
 
 

@@ -43,6 +43,7 @@ def wire(
             vocab_size=front.base.vocab_size,
             created_at=int(time.time()),
             turn_ends=AnswerEnds.of(front.base, front.tokenizer).turn,
+            dtype=str(front.base.dtype).removeprefix("torch."),
         ),
         engine=front.engine,
         engines=front.processes,

@@ -445,3 +445,16 @@ def _serve_for(
         served.adapters.release(refs[second])
         turn += 1
         answers += 3
+
+
+def test_matrices_that_residents_read_are_counted(serve: Serve) -> None:
+    served = serve(slots=1)
+    assert served.adapters.vector_bytes > 0
+    empty = served.adapters.matrix_bytes
+    refs, _ = fill(served, 1)
+    served.acquire(refs[0])
+    loaded = served.adapters.steps.bases.loaded.values()
+    halves = [half for it in loaded for p in it.pairs.values() for half in (p.a, p.bt)]
+    once = {half.data_ptr(): half.nbytes for half in halves}
+    assert served.adapters.matrix_bytes == empty + sum(once.values()) > empty
+    assert sum(half.nbytes for half in halves) > sum(once.values()), "linears share them"

@@ -137,6 +137,14 @@ def test_pins_and_residents(both: Both) -> None:
     assert both.apart.get(path).json()["residency"] == "resident"
 
 
+def test_memory_is_that_of_all_engines(both: Both) -> None:
+    memory = both.front.engine.stats().memory
+    assert len(memory.devices) == len(both.front.processes) == 2
+    assert memory.weights % 2 == 0 and memory.weights > 0
+    assert memory.kv > 0 and memory.adapters > 0
+    assert (memory.total, memory.free) == (0, 0), "a CPU has no memory of its own"
+
+
 def test_who_goes_away_is_not_answered_any_more(both: Both) -> None:
     body = ASK | {"max_tokens": LONG, "stream": True}
     with both.apart.stream("POST", "/v1/completions", json=body) as response:

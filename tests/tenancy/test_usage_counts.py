@@ -193,3 +193,26 @@ def test_a_bucket_of_many_groups_comes_in_pages(
         seen += [(used.start, used.owner) for used in results]
     expected = [(hour, f"owner-{n}") for hour, owners in hours.items() for n in range(owners)]
     assert seen == expected
+
+
+def test_the_busiest_groups_of_a_time(book: UsageBook) -> None:
+    used = {
+        (NOW, UsageKey("ann", "k", "", "a")): {"requests": 1, "prompt": 10},
+        (NOW - DAY_S, UsageKey("ann", "k", "", "a")): {"requests": 1, "completion": 5},
+        (NOW, UsageKey("ann", "k", "", "b")): {"requests": 9, "prompt": 14},
+        (NOW, UsageKey("bob", "k", "", "b")): {"requests": 1, "training": 99},
+        (NOW, UsageKey("ann", "k")): {"refusals": 3},
+        (NOW - 9 * DAY_S, UsageKey("ann", "k", "", "old")): {"prompt": 10**6},
+    }
+    book.add("w", 1, used)
+    question = Question(NOW - DAY_S, NOW + 1, DAY_S, group_by=("owner", "model"))
+    found = book.ranked(question, 10)
+    assert [(it.owner, it.model) for it in found] == [
+        *(("bob", "b"), ("ann", "a"), ("ann", "b"), ("ann", "")),
+    ]
+    assert (found[1].requests, found[1].prompt, found[1].completion) == (2, 10, 5)
+    assert found[3].refusals == 3
+    assert {it.start for it in found} == {(NOW - DAY_S) // DAY_S * DAY_S}
+    assert book.ranked(question, 2) == found[:2]
+    mine = Question(NOW - DAY_S, NOW + 1, DAY_S, group_by=("model",), owners=["ann"])
+    assert [it.model for it in book.ranked(mine, 10)] == ["a", "b", ""]

@@ -1,6 +1,6 @@
 """The random matrices on the device: those that resident adapters read, and those that always stay.
 
-Only the engine's thread uses this. `server.adapters.memory.matrices` makes the matrices.
+Only the engine's thread changes them. `server.adapters.memory.matrices` makes the matrices.
 """
 
 from collections.abc import Callable, Collection, Mapping, Set
@@ -31,6 +31,13 @@ class DeviceBases:
         self._device = device
         self._on_dropped = on_dropped
         self._always: set[BasisId] = set()
+
+    @property
+    def bytes(self) -> int:
+        """What the matrices take; any thread may ask."""
+        pairs = [pair for basis in self.loaded.values() for pair in basis.pairs.values()]
+        memory = [half.untyped_storage() for pair in pairs for half in (pair.a, pair.bt)]
+        return sum({each.data_ptr(): each.nbytes() for each in memory}.values())
 
     def keep_always(self, basis: BasisId, need: BasisNeed) -> LoadedBasis:
         """Make this much of a basis and keep it from now on, whoever is resident.

@@ -78,4 +78,24 @@ class UsagePage(AnswerModel):
     next_page: str | None = Field(description="Send it as `page`.")
 
 
-USAGE_ANSWERS = AuditPage, UsagePage
+class UsedLimit(AnswerModel):
+    """A limit, and how much of it is used."""
+
+    name: str = Field(description="As in the project's `limits`.", examples=["requests_a_minute"])
+    limit: int | None = Field(description="Null: no limit.")
+    used: int | None = Field(
+        description="Of a limit in a minute, what has not been refilled yet; without a limit, "
+        "what was used in the last minute. Adapters and bytes are counted with those that jobs "
+        "will make. Null: not counted, as nothing limits it."
+    )
+
+
+class LimitUse(AnswerModel):
+    """What a project may use and does use."""
+
+    object: Literal["organization.usage.limits"] = Field(description=_KIND)
+    project_id: str = Field(description="The project.", examples=["team-a"])
+    limits: list[UsedLimit] = Field(description="Each limit.")
+
+
+USAGE_ANSWERS = AuditPage, LimitUse, UsagePage

@@ -13,6 +13,7 @@ import uvicorn
 from starlette.types import ASGIApp
 
 from server.api.connections import ConnectionLimits, http_protocol
+from server.api.history import keeping_history
 from server.app import create_app, describe
 from server.bases.model import BaseModel
 from server.config import Settings
@@ -62,6 +63,7 @@ def run_server(settings: Settings, listener: socket.socket) -> None:
         with (
             watching_keys(services.keys, services.limits, services.tenants.shares),
             writing_usage(services.tenants.usage, services.usage),
+            keeping_history(services.history, services.usage, services.engine),
             removing_owners(records, settings.home_path, front.residency.forget),
         ):
             _serve(settings, app, front.stop, listener, limits)

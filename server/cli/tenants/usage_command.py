@@ -1,14 +1,13 @@
 """`verandah usage`: shows what owners, users, keys and models of a running server have used."""
 
 import argparse
-import csv
-import sys
 import time
-from collections.abc import Iterator, Mapping
 from datetime import UTC, date, datetime
-from typing import Any
+from itertools import chain
 
 from clients.python import Client
+from server.api.organization import usage_table
+from server.api.organization.usage_table import GROUPS
 from server.cli.arguments.server_address import add_server, connect
 from server.cli.display.output import print_json, print_rows
 from server.config import BadOption
@@ -23,21 +22,12 @@ Days and hours are UTC's. It asks for the key of the server's admin, or of an ow
 `usage.read`, which sees its own alone: VERANDAH_API_KEY or --api-key.
 """
 
-_GROUPS = {"owner": "project_id", "user": "user_id", "key": "api_key_id", "model": "model"}
-_COUNTS = {
-    "requests": "num_model_requests",
-    "refused": "num_refused_requests",
-    "prompt": "input_tokens",
-    "cached": "input_cached_tokens",
-    "completion": "output_tokens",
-    "training": "training_tokens",
-}
 _DAY_S = 86_400
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--by", default="owner", help=f"what to count apart, with commas: {', '.join(_GROUPS)}"
+        "--by", default="owner", help=f"what to count apart, with commas: {', '.join(GROUPS)}"
     )
     parser.add_argument("--owner", help="only of this owner")
     parser.add_argument("--days", type=int, default=7, help="show this many days up to now (7)")
@@ -51,9 +41,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     groups = [name.strip() for name in options.by.split(",") if name.strip()]
-    wrong = next((name for name in groups if name not in _GROUPS), None)
+    wrong = next((name for name in groups if name not in GROUPS), None)
     if wrong is not None:
-        raise BadOption(f"--by {wrong!r} is not one of {', '.join(_GROUPS)}")
+        raise BadOption(f"--by {wrong!r} is not one of {', '.join(GROUPS)}")
     if not 1 <= options.days <= 3660:
         raise BadOption(f"--days {options.days} is not between 1 and 3660")
     now = int(time.time())
@@ -73,31 +63,18 @@ def _show(
         since,
         until,
         width="1h" if options.hourly else "1d",
-        group_by=[_GROUPS[name] for name in groups],
+        group_by=[GROUPS[name] for name in groups],
         owners=None if options.owner is None else [options.owner],
     )
     if options.json:
         print_json([*buckets])
         return
-    columns = ["from", *groups, *_COUNTS]
-    rows = _rows(buckets, groups, hourly=options.hourly)
+    table = usage_table.rows(buckets, groups, hourly=options.hourly)
     if not options.csv:
-        print_rows(columns, rows)
+        print_rows(usage_table.columns(groups), table)
         return
-    writer = csv.writer(sys.stdout, lineterminator="\n")
-    writer.writerow(columns)
-    writer.writerows(rows)
-
-
-def _rows(
-    buckets: Iterator[Mapping[str, Any]], groups: list[str], *, hourly: bool
-) -> Iterator[list[str]]:
-    form = "%Y-%m-%dT%H:%MZ" if hourly else "%Y-%m-%d"
-    for bucket in buckets:
-        begins = datetime.fromtimestamp(bucket["start_time"], UTC).strftime(form)
-        for result in bucket["results"]:
-            names = [result[_GROUPS[name]] or "-" for name in groups]
-            yield [begins, *names, *(str(result[field]) for field in _COUNTS.values())]
+    for row in chain([usage_table.columns(groups)], table):
+        print(usage_table.csv_text([row]), end="")
 
 
 def _midnight(option: str, text: str) -> int:

@@ -48,6 +48,34 @@
     setTimeout(() => { button.textContent = before; }, 2000);
   }
 
+  // Parts that a page asks for again and again: not while nobody looks, and each problem once.
+  document.addEventListener("htmx:before:request", (event) => {
+    const trigger = event.detail.ctx.sourceElement.getAttribute("hx-trigger") ?? "";
+    if (document.hidden && trigger.includes("every")) event.preventDefault();
+  });
+
+  document.addEventListener("htmx:error", () => tell("The server does not answer. This page goes on once it is back."));
+  document.addEventListener("htmx:after:swap", (event) => {
+    if (event.target.id !== "notices") tell("");
+    const seen = new Set();
+    for (const notice of document.querySelectorAll("#notices > .notice")) {
+      if (seen.has(notice.textContent)) notice.remove();
+      seen.add(notice.textContent);
+    }
+  });
+
+  function tell(problem) {
+    const notices = document.getElementById("notices");
+    let notice = notices.querySelector("[data-lost]");
+    if (!problem) { if (notice) notice.remove(); return; }
+    if (notice) return;
+    notice = document.createElement("div");
+    notice.className = "notice wait";
+    notice.dataset.lost = "";
+    notice.textContent = problem;
+    notices.append(notice);
+  }
+
   document.addEventListener("DOMContentLoaded", () => {
     showTimes(document);
     setInterval(() => showTimes(document), 10000);

@@ -27,7 +27,7 @@ from server.jobs.queue.new_job import (
     enqueue,
     require_files,
 )
-from server.jobs.queue.quotas import adapter_name
+from server.jobs.queue.quotas import Kept, adapter_name, kept_of
 from server.jobs.queue.train_options import TrainOptions
 from server.jobs.queue.transitions import JobChange
 from server.jobs.rows import Page
@@ -235,6 +235,19 @@ class JobQueue(Claims):
             if tokens and start and finish and finish > start
         ]
         return median(speeds) if speeds else None
+
+    def kept(self, owner: str) -> Kept:
+        """What counts against an owner's quotas, its files too."""
+        with self._database.reading() as session:
+            return kept_of(session, owner, self._database.now(session))
+
+    def training(self, owner: str | None, limit: int) -> Sequence[Job]:
+        """Jobs of an owner, or (None) of all, that are running, the newest first."""
+        running = select(JobRow).where(JobRow.status == JobStatus.RUNNING.value)
+        query = running if owner is None else running.where(JobRow.owner == owner)
+        with self._database.reading() as session:
+            found = session.scalars(query.order_by(JobRow.number.desc()).limit(limit))
+            return [*map(Job.from_row, found)]
 
     def count_of(self, owner: str) -> int:
         """How many jobs an owner has."""

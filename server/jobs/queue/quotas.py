@@ -1,8 +1,9 @@
 """Refuses what an owner may no longer keep or train. Each check is in the transaction that it is
 for, with the owner's row locked, so that those at the same time follow one another."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 from sqlalchemy import func, or_, select
 from sqlalchemy.orm import Session
@@ -20,6 +21,19 @@ _ASK = "or ask who runs the server for more"
 
 Stored = Callable[[str], Mapping[str, int]]
 """The bytes on the disk of each of an owner's adapters, by name."""
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What the database knows of an owner's things. `coming` are the adapters that its jobs will
+    make, with their bytes; `trained_tokens` are those of a day."""
+
+    files: int
+    file_bytes: int
+    coming: Sequence[tuple[str, int]]
+    running_jobs: int
+    waiting_jobs: int
+    trained_tokens: int
 
 
 class Quotas:
@@ -83,15 +97,15 @@ class Quotas:
         ):
             return
         _lock(session, owner)
-        waiting = select(func.count()).where(JobRow.owner == owner, JobRow.status.in_(_WAITING))
-        count = session.scalar(waiting) or 0
+        count = _jobs(session, owner, _WAITING)
         if limits.waiting_jobs and count >= limits.waiting_jobs:
             raise QuotaExceeded(
                 f"{count} jobs of the project {owner!r} wait or are paused, and "
                 f"{limits.waiting_jobs} may: cancel some, or send this one once one of them runs"
             )
         if limits.training_tokens_a_day:
-            _check_tokens(session, owner, limits.training_tokens_a_day, tokens, now)
+            used = _trained(session, owner, now)
+            _check_tokens(owner, limits.training_tokens_a_day, used, tokens)
         if limits.adapters or limits.stored_bytes:
             self._check_adapter(session, owner, limits, name, size, now)
 
@@ -108,6 +122,19 @@ class Quotas:
         if limits.stored_bytes:
             used = _files(session, owner, now)[1] + sum(stored.values())
             _check_bytes(owner, limits, used + sum(each for _, each in coming), size)
+
+
+def kept_of(session: Session, owner: str, now: float) -> Kept:
+    """What counts against the owner's quotas."""
+    files, file_bytes = _files(session, owner, now)
+    return Kept(
+        files,
+        file_bytes,
+        _coming(session, owner),
+        _jobs(session, owner, (JobStatus.RUNNING.value,)),
+        _jobs(session, owner, _WAITING),
+        _trained(session, owner, now),
+    )
 
 
 def adapter_name(suffix: str | None, job_id: str) -> str:
@@ -129,6 +156,12 @@ def _files(session: Session, owner: str, now: float) -> tuple[int, int]:
     return count, int(total or 0)
 
 
+def _jobs(session: Session, owner: str, statuses: Sequence[str]) -> int:
+    """How many jobs with one of these statuses the owner has."""
+    query = select(func.count()).where(JobRow.owner == owner, JobRow.status.in_(statuses))
+    return session.scalar(query) or 0
+
+
 def _coming(session: Session, owner: str) -> list[tuple[str, int]]:
     """The adapters that jobs will make: their names and bytes."""
     columns = select(JobRow.suffix, JobRow.id, JobRow.appraisal)
@@ -148,8 +181,9 @@ def _check_bytes(owner: str, limits: Limits, used: int, more: int) -> None:
         )
 
 
-def _check_tokens(session: Session, owner: str, limit: int, more: int, now: float) -> None:
-    """Of jobs that ended in the last day, and of those that have not ended what was estimated."""
+def _trained(session: Session, owner: str, now: float) -> int:
+    """Tokens of jobs that ended in the last day, and of those that have not ended what was
+    estimated."""
     mine = JobRow.owner == owner
     ended = select(func.sum(JobRow.trained_tokens)).where(
         mine, JobRow.status.not_in(UNFINISHED), JobRow.finished_at > now - _DAY_S
@@ -158,6 +192,10 @@ def _check_tokens(session: Session, owner: str, limit: int, more: int, now: floa
     used = int(session.scalar(ended) or 0)
     for estimate, trained in session.execute(running.where(mine, JobRow.status.in_(UNFINISHED))):
         used += max(int((estimate or {}).get("trained_tokens", 0)), trained or 0)
+    return used
+
+
+def _check_tokens(owner: str, limit: int, used: int, more: int) -> None:
     if used + more > limit:
         raise QuotaExceeded(
             f"the jobs of the project {owner!r} take {used} training tokens in a day, with "

@@ -1,6 +1,6 @@
 """What all processes share of owners' limits, in the database. Each call is one transaction."""
 
-from sqlalchemy import delete, exc, func, select
+from sqlalchemy import ColumnElement, delete, exc, func, select
 from sqlalchemy.orm import Session
 
 from server.db.session import Database
@@ -38,12 +38,8 @@ class DatabaseStore:
             key = f"places/{owner}"
             _locked(session, key)
             now = self._database.now(session)
-            others = select(func.sum(PlaceRow.held)).where(
-                PlaceRow.owner == owner,
-                PlaceRow.process != process,
-                PlaceRow.seen_at.between(now - LOST_S, now + LOST_S),
-            )
-            held = max(min(wanted, limit - int(session.scalar(others) or 0)), 0)
+            others = (PlaceRow.owner == owner) & (PlaceRow.process != process)
+            held = max(min(wanted, limit - _held(session, others, now)), 0)
             mine = session.get(PlaceRow, (owner, process))
             if mine is not None:
                 mine.held, mine.seen_at = held, now
@@ -53,10 +49,31 @@ class DatabaseStore:
                 session.add(PlaceRow(owner=owner, process=process, held=held, seen_at=now))
             return held
 
+    def used(self, key: str, limit: int) -> int:
+        """How much of a shared bucket is used at this moment."""
+        with self._database.reading() as session:
+            row = session.get(BucketRow, key)
+            if row is None:
+                return 0
+            left = Bucket(limit, row.full_at).available(self._database.now(session))
+            return max(limit - int(left + 1e-6), 0)
+
+    def taken(self, owner: str) -> int:
+        """How many of the owner's places all processes have."""
+        with self._database.reading() as session:
+            now = self._database.now(session)
+            return _held(session, PlaceRow.owner == owner, now)
+
 
 def bucket_keys(owner: str) -> list[str]:
     """The keys of all that an owner may have here."""
     return [f"{kind}/{owner}" for kind in ("requests", "tokens", "places")]
+
+
+def _held(session: Session, places: ColumnElement[bool], now: float) -> int:
+    """How many of these places processes have that are there still."""
+    seen = PlaceRow.seen_at.between(now - LOST_S, now + LOST_S)
+    return int(session.scalar(select(func.sum(PlaceRow.held)).where(places, seen)) or 0)
 
 
 def _locked(session: Session, key: str) -> BucketRow:

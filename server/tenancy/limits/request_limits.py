@@ -30,6 +30,10 @@ class Store(LeaseStore, Protocol):
 
     def hold(self, owner: str, process: str, wanted: int, limit: int) -> int: ...
 
+    def used(self, key: str, limit: int) -> int: ...
+
+    def taken(self, owner: str) -> int: ...
+
 
 class Book(Protocol):
     """`server.tenancy.limits.limit_book.LimitBook`."""
@@ -249,6 +253,19 @@ class RequestLimits:
         if own is not None:
             return own
         return _NO_LIMITS if self._book is None else self._book.defaults
+
+    def used(self, owner: str) -> Mapping[str, int]:
+        """How much of each limit of requests is used at this moment, as all processes share it; of
+        what is not limited, nothing is known. Raises Unavailable."""
+        limits, store, used = self.of(owner), self._store, {}
+        if store is None:
+            return {}
+        for name, kind in (("requests_a_minute", "requests"), ("tokens_a_minute", "tokens")):
+            if limit := getattr(limits, name):
+                used[name] = store.used(f"{kind}/{owner}", limit)
+        if limits.requests_at_once:
+            used["requests_at_once"] = store.taken(owner)
+        return used
 
     def turn(self, owner: str, run: Run) -> Turn:
         """A request of an owner; its caller calls `leave` at its end. `run` calls a function in a

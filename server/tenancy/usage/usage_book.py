@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
-from sqlalchemy import Select, delete, func, select
+from sqlalchemy import Select, delete, func, literal, select
 from sqlalchemy.orm import Session
 
 from server.db.session import Database
@@ -122,6 +122,24 @@ class UsageBook:
             rows = session.execute(sums.where(UsageRow.start >= since))
             return {start: int(tokens) for start, tokens in rows}
 
+    def ranked(self, question: Question, most: int) -> Sequence[Used]:
+        """The groups that used most in the whole time together, the busiest first; its buckets'
+        width only rounds the times, and the sums are told at its start."""
+        width = question.width
+        first = question.start // width * width
+        end = -(-question.end // width) * width
+        groups = [_COLUMNS[name] for name in question.group_by]
+        sums = [func.sum(getattr(UsageRow, name)) for name in COUNTS]
+        tokens = func.sum(UsageRow.prompt + UsageRow.completion + UsageRow.training)
+        work = func.sum(UsageRow.requests + UsageRow.refusals)
+        # SQLAlchemy 2.0 and 2.1 differ in what the type holds, hence Any.
+        query: Any = select(literal(first), *groups, *sums).where(
+            *_conditions(question, first, end)
+        )
+        query = query.group_by(*groups).order_by(tokens.desc(), work.desc(), *groups).limit(most)
+        with self._database.reading() as session:
+            return [_used(row, question.group_by) for row in session.execute(query)]
+
     def fold(self) -> int:
         """Put old hours into their days, some days at a time, and forget writers that are gone.
         Return how many days were folded."""
@@ -181,6 +199,13 @@ def _summed(question: Question, first: int, end: int) -> Select[Any]:
     bucket = (UsageRow.start - UsageRow.start % question.width).label("bucket")
     groups = [_COLUMNS[name] for name in question.group_by]
     sums = [func.sum(getattr(UsageRow, name)) for name in COUNTS]
+    # SQLAlchemy 2.0 and 2.1 differ in what the type holds, hence Any.
+    query: Any = select(bucket, *groups, *sums).where(*_conditions(question, first, end))
+    result: Select[Any] = query.group_by(bucket, *groups).order_by(bucket, *groups)
+    return result
+
+
+def _conditions(question: Question, first: int, end: int) -> list[Any]:
     conditions = [UsageRow.start >= first, UsageRow.start < end]
     for name, wanted in (
         ("owner", question.owners),
@@ -190,10 +215,7 @@ def _summed(question: Question, first: int, end: int) -> Select[Any]:
     ):
         if wanted is not None:
             conditions.append(_COLUMNS[name].in_([clean(value) for value in wanted]))
-    # SQLAlchemy 2.0 and 2.1 differ in what the type holds, hence Any.
-    query: Any = select(bucket, *groups, *sums).where(*conditions)
-    result: Select[Any] = query.group_by(bucket, *groups).order_by(bucket, *groups)
-    return result
+    return conditions
 
 
 def _used(row: Any, group_by: Sequence[Group]) -> Used:

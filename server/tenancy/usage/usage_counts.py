@@ -47,6 +47,7 @@ class UsageCounts:
         self._open: set[Meter] = set()
         self._new: defaultdict[UsageKey, dict[str, int]] = defaultdict(_zeros)
         self._hourly: Hourly = {}
+        self._lately: defaultdict[str, dict[str, int]] = defaultdict(_zeros)  # by owner
         self._hour = 0
         self._models: defaultdict[str, set[str]] = defaultdict(set)  # of this hour, by owner
 
@@ -85,14 +86,23 @@ class UsageCounts:
             for at, counts in new.items():
                 self.busy.count(at, counts)
                 sums = self._hourly.setdefault((hour, self._named(at)), _zeros())
+                lately = self._lately[at.owner]
                 for name, count in counts.items():
                     sums[name] += count
+                    lately[name] += count
 
     def take(self) -> Hourly:
         """What was collected, which from now on is the caller's to write."""
         self.collect()
         with self._lock:
             taken, self._hourly = self._hourly, {}
+        return taken
+
+    def lately(self) -> dict[str, dict[str, int]]:
+        """What each owner used since the last call; `server.api.history` alone calls it."""
+        self.collect()
+        with self._lock:
+            taken, self._lately = self._lately, defaultdict(_zeros)
         return taken
 
     def _read(self, meter: Meter) -> None:

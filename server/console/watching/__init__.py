@@ -1,0 +1,1 @@
+"""What the server does and what was used, as figures and drawings. Knows no pages."""
