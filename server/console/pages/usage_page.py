@@ -33,10 +33,10 @@ Wanted = Annotated[Asked, Depends(_asked)]
 def usage(page: CurrentPage, services: CurrentServices, asked: Wanted) -> HTMLResponse:
     """Requests and tokens of a period."""
     offered = []
+    if asked.owner:
+        services.tenants.owners.get(asked.owner)  # raises NotFound
     if page.known.server_admin:
         offered = [it.id for it in services.tenants.owners.list(limit=_MOST_OFFERED)[0]]
-        if asked.owner:
-            services.tenants.owners.get(asked.owner)
     return page.show(
         "usage.html",
         report=report(page, asked),
@@ -49,6 +49,8 @@ def usage(page: CurrentPage, services: CurrentServices, asked: Wanted) -> HTMLRe
 @router.get("/console/usage/limits")
 def limits(page: CurrentPage, services: CurrentServices, asked: Wanted) -> HTMLResponse:
     """What an owner may use, and does use now."""
+    if asked.owner:
+        services.tenants.owners.get(asked.owner)  # raises NotFound
     told = get_limit_use(services, page.known, asked.owner)
     template = "_usage_limits.html" if page.partial else "usage_limits.html"
     return page.show(template, rows=limit_rows(told), owner=told["project_id"])

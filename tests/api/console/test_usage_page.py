@@ -105,6 +105,7 @@ def test_an_owner_sees_its_own_alone(browser: Browser, make_key: MakeKey, keyed:
     assert "secret" in admin.get("/console/usage").text
     assert "mine" not in admin.get("/console/usage?owner=team-b").text
     assert admin.get("/console/usage?owner=team-z").status_code == 404
+    assert admin.get("/console/usage/limits?owner=team-z").status_code == 404
     assert '<option value="team-b">' in admin.get("/console/usage").text
 
 

@@ -128,7 +128,7 @@ MATRIX: dict[str, Row] = {
     ),
     f"GET {_ALL}/audit_logs": Row(ADMINS, f"{_ALL}/audit_logs"),
     f"GET {_ALL}/usage/completions": Row(KEY, f"{_ALL}/usage/completions?start_time=1700000000"),
-    f"GET {_ALL}/usage/limits": Row(THING, f"{_ALL}/usage/limits?project_id=<project>"),
+    f"GET {_ALL}/usage/limits": Row(KEY, f"{_ALL}/usage/limits"),
     f"GET {_ALL}/users": Row(SERVER, f"{_ALL}/users"),
     f"GET {_ALL}/users/{{user_id}}": Row(SERVER, f"{_ALL}/users/<user>"),
     f"POST {_ALL}/users/{{user_id}}": Row(SERVER, f"{_ALL}/users/<user>", {"role": "owner"}),
