@@ -8,7 +8,7 @@ scripts ask of the API, they ask below /console/v1, which is /v1 with the cookie
 from collections.abc import Callable
 from html import escape
 from typing import Final
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote
 
 from fastapi.responses import HTMLResponse, RedirectResponse, Response
 from starlette.datastructures import MutableHeaders
@@ -18,7 +18,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from server.api.error_body import ErrorBody
 from server.api.gate import actor_of
-from server.console.key_cookie import key_in
+from server.console.key_cookie import host_of, key_in
 from server.db.audit_trail import act_as
 from server.errors import Forbidden, Unauthorized, VerandahError
 from server.tenancy.keys import Keys, Run
@@ -27,7 +27,7 @@ from server.tenancy.sign_in.addresses import is_this_machine
 ROOT: Final = "/console"
 SIGN_IN: Final = f"{ROOT}/sign-in"
 _API: Final = f"{ROOT}/v1/"
-_OPEN: Final = (f"{ROOT}/static/", SIGN_IN)  # what a browser without a key may see
+_OPEN: Final = (f"{ROOT}/static/", f"{SIGN_IN}/")  # what a browser without a key may see
 _POLICY: Final = (
     "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
     "img-src 'self' data:; form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
@@ -66,12 +66,13 @@ class ConsoleGate:
         send = _with_headers(send)
         try:
             self._check_sender(request)
-            key = key_in(request)
+            # Without keys there is no sign-in: what another server of this machine left is no key.
+            key = key_in(request) if self._keys.needed else None
             _exchange(scope, key)
             if path.startswith(_API):
                 scope["path"] = path.removeprefix(ROOT)
                 return await self._app(scope, receive, send)
-            if not path.startswith(_OPEN):
+            if path != SIGN_IN and not path.startswith(_OPEN):
                 header = None if key is None else f"Bearer {key}"
                 principal = await self._keys.principal(header, self._run)
                 scope["verandah.principal"] = principal
@@ -107,13 +108,13 @@ class ConsoleGate:
             return Response(status_code=204, headers={"hx-redirect": SIGN_IN})
         if request.method not in _SAFE_METHODS:
             return RedirectResponse(SIGN_IN, 303)
-        query = f"?{request.url.query}" if request.url.query else ""
-        page = quote(request.url.path + query, safe="")
+        query = request.scope["query_string"].decode("latin-1")
+        page = quote(request.scope["path"]) + (f"?{query}" if query else "")
         if request.headers.get("sec-fetch-site") in ("cross-site", "same-site"):
             # Browsers leave a strict cookie out where a link of another site leads here. The page
             # loads itself once more, and then it is this site that asks.
-            return HTMLResponse(_ONCE_MORE.format(page=escape(request.url.path + query)))
-        return RedirectResponse(f"{SIGN_IN}?next={page}", 303)
+            return HTMLResponse(_ONCE_MORE.format(page=escape(page)))
+        return RedirectResponse(f"{SIGN_IN}?next={quote(page, safe='')}", 303)
 
 
 def _is_of_own_page(request: Request) -> bool:
@@ -126,7 +127,7 @@ def _is_of_own_page(request: Request) -> bool:
     if site is not None:
         return site == "same-origin"
     origin = request.headers.get("origin")
-    return origin is not None and urlsplit(origin).netloc == request.headers.get("host")
+    return origin is not None and origin.partition("://")[2] == request.headers.get("host")
 
 
 def _from_here(request: Request) -> bool:
@@ -134,18 +135,17 @@ def _from_here(request: Request) -> bool:
 
 
 def _named_here(request: Request) -> bool:
-    return is_this_machine(request.url.hostname or "")
+    return is_this_machine(host_of(request))
 
 
 def _exchange(scope: Scope, key: str | None) -> None:
-    """Put the cookie's key where the API looks for one. A page sends none itself."""
-    dropped = (b"authorization", b"cookie")
-    headers = [(name, value) for name, value in scope["headers"] if name not in dropped]
-    if scope["path"].startswith(SIGN_IN):  # the session of a provider's sign-in is a cookie too
-        headers = [*scope["headers"]]
+    """Put the cookie's key where the API looks for one. A page sends none itself. The API never sees
+    a cookie; pages need that of a provider's sign-in."""
+    api = scope["path"].startswith(_API)
+    dropped = (b"authorization", b"cookie") if api else (b"authorization",)
+    scope["headers"] = [it for it in scope["headers"] if it[0] not in dropped]
     if key is not None:
-        headers.append((b"authorization", f"Bearer {key}".encode("latin-1")))
-    scope["headers"] = headers
+        scope["headers"].append((b"authorization", f"Bearer {key}".encode("latin-1")))
 
 
 def _with_headers(send: Send) -> Send:

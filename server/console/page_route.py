@@ -31,7 +31,7 @@ class PageRoute(DatabaseRoute):
             except (VerandahError, StoreError, OSError) as known:
                 error = known
             except Exception as unknown:
-                log.exception("the page %s failed", request.url.path)
+                log.exception("the page %s failed", request.scope["path"])
                 error = unknown
             services = cast(Services, request.app.state.services)
             return page_of(request, services).failure(services.describe(error))

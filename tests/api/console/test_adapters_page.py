@@ -130,9 +130,7 @@ def test_a_damaged_one_does_not_hide_the_others(
     assert one.status_code == 200 and "cannot be used" in one.text
 
 
-def test_the_form_of_an_import_is_the_apis(
-    browser: Browser, make_key: MakeKey, server: Running
-) -> None:
+def test_the_form_of_an_import_is_the_apis(browser: Browser, make_key: MakeKey) -> None:
     me = browser(SERVER_KEY)
     page = me.get("/console/adapters/-/import").text
     assert 'action="/console/v1/adapters/import"' in page

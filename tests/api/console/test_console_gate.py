@@ -67,7 +67,7 @@ def test_over_tls_the_cookie_stays_there(browser: Browser, keyed: Running) -> No
     host = keyed.url.removeprefix("http://")
     headers = {"origin": f"https://{host}"}
     answer = browser(None).post("/console/sign-in", data={"key": SERVER_KEY}, headers=headers)
-    assert answer.headers["set-cookie"].startswith("__Secure-verandah_console=")
+    assert answer.headers["set-cookie"].startswith("__Host-verandah_console=")
     assert "; Secure" in answer.headers["set-cookie"]
 
 
