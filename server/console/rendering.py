@@ -20,6 +20,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from server.api.app_services import CurrentServices, Services
 from server.api.error_body import ErrorBody
 from server.api.gate import check_scope
+from server.api.sign_in.session_cookie import SESSION, cookie_in
 from server.tenancy.principal import Principal, Scope
 
 HERE: Final = Path(__file__).parent
@@ -157,6 +158,14 @@ class Page:
         """Whether the script of a page asks for a part of it."""
         headers = self.request.headers
         return headers.get("hx-request") == "true" and "hx-boosted" not in headers
+
+    @property
+    def may_switch(self) -> bool:
+        """Whether a person works here who came from the sign-in provider."""
+        provider = self.services.signing_in
+        if provider is None or self.known.user is None:
+            return False
+        return cookie_in(self.request, provider, SESSION) is not None
 
     def show(self, template: str, *, status: int = 200, **values: object) -> HTMLResponse:
         """A page, or with a template that begins with `_` a part of one."""

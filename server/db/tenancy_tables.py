@@ -60,7 +60,8 @@ class IdentityRow(TableBase):
 
 class SessionRow(TableBase):
     """What a sign-in gave: a browser's session, or a code that a program turns into a key. Only the
-    SHA-256 of its text is kept, and of the `state` that began it."""
+    SHA-256 of its text is kept, and of the `state` that began it. `key` is the id of the key that a
+    session has for the console; keys of a deleted owner are gone, so it is no foreign key."""
 
     __tablename__ = "sessions"
 
@@ -70,6 +71,7 @@ class SessionRow(TableBase):
     user: Mapped[str] = mapped_column(ForeignKey("users.id"), index=True)
     kind: Mapped[str] = mapped_column(Name)
     challenge: Mapped[str] = mapped_column(Name)
+    key: Mapped[str | None] = mapped_column(Name)
     created_at: Mapped[int] = mapped_column(BigInteger)
     expires_at: Mapped[int] = mapped_column(BigInteger, index=True)
 

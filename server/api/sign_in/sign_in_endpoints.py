@@ -11,6 +11,7 @@ from starlette.responses import PlainTextResponse, RedirectResponse, Response
 from server.api.app_services import CurrentServices, Services
 from server.api.gate import actor_of, client_address
 from server.api.jobs.job_documents import Document
+from server.api.sign_in.session_cookie import PENDING, SESSION, cookie_in, set_cookie
 from server.api.wire import Text, WireModel, only_known_query
 from server.db.audit_trail import Actor, act_as
 from server.errors import InvalidRequest, NotFound, Unauthorized
@@ -22,8 +23,6 @@ from server.tenancy.sign_in.signing_in import SigningIn
 # Not on the OpenAPI page: all but two of these are for browsers, and none for OpenAI's clients.
 router = APIRouter(prefix="/auth", include_in_schema=False)
 
-_PENDING: Final = "verandah_sign_in"
-_SESSION: Final = "verandah_session"
 _LONGEST_PAGE = 512
 _CHALLENGE = re.compile(r"[A-Za-z0-9_-]{43}")
 _QUERY_BYTES = 8192
@@ -81,7 +80,7 @@ async def login(
     goal = Goal(_own_page(next), code_challenge, port or 0, program_state)
     address, kept = await sign_in.begin(goal, services.threads.sign_ins.run)
     answer = RedirectResponse(address, 303, _NOT_KEPT)
-    _set(answer, sign_in, _PENDING, kept, LIFE_S)
+    set_cookie(answer, sign_in, PENDING, kept, LIFE_S)
     return answer
 
 
@@ -90,33 +89,33 @@ async def callback(request: Request, services: CurrentServices, sign_in: Current
     """Where the provider sends the browser back to."""
     if len(request.url.query) > _QUERY_BYTES:
         raise InvalidRequest(f"the query has more than {_QUERY_BYTES} characters: begin again")
-    kept = request.cookies.get(_named(sign_in, _PENDING))
+    kept = cookie_in(request, sign_in, PENDING)
     run = services.threads.sign_ins.run
     goal, text = await sign_in.finish(dict(request.query_params), kept, run)
     if goal.challenge:
         answer = _for_program(goal, text)
     else:
         answer = RedirectResponse(goal.page, 303, _NOT_KEPT)
-        _set(answer, sign_in, _SESSION, text, sign_in.lives.session_s)
-    _set(answer, sign_in, _PENDING, "", 0)
+        set_cookie(answer, sign_in, SESSION, text, sign_in.lives.session_s)
+    set_cookie(answer, sign_in, PENDING, "", 0)
     return answer
 
 
 @router.post("/logout")
 async def logout(request: Request, services: CurrentServices, sign_in: CurrentSignIn) -> Response:
     """End the browser's session. A page of another site cannot: its request has no cookie."""
-    text = request.cookies.get(_named(sign_in, _SESSION))
+    text = cookie_in(request, sign_in, SESSION)
     if text is not None:
         await sign_in.end(text, services.threads.sign_ins.run)
     answer = RedirectResponse("/", 303, _NOT_KEPT)
-    _set(answer, sign_in, _SESSION, "", 0)
+    set_cookie(answer, sign_in, SESSION, "", 0)
     return answer
 
 
 @router.get("/session")
 async def session(request: Request, services: CurrentServices, sign_in: CurrentSignIn) -> Document:
     """Who is signed in in this browser, and where they are a member."""
-    text = request.cookies.get(_named(sign_in, _SESSION), "")
+    text = cookie_in(request, sign_in, SESSION) or ""
     found = await sign_in.session(text, services.threads.sign_ins.run)
     user = found.user
     return {
@@ -199,25 +198,3 @@ def _own_page(path: str) -> str:
     if len(path) > _LONGEST_PAGE:
         raise InvalidRequest(f"next has more than {_LONGEST_PAGE} characters", param="next")
     return path
-
-
-def _named(sign_in: SigningIn, name: str) -> str:
-    """Browsers keep a cookie of this prefix only for the very host that sent it, over TLS."""
-    return f"__Host-{name}" if _secure(sign_in) else name
-
-
-def _secure(sign_in: SigningIn) -> bool:
-    """Plain HTTP is allowed on the loopback address alone, where not all browsers keep others."""
-    return sign_in.public_url.startswith("https:")
-
-
-def _set(answer: Response, sign_in: SigningIn, name: str, value: str, life_s: int) -> None:
-    answer.set_cookie(
-        _named(sign_in, name),
-        value,
-        max_age=life_s,
-        path="/",
-        secure=_secure(sign_in),
-        httponly=True,
-        samesite="lax",  # the provider sends the browser back with a link of its own site
-    )

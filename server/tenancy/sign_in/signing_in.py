@@ -11,19 +11,20 @@ from typing import Any, Protocol, TypeVar
 from adapters_store.outside_values import shown
 from server.db.audit_trail import acting_as
 from server.db.session import Database
-from server.errors import Forbidden, InvalidRequest, SignInFailed
+from server.errors import Forbidden, InvalidRequest, SignInFailed, Unauthorized
 from server.tenancy.found_key import ADMIN, OWNED
 from server.tenancy.key_book import KeyBook
 from server.tenancy.key_rows import ApiKey
-from server.tenancy.people import User
+from server.tenancy.people import Member, User
 from server.tenancy.principal import DEFAULT_OWNER, SCOPES, USUAL_SCOPES, Principal
 from server.tenancy.revisions import printable
 from server.tenancy.sign_in.group_map import GroupMap
 from server.tenancy.sign_in.identities import Identities, Person
 from server.tenancy.sign_in.pending import Goal, Pending
-from server.tenancy.sign_in.sessions import CODE_LIFE_S, Sessions, SignedIn
+from server.tenancy.sign_in.sessions import CODE_LIFE_S, Sessions, SignedIn, chosen
 
 T = TypeVar("T")
+_CONSOLE = "console"
 
 
 class Provider(Protocol):
@@ -146,23 +147,49 @@ class SigningIn:
                 param="expires_in_seconds",
             )
         printable(name, "name")
-        chosen = DEFAULT_OWNER if admin else owner
-        user, member = self._sessions.redeem(code, challenge_of(verifier), chosen)
+        wanted = DEFAULT_OWNER if admin else owner
+        user, member = self._sessions.redeem(code, challenge_of(verifier), wanted)
+        key, text = self._made(user, member, name, life, admin)
+        return user, key, text
+
+    def console_key(self, session: str, owner: str | None, admin: bool) -> str:
+        """Make the key with which the browser of this session uses the console, for as long as the
+        session lasts. The one that it had is revoked. Returns the key's text. Asks the database.
+
+        Raises:
+            Unauthorized: nobody is signed in.
+            Conflict: the user is no member of the owner, or the owner takes no key.
+            Forbidden: the user is no admin of the server.
+        """
+        found = self._sessions.find(session)
+        member = chosen(found.members, DEFAULT_OWNER if admin else owner)
+        key, text = self._made(found.user, member, _CONSOLE, max(1, found.left_s), admin)
+        try:
+            self._sessions.hold(session, key.id)
+        except Unauthorized:  # it ended just now
+            self._book.revoke(key.owner, key.id, kind=key.kind)
+            raise
+        return text
+
+    def _made(
+        self, user: User, member: Member, name: str, life_s: int, admin: bool
+    ) -> tuple[ApiKey, str]:
+        """A key of a user who has signed in, and its text. The user's roles say what it may do."""
         if admin and user.role != "admin":
-            raise Forbidden("you are no admin of this server: sign in without --admin")
-        manages = member.role == "admin"
+            raise Forbidden(
+                "you are no admin of this server: sign in for one of your owners, without --admin"
+            )
         by = Principal(member.owner, None, user.id, "member", frozenset())
         with acting_as(user.id):
-            key, text = self._book.create(
+            return self._book.create(
                 member.owner,
                 name,
                 by=by,
                 user=user.id,
-                scopes=SCOPES if manages else USUAL_SCOPES,
-                life_s=life,
+                scopes=SCOPES if member.role == "admin" else USUAL_SCOPES,
+                life_s=life_s,
                 kind=ADMIN if admin else OWNED,
             )
-        return user, key, text
 
     def give_back(self, principal: Principal) -> None:
         """Revoke the key that a request came with. Raises NotFound."""
