@@ -23,10 +23,12 @@ from server.api import ops
 from server.api.adapters import (
     adapter_endpoints,
     analysis_endpoints,
+    held_adapter_endpoints,
     model_endpoints,
     porting_endpoints,
     share_endpoints,
 )
+from server.api.adapters.adapter_census import AdapterCensus
 from server.api.app_services import Services
 from server.api.completions import chat_completion, text_completion
 from server.api.completions.delivery import StreamWaker
@@ -221,6 +223,7 @@ _ENDPOINTS = (
     *(file_endpoints, file_line_endpoints, job_endpoints, job_event_endpoints),
     *(project_endpoints, member_endpoints, service_account_endpoints, key_endpoints),
     *(user_endpoints, admin_key_endpoints, audit_endpoints, usage_endpoints, limit_use_endpoints),
+    held_adapter_endpoints,
     *(rate_limit_endpoints, sign_in_endpoints, ops),
 )
 _COUNTED = ("/v1/chat/completions", "/v1/completions")  # requests that limits and usage count
@@ -272,6 +275,7 @@ def create_app(services: Services) -> ASGIApp:
     app.state.recent_checks = RecentChecks()
     app.state.waker = waker = StreamWaker()
     app.state.event_hub = job_event_endpoints.event_hub(services)
+    app.state.census = AdapterCensus(services.adapters)
     app.state.operations = ops.Operations(services)
     # Around FastAPI and not its middleware, so that the fast path skips FastAPI's own layers.
     routes = {

@@ -87,6 +87,8 @@ SCOPES_BY_OPERATION: Final[Mapping[str, Scopes]] = {
     "GET /v1/organization/admin_api_keys/{key_id}": _ADMIN,
     "DELETE /v1/organization/admin_api_keys/{key_id}": _ADMIN,
     "GET /v1/organization/audit_logs": _ADMIN,
+    "GET /v1/organization/adapters": _ADMIN,
+    "GET /v1/organization/usage/totals": _ADMIN,
     "GET /v1/organization/usage/completions": ("usage.read",),
     "GET /v1/organization/usage/limits": ("usage.read",),
 }

@@ -71,10 +71,19 @@ class Owners:
             return Owner.from_row(find_owner(session, owner_id))
 
     def list(
-        self, *, after: str | None = None, limit: int = 20, archived: bool = False
+        self,
+        *,
+        after: str | None = None,
+        limit: int = 20,
+        archived: bool = False,
+        search: str = "",
     ) -> tuple[Sequence[Owner], bool]:
-        """A page of owners by id, and whether more follow. Raises InvalidRequest."""
+        """A page of owners by id, those whose id or name holds `search`, and whether more follow.
+        Raises InvalidRequest."""
         query = select(OwnerRow)
+        if part := folded(clean(search)):
+            held = [it.contains(part, autoescape=True) for it in (OwnerRow.id, OwnerRow.folded)]
+            query = query.where(held[0] | held[1])
         if not archived:
             query = query.where(OwnerRow.status == ACTIVE)
         behind = None if after is None else OwnerRow.id == clean(after)

@@ -59,6 +59,8 @@ _MORE_THAN_A_SCHEMA = (
     "GET /v1/organization/admin_api_keys",
     "GET /v1/organization/audit_logs",
     "GET /v1/organization/usage/completions",
+    "GET /v1/organization/usage/totals",
+    "GET /v1/organization/adapters",
 )
 
 

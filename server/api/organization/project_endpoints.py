@@ -80,12 +80,15 @@ def list_projects(
     after: After = None,
     limit: Limit = 20,
     include_archived: bool = Query(False, description="Archived ones too."),
+    search: str = Query("", max_length=256, description="Only those whose id or name holds it."),
 ) -> Document:
     """The projects by id: all for the server's admin, else the caller's own."""
     if not principal.server_admin:
         owners, more = [] if after else [services.tenants.owners.get(principal.owner)], False
         return page_document(_documents(services, owners), more)
-    found, more = services.tenants.owners.list(after=after, limit=limit, archived=include_archived)
+    found, more = services.tenants.owners.list(
+        after=after, limit=limit, archived=include_archived, search=search
+    )
     return page_document(_documents(services, found), more)
 
 

@@ -13,14 +13,14 @@ from pydantic import Field
 from adapters_store.outside_values import shown
 from server.api.app_services import CurrentPrincipal, CurrentServices
 from server.api.jobs.job_documents import Document
-from server.api.organization.access import own_projects
+from server.api.organization.access import Limit, ServerAdmin, own_projects
 from server.api.reference.answer_model import answers
-from server.api.reference.usage_answers import UsagePage
+from server.api.reference.usage_answers import ProjectTotals, UsagePage
 from server.api.threads import DatabaseRoute
 from server.api.wire import only_known_query
 from server.db.usage_rows import HOUR_S
 from server.errors import InvalidRequest
-from server.tenancy.usage.usage_book import DAY_S, Group, Place, Question, Used
+from server.tenancy.usage.usage_book import DAY_S, Group, Place, Question, Total, Used
 
 router = APIRouter(
     prefix="/v1/organization/usage",
@@ -31,6 +31,7 @@ router = APIRouter(
 
 _LATEST: Final = 2**40
 _MOST_IDS: Final = 100
+_MOST_SKIPPED: Final = 1_000_000
 _WIDTHS: Final = {"1h": HOUR_S, "1d": DAY_S}
 _BUCKETS: Final = {"1h": (24, 168), "1d": (7, 31)}  # by default, and at most
 _GROUPS: Final[dict[str, Group]] = {
@@ -107,6 +108,39 @@ def get_usage(
         "data": [_bucket(start, width, found) for start, found in by_start.items()],
         "has_more": following is not None,
         "next_page": following and f"{following.start}.{following.skipped}",
+    }
+
+
+@router.get("/totals", responses=answers(ProjectTotals))
+def get_totals(
+    services: CurrentServices,
+    _: ServerAdmin,
+    start_time: Annotated[int, Query(ge=0, le=_LATEST, description="From when, Unix seconds.")],
+    limit: Limit = 20,
+    page: Annotated[
+        int, Query(ge=0, le=_MOST_SKIPPED, description="The `next_page` of the page before.")
+    ] = 0,
+) -> Document:
+    """What each project used from then until now. Only for the server's admin."""
+    totals, more = services.tenants.usage.owners(start_time, limit, page)
+    return {
+        "object": "page",
+        "data": [_total(total) for total in totals],
+        "has_more": more,
+        "next_page": str(page + limit) if more else None,
+    }
+
+
+def _total(total: Total) -> Document:
+    return {
+        "object": "organization.usage.total",
+        "project_id": total.name,
+        "num_model_requests": total.requests,
+        "num_refused_requests": total.refusals,
+        "input_tokens": total.prompt,
+        "input_cached_tokens": total.cached,
+        "output_tokens": total.completion,
+        "training_tokens": total.training,
     }
 
 

@@ -98,4 +98,51 @@ class LimitUse(AnswerModel):
     limits: list[UsedLimit] = Field(description="Each limit.")
 
 
-USAGE_ANSWERS = AuditPage, LimitUse, UsagePage
+class ProjectTotal(AnswerModel):
+    """What a project used in all."""
+
+    object: Literal["organization.usage.total"] = Field(description=_KIND)
+    project_id: str = Field(description="The project.", examples=["team-a"])
+    num_model_requests: int = Field(description="Requests that the engine took.")
+    num_refused_requests: int = Field(description="Requests that were answered with an error.")
+    input_tokens: int = Field(description="Tokens of prompts, the cached too.")
+    input_cached_tokens: int = Field(description="Those that earlier answers had computed.")
+    output_tokens: int = Field(description="Tokens of answers.")
+    training_tokens: int = Field(description="Tokens that jobs have trained on.")
+
+
+class ProjectTotals(AnswerModel):
+    """One page of totals, those with the most requests first."""
+
+    object: Literal["page"] = Field(description=_KIND)
+    data: list[ProjectTotal] = Field(description="The totals.")
+    has_more: bool = Field(description="There is a next page.")
+    next_page: str | None = Field(description="Send it as `page`.")
+
+
+class HeldAdapter(AnswerModel):
+    """An adapter, with its bytes and what it was used for, by whomever."""
+
+    object: Literal["organization.adapter"] = Field(description=_KIND)
+    project_id: str = Field(description="Whose it is.", examples=["team-a"])
+    name: str = Field(description="Its name.", examples=["pirate"])
+    bytes: int | None = Field(
+        description="All its versions together. Null: it was not counted, or is gone."
+    )
+    num_model_requests: int = Field(description="Requests that the engine took.")
+    input_tokens: int = Field(description="Tokens of prompts.")
+    output_tokens: int = Field(description="Tokens of answers.")
+    training_tokens: int = Field(description="Tokens that jobs have trained it on.")
+
+
+class HeldAdapters(AnswerModel):
+    """The largest or the busiest adapters."""
+
+    object: Literal["list"] = Field(description=_KIND)
+    data: list[HeldAdapter] = Field(description="The adapters.")
+    counted_at: int | None = Field(description="When bytes were counted. Null: not yet.")
+    adapters: int | None = Field(description="How many adapters all projects have.")
+    bytes: int | None = Field(description="The bytes of all adapters.")
+
+
+USAGE_ANSWERS = AuditPage, LimitUse, UsagePage, ProjectTotals, HeldAdapters

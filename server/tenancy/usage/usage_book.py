@@ -6,12 +6,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
-from sqlalchemy import Select, delete, func, literal, select
-from sqlalchemy.orm import Session
+from sqlalchemy import ColumnElement, Select, case, delete, func, literal, select
+from sqlalchemy.orm import InstrumentedAttribute, Session
 
 from server.db.session import Database
 from server.db.tenancy_tables import UsageRow, UsageWriterRow
-from server.db.usage_rows import COUNTS, UsageKey, add_usage
+from server.db.usage_rows import COUNTS, HOUR_S, UsageKey, add_usage
 from server.errors import InvalidRequest
 from server.tenancy.owners import clean
 from server.tenancy.repeating import repeating
@@ -64,6 +64,19 @@ class Used:
     user: str | None
     key: str | None
     model: str | None
+    requests: int
+    refusals: int
+    prompt: int
+    cached: int
+    completion: int
+    training: int
+
+
+@dataclass(frozen=True)
+class Total:
+    """What was used in all under one name, of an owner or, as OWNER/NAME, of an adapter."""
+
+    name: str
     requests: int
     refusals: int
     prompt: int
@@ -139,6 +152,45 @@ class UsageBook:
         query = query.group_by(*groups).order_by(tokens.desc(), work.desc(), *groups).limit(most)
         with self._database.reading() as session:
             return [_used(row, question.group_by) for row in session.execute(query)]
+
+    def owners(self, since: int, most: int, skipped: int = 0) -> tuple[Sequence[Total], bool]:
+        """What each owner used since then, those with the most requests first; and whether more
+        follow."""
+        return self._totals(UsageRow.owner, since, most, skipped)
+
+    def adapters(
+        self, since: int, most: int, base: str, names: Sequence[str] | None = None
+    ) -> Sequence[Total]:
+        """What was used of each adapter since then, whoever used it; with `names` of these alone.
+        `base` is the base's id, which is no adapter."""
+        # Whoever uses another's adapter counts it as OWNER/NAME, its owner as NAME.
+        whole = case(
+            (UsageRow.model.contains("/"), UsageRow.model),
+            else_=UsageRow.owner + "/" + UsageRow.model,
+        )
+        of_adapters = [UsageRow.model.not_in(("", base))]
+        of_adapters += [] if names is None else [whole.in_(names)]
+        return self._totals(whole, since, most, 0, *of_adapters)[0]
+
+    def _totals(
+        self,
+        name: ColumnElement[str] | InstrumentedAttribute[str],
+        since: int,
+        most: int,
+        skipped: int,
+        *conditions: ColumnElement[bool],
+    ) -> tuple[Sequence[Total], bool]:
+        with self._database.reading() as session:
+            folded = since < _horizon(int(self._database.now(session)))
+            width = DAY_S if folded else HOUR_S
+            sums = [func.sum(getattr(UsageRow, count)) for count in COUNTS]
+            whole = name.label("whole")
+            query: Any = select(whole, *sums).where(UsageRow.start >= since // width * width)
+            query = query.where(*conditions).group_by(whole)
+            order = [it.desc() for it in (sums[0], sums[4], sums[5])]
+            query = query.order_by(*order, whole).offset(skipped).limit(most + 1)
+            rows = session.execute(query).all()
+        return [Total(row[0], *map(int, row[1:])) for row in rows[:most]], len(rows) > most
 
     def fold(self) -> int:
         """Put old hours into their days, some days at a time, and forget writers that are gone.

@@ -129,6 +129,8 @@ MATRIX: dict[str, Row] = {
     f"GET {_ALL}/audit_logs": Row(ADMINS, f"{_ALL}/audit_logs"),
     f"GET {_ALL}/usage/completions": Row(KEY, f"{_ALL}/usage/completions?start_time=1700000000"),
     f"GET {_ALL}/usage/limits": Row(KEY, f"{_ALL}/usage/limits"),
+    f"GET {_ALL}/usage/totals": Row(SERVER, f"{_ALL}/usage/totals?start_time=1700000000"),
+    f"GET {_ALL}/adapters": Row(SERVER, f"{_ALL}/adapters"),
     f"GET {_ALL}/users": Row(SERVER, f"{_ALL}/users"),
     f"GET {_ALL}/users/{{user_id}}": Row(SERVER, f"{_ALL}/users/<user>"),
     f"POST {_ALL}/users/{{user_id}}": Row(SERVER, f"{_ALL}/users/<user>", {"role": "owner"}),
