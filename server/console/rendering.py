@@ -113,10 +113,12 @@ def span(seconds: float) -> str:
 
 
 def ago(at: float | None) -> str:
-    """How long ago a Unix time was."""
+    """How long ago a Unix time was, or in how long it is."""
     if at is None:
         return "never"
     seconds = time.time() - at
+    if seconds <= -5:
+        return f"in {span(-seconds).split(' ', 2)[0]} {_unit(-seconds)}"
     return "just now" if seconds < 5 else f"{span(seconds).split(' ', 2)[0]} {_unit(seconds)} ago"
 
 

@@ -17,12 +17,25 @@ from server.console.pages import (
     sign_in_page,
     usage_page,
 )
+from server.console.pages.admin import (
+    admin_keys_page,
+    all_adapters_page,
+    all_usage_page,
+    audit_page,
+    owner_page,
+    owners_page,
+    what_runs_page,
+)
+from server.console.pages.keys import keys_page, members_page, programs_page
 from server.console.rendering import STATIC, CurrentPage
 from server.errors import NotFound
 
 _PAGES = (
     *(home_page, sign_in_page, data_page, data_check_page, jobs_page, job_page, compare_page),
     *(adapters_page, adapter_page, usage_page),
+    *(what_runs_page, owners_page, owner_page, all_usage_page, all_adapters_page),
+    *(audit_page, admin_keys_page),
+    *(members_page, programs_page, keys_page),  # last the one whose ids take the others' paths
 )
 
 

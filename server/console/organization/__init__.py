@@ -1,0 +1,1 @@
+"""What the pages of keys, members and owners share."""
