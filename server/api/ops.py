@@ -79,6 +79,13 @@ class Operations:
         good = all(state["alive"] for state in states)
         return {"status": "ok" if good else "degraded", **told}
 
+    async def readiness(self) -> dict[str, object]:
+        """The document of /ready."""
+        counts = await self.counts.within(_PATIENCE_S, None)
+        checks = {"engine": self.services.engine.alive, "database": counts is not None}
+        status = "ready" if all(checks.values()) else "not ready"
+        return {"status": status, "checks": checks, "model": self.services.base.id}
+
 
 def _also_503(model: type[AnswerModel]) -> Responses:
     """The same document is the answer when all is well and when it is not."""
@@ -102,15 +109,8 @@ async def health(request: Request) -> JSONResponse:
 @router.get("/ready", responses=_also_503(Ready))
 async def ready(request: Request) -> JSONResponse:
     """Whether a request would be answered now: 200, or 503 with what is missing."""
-    operations = operations_of(request)
-    services = operations.services
-    counts = await operations.counts.within(_PATIENCE_S, None)
-    checks = {"engine": services.engine.alive, "database": counts is not None}
-    good = all(checks.values())
-    return JSONResponse(
-        {"status": "ready" if good else "not ready", "checks": checks, "model": services.base.id},
-        200 if good else 503,
-    )
+    told = await operations_of(request).readiness()
+    return JSONResponse(told, 200 if told["status"] == "ready" else 503)
 
 
 @router.get(

@@ -139,8 +139,8 @@ def _named_here(request: Request) -> bool:
 
 
 def _exchange(scope: Scope, key: str | None) -> None:
-    """Put the cookie's key where the API looks for one. A page sends none itself. The API never sees
-    a cookie; pages need that of a provider's sign-in."""
+    """Put the cookie's key where the API looks for one; a page sends none itself. The API sees no
+    cookie, and pages need that of a provider's sign-in."""
     api = scope["path"].startswith(_API)
     dropped = (b"authorization", b"cookie") if api else (b"authorization",)
     scope["headers"] = [it for it in scope["headers"] if it[0] not in dropped]

@@ -3,12 +3,14 @@
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 from server.api.adapters.adapter_census import Census
 from server.api.app_services import Services
+from server.api.organization.limit_use_endpoints import get_limit_use
 from server.db.owner_limits import Limits
 from server.tenancy.owners import Owner
+from server.tenancy.principal import Principal
 from server.tenancy.usage.usage_book import DAY_S, Place, Question
 
 _DAYS: Final = 30
@@ -29,9 +31,12 @@ class OwnerUse:
     largest: Sequence[tuple[str, int]]
 
 
-def owner_use(services: Services, owner: str, counted: Census | None, most: int) -> OwnerUse:
+def owner_use(
+    services: Services, admin: Principal, owner: str, counted: Census | None, most: int
+) -> OwnerUse:
     """Asks the database. Raises NotFound."""
     found = services.tenants.owners.get(owner)
+    told: Any = get_limit_use(services, admin, owner)
     end = int(time.time()) + 1
     first = end // DAY_S * DAY_S - (_DAYS - 1) * DAY_S
     question = Question(first, end, DAY_S, owners=[owner])
@@ -49,10 +54,7 @@ def owner_use(services: Services, owner: str, counted: Census | None, most: int)
     return OwnerUse(
         owner=found,
         limits=services.tenants.limits.get(owner),
-        used={
-            "adapters": len(services.adapters.names(owner)),
-            "files": services.files.count_of(owner),
-        },
+        used={it["name"]: it["used"] for it in told["limits"]},
         days=[0 if row is None else row.requests for row in days],
         windows=windows,
         adapter_bytes=held,

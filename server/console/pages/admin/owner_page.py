@@ -35,11 +35,11 @@ async def owner_page(
     page: CurrentPage,
     services: CurrentServices,
     census: CurrentCensus,
-    _: ServerAdminOnly,
+    admin: ServerAdminOnly,
 ) -> HTMLResponse:
     """What an owner may use and uses."""
     counted = await census.last()
-    use = await services.threads.reading.run(owner_use, services, owner, counted, _SHOWN)
+    use = await services.threads.reading.run(owner_use, services, admin, owner, counted, _SHOWN)
     return page.show(
         "owner.html",
         use=use,

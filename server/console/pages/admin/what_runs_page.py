@@ -1,12 +1,11 @@
 """/console/admin: what of the server runs, and what was started again."""
 
 import asyncio
-from typing import cast
 
 from fastapi import APIRouter
 from fastapi.responses import HTMLResponse
 
-from server.api.ops import Operations, health_document, readiness
+from server.api.ops import operations_of
 from server.console.organization.managed import ServerAdminOnly
 from server.console.page_route import PageRoute
 from server.console.rendering import CurrentPage, Page
@@ -27,8 +26,6 @@ async def state(page: CurrentPage, _: ServerAdminOnly) -> HTMLResponse:
 
 
 async def _shown(page: Page, template: str) -> HTMLResponse:
-    operations = cast(Operations, page.request.app.state.operations)
-    (health, _), (ready, _) = await asyncio.gather(
-        health_document(operations), readiness(operations)
-    )
+    operations = operations_of(page.request)
+    health, ready = await asyncio.gather(operations.health(), operations.readiness())
     return page.show(template, health=health, ready=ready)
