@@ -80,7 +80,7 @@ def taken(page: Page, address: str, out: Path) -> None:
     """Take the picture of a page once it has settled; of Compare, with its answers."""
     page.goto(address)
     if out.stem == "compare":
-        page.get_by_role("button", name="Ask", exact=True).click()
+        page.locator("#send").click()
         page.wait_for_timeout(15_000)
     page.wait_for_timeout(3_000)
     page.screenshot(path=out)
@@ -114,8 +114,10 @@ def serving(model: str) -> Iterator[str]:
             [*command, "--home", f"{folder}/home"], env=variables, stdout=subprocess.PIPE, text=True
         ) as process:
             assert process.stdout is not None
-            yield process.stdout.readline().removeprefix("serving at ").strip()
-            process.terminate()
+            try:
+                yield process.stdout.readline().removeprefix("serving at ").strip()
+            finally:
+                process.terminate()
 
 
 if __name__ == "__main__":
