@@ -250,7 +250,7 @@ def http_api(*, keyed: bool = True) -> FastAPI:
 
     @app.get("/", include_in_schema=False)
     async def root() -> RedirectResponse:
-        return RedirectResponse("docs")
+        return RedirectResponse("console")
 
     add_console(app)
 

@@ -42,7 +42,7 @@ def test_the_pages_need_no_key(keyed: Running, path: str, method: str) -> None:
 
 def test_the_root_leads_to_the_page(server: Running) -> None:
     answer = httpx.get(server.url + "/")
-    assert (answer.status_code, answer.headers["location"]) == (307, "docs")
+    assert (answer.status_code, answer.headers["location"]) == (307, "console")
 
 
 def test_the_page_asks_for_a_key_where_one_is_set(serve: Serve) -> None:

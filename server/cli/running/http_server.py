@@ -96,7 +96,7 @@ def _serve(
     host, port = listener.getsockname()[:2]
     shown = f"[{host}]" if ":" in host else host
     drain = partial(stop, settings.drain_timeout_s)
-    _Server(config, drain, f"serving at http://{shown}:{port}").run(sockets=[listener])
+    _Server(config, drain, f"http://{shown}:{port}").run(sockets=[listener])
 
 
 def _allow_connections(most: int) -> int:
@@ -118,14 +118,15 @@ def _allow_connections(most: int) -> int:
 class _Server(uvicorn.Server):
     """uvicorn that prints when it listens and stops the engine while it waits for answers."""
 
-    def __init__(self, config: uvicorn.Config, stop: Callable[[], None], greeting: str) -> None:
+    def __init__(self, config: uvicorn.Config, stop: Callable[[], None], address: str) -> None:
         super().__init__(config)
         self._stop = stop
-        self._greeting = greeting
+        self._address = address
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
-        print(self._greeting, flush=True)
+        say(f"the console is at {self._address}/console")
+        print(f"serving at {self._address}", flush=True)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         say("stopping: running requests may finish")
