@@ -12,6 +12,7 @@ from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Final, cast
+from urllib.parse import urlsplit
 
 from fastapi import Depends, Request
 from fastapi.responses import HTMLResponse, Response
@@ -207,7 +208,11 @@ class Page:
     def go_to(self, path: str) -> Response:
         """Lead the browser to another page after a form."""
         if self.partial:
-            return Response(status_code=204, headers={"hx-redirect": path})
+            here = urlsplit(self.request.headers.get("hx-current-url", "")).path
+            same = here != "" and urlsplit(path).path == here
+            # Another fragment of the same page would not load it again.
+            headers = {"hx-refresh": "true"} if same else {"hx-redirect": path}
+            return Response(status_code=204, headers=headers)
         return Response(status_code=303, headers={"location": path})
 
 
