@@ -106,7 +106,7 @@ async def copy_without_bad_lines(services: Services, owner: str, file: StoredFil
     """Store the good lines of a file as a new one.
 
     Raises:
-        Conflict: all lines are good, or more are bad than are listed.
+        Conflict: all lines are good or all are bad, or more are bad than are listed.
     """
     result = await dry_run(services, owner, file.id, TrainingChoices())
     bad = {problem["line"] for problem in result["problems"]}
@@ -119,7 +119,11 @@ async def copy_without_bad_lines(services: Services, owner: str, file: StoredFil
         )
     with tempfile.SpooledTemporaryFile(_MOST_IN_MEMORY) as spooled:
         good = cast(BinaryIO, spooled)
-        await services.threads.file_checks.run(_copy, services, owner, file.id, bad, good)
+        kept = await services.threads.file_checks.run(_copy, services, owner, file.id, bad, good)
+        if not kept:
+            raise Conflict(
+                "every line of this file is bad, so nothing would be left: mend the file"
+            )
         good.seek(0)
         name = PurePath(file.filename)
         new = f"{name.stem[:_LONGEST_STEM]}-good{name.suffix[:_LONGEST_ENDING]}"
@@ -127,8 +131,11 @@ async def copy_without_bad_lines(services: Services, owner: str, file: StoredFil
         return await services.threads.writing.run(create, owner, new, file.purpose, good)
 
 
-def _copy(services: Services, owner: str, file_id: str, bad: set[int], target: BinaryIO) -> None:
+def _copy(services: Services, owner: str, file_id: str, bad: set[int], target: BinaryIO) -> int:
+    kept = 0
     with services.files.verified(owner, file_id) as file:
         for number, line in enumerate(lines_of(file), start=1):
             if number not in bad:
                 target.write(line)
+                kept += bool(line.strip())
+    return kept

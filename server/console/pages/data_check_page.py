@@ -31,6 +31,7 @@ _TRAINS: Final = [Depends(needs("jobs"))]
 _LISTED: Final = 20  # problems of a page
 _LONGEST_TEXT: Final = 160  # characters of a bad line in the list
 _LINES: Final = 3
+_COUNTED: Final = 16 * 2**20  # bytes: of larger files it is not known whether all lines are bad
 _FOUND: Final[dict[str, Any]] = {"appraisal": None, "problems": [], "problem_count": 0}
 
 
@@ -60,6 +61,7 @@ async def check(
     except VerandahError as error:
         refused = services.describe(error)
     problems = found["problems"]
+    whole = await services.threads.reading.run(services.files.lines, file, _COUNTED)
     pages = max(1, -(-len(problems) // _LISTED))
     at = min(at, pages)
     files = {"training_file": file.id, "validation_file": choices.validation_file}
@@ -77,7 +79,8 @@ async def check(
         at=at,
         pages=pages,
         listed=len(problems),
-        can_copy=found["problem_count"] == len(problems) and all(it["line"] for it in problems),
+        can_copy=len(problems) == found["problem_count"] != whole
+        and all(it["line"] for it in problems),
         curl=choices.as_curl(url, file.id, services.base.id, keyed=keyed),
         python=choices.as_python(url, file.id, services.base.id, keyed=keyed),
     )

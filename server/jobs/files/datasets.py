@@ -106,7 +106,8 @@ def validate(
         problems = sorted([*problems, *others], key=lambda problem: problem.line or 0)
         raise InvalidDataset(problem_summary(problems, bad), problems, param=param, count=bad)
     if len(records) < min_examples:
-        few = f"the file has {len(records)} examples; at least {min_examples} are needed"
+        counted = "1 example" if len(records) == 1 else f"{len(records)} examples"
+        few = f"the file has {counted}; at least {min_examples} are needed"
         raise InvalidDataset(few, [LineProblem(None, few, param)], param=param)
     return good
 

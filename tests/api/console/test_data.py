@@ -156,7 +156,7 @@ class TestCheck:
 
     def test_too_few_lines_are_told_in_words(self, me: httpx.Client) -> None:
         shown = part(me, f"{send(me, GOOD[0])}/check")
-        assert "the file has 1 examples; at least 10 are needed" in shown
+        assert "the file has 1 example; at least 10 are needed" in shown
         assert "as a new file" not in shown
 
     @pytest.mark.parametrize(
