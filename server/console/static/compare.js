@@ -40,6 +40,7 @@
     $("picker").hidden = turns.length > 0 || columns.length >= most;
     $("picker-closed").hidden = turns.length === 0;
     showFound();
+    keepAddress();
   }
 
   function chip(column) {
@@ -270,6 +271,12 @@
     if ($("system").value.trim()) query.set("system", $("system").value.trim());
     for (const name of settings) if ($(name).value !== "") query.set(name, $(name).value);
     return `${location.origin}${location.pathname}?${query}`;
+  }
+
+  // Once something was chosen or asked, loading the page again finds the same models and question.
+  function keepAddress() {
+    const link = linkOfPage();
+    if (document.readyState === "complete" && link.length <= LONGEST_LINK) history.replaceState(null, "", link);
   }
 
   $("copy-link").addEventListener("click", (event) => { // before console.js, which copies
