@@ -22,7 +22,7 @@ class ComparedRow:
 def differing_options(jobs: Sequence[JobProgress], files: Sequence[str]) -> Sequence[ComparedRow]:
     """What was asked of them that is not the same in all. `files` are the names of their files."""
     options = [
-        {"base or adapter": it.job.model, "training file": file} | option_values(it.job)
+        {"Base or adapter": it.job.model, "Training file": file} | option_values(it.job)
         for it, file in zip(jobs, files, strict=True)
     ]
     names = dict.fromkeys(name for one in options for name in one)
@@ -41,17 +41,17 @@ def final_figures(jobs: Sequence[JobProgress]) -> Sequence[ComparedRow]:
 
     found = [it.job.evaluation for it in jobs]
     return [
-        row("held-out loss of the base", *(_loss(it.base_loss if it else None) for it in found)),
+        row("Held-out loss of the base", *(_loss(it.base_loss if it else None) for it in found)),
         row(
-            "held-out loss of the adapter",
+            "Held-out loss of the adapter",
             *(_loss(it.adapter_loss if it else None) for it in found),
         ),
-        row("verdict", *((it and it.verdict) or _NONE for it in found)),
-        row("best step", *(str(it.step) if it and it.step else _NONE for it in found)),
-        row("steps", *(f"{it.step} of {it.steps}" if it.steps else _NONE for it in jobs)),
-        row("last training loss", *(_loss(it.loss) for it in jobs)),
-        row("trained tokens", *(count(it.job.trained_tokens or 0) for it in jobs)),
-        row("time", *(_NONE if it.elapsed is None else span(it.elapsed) for it in jobs)),
+        row("Verdict", *((it and it.verdict) or _NONE for it in found)),
+        row("Best step", *(str(it.step) if it and it.step else _NONE for it in found)),
+        row("Steps", *(f"{it.step} of {it.steps}" if it.steps else _NONE for it in jobs)),
+        row("Last training loss", *(_loss(it.loss) for it in jobs)),
+        row("Trained tokens", *(count(it.job.trained_tokens or 0) for it in jobs)),
+        row("Time", *(_NONE if it.elapsed is None else span(it.elapsed) for it in jobs)),
     ]
 
 

@@ -15,8 +15,8 @@ _WORDS: Final = {
     "adapters": "Adapters",
     "files": "Files",
     "stored_bytes": "Bytes of files and adapters",
-    "running_jobs": "Jobs that train at once",
-    "waiting_jobs": "Jobs that wait",
+    "running_jobs": "Jobs that train",
+    "waiting_jobs": "Jobs that wait or are paused",
     "training_tokens_a_day": "Training tokens a day",
     "weight": "Weight",
 }

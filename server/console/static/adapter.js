@@ -80,7 +80,7 @@
 
   function show(document) {
     results.hidden = false;
-    const share = document.relative_norm === null ? "" : `All updates together are ${short(percent(document.relative_norm))} % of the weights that they change. `;
+    const share = document.relative_norm === null ? "" : `All updates together are ${short(percent(document.relative_norm))}% of the weights that they change. `;
     part(results, "summary").textContent = `${share}${document.trained_parameters.toLocaleString("en")} numbers were trained, in ${document.layers.length} linear layers.`;
     chosen(results, document.layers, figures(document), (linear) => spectrum(linear));
   }
@@ -102,7 +102,7 @@
     const trained = [...new Set(document.layers.flatMap((it) => Object.keys(it.trained)))];
     const known = trained.filter((name) => document.layers.some((it) => (it.trained[name]?.moved ?? null) !== null));
     return [
-      { title: "How large the update is, beside the weight", unit: " %", value: (it) => percent(it.relative_norm) },
+      { title: "How large the update is, beside the weight", unit: "%", value: (it) => percent(it.relative_norm) },
       { title: "Size of the update", unit: "", value: (it) => it.norm },
       { title: "What it does to the input that it changes most", unit: "", value: (it) => it.spectral_norm },
       { title: "How many directions matter (stable rank)", unit: "", value: (it) => it.stable_rank },
@@ -119,14 +119,14 @@
     let sum = 0, most = 0;
     while (most < values.length && sum < 0.8 * total) sum += values[most++] ** 2;
     const share = total ? Math.round((100 * sum) / total) : 0;
-    const told = total ? `Its ${most === 1 ? "largest direction makes" : `${most} largest directions make`} ${share} % of the change. ` : "It changes nothing here. ";
+    const told = total ? `Its ${most === 1 ? "largest direction makes" : `${most} largest directions make`} ${share}% of the change. ` : "It changes nothing here. ";
     const chart = Drawing.bars(values, `Singular values of ${linear.path}, falling from ${short(values[0] ?? 0)}`, box.clientWidth);
     box.replaceChildren(
       html("h3", {}, linear.path),
       html("p", { class: "quiet" }, `${told}Each bar is a direction, as large as the update is in it (its singular value${values.length < Math.min(...linear.shape) ? `; the largest ${values.length}` : ""}).`),
       Drawing.scrolling(chart, "Singular values"),
       facts([
-        ["Shape", linear.shape.join(" × ")], ["Beside the weight", linear.relative_norm === null ? "–" : `${short(percent(linear.relative_norm))} %`],
+        ["Shape", linear.shape.join(" × ")], ["Beside the weight", linear.relative_norm === null ? "–" : `${short(percent(linear.relative_norm))}%`],
         ["Stable rank", short(linear.stable_rank)], ["Effective rank", short(linear.effective_rank)],
         ...Object.entries(linear.trained).map(([name, it]) => [`${name} moved`, it.moved === null ? "not known" : short(it.moved)]),
       ]),

@@ -8,8 +8,8 @@ const cut = (text, most) => (text.length > most ? `${text.slice(0, most)} …` :
 
 const percent = (logprob) => {
   const share = 100 * Math.exp(logprob);
-  if (share < 0.1) return "< 0.1 %";
-  return share > 99.9 ? "> 99.9 %" : `${share.toFixed(1)} %`;
+  if (share < 0.1) return "< 0.1%";
+  return share > 99.9 ? "> 99.9%" : `${share.toFixed(1)}%`;
 };
 
 /** A token as one can see it: blanks and line ends too. */

@@ -48,12 +48,7 @@
     setTimeout(() => { button.textContent = before; }, 2000);
   }
 
-  // Parts that a page asks for again and again: not while nobody looks, and each problem once.
-  document.addEventListener("htmx:before:request", (event) => {
-    const trigger = event.detail.ctx.sourceElement.getAttribute("hx-trigger") ?? "";
-    if (document.hidden && trigger.includes("every")) event.preventDefault();
-  });
-
+  // Each problem is told once.
   document.addEventListener("htmx:error", () => tell("The server does not answer. This page goes on once it is back."));
   document.addEventListener("htmx:after:swap", (event) => {
     if (event.target.id !== "notices") tell("");

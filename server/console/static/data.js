@@ -67,7 +67,7 @@
         if (!event.lengthComputable) return;
         bar.value = event.loaded / event.total;
         told.textContent = event.loaded < event.total
-          ? `${Math.floor(100 * bar.value)} % of ${size(event.total)}` : "The server stores it…";
+          ? `${Math.floor(100 * bar.value)}% of ${size(event.total)}` : "The server stores it…";
       });
       request.addEventListener("load", () => {
         if (request.status === 200) {
@@ -115,6 +115,7 @@
       const chosen = new DataTransfer();
       chosen.items.add(new File([await answer.blob()], "sample.jsonl", { type: "application/jsonl" }));
       input.files = chosen.files;
+      form.querySelector("[data-title]").textContent = "The sample is chosen: 56 answers of a pirate";
       send.textContent = "Add the sample";
       send.hidden = false;
       send.focus();

@@ -28,6 +28,7 @@
       drawn = false;
       const all = [...points.values()].sort((a, b) => a.step - b.step);
       const column = (name) => all.map((it) => it[name] ?? null);
+      document.getElementById("no-steps").hidden = all.length > 0 || ended;
       const steps = column("step"), train = column("train_loss"), { base, start } = state().dataset;
       const level = (known) => steps.map(() => (known === "" ? null : Number(known)));
       const levels = job.continues ? [level(base), level(start)] : [level(base)];

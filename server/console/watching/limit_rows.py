@@ -7,15 +7,15 @@ from typing import Any, Final
 from server.console.rendering import count, size
 
 _LABELS: Final = {
-    "requests_a_minute": "Requests in a minute",
-    "tokens_a_minute": "Tokens in a minute",
+    "requests_a_minute": "Requests a minute",
+    "tokens_a_minute": "Tokens a minute",
     "requests_at_once": "Requests at once",
     "adapters": "Adapters",
     "files": "Files",
     "stored_bytes": "Bytes of files and adapters",
     "running_jobs": "Jobs that train",
     "waiting_jobs": "Jobs that wait or are paused",
-    "training_tokens_a_day": "Training tokens in a day",
+    "training_tokens_a_day": "Training tokens a day",
 }
 _NEARLY: Final = 0.8
 

@@ -118,7 +118,7 @@ def test_an_owner_sees_its_own_and_general_facts(
         ),
         (["usage.read"], ["Requests a second"], ["Adapters stored", "Training now"]),
         (["jobs"], ["Training now"], ["Requests a second", "Adapters stored"]),
-        (["files"], ["Check it on the Data page"], ["Training now", "Requests a second"]),
+        (["files"], ["Try the sample"], ["Training now", "Requests a second"]),
     ],
 )
 def test_what_a_key_may_not_see_is_not_there(

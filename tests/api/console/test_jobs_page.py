@@ -99,7 +99,7 @@ def test_the_list_has_pages_and_filters(server: Running) -> None:
 def test_a_running_job(server: Running) -> None:
     job = run(server.services, suffix="poet", metadata={"team": "red"}, seed=7)
     page = server.http.get(f"/console/jobs/{job.id}").text
-    assert "of 10, 30 %" in page
+    assert "of 10, 30%" in page
     assert f'hx-get="/console/jobs/{job.id}" hx-trigger="every 2s' in page
     assert 'data-base="3.5"' in page
     told = json.loads(html.unescape(re.search(r"data-job='([^']+)'", page)[1]))  # type: ignore[index]
@@ -215,7 +215,7 @@ def test_compared_jobs_show_what_differs(server: Running) -> None:
     server.services.jobs.record_plan(two, {"learning_rate": 0.0666666, "rank": 8})
     path = f"/console/jobs/compare?job={one.id}&job={two.id}&job={one.id}"
     page = server.http.get(path).text
-    assert "2 jobs over one another" in page
+    assert "Compare 2 jobs" in page
     told = json.loads(html.unescape(re.search(r"data-jobs='([^']+)'", page)[1]))  # type: ignore[index]
     assert [(it["id"], it["ended"]) for it in told] == [(one.id, True), (two.id, False)]
     assert "0.06667" in page

@@ -50,7 +50,7 @@ def test_what_it_changed_can_be_seen_and_read_by_keyboard(open_page: OpenPage, t
     analysed(page)
     cells = page.locator("#changed [data-results] > [data-map] .cell[role=button]")
     assert cells.count() == 63
-    assert re.match(r"layer \d, \w+: [\d.]+ %", cells.first.get_attribute("aria-label") or "")
+    assert re.match(r"layer \d, \w+: [\d.]+%", cells.first.get_attribute("aria-label") or "")
     assert page.locator("#changed .cell[tabindex='0']").count() == 1, "one stop for the tab key"
     cells.first.click()
     expect(page.locator("[data-spectrum] h3")).to_have_text("model.layers.0.self_attn.q_proj")

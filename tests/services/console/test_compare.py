@@ -99,7 +99,7 @@ def test_where_answers_part_is_marked_and_each_token_tells_its_chance(open_page:
     base.locator(".token").nth(2).hover()
     expect(likely).to_be_visible()
     expect(likely.locator("meter")).to_have_count(5)
-    shares = [float(it) for it in re.findall(r"([\d.]+) %", likely.locator("tbody").inner_text())]
+    shares = [float(it) for it in re.findall(r"([\d.]+)%", likely.locator("tbody").inner_text())]
     assert shares == sorted(shares, reverse=True) and sum(shares) <= 100.5
     page.keyboard.press("Escape")
     expect(likely).to_be_hidden()

@@ -223,7 +223,7 @@ def test_the_result_a_checkpoint_is_asked_and_jobs_are_compared(
     for job in jobs:
         page.locator(f"#pick-{job}").check()
     page.get_by_role("button", name="Compare the chosen ones").click()
-    expect(page.get_by_role("heading", name="2 jobs over one another")).to_be_visible()
+    expect(page.get_by_role("heading", name="Compare 2 jobs")).to_be_visible()
     compared = page.locator("#compared")
     until(page, lambda: int(compared.get_attribute("data-points") or 0) > 6)
     expect(page.get_by_role("region", name="What differs")).to_contain_text("learning_rate")
