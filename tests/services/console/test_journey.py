@@ -213,7 +213,7 @@ def test_the_whole_navigation_is_seen_on_a_phone(open_page: OpenPage, empty: Con
         for link in page.get_by_role("navigation").get_by_role("link").all():
             box = link.bounding_box()
             assert box is not None
-            assert 0 <= box["x"] and box["x"] + box["width"] <= PHONE[0], link.inner_text()
+            assert box["x"] >= 0 and box["x"] + box["width"] <= PHONE[0], link.inner_text()
 
 
 def test_every_link_leads_somewhere(empty: Console) -> None:
