@@ -1,6 +1,7 @@
 """A server with one of each thing that pages show, and the addresses of all pages about them."""
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 
@@ -86,9 +87,9 @@ def filled(url: str) -> Things:
     with Client(url) as client, httpx.Client(base_url=url, timeout=60) as http:
         file = client.upload(EXAMPLE).id
 
-        def train(name: str, options: dict[str, float], **more: str) -> str:
+        def train(name: str, options: Mapping[str, float], **more: str) -> str:
             body = {"model": "base", "training_file": file, "suffix": name}
-            answer = http.post("/v1/fine_tuning/jobs", json=body | {"verandah": options | more})
+            answer = http.post("/v1/fine_tuning/jobs", json=body | {"verandah": {**options, **more}})
             assert answer.is_success, answer.text
             return str(answer.json()["id"])
 

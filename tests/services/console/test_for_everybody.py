@@ -94,7 +94,7 @@ def test_nothing_moves_for_whoever_wants_it_so(chromium: Browser, console: Conso
     """The dot of what is live pulses, for others."""
     moving = {}
     for wish in ("no-preference", "reduce"):
-        page = chromium.new_page(reduced_motion=wish)  # type: ignore[arg-type]
+        page = chromium.new_page(reduced_motion=wish)
         page.goto(f"{console.url}/console/compare?prompt=Tell+me+a+story.&max_tokens=400")
         page.click("#send")
         expect(page.locator(".state.live")).to_be_visible()
