@@ -89,7 +89,8 @@ def filled(url: str) -> Things:
 
         def train(name: str, options: Mapping[str, float], **more: str) -> str:
             body = {"model": "base", "training_file": file, "suffix": name}
-            answer = http.post("/v1/fine_tuning/jobs", json=body | {"verandah": {**options, **more}})
+            own = {"verandah": {**options, **more}}
+            answer = http.post("/v1/fine_tuning/jobs", json=body | own)
             assert answer.is_success, answer.text
             return str(answer.json()["id"])
 

@@ -64,7 +64,8 @@ def test_states_and_curves_show_in_few_colours(
     page.goto(f"{console.url}/console/usage?by=model")
     swatches = page.locator(".swatch")
     expect(swatches.first).to_be_visible()
-    assert len(colours(swatches)) == swatches.count() > 1
+    kinds: list[str] = swatches.evaluate_all("all => all.map((it) => it.className)")
+    assert len(colours(swatches)) == len(set(kinds)) > 1
     one, other = (page.locator(f".segments a{it}").first for it in ("[aria-current]", ""))
     assert one.evaluate(SHOWN) != other.evaluate(SHOWN)
 
@@ -172,6 +173,21 @@ def test_the_focus_stays_near_what_was_pressed(
     press(page.get_by_role("button", name="Unpin @1"))
     expect(page.get_by_role("button", name="Pin @1", exact=True)).to_be_visible()
     assert focused_within(page, "#place")
+
+
+@pytest.mark.parametrize("path", ["/admin", "/jobs/{paused_job}", "/adapters/every-page"])
+def test_the_focus_stays_where_a_page_renews_itself(
+    open_page: OpenPage, things: Things, path: str
+) -> None:
+    page = open_page("/console" + things.path(path))
+    part = page.locator("#state, #job-state, #place").first
+    stop = part.locator("[tabindex='0'], button").first
+    stop.focus()
+    again = re.compile("/admin/state$|/jobs/ftjob-[^/]+$|/-/place/")
+    with page.expect_response(again):
+        pass
+    page.wait_for_timeout(200)
+    expect(stop).to_be_focused()
 
 
 def focused_within(page: Page, selector: str) -> bool:
