@@ -5,11 +5,11 @@
 (() => {
   const PLACE_MS = 4000;
 
-  // Where it is in memory: asked for while somebody may look, and not from under their keyboard.
+  // Where it is in memory: asked for while somebody may look.
   const place = document.getElementById("place");
   if (place) {
     setInterval(() => {
-      if (!document.hidden && !place.contains(document.activeElement)) place.dispatchEvent(new Event("refresh"));
+      if (!document.hidden) place.dispatchEvent(new Event("refresh"));
     }, PLACE_MS);
   }
 

@@ -38,14 +38,18 @@
   }
 
   async function copy(button) {
-    const before = button.textContent;
+    const before = button.textContent, label = button.getAttribute("aria-label");
+    button.removeAttribute("aria-label");
     try {
       await navigator.clipboard.writeText(button.dataset.copy);
       button.textContent = "Copied";
     } catch {
       button.textContent = "Select the text and copy it";
     }
-    setTimeout(() => { button.textContent = before; }, 2000);
+    setTimeout(() => {
+      button.textContent = before;
+      if (label) button.setAttribute("aria-label", label);
+    }, 2000);
   }
 
   // Each problem is told once.
@@ -57,6 +61,21 @@
       if (seen.has(notice.textContent)) notice.remove();
       seen.add(notice.textContent);
     }
+  });
+
+  // Whoever works by keyboard stays where they were, when that part of the page is exchanged.
+  let held = null;
+  const words = (it) => it.getAttribute("aria-label") ?? it.textContent.trim();
+  document.addEventListener("htmx:before:swap", (event) => {
+    const part = event.detail.ctx.target, focused = document.activeElement;
+    held = part?.id && part.contains(focused) ? { part: part.id, words: words(focused) } : null;
+  });
+  document.addEventListener("htmx:after:swap", () => {
+    const part = held && document.getElementById(held.part);
+    if (!part || document.activeElement !== document.body) return;
+    const same = [...part.querySelectorAll("a[href], button:enabled, summary")].find((it) => words(it) === held.words);
+    if (!same) part.tabIndex = -1;
+    (same ?? part).focus({ preventScroll: true });
   });
 
   function tell(problem) {

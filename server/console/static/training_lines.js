@@ -21,7 +21,9 @@ class TrainingLines {
       event.preventDefault();
       const problem = this.save();
       this.part("edit-line").querySelector(".problem").textContent = problem;
-      if (!problem) this.part("edit-line").close();
+      if (problem) return;
+      this.part("edit-line").close();
+      this.focusLine(this.saved);
     });
     window.addEventListener("storage", (event) => { if (event.key === this.key) this.show(); });
     this.show();
@@ -142,7 +144,13 @@ class TrainingLines {
     lines[at] = { messages: [...messages.slice(0, -1), { ...messages.at(-1), content: answer }] };
     const problem = this.write(lines);
     if (!problem) this.say(`Line ${at + 1} is changed.`);
+    this.saved = at;
     return problem;
+  }
+
+  /** The list is made anew when it changes: whoever works by keyboard goes on at the line. */
+  focusLine(at) {
+    this.part("line-list").querySelector(`[aria-label="Edit line ${at + 1}"]`)?.focus();
   }
 
   remove(line) {
@@ -154,7 +162,10 @@ class TrainingLines {
     back.type = "button";
     back.className = "button small";
     back.textContent = "Put it back";
-    back.addEventListener("click", () => this.say(this.write(this.read().toSpliced(at, 0, line)) || "The line is back."));
+    back.addEventListener("click", () => {
+      this.say(this.write(this.read().toSpliced(at, 0, line)) || "The line is back.");
+      this.focusLine(at);
+    });
     this.part("lines-status").append(back);
     back.focus();
   }

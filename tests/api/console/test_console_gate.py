@@ -215,25 +215,6 @@ def test_what_a_key_may_not_do_is_not_offered(browser: Browser, make_key: MakeKe
     assert DEFAULT_OWNER not in ann
 
 
-def test_a_first_page_is_small(server: Running) -> None:
-    """What a browser loads for it, as it travels."""
-    page = server.http.get("/console").text
-    addresses = {
-        part.split('"')[0] for part in page.replace('href="', 'src="').split('src="')[1:]
-    } & set(part for part in page.split('"') if part.startswith("/console/static/"))
-    assert len(addresses) >= 4
-    total = sum(_wire_bytes(server, address) for address in ["/console", *addresses])
-    assert total <= 60_000
-    for address in addresses:
-        kept = server.http.get(address).headers["cache-control"]
-        assert kept == "public, max-age=31536000, immutable"
-
-
-def _wire_bytes(server: Running, address: str) -> int:
-    with server.http.stream("GET", address, headers={"accept-encoding": "gzip"}) as answer:
-        return sum(len(piece) for piece in answer.iter_raw())
-
-
 def test_a_page_is_quick(server: Running) -> None:
     server.http.get("/console")
     times = []

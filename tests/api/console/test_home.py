@@ -179,12 +179,39 @@ def test_a_database_that_is_away_is_a_page_that_says_so(
     assert part.headers["hx-retarget"] == "#notices"
 
 
+def test_a_first_page_is_small(server: Running, publish: Publish) -> None:
+    """What a browser loads for it, as it travels, with something in each of its parts."""
+    for number in range(10):
+        publish(f"adapter-{number}")
+        training(server.services, "default", f"job-{number}")
+    for _ in range(120):
+        live(server, {"default": {"requests": 5, "refusals": 1}})
+    page = server.http.get("/console").text
+    assert "KV cache" in page and "adapter-" in page and "step 10 of 40" in page
+    addresses = {
+        part.split('"')[0] for part in page.replace('href="', 'src="').split('src="')[1:]
+    } & set(part for part in page.split('"') if part.startswith("/console/static/"))
+    assert len(addresses) >= 4
+    total = sum(_wire_bytes(server, address) for address in ["/console", *addresses])
+    assert total <= 60_000
+    for address in addresses:
+        kept = server.http.get(address).headers["cache-control"]
+        assert kept == "public, max-age=31536000, immutable"
+
+
+def _wire_bytes(server: Running, address: str) -> int:
+    with server.http.stream("GET", address, headers={"accept-encoding": "gzip"}) as answer:
+        return sum(len(piece) for piece in answer.iter_raw())
+
+
 @pytest.mark.parametrize("path", ["/console", "/console/home/live"])
 def test_it_is_quick_with_10_000_adapters(server: Running, path: str, tmp_path: Path) -> None:
     for number in range(10_000):
         os.makedirs(tmp_path / "adapters" / "default" / f"a{number:05}")
-    for _ in range(120):
+    for number in range(120):
         server.services.history.add({"default": {"requests": 1}}, LoopStats(memory=MEMORY))
+        if number < 20:
+            training(server.services, "default", f"job-{number}")
     server.http.get(path)
     times = []
     for _ in range(5):

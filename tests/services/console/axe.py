@@ -4,6 +4,7 @@ import hashlib
 import shutil
 import subprocess
 import tarfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,10 +33,17 @@ def axe_script(folder: Path) -> str:
     return script.decode()
 
 
-def grave_violations(page: Page, script: str) -> list[str]:
-    """What axe calls serious or critical on a page: the rule, and the elements that break it."""
-    page.evaluate(script)
-    found: dict[str, Any] = page.evaluate("axe.run(document, {resultTypes: ['violations']})")
+def grave_violations(page: Page, script: str, only: Sequence[str] = ()) -> list[str]:
+    """What axe calls serious or critical on a page: the rule, and the elements that break it.
+
+    `only` names the rules to check; none: all.
+    """
+    if not page.evaluate("'axe' in window"):
+        page.evaluate(script)
+    options: dict[str, Any] = {"resultTypes": ["violations"]}
+    if only:
+        options["runOnly"] = list(only)
+    found: dict[str, Any] = page.evaluate("options => axe.run(document, options)", options)
     return [
         f"{one['id']}: {one['help']}: {[node['html'][:160] for node in one['nodes'][:4]]}"
         for one in found["violations"]

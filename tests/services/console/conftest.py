@@ -11,6 +11,9 @@ import httpx
 import pytest
 from playwright.sync_api import Browser, BrowserContext, Page, sync_playwright
 
+from tests.services.console.full_house import Things, filled
+
+SERVER_KEY = "the key of the server's admin"
 CHROMIUM = shutil.which("chromium")
 WIDE, PHONE = (1440, 900), (390, 844)
 
@@ -30,15 +33,17 @@ def chromium() -> Iterator[Browser]:
 class Console:
     """A server in a process of its own, whose home outlives it."""
 
-    def __init__(self, home: Path, port: int = 0) -> None:
-        self.home = home
+    def __init__(self, home: Path, *options: str, key: str = "") -> None:
+        self.home, self.options, self.key = home, options, key
         self.log = home.parent / f"{home.name}.log"
-        self.start(port)
+        self.start()
 
     def start(self, port: int = 0) -> None:
-        command = [sys.executable, "-m", "server", "serve", "--model", "porch"]
+        command = [sys.executable, "-m", "server", "serve", "--model", "porch", *self.options]
         command += ["--port", str(port), "--home", str(self.home)]
         environment = {k: v for k, v in os.environ.items() if not k.startswith("VERANDAH_")}
+        if self.key:
+            environment["VERANDAH_API_KEY"] = self.key
         with self.log.open("a") as errors:
             self.process = subprocess.Popen(
                 command, env=environment, stdout=subprocess.PIPE, stderr=errors, text=True
@@ -61,6 +66,19 @@ class Console:
 def console(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Console]:
     """A server that asks for no key, which all tests share."""
     running = Console(tmp_path_factory.mktemp("console") / "home")
+    yield running
+    running.stop()
+
+
+@pytest.fixture(scope="session")
+def things(console: Console) -> Things:
+    return filled(console.url)
+
+
+@pytest.fixture(scope="session")
+def keyed_console(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Console]:
+    """A server that asks for a key, without a training worker."""
+    running = Console(tmp_path_factory.mktemp("keyed") / "home", "--no-worker", key=SERVER_KEY)
     yield running
     running.stop()
 

@@ -1,43 +1,23 @@
 """The pages of adapters in a real browser: the picture of what changed, and what can be done."""
 
 import re
-import time
 
 import pytest
 from playwright.sync_api import FilePayload, Page, expect
 
-from tests.services.console.conftest import PHONE, Console, OpenPage
+from tests.services.console.conftest import Console, OpenPage
+from tests.services.console.full_house import Things
 
 pytestmark = [pytest.mark.services, pytest.mark.timeout(300)]
 
 
 @pytest.fixture(scope="module")
-def taught(console: Console) -> str:
-    """The name of an adapter that was trained just now, with little effort."""
-    lines = [f'{{"prompt": "What is {n}?", "completion": "Arr, {n}!"}}' for n in range(24)]
+def taught(console: Console, things: Things) -> str:
+    """The name of an adapter with three versions, which its tests may change."""
     with console.http as http:
-        file = http.post(
-            "/v1/files",
-            data={"purpose": "fine-tune"},
-            files={"file": ("arr.jsonl", "\n".join(lines).encode())},
-        ).json()
-        body = {
-            "model": "base",
-            "training_file": file["id"],
-            "suffix": "arr",
-            "hyperparameters": {"n_epochs": 1, "publish": "always", "checkpoints": 1, "rank": 8},
-        }
-        answer = http.post("/v1/fine_tuning/jobs", json=body)
-        assert answer.is_success, answer.text
-        while True:
-            job = http.get(f"/v1/fine_tuning/jobs/{answer.json()['id']}").json()
-            if job["status"] not in ("queued", "running"):
-                break
-            time.sleep(0.3)
-        assert job["status"] == "succeeded", job
-        for _ in range(2):
-            http.post("/v1/adapters/arr/copy", json={"name": "arr"})
-            http.post("/v1/adapters/arr/copy", json={"name": "arr-2"})
+        for name in ("arr", "arr", "arr", "arr-2"):
+            copied = http.post("/v1/adapters/every-page/copy", json={"name": name})
+            assert copied.is_success, copied.text
     return "arr"
 
 
@@ -139,12 +119,3 @@ def test_a_wrong_import_says_why(open_page: OpenPage) -> None:
         page.get_by_label(name).set_input_files(file)
     page.get_by_role("button", name="Import").click()
     expect(page.get_by_role("alert")).to_contain_text("peft_type")
-
-
-@pytest.mark.parametrize("path", ["", "/arr", "/-/import", "/-/delete/arr"])
-def test_a_phone_needs_no_sideways_scroll(open_page: OpenPage, taught: str, path: str) -> None:
-    page = open_page(f"/console/adapters{path}", PHONE)
-    if path == "/arr":
-        analysed(page)
-        page.locator("summary", has_text="Export").click()
-    assert page.evaluate("document.documentElement.scrollWidth") <= PHONE[0]

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Page, expect
 
-from tests.services.console.conftest import PHONE, WIDE, Console, OpenPage
+from tests.services.console.conftest import Console, OpenPage
 
 pytestmark = [pytest.mark.services, pytest.mark.timeout(300)]
 
@@ -142,17 +142,3 @@ def test_another_line_is_shown_by_keyboard(open_page: OpenPage, console: Console
     page.keyboard.press("Enter")
     expect(page).to_have_url(console.url + "/console/data", timeout=SLOW_MS)
     expect(page.get_by_text("keys.jsonl")).to_have_count(0)
-
-
-@pytest.mark.parametrize("size", [WIDE, PHONE])
-def test_no_page_is_wider_than_the_window(
-    open_page: OpenPage, console: Console, size: tuple[int, int]
-) -> None:
-    long = ("wide" * 50 + ".jsonl", b"x" * 3000 + b"\n" + b"\n".join(GOOD))
-    path = upload(console, long[1], long[0])
-    for shown in ("/console/data", path, f"{path}/delete"):
-        page = open_page(shown, size)
-        if shown == path:
-            expect(page.locator("#check")).to_contain_text("1 line cannot be", timeout=SLOW_MS)
-            expect(page.locator("#lines article")).to_have_count(3, timeout=SLOW_MS)
-        assert page.evaluate("document.documentElement.scrollWidth") <= size[0], shown

@@ -10,19 +10,18 @@ from typing import Any
 import pytest
 from playwright.sync_api import Page, expect
 
-from tests.services.console.conftest import PHONE, WIDE, Console, OpenPage
+from tests.services.console.conftest import PHONE, Console, OpenPage
+from tests.services.console.full_house import EXAMPLE, LONG, Things
 
 pytestmark = [pytest.mark.services, pytest.mark.timeout(300)]
 
-EXAMPLES = Path(__file__).parents[3] / "examples"
-LONG = {"n_epochs": 300, "batch_size": 1, "checkpoints": 0}
 SLOW = 60_000  # ms: a worker loads its base first
 
 
 def train(console: Console, suffix: str, **options: Any) -> str:
     """Start a job; its id."""
     with console.http as http:
-        lines = (EXAMPLES / "pirate.jsonl").read_bytes()
+        lines = EXAMPLE.read_bytes()
         upload = {"file": ("pirate.jsonl", lines)}
         file = http.post("/v1/files", files=upload, data={"purpose": "fine-tune"}).json()["id"]
         body = {"model": "base", "training_file": file, "suffix": suffix, "verandah": options}
@@ -46,7 +45,7 @@ def long_job(console: Console) -> Iterator[str]:
 @pytest.fixture
 def own_console(tmp_path: Path) -> Iterator[Console]:
     """A server that a test may kill."""
-    running = Console(tmp_path / "home")
+    running = Console(tmp_path / "home", "--lease-s", "6")
     yield running
     running.stop()
 
@@ -179,7 +178,7 @@ def test_a_hidden_tab_holds_no_stream_and_asks_for_nothing(
     asked: list[str] = []
     page.on("request", lambda request: asked.append(request.url))
     before = drawn(page)
-    page.wait_for_timeout(4500)
+    page.wait_for_timeout(2500)
     assert asked == []
     assert drawn(page) == before
     hide(page, hidden=False)
@@ -196,28 +195,21 @@ def hide(page: Page, *, hidden: bool) -> None:
 
 
 def test_the_result_a_checkpoint_is_asked_and_jobs_are_compared(
-    open_page: OpenPage, console: Console
+    open_page: OpenPage, console: Console, things: Things
 ) -> None:
-    short = {"n_epochs": 1, "batch_size": 8, "checkpoints": 1}
-    jobs = [
-        train(console, name, learning_rate=rate, **short)
-        for name, rate in (("one", 0.05), ("two", 0.02))
-    ]
+    jobs = [things.job, things.other_job]
     page = open_page(f"/console/jobs/{jobs[0]}")
     state = page.locator("#job-state")
     expect(state.get_by_role("heading", name="Better than the base")).to_be_visible(timeout=SLOW)
     expect(state.locator(".sample")).to_have_count(3, timeout=SLOW)
     expect(state.get_by_role("link", name="Compare with the base")).to_be_visible(timeout=SLOW)
-    page.get_by_role("button", name="Ask one@1").click()
-    page.get_by_label("One question to one@1").fill("How do I make tea?")
+    page.get_by_role("button", name="Ask every-page@1").click()
+    page.get_by_label("One question to every-page@1").fill("How do I make tea?")
     page.keyboard.press("Enter")
     expect(page.locator("#answer")).to_have_text(re.compile(r"\w{2,}"))
     switch = page.get_by_role("button", name=re.compile("^Held out"))
     switch.click()
     expect(switch).to_have_attribute("aria-pressed", "false")
-    page.set_viewport_size({"width": PHONE[0], "height": PHONE[1]})
-    assert page.evaluate("document.documentElement.scrollWidth") <= PHONE[0]
-    page.set_viewport_size({"width": WIDE[0], "height": WIDE[1]})
 
     page.goto(f"{console.url}/console/jobs")
     for job in jobs:
@@ -231,17 +223,12 @@ def test_the_result_a_checkpoint_is_asked_and_jobs_are_compared(
     assert {it["id"] for it in told} == set(jobs)
 
 
-@pytest.mark.parametrize("size", [WIDE, PHONE])
 def test_ticks_stay_while_the_list_lives(
-    open_page: OpenPage, console: Console, long_job: str, size: tuple[int, int]
+    open_page: OpenPage, console: Console, long_job: str
 ) -> None:
-    page = open_page("/console/jobs", size)
+    page = open_page("/console/jobs", PHONE)
     page.locator(f"#pick-{long_job}").check()
     with page.expect_response("**/console/jobs"):
         pass
     page.wait_for_timeout(300)
     expect(page.locator(f"#pick-{long_job}")).to_be_checked()
-    for path in ("", f"/{long_job}", f"/compare?job={long_job}"):
-        page.goto(f"{console.url}/console/jobs{path}")
-        page.wait_for_timeout(300)
-        assert page.evaluate("document.documentElement.scrollWidth") <= size[0]

@@ -27,10 +27,10 @@ def test_the_installed_wheel_serves_the_console(tmp_path: Path, chromium: Browse
     subprocess.run([*build, "-w", str(tmp_path), str(source)], check=True)
     (wheel,) = tmp_path.glob("verandah-*.whl")
     environment = tmp_path / "venv"
-    venv.create(environment, with_pip=True)
+    venv.create(environment)
     python = environment / "bin" / "python"
-    install = [str(python), "-m", "pip", "install", "-q", "--no-deps", str(wheel)]
-    subprocess.run(install, check=True)
+    install = [sys.executable, "-m", "pip", "--python", str(python), "install", "-q", "--no-deps"]
+    subprocess.run([*install, str(wheel)], check=True)
     # The packages that Verandah needs are those of this environment. Its own .pth files, which
     # lead to the source, are not read from here.
     variables = {k: v for k, v in os.environ.items() if not k.startswith("VERANDAH_")}
