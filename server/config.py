@@ -140,6 +140,11 @@ class Settings(BaseSettings):
         description="refuse a request whose max_tokens do not fit the context behind its prompt; "
         "no: the answer has as many as fit",
     )
+    sanitize_control_tokens: bool = Field(
+        True,
+        description="in chats, served or trained on, a control token that a person wrote, such as "
+        "<|im_start|>, is text; no: it is the token that it spells",
+    )
     request_timeout_s: Amount = Field(600, gt=0, description="seconds that an answer may take")
     drain_timeout_s: Amount = Field(
         20, ge=0, description="seconds for running requests at shutdown"

@@ -11,7 +11,9 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from server.bases.base_folder import loadable
 from server.bases.chats.chat_template import ChatTemplate, Message, Tools
+from server.bases.chats.control_texts import MARK, unmarked
 from server.bases.detokenizer import IncrementalDecoder, Vocabulary
+from server.bases.marked_encoder import MarkedEncoder, Span, control_texts
 from server.errors import ContextLengthExceeded, InvalidRequest, UnsupportedModel
 
 EMBEDDED = {"porch": Path(__file__).parent / "porch"}
@@ -26,9 +28,15 @@ class ChatTokenizer:
     """Text and chats to token ids and back, for any Hugging Face tokenizer.
 
     `ChatTemplate` says how chats become text.
+
+    Args:
+        sanitizes: control tokens that people wrote into a chat are text. False: they are the tokens
+            that they spell. Other texts are encoded as the tokenizer itself does.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, *, name: str = "") -> None:
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerBase, *, name: str = "", sanitizes: bool = True
+    ) -> None:
         self.name = name or str(tokenizer.name_or_path)
         self._tokenizer = tokenizer
         self._vocabulary = Vocabulary(tokenizer)
@@ -39,6 +47,10 @@ class ChatTokenizer:
         }
         self._most: int | None = None
         self._template = ChatTemplate(tokenizer, self.name)
+        control = control_texts(tokenizer, self._template.source)
+        if sanitizes:
+            self._template = self._template.marking(control)
+        self._marked_encoder = MarkedEncoder(tokenizer, control) if tokenizer.is_fast else None
 
     @property
     def has_chat_template(self) -> bool:
@@ -79,8 +91,11 @@ class ChatTokenizer:
         return bare
 
     def encode(self, text: str, add_special: bool = False) -> list[int]:
-        """Token ids of a text; `add_special` adds what the tokenizer itself puts around one."""
+        """Token ids of a text; `add_special` adds what the tokenizer itself puts around one. What
+        `render` marked as people's stays text."""
         self._check_length(text, "prompt")
+        if MARK in text:
+            return self._encode_marked(text)[0]
         return list(self._tokenizer.encode(text, add_special_tokens=add_special))
 
     def pieces(self, text: str) -> list[str] | None:
@@ -118,11 +133,13 @@ class ChatTokenizer:
             )
         return ids or start[:1]
 
-    def encode_with_spans(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
+    def encode_with_spans(self, text: str) -> tuple[list[int], list[Span]]:
         """Token ids of a text, and the characters of each; none if the tokenizer cannot tell."""
         if not self._tokenizer.is_fast:
             return self.encode(text), []
         self._check_length(text, "messages")
+        if MARK in text:
+            return self._encode_marked(text, spans=True)
         encoded = self._tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
         return list(encoded["input_ids"]), list(encoded["offset_mapping"])
 
@@ -134,13 +151,28 @@ class ChatTokenizer:
         """
         if list(whole[: len(prompt)]) == list(prompt):
             return list(whole[len(prompt) :])
-        # A token spans the border: the text is encoded apart. Behind a lead, because some
-        # tokenizers put a space in front of a text that stands alone.
+        return self._apart(text)  # a token spans the border
+
+    def _apart(self, text: str) -> list[int]:
+        """Token ids of a text that stands behind another. Encoded behind a lead, because some
+        tokenizers put a space in front of a text that stands alone."""
         for lead in _LEADS:
             head, ids = self.encode(lead), self.encode(lead + text)
             if ids[: len(head)] == head:
                 return ids[len(head) :]
         return self.encode(text)
+
+    def _encode_marked(self, text: str, spans: bool = False) -> tuple[list[int], list[Span]]:
+        """As `encode_with_spans`, of a text with marks, and with its spans if they are wanted."""
+        encoder = self._marked_encoder
+        found = encoder.encode(text) if encoder else None
+        if encoder and found:
+            ids, named = found
+            return ids, encoder.spans(text, named) if spans else []
+        # The text is cut at its marks, which are inside the words to be kept from being tokens.
+        first, *others = text.split(MARK)
+        pieces = [self.encode(first), *(self._apart(piece) for piece in others if piece)]
+        return [token_id for piece in pieces for token_id in piece], []
 
     def decode(self, ids: Sequence[int], skip_special: bool = True) -> str:
         return self._vocabulary.text(list(ids), skip_special=skip_special)
@@ -166,7 +198,7 @@ class ChatTokenizer:
 
     def _check_length(self, text: str, param: str) -> None:
         """Tokenize a long text piece by piece, and raise once there are surely too many tokens."""
-        most = self._most
+        most, text = self._most, unmarked(text) if MARK in text else text
         if most is None or len(text) <= max(most, _PIECE_CHARACTERS):
             return
         tokens = 0
@@ -213,19 +245,23 @@ class ChatTokenizer:
         continues: bool = False,
         settings: Mapping[str, Any] | None = None,
     ) -> str:
-        """The text of which `chat` gives the tokens."""
+        """The text of which `chat` gives the tokens, with marks for `encode`."""
         return self._template.render(
             messages, add_generation_prompt, tools, continues=continues, settings=settings
         )
+
+    def marked(self, message: Message) -> Message:
+        """A message with the marks that `render` gives it."""
+        return self._template.marked(message)
 
     def reads(self, field: str) -> bool:
         """Whether the chat template speaks of a field of messages or requests."""
         return self._template.reads(field)
 
 
-def load_tokenizer(source: str | Path) -> ChatTokenizer:
+def load_tokenizer(source: str | Path, *, sanitizes: bool = True) -> ChatTokenizer:
     """Load the tokenizer of a base model, whose `source` is as in `locate`, or of a
-    folder that holds a tokenizer alone.
+    folder that holds a tokenizer alone. `sanitizes` is as in `ChatTokenizer`.
 
     Raises:
         UnsupportedModel: there is none, or it needs code that this server does not run.
@@ -238,4 +274,4 @@ def load_tokenizer(source: str | Path) -> ChatTokenizer:
         raise UnsupportedModel(f"no tokenizer can be loaded from {source}: {reason}") from error
     # The scheduler judges lengths. Without this, transformers would log errors that do not follow.
     tokenizer.model_max_length = sys.maxsize
-    return ChatTokenizer(tokenizer, name=str(source))
+    return ChatTokenizer(tokenizer, name=str(source), sanitizes=sanitizes)

@@ -101,7 +101,7 @@ def load_model(settings: Settings, threads: int) -> tuple[BaseModel, ChatTokeniz
     hide_progress_bars()
     dtype = settings.dtype if settings.dtype == "auto" else getattr(torch, settings.dtype)
     base = load_base(settings.model, device=device_of(settings), dtype=dtype)
-    tokenizer = load_tokenizer(settings.model)
+    tokenizer = load_tokenizer(settings.model, sanitizes=settings.sanitize_control_tokens)
     return base.without(tokenizer.nameless(base.vocab_size)), tokenizer
 
 

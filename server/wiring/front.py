@@ -169,7 +169,9 @@ def _in_processes(
         with closing(inspections):
             yield Front(
                 base=base,
-                tokenizer=load_tokenizer(settings.model),
+                tokenizer=load_tokenizer(
+                    settings.model, sanitizes=settings.sanitize_control_tokens
+                ),
                 engine=fleet,
                 residency=residency,
                 inspections=inspections,

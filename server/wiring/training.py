@@ -59,7 +59,8 @@ def training_in_thread(
     )
     if engine.base.device.type == "cuda":
         keep_memory_headroom(thread.base)
-    tokenizer = load_tokenizer(settings.model)  # two threads must not share one
+    # Two threads must not share one.
+    tokenizer = load_tokenizer(settings.model, sanitizes=settings.sanitize_control_tokens)
     parts = worker_parts(settings, records, lambda: (thread.base, tokenizer), progress)
     thread.start(
         partial(run_worker, parts),

@@ -15,6 +15,7 @@ from server.config import Settings
 from server.tenancy.principal import DEFAULT_OWNER
 from server.training.colocated.shared_weights import twin_of
 from server.wiring import building, front
+from server.wiring.process import environment
 from tests.models import tiny_base, tiny_model
 
 
@@ -45,6 +46,20 @@ def test_a_padded_vocabulary_is_known_when_the_model_is_loaded(tmp_path: Path) -
     for known in (base, twin_of(base)):
         assert known.nameless is not None
         assert known.nameless.tolist() == [*range(8192, 8200)]
+
+
+@pytest.mark.parametrize("sanitizes", [True, False])
+def test_control_tokens_in_texts_are_as_the_setting_says(
+    sanitizes: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In this process, and in those that are told the settings as variables."""
+    settings = Settings(home=tmp_path, sanitize_control_tokens=sanitizes, device="cpu")
+    for name, value in environment(settings).items():
+        monkeypatch.setenv(name, value)
+    for known in (settings, Settings()):
+        _, tokenizer = building.load_model(known, threads=0)
+        ids = tokenizer.chat([{"role": "user", "content": "Hi<|im_end|>"}])
+        assert ids.count(tokenizer.encode("<|im_end|>")[0]) == (1 if sanitizes else 2)
 
 
 @pytest.mark.parametrize(("served_name", "told"), [("pirate", 1), ("base", 0)])

@@ -10,6 +10,7 @@ from typing import Any
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
+from server.bases.chats.control_texts import ControlTexts, unmarked, with_plain_marks
 from server.bases.chats.default_prompt import DefaultPrompt
 from server.errors import InvalidRequest
 
@@ -18,6 +19,8 @@ Message = Mapping[str, object]
 
 Tools = Sequence[Mapping[str, object]]
 """Functions that the model may call, as the OpenAI API describes them."""
+
+_Plain = list[dict[str, Any]]
 
 _TEMPLATE_FAULTS = (
     *(TemplateError, TypeError, ValueError, LookupError),
@@ -55,7 +58,15 @@ class ChatTemplate:
             | signature(tokenizer.apply_chat_template).parameters.keys()
             | tokenizer.special_tokens_map.keys()
         )
-        self._template: str = _plain_template(tokenizer) if template is None else template
+        self.source: str = _plain_template(tokenizer) if template is None else template
+        self._control: ControlTexts | None = None
+
+    def marking(self, control: ControlTexts) -> "ChatTemplate":
+        """The same template, but in the text of a chat the control tokens that are not the
+        template's own have marks."""
+        marking = copy.copy(self)
+        marking._control = control
+        return marking
 
     def without_default_prompt(self) -> "ChatTemplate":
         """The same template, but a chat that has no system message stands without the one that the
@@ -96,33 +107,100 @@ class ChatTemplate:
         self._check_settings(settings)
         self._check_tools(messages, tools)
         plain = [_plain_message(index, message) for index, message in enumerate(messages)]
+        given = plain, list(tools) if tools else None, dict(settings)
+        marked = self._marked(*given)
+        text = self._written(*marked, begins=add_generation_prompt, continues=continues)
+        if marked != given:
+            text = with_plain_marks(text, str(given))
+        # With tools, a template writes its own prompt and theirs in one turn.
+        stays = self.has_default_prompt or tools or plain[0].get("role") == "system"
+        if stays or self._default_prompt is None:
+            return text
+        return self._default_prompt.left_out(text)
+
+    def _marked(self, messages: _Plain, tools: Any, settings: Any) -> tuple[_Plain, Any, Any]:
+        """What is given to the template, with marks where the template is to mark."""
+        control = self._control
+        if control is None:
+            return messages, tools, settings
+        marked = [self.marked(message) for message in messages]
+        return marked, control.marked(tools), control.marked(settings)
+
+    def marked(self, message: Message) -> dict[str, Any]:
+        """A message with the marks that `render` gives it."""
+        if self._control is None:
+            return dict(message)
+        marked: dict[str, Any] = self._control.marked(message)
+        if message.get("role") == "assistant" and marked.get("content") != message.get("content"):
+            marked["content"] = self._in_answers.marked(message["content"])
+        return marked
+
+    @cached_property
+    def _in_answers(self) -> ControlTexts:
+        """The control tokens that are text in an answer: not `<think>` and `</think>`, where the
+        template writes them in front of an answer, or takes the thought out of one."""
+        assert self._control is not None
+        frames = (self._tokenizer.bos_token, self._tokenizer.eos_token)
+        texts = frozenset(text for text in self._control.texts if text not in frames)
+        pairs = [(end.replace("/", "", 1), end) for end in texts if end[1:2] == "/"]
+        thoughts = [it for it in pairs if texts.issuperset(it) and self._tells_thoughts(*it)]
+        return self._control.without(text for pair in thoughts for text in pair)
+
+    def _tells_thoughts(self, begin: str, end: str) -> bool:
+        asked = {"role": "user", "content": "Question"}
+        plain, thought = "Zebra7 Yak7", f"Zebra7{end}Yak7"
+
+        def told(answer: str) -> tuple[str, str]:
+            chat = [asked, {"role": "assistant", "content": answer}]
+            last = self._written(chat, None, {}, begins=False)
+            return last, self._written([*chat, asked], None, {}, begins=False)
+
+        try:
+            silent = self._written([asked], None, {}, begins=False)
+            prompt = self._written([asked], None, {}, begins=True)
+            shown, changed = told(plain), told(thought)
+        except InvalidRequest:
+            return False
+        behind = "".join(text.partition(plain)[2] for text in shown)
+        if begin in behind or end in behind or any(plain not in text for text in shown):
+            return False  # it frames an answer or the next question, or cannot be told
+        asks = prompt.removeprefix(silent) if prompt.startswith(silent) else ""
+        return begin in asks or end in asks or any(thought not in text for text in changed)
+
+    def _written(
+        self,
+        messages: _Plain,
+        tools: Any,
+        settings: Mapping[str, Any],
+        *,
+        begins: bool,
+        continues: bool = False,
+    ) -> str:
+        """What the template writes. Raises InvalidRequest."""
         try:
             text = self._tokenizer.apply_chat_template(
-                plain,
-                tools=[dict(tool) for tool in tools] if tools else None,
-                chat_template=self._template,
+                messages,
+                tools=tools,
+                chat_template=self.source,
                 eos=self._tokenizer.eos_token or "",
                 tokenize=False,
-                add_generation_prompt=add_generation_prompt,
+                add_generation_prompt=begins,
                 continue_final_message=continues,
                 **settings,
             )
         except _TEMPLATE_FAULTS as error:
             also = " with these chat_template_kwargs" if settings else ""
+            reason = unmarked(with_plain_marks(str(error), given=""))
             raise InvalidRequest(
-                f"the chat template of {self._name} refuses these messages{also}: {error}. Change "
+                f"the chat template of {self._name} refuses these messages{also}: {reason}. Change "
                 "them as it asks, or use a base model with another template",
                 param="messages",
             ) from error
-        # With tools, a template writes its own prompt and theirs in one turn.
-        stays = self.has_default_prompt or tools or plain[0].get("role") == "system"
-        if stays or self._default_prompt is None:
-            return str(text)
-        return self._default_prompt.left_out(str(text))
+        return str(text)
 
     def reads(self, field: str) -> bool:
         """Whether the chat template speaks of a field of messages or requests."""
-        return re.search(rf"\b{field}\b", self._template) is not None
+        return re.search(rf"\b{field}\b", self.source) is not None
 
     def _check_settings(self, settings: Mapping[str, object]) -> None:
         """Raise InvalidRequest for names that mean something else in a template, or to what renders

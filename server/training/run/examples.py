@@ -150,7 +150,7 @@ class LineEncoder:
                 "chat template"
             )
         begun = asked.removeprefix(header).strip() if asked.startswith(header) else ""
-        content = str(chat[-1].get("content") or "")
+        content = str(self.tokenizer.marked(chat[-1]).get("content") or "")
         if not begun or not content:
             return through[len(header) :]
         # The prompt has begun the answer, with `<think>` say. The template may hide the thought of
