@@ -122,7 +122,7 @@ _DISK_FAULTS = (
 )
 _LONGEST_MESSAGE, _LONGEST_NAME = 10_000, 200
 _RETRY_AFTER_S = 3  # for what is being mended: an engine that starts again, a locked database
-_HTTP_CODES = {400: "invalid_value", 404: "unknown_url", 405: "method_not_allowed"}
+_HTTP_CODES = {404: "unknown_url", 405: "method_not_allowed"}
 _FORM_REMEDY = (
     "send multipart/form-data with its boundary: files with a filename, and at most 1000 other "
     "fields of 1 MiB each, with names of under 4 KiB"
@@ -133,6 +133,9 @@ def describe(error: Exception) -> ErrorBody:
     """The HTTP answer for an error. An unknown error's text is not shown: it may hold internals."""
     if isinstance(error, OSError):
         error = _disk_fault(error)
+    if isinstance(error, HTTPException) and error.status_code == 400:
+        detail = str(error.detail).rstrip(".")
+        error = errors.InvalidRequest(f"the form cannot be read ({detail}); {_FORM_REMEDY}")
     known = next((_HTTP_ERRORS[base] for base in type(error).__mro__ if base in _HTTP_ERRORS), None)
     if known is None:
         message = "the server failed on this request: its log says why"
@@ -181,13 +184,14 @@ def _known(_: Request, error: Exception) -> Response:
 
 def _http(request: Request, error: Exception) -> Response:
     failed, path = cast(HTTPException, error), request.url.path[:_LONGEST_NAME]
+    if failed.status_code == 400:
+        return describe(failed).response()
     headers = dict(failed.headers or {})
     if failed.status_code == 405:
         headers = {"allow": _allowed(request.url.path) or "GET, HEAD"}
     messages = {
         404: f"there is no {request.method} {path}: GET /docs lists the endpoints",
         405: f"{request.method} is not allowed on {path}",
-        400: f"the form cannot be read ({str(failed.detail).rstrip('.')}); {_FORM_REMEDY}",
     }
     return ErrorBody(
         failed.status_code,

@@ -6,6 +6,7 @@ from typing import Any, cast
 
 from fastapi import Request, Response
 from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
 
 from adapters_store.store_errors import StoreError
 from server.api.app_services import Services
@@ -28,7 +29,7 @@ class PageRoute(DatabaseRoute):
                 return await handle(request)
             except RequestValidationError as invalid:
                 error: Exception = refusal(invalid.errors(), None)
-            except (VerandahError, StoreError, OSError) as known:
+            except (VerandahError, StoreError, OSError, HTTPException) as known:
                 error = known
             except Exception as unknown:
                 log.exception("the page %s failed", request.scope["path"])

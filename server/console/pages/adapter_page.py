@@ -108,8 +108,8 @@ def unshare(
     share_id: str, page: CurrentPage, services: CurrentServices, adapter: _Text = ""
 ) -> Response:
     """End a share."""
+    back = find_adapter(services, page.owner, adapter).name  # first: a refusal changes nothing
     share_endpoints.end_share(share_id, services, page.owner)
-    back = find_adapter(services, page.owner, adapter).name
     return page.go_to(f"{_home(back)}#sharing")
 
 

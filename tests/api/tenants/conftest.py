@@ -68,5 +68,5 @@ def filled(value: Any, ids: dict[str, str]) -> Any:
     if isinstance(value, dict):
         return {name: filled(one, ids) for name, one in value.items()}
     if isinstance(value, str):
-        return re.sub(r"<(\w+)>", lambda found: ids[found[1]], value)
+        return re.sub(r"<([\w ]+)>", lambda found: ids[found[1]], value)
     return value
