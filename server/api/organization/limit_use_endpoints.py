@@ -11,7 +11,6 @@ from server.api.reference.answer_model import answers
 from server.api.reference.usage_answers import LimitUse
 from server.api.threads import DatabaseRoute
 from server.api.wire import only_known_query
-from server.errors import InvalidRequest, NotFound
 from server.tenancy.owners import no_such_project
 
 router = APIRouter(
@@ -25,7 +24,7 @@ MOST_MEASURED: Final = 1000
 """Adapters whose bytes are summed up where nothing limits them: it takes a look at each file."""
 
 
-@router.get("/limits", responses=answers(LimitUse))
+@router.get("/limits", responses=answers(LimitUse, fails=(404,)))
 def get_limit_use(
     services: CurrentServices,
     principal: CurrentPrincipal,
@@ -35,12 +34,9 @@ def get_limit_use(
 ) -> Document:
     """What the project may use, and what it uses at this moment."""
     owner = principal.owner if project_id is None else project_id
-    try:
-        if owner != principal.owner and not principal.server_admin:
-            raise no_such_project(owner)
-        limits = asdict(services.tenants.limits.get(owner))
-    except NotFound as error:  # of a field, and not of the address
-        raise InvalidRequest(str(error), param="project_id") from error
+    if owner != principal.owner and not principal.server_admin:
+        raise no_such_project(owner)
+    limits = asdict(services.tenants.limits.get(owner))
     del limits["weight"]  # a share of the engine, which is not used up
     used = _used(services, owner, bytes_limited=bool(limits["stored_bytes"]))
     return {

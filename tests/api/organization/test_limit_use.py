@@ -93,6 +93,6 @@ def test_the_admin_asks_of_any_owner_and_an_owner_of_itself(serve: Serve, server
         return answer.status_code, answer.json().get("project_id", "")
 
     assert status(key, None) == status(key, "team-a") == (200, "team-a")
-    assert status(key, "team-b") == status(key, "team-z") == (400, "")
+    assert status(key, "team-b") == status(key, "team-z") == (404, "")
     assert status("the key", "team-b") == (200, "team-b")
-    assert status("the key", "team-z") == (400, "")
+    assert status("the key", "team-z") == (404, "")
