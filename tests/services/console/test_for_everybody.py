@@ -82,7 +82,8 @@ def test_states_and_curves_show_in_few_colours(
     assert len(colours(page.locator("#chips .dot"))) == 2
     page.click("#send")
     good, bad = (page.get_by_role("button", name=it).first for it in ("Good", "Bad"))
-    good.click(timeout=60_000)
+    expect(page.locator("#status")).to_have_text("All answers are there.", timeout=60_000)
+    good.click()
     assert good.evaluate(SHOWN) != bad.evaluate(SHOWN)
 
     page.goto(f"{console.url}/console/data/{things.file}")
