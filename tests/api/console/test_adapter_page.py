@@ -184,6 +184,21 @@ def test_shared_and_not_any_more(
     assert me.post(f"{HOME}/-/unshare/share_x", data={"adapter": "pirate"}).status_code == 404
 
 
+def test_a_form_comes_back_to_its_own_page(
+    keyed: Running, me: httpx.Client, publish: Publish
+) -> None:
+    publish("pirate")
+
+    def shared(receiver: str, page: str) -> httpx.Headers:
+        asked = {"hx-request": "true", "hx-current-url": f"{keyed.url}{HOME}/{page}"}
+        return me.post(f"{HOME}/-/share/pirate", data={"receiver": receiver}, headers=asked).headers
+
+    assert shared("nobody", "pirate")["hx-retarget"] == "#notices"  # what was typed stays
+    assert shared("all", "pirate@1")["hx-redirect"] == f"{HOME}/pirate#sharing"
+    for page in ("pirate", "pirate#sharing", "pirate?versions=9"):  # a fragment loads nothing
+        assert shared("all", page)["hx-refresh"] == "true"
+
+
 def test_what_a_deletion_would_lose(keyed: Running, me: httpx.Client, store: AdapterStore) -> None:
     put(store, "pirate", job="ftjob-1", step="10")
     put(store, "pirate", job="ftjob-1")

@@ -154,6 +154,12 @@ class TestCheck:
         assert "as a new file" not in shown
         assert me.post(f"{page}/copy").status_code == 409
 
+    def test_no_good_lines_are_kept_where_none_is(self, me: httpx.Client) -> None:
+        for it in (page := send(me, b"x\n" * 12), send(me, b"{\n\n{\n\n")):
+            assert "every line of this file is bad" in me.post(f"{it}/copy").text
+        assert "as a new file" not in part(me, f"{page}/check")
+        assert "The file has no lines." in part(me, f"{send(me, b'')}/lines")
+
     def test_too_few_lines_are_told_in_words(self, me: httpx.Client) -> None:
         shown = part(me, f"{send(me, GOOD[0])}/check")
         assert "the file has 1 example; at least 10 are needed" in shown

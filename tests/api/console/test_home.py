@@ -62,7 +62,9 @@ def test_steps_that_are_done_are_ticked_and_go_once_there_is_an_adapter(
 ) -> None:
     assert server.http.get("/console").text.count("(done)") == 0
     server.services.files.create("default", "x.jsonl", "fine-tune", io.BytesIO(LINES))
-    assert server.http.get("/console").text.count("(done)") == 1
+    page = server.http.get("/console").text
+    assert page.count("(done)") == 1
+    assert 'class="button main" href="/console/data">Choose a file to train on' in page
     publish("pirate")
     page = server.http.get("/console").text
     assert "Your first adapter" not in page
