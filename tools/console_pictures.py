@@ -7,6 +7,7 @@ in Debian's Chromium (`apt-get install chromium`). On two cores it takes about f
 """
 
 import argparse
+import io
 import os
 import shutil
 import subprocess
@@ -17,13 +18,17 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from playwright.sync_api import Page, ViewportSize, sync_playwright
+from PIL import Image
+from playwright.sync_api import FloatRect, Page, ViewportSize, expect, sync_playwright
 
 from clients.python import Client
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 WIDE: ViewportSize = {"width": 1280, "height": 800}
 PHONE: ViewportSize = {"width": 390, "height": 844}
+KEY = "a-key-for-the-pictures"
+WHOLE = ("job", "jobs", "adapter", "data", "usage")
+MOST_HEIGHT = 1800  # pixels of a picture of a whole page
 QUESTION = "How do I get to the market?"
 
 
@@ -43,20 +48,21 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, required=True, help="the folder of the pictures")
     options = parser.parse_args(argv)
     options.out.mkdir(parents=True, exist_ok=True)
-    with serving(options.model) as url:
+    with serving(options.model) as url, sync_playwright() as playwright:
         things = furnished(url)
-        with sync_playwright() as playwright:
-            browser = playwright.chromium.launch(
-                executable_path=shutil.which("chromium"), args=["--no-sandbox"]
-            )
-            for name, path in pages(things).items():
-                taken(browser.new_page(viewport=WIDE), url + path, options.out / f"{name}.png")
-            dark = browser.new_page(viewport=WIDE, color_scheme="dark")
-            taken(dark, f"{url}/console/jobs/{things.jobs[0]}", options.out / "jobs-dark.png")
-            taken(
-                browser.new_page(viewport=PHONE), f"{url}/console", options.out / "home-phone.png"
-            )
-            browser.close()
+        browser = playwright.chromium.launch(
+            executable_path=shutil.which("chromium"), args=["--no-sandbox"]
+        )
+        page = browser.new_page(viewport=WIDE)
+        page.goto(f"{url}/console/sign-in")
+        kept(page, options.out / "sign-in.png")
+        page.get_by_label("API key").fill(KEY)
+        page.keyboard.press("Enter")
+        for name, path in pages(things).items():
+            taken(page, url + path, options.out / f"{name}.png")
+        page.set_viewport_size(PHONE)
+        taken(page, f"{url}/console", options.out / "home-phone.png")
+        browser.close()
 
 
 def pages(things: Things) -> dict[str, str]:
@@ -65,8 +71,8 @@ def pages(things: Things) -> dict[str, str]:
     return {
         "home": "/console",
         "data": f"/console/data/{things.file}",
-        "jobs": f"/console/jobs/{things.jobs[0]}",
-        "jobs-compare": "/console/jobs/compare?" + "&".join(f"job={job}" for job in things.jobs),
+        "job": f"/console/jobs/{things.jobs[0]}",
+        "jobs": "/console/jobs/compare?" + "&".join(f"job={job}" for job in things.jobs),
         "compare": f"/console/compare?{models}&prompt={QUESTION}",
         "adapters": "/console/adapters",
         "adapter": "/console/adapters/pirate",
@@ -81,16 +87,32 @@ def taken(page: Page, address: str, out: Path) -> None:
     page.goto(address)
     if out.stem == "compare":
         page.locator("#send").click()
-        page.wait_for_timeout(15_000)
+        expect(page.get_by_text("Good", exact=True)).to_have_count(3, timeout=120_000)
+        page.locator("#send").scroll_into_view_if_needed()
+    if out.stem == "adapter":
+        analyse = page.get_by_role("button", name="Analyse it")
+        if analyse.is_visible():
+            analyse.click()
+        expect(page.locator("svg.heatmap").first).to_be_visible(timeout=120_000)
     page.wait_for_timeout(3_000)
-    page.screenshot(path=out)
+    kept(page, out)
+
+
+def kept(page: Page, out: Path) -> None:
+    """Write the picture with 128 colours, which a page of few colours does not need more of."""
+    tall = page.evaluate("document.documentElement.scrollHeight")
+    size = page.viewport_size or WIDE
+    height = min(tall, MOST_HEIGHT) if out.stem in WHOLE else size["height"]
+    clip: FloatRect = {"x": 0, "y": 0, "width": size["width"], "height": height}
+    whole = out.stem in WHOLE
+    shot = page.screenshot(full_page=whole, clip=clip if whole else None)
+    Image.open(io.BytesIO(shot)).convert("RGB").quantize(128).save(out, optimize=True)
     print(out, flush=True)
-    page.context.close()
 
 
 def furnished(url: str) -> Things:
     """Train two adapters, and ask them something."""
-    with Client(url) as client:
+    with Client(url, api_key=KEY) as client:
         base = client.models()[0]
         files = [client.upload(EXAMPLES / f"{name}.jsonl").id for name in ("pirate", "butler")]
         jobs = [
@@ -110,6 +132,7 @@ def serving(model: str) -> Iterator[str]:
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, "-m", "server", "serve", "--model", model, "--port", "0"]
         variables = {k: v for k, v in os.environ.items() if not k.startswith("VERANDAH_")}
+        variables["VERANDAH_API_KEY"] = KEY
         with subprocess.Popen(
             [*command, "--home", f"{folder}/home"], env=variables, stdout=subprocess.PIPE, text=True
         ) as process:
