@@ -9,7 +9,7 @@ from pathlib import Path
 
 import httpx
 import pytest
-from playwright.sync_api import Browser, BrowserContext, Page, sync_playwright
+from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_playwright
 
 from tests.services.console.full_house import Things, filled
 
@@ -24,6 +24,7 @@ OpenPage = Callable[..., Page]
 def chromium() -> Iterator[Browser]:
     if CHROMIUM is None:
         pytest.skip("chromium cannot be had: `apt-get install chromium` brings it")
+    expect.set_options(timeout=20_000)  # a server that trains on two busy cores answers late
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
         yield browser
