@@ -13,7 +13,6 @@ from tests.services.console.conftest import PHONE, Console, OpenPage
 
 pytestmark = [pytest.mark.services, pytest.mark.timeout(300)]
 
-EXAMPLE = Path(__file__).parents[3] / "examples" / "pirate.jsonl"
 QUESTION = "How do I get to the market?"
 BETTER = "Arr, sail north to the market, matey, yo ho!"
 TRAINED = 90_000  # milliseconds until a job has ended, on a busy machine
@@ -72,9 +71,6 @@ def _look_at_bad_lines(page: Page, folder: Path) -> None:
 
 def _train_the_sample(page: Page) -> None:
     _go(page, "Home")
-    with page.expect_download() as download:
-        page.get_by_role("link", name="Download the sample").click()
-    assert download.value.path().read_bytes() == EXAMPLE.read_bytes()
     page.get_by_role("link", name="Try the sample").click()
     page.get_by_role("button", name="Add the sample").click()
     name = page.get_by_label("Name", exact=True)
