@@ -20,6 +20,12 @@ WIDE, PHONE = (1440, 900), (390, 844)
 OpenPage = Callable[..., Page]
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the tests in a browser last: while it runs, Playwright keeps an event loop running in the
+    main thread, and the tests with a loop of their own need that thread without one."""
+    items.sort(key=lambda item: "chromium" in getattr(item, "fixturenames", ()))
+
+
 @pytest.fixture(scope="session")
 def chromium() -> Iterator[Browser]:
     if CHROMIUM is None:
