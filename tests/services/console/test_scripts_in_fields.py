@@ -136,7 +136,7 @@ def made(http: httpx.Client, path: str, body: object = None, **more: object) -> 
 
 @pytest.fixture(scope="module")
 def console(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Console]:
-    """A server of its own: what other tests leave in lists would move these texts to later pages."""
+    """A server of its own: what other tests leave would move these texts to later pages."""
     running = Console(tmp_path_factory.mktemp("fields") / "home")
     yield running
     running.stop()
