@@ -13,6 +13,7 @@ from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_play
 
 from tests.services.console.full_house import Things, filled
 
+HERE = Path(__file__).parent
 SERVER_KEY = "the key of the server's admin"
 CHROMIUM = shutil.which("chromium")
 WIDE, PHONE = (1440, 900), (390, 844)
@@ -23,7 +24,11 @@ OpenPage = Callable[..., Page]
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Put the tests in a browser last: while it runs, Playwright keeps an event loop running in the
     main thread, and the tests with a loop of their own need that thread without one."""
-    items.sort(key=lambda item: "chromium" in getattr(item, "fixturenames", ()))
+    items.sort(
+        key=lambda item: (
+            HERE in item.path.parents or "chromium" in getattr(item, "fixturenames", ())
+        )
+    )
 
 
 @pytest.fixture(scope="session")

@@ -19,13 +19,6 @@ TRAINED = 90_000  # milliseconds until a job has ended, on a busy machine
 _LINK = re.compile(r'(?:href|src)="(/[^"]*)"')
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _patience() -> Iterator[None]:
-    expect.set_options(timeout=20_000)
-    yield
-    expect.set_options(timeout=5_000)  # Playwright's own
-
-
 @pytest.fixture(scope="module")
 def empty(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Console]:
     """A server that has nothing yet."""
