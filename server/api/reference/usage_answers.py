@@ -42,7 +42,18 @@ class AuditPage(AnswerModel):
     has_more: bool = Field(description="There are more behind the last one.")
 
 
-class UsageResult(AnswerModel):
+class UsedCounts(AnswerModel):
+    """What was used."""
+
+    num_model_requests: int = Field(description="Requests that the engine took.")
+    num_refused_requests: int = Field(description="Requests that were answered with an error.")
+    input_tokens: int = Field(description="Tokens of prompts, the cached too.")
+    input_cached_tokens: int = Field(description="Those that earlier answers had computed.")
+    output_tokens: int = Field(description="Tokens of answers.")
+    training_tokens: int = Field(description="Tokens that jobs have trained on.")
+
+
+class UsageResult(UsedCounts):
     """What was used in a bucket by one group. The fields of what was not grouped by are null."""
 
     object: Literal["organization.usage.completions.result"] = Field(description=_KIND)
@@ -52,12 +63,6 @@ class UsageResult(AnswerModel):
     model: str | None = Field(description="The model, without a version.", examples=["pirate"])
     batch: None = Field(description="Always null.")
     service_tier: None = Field(description="Always null.")
-    num_model_requests: int = Field(description="Requests that the engine took.")
-    num_refused_requests: int = Field(description="Requests that were answered with an error.")
-    input_tokens: int = Field(description="Tokens of prompts, the cached too.")
-    input_cached_tokens: int = Field(description="Those that earlier answers had computed.")
-    output_tokens: int = Field(description="Tokens of answers.")
-    training_tokens: int = Field(description="Tokens that jobs have trained on.")
 
 
 class UsageBucket(AnswerModel):
@@ -98,17 +103,11 @@ class LimitUse(AnswerModel):
     limits: list[UsedLimit] = Field(description="Each limit.")
 
 
-class ProjectTotal(AnswerModel):
+class ProjectTotal(UsedCounts):
     """What a project used in all."""
 
     object: Literal["organization.usage.total"] = Field(description=_KIND)
     project_id: str = Field(description="The project.", examples=["team-a"])
-    num_model_requests: int = Field(description="Requests that the engine took.")
-    num_refused_requests: int = Field(description="Requests that were answered with an error.")
-    input_tokens: int = Field(description="Tokens of prompts, the cached too.")
-    input_cached_tokens: int = Field(description="Those that earlier answers had computed.")
-    output_tokens: int = Field(description="Tokens of answers.")
-    training_tokens: int = Field(description="Tokens that jobs have trained on.")
 
 
 class ProjectTotals(AnswerModel):

@@ -4,29 +4,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Final
 
-from server.console.rendering import count, size
+from server.console.watching.limit_rows import LABELS, amount
 from server.db.owner_limits import Limits
 from server.errors import InvalidRequest
 
-_WORDS: Final = {
-    "requests_a_minute": "Requests a minute",
-    "tokens_a_minute": "Tokens a minute",
-    "requests_at_once": "Requests at once",
-    "adapters": "Adapters",
-    "files": "Files",
-    "stored_bytes": "Bytes of files and adapters",
-    "running_jobs": "Jobs that train",
-    "waiting_jobs": "Jobs that wait or are paused",
-    "training_tokens_a_day": "Training tokens a day",
-    "weight": "Weight",
-}
+_WORDS: Final = {**LABELS, "weight": "Weight"}
 _HELP: Final = {
     "weight": "Its share of the engine beside others: twice the weight, twice the turns"
 }
 
 
 @dataclass(frozen=True)
-class LimitRow:
+class LimitField:
     """One limit. `share` is how much of it is used; None: it is unknown, or there is no limit."""
 
     name: str
@@ -39,21 +28,21 @@ class LimitRow:
     default: str
 
 
-def limit_rows(
+def limit_fields(
     limits: Limits, defaults: Limits, used: Mapping[str, int | None]
-) -> Sequence[LimitRow]:
+) -> Sequence[LimitField]:
     """What is in force beside what is used."""
     ours, theirs = asdict(limits), asdict(defaults)
     return [_row(name, ours[name], theirs[name], used.get(name)) for name in _WORDS]
 
 
-def _row(name: str, limit: float, default: float, used: int | None) -> LimitRow:
-    return LimitRow(
+def _row(name: str, limit: float, default: float, used: int | None) -> LimitField:
+    return LimitField(
         name,
         _WORDS[name],
         _HELP.get(name, ""),
         _shown(name, limit),
-        "" if used is None else _amount(name, used),
+        "" if used is None else amount(name, used),
         used / limit if used is not None and limit and name != "weight" else None,
         "" if limit == default else f"{limit:g}" if name == "weight" else str(limit),
         _shown(name, default),
@@ -63,11 +52,7 @@ def _row(name: str, limit: float, default: float, used: int | None) -> LimitRow:
 def _shown(name: str, limit: float) -> str:
     if name == "weight":
         return f"{limit:g}"
-    return _amount(name, limit) if limit else "no limit"
-
-
-def _amount(name: str, number: float) -> str:
-    return size(number) if name == "stored_bytes" else count(number)
+    return amount(name, limit) if limit else "no limit"
 
 
 def sent_limits(

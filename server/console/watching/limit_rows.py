@@ -6,7 +6,7 @@ from typing import Any, Final
 
 from server.console.rendering import count, size
 
-_LABELS: Final = {
+LABELS: Final = {
     "requests_a_minute": "Requests a minute",
     "tokens_a_minute": "Tokens a minute",
     "requests_at_once": "Requests at once",
@@ -21,7 +21,7 @@ _NEARLY: Final = 0.8
 
 
 @dataclass(frozen=True)
-class LimitRow:
+class ShownLimit:
     """A limit in words. `share` of it is used; None: no limit, or not counted."""
 
     label: str
@@ -37,16 +37,20 @@ class LimitRow:
         return "used up" if self.share >= 1 else "nearly used up"
 
 
-def limit_rows(document: dict[str, Any]) -> Sequence[LimitRow]:
+def limit_rows(document: dict[str, Any]) -> Sequence[ShownLimit]:
     """Rows of the API's answer."""
     return [_row(it["name"], it["used"], it["limit"]) for it in document["limits"]]
 
 
-def _row(name: str, used: int | None, limit: int | None) -> LimitRow:
-    shown = size if name == "stored_bytes" else count
-    return LimitRow(
-        _LABELS.get(name, name.replace("_", " ")),
-        "not counted" if used is None else shown(used),
-        "no limit" if limit is None else shown(limit),
+def amount(name: str, number: float) -> str:
+    """A number of what a limit counts, as people read it."""
+    return size(number) if name == "stored_bytes" else count(number)
+
+
+def _row(name: str, used: int | None, limit: int | None) -> ShownLimit:
+    return ShownLimit(
+        LABELS.get(name, name.replace("_", " ")),
+        "not counted" if used is None else amount(name, used),
+        "no limit" if limit is None else amount(name, limit),
         None if used is None or limit is None else used / limit,
     )

@@ -9,7 +9,7 @@ from fastapi.responses import HTMLResponse, Response
 from server.api.adapters.held_adapter_endpoints import CurrentCensus
 from server.api.app_services import CurrentServices
 from server.api.organization import project_endpoints
-from server.console.organization.limit_form import limit_rows, sent_limits
+from server.console.organization.limit_form import limit_fields, sent_limits
 from server.console.organization.managed import ServerAdminOnly, body_of
 from server.console.organization.owner_use import owner_use
 from server.console.page_route import PageRoute
@@ -44,7 +44,7 @@ async def owner_page(
         "owner.html",
         use=use,
         owner=use.owner,
-        limits=limit_rows(use.limits, services.tenants.limits.defaults, use.used),
+        limits=limit_fields(use.limits, services.tenants.limits.defaults, use.used),
         counted=counted,
         default=owner == DEFAULT_OWNER,
     )
